@@ -1,0 +1,197 @@
+"""What every foundation model offers the methods: encode slices, embed prompts, decode masks; and memory, where it has one.
+
+Frames. Outside a backbone there is the slice: n × c × h × w, values in [0, 1], prompts in slice pixels. Inside there is
+the model's square: its side, padding, means. `to_square` and `to_slice` are the only bridge between the two.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from handful.errors import SettingsError
+from handful.prompts.prompts import Prompts
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEmbeddings:
+    """What the image encoder sees in n slices: feature levels (n, c, h, w), finest first, the main one last."""
+
+    features: tuple[Tensor, ...]
+    size: tuple[int, int]
+    """Height and width in pixels of the slices they came from."""
+
+    def __len__(self) -> int:
+        return int(self.features[0].shape[0])
+
+    @property
+    def main(self) -> Float[Tensor, "n c h w"]:
+        return self.features[-1]
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> ImageEmbeddings:
+        """The chosen slices, in the order asked for; an int keeps the leading axis."""
+        index = [rows] if isinstance(rows, int) else rows
+        return ImageEmbeddings(tuple(level[index] for level in self.features), self.size)
+
+    def repeat_interleave(self, times: int) -> ImageEmbeddings:
+        """Each slice `times` times in a row, as one row an object."""
+        return ImageEmbeddings(tuple(f.repeat_interleave(times, dim=0) for f in self.features), self.size)
+
+    def to(self, *args: torch.device | torch.dtype | str) -> ImageEmbeddings:
+        return ImageEmbeddings(tuple(f.to(*args) for f in self.features), self.size)
+
+    @staticmethod
+    def cat(parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:
+        """All slices of all parts; where their slice sizes differ, `size` is (0, 0) and only the square may be decoded."""
+        sizes = {p.size for p in parts}
+        size = sizes.pop() if len(sizes) == 1 else (0, 0)
+        return ImageEmbeddings(tuple(torch.cat(level) for level in zip(*[p.features for p in parts], strict=True)), size)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptEmbeddings:
+    """Prompts as the mask decoder takes them: tokens per label, and a dense map (None: the 'no mask' embedding)."""
+
+    sparse: Float[Tensor, "n k t c"]
+    dense: Float[Tensor, "n k c h w"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MaskPrediction:
+    """The mask decoder's answer in the model's square."""
+
+    logits: Float[Tensor, "n k s s"]
+    iou: Float[Tensor, "n k"]
+    """Predicted IoU of each mask, in [0, 1]."""
+    object_score: Float[Tensor, "n k"] | None
+    """Logit that the object is in the slice at all; None where the model has no such head."""
+    tokens: Float[Tensor, "n k c"]
+    """The mask token each mask came from; SAM 2 makes its object pointers of them."""
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What a memory backbone remembers of o objects (one row each): m spatial memories and p pointers a row.
+
+    Rows with unequal numbers of memories cannot share one Memory.
+    """
+
+    spatial: Float[Tensor, "o m t 64"]
+    spatial_position: Float[Tensor, "o m t 64"]
+    pointers: Float[Tensor, "o p c"]
+    distance: tuple[int, ...]
+    """For each of the m memories: 0 for a labelled support slice, else the distance in slices to the query (1 to 6)."""
+    pointer_distance: tuple[int, ...]
+    """The same for each of the p pointers; supports count as 1."""
+
+    def __len__(self) -> int:
+        return int(self.spatial.shape[0])
+
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> Memory:
+        return Memory(
+            self.spatial[rows], self.spatial_position[rows], self.pointers[rows], self.distance, self.pointer_distance
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[Memory]) -> Memory:
+        """The same objects, remembering all that the parts remember."""
+        return Memory(
+            torch.cat([p.spatial for p in parts], dim=1),
+            torch.cat([p.spatial_position for p in parts], dim=1),
+            torch.cat([p.pointers for p in parts], dim=1),
+            tuple(d for p in parts for d in p.distance),
+            tuple(d for p in parts for d in p.pointer_distance),
+        )
+
+
+class Backbone(nn.Module, ABC):
+    """Slices in as values in [0, 1] (one grey or three colour channels), prompts in slice pixels, logits out at slice size.
+
+    The model's square, its padding and its means stay inside.
+    """
+
+    name: str
+    """What `load_backbone` was asked for: a catalogue name, a hub id or a path."""
+    image_encoder: nn.Module
+    prompt_encoder: nn.Module
+    mask_decoder: nn.Module
+    side: int
+    """Pixels along the model's square input."""
+    mask_side: int
+    """Pixels along the square of its mask logits."""
+    feature_side: int
+    """Cells along the main feature level."""
+    channels: int
+    """Width of the main feature level, of prompt tokens and of the mask decoder."""
+
+    @abstractmethod
+    def encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+        """Embeddings of n slices; gradients flow only where the encoder's parameters ask for them."""
+
+    @abstractmethod
+    def embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
+        """Prompt tokens and dense maps for slices of `size` (h, w) pixels."""
+
+    @abstractmethod
+    def decode_square(self, image: ImageEmbeddings, prompt: PromptEmbeddings, multimask: bool = False) -> MaskPrediction:
+        """Masks of all k labels in one decoder call, in the model's square.
+
+        `multimask` takes, per label, the candidate with the best predicted IoU instead of the single-mask token.
+        """
+
+    @abstractmethod
+    def to_square(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
+        """Masks of slices laid into the model's square as area fractions on a `side` × `side` grid."""
+
+    @abstractmethod
+    def to_slice(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
+        """Maps in the model's square, bilinear onto slices of `size` (h, w), padding dropped."""
+
+    @abstractmethod
+    def position_encoding(self) -> Float[Tensor, "1 c f f"]:
+        """The dense positional encoding that the mask decoder adds to the main features."""
+
+    def decode(self, image: ImageEmbeddings, prompt: PromptEmbeddings) -> Float[Tensor, "n k h w"]:
+        """Mask logits at slice size."""
+        if image.size == (0, 0):
+            raise SettingsError("these embeddings are of slices of several sizes; decode_square them, or one size at a time")
+        return self.to_slice(self.decode_square(image, prompt).logits, image.size)
+
+    def fork(self) -> Self:
+        """A backbone that shares this one's image encoder and owns copies of all the rest, free to be tuned."""
+        return copy.deepcopy(self, memo={id(self.image_encoder): self.image_encoder})
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def digest(self) -> str:
+        """SHA-256 over all weights: two backbones with one digest answer alike."""
+        sha = hashlib.sha256()
+        for key, tensor in sorted(self.state_dict().items()):
+            sha.update(f"{key}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()
+
+
+class MemoryBackbone(Backbone):
+    """A backbone that can remember masks on slices and look at a new slice in their light (SAM 2 video)."""
+
+    @abstractmethod
+    def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"], distance: int = 0) -> Memory:
+        """One spatial memory and one pointer a row, from slices (o rows) and one mask each.
+
+        Masks are logits or ±large; `distance` 0 marks a labelled support slice (its mask is taken as truth and binarised).
+        """
+
+    @abstractmethod
+    def recall(self, image: ImageEmbeddings, memory: Memory) -> ImageEmbeddings:
+        """The slices (o rows, one an object) as seen in the light of what each object's memory holds."""

@@ -1,0 +1,108 @@
+"""Arrays that know where in the patient they lie: Geometry, Volume, LabelMap, and the Labels they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Integer, Num
+from numpy.typing import NDArray
+
+from handful.errors import GeometryMismatch, LabelError, UnsupportedInput
+
+IGNORE = -1
+"""Value of a voxel nobody has labelled: neither background nor organ."""
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """A voxel grid: its shape (i, j, k) and the affine that takes voxel indices to RAS world coordinates in mm."""
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    unit: Literal["mm", "pixel"] = "mm"
+    """What one world unit is; pictures without a known pixel size count in pixels."""
+
+    def __post_init__(self) -> None:
+        if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all():
+            raise UnsupportedInput(f"affine must be a finite 4x4 matrix, got {self.affine.tolist()}; repair the header")
+        if abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
+            raise UnsupportedInput(f"affine is singular, spacing {self.spacing.tolist()}; repair the header")
+
+    @property
+    def spacing(self) -> NDArray[np.float64]:
+        """Voxel edge lengths along i, j, k, in `unit`."""
+        return np.linalg.norm(self.affine[:3, :3], axis=0)
+
+    def corner_distance(self, other: Geometry) -> float:
+        """Largest distance between matching corners of two grids of one shape, in `unit`."""
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1], indexing="ij")).reshape(4, -1)
+        return float(np.abs((self.affine - other.affine) @ corners).max())
+
+    def require_same(self, other: Geometry, what: str) -> None:
+        """Raises GeometryMismatch unless both grids have one shape and lie within half a voxel of each other."""
+        if self.shape != other.shape:
+            raise GeometryMismatch(f"{what}: grids of {self.shape} and {other.shape} voxels; resample one onto the other")
+        distance, half_voxel = self.corner_distance(other), float(self.spacing.min()) / 2
+        if distance > half_voxel:
+            raise GeometryMismatch(
+                f"{what}: same shape but the grids lie up to {distance:.3g} {self.unit} apart "
+                f"(half a voxel is {half_voxel:.3g}); resample one onto the other or mend the header"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image: voxels (channels, i, j, k) of any real type, one grey or three colour channels, on a geometry."""
+
+    array: Num[np.ndarray[Any, Any], "c i j k"]
+    geometry: Geometry
+    modality: str | None = None
+    """As the data set declares it, for example 'CT' or 'MR'; None where nobody said."""
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 4 or self.array.shape[0] not in (1, 3):
+            raise UnsupportedInput(f"a volume is (1 or 3 channels, i, j, k), got shape {self.array.shape}")
+        if self.array.shape[1:] != self.geometry.shape:
+            raise GeometryMismatch(f"voxels of shape {self.array.shape[1:]} on a {self.geometry.shape} grid")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The foreground classes of a task: voxel value and name of each, in ascending order; background is 0."""
+
+    values: tuple[int, ...]
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.names) or not self.values:
+            raise LabelError(f"labels need one name a value, got values {self.values} and names {self.names}")
+        if any(v <= 0 for v in self.values) or list(self.values) != sorted(set(self.values)):
+            raise LabelError(f"label values must be positive and ascending, got {self.values}")
+
+    @classmethod
+    def of(cls, names: Mapping[int, str]) -> Labels:
+        """From {value: name}; the background's 0 and IGNORE are left out."""
+        items = sorted((int(v), str(n)) for v, n in names.items() if int(v) > 0)
+        return cls(tuple(v for v, _ in items), tuple(n for _, n in items))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def as_dict(self) -> dict[int, str]:
+        return dict(zip(self.values, self.names, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelMap:
+    """A segmentation: voxels (i, j, k) holding 0, a value of `labels`, or IGNORE, on a geometry."""
+
+    array: Integer[np.ndarray[Any, Any], "i j k"]
+    geometry: Geometry
+    labels: Labels
+
+    def __post_init__(self) -> None:
+        if self.array.shape != self.geometry.shape:
+            raise GeometryMismatch(f"labels of shape {self.array.shape} on a {self.geometry.shape} grid")

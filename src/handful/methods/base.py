@@ -1,0 +1,72 @@
+"""The one place where scans and models meet: what a method is, and what it leaves behind when it has been fitted."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from handful.backbones.base import Backbone
+from handful.data.cases import SupportSet
+from handful.data.slicing import Slicer
+from handful.data.volume import LabelMap, Labels, Volume
+from handful.tuning.run import Run
+
+CHUNK = 8
+"""Slices that go through a model at once: bounds memory, and more does not run faster on a CPU."""
+
+
+class Segmenter(nn.Module, ABC):
+    """What a method learned: ready to segment volumes it has never seen."""
+
+    def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone) -> None:
+        super().__init__()
+        self.labels = labels
+        self.slicer = slicer
+        self.backbone = backbone
+
+    @abstractmethod
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        """Logits of each label for slices in [0, 1]; background is logit 0."""
+
+    @abstractmethod
+    def learned(self) -> dict[str, Tensor]:
+        """All that `Method.restore` needs beside the backbone, by name."""
+
+    @torch.inference_mode()
+    def predict(self, volume: Volume) -> LabelMap:
+        """The label map of a volume, on its very grid; slices stream through, so memory does not grow with their number."""
+        self.eval()
+        view = self.slicer.view(volume)
+        out = np.zeros(volume.geometry.shape, dtype=np.int16 if max(self.labels.values) < 2**15 else np.int32)
+        target = view.of(out)
+        values = np.array([0, *self.labels.values], dtype=out.dtype)
+        for start in range(0, len(view), CHUNK):
+            slices = view.cut(start, start + CHUNK).to(self.backbone.device)
+            signal = (slices.amax(dim=(1, 2, 3)) > slices.amin(dim=(1, 2, 3))).cpu().numpy()
+            winner = to_classes(self.forward(slices)).cpu().numpy()
+            target[start : start + CHUNK] = values[winner] * signal[:, None, None]
+        return LabelMap(out, volume.geometry, self.labels)
+
+
+def to_classes(logits: Float[Tensor, "n k h w"]) -> Tensor:
+    """Class numbers (n, h, w): 0 where no label's logit is above 0, else 1 + the index of the largest."""
+    best, index = logits.max(dim=1)
+    return torch.where(best > 0, index + 1, 0)
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to learn from a support set: a frozen dataclass of settings, nothing learned."""
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> Segmenter:  # noqa: B008
+        """A segmenter for the support's labels; the backbone and the support stay as they were."""
+        ...
+
+    def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> Segmenter:
+        """The segmenter that `fit` returned, from what it learned."""
+        ...

@@ -1,0 +1,23 @@
+"""How a long job talks to whoever started it: where it may keep its half-done work, and whom it tells how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+def _silent(step: int, total: int, note: str) -> None:
+    return None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Circumstances of one job, never part of its result."""
+
+    scratch: Path | None = None
+    """Folder for checkpoints of half-done work; None keeps nothing, and a killed job starts anew."""
+    report: Callable[[int, int, str], None] = _silent
+    """Called with (steps done, steps in all, a short note such as the loss)."""
+    save_every_s: float = 30.0
+    """Seconds between two checkpoints in `scratch`."""
