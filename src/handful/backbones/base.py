@@ -1,4 +1,4 @@
-"""What every foundation model offers the methods: encode slices, embed prompts, decode masks; and memory, where it has one.
+"""What every foundation model offers the methods: encode slices, embed prompts, decode masks; some have a memory.
 
 Frames. Outside a backbone there is the slice: n × c × h × w, values in [0, 1], prompts in slice pixels. Inside there is
 the model's square: its side, padding, means. `to_square` and `to_slice` are the only bridge between the two.
@@ -10,8 +10,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -28,6 +27,8 @@ class ImageEmbeddings:
     features: tuple[Tensor, ...]
     size: tuple[int, int]
     """Height and width in pixels of the slices they came from."""
+    recalled: bool = False
+    """Whether the main level has been seen in the light of a memory."""
 
     def __len__(self) -> int:
         return int(self.features[0].shape[0])
@@ -39,21 +40,22 @@ class ImageEmbeddings:
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> ImageEmbeddings:
         """The chosen slices, in the order asked for; an int keeps the leading axis."""
         index = [rows] if isinstance(rows, int) else rows
-        return ImageEmbeddings(tuple(level[index] for level in self.features), self.size)
+        return replace(self, features=tuple(level[index] for level in self.features))
 
     def repeat_interleave(self, times: int) -> ImageEmbeddings:
         """Each slice `times` times in a row, as one row an object."""
-        return ImageEmbeddings(tuple(f.repeat_interleave(times, dim=0) for f in self.features), self.size)
+        return replace(self, features=tuple(f.repeat_interleave(times, dim=0) for f in self.features))
 
     def to(self, *args: torch.device | torch.dtype | str) -> ImageEmbeddings:
-        return ImageEmbeddings(tuple(f.to(*args) for f in self.features), self.size)
+        return replace(self, features=tuple(f.to(*args) for f in self.features))
 
     @staticmethod
     def cat(parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:
-        """All slices of all parts; where their slice sizes differ, `size` is (0, 0) and only the square may be decoded."""
+        """All slices of all parts; `size` is (0, 0) where sizes differ, and then only the square can be decoded."""
         sizes = {p.size for p in parts}
         size = sizes.pop() if len(sizes) == 1 else (0, 0)
-        return ImageEmbeddings(tuple(torch.cat(level) for level in zip(*[p.features for p in parts], strict=True)), size)
+        levels = zip(*[p.features for p in parts], strict=True)
+        return replace(parts[0], features=tuple(torch.cat(level) for level in levels), size=size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,7 @@ class Memory:
 
 
 class Backbone(nn.Module, ABC):
-    """Slices in as values in [0, 1] (one grey or three colour channels), prompts in slice pixels, logits out at slice size.
+    """Slices in as values in [0, 1] (grey or three colour channels), prompts in slice pixels, logits at slice size.
 
     The model's square, its padding and its means stay inside.
     """
@@ -141,7 +143,9 @@ class Backbone(nn.Module, ABC):
         """Prompt tokens and dense maps for slices of `size` (h, w) pixels."""
 
     @abstractmethod
-    def decode_square(self, image: ImageEmbeddings, prompt: PromptEmbeddings, multimask: bool = False) -> MaskPrediction:
+    def decode_square(
+        self, image: ImageEmbeddings, prompt: PromptEmbeddings, multimask: bool = False
+    ) -> MaskPrediction:
         """Masks of all k labels in one decoder call, in the model's square.
 
         `multimask` takes, per label, the candidate with the best predicted IoU instead of the single-mask token.
@@ -162,10 +166,12 @@ class Backbone(nn.Module, ABC):
     def decode(self, image: ImageEmbeddings, prompt: PromptEmbeddings) -> Float[Tensor, "n k h w"]:
         """Mask logits at slice size."""
         if image.size == (0, 0):
-            raise SettingsError("these embeddings are of slices of several sizes; decode_square them, or one size at a time")
+            raise SettingsError(
+                "these embeddings are of slices of several sizes; use decode_square, or one size at a time"
+            )
         return self.to_slice(self.decode_square(image, prompt).logits, image.size)
 
-    def fork(self) -> Self:
+    def fork(self) -> Backbone:
         """A backbone that shares this one's image encoder and owns copies of all the rest, free to be tuned."""
         return copy.deepcopy(self, memo={id(self.image_encoder): self.image_encoder})
 
@@ -186,12 +192,17 @@ class MemoryBackbone(Backbone):
     """A backbone that can remember masks on slices and look at a new slice in their light (SAM 2 video)."""
 
     @abstractmethod
-    def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"], distance: int = 0) -> Memory:
-        """One spatial memory and one pointer a row, from slices (o rows) and one mask each.
+    def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"]) -> Memory:
+        """Support slices (o rows) with one true mask each, above 0 inside: one spatial memory and one pointer a row."""
 
-        Masks are logits or ±large; `distance` 0 marks a labelled support slice (its mask is taken as truth and binarised).
-        """
+    @abstractmethod
+    def remember(self, image: ImageEmbeddings, prediction: MaskPrediction, distance: int) -> Memory:
+        """Slices (o rows, encoded, not recalled) with the mask predicted for each, `distance` slices from the query."""
 
     @abstractmethod
     def recall(self, image: ImageEmbeddings, memory: Memory) -> ImageEmbeddings:
         """The slices (o rows, one an object) as seen in the light of what each object's memory holds."""
+
+    @abstractmethod
+    def decode_recalled(self, image: ImageEmbeddings) -> MaskPrediction:
+        """Masks of recalled slices, asked without any prompt; k is 1, the object of each row."""

@@ -44,7 +44,9 @@ class Geometry:
     def require_same(self, other: Geometry, what: str) -> None:
         """Raises GeometryMismatch unless both grids have one shape and lie within half a voxel of each other."""
         if self.shape != other.shape:
-            raise GeometryMismatch(f"{what}: grids of {self.shape} and {other.shape} voxels; resample one onto the other")
+            raise GeometryMismatch(
+                f"{what}: grids of {self.shape} and {other.shape} voxels; resample one onto the other"
+            )
         distance, half_voxel = self.corner_distance(other), float(self.spacing.min()) / 2
         if distance > half_voxel:
             raise GeometryMismatch(

@@ -16,7 +16,7 @@ PADDING = -1
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Prompts for n slices × k labels; coordinates are (x, y) in slice pixels, the centre of the first pixel is (0, 0)."""
+    """Prompts for n slices × k labels; (x, y) in slice pixels, the first pixel has its centre at (0, 0)."""
 
     points: Float[Tensor, "n k p 2"] | None = None
     point_labels: Int[Tensor, "n k p"] | None = None

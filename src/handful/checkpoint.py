@@ -1,0 +1,218 @@
+"""A fitted segmenter as a folder: segmenter.json (what it is), weights.safetensors (what it learned), its card.
+
+Nothing is ever unpickled. The backbone's weights are not copied: the folder names them and their SHA-256, and loads
+with no others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from handful.backbones.catalog import load_backbone
+from handful.data.cases import SupportSet
+from handful.data.slicing import Slicer
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+
+from handful.backbones.base import Backbone
+from handful.data.volume import Labels
+from handful.errors import CheckpointError, SettingsError
+from handful.methods.base import Method, Segmenter
+from handful.methods.catalog import build_method, method_settings
+
+FORMAT = 1
+"""Version of the folder's layout; a reader refuses newer ones."""
+RECORD, WEIGHTS, CARD = "segmenter.json", "weights.safetensors", "README.md"
+LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What segmenter.json says."""
+
+    format: int
+    method: str
+    settings: dict[str, Any]
+    labels: dict[int, str]
+    slicer: dict[str, Any]
+    """Plane and window as the support resolved them."""
+    backbone: str
+    backbone_sha256: str
+    weights_sha256: str
+    versions: dict[str, str]
+    provenance: dict[str, Any]
+
+
+def save(
+    segmenter: Segmenter, folder: Path, *, method_name: str, method: Method, provenance: Mapping[str, object]
+) -> None:
+    """Writes the folder whole or not at all; an earlier segmenter there is replaced, anything else refused.
+
+    `provenance` is JSON-able: where the segmenter comes from (see `describe_support`). Give no paths in it.
+    """
+    if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not a segmenter; name another folder")
+    learned = {name: tensor.detach().cpu().contiguous() for name, tensor in segmenter.learned().items()}
+    weights = safetensors.torch.save(learned)
+    record = Record(
+        format=FORMAT,
+        method=method_name,
+        settings=method_settings(method),
+        labels=segmenter.labels.as_dict(),
+        slicer=TypeAdapter(Slicer).dump_python(segmenter.slicer, mode="json"),
+        backbone=segmenter.backbone.name,
+        backbone_sha256=segmenter.backbone.digest(),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        versions=_versions(),
+        provenance=dict(provenance),
+    )
+    _place(folder, {RECORD: _json(record).encode(), WEIGHTS: weights, CARD: _card(record, len(weights)).encode()})
+
+
+def load(folder: Path, backbone: Backbone | None = None) -> Segmenter:
+    """The segmenter that was saved there, on its own backbone or on the same one given.
+
+    Raises CheckpointError for a folder that is incomplete, damaged, of a newer format, or made for another backbone.
+    """
+    record = _read_record(folder)
+    weights = _read_weights(folder, record)
+    backbone = backbone or load_backbone(record.backbone)
+    digest = backbone.digest()
+    if digest != record.backbone_sha256:
+        raise CheckpointError(
+            f"{folder} was fitted on backbone {record.backbone!r} (weights {record.backbone_sha256[:12]}), "
+            f"but this is {backbone.name!r} (weights {digest[:12]}); give the backbone it was fitted on"
+        )
+    try:
+        method = build_method(record.method, record.settings)
+        slicer = TypeAdapter(Slicer, config=ConfigDict(extra="forbid")).validate_python(record.slicer)
+    except (SettingsError, ValidationError) as error:
+        raise CheckpointError(f"{folder / RECORD} cannot be used: {error}; fit again") from error
+    return method.restore(Labels.of(record.labels), slicer, backbone, weights)
+
+
+def describe_support(support: SupportSet) -> dict[str, object]:
+    """Provenance of a support set: each case's name, SHA-256 of its voxels and labels; no paths, no patients."""
+    cases: list[dict[str, str]] = []
+    for case in support.cases:
+        reference = case.read_reference()
+        arrays = {"image": case.read_image().array} | ({"labels": reference.array} if reference else {})
+        hashes = {f"{what}_sha256": hashlib.sha256(array.tobytes()).hexdigest() for what, array in arrays.items()}
+        cases.append({"case": case.name, **hashes})
+    return {"support": cases}
+
+
+def _read_record(folder: Path) -> Record:
+    for name in (RECORD, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} holds no {name}: not a segmenter, or half written; fit again")
+    try:
+        raw = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{folder / RECORD} is not JSON ({error}); fit again") from error
+    found = raw.get("format") if isinstance(raw, dict) else None
+    if isinstance(found, int) and found > FORMAT:
+        raise CheckpointError(f"{folder} has format {found}, this handful reads up to {FORMAT}; update handful")
+    try:
+        record: Record = TypeAdapter(Record, config=ConfigDict(extra="forbid")).validate_python(raw)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise CheckpointError(f"{folder / RECORD} does not describe a segmenter ({wrong}); fit again") from error
+    return record
+
+
+def _read_weights(folder: Path, record: Record) -> dict[str, Any]:
+    weights = (folder / WEIGHTS).read_bytes()
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != record.weights_sha256:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is damaged: its SHA-256 is {digest[:12]}, {RECORD} says {record.weights_sha256[:12]}; "
+            "copy the folder again or fit again"
+        )
+    try:
+        return safetensors.torch.load(weights)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} is not a safetensors file ({error}); fit again") from error
+
+
+def _place(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes beside the folder, then renames, so that no reader ever meets half a segmenter."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    for leftover in (fresh, aside):
+        shutil.rmtree(leftover, ignore_errors=True)
+    fresh.mkdir()
+    for name, content in files.items():
+        (fresh / name).write_bytes(content)
+    if folder.exists():
+        os.replace(folder, aside)
+    os.replace(fresh, folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _json(record: Record) -> str:
+    try:
+        return json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=False) + "\n"
+    except TypeError as error:
+        raise CheckpointError(
+            f"provenance must be plain JSON ({error}); give text, numbers, lists and dicts"
+        ) from error
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            found[library] = "not installed"
+    return found
+
+
+def _card(record: Record, size: int) -> str:
+    labels = "\n".join(f"- {value}: {name}" for value, name in record.labels.items())
+    support = "\n".join(f"- {_support_line(case)}" for case in record.provenance.get("support", ["not recorded"]))
+    licence = record.provenance.get("backbone_licence", f"see where the weights {record.backbone!r} come from")
+    return f"""# Segmenter: {", ".join(record.labels.values())}
+
+Fitted by handful {record.versions["handful"]} with the method `{record.method}` on the backbone `{record.backbone}`
+(weights SHA-256 `{record.backbone_sha256}`). The backbone's weights are not in this folder; what was learned is
+({size / 1e6:.1f} MB).
+
+## Labels
+
+{labels}
+
+## Fitted on
+
+{support}
+
+Slices: {json.dumps(record.slicer)}.
+
+## Licence and privacy
+
+Licence of the base weights: {licence}.
+
+`weights.safetensors` was learned from patients' images: it holds embeddings or labels of their slices. Treat it as
+patient-derived data, and share it only where you might share the images themselves.
+
+Not a medical device. A person must look at every result before anyone acts on it.
+"""
+
+
+def _support_line(case: object) -> str:
+    if not isinstance(case, Mapping):
+        return str(case)
+    hashes = [f"{key.removesuffix('_sha256')} `{str(value)[:12]}`" for key, value in case.items() if key != "case"]
+    return f"{case.get('case', '?')} ({', '.join(hashes)})" if hashes else str(case.get("case", "?"))

@@ -1,0 +1,222 @@
+"""Volumes to slices and back: which way they are cut, how grey values become [0, 1], and where each slice came from."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import torch
+from jaxtyping import Float, Integer
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handful.data.volume import Geometry, LabelMap, Labels, Volume
+from handful.errors import GeometryMismatch, SettingsError, UnsupportedInput
+
+Plane = Literal["auto", "axial", "coronal", "sagittal"]
+Window = Literal["auto", "percentile", "ct-soft", "ct-bone", "ct-lung", "ct-brain", "none"]
+
+_ORDER = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+"""Axes of the slices, rows and columns of a plane, among the anatomical axes (left, posterior, inferior)."""
+_HOUNSFIELD = {"ct-soft": (-160.0, 240.0), "ct-bone": (-500.0, 1300.0), "ct-lung": (-1000.0, 400.0), "ct-brain": (0.0, 80.0)}
+_PERCENTILES = (0.5, 99.5)
+_SAMPLE = 2_000_000
+"""Voxels that percentiles are taken from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slicer:
+    """How volumes become slices; the same for support and queries.
+
+    Slices show every patient the same way, however the file stores them: rows run to the back (axial) or to the feet,
+    columns to the patient's left (axial, coronal) or back (sagittal), as radiology displays them. Axes are permuted and
+    flipped only, never resampled.
+    """
+
+    plane: Plane = "auto"
+    """Which way to cut; "auto" cuts across the largest voxel edge, so that slices have the finest pixels."""
+    window: Window | tuple[float, float] = "auto"
+    """Values shown as 0 and 1: two numbers, a CT preset, percentiles of each volume, or the type's range ("none")."""
+    neighbours: bool = False
+    """Whether grey slices carry the previous and the next one as first and third channel."""
+
+    def __post_init__(self) -> None:
+        if self.plane != "auto" and self.plane not in _ORDER:
+            raise SettingsError(f"plane {self.plane!r}; choose auto, {', '.join(_ORDER)}")
+        if isinstance(self.window, str):
+            if self.window not in ("auto", "percentile", "none", *_HOUNSFIELD):
+                raise SettingsError(
+                    f"window {self.window!r}; choose auto, percentile, none, {', '.join(_HOUNSFIELD)} or two numbers"
+                )
+        elif not (len(self.window) == 2 and -math.inf < self.window[0] < self.window[1] < math.inf):
+            raise SettingsError(f"window {self.window}; give two finite numbers, the lower first")
+
+    def resolve(self, volumes: Iterable[Volume]) -> Slicer:
+        """This slicer with every "auto" made concrete: what most of the volumes ask for."""
+        if "auto" not in (self.plane, self.window):
+            return self
+        planes, windows = Counter[Plane](), Counter[Window]()
+        for volume in volumes:
+            planes[_best_plane(volume.geometry)] += 1
+            windows[_best_window(volume)] += 1
+        if not planes:
+            raise SettingsError("no volume to choose plane and window by; name them")
+        return replace(
+            self,
+            plane=_most(planes) if self.plane == "auto" else self.plane,
+            window=_most(windows) if self.window == "auto" else self.window,
+        )
+
+    def view(self, volume: Volume) -> SliceView:
+        """The volume as a stack of slices, none of them copied yet; what is still "auto" is chosen for this volume."""
+        slicer = self.resolve([volume])
+        if slicer.neighbours and volume.array.shape[0] != 1:
+            raise UnsupportedInput(
+                f"neighbouring slices need a grey volume, this one has {volume.array.shape[0]} channels; set neighbours=False"
+            )
+        low, high = _limits(volume, slicer.window)
+        return SliceView(volume, slicer.plane, low, high, slicer.neighbours)
+
+    def cut(self, volume: Volume) -> Float[Tensor, "n c h w"]:
+        """All slices of a volume, values in [0, 1]."""
+        view = self.view(volume)
+        return view.cut(0, len(view))
+
+    def stack(self, classes: Integer[np.ndarray[Any, Any], "n h w"], geometry: Geometry, labels: Labels) -> LabelMap:
+        """The label map on `geometry` whose slices hold `classes`, as values of `labels`."""
+        plane = _best_plane(geometry) if self.plane == "auto" else self.plane
+        stacked = np.zeros(geometry.shape, dtype=classes.dtype)
+        target = _anatomical(stacked, geometry).transpose(_ORDER[plane])
+        if target.shape != classes.shape:
+            raise GeometryMismatch(
+                f"{classes.shape} slices for a volume of {target.shape} {plane} slices; stack with the slicer that cut them"
+            )
+        target[...] = classes
+        return LabelMap(stacked, geometry, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class SliceView:
+    """A volume seen as n slices of h rows and w columns."""
+
+    volume: Volume
+    plane: Plane
+    low: float
+    """Value shown as 0."""
+    high: float
+    """Value shown as 1; equal to `low` where the volume is constant, and shown as 0."""
+    neighbours: bool
+
+    def __len__(self) -> int:
+        return int(self.of(self.volume.array[0]).shape[0])
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of a slice."""
+        _, height, width = self.of(self.volume.array[0]).shape
+        return height, width
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distances between slices, rows and columns, in the unit of the volume's geometry."""
+        anatomical = self.volume.geometry.spacing[_axes(self.volume.geometry)]
+        between, row, column = (float(anatomical[axis]) for axis in _ORDER[self.plane])
+        return between, row, column
+
+    def of(self, array_ijk: NDArray[Any]) -> NDArray[Any]:
+        """Any array on the volume's grid as slices (n, h, w): writing into them writes into the array."""
+        return _anatomical(array_ijk, self.volume.geometry).transpose(_ORDER[self.plane])
+
+    def cut(self, start: int, stop: int) -> Float[Tensor, "n c h w"]:
+        """Slices from `start` up to `stop` or the last one, values in [0, 1]."""
+        return self.take(range(len(self))[start:stop])
+
+    def take(self, index: Sequence[int]) -> Float[Tensor, "n c h w"]:
+        """The slices of these numbers, values in [0, 1]."""
+        chosen = np.asarray(index, dtype=np.intp)
+        if self.neighbours:
+            grey = self.of(self.volume.array[0])
+            beside = [np.clip(chosen + step, 0, len(grey) - 1) for step in (-1, 0, 1)]
+            values = np.stack([grey[numbers] for numbers in beside], axis=1)
+        else:
+            values = np.stack([self.of(channel)[chosen] for channel in self.volume.array], axis=1)
+        return torch.from_numpy(self._windowed(values))
+
+    def _windowed(self, values: NDArray[Any]) -> NDArray[np.float32]:
+        if self.low == self.high:
+            return np.zeros(values.shape, dtype=np.float32)
+        shown = values.astype(np.float32)
+        shown -= self.low
+        shown /= self.high - self.low
+        return np.ascontiguousarray(np.clip(shown, 0, 1, out=shown))
+
+
+def _axes(geometry: Geometry) -> list[int]:
+    """The array axes that lie closest to the patient's left-right, front-back and head-foot axis."""
+    orientation = nib.orientations.io_orientation(geometry.affine)
+    return [int(axis) for axis in np.argsort(orientation[:, 0])]
+
+
+def _anatomical(array: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
+    """A view of an (i, j, k) array whose axes run to the patient's left, back and feet."""
+    if array.shape != geometry.shape:
+        raise GeometryMismatch(f"array of shape {array.shape} on a {geometry.shape} grid; give one of the volume's shape")
+    towards = nib.orientations.io_orientation(geometry.affine)[:, 1]  # 1 where an axis runs right, front or up
+    flips = tuple(slice(None, None, -1 if direction > 0 else 1) for direction in towards)
+    return array[flips].transpose(_axes(geometry))
+
+
+def _best_plane(geometry: Geometry) -> Plane:
+    """The plane of a picture of one slice; else across the largest spacing, axial where that is nearly a tie."""
+    axes = _axes(geometry)
+    planes: dict[int, Plane] = {2: "axial", 1: "coronal", 0: "sagittal"}
+    thin = [axis for axis in planes if geometry.shape[axes[axis]] == 1]
+    if len(thin) == 1:
+        return planes[thin[0]]
+    spacing = geometry.spacing[axes]
+    return planes[2 if spacing[2] * 1.1 >= spacing.max() else int(spacing.argmax())]
+
+
+def _best_window(volume: Volume) -> Window:
+    if (volume.modality or "").upper().startswith("CT") and volume.array.min() < -100:
+        return "ct-soft"
+    return "none" if volume.array.dtype == np.uint8 and volume.array.shape[0] == 3 else "percentile"
+
+
+def _most[T: str](votes: Counter[T]) -> T:
+    return min(votes, key=lambda choice: (-votes[choice], choice))  # no matter which volume came first
+
+
+def _limits(volume: Volume, window: Window | tuple[float, float]) -> tuple[float, float]:
+    """The values shown as 0 and 1."""
+    if not isinstance(window, str):
+        return window
+    if window in _HOUNSFIELD:
+        return _HOUNSFIELD[window]
+    if window == "none":
+        info = np.iinfo(volume.array.dtype) if volume.array.dtype.kind in "iu" else None
+        return (float(info.min), float(info.max)) if info else (0.0, 1.0)
+    sample = _sample(volume)
+    signal = sample[sample != 0]
+    low, high = np.percentile(signal, _PERCENTILES).tolist() if signal.size else (0.0, 0.0)
+    if low == high:
+        low, high = float(volume.array.min()), float(volume.array.max())
+    if not math.isfinite(high - low):
+        raise UnsupportedInput("the volume holds NaN or infinite voxels; replace them by the background's value")
+    return low, high
+
+
+def _sample(volume: Volume) -> NDArray[Any]:
+    """At most `_SAMPLE` voxels on a regular lattice, the same ones however the volume is stored."""
+    channels = [_anatomical(channel, volume.geometry) for channel in volume.array]
+    steps = [1, 1, 1]
+    while len(channels) * math.prod(math.ceil(n / s) for n, s in zip(channels[0].shape, steps, strict=True)) > _SAMPLE:
+        widest = max(range(3), key=lambda axis: channels[0].shape[axis] / steps[axis])
+        steps[widest] += 1
+    lattice = tuple(slice(None, None, step) for step in steps)
+    return np.stack([channel[lattice] for channel in channels])

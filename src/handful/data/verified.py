@@ -1,0 +1,157 @@
+"""Bytes of a file in one bounded pass, proven whole: nothing cut off, no wrong checksum, no more than was declared."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from handful.errors import DamagedFile, InputError
+
+MAX_BYTES = 8 * 2**30
+"""Default bound on the voxels of one file, inflated: a 512 x 512 x 4000 CT in 64-bit floats."""
+_CHUNK = 2**20
+_SURPLUS = 2**20
+"""Bytes a stream may hold beyond what its header declares: padding, not a bomb."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """The file, open for reading; InputError where it is not there or may not be read."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the name") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check that it is a file you may read") from error
+
+
+def read_verified(path: Path, header: int, declared: Callable[[bytes], int], max_bytes: int) -> bytearray:
+    """The first `declared(head)` bytes of a file, inflated where its magic bytes say gzip.
+
+    `declared` gets the first `header` bytes, returns how long the content must be, and may raise for a foreign file.
+    Nothing is allocated before that length is known to be within `max_bytes`.
+    """
+    with open_file(path) as file:
+        stream = Inflated(file, path) if is_gzip(file) else file
+        head = read_head(stream, path, header)
+        size = declared(head)
+        _require_bounded(path, size, max_bytes)
+        content = bytearray(size)
+        content[: len(head)] = head
+        filled = len(head)
+        for piece in _pieces(stream, path, filled, size):
+            content[filled : filled + len(piece)] = piece
+            filled += len(piece)
+        return content
+
+
+def verify_payload(path: Path, offset: int, size: int, compressed: bool, max_bytes: int) -> None:
+    """Raises DamagedFile unless `size` bytes of voxels, raw or as a gzip or zlib stream, lie whole after `offset`."""
+    _require_bounded(path, size, max_bytes)
+    with open_file(path) as file:
+        file.seek(offset)
+        for _ in _pieces(Inflated(file, path) if compressed else file, path, 0, size):
+            pass
+
+
+def is_gzip(file: BinaryIO) -> bool:
+    """Whether the file starts with gzip's magic bytes, whatever its name; rewinds it."""
+    magic = file.read(2)
+    file.seek(0)
+    return magic == b"\x1f\x8b"
+
+
+def read_head(stream: Readable, path: Path, header: int) -> bytes:
+    """The first `header` bytes; DamagedFile where there are fewer."""
+    head = b""
+    while len(head) < header and (piece := stream.read(header - len(head))):
+        head += piece
+    if len(head) < header:
+        raise DamagedFile(f"{path}: ends after {len(head)} bytes, inside its {header}-byte header; fetch the file anew")
+    return head
+
+
+class Readable(Protocol):
+    """What a plain file and an inflated one have in common."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Inflated:
+    """A gzip (of one or many members) or zlib stream, inflated piece by piece with every checksum verified."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self._file, self._path = file, path
+        self._waiting = b""
+        self._restart()
+        self.whole = False
+        """Whether the end of the last member has been reached, its checksum being right."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most `size` bytes; b"" at the end, be it the right one (`whole`) or not."""
+        while not self.whole:
+            data = self._waiting or self._file.read(_CHUNK)
+            try:
+                piece = self._member.decompress(data, size)
+            except zlib.error as error:
+                raise DamagedFile(
+                    f"{self._path}: damaged compressed stream ({str(error).partition(': ')[2] or error}); "
+                    "fetch the file anew"
+                ) from error
+            self._waiting = self._member.unconsumed_tail
+            if self._member.eof:
+                self._next_member()
+            if piece or not (data or self.whole):
+                return piece
+        return b""
+
+    def _restart(self) -> None:
+        self._member = zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)  # 32: gzip or zlib, by its first bytes
+
+    def _next_member(self) -> None:
+        rest = self._member.unused_data.lstrip(b"\0")  # archives pad with zeros
+        while len(rest) < 2 and (more := self._file.read(_CHUNK)):
+            rest = (rest + more).lstrip(b"\0")
+        if not rest:
+            self.whole = True
+        elif rest.startswith(b"\x1f\x8b"):
+            self._waiting = rest
+            self._restart()
+        else:
+            raise DamagedFile(f"{self._path}: foreign bytes after the end of the compressed stream; fetch the file anew")
+
+
+def _require_bounded(path: Path, size: int, max_bytes: int) -> None:
+    if size > max_bytes:
+        raise DamagedFile(
+            f"{path}: header declares {size:,} bytes of voxels, more than the {max_bytes:,} allowed; "
+            "repair the header, or crop the scan if it really is that large"
+        )
+
+
+def _pieces(stream: Readable, path: Path, done: int, size: int) -> Iterator[bytes]:
+    """The content from byte `done` to `size`; then the rest of a compressed stream is read for its checksum."""
+    while done < size:
+        piece = stream.read(min(_CHUNK, size - done))
+        if not piece:
+            raise DamagedFile(
+                f"{path}: file ends after {done / size:.0%} of its content ({done:,} of {size:,} bytes); "
+                "fetch the file anew"
+            )
+        done += len(piece)
+        yield piece
+    if isinstance(stream, Inflated):
+        _require_end(stream, path, size)
+
+
+def _require_end(stream: Inflated, path: Path, size: int) -> None:
+    surplus = 0
+    while piece := stream.read(_CHUNK):
+        surplus += len(piece)
+        if surplus > _SURPLUS:
+            raise DamagedFile(
+                f"{path}: inflates far beyond the {size:,} bytes its header declares; do not use this file"
+            )
+    if not stream.whole:
+        raise DamagedFile(f"{path}: compressed stream ends before its checksum; fetch the file anew")

@@ -1,0 +1,325 @@
+"""Scores of segmentations against references: a row a case and label, and what they say together.
+
+A label that neither map of a case holds is *absent*: Dice 1, no distance, counted but kept out of every mean. One that
+only the reference holds is *missed*, one that only the prediction holds is *invented*: Dice, IoU and surface Dice 0,
+and an image diagonal for the distances, so that finding less never looks better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from handful.data.cases import Case
+from handful.data.files import SUFFIXES, read_label_map, stem
+from numpy.typing import NDArray
+from scipy.stats import bootstrap
+
+from handful.data.volume import IGNORE, LabelMap, Labels, Volume
+from handful.errors import HandfulError, InputError, LabelError, SettingsError
+from handful.evaluation.metrics import Overlap, overlap, surface_distances
+
+Status = Literal["scored", "absent", "missed", "invented"]
+
+RESAMPLES = 2000
+"""Bootstrap draws; more move the interval's ends by less than its third digit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One label of one case."""
+
+    case: str
+    label: int
+    name: str
+    status: Status
+    unit: Literal["mm", "pixel"]
+    """Of the distances and the tolerance."""
+    counts: Overlap
+    dice: float
+    iou: float
+    hd95: float
+    assd: float
+    surface_dice: float
+    volume_difference: float
+    """Prediction minus reference: ml where the unit is mm, else a fraction of the image's known voxels."""
+
+
+METRICS = ("dice", "iou", "hd95", "assd", "surface_dice", "volume_difference")
+"""The fields of a Row that are averaged, in the order in which they are reported."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be scored as it should have been, and why."""
+
+    case: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a case's two label maps were read."""
+
+    prediction: str | None
+    """None where there is none."""
+    reference: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over cases, their standard deviation, and the 95 % bootstrap interval of the mean.
+
+    nan where there are too few cases: all for none, and all but the mean for one.
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float], seed: int = 0) -> Estimate:
+        """From one value a case; percentile bootstrap, so the interval stays within what was measured."""
+        nan = float("nan")
+        if not values:
+            return cls(nan, nan, nan, nan)
+        mean = float(np.mean(values))
+        if len(values) == 1:
+            return cls(mean, nan, nan, nan)
+        if min(values) == max(values):
+            return cls(mean, 0.0, mean, mean)
+        rng = np.random.default_rng(seed)
+        interval = bootstrap(
+            (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng
+        ).confidence_interval
+        return cls(mean, float(np.std(values, ddof=1)), float(interval.low), float(interval.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What all cases say about one label, or about all of them together."""
+
+    label: int | None
+    """None for the mean over labels, each case counting once with the mean over its labels."""
+    name: str
+    unit: Literal["mm", "pixel", "mixed"]
+    n: int
+    """Values averaged: cases in which the label is not absent."""
+    missed: int
+    missed_of: int
+    """Cases whose reference holds the label; summed over the labels for their mean, as the other counts are."""
+    invented: int
+    absent: int
+    estimates: Mapping[str, Estimate]
+    """By the names in METRICS."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All rows of an evaluation, the cases that went wrong, and the setting that the rows depend on."""
+
+    rows: tuple[Row, ...]
+    failures: tuple[Failure, ...] = ()
+    tolerance_mm: float = 1.0
+    files: Mapping[str, Files] = field(default_factory=dict)
+    """By case; empty where the predictions never were files."""
+
+    def summary(self, seed: int = 0) -> list[Summary]:
+        """One entry a label in ascending order, then their mean; `seed` draws the bootstrap's cases."""
+        labels = {row.label: row.name for row in sorted(self.rows, key=lambda row: row.label)}
+        by_label = [
+            _summary([row for row in self.rows if row.label == label], label, name, seed)
+            for label, name in labels.items()
+        ]
+        return [*by_label, _summary(self.rows, None, "mean", seed)]
+
+
+def evaluate(
+    segment: Callable[[Volume], LabelMap],
+    cases: Iterable[Case],
+    tolerance_mm: float = 1.0,
+    labels: Labels | None = None,
+) -> Report:
+    """Segments every case (pass `segmenter.predict`) and scores it against its reference.
+
+    A case that cannot be segmented is listed as a failure and its labels count as missed; one without a readable
+    reference is listed and has no rows. The other cases go on. `labels` as in `score_case`.
+    """
+    pairs = [_Pair(case.name, partial(_reference, case), partial(_segment, segment, case)) for case in cases]
+    return _report(pairs, {}, tolerance_mm, labels)
+
+
+def evaluate_folders(
+    predictions: Path,
+    references: Path,
+    tolerance_mm: float = 1.0,
+    labels: Labels | None = None,
+) -> Report:
+    """Scores every label map in `references` against the one of the same stem in `predictions`.
+
+    A prediction that is missing, unreadable or on another grid is listed as a failure and the reference's labels count
+    as missed; an unreadable reference is listed and has no rows. Without `labels`, those found in the files count.
+    """
+    found = _by_stem(predictions)
+    wanted = _by_stem(references)
+    if not wanted:
+        raise InputError(f"{references} holds no label map; references are files ending in {', '.join(SUFFIXES)}")
+    pairs = [
+        _Pair(case, partial(read_label_map, path, labels), partial(_read_prediction, case, found, predictions, labels))
+        for case, path in wanted.items()
+    ]
+    files = {case: Files(str(found[case]) if case in found else None, str(path)) for case, path in wanted.items()}
+    return _report(pairs, files, tolerance_mm, labels)
+
+
+def score_case(
+    name: str,
+    prediction: LabelMap,
+    reference: LabelMap,
+    tolerance_mm: float = 1.0,
+    labels: Labels | None = None,
+) -> list[Row]:
+    """One row for each of `labels`, or for each label that either map knows.
+
+    The tolerance of the surface Dice is in the geometry's unit, which is pixels for pictures of unknown pixel size.
+    Voxels that the reference marks IGNORE count as background in both maps. Raises GeometryMismatch for two grids.
+    """
+    reference.geometry.require_same(prediction.geometry, f"case {name!r}, reference and prediction")
+    known = reference.array != IGNORE
+    names = (labels or _union(reference.labels, prediction.labels)).as_dict()
+    return [_score_label(name, value, names[value], prediction, reference, known, tolerance_mm) for value in names]
+
+
+def _score_label(
+    case: str,
+    value: int,
+    name: str,
+    prediction: LabelMap,
+    reference: LabelMap,
+    known: NDArray[np.bool_],
+    tolerance_mm: float,
+) -> Row:
+    predicted, truth = (prediction.array == value) & known, reference.array == value
+    counts = overlap(predicted, truth, known)
+    distances = surface_distances(predicted, truth, reference.geometry.spacing)
+    return Row(
+        case=case,
+        label=value,
+        name=name,
+        status=_status(counts),
+        unit=reference.geometry.unit,
+        counts=counts,
+        dice=counts.dice,
+        iou=counts.iou,
+        hd95=distances.hausdorff95,
+        assd=distances.assd,
+        surface_dice=distances.surface_dice(tolerance_mm),
+        volume_difference=_volume_difference(counts, reference),
+    )
+
+
+def _status(counts: Overlap) -> Status:
+    if counts.n_pred and counts.n_ref:
+        return "scored"
+    if counts.n_ref:
+        return "missed"
+    return "invented" if counts.n_pred else "absent"
+
+
+def _volume_difference(counts: Overlap, reference: LabelMap) -> float:
+    difference = counts.n_pred - counts.n_ref
+    if reference.geometry.unit == "mm":
+        return difference * abs(float(np.linalg.det(reference.geometry.affine[:3, :3]))) / 1000
+    return difference / max(counts.tp + counts.fp + counts.fn + counts.tn, 1)
+
+
+@dataclass(frozen=True)
+class _Pair:
+    case: str
+    reference: Callable[[], LabelMap]
+    prediction: Callable[[], LabelMap]
+
+
+def _report(pairs: Iterable[_Pair], files: Mapping[str, Files], tolerance_mm: float, labels: Labels | None) -> Report:
+    if tolerance_mm < 0:
+        raise SettingsError(f"tolerance_mm must not be negative, got {tolerance_mm}")
+    rows: list[Row] = []
+    failures: list[Failure] = []
+    for pair in pairs:
+        try:
+            reference = pair.reference()
+        except HandfulError as error:
+            failures.append(Failure(pair.case, str(error)))
+            continue
+        try:
+            rows += score_case(pair.case, pair.prediction(), reference, tolerance_mm, labels)
+        except HandfulError as error:
+            failures.append(Failure(pair.case, str(error)))
+            nothing = LabelMap(np.zeros_like(reference.array), reference.geometry, reference.labels)
+            rows += score_case(pair.case, nothing, reference, tolerance_mm, labels)
+    return Report(rows=tuple(rows), failures=tuple(failures), tolerance_mm=tolerance_mm, files=files)
+
+
+def _reference(case: Case) -> LabelMap:
+    reference = case.read_reference()
+    if reference is None:
+        raise InputError(f"case {case.name!r} has no reference; leave it out or add its label map")
+    return reference
+
+
+def _segment(segment: Callable[[Volume], LabelMap], case: Case) -> LabelMap:
+    return segment(case.read_image())
+
+
+def _read_prediction(case: str, found: Mapping[str, Path], folder: Path, labels: Labels | None) -> LabelMap:
+    if case not in found:
+        raise InputError(f"no prediction of case {case!r} in {folder}; its labels count as missed")
+    return read_label_map(found[case], labels)
+
+
+def _union(reference: Labels, prediction: Labels) -> Labels:
+    """The labels of both; the reference's names win, for predictions often come back as bare numbers."""
+    return Labels.of(prediction.as_dict() | reference.as_dict())
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    """The label maps lying in a folder, by stem; raises where two share one."""
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give one of label maps")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not path.is_file() or path.name.startswith(".") or not path.name.lower().endswith(tuple(SUFFIXES)):
+            continue
+        if stem(path) in found:
+            raise LabelError(f"{found[stem(path)].name} and {path.name} are both case {stem(path)!r}; keep one")
+        found[stem(path)] = path
+    return found
+
+
+def _summary(rows: Sequence[Row], label: int | None, name: str, seed: int) -> Summary:
+    status = [row.status for row in rows]
+    units = {row.unit for row in rows}
+    by_case: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.status != "absent":
+            by_case.setdefault(row.case, []).append(row)
+    return Summary(
+        label=label,
+        name=name,
+        unit=units.pop() if len(units) == 1 else "mixed",
+        n=len(by_case),
+        missed=status.count("missed"),
+        missed_of=status.count("missed") + status.count("scored"),
+        invented=status.count("invented"),
+        absent=status.count("absent"),
+        estimates={m: Estimate.of([_mean(m, own) for own in by_case.values()], seed) for m in METRICS},
+    )
+
+
+def _mean(metric: str, rows: Sequence[Row]) -> float:
+    return float(np.mean([getattr(row, metric) for row in rows]))

@@ -1,0 +1,528 @@
+"""Few-shot embeddings as prompts: mask-pooled features of the support slices query a mask decoder tuned on them.
+
+After Xie, Willems, Patil, Li and Kumar, "Few-shot adaptation of SAM to medical images" (WACV 2024, arXiv 2407.04651).
+There is no public code: this is a reconstruction from the abstract. The image encoder stays frozen and sees each view
+of each support slice once; the decoder trains on the kept embeddings, each slice asked with those of the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from handful.data.cases import LabelledSlices, SupportSet
+from handful.data.slicing import Slicer
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
+from handful.data.volume import Labels
+from handful.errors import LabelError, SettingsError
+from handful.methods.base import CHUNK, Segmenter
+from handful.tuning.loop import TrainConfig, train
+from handful.tuning.losses import dice_bce, dice_ce, dice_focal
+from handful.tuning.run import Run
+from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShotPrompts:
+    """Class embeddings of the labelled slices ask the mask decoder for every label at once; only the decoder trains."""
+
+    slicer: Slicer = Slicer()
+    """Plane and window, the same when fitting and when predicting."""
+    variant: Literal["prompt", "query"] = "prompt"
+    """'prompt': the embeddings join SAM's own tokens. 'query': they replace them, and each paints a mask itself."""
+    location: bool = False
+    """Add the mean positional encoding of the region to its embedding: helps where anatomy keeps its place."""
+    parts: int = 1
+    """Embeddings a region is split into at most, by k-means: for large or heterogeneous organs."""
+    adapter: bool = False
+    """Pass embeddings through a learned linear layer and a norm, the identity at the start."""
+    type_embedding: bool = False
+    """Add the prompt encoder's embedding of a positive click."""
+    background: bool = False
+    """Ask for the background with embeddings of its own; softmax over all takes the place of a sigmoid a label."""
+    views: int = 8
+    """Augmented views kept of each support slice, the slice itself being the first; 0 and 1 keep the slice alone."""
+    leave_out: Literal["case", "slice"] = "case"
+    """What of its own a slice is not asked with in training: the embeddings of its whole case, or of itself alone."""
+    max_tokens: int = 32
+    """Embeddings per label that are asked with at once, at most."""
+    token_noise: float = 0.1
+    """Noise on the asking embeddings in training, as a share of their standard deviation."""
+    feature_noise: float = 0.1
+    """Noise on the image embeddings in training, as a share of their standard deviation."""
+    batch: int = 8
+    """Slices a training step; every other one holds a label drawn at random, the rest are any."""
+    loss: Literal["dice-bce", "dice-focal"] = "dice-bce"
+    """Dice with cross entropy, or with SAM's focal loss; with `background` it is always Dice with softmax entropy."""
+    target: Literal["hard", "soft"] = "hard"
+    """The truth at the decoder's resolution: inside or outside, or the share of each cell that is inside."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=600, learning_rate=5e-4))
+    """Length and rate of the training; 0 iterations leave the decoder as it is."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("parts", 1), ("max_tokens", 1), ("batch", 1), ("views", 0)):
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("token_noise", "feature_noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SettingsError(f"{name} must be a share of 0 or more, got {getattr(self, name)}")
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FewShotSegmenter:  # noqa: B008
+        slicer = self.slicer.resolve(case.read_image() for case in support.cases)
+        seen = _look(self, support, slicer, backbone)
+        tokens = _class_embeddings(self, seen, backbone)
+        _require_every_label(tokens, support.labels)
+        decoder = TokenDecoder(backbone, self)
+        if self.train.iterations:
+            scratch = run.scratch and run.scratch / _fingerprint(self, seen, backbone)
+            episodes = _Episodes(self, decoder, seen, tokens)
+            train(decoder.trained, episodes, self.train, dataclasses.replace(run, scratch=scratch))
+        return FewShotSegmenter(support.labels, slicer, backbone, self, decoder, tokens.of_view(0))
+
+    def restore(
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
+    ) -> FewShotSegmenter:
+        decoder = TokenDecoder(backbone, self)
+        load_trainable_state(decoder.trained, _below("decoder", learned))
+        return FewShotSegmenter(labels, slicer, backbone, self, decoder, Tokens.unpack(_below("tokens", learned)))
+
+
+class FewShotSegmenter(Segmenter):
+    """A tuned decoder and the table of class embeddings it is asked with."""
+
+    def __init__(
+        self,
+        labels: Labels,
+        slicer: Slicer,
+        backbone: Backbone,
+        method: FewShotPrompts,
+        decoder: TokenDecoder,
+        tokens: Tokens,
+    ) -> None:
+        super().__init__(labels, slicer, backbone)
+        self.method = method
+        self.decoder = decoder
+        self.tokens = tokens
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        image = self.backbone.encode(slices)
+        asked = self.tokens.evenly(self.method.max_tokens).to(image.main)
+        return self.backbone.to_slice(self.decoder(image, asked.expand(len(image), -1, -1, -1)), image.size)
+
+    def learned(self) -> dict[str, Tensor]:
+        decoder = {f"decoder/{name}": value for name, value in trainable_state(self.decoder.trained).items()}
+        return decoder | {f"tokens/{name}": value for name, value in self.tokens.pack().items()}
+
+    def extend(self, support: SupportSet) -> FewShotSegmenter:
+        """A segmenter that is also asked with embeddings of new labelled slices; nothing is trained again."""
+        if support.labels != self.labels:
+            raise LabelError(
+                f"the new slices are labelled with {support.labels.as_dict()}, "
+                f"the segmenter with {self.labels.as_dict()}; label them alike"
+            )
+        plain = dataclasses.replace(self.method, views=1)
+        seen = _look(plain, support, self.slicer, self.backbone)
+        tokens = self.tokens.joined(_class_embeddings(plain, seen, self.backbone))
+        return FewShotSegmenter(self.labels, self.slicer, self.backbone, self.method, self.decoder, tokens)
+
+    def sources(self) -> list[tuple[str, int, str]]:
+        """For each embedding the case, the slice's index in it, and the label it was pooled from."""
+        names = (*self.labels.names, "background")
+        where = zip(self.tokens.cases.tolist(), self.tokens.slices.tolist(), self.tokens.classes.tolist(), strict=True)
+        return [(self.tokens.names[case], index, names[label]) for case, index, label in where]
+
+
+class TokenDecoder(nn.Module):
+    """The reformulated mask decoder: a fork of the backbone's, asked with k sets of t class embeddings in one call."""
+
+    def __init__(self, backbone: Backbone, method: FewShotPrompts) -> None:
+        super().__init__()
+        self.method = method
+        self.fork = backbone.fork()
+        self.trained = nn.ModuleDict({"mask_decoder": self.fork.mask_decoder})
+        """What the loop may train; the parts that this variant does not use stay frozen."""
+        if method.adapter:
+            self.trained["adapter"] = _adapter(backbone.channels).to(backbone.device)
+        freeze_all_but(self.trained, *_used_parts(self.fork.mask_decoder, method.variant), *self._adapters())
+        # SAM 2's switch to the three multi-mask tokens at inference would reach heads that this method never trains
+        if hasattr(self.fork.mask_decoder, "dynamic_multimask_via_stability"):
+            self.fork.mask_decoder.dynamic_multimask_via_stability = False
+
+    def forward(self, image: ImageEmbeddings, tokens: Float[Tensor, "n k t c"]) -> Float[Tensor, "n l s s"]:
+        """Logits of each label in the model's square; the background, where asked for, comes last and is subtracted."""
+        for adapter in self._adapters():
+            tokens = adapter(tokens)
+        if self.method.type_embedding:
+            tokens = tokens + _positive_click(self.fork.prompt_encoder)
+        if self.method.variant == "prompt":
+            logits = self.fork.decode_square(image, PromptEmbeddings(tokens)).logits
+        else:
+            logits = _query_masks(self.fork, image, tokens)
+        return logits[:, :-1] - logits[:, -1:] if self.method.background else logits
+
+    def _adapters(self) -> list[nn.Module]:
+        return [self.trained["adapter"]] if self.method.adapter else []
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Class embeddings, a row each, and where every one comes from."""
+
+    vectors: Float[Tensor, "t c"]
+    classes: Int[Tensor, " t"]
+    """Index of the label; the number of labels stands for the background."""
+    cases: Int[Tensor, " t"]
+    """Index into `names`."""
+    slices: Int[Tensor, " t"]
+    """Index of the slice in its case."""
+    views: Int[Tensor, " t"]
+    """0 for the slice as it is, else the number of its augmented view."""
+    names: tuple[str, ...]
+    """Names of the cases."""
+
+    def __getitem__(self, rows: Tensor) -> Tokens:
+        return Tokens(
+            self.vectors[rows], self.classes[rows], self.cases[rows], self.slices[rows], self.views[rows], self.names
+        )
+
+    def of_view(self, view: int) -> Tokens:
+        return self[self.views == view]
+
+    def evenly(self, most: int) -> Float[Tensor, "k t c"]:
+        """Equally many of each class, at most `most`: spaced evenly over the table, repeated where there are fewer."""
+        rows = [torch.nonzero(self.classes == c)[:, 0] for c in range(int(self.classes.max()) + 1)]
+        length = min(most, max(len(r) for r in rows))
+        chosen = [r[torch.linspace(0, len(r) - 1, length).round().long()] for r in rows]
+        return self.vectors[torch.stack(chosen)]
+
+    def farthest(
+        self, label: int, case: int, index: int, view: int, leave_out: Literal["case", "slice"] = "case"
+    ) -> Int[Tensor, " p"]:
+        """Rows of a class from outside the query: other cases, else other slices, else other views, else any."""
+        other_case = self.cases != case
+        other_slice = other_case | (self.slices != index)
+        other_view = other_slice | (self.views != view)
+        mine = self.classes == label
+        for outside in (other_case, other_slice, other_view)[leave_out == "slice" :]:
+            if bool((mine & outside).any()):
+                return torch.nonzero(mine & outside)[:, 0]
+        return torch.nonzero(mine)[:, 0]
+
+    def joined(self, other: Tokens) -> Tokens:
+        """The rows of both; cases of one name are one case."""
+        names = (*self.names, *[n for n in other.names if n not in self.names])
+        cases = torch.tensor([names.index(n) for n in other.names], dtype=torch.long)[other.cases]
+        return Tokens(
+            torch.cat([self.vectors, other.vectors.to(self.vectors)]),
+            torch.cat([self.classes, other.classes]),
+            torch.cat([self.cases, cases]),
+            torch.cat([self.slices, other.slices]),
+            torch.cat([self.views, other.views]),
+            names,
+        )
+
+    def pack(self) -> dict[str, Tensor]:
+        """All as tensors; the names as the bytes of a JSON list."""
+        names = torch.frombuffer(bytearray(json.dumps(self.names).encode()), dtype=torch.uint8)
+        parts = {"classes": self.classes, "cases": self.cases, "slices": self.slices, "views": self.views}
+        return {"vectors": self.vectors, "names": names, **parts}
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Tensor]) -> Tokens:
+        names = json.loads(bytes(packed["names"].tolist()))
+        vectors, classes, cases = packed["vectors"], packed["classes"], packed["cases"]
+        return cls(vectors, classes, cases, packed["slices"], packed["views"], tuple(names))
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What the encoder saw of the support: v rows, each one view of one slice."""
+
+    image: ImageEmbeddings
+    """Half precision, to keep many; rows become float32 on use."""
+    regions: Float[Tensor, "v k f f"]
+    """Share of each feature cell that a class covers."""
+    target: Float[Tensor, "v k s s"]
+    """The truth in the square of the mask logits."""
+    known: Bool[Tensor, "v s s"]
+    cases: Int[Tensor, " v"]
+    slices: Int[Tensor, " v"]
+    views: Int[Tensor, " v"]
+    names: tuple[str, ...]
+    digest: str
+    """SHA-256 of the pixels, labels and known voxels that went in."""
+
+    def rows(self, rows: Tensor) -> ImageEmbeddings:
+        return self.image[rows].to(torch.float32)
+
+
+def _look(method: FewShotPrompts, support: SupportSet, slicer: Slicer, backbone: Backbone) -> _Seen:
+    """Encodes every view of every labelled slice, once."""
+    generator = torch.Generator().manual_seed(method.train.seed)
+    sha = hashlib.sha256()
+    names: list[str] = []
+    images: list[ImageEmbeddings] = []
+    maps: list[tuple[Tensor, Tensor, Tensor]] = []
+    origin: list[tuple[int, int, int]] = []
+    for labelled in support.slices(slicer):
+        names.append(labelled.case)
+        for part in (labelled.slices, labelled.masks, labelled.known):
+            sha.update(part.contiguous().numpy().tobytes())
+        for view, rows, slices, masks, known in _views(labelled, max(1, method.views), generator):
+            with torch.no_grad():
+                images.append(backbone.encode(slices.to(backbone.device)).to(torch.float16))
+            maps.append(_in_square(method, backbone, masks, known))
+            origin += [(len(names) - 1, labelled.index[row], view) for row in rows]
+    regions, target, shown = (torch.cat(parts) for parts in zip(*maps, strict=True))
+    cases, indices, views = torch.tensor(origin).unbind(1)
+    return _Seen(
+        ImageEmbeddings.cat(images), regions, target, shown, cases, indices, views, tuple(names), sha.hexdigest()
+    )
+
+
+def _views(
+    labelled: LabelledSlices, count: int, generator: torch.Generator
+) -> Iterator[tuple[int, range, Tensor, Tensor, Tensor]]:
+    """(view, rows, slices, masks, known) in chunks that fit through the encoder."""
+    for start in range(0, len(labelled.slices), CHUNK):
+        rows = range(len(labelled.slices))[start : start + CHUNK]
+        part = slice(start, start + CHUNK)
+        slices, masks, known = labelled.slices[part], labelled.masks[part], labelled.known[part]
+        yield 0, rows, slices, masks, known
+        for view in range(1, count):
+            yield view, rows, *_augmented(slices, masks, known, generator)
+
+
+def _augmented(
+    slices: Tensor, masks: Tensor, known: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Slices turned by ±15°, scaled by .8 to 1.2, shifted by ±10 %, gamma .7 to 1.5, a little noise; never flipped."""
+    n, _, h, w = slices.shape
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, generator=generator)
+
+    angle, scale = uniform(-math.pi / 12, math.pi / 12), uniform(0.8, 1.2)
+    sine, cosine = angle.sin() / scale, angle.cos() / scale
+    across, down = uniform(-0.2, 0.2), uniform(-0.2, 0.2)  # affine_grid's frame is 2 wide
+    grid = F.affine_grid(
+        torch.stack(
+            [
+                torch.stack([cosine, -sine * h / w, across], dim=1),
+                torch.stack([sine * w / h, cosine, down], dim=1),
+            ],
+            dim=1,
+        ),
+        [n, 1, h, w],
+        align_corners=False,
+    )
+    gamma = torch.exp(uniform(math.log(0.7), math.log(1.5)))[:, None, None, None]
+    noise = uniform(0, 0.05)[:, None, None, None] * torch.randn(slices.shape, generator=generator)
+    moved = F.grid_sample(slices, grid, align_corners=False)
+    inside = F.grid_sample(known[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0] > 0
+    return (moved.pow(gamma) + noise).clamp(0, 1), F.grid_sample(masks, grid, align_corners=False), inside
+
+
+def _in_square(
+    method: FewShotPrompts, backbone: Backbone, masks: Tensor, known: Tensor
+) -> tuple[Float[Tensor, "n k f f"], Float[Tensor, "n l s s"], Bool[Tensor, "n s s"]]:
+    """Area fractions a class at the features' resolution; truth and known cells at that of the mask logits."""
+    shown = known[:, None].to(masks)
+    classes = masks * shown
+    truth = backbone.to_square(classes, backbone.mask_side)
+    if method.background:
+        classes = torch.cat([classes, shown - classes.sum(dim=1, keepdim=True)], dim=1)
+    return (
+        backbone.to_square(classes, backbone.feature_side),
+        (truth >= 0.5).to(truth) if method.target == "hard" else truth,
+        backbone.to_square(shown, backbone.mask_side)[:, 0] >= 0.5,
+    )
+
+
+def _class_embeddings(method: FewShotPrompts, seen: _Seen, backbone: Backbone) -> Tokens:
+    """The mask-pooled features of every class in every row; none where the class covers under 1/256 of a cell."""
+    position = backbone.position_encoding()[0].cpu() if method.location else None
+    vectors, classes, rows = [], [], []
+    for row, label in torch.nonzero(seen.regions.sum(dim=(2, 3)) >= 1 / 256).tolist():
+        features = seen.rows(torch.tensor([row])).main[0].cpu()
+        pooled = pool(features, seen.regions[row, label], method.parts, position)
+        vectors.append(pooled)
+        classes += [label] * len(pooled)
+        rows += [row] * len(pooled)
+    where = torch.tensor(rows, dtype=torch.long)
+    return Tokens(
+        torch.cat(vectors) if vectors else torch.zeros(0, backbone.channels),
+        torch.tensor(classes, dtype=torch.long),
+        seen.cases[where],
+        seen.slices[where],
+        seen.views[where],
+        seen.names,
+    )
+
+
+def pool(
+    features: Float[Tensor, "c f f"],
+    region: Float[Tensor, "f f"],
+    parts: int = 1,
+    position: Float[Tensor, "c f f"] | None = None,
+) -> Float[Tensor, "p c"]:
+    """Means of the features over up to `parts` parts of a region, weighted by the share of each cell that it covers.
+
+    `position` is pooled alike and added. The parts are those of a k-means on the features, begun at the cell nearest to
+    their mean and then at the ones farthest from all earlier centres, so that one region always gives one answer.
+    """
+    weight = region.flatten()
+    cells = torch.nonzero(weight > 0)[:, 0]
+    z, m = features.flatten(1).T[cells], weight[cells]
+    member = _k_means(z, m, min(parts, len(cells)))
+    share = F.one_hot(member).to(m) * m[:, None]
+    share = (share / share.sum(0).clamp_min(1e-12)).T
+    pooled = share @ z
+    return pooled if position is None else pooled + share @ position.flatten(1).T[cells]
+
+
+def _k_means(z: Float[Tensor, "p c"], weight: Float[Tensor, " p"], parts: int) -> Int[Tensor, " p"]:
+    """The part of each cell, numbered without gaps."""
+    mean = (weight[:, None] * z).sum(0) / weight.sum()
+    centres = z[(z - mean).norm(dim=1).argmin()][None]
+    while len(centres) < parts:
+        centres = torch.cat([centres, z[torch.cdist(z, centres).amin(1).argmax()][None]])
+    for _ in range(10):
+        member = torch.cdist(z, centres).argmin(1).unique(return_inverse=True)[1]
+        share = F.one_hot(member).to(weight) * weight[:, None]
+        centres = (share.T @ z) / share.sum(0)[:, None]
+    return member
+
+
+def _require_every_label(tokens: Tokens, labels: Labels) -> None:
+    for index, name in enumerate(labels.names):
+        if not bool(((tokens.classes == index) & (tokens.views == 0)).any()):
+            raise LabelError(
+                f"label {name!r} covers no usable area on any support slice; label a slice where it is larger"
+            )
+
+
+class _Episodes:
+    """The loss of one training step: slices drawn from the support, asked with the embeddings of the others."""
+
+    def __init__(self, method: FewShotPrompts, decoder: TokenDecoder, seen: _Seen, tokens: Tokens) -> None:
+        self.method, self.decoder, self.seen, self.tokens = method, decoder, seen, tokens
+        self.classes = seen.regions.shape[1]
+        self.holding = [torch.nonzero(seen.target[:, c].sum(dim=(1, 2)) > 0)[:, 0] for c in range(seen.target.shape[1])]
+        self.holding = [rows for rows in self.holding if len(rows)] or [torch.arange(len(seen.image))]
+        self.noise = method.token_noise * float(tokens.vectors.std())
+        # as many at once as will be asked with later, less those of the slice itself
+        fewer = int(tokens.of_view(0).classes.bincount().max()) - method.parts
+        self.most = max(1, min(method.max_tokens, fewer))
+
+    def __call__(self, step: int, generator: torch.Generator) -> Tensor:
+        rows = self._draw_queries(generator)
+        count = 1 + _integer(self.most, generator)
+        asked = torch.stack([self._draw_tokens(int(row), count, generator) for row in rows])
+        image = self.seen.rows(rows)
+        main = image.main + self.method.feature_noise * image.main.std() * _noise_like(image.main, generator)
+        asked = asked + self.noise * _noise_like(asked, generator)
+        logits = self.decoder(dataclasses.replace(image, features=(*image.features[:-1], main)), asked.to(main))
+        target, known = self.seen.target[rows].to(logits), self.seen.known[rows].to(logits.device)
+        if self.method.background:
+            return dice_ce(logits, target, known)
+        return (dice_bce if self.method.loss == "dice-bce" else dice_focal)(logits, target, known)
+
+    def _draw_queries(self, generator: torch.Generator) -> Int[Tensor, " b"]:
+        """The first half hold a label drawn at random, so that rare labels and empty slices both come."""
+        rows = []
+        for place in range(self.method.batch):
+            choice = torch.arange(len(self.seen.image))
+            if place < (self.method.batch + 1) // 2:
+                choice = self.holding[_integer(len(self.holding), generator)]
+            rows.append(int(choice[_integer(len(choice), generator)]))
+        return torch.tensor(rows)
+
+    def _draw_tokens(self, row: int, count: int, generator: torch.Generator) -> Float[Tensor, "k t c"]:
+        """`count` embeddings of each class, repeated only where the pool has fewer."""
+        case, index, view = (int(of[row]) for of in (self.seen.cases, self.seen.slices, self.seen.views))
+        drawn = []
+        for label in range(self.classes):
+            pool = self.tokens.farthest(label, case, index, view, self.method.leave_out)
+            order = torch.randperm(len(pool), generator=generator)
+            drawn.append(pool[order[torch.arange(count) % len(pool)]])
+        return self.tokens.vectors[torch.stack(drawn)]
+
+
+def _query_masks(
+    backbone: Backbone, image: ImageEmbeddings, tokens: Float[Tensor, "n k t c"]
+) -> Float[Tensor, "n k s s"]:
+    """Variant 'query': class embeddings take the place of SAM's IoU and mask tokens, and share one hypernetwork.
+
+    Each of the t output tokens paints a mask and the masks are averaged; as a mask is linear in what the hypernetwork
+    says, averaging that comes to the same.
+    """
+    decoder, (n, k) = backbone.mask_decoder, tokens.shape[:2]
+    main = image.main + backbone.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+    if not image.recalled:  # SAM 2 marks a slice seen without memories; SAM has no such mark
+        marks = [mark for name, mark in backbone.named_parameters() if name.endswith("no_memory_embedding")]
+        main = main + sum(mark.reshape(1, -1, 1, 1) for mark in marks)
+    answers, seen = decoder.transformer(
+        point_embeddings=tokens,
+        image_embeddings=main.repeat_interleave(k, dim=0),
+        image_positional_embeddings=backbone.position_encoding().expand(n * k, -1, -1, -1),
+        attention_similarity=None,
+    )
+    seen = rearrange(seen, "(n k) 1 (h w) c -> (n k) c h w", n=n, h=main.shape[-2])
+    skips = [level.repeat_interleave(k, dim=0) for level in image.features[:-1]] or [0.0, 0.0]
+    half = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(seen) + skips[1]))
+    fine = decoder.activation(decoder.upscale_conv2(half) + skips[0])
+    painter = decoder.output_hypernetworks_mlps[0](answers).mean(dim=2)
+    return torch.einsum("nkc,nkchw->nkhw", painter, rearrange(fine, "(n k) c h w -> n k c h w", n=n))
+
+
+def _used_parts(decoder: nn.Module, variant: Literal["prompt", "query"]) -> list[nn.Module]:
+    """What of a mask decoder its first mask comes from; not the IoU and object-score heads, nor the multi-mask ones."""
+    parts = [decoder.transformer, decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2]
+    parts.append(decoder.output_hypernetworks_mlps[0])
+    if variant == "prompt":
+        names = ("iou_token", "mask_tokens", "obj_score_token")
+        parts += [getattr(decoder, name) for name in names if hasattr(decoder, name)]
+    return parts
+
+
+def _adapter(width: int) -> nn.Sequential:
+    linear = nn.Linear(width, width)
+    nn.init.eye_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(linear, nn.LayerNorm(width))
+
+
+def _positive_click(prompt_encoder: nn.Module) -> Float[Tensor, " c"]:
+    """The embedding of 'a point inside': one Embedding a type in SAM, one row a type in SAM 2."""
+    types = prompt_encoder.point_embed
+    return types[1].weight[0] if isinstance(types, nn.ModuleList) else types.weight[1]
+
+
+def _fingerprint(method: FewShotPrompts, seen: _Seen, backbone: Backbone) -> str:
+    """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
+    settings = json.dumps(dataclasses.asdict(method), sort_keys=True)
+    return hashlib.sha256(f"{settings}:{seen.digest}:{backbone.digest()}".encode()).hexdigest()[:16]
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
+
+
+def _integer(below: int, generator: torch.Generator) -> int:
+    return int(torch.randint(below, (), generator=generator))
+
+
+def _noise_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator).to(like)

@@ -1,0 +1,106 @@
+"""Nearest slice: each slice takes the labels of the support slice it most resembles; the floor others must beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from handful.data.cases import SupportSet
+from handful.data.slicing import Slicer
+from jaxtyping import Float
+from torch import Tensor
+
+from handful.backbones.base import Backbone
+from handful.data.volume import Labels
+from handful.methods.base import CHUNK, Segmenter
+from handful.tuning.run import Run
+
+SIDE = 32
+"""Pixels along the thumbnails that are compared: coarse enough to forgive a small shift."""
+CELLS = 16
+"""Cells along the feature maps that are compared."""
+CERTAIN = 10.0
+"""The logit of a copied label: there is no doubt in a copy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearestSlice:
+    """Copies labels from the most similar support slice; learns nothing."""
+
+    slicer: Slicer = Slicer()
+    """Plane and window, the same when fitting and when predicting."""
+    similarity: Literal["pixels", "embedding"] = "pixels"
+    """What is compared, place by place: thumbnails of the slices, or the backbone's image embeddings."""
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> NearestSliceSegmenter:  # noqa: B008
+        slicer = self.slicer.resolve(case.read_image() for case in support.cases)
+        signatures: list[Tensor] = []
+        classes: list[Tensor] = []
+        for labelled in support.slices(slicer):
+            chunks = labelled.slices.to(backbone.device).split(CHUNK)
+            signatures += [signature(chunk, backbone, self.similarity) for chunk in chunks]
+            classes.append(_classes(labelled.masks).to(backbone.device))
+        return NearestSliceSegmenter(support.labels, slicer, backbone, self.similarity, torch.cat(signatures), classes)
+
+    def restore(
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
+    ) -> NearestSliceSegmenter:
+        classes = [learned[f"classes/{case}"] for case in range(len(learned) - 1)]
+        return NearestSliceSegmenter(labels, slicer, backbone, self.similarity, learned["signatures"], classes)
+
+
+class NearestSliceSegmenter(Segmenter):
+    """The support slices' signatures, and their class numbers, a tensor (n, h, w) a case."""
+
+    signatures: Tensor
+
+    def __init__(
+        self,
+        labels: Labels,
+        slicer: Slicer,
+        backbone: Backbone,
+        similarity: Literal["pixels", "embedding"],
+        signatures: Float[Tensor, "n s"],
+        classes: list[Tensor],
+    ) -> None:
+        super().__init__(labels, slicer, backbone)
+        self.similarity: Literal["pixels", "embedding"] = similarity
+        self.register_buffer("signatures", signatures, persistent=False)
+        self.classes = classes
+        self.owner = [(case, row) for case, maps in enumerate(classes) for row in range(len(maps))]
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        asked = signature(slices, self.backbone, self.similarity)
+        nearest = torch.cdist(asked, self.signatures).argmin(dim=1)
+        copied = torch.cat([self._labels_of(int(row), tuple(slices.shape[-2:])) for row in nearest]).to(slices.device)
+        values = torch.arange(1, len(self.labels) + 1, device=slices.device)[:, None, None]
+        return torch.where(copied == values, CERTAIN, -CERTAIN).to(slices)
+
+    def learned(self) -> dict[str, Tensor]:
+        return {"signatures": self.signatures} | {f"classes/{case}": maps for case, maps in enumerate(self.classes)}
+
+    def _labels_of(self, row: int, size: tuple[int, ...]) -> Float[Tensor, "1 1 h w"]:
+        case, place = self.owner[row]
+        return F.interpolate(self.classes[case][place][None, None].float(), size, mode="nearest-exact")
+
+
+@torch.no_grad()
+def signature(
+    slices: Float[Tensor, "n c h w"], backbone: Backbone, similarity: Literal["pixels", "embedding"]
+) -> Float[Tensor, "n s"]:
+    """What two slices are compared by, of zero mean and unit variance a slice; near in Euclid's sense is alike."""
+    if similarity == "pixels":
+        grey = slices.mean(dim=1, keepdim=True)
+        compared = F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False).flatten(1)
+    else:
+        features = backbone.encode(slices).main
+        compared = F.adaptive_avg_pool2d(features, min(CELLS, features.shape[-1])).flatten(1)
+    return (compared - compared.mean(dim=1, keepdim=True)) / compared.std(dim=1, keepdim=True).clamp_min(1e-6)
+
+
+def _classes(masks: Float[Tensor, "n k h w"]) -> Tensor:
+    """Class numbers (n, h, w): 0 where no mask is set, else 1 + the label's index."""
+    inside, index = masks.max(dim=1)
+    return torch.where(inside > 0, index + 1, 0).to(torch.int16)

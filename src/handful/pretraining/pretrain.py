@@ -1,0 +1,144 @@
+"""The recipe that makes handful-tiny: episodes of synthetic anatomy in, a folder that Sam2VideoModel loads out."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator, Tensor
+from transformers import Sam2VideoModel
+
+from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.pretraining.architecture import tiny_config
+from handful.pretraining.skills import Batch, practise
+from handful.synthesis.episodes import random_episode
+from handful.tuning.loop import TrainConfig, train
+from handful.tuning.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """How handful-tiny is made."""
+
+    side: int = 128
+    """Pixels along the square slices; begin small, then go on from the result at 256."""
+    episodes: int = 3
+    """Episodes a step, of `subjects` slices each."""
+    subjects: int = 4
+    """Individuals an episode shows; each is the query once, with one to three of the others as support."""
+    targets: int = 3
+    """Structures to find in each episode."""
+    start: Path | None = None
+    """Folder of weights to go on from, of any side; None starts from noise."""
+    train: TrainConfig = TrainConfig(iterations=4000, learning_rate=6e-4, weight_decay=0.02, ema=0.998)
+    """Length, learning rate, seed."""
+
+
+def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
+    """Trains and writes `out` (config.json, model.safetensors in half precision, metrics.jsonl, curves.png).
+
+    A killed run goes on from `run.scratch`. Returns `out`.
+    """
+    run = run or Run(scratch=out / "partial")
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(config.train.seed)
+    backbone = Sam2VideoBackbone(_new_model(config), "pretraining")
+    _thaw(backbone.model)
+    log = _Log(out / "metrics.jsonl")
+
+    def loss(step: int, rng: Generator) -> Tensor:
+        skills = practise(backbone, make_batch(config, rng), rng)
+        log.add(step, {name: (float(s.loss.detach()), s.dice) for name, s in skills.items()})
+        return torch.stack([skill.loss for skill in skills.values()]).sum()
+
+    backbone.model.train()
+    train(backbone.model, loss, config.train, run)
+    backbone.model.eval()
+    save_half(backbone.model, out)
+    log.draw(out / "curves.png")
+    return out
+
+
+def make_batch(config: PretrainConfig, rng: Generator) -> Batch:
+    """Fresh episodes, grey ones repeated to three channels so that colour ones may share the batch."""
+    episodes = [random_episode(config.subjects, config.targets, config.side, rng) for _ in range(config.episodes)]
+    return Batch(
+        torch.cat([e.images.expand(-1, 3, -1, -1) for e in episodes]),
+        torch.cat([e.masks for e in episodes]),
+        torch.arange(config.episodes).repeat_interleave(config.subjects),
+    )
+
+
+def save_half(model: Sam2VideoModel, folder: Path) -> None:
+    """Writes a model as transformers does, in half precision, without touching the one in memory."""
+    state = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
+    }
+    model.save_pretrained(folder, state_dict=state)
+
+
+def _new_model(config: PretrainConfig) -> Sam2VideoModel:
+    model = Sam2VideoModel(tiny_config(config.side))
+    _same_frame_for_points(model)
+    if config.start is not None:
+        weights = Sam2VideoModel.from_pretrained(config.start, dtype=torch.float32).state_dict()
+        model.load_state_dict(weights)
+    return model
+
+
+def _same_frame_for_points(model: Sam2VideoModel) -> None:
+    """Points and image share one random positional code; in a model made from a configuration they are two draws."""
+    code = model.shared_image_embedding.positional_embedding
+    model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(code)
+
+
+def _thaw(model: Sam2VideoModel) -> None:
+    model.requires_grad_(True)
+    for part in (model.no_memory_positional_encoding,):
+        part.requires_grad_(False)
+    with torch.no_grad():  # zeros at the start would leave these rows of the table alike for long
+        model.memory_temporal_positional_encoding.normal_(std=0.02)
+
+
+class _Log:
+    """Mean loss and Dice of each skill over every 25 steps, as lines of JSON and as a picture."""
+
+    every = 25
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.window: list[dict[str, tuple[float, float]]] = []
+
+    def add(self, step: int, skills: dict[str, tuple[float, float]]) -> None:
+        self.window.append(skills)
+        if (step + 1) % self.every:
+            return
+        row: dict[str, float] = {"step": step + 1}
+        for name in sorted({n for one in self.window for n in one}):
+            values = [one[name] for one in self.window if name in one]
+            row[f"{name}_loss"] = round(sum(v[0] for v in values) / len(values), 4)
+            row[f"{name}_dice"] = round(sum(v[1] for v in values) / len(values), 4)
+        self.window.clear()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def draw(self, picture: Path) -> None:
+        if not self.path.exists():
+            return
+        from matplotlib.figure import Figure
+
+        rows = {r["step"]: r for r in map(json.loads, self.path.read_text(encoding="utf-8").splitlines())}
+        figure = Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        for name in ("box", "points", "correction", "memory", "tokens"):
+            points = [(step, row[f"{name}_dice"]) for step, row in sorted(rows.items()) if f"{name}_dice" in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name)
+        axes.set(xlabel="step", ylabel="Dice on fresh synthetic episodes", ylim=(0, 1))
+        axes.legend(frameon=False)
+        temporary = picture.with_suffix(".tmp.png")
+        figure.savefig(temporary, dpi=120)
+        os.replace(temporary, picture)

@@ -1,0 +1,169 @@
+"""The one training loop: AdamW on whatever asks for gradients, exact resume after a kill, a history."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from handful.errors import SettingsError
+from handful.tuning.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and how fast to train."""
+
+    iterations: int = 600
+    """Optimiser steps."""
+    learning_rate: float = 1e-4
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay; not applied to biases and norms."""
+    warmup: float = 0.05
+    """Share of the iterations in which the rate climbs to its peak."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What the rate does after the climb: falls to zero, or stays."""
+    clip: float = 1.0
+    """Largest gradient norm."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which then is the result; 0 keeps the last weights."""
+    seed: int = 0
+    """Seed of every random choice; one seed, one result."""
+
+
+@dataclass
+class History:
+    """What happened in training."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def train(
+    model: nn.Module, loss: Callable[[int, torch.Generator], Tensor], config: TrainConfig, run: Run | None = None
+) -> History:
+    """Optimises every parameter of `model` that asks for gradients, in place; returns the history.
+
+    `loss(step, generator)` draws all randomness from the generator or torch's global one: both are seeded from
+    (seed, step), so a run continued from `run.scratch` ends with exactly the weights of an undisturbed one.
+    """
+    run = run or Run()
+    if config.iterations < 1:
+        raise SettingsError(f"iterations must be at least 1, got {config.iterations}")
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise SettingsError("nothing to train: no parameter of the model asks for gradients")
+    state = _State(named, config)
+    step = state.load(run.scratch) if run.scratch else 0
+    saved = time.monotonic()
+    while step < config.iterations:
+        began = time.monotonic()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_step_seed(config.seed, step))
+            value = loss(step, torch.Generator().manual_seed(_step_seed(config.seed, step)))
+            state.update(value, step)
+        step += 1
+        state.history.losses.append(float(value.detach()))
+        state.history.seconds += time.monotonic() - began
+        run.report(step, config.iterations, f"loss {_recent(state.history.losses):.3f}")
+        if run.scratch and time.monotonic() - saved > run.save_every_s and step < config.iterations:
+            state.save(run.scratch, step)
+            saved = time.monotonic()
+    if run.scratch:
+        state.save(run.scratch, step)
+    state.finish()
+    return state.history
+
+
+class _State:
+    """Parameters, optimiser and moving average, with an exact checkpoint of all three."""
+
+    def __init__(self, named: dict[str, nn.Parameter], config: TrainConfig) -> None:
+        self.named, self.config, self.history = named, config, History()
+        decayed = [p for p in named.values() if p.ndim > 1]
+        plain = [p for p in named.values() if p.ndim <= 1]
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
+        self.average = {n: p.detach().clone() for n, p in named.items()} if config.ema else {}
+
+    def update(self, value: Tensor, step: int) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.learning_rate * rate(step, self.config)
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        decay = min(self.config.ema, (1 + step) / (10 + step))
+        for name, mean in self.average.items():
+            mean.lerp_(self.named[name].detach(), 1 - decay)
+
+    def finish(self) -> None:
+        with torch.no_grad():
+            for name, mean in self.average.items():
+                self.named[name].copy_(mean)
+
+    def save(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {f"weight/{n}": p.detach().cpu().contiguous() for n, p in self.named.items()}
+        tensors |= {f"average/{n}": t.cpu().contiguous() for n, t in self.average.items()}
+        for name, parameter in self.named.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+        note = {"step": step, "losses": self.history.losses, "seconds": self.history.seconds}
+        temporary = folder / "train.safetensors.tmp"
+        save_file(tensors, temporary, metadata={"note": json.dumps(note)})
+        os.replace(temporary, folder / "train.safetensors")
+
+    def load(self, folder: Path) -> int:
+        """The step to go on from; 0 where nothing was saved."""
+        path = folder / "train.safetensors"
+        if not path.exists():
+            return 0
+        with safe_open(path, framework="pt") as file, torch.no_grad():
+            note = json.loads(file.metadata()["note"])
+            for name, parameter in self.named.items():
+                parameter.copy_(file.get_tensor(f"weight/{name}"))
+                if self.average:
+                    self.average[name].copy_(file.get_tensor(f"average/{name}"))
+                if f"exp_avg/{name}" in file.keys():  # noqa: SIM118
+                    device = parameter.device
+                    self.optimizer.state[parameter] = {
+                        "step": file.get_tensor(f"step/{name}"),
+                        "exp_avg": file.get_tensor(f"exp_avg/{name}").to(device),
+                        "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}").to(device),
+                    }
+        self.history = History(note["losses"], note["seconds"])
+        return int(note["step"])
+
+
+def rate(step: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at a step."""
+    climb = max(1, round(config.warmup * config.iterations))
+    if step < climb:
+        return (step + 1) / climb
+    if config.schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, config.iterations - climb)))
+
+
+def _step_seed(seed: int, step: int) -> int:
+    return (seed * 1_000_003 + step * 7_919 + 12_345) % (2**63 - 1)
+
+
+def _recent(losses: list[float]) -> float:
+    tail = losses[-20:]
+    return sum(tail) / len(tail)

@@ -1,0 +1,67 @@
+"""Driven without a session, SAM 2's memory gives what transformers' own video session gives."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import Sam2VideoModel
+from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+
+from handful.backbones.base import Memory
+from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.pretraining.architecture import tiny_config
+
+
+def _model(sam21: bool = True) -> Sam2VideoModel:
+    torch.manual_seed(0)
+    config = tiny_config(side=64, width=16, channels=128)
+    config.enable_temporal_pos_encoding_for_object_pointers = sam21
+    config.enable_occlusion_spatial_embedding = sam21
+    config.multimask_output_for_tracking = config.multimask_output_in_sam = sam21
+    model = Sam2VideoModel(config).eval()
+    with torch.no_grad():
+        model.memory_temporal_positional_encoding.normal_()
+        model.no_object_pointer.normal_()
+        model.no_memory_embedding.normal_()
+        if sam21:
+            model.occlusion_spatial_embedding_parameter.normal_()
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(0.5)
+    return model
+
+
+@pytest.mark.parametrize("sam21", [True, False], ids=["SAM 2.1", "SAM 2.0"])
+def test_support_then_two_tracked_slices_equal_the_session(sam21: bool) -> None:
+    model = _model(sam21)
+    backbone = Sam2VideoBackbone(model, "test")
+    slices = torch.rand(16, 1, 64, 64)  # pointers age relative to the length of the video, at most 16 slices
+    truth = torch.zeros(2, 64, 64)
+    truth[0, 10:40, 20:50] = 1.0
+    truth[1, 30:60, 5:25] = 1.0
+
+    with torch.inference_mode():
+        expected = _tracked_by_session(model, slices, truth)
+        image = backbone.encode(slices[:3])
+        support = _rounded(backbone.memorize(image[[0, 0]], truth))
+        first = backbone.decode_recalled(backbone.recall(image[[1, 1]], support))
+        neighbour = _rounded(backbone.remember(image[[1, 1]], first, distance=1))
+        # the session counts time for the pointer of the support, too: it lies two slices back
+        support = replace(support, pointer_distance=(2,))
+        second = backbone.decode_recalled(backbone.recall(image[[2, 2]], Memory.cat([support, neighbour])))
+    torch.testing.assert_close(first.logits[:, 0], expected[0], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(second.logits[:, 0], expected[1], atol=1e-5, rtol=1e-4)
+
+
+def _tracked_by_session(model: Sam2VideoModel, slices: torch.Tensor, truth: torch.Tensor) -> list[torch.Tensor]:
+    """Slice 0 with its true masks, then slices 1 and 2 tracked."""
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    video = (slices.expand(-1, 3, -1, -1) - mean[:, None, None]) / std[:, None, None]
+    session = Sam2VideoInferenceSession(video=video, video_height=64, video_width=64, dtype=torch.float32)
+    for row in range(2):
+        session.add_mask_inputs(session.obj_id_to_idx(row), 0, truth[row][None, None])
+        session.obj_with_new_inputs.append(row)
+    return [model(session, frame_idx=frame).pred_masks[:, 0] for frame in range(3)][1:]
+
+
+def _rounded(memory: Memory) -> Memory:
+    """A session keeps its spatial memories in bfloat16."""
+    return replace(memory, spatial=memory.spatial.bfloat16().float())

@@ -1,0 +1,66 @@
+import pytest
+
+from handful.errors import SettingsError
+from handful.methods.catalog import build_method, method_settings
+from handful.methods.few_shot_prompts import FewShotPrompts
+
+
+def test_no_settings_give_the_defaults():
+    assert build_method("few-shot-prompts", {}) == FewShotPrompts()
+
+
+def test_dotted_keys_reach_inside_and_text_becomes_numbers():
+    method = build_method(
+        "few-shot-prompts", {"train.iterations": "200", "slicer.plane": "axial", "location": "true", "views": "3"}
+    )
+    assert method.train.iterations == 200
+    assert method.slicer.plane == "axial"
+    assert method.location is True
+    assert method.views == 3
+
+
+def test_a_dotted_key_keeps_the_other_defaults_beside_it():
+    changed = build_method("few-shot-prompts", {"train.iterations": 7})
+    assert changed.train.learning_rate == FewShotPrompts().train.learning_rate
+
+
+def test_a_window_may_be_typed_as_two_numbers():
+    assert build_method("nearest-slice", {"slicer.window": "-100,300"}).slicer.window == (-100, 300)
+
+
+def test_nested_and_dotted_settings_mix():
+    method = build_method("few-shot-prompts", {"train": {"iterations": 5}, "train.seed": 3})
+    assert (method.train.iterations, method.train.seed) == (5, 3)
+
+
+def test_settings_are_json():
+    assert method_settings(FewShotPrompts(views=2))["views"] == 2
+    assert method_settings(FewShotPrompts())["train"]["iterations"] == FewShotPrompts().train.iterations
+
+
+def test_an_unknown_method_is_answered_with_the_nearest_name():
+    with pytest.raises(SettingsError, match="did you mean 'nearest-slice'"):
+        build_method("nearest-slices", {})
+
+
+def test_an_unknown_nested_setting_is_answered_with_the_nearest_name():
+    with pytest.raises(SettingsError, match=r"train has no setting 'iteration'.*did you mean 'iterations'"):
+        build_method("few-shot-prompts", {"train.iteration": 5})
+
+
+def test_a_value_of_the_wrong_kind_is_named():
+    with pytest.raises(SettingsError, match=r"train\.iterations = 'many'"):
+        build_method("few-shot-prompts", {"train.iterations": "many"})
+
+
+def test_a_value_inside_a_setting_without_parts_is_refused():
+    with pytest.raises(SettingsError, match="views"):
+        build_method("few-shot-prompts", {"views.many": 5})
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch", 0), ("parts", 0), ("views", -1), ("token_noise", -0.1)])
+def test_a_number_out_of_range_is_refused_at_either_door(name: str, value: float):
+    with pytest.raises(SettingsError, match=name):
+        build_method("few-shot-prompts", {name: value})
+    with pytest.raises(SettingsError, match=name):
+        FewShotPrompts(**{name: value})

@@ -1,0 +1,168 @@
+"""What every method of the catalogue promises."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from phantoms import LABELS, phantom, phantom_case, support_set
+
+from handful.backbones.base import Backbone
+from handful.checkpoint import load, save
+from handful.data.cases import SupportSet
+from handful.data.volume import LabelMap
+from handful.errors import SettingsError
+from handful.methods.base import Method, Segmenter
+from handful.methods.catalog import METHODS, build_method, method_settings
+
+QUICK = {
+    "few-shot-prompts": {
+        "views": 2,
+        "batch": 4,
+        "train.iterations": 60,
+        "train.learning_rate": 2e-3,
+    }
+}
+"""Settings that fit a method to the phantoms in seconds; a method not named here is quick as it is."""
+
+everywhere = pytest.mark.parametrize("name", sorted(METHODS))
+Fitted = Callable[[str], Segmenter]
+
+
+def quick(name: str) -> Method:
+    return build_method(name, QUICK.get(name, {}))
+
+
+@pytest.fixture(scope="module")
+def fitted(sam: Backbone) -> Fitted:
+    """Each method fitted once on three phantoms, for the tests that only look at the result."""
+    done: dict[str, Segmenter] = {}
+
+    def fit(name: str) -> Segmenter:
+        if name not in done:
+            done[name] = quick(name).fit(support_set(3), sam)
+        return done[name]
+
+    return fit
+
+
+def mean_dice(found: LabelMap, truth: LabelMap) -> float:
+    scores = []
+    for value in truth.labels.values:
+        a, b = found.array == value, truth.array == value
+        scores.append(2 * (a & b).sum() / max(1, a.sum() + b.sum()))
+    return float(np.mean(scores))
+
+
+@everywhere
+def test_a_fitted_method_finds_the_labels_of_an_unseen_phantom(name: str, fitted: Fitted):
+    image, truth = phantom(7)
+    everything_ball = LabelMap(np.full_like(truth.array, 1), truth.geometry, truth.labels)
+    assert mean_dice(fitted(name).predict(image), truth) > max(0.5, 2 * mean_dice(everything_ball, truth))
+
+
+@everywhere
+def test_the_answer_lies_on_the_very_grid_of_the_image(name: str, fitted: Fitted):
+    image, _ = phantom(7)
+    found = fitted(name).predict(image)
+    assert found.geometry.shape == image.geometry.shape
+    assert np.array_equal(found.geometry.affine, image.geometry.affine)
+    assert found.labels == LABELS
+    assert set(np.unique(found.array)) <= {0, *LABELS.values}
+
+
+@everywhere
+def test_forward_gives_one_map_a_label_at_slice_size(name: str, fitted: Fitted):
+    assert fitted(name)(torch.rand(3, 1, 21, 34)).shape == (3, 2, 21, 34)
+
+
+@everywhere
+def test_slices_are_answered_one_by_one(name: str, fitted: Fitted):
+    slices = torch.rand(3, 1, 24, 28, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        together = fitted(name)(slices)
+        apart = torch.cat([fitted(name)(one) for one in slices.split(1)])
+    assert torch.allclose(together, apart, atol=1e-4)
+
+
+@everywhere
+def test_one_seed_gives_one_result(name: str, sam: Backbone, fitted: Fitted):
+    again = quick(name).fit(support_set(3), sam).learned()
+    first = fitted(name).learned()
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[key], first[key]) for key in first)
+
+
+@everywhere
+def test_fitting_leaves_the_backbone_as_it_was(name: str, sam: Backbone):
+    before, asks = sam.digest(), [p.requires_grad for p in sam.parameters()]
+    build_method(name, QUICK.get(name, {}) | ({"train.iterations": 2} if "train" in settings_of(name) else {})).fit(
+        support_set(1), sam
+    )
+    assert sam.digest() == before
+    assert [p.requires_grad for p in sam.parameters()] == asks
+    assert all(p.grad is None for p in sam.parameters())
+
+
+@everywhere
+def test_fitting_leaves_the_scans_as_they_were(name: str, fitted: Fitted):
+    support = support_set(1)
+    image, reference = support.cases[0].read_image(), support.cases[0].read_reference()
+    pixels, labels = image.array.copy(), reference.array.copy()
+    few = {"train.iterations": 2} if "train" in settings_of(name) else {}
+    build_method(name, QUICK.get(name, {}) | few).fit(support, fitted(name).backbone)
+    assert np.array_equal(image.array, pixels)
+    assert np.array_equal(reference.array, labels)
+
+
+@everywhere
+def test_a_saved_segmenter_answers_exactly_as_before(name: str, sam: Backbone, fitted: Fitted, tmp_path):
+    segmenter = fitted(name)
+    save(segmenter, tmp_path / "kept", method_name=name, method=quick(name), provenance={})
+    slices = torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(1))
+    again = load(tmp_path / "kept", sam)
+    with torch.inference_mode():
+        assert torch.equal(again(slices), segmenter(slices))
+    image, _ = phantom(7)
+    assert np.array_equal(again.predict(image).array, segmenter.predict(image).array)
+
+
+@everywhere
+def test_slices_of_several_sizes_make_one_support(name: str, sam: Backbone):
+    small, large = phantom_case(0), phantom_case(1)
+    image, reference = large.read_image(), large.read_reference()
+    shape = (image.geometry.shape[0] - 4, *image.geometry.shape[1:])
+    geometry = dataclasses.replace(image.geometry, shape=shape)
+    cut = dataclasses.replace(
+        large,
+        image=dataclasses.replace(image, array=image.array[:, :-4], geometry=geometry),
+        reference=dataclasses.replace(reference, array=reference.array[:-4], geometry=geometry),
+    )
+    few = {"train.iterations": 2} if "train" in settings_of(name) else {}
+    method = build_method(name, QUICK.get(name, {}) | few)
+    found = method.fit(SupportSet((small, cut), LABELS), sam).predict(phantom(7)[0])
+    assert found.array.shape == phantom(7)[0].geometry.shape
+
+
+@everywhere
+def test_settings_come_back_from_json(name: str):
+    method = quick(name)
+    assert build_method(name, json.loads(json.dumps(method_settings(method)))) == method
+
+
+@everywhere
+def test_an_unknown_setting_is_refused_by_name(name: str):
+    with pytest.raises(SettingsError, match=r"colour.*settings are .*slicer"):
+        build_method(name, {"colour": "blue"})
+
+
+@everywhere
+def test_a_plane_that_is_none_is_refused_with_what_was_said(name: str):
+    with pytest.raises(SettingsError, match=r"slicer\.plane = 'oblique'"):
+        build_method(name, {"slicer.plane": "oblique"})
+
+
+def settings_of(name: str) -> dict:
+    return method_settings(METHODS[name]())

@@ -1,0 +1,71 @@
+"""Simulated prompts lie where a careful person would put them."""
+
+import torch
+
+from handful.prompts.heuristics import append_points, boxes, corrective_points, inside_points
+from handful.prompts.prompts import PADDING, Prompts
+
+
+def _rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _masks() -> torch.Tensor:
+    masks = torch.zeros(2, 3, 20, 30, dtype=torch.bool)
+    masks[0, 0, 4:9, 10:20] = True
+    masks[0, 1, 0:2, 0:2] = True
+    masks[1, 0, 19, 29] = True
+    return masks
+
+
+def test_points_lie_inside_and_absent_labels_get_padding() -> None:
+    masks = _masks()
+    prompts = inside_points(masks, 5, _rng())
+    assert prompts.points is not None
+    assert prompts.point_labels is not None
+    x, y = prompts.points.long().unbind(-1)
+    for n in range(2):
+        for k in range(3):
+            if masks[n, k].any():
+                assert masks[n, k, y[n, k], x[n, k]].all()
+                assert (prompts.point_labels[n, k] == 1).all()
+            else:
+                assert (prompts.point_labels[n, k] == PADDING).all()
+
+
+def test_boxes_without_jitter_are_tight() -> None:
+    found = boxes(_masks(), 0.0, _rng())
+    assert found[0, 0].tolist() == [10, 4, 19, 8]
+    assert found[1, 0].tolist() == [29, 19, 29, 19]
+    assert found[1, 2].tolist() == [0, 0, 0, 0]
+
+
+def test_jitter_moves_a_side_by_at_most_its_share_of_the_box() -> None:
+    tight, loose = boxes(_masks(), 0.0, _rng()), boxes(_masks(), 0.1, _rng(4))
+    moved = (loose - tight).abs()[0, 0]
+    assert moved.max() > 0
+    assert (moved <= torch.tensor([1.0, 0.5, 1.0, 0.5])).all()
+
+
+def test_corrections_are_positive_in_what_was_missed_and_negative_in_what_was_invented() -> None:
+    truth = _masks()
+    shown = torch.zeros_like(truth)
+    shown[0, 1] = True
+    prompts = corrective_points(shown, truth, _rng())
+    assert prompts.points is not None
+    assert prompts.point_labels is not None
+    assert prompts.point_labels[0, 0, 0] == 1
+    assert prompts.point_labels[0, 1, 0] == 0
+    x, y = prompts.points[0, 1, 0].long().tolist()
+    assert not truth[0, 1, y, x]
+    assert prompts.point_labels[1, 2, 0] == PADDING
+
+
+def test_appended_points_keep_the_box() -> None:
+    masks = _masks()
+    first = inside_points(masks, 2, _rng())
+    first = Prompts(first.points, first.point_labels, boxes(masks, 0.0, _rng()))
+    both = append_points(first, inside_points(masks, 1, _rng(1)))
+    assert both.points is not None
+    assert both.points.shape == (2, 3, 3, 2)
+    assert both.boxes is first.boxes

@@ -1,0 +1,82 @@
+"""The training loop learns, stops where it should, and goes on after a kill as if nothing had happened."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Generator, Tensor, nn
+
+from handful.errors import SettingsError
+from handful.tuning.loop import TrainConfig, rate, train
+from handful.tuning.run import Run
+
+
+def _problem() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.GELU(), nn.Linear(8, 1))
+
+
+def _loss(model: nn.Module):  # type: ignore[no-untyped-def]
+    def loss(step: int, rng: Generator) -> Tensor:
+        x = torch.randn(16, 4, generator=rng)
+        return ((model(x)[:, 0] - x.sum(dim=1)) ** 2).mean()
+
+    return loss
+
+
+CONFIG = TrainConfig(iterations=40, learning_rate=3e-2, ema=0.9, seed=5)
+
+
+def test_training_lowers_the_loss() -> None:
+    model = _problem()
+    history = train(model, _loss(model), CONFIG)
+    assert len(history.losses) == 40
+    assert sum(history.losses[-5:]) < 0.5 * sum(history.losses[:5])
+
+
+def test_one_seed_gives_one_result() -> None:
+    first, second = _problem(), _problem()
+    train(first, _loss(first), CONFIG)
+    torch.manual_seed(999)
+    train(second, _loss(second), CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("killed_at", [1, 17, 39])
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, killed_at: int) -> None:
+    undisturbed, killed, resumed = _problem(), _problem(), _problem()
+    train(undisturbed, _loss(undisturbed), CONFIG)
+
+    def kill(step: int, total: int, note: str) -> None:
+        if step == killed_at + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(killed, _loss(killed), CONFIG, Run(scratch=tmp_path, report=kill, save_every_s=0.0))
+    steps: list[int] = []
+    train(resumed, _loss(resumed), CONFIG, Run(scratch=tmp_path, report=lambda step, *_: steps.append(step)))
+    assert steps[0] == killed_at + 1
+    assert all(torch.equal(a, b) for a, b in zip(undisturbed.parameters(), resumed.parameters(), strict=True))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_training_leaves_the_callers_random_state_alone() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    model = _problem()
+    torch.set_rng_state(before)
+    train(model, _loss(model), CONFIG)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_rate_climbs_and_falls() -> None:
+    config = TrainConfig(iterations=100, warmup=0.1)
+    assert rate(0, config) == pytest.approx(0.1)
+    assert rate(9, config) == rate(10, config) == 1.0
+    assert rate(99, config) < 0.01
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    model = _problem().requires_grad_(False)
+    with pytest.raises(SettingsError, match="nothing to train"):
+        train(model, _loss(model), CONFIG)
