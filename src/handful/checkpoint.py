@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from handful.backbones.catalog import load_backbone
-from handful.data.cases import SupportSet
-from handful.data.slicing import Slicer
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from handful.backbones.base import Backbone
+from handful.backbones.catalog import BACKBONES, load_backbone
+from handful.data.cases import SupportSet
+from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import CheckpointError, SettingsError
 from handful.methods.base import Method, Segmenter
-from handful.methods.catalog import build_method, method_settings
+from handful.methods.catalog import build_method, method_settings, read_settings
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses newer ones."""
@@ -95,8 +95,8 @@ def load(folder: Path, backbone: Backbone | None = None) -> Segmenter:
         )
     try:
         method = build_method(record.method, record.settings)
-        slicer = TypeAdapter(Slicer, config=ConfigDict(extra="forbid")).validate_python(record.slicer)
-    except (SettingsError, ValidationError) as error:
+        slicer: Slicer = read_settings(Slicer, record.slicer, "slicer")
+    except SettingsError as error:
         raise CheckpointError(f"{folder / RECORD} cannot be used: {error}; fit again") from error
     return method.restore(Labels.of(record.labels), slicer, backbone, weights)
 
@@ -123,8 +123,11 @@ def _read_record(folder: Path) -> Record:
     found = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(found, int) and found > FORMAT:
         raise CheckpointError(f"{folder} has format {found}, this handful reads up to {FORMAT}; update handful")
+    unknown = sorted(raw.keys() - {field.name for field in dataclasses.fields(Record)}) if isinstance(raw, dict) else []
+    if unknown:
+        raise CheckpointError(f"{folder / RECORD} says more than this handful knows: {', '.join(unknown)}; fit again")
     try:
-        record: Record = TypeAdapter(Record, config=ConfigDict(extra="forbid")).validate_python(raw)
+        record = TypeAdapter(Record).validate_python(raw)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise CheckpointError(f"{folder / RECORD} does not describe a segmenter ({wrong}); fit again") from error
@@ -183,7 +186,8 @@ def _versions() -> dict[str, str]:
 def _card(record: Record, size: int) -> str:
     labels = "\n".join(f"- {value}: {name}" for value, name in record.labels.items())
     support = "\n".join(f"- {_support_line(case)}" for case in record.provenance.get("support", ["not recorded"]))
-    licence = record.provenance.get("backbone_licence", f"see where the weights {record.backbone!r} come from")
+    known = BACKBONES.get(record.backbone)
+    licence = known.licence if known else f"as where the weights {record.backbone!r} come from says"
     return f"""# Segmenter: {", ".join(record.labels.values())}
 
 Fitted by handful {record.versions["handful"]} with the method `{record.method}` on the backbone `{record.backbone}`

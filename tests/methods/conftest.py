@@ -1,9 +1,16 @@
 """Backbones small enough to fit every method in seconds."""
 
 import pytest
-import tiny_models
+import torch
 
+import tiny_models
 from handful.backbones.base import Backbone
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test draws its random slices anew from one seed."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,8 @@ class ImageEmbeddings:
         """Each slice `times` times in a row, as one row an object."""
         return replace(self, features=tuple(f.repeat_interleave(times, dim=0) for f in self.features))
 
-    def to(self, *args: torch.device | torch.dtype | str) -> ImageEmbeddings:
-        return replace(self, features=tuple(f.to(*args) for f in self.features))
+    def to(self, target: torch.device | torch.dtype | str) -> ImageEmbeddings:
+        return replace(self, features=tuple(f.to(target) for f in self.features))
 
     @staticmethod
     def cat(parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:
@@ -170,6 +170,10 @@ class Backbone(nn.Module, ABC):
                 "these embeddings are of slices of several sizes; use decode_square, or one size at a time"
             )
         return self.to_slice(self.decode_square(image, prompt).logits, image.size)
+
+    def encoding_parts(self) -> tuple[nn.Module, ...]:
+        """All modules that `encode` runs through: their weights decide what the embeddings are."""
+        return (self.image_encoder,)
 
     def fork(self) -> Backbone:
         """A backbone that shares this one's image encoder and owns copies of all the rest, free to be tuned."""

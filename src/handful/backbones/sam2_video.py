@@ -12,101 +12,29 @@ from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
 
 from handful.backbones.base import ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone, PromptEmbeddings
-from handful.backbones.framing import from_square, into_square, normalised, points_in_square
+from handful.backbones.framing import from_square, into_square
+from handful.backbones.sam2 import Sam2Backbone
 from handful.errors import SettingsError
-from handful.prompts.prompts import PADDING, Prompts
+from handful.prompts.prompts import PADDING
 
 NOT_SEEN = -1024.0
 """Mask logit of an object whose score says it is not in the slice, as in SAM 2."""
 
 
-class Sam2VideoBackbone(MemoryBackbone):
-    """SAM 2 of any size, or handful-tiny. Slices are resized to the model's square, aspect not kept, as SAM 2 does."""
+class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
+    """SAM 2 of any size with its memory, or handful-tiny."""
 
     def __init__(self, model: Sam2VideoModel, name: str) -> None:
-        super().__init__()
-        self.model = model.eval().requires_grad_(False)
-        self.name = name
-        self.side = int(model.config.image_size)
-        self.feature_side = int(model.config.vision_config.backbone_feature_sizes[-1][0])
-        self.mask_side = 4 * self.feature_side
-        self.channels = int(model.config.vision_config.fpn_hidden_size)
-
-    @property
-    def image_encoder(self) -> torch.nn.Module:  # type: ignore[override]
-        return self.model.vision_encoder
-
-    @property
-    def prompt_encoder(self) -> torch.nn.Module:  # type: ignore[override]
-        return self.model.prompt_encoder
-
-    @property
-    def mask_decoder(self) -> torch.nn.Module:  # type: ignore[override]
-        return self.model.mask_decoder
-
-    def encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
-        pixels = normalised(into_square(slices, self.side))
-        levels = list(self.model.vision_encoder(pixels).fpn_hidden_states)
-        levels[0] = self.model.mask_decoder.conv_s0(levels[0])
-        levels[1] = self.model.mask_decoder.conv_s1(levels[1])
-        return ImageEmbeddings(tuple(levels), (slices.shape[-2], slices.shape[-1]))
-
-    def embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
-        points, labels, boxes = points_in_square(prompts, size, self.side)
-        n, k = _leading(prompts)
-        sparse, _ = self.prompt_encoder(points, labels, boxes, None)
-        if sparse is None:
-            sparse = torch.zeros(n, k, 0, self.channels, device=self.device)
-        if prompts.masks is None:
-            return PromptEmbeddings(sparse)
-        masks = into_square(prompts.masks.flatten(0, 1)[:, None], self.mask_side)
-        dense = self.prompt_encoder.mask_embed(masks)
-        return PromptEmbeddings(sparse, rearrange(dense, "(n k) c h w -> n k c h w", n=n))
-
-    def decode_square(
-        self, image: ImageEmbeddings, prompt: PromptEmbeddings, multimask: bool = False
-    ) -> MaskPrediction:
-        n, k = prompt.sparse.shape[:2]
-        sparse, dense = prompt.sparse, prompt.dense
-        main = image.main if image.recalled else image.main + self._no_memory()
-        image = replace(image, features=(*image.features[:-1], main))
-        if dense is not None:  # one dense map a label: fold the labels into the batch
-            image = image.repeat_interleave(k)
-            sparse, dense = rearrange(sparse, "n k t c -> (n k) 1 t c"), rearrange(dense, "n k c h w -> (n k) c h w")
-        else:
-            dense = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
-        masks, iou, tokens, score = self.mask_decoder(
-            image_embeddings=image.main,
-            image_positional_embeddings=self.position_encoding().expand(len(image), -1, -1, -1),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-            high_resolution_features=list(image.features[:2]),
-        )
-        best = iou.argmax(dim=2, keepdim=True)
-        side = masks.shape[-1]
-        masks = masks.gather(2, best[..., None, None].expand(-1, -1, -1, side, side))
-        tokens = tokens.gather(2, best[..., None].expand(-1, -1, -1, tokens.shape[-1]))
-        iou = iou.gather(2, best)
-        return MaskPrediction(
-            masks.reshape(n, k, side, side), iou.reshape(n, k), score.reshape(n, k), tokens.reshape(n, k, -1)
-        )
-
-    def to_square(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
-        return into_square(masks, side)
-
-    def to_slice(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
-        return from_square(logits, size)
-
-    def position_encoding(self) -> Float[Tensor, "1 c f f"]:
-        return self.model.get_image_wide_positional_embeddings().detach()
+        super().__init__(model, name)
 
     def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"]) -> Memory:
         truth = (into_square((masks[:, None] > 0).float(), self.side) > 0.5).float()
         shown = truth.flatten(1).amax(dim=1, keepdim=True)
         # As SAM 2 does it: the mask goes through the decoder once, as a dense prompt, to give the object its pointer.
         hint = into_square(self.model.mask_downsample(truth), self.mask_side)
-        seen = self._decode_alone(replace(image, recalled=True), self.prompt_encoder.mask_embed(hint), multimask=True)
+        seen = self._decode_alone(
+            replace(image, recalled=True), self.model.prompt_encoder.mask_embed(hint), multimask=True
+        )
         pointer = shown * self._pointer(seen) + (1 - shown) * self.model.no_object_pointer
         return self._memory(image, truth, pointer, shown, distance=0)
 
@@ -135,7 +63,7 @@ class Sam2VideoBackbone(MemoryBackbone):
         return replace(image, features=(*image.features[:-1], main), recalled=True)
 
     def decode_recalled(self, image: ImageEmbeddings) -> MaskPrediction:
-        no_mask = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+        no_mask = self.model.prompt_encoder.no_mask_embed.weight[:, :, None, None]
         config = self.model.config
         multimask = config.multimask_output_in_sam and config.multimask_output_for_tracking
         return self._decode_alone(image, no_mask, bool(multimask))
@@ -144,7 +72,7 @@ class Sam2VideoBackbone(MemoryBackbone):
         """One object a row, no click: SAM 2 shows the decoder one empty point, and the prompt encoder adds another."""
         points = torch.zeros(len(image), 1, 1, 2, device=self.device)
         labels = torch.full((len(image), 1, 1), PADDING, device=self.device, dtype=torch.int)
-        sparse, _ = self.prompt_encoder(points, labels, None, None)
+        sparse, _ = self.model.prompt_encoder(points, labels, None, None)
         dense = dense.expand(len(image), -1, self.feature_side, self.feature_side)
         return self.decode_square(image, PromptEmbeddings(sparse, dense[:, None]), multimask)
 
@@ -169,7 +97,8 @@ class Sam2VideoBackbone(MemoryBackbone):
         assert seen.object_score is not None
         shown = (seen.object_score > 0).to(seen.tokens)
         pointer: Tensor = self.model.object_pointer_proj(seen.tokens[:, 0])
-        return shown * pointer + (1 - shown) * self.model.no_object_pointer
+        none: Tensor = self.model.no_object_pointer
+        return shown * pointer + (1 - shown) * none
 
     def _pointer_tokens(self, memory: Memory) -> tuple[Float[Tensor, "t o 64"], Float[Tensor, "t o 64"]]:
         """Pointers cut into pieces of the memory's width, with the time that has passed as their position."""
@@ -186,20 +115,11 @@ class Sam2VideoBackbone(MemoryBackbone):
     def _time(self, distance: tuple[int, ...]) -> Float[Tensor, "m 64"]:
         """Row d - 1 of the table for a neighbour d slices away, the last row for support slices."""
         rows = [d - 1 for d in distance]
-        return self.model.memory_temporal_positional_encoding[rows, 0, 0]
+        table: Tensor = self.model.memory_temporal_positional_encoding
+        return table[rows, 0, 0]
 
     def _sine_position(self, features: Tensor) -> Tensor:
         encoding: Tensor = self.model.vision_encoder.neck.position_encoding(
             features.shape, features.device, features.dtype
         )
         return encoding.expand_as(features)
-
-    def _no_memory(self) -> Float[Tensor, "1 c 1 1"]:
-        return rearrange(self.model.no_memory_embedding, "1 1 c -> 1 c 1 1")
-
-
-def _leading(prompts: Prompts) -> tuple[int, int]:
-    for tensor in (prompts.points, prompts.boxes, prompts.masks):
-        if tensor is not None:
-            return tensor.shape[0], tensor.shape[1]
-    raise SettingsError("empty prompts: give points, boxes or masks")

@@ -1,4 +1,4 @@
-"""One scan or label map in a file: verified when read, complete or absent when written, its format told by the suffix."""
+"""One scan or label map in a file: verified when read, written completely or not at all, its format told by suffix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from handful.data.itk import itk_geometry, read_itk, write_itk
 from handful.data.nifti import nifti_geometry, nifti_notes, read_nifti, write_nifti
 from handful.data.pictures import picture_geometry, read_label_picture, read_picture, write_picture
 from handful.data.verified import MAX_BYTES, open_file
-from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
+from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import InputError, LabelError, UnsupportedInput
 
 
@@ -114,20 +114,6 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def require_finite(array: NDArray[Any], what: str) -> None:
-    """Raises UnsupportedInput, with count and first place, where voxels are not finite."""
-    if array.dtype.kind != "f":
-        return
-    finite = np.isfinite(array)
-    if not finite.all():
-        count = int(finite.size - finite.sum())
-        first = tuple(int(index) for index in np.unravel_index(int(finite.argmin()), finite.shape)[1:])
-        raise UnsupportedInput(
-            f"{what}: {count} of {finite.size} voxels are NaN or infinite, the first at {first}; "
-            "replace them by the background's value"
-        )
-
-
 def require_known(classes: NDArray[Any], labels: Labels, what: str) -> None:
     """Raises LabelError, with counts and slices, where a voxel holds neither 0, IGNORE nor a value of `labels`."""
     unknown = [int(v) for v in np.unique(classes) if v not in (0, IGNORE, *labels.values)]
@@ -187,15 +173,16 @@ def _require_orthogonal(path: Path, geometry: Geometry) -> None:
     axes = geometry.affine[:3, :3] / geometry.spacing
     shear = float(np.abs(axes.T @ axes - np.eye(3)).max())
     if shear > 1e-3:
+        angle = float(np.degrees(np.arcsin(min(shear, 1.0))))
         raise UnsupportedInput(
-            f"{path}: sheared grid, two of its axes are {np.degrees(np.arcsin(min(shear, 1.0))):.2f} degrees off the right "
-            "angle; resample it onto a grid with right angles"
+            f"{path}: sheared grid, two axes are {angle:.2f} degrees off the right angle; "
+            "resample it onto a grid with right angles"
         )
 
 
 def _whole_numbers(array: NDArray[Any], path: Path) -> NDArray[Any]:
     """Voxels as 16- or 32-bit integers, writable; rounded where they are within 1e-3 of a whole number."""
-    require_finite(array[None], str(path))
+    require_finite(array, str(path))
     whole = np.rint(array) if array.dtype.kind == "f" else array
     if array.dtype.kind == "f" and (off := np.abs(array - whole) > 1e-3).any():
         values = ", ".join(f"{value:.6g}" for value in np.unique(array[off])[:5])
@@ -207,7 +194,7 @@ def _whole_numbers(array: NDArray[Any], path: Path) -> NDArray[Any]:
     if lowest < IGNORE or highest >= 2**31:
         wrong = lowest if lowest < IGNORE else highest
         raise LabelError(
-            f"{path}: label value {wrong} ({_where(whole, wrong)}); labels are whole numbers from 0 up, {IGNORE} unlabelled"
+            f"{path}: label value {_where(whole, wrong)}; labels are whole numbers from 0 up, {IGNORE} is unlabelled"
         )
     return whole.astype(np.int16 if highest < 2**15 else np.int32)
 
@@ -231,9 +218,8 @@ def _apply_sidecar(classes: NDArray[Any], path: Path) -> None:
     except (ValueError, KeyError, TypeError):
         valid = False
     if not valid:
-        raise InputError(
-            f'{sidecar}: must be {{"axis": 0, 1 or 2, "labelled": [slice numbers]}} within a {classes.shape} grid; correct it'
-        )
+        form = '{"axis": 0, 1 or 2, "labelled": [slice numbers]}'
+        raise InputError(f"{sidecar}: must be {form} on a {classes.shape} grid; correct it")
     unlabelled = np.ones(classes.shape[axis], dtype=bool)
     unlabelled[labelled] = False
     np.moveaxis(classes, axis, 0)[unlabelled] = IGNORE

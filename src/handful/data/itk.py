@@ -1,4 +1,4 @@
-"""NRRD and MetaImage files by SimpleITK, which reads some cut-off files without complaint: so the payload is verified first."""
+"""NRRD and MetaImage files by SimpleITK, after the voxels' bytes are verified: ITK misses some damage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813 - the name everybody knows it by
 from numpy.typing import NDArray
 
 from handful.data.verified import open_file, verify_payload
@@ -47,14 +47,17 @@ def itk_geometry(path: Path) -> Geometry:
     if reader.GetNumberOfComponents() != 1:
         raise UnsupportedInput(f"{path}: {reader.GetNumberOfComponents()} values a voxel; save one real-valued channel")
     if any(n != 1 for n in size[3:]):
-        raise UnsupportedInput(f"{path}: {dimension}D, shape {size}, where one volume is expected; split it into 3D files")
+        raise UnsupportedInput(f"{path}: {dimension}D, shape {size}, where one volume is expected; split it into 3D")
     affine = np.eye(4)
     axes = min(dimension, 3)
     direction = np.array(reader.GetDirection()).reshape(dimension, dimension)[:axes, :axes]
     affine[:axes, :axes] = direction * np.array(reader.GetSpacing())[:axes]
     affine[:axes, 3] = reader.GetOrigin()[:axes]
     i, j, k = (*size, 1)[:3]
-    return Geometry((i, j, k), _LPS_TO_RAS @ affine)
+    try:
+        return Geometry((i, j, k), _LPS_TO_RAS @ affine)
+    except UnsupportedInput as error:
+        raise UnsupportedInput(f"{path}: {error}") from error
 
 
 def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
@@ -66,7 +69,10 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     image.SetSpacing(geometry.spacing.tolist())
     image.SetDirection((affine[:3, :3] / geometry.spacing).ravel().tolist())
     image.SetOrigin(affine[:3, 3].tolist())
-    sitk.WriteImage(image, str(path), useCompression=True)
+    try:
+        sitk.WriteImage(image, str(path), useCompression=True)
+    except RuntimeError as error:
+        raise OSError(f"{path}: cannot be written ({_reason(error)})") from error
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def _nrrd_payload(path: Path, start: bytes) -> _Payload:
         header, blank, _ = start.partition(b"\r\n\r\n")
     lines = (line.partition(":") for line in header.decode("latin1").splitlines()[1:] if not line.startswith("#"))
     fields = {name.strip().lower(): value.strip() for name, colon, value in lines if colon}
-    if int(fields["dimension"]) >= 3 and not ("space" in fields and "space directions" in fields):
+    if int(fields["dimension"]) == 3 and not ("space" in fields and "space directions" in fields):
         raise UnsupportedInput(f"{path}: no space directions, so left and right are unknown; set them in the header")
     if fields["encoding"].lower() not in ("raw", "gzip", "gz"):
         raise UnsupportedInput(f"{path}: encoding {fields['encoding']!r}; save it as raw or gzip")
@@ -118,9 +124,9 @@ def _meta_payload(path: Path, start: bytes) -> _Payload:
     lines = (line.partition("=") for line in start[: match.start()].decode("latin1").splitlines())
     fields = {name.strip(): value.strip() for name, equals, value in lines if equals}
     if fields.get("BinaryData", "True").lower() not in ("true", "t", "1") or int(fields.get("HeaderSize", "0")) > 0:
-        raise UnsupportedInput(f"{path}: voxels as text or after a foreign header; save header and voxels in one .mha file")
+        raise UnsupportedInput(f"{path}: voxels as text or after a foreign header; save one binary .mha file")
     item = _META_BYTES[fields["ElementType"].removeprefix("MET_").removesuffix("_ARRAY").removeprefix("U")]
-    size = math.prod(int(n) for n in fields["DimSize"].split()) * item * int(fields.get("ElementNumberOfChannels", "1"))
+    size = math.prod(int(n) for n in fields["DimSize"].split()) * int(fields.get("ElementNumberOfChannels", "1")) * item
     compressed = fields.get("CompressedData", "False").lower() in ("true", "t", "1")
     where = match.group(1).decode("latin1")
     if where.upper() == "LOCAL":

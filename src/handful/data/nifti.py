@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 import gzip
+import math
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from handful.data.verified import Inflated, is_gzip, open_file, read_head, read_verified
 from handful.data.volume import Geometry
 from handful.errors import DamagedFile, UnsupportedInput
 
-_HEADER = 540
-"""Bytes of the longer header, NIfTI-2; the voxels of a NIfTI-1 of fewer bytes than that would be a handful."""
-_NIFTI1_HEADER = 348
+_NIFTI1_HEADER, _NIFTI2_HEADER = 348, 540
+"""Bytes, as both headers state themselves in their first field."""
 
 
 def read_nifti(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
     """Voxels (1, i, j, k) and grid; integers stay as stored, scaled voxels become floats."""
-    header: Any = None
-
-    def declared(head: bytes) -> int:
-        nonlocal header
-        header = _parse(path, head)
-        shape, dtype = header.get_data_shape(), header.get_data_dtype()
-        if not shape or min(shape) < 1:
-            raise DamagedFile(f"{path}: header declares the shape {shape}; repair the header")
-        return int(header.get_data_offset()) + int(np.prod([int(n) for n in shape], dtype=object)) * dtype.itemsize
-
-    content = read_verified(path, _header_size(path), declared, max_bytes)
-    geometry = _geometry(path, header)
-    dtype = header.get_data_dtype()
+    header = _read_header(path)
+    geometry, dtype, offset = _geometry(path, header), header.get_data_dtype(), int(header.get_data_offset())
     if dtype.fields is not None or dtype.kind not in "iuf":
         kind = "RGB" if dtype.fields is not None else f"{dtype}"
         raise UnsupportedInput(f"{path}: voxels are {kind}, not grey; save one real-valued channel")
-    stored = np.frombuffer(content, dtype, count=int(np.prod(geometry.shape)), offset=int(header.get_data_offset()))
+    count = math.prod(geometry.shape)
+    content = read_verified(path, offset + count * dtype.itemsize, max_bytes)
+    stored = np.frombuffer(content, dtype, count, offset)
     array = stored.astype(dtype.newbyteorder("="), copy=False).reshape(geometry.shape, order="F")
     return _scaled(array, *header.get_slope_inter())[None], geometry
 
@@ -55,11 +48,15 @@ def nifti_notes(path: Path) -> list[str]:
             notes.append(f"{path}: named .gz but not compressed; read as it is")
     header = _read_header(path)
     if header["sform_code"] > 0 and header["qform_code"] > 0:
-        shape = _spatial_shape(path, header)
-        sform, qform = Geometry(shape, header.get_sform()), Geometry(shape, header.get_qform())
-        if (distance := sform.corner_distance(qform)) > 0.1 * float(sform.spacing.min()):
-            notes.append(f"{path}: qform and sform lie up to {distance:.3g} mm apart; the sform is used")
-    if (unit := header.get_xyzt_units()[0]) not in ("mm", "unknown"):
+        sform = _geometry(path, header)
+        try:
+            distance = sform.corner_distance(Geometry(sform.shape, header.get_qform()))
+        except (ValueError, UnsupportedInput):
+            notes.append(f"{path}: the qform is broken; the sform is used")
+        else:
+            if distance > 0.1 * float(sform.spacing.min()):
+                notes.append(f"{path}: qform and sform lie up to {distance:.3g} mm apart; the sform is used")
+    if unit := {1: "metres", 3: "micrometres"}.get(int(header["xyzt_units"]) & 7):
         notes.append(f"{path}: spacing is declared in {unit}, but read as mm; rescale the header")
     return notes
 
@@ -85,8 +82,9 @@ def _header_size(path: Path) -> int:
     """348 for NIfTI-1 and for anything else but NIfTI-2, so that a tiny file is not taken for a truncated one."""
     with open_file(path) as file:
         stream = Inflated(file, path) if is_gzip(file) else file
-        sizeof_hdr = stream.read(4)
-    return _HEADER if _HEADER in (int.from_bytes(sizeof_hdr, "little"), int.from_bytes(sizeof_hdr, "big")) else _NIFTI1_HEADER
+        start = stream.read(4)
+    stated = (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
+    return _NIFTI2_HEADER if _NIFTI2_HEADER in stated else _NIFTI1_HEADER
 
 
 def _read_header(path: Path) -> Any:
@@ -101,8 +99,8 @@ def _parse(path: Path, head: bytes) -> Any:
     if head[344:348] != b"n+1\0" and head[4:8] != b"n+2\0":
         raise DamagedFile(f"{path}: not a NIfTI file, it starts with {head[:16]!r}; check where it came from")
     try:
-        return (nib.Nifti2Header if len(head) == _HEADER else nib.Nifti1Header)(head)
-    except (nib.spatialimages.HeaderDataError, nib.wrapstruct.WrapStructError) as error:
+        return (nib.Nifti2Header if len(head) == _NIFTI2_HEADER else nib.Nifti1Header)(head)
+    except (HeaderDataError, WrapStructError) as error:
         raise DamagedFile(f"{path}: impossible header ({error}); repair the header") from error
 
 
@@ -112,6 +110,8 @@ def _spatial_shape(path: Path, header: Any) -> tuple[int, int, int]:
         raise UnsupportedInput(
             f"{path}: {len(shape)}D, shape {shape}, where one volume is expected; split it into 3D files, one a frame"
         )
+    if not shape or min(shape) < 1:
+        raise DamagedFile(f"{path}: header declares the shape {shape}; repair the header")
     i, j, k = (*shape, 1, 1)[:3]
     return i, j, k
 
@@ -123,17 +123,17 @@ def _geometry(path: Path, header: Any) -> Geometry:
             f"{path}: neither qform nor sform, so left and right are unknown; set one of them in the header"
         )
     try:
-        affine = header.get_best_affine()
-    except (nib.spatialimages.HeaderDataError, ValueError) as error:
+        return Geometry(shape, np.asarray(header.get_best_affine(), np.float64))
+    except (HeaderDataError, ValueError) as error:
         raise DamagedFile(f"{path}: impossible orientation ({error}); repair the header") from error
-    return Geometry(shape, np.asarray(affine, np.float64))
+    except UnsupportedInput as error:
+        raise UnsupportedInput(f"{path}: {error}") from error
 
 
 def _scaled(array: NDArray[Any], slope: float | None, inter: float | None) -> NDArray[Any]:
     if slope is None or (slope == 1 and not inter):
         return array
     # 32-bit floats hold every 16-bit integer; wider voxels need 64
-    scaled = array.astype(np.float32 if array.dtype.itemsize <= 2 else np.float64)
-    scaled *= slope
-    scaled += inter or 0.0
+    wide: Any = np.float32 if array.dtype.itemsize <= 2 else np.float64
+    scaled: NDArray[Any] = array.astype(wide) * wide(slope) + wide(inter or 0.0)
     return scaled

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ from handful.errors import DamagedFile, UnsupportedInput
 
 _GREY = {"1": "L", "L": "L", "LA": "L", "La": "L", "I;16": "I;16", "I;16B": "I;16B", "I": "I", "F": "F"}
 """Pillow's modes of one channel, and the mode without alpha; all others become RGB."""
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, tifffile.TiffFileError, Image.DecompressionBombError)
-"""What Pillow, zlib and tifffile raise on a broken file: there is no common parent."""
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error)
+"""What Pillow and tifffile raise on broken files, as a fuzzer found: there is no common parent."""
 
 
 def read_picture(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
@@ -41,7 +43,7 @@ def read_label_picture(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geomet
         image = _open(path, max_bytes)
         pixels, mode = np.asarray(image), image.mode
     if mode not in ("1", "L", "P", "I", "F", "I;16", "I;16B"):
-        raise UnsupportedInput(f"{path}: labels drawn in colour ({mode}); save one channel that holds the label's number")
+        raise UnsupportedInput(f"{path}: labels drawn in colour ({mode}); save one channel of label numbers")
     return _on_grid(path, pixels.astype(np.uint8) if mode == "1" else pixels)
 
 
@@ -59,7 +61,7 @@ def write_picture(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     """One slice of 8-bit grey or colour, or of 16-bit grey, without loss: .png, .bmp (8 bit), .tif (any depth)."""
     expected = _geometry(*geometry.shape[:2])
     if geometry.shape[2] != 1 or expected.corner_distance(geometry) > 1e-3:
-        raise UnsupportedInput(f"{path}: a picture cannot keep the grid {geometry.shape} in space; write .nii.gz instead")
+        raise UnsupportedInput(f"{path}: a picture cannot keep the grid {geometry.shape} in space; write .nii.gz")
     pixels = np.ascontiguousarray(array[0, :, :, 0].T if len(array) == 1 else array[..., 0].transpose(2, 1, 0))
     suffix = path.suffix.lower()
     if suffix in (".tif", ".tiff"):
@@ -78,12 +80,12 @@ def _open(path: Path, max_bytes: int) -> Image.Image:
     if len(content) > max_bytes:
         raise DamagedFile(f"{path}: larger than the {max_bytes:,} bytes allowed; cut it into tiles")
     image = _identify(path, io.BytesIO(content))
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview
-        raise UnsupportedInput(f"{path}: a stack of {frames} pictures without spacing; save it as one .nii.gz")
     if image.width * image.height * 4 > max_bytes:
-        raise DamagedFile(f"{path}: {image.size} pixels need more than the {max_bytes:,} bytes allowed; cut it into tiles")
+        raise DamagedFile(f"{path}: {image.size} pixels, more than {max_bytes:,} bytes allow; cut it into tiles")
     try:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview
+            raise UnsupportedInput(f"{path}: a stack of {frames} pictures without spacing; save it as one .nii.gz")
         if image.format == "PNG":
             image.verify()  # checks every chunk's CRC, which load() does not; spends the image
             image = _identify(path, io.BytesIO(content))
@@ -127,10 +129,12 @@ def _read_tiff(path: Path, max_bytes: int) -> NDArray[Any]:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
             if page.nbytes > max_bytes:
-                raise DamagedFile(f"{path}: {page.nbytes:,} bytes, more than the {max_bytes:,} allowed; cut it into tiles")
+                raise DamagedFile(f"{path}: {page.nbytes:,} bytes, {max_bytes:,} are allowed; cut it into tiles")
             pixels, axes = page.asarray(), page.axes
     except _BROKEN as error:
         raise DamagedFile(f"{path}: truncated or damaged TIFF ({error}); fetch the file anew") from error
+    if pixels.ndim != len(axes):
+        raise DamagedFile(f"{path}: pixels are missing; fetch the file anew")
     if axes == "SYX":
         pixels, axes = pixels.transpose(1, 2, 0), "YXS"
     if axes == "YXS" and pixels.shape[2] in (3, 4):

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import nibabel as nib
 import numpy as np
@@ -15,15 +15,21 @@ from jaxtyping import Float, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handful.data.volume import Geometry, LabelMap, Labels, Volume
+from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import GeometryMismatch, SettingsError, UnsupportedInput
 
 Plane = Literal["auto", "axial", "coronal", "sagittal"]
 Window = Literal["auto", "percentile", "ct-soft", "ct-bone", "ct-lung", "ct-brain", "none"]
 
+_Choice = TypeVar("_Choice", bound=str)
 _ORDER = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
 """Axes of the slices, rows and columns of a plane, among the anatomical axes (left, posterior, inferior)."""
-_HOUNSFIELD = {"ct-soft": (-160.0, 240.0), "ct-bone": (-500.0, 1300.0), "ct-lung": (-1000.0, 400.0), "ct-brain": (0.0, 80.0)}
+_HOUNSFIELD = {
+    "ct-soft": (-160.0, 240.0),
+    "ct-bone": (-500.0, 1300.0),
+    "ct-lung": (-1000.0, 400.0),
+    "ct-brain": (0.0, 80.0),
+}
 _PERCENTILES = (0.5, 99.5)
 _SAMPLE = 2_000_000
 """Voxels that percentiles are taken from."""
@@ -74,10 +80,11 @@ class Slicer:
 
     def view(self, volume: Volume) -> SliceView:
         """The volume as a stack of slices, none of them copied yet; what is still "auto" is chosen for this volume."""
+        require_finite(volume.array, "volume")
         slicer = self.resolve([volume])
         if slicer.neighbours and volume.array.shape[0] != 1:
             raise UnsupportedInput(
-                f"neighbouring slices need a grey volume, this one has {volume.array.shape[0]} channels; set neighbours=False"
+                f"neighbouring slices need a grey volume, not {volume.array.shape[0]} channels; set neighbours=False"
             )
         low, high = _limits(volume, slicer.window)
         return SliceView(volume, slicer.plane, low, high, slicer.neighbours)
@@ -94,7 +101,7 @@ class Slicer:
         target = _anatomical(stacked, geometry).transpose(_ORDER[plane])
         if target.shape != classes.shape:
             raise GeometryMismatch(
-                f"{classes.shape} slices for a volume of {target.shape} {plane} slices; stack with the slicer that cut them"
+                f"{classes.shape} slices for {target.shape} {plane} ones; stack with the slicer that cut them"
             )
         target[...] = classes
         return LabelMap(stacked, geometry, labels)
@@ -165,7 +172,7 @@ def _axes(geometry: Geometry) -> list[int]:
 def _anatomical(array: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
     """A view of an (i, j, k) array whose axes run to the patient's left, back and feet."""
     if array.shape != geometry.shape:
-        raise GeometryMismatch(f"array of shape {array.shape} on a {geometry.shape} grid; give one of the volume's shape")
+        raise GeometryMismatch(f"array of shape {array.shape} on a {geometry.shape} grid; give one of that shape")
     towards = nib.orientations.io_orientation(geometry.affine)[:, 1]  # 1 where an axis runs right, front or up
     flips = tuple(slice(None, None, -1 if direction > 0 else 1) for direction in towards)
     return array[flips].transpose(_axes(geometry))
@@ -188,7 +195,7 @@ def _best_window(volume: Volume) -> Window:
     return "none" if volume.array.dtype == np.uint8 and volume.array.shape[0] == 3 else "percentile"
 
 
-def _most[T: str](votes: Counter[T]) -> T:
+def _most(votes: Counter[_Choice]) -> _Choice:
     return min(votes, key=lambda choice: (-votes[choice], choice))  # no matter which volume came first
 
 
@@ -206,8 +213,6 @@ def _limits(volume: Volume, window: Window | tuple[float, float]) -> tuple[float
     low, high = np.percentile(signal, _PERCENTILES).tolist() if signal.size else (0.0, 0.0)
     if low == high:
         low, high = float(volume.array.min()), float(volume.array.max())
-    if not math.isfinite(high - low):
-        raise UnsupportedInput("the volume holds NaN or infinite voxels; replace them by the background's value")
     return low, high
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from handful.errors import DamagedFile, InputError
 
@@ -16,7 +17,7 @@ _SURPLUS = 2**20
 """Bytes a stream may hold beyond what its header declares: padding, not a bomb."""
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """The file, open for reading; InputError where it is not there or may not be read."""
     try:
         return path.open("rb")
@@ -26,24 +27,18 @@ def open_file(path: Path) -> BinaryIO:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check that it is a file you may read") from error
 
 
-def read_verified(path: Path, header: int, declared: Callable[[bytes], int], max_bytes: int) -> bytearray:
-    """The first `declared(head)` bytes of a file, inflated where its magic bytes say gzip.
+def read_verified(path: Path, size: int, max_bytes: int) -> bytearray:
+    """The first `size` bytes of a file, which its header declares; inflated where the magic bytes say gzip.
 
-    `declared` gets the first `header` bytes, returns how long the content must be, and may raise for a foreign file.
-    Nothing is allocated before that length is known to be within `max_bytes`.
+    Nothing is allocated before `size` is known to be within `max_bytes`.
     """
+    _require_bounded(path, size, max_bytes)
+    content, filled = bytearray(size), 0
     with open_file(path) as file:
-        stream = Inflated(file, path) if is_gzip(file) else file
-        head = read_head(stream, path, header)
-        size = declared(head)
-        _require_bounded(path, size, max_bytes)
-        content = bytearray(size)
-        content[: len(head)] = head
-        filled = len(head)
-        for piece in _pieces(stream, path, filled, size):
+        for piece in _pieces(Inflated(file, path) if is_gzip(file) else file, path, size):
             content[filled : filled + len(piece)] = piece
             filled += len(piece)
-        return content
+    return content
 
 
 def verify_payload(path: Path, offset: int, size: int, compressed: bool, max_bytes: int) -> None:
@@ -51,7 +46,7 @@ def verify_payload(path: Path, offset: int, size: int, compressed: bool, max_byt
     _require_bounded(path, size, max_bytes)
     with open_file(path) as file:
         file.seek(offset)
-        for _ in _pieces(Inflated(file, path) if compressed else file, path, 0, size):
+        for _ in _pieces(Inflated(file, path) if compressed else file, path, size):
             pass
 
 
@@ -62,7 +57,7 @@ def is_gzip(file: BinaryIO) -> bool:
     return magic == b"\x1f\x8b"
 
 
-def read_head(stream: Readable, path: Path, header: int) -> bytes:
+def read_head(stream: BufferedReader | Inflated, path: Path, header: int) -> bytes:
     """The first `header` bytes; DamagedFile where there are fewer."""
     head = b""
     while len(head) < header and (piece := stream.read(header - len(head))):
@@ -70,12 +65,6 @@ def read_head(stream: Readable, path: Path, header: int) -> bytes:
     if len(head) < header:
         raise DamagedFile(f"{path}: ends after {len(head)} bytes, inside its {header}-byte header; fetch the file anew")
     return head
-
-
-class Readable(Protocol):
-    """What a plain file and an inflated one have in common."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 class Inflated:
@@ -119,7 +108,7 @@ class Inflated:
             self._waiting = rest
             self._restart()
         else:
-            raise DamagedFile(f"{self._path}: foreign bytes after the end of the compressed stream; fetch the file anew")
+            raise DamagedFile(f"{self._path}: foreign bytes after the compressed stream; fetch the file anew")
 
 
 def _require_bounded(path: Path, size: int, max_bytes: int) -> None:
@@ -130,13 +119,14 @@ def _require_bounded(path: Path, size: int, max_bytes: int) -> None:
         )
 
 
-def _pieces(stream: Readable, path: Path, done: int, size: int) -> Iterator[bytes]:
-    """The content from byte `done` to `size`; then the rest of a compressed stream is read for its checksum."""
+def _pieces(stream: BufferedReader | Inflated, path: Path, size: int) -> Iterator[bytes]:
+    """The first `size` bytes; then the rest of a compressed stream is read for its checksum."""
+    done = 0
     while done < size:
         piece = stream.read(min(_CHUNK, size - done))
         if not piece:
             raise DamagedFile(
-                f"{path}: file ends after {done / size:.0%} of its content ({done:,} of {size:,} bytes); "
+                f"{path}: file ends after {100 * done / size:.0f} % of its content ({done:,} of {size:,} bytes); "
                 "fetch the file anew"
             )
         done += len(piece)

@@ -34,7 +34,7 @@ class Geometry:
     @property
     def spacing(self) -> NDArray[np.float64]:
         """Voxel edge lengths along i, j, k, in `unit`."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0), dtype=np.float64)
 
     def corner_distance(self, other: Geometry) -> float:
         """Largest distance between matching corners of two grids of one shape, in `unit`."""
@@ -108,3 +108,17 @@ class LabelMap:
     def __post_init__(self) -> None:
         if self.array.shape != self.geometry.shape:
             raise GeometryMismatch(f"labels of shape {self.array.shape} on a {self.geometry.shape} grid")
+
+
+def require_finite(array: NDArray[Any], what: str) -> None:
+    """Raises UnsupportedInput, with their number and the first place, where voxels (..., i, j, k) are not finite."""
+    if array.dtype.kind != "f":
+        return
+    finite = np.isfinite(array)
+    if not finite.all():
+        count = int(finite.size - finite.sum())
+        first = tuple(int(index) for index in np.unravel_index(int(finite.argmin()), finite.shape)[-3:])
+        raise UnsupportedInput(
+            f"{what}: {count} of {finite.size} voxels are NaN or infinite, the first at {first}; "
+            "replace them by the background's value"
+        )

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from handful.data.cases import Case
-from handful.data.files import SUFFIXES, read_label_map, stem
 from numpy.typing import NDArray
 from scipy.stats import bootstrap
 
+from handful.data.cases import Case
+from handful.data.files import SUFFIXES, read_label_map, stem
+from handful.data.formats import is_scan
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import HandfulError, InputError, LabelError, SettingsError
 from handful.evaluation.metrics import Overlap, overlap, surface_distances
@@ -159,18 +160,24 @@ def evaluate_folders(
     references: Path,
     tolerance_mm: float = 1.0,
     labels: Labels | None = None,
+    ignore: int | None = None,
 ) -> Report:
     """Scores every label map in `references` against the one of the same stem in `predictions`.
 
     A prediction that is missing, unreadable or on another grid is listed as a failure and the reference's labels count
-    as missed; an unreadable reference is listed and has no rows. Without `labels`, those found in the files count.
+    as missed; an unreadable reference is listed and has no rows. Without `labels`, every value that any reference
+    holds is one. `ignore` is the value of unlabelled voxels in the reference files.
     """
-    found = _by_stem(predictions)
-    wanted = _by_stem(references)
+    wanted, found = _by_stem(references), _by_stem(predictions)
     if not wanted:
         raise InputError(f"{references} holds no label map; references are files ending in {', '.join(SUFFIXES)}")
+    labels = labels or _labels_in(references, wanted.values(), ignore)
     pairs = [
-        _Pair(case, partial(read_label_map, path, labels), partial(_read_prediction, case, found, predictions, labels))
+        _Pair(
+            case,
+            partial(read_label_map, path, labels, ignore),
+            partial(_read_prediction, case, found, predictions, labels),
+        )
         for case, path in wanted.items()
     ]
     files = {case: Files(str(found[case]) if case in found else None, str(path)) for case, path in wanted.items()}
@@ -276,7 +283,7 @@ def _segment(segment: Callable[[Volume], LabelMap], case: Case) -> LabelMap:
     return segment(case.read_image())
 
 
-def _read_prediction(case: str, found: Mapping[str, Path], folder: Path, labels: Labels | None) -> LabelMap:
+def _read_prediction(case: str, found: Mapping[str, Path], folder: Path, labels: Labels) -> LabelMap:
     if case not in found:
         raise InputError(f"no prediction of case {case!r} in {folder}; its labels count as missed")
     return read_label_map(found[case], labels)
@@ -293,12 +300,22 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         raise InputError(f"{folder} is not a folder; give one of label maps")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if not path.is_file() or path.name.startswith(".") or not path.name.lower().endswith(tuple(SUFFIXES)):
-            continue
-        if stem(path) in found:
-            raise LabelError(f"{found[stem(path)].name} and {path.name} are both case {stem(path)!r}; keep one")
-        found[stem(path)] = path
+        if is_scan(path) and (other := found.setdefault(stem(path), path)) != path:
+            raise InputError(f"{other} and {path.name} are both case {stem(path)!r}; remove one of them")
     return found
+
+
+def _labels_in(folder: Path, paths: Iterable[Path], ignore: int | None) -> Labels:
+    """The values that label maps hold; a map that cannot be read holds none here, and fails by name when scored."""
+    names: dict[int, str] = {}
+    for path in paths:
+        try:
+            names |= read_label_map(path, None, ignore).labels.as_dict()
+        except HandfulError:
+            continue
+    if not names:
+        raise LabelError(f"no label map in {folder} holds a label, and none are named; name the labels")
+    return Labels.of(names)
 
 
 def _summary(rows: Sequence[Row], label: int | None, name: str, seed: int) -> Summary:
@@ -311,7 +328,7 @@ def _summary(rows: Sequence[Row], label: int | None, name: str, seed: int) -> Su
     return Summary(
         label=label,
         name=name,
-        unit=units.pop() if len(units) == 1 else "mixed",
+        unit="mixed" if len(units) > 1 else min(units, default="mm"),
         n=len(by_case),
         missed=status.count("missed"),
         missed_of=status.count("missed") + status.count("scored"),

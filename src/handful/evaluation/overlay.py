@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from handful.data.slicing import Slicer, SliceView
 from numpy.typing import NDArray
 
+from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.evaluation.metrics import overlap
 from handful.evaluation.report import write_atomically
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
-"""Okabe and Ito's colours, which colour-blind eyes tell apart; past the seventh label they come round again."""
+PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
+"""Okabe and Ito's colours, which colour-blind eyes tell apart; past the seventh label they come round again.
+
+Blue comes first: tissue in colour pictures is red and yellow.
+"""
 
 MOST_SLICES = 8
 DPI = 150
@@ -56,7 +59,6 @@ class _Sheet:
     """What is drawn: the maps as slices (n, h, w), which of them, and the part of each that is in the frame."""
 
     view: SliceView
-    plane: str
     labels: Labels
     predicted: NDArray[Any]
     reference: NDArray[Any] | None
@@ -68,8 +70,7 @@ class _Sheet:
 
     @classmethod
     def of(cls, volume: Volume, prediction: LabelMap, reference: LabelMap | None, slicer: Slicer) -> _Sheet:
-        slicer = replace(slicer, neighbours=False).resolve([volume])
-        view = slicer.view(volume)
+        view = replace(slicer, neighbours=False).view(volume)
         labels, dice = prediction.labels, {}
         predicted, truth = view.of(prediction.array), None
         labelled = predicted > 0
@@ -79,18 +80,19 @@ class _Sheet:
             truth = view.of(reference.array)
             labelled = labelled | (truth > 0)
         rows, columns = _frame(labelled, view.spacing[1] / view.spacing[2])
-        return cls(view, slicer.plane, labels, predicted, truth, _evenly(labelled), rows, columns, dice)
+        return cls(view, labels, predicted, truth, _evenly(labelled), rows, columns, dice)
 
     @property
     def pixel_aspect(self) -> float:
         """Height of a pixel over its width, as they are in the patient."""
-        return float(self.view.spacing[1] / self.view.spacing[2])
+        row, column = self.view.spacing[1:]
+        return row / column
 
     @property
     def panel_aspect(self) -> float:
         """Height of a panel over its width."""
         height, width = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
-        return self.pixel_aspect * height / width
+        return float(self.pixel_aspect * height / width)
 
     def colours(self) -> Iterator[tuple[int, str, str]]:
         """Value, name and colour of each label."""
@@ -113,12 +115,12 @@ def _evenly(labelled: NDArray[np.bool_]) -> list[int]:
 
 def _frame(labelled: NDArray[np.bool_], pixel_aspect: float) -> tuple[slice, slice]:
     """The rows and columns shown: the labels and as much again round them, so that a small organ is not a dot."""
-    flat = labelled.any(axis=0)
+    flat: NDArray[np.bool_] = np.any(labelled, axis=0)
     height, width = flat.shape
     if not flat.any():
         return slice(0, height), slice(0, width)
     rows, columns = np.flatnonzero(flat.any(axis=1)), np.flatnonzero(flat.any(axis=0))
-    extent = max((rows[-1] - rows[0] + 1) * pixel_aspect, columns[-1] - columns[0] + 1)
+    extent = float(max((rows[-1] - rows[0] + 1) * pixel_aspect, columns[-1] - columns[0] + 1))
     return _widen(rows, extent / pixel_aspect, height), _widen(columns, extent, width)
 
 
@@ -128,23 +130,21 @@ def _widen(held: NDArray[np.int64], extent: float, size: int) -> slice:
 
 
 def _draw(sheet: _Sheet, title: str) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     count = len(sheet.chosen)
     columns = _columns(count, sheet.panel_aspect)
     lines = math.ceil(count / columns)
-    # Inches: panels share twelve, a few panels get larger ones; the legend needs a line for about every five labels.
-    width = min(12.0, 5.0 * columns)
+    # Inches: panels share twelve, few panels are larger; a label and its Dice fit into 2.3.
+    width = min(12.0, 1.0 + 4.0 * columns)
     gap, header = 0.06, 0.5
     per_line = max(1, int(width / 2.3))
-    footer = 0.3 + 0.26 * math.ceil((len(sheet.labels) + bool(sheet.dice)) / per_line)
+    footer = 0.3 + 0.26 * math.ceil((len(sheet.labels) + (sheet.reference is not None)) / per_line)
     panel_width = (width - gap * (columns + 1)) / columns
     panel_height = panel_width * sheet.panel_aspect
     height = header + footer + lines * (panel_height + gap) - gap
 
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
-    canvas = FigureCanvasAgg(figure)
     for position, index in enumerate(sheet.chosen):
         line, column = divmod(position, columns)
         left, top = gap + column * (panel_width + gap), header + line * (panel_height + gap)
@@ -153,7 +153,7 @@ def _draw(sheet: _Sheet, title: str) -> bytes:
         _draw_slice(axes, sheet, index)
     _write_words(figure, sheet, title, per_line)
     buffer = io.BytesIO()
-    canvas.print_png(buffer)
+    figure.savefig(buffer, format="png", dpi=DPI, facecolor=BACKGROUND)
     return buffer.getvalue()
 
 
@@ -163,7 +163,7 @@ def _columns(count: int, panel_aspect: float) -> int:
     def ugliness(columns: int) -> float:
         lines = math.ceil(count / columns)
         shape = abs(math.log(columns / (lines * panel_aspect) / 1.5))
-        return shape + (lines * columns - count) / count
+        return shape + 4 * (lines * columns - count) / count
 
     return min(range(1, count + 1), key=ugliness)
 
@@ -198,10 +198,13 @@ def _draw_slice(axes: Axes, sheet: _Sheet, index: int) -> None:
 
 
 def _fill(axes: Axes, mask: NDArray[np.bool_], colour: str) -> None:
+    from matplotlib.patheffects import withStroke
+
     if mask.any():
         x, y, height = _surface(mask)
         axes.contourf(x, y, height, levels=[0.5, 1.5], colors=[colour], alpha=0.35, antialiased=True)
-        axes.contour(x, y, height, levels=[0.5], colors=[colour], linewidths=1.5)
+        line = axes.contour(x, y, height, levels=[0.5], colors=[colour], linewidths=1.5)
+        line.set_path_effects([withStroke(linewidth=2.5, foreground=(0, 0, 0, 0.5))])
 
 
 def _outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
@@ -225,9 +228,9 @@ def _write_words(figure: Figure, sheet: _Sheet, title: str, per_line: int) -> No
 
     width, height = figure.get_size_inches()
     margin, middle = 0.12 / width, 1 - 0.25 / height
-    figure.text(margin, middle, title, color=INK, fontsize=13, fontweight="bold", va="center")
+    figure.text(margin, middle, title, color=INK, fontsize=13, fontweight="bold", va="center", parse_math=False)
     if len(sheet.view) > 1:
-        figure.text(1 - margin, middle, sheet.plane, color=INK, fontsize=11, va="center", ha="right")
+        figure.text(1 - margin, middle, sheet.view.plane, color=INK, fontsize=11, va="center", ha="right")
     entries: list[Patch | Line2D] = [
         Patch(facecolor=(colour, 0.5), edgecolor=colour, label=_named(sheet, value, name))
         for value, name, colour in sheet.colours()
@@ -238,7 +241,7 @@ def _write_words(figure: Figure, sheet: _Sheet, title: str, per_line: int) -> No
         handles=entries,
         loc="lower center",
         bbox_to_anchor=(0.5, 0.02 / height),
-        ncols=min(len(entries), per_line),
+        ncols=math.ceil(len(entries) / math.ceil(len(entries) / per_line)),
         frameon=False,
         labelcolor=INK,
         fontsize=10,
@@ -246,6 +249,7 @@ def _write_words(figure: Figure, sheet: _Sheet, title: str, per_line: int) -> No
 
 
 def _named(sheet: _Sheet, value: int, name: str) -> str:
+    name = name.replace("$", r"\$")  # else matplotlib sets what stands between two of them as mathematics
     if not sheet.dice:
         return name
     return f"{name}  Dice {sheet.dice[value]:.2f}" if value in sheet.dice else f"{name}  absent"

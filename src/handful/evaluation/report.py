@@ -7,12 +7,13 @@ import io
 import json
 import math
 import os
-import tempfile
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -30,10 +31,12 @@ def print_table(report: Report, console: Console) -> None:
     summaries = report.summary()
     unit = summaries[-1].unit
     tolerance = f"{report.tolerance_mm:g} {unit}"
-    table = Table(caption=_caption(summaries[-1], tolerance), caption_justify="left", show_lines=False)
-    table.add_column("label")
-    for title in ("cases", "Dice", f"HD95, {unit}", f"surface Dice, {tolerance}", "missed", "invented"):
-        table.add_column(title, justify="right")
+    caption = _caption(summaries[-1], tolerance)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    table.add_column("label", overflow="fold")
+    for title in ("n", "Dice", f"HD95, {unit}", f"surface Dice, {tolerance}", "missed", "invented"):
+        width = len("[0.000–1.000]") if "Dice" in title else None
+        table.add_column(title, justify="right", overflow="fold", min_width=width)
     for summary in summaries:
         if summary.label is None:
             table.add_section()
@@ -96,12 +99,12 @@ def write_nnunet_summary(report: Report, path: Path) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """The file is there whole or not at all; its folder is made where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
-        temporary.chmod(0o644)  # mkstemp's 0600 would hide a shared report from colleagues
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -111,7 +114,7 @@ def _caption(overall: Summary, tolerance: str) -> str:
     absent = f", {overall.absent} absent from both maps and left out" if overall.absent else ""
     return (
         f"mean [95 % interval over cases]; missed and invented labels count as Dice 0 and an image diagonal{absent}; "
-        f"surface Dice within {tolerance}"
+        f"surface Dice within {tolerance}; n: cases"
     )
 
 
@@ -133,7 +136,8 @@ def _interval(estimate: Estimate, digits: int) -> str:
         return "–"
     if math.isnan(estimate.low):
         return f"{estimate.mean:.{digits}f}"
-    return f"{estimate.mean:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]".replace("[", r"\[")
+    # No blank within the brackets: a narrow terminal then breaks the cell before the interval, not inside.
+    return rf"{estimate.mean:.{digits}f} \[{estimate.low:.{digits}f}–{estimate.high:.{digits}f}]"
 
 
 def _flat(row: Row) -> dict[str, object]:

@@ -7,11 +7,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from handful.data.cases import SupportSet
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.tuning.run import Run

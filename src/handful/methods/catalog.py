@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from handful.errors import SettingsError
 from handful.methods.base import Method
@@ -29,25 +29,26 @@ def build_method(name: str, settings: Mapping[str, object]) -> Method:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise SettingsError(f"there is no method {name!r}; {hint}methods are {', '.join(sorted(METHODS))}")
-    kind = METHODS[name]
-    changes = _nested(settings)
-    _require_known(changes, kind(), name)
-    try:
-        method: Method = _adapter(kind).validate_python(_merged(method_settings(kind()), changes))
-    except ValidationError as error:
-        raise SettingsError(_explained(error, name)) from None
+    method: Method = read_settings(METHODS[name], settings, name)
     return method
+
+
+def read_settings(kind: type[Any], settings: Mapping[str, object], where: str) -> Any:
+    """A dataclass of settings with some of them changed; `where` names it in errors."""
+    changes = _nested(settings)
+    _require_known(changes, kind, where)
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.validate_python(_merged(adapter.dump_python(kind(), mode="json"), changes))
+    except ValidationError as error:
+        wrong = [f"{'.'.join(str(p) for p in e['loc'])} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise SettingsError(f"settings of {where} that cannot be used: {'; '.join(wrong)}") from None
 
 
 def method_settings(method: Method) -> dict[str, Any]:
     """All settings of a method as JSON has them; `build_method` takes them back."""
-    settings: dict[str, Any] = _adapter(type(method)).dump_python(method, mode="json")
+    settings: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
     return settings
-
-
-def _adapter(kind: type[Method]) -> TypeAdapter[Any]:
-    # without extra="forbid" pydantic drops a misspelt key of a dataclass in silence
-    return TypeAdapter(kind, config=ConfigDict(extra="forbid"))
 
 
 def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
@@ -75,8 +76,9 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _require_known(changes: Mapping[str, Any], settings: Any, where: str) -> None:
-    allowed = [field.name for field in dataclasses.fields(settings)]
+def _require_known(changes: Mapping[str, Any], kind: type[Any], where: str) -> None:
+    """Refuses a misspelt key, which pydantic would drop in silence."""
+    allowed = get_type_hints(kind)
     for key, value in changes.items():
         if key not in allowed:
             near = difflib.get_close_matches(key, allowed, n=1)
@@ -84,11 +86,5 @@ def _require_known(changes: Mapping[str, Any], settings: Any, where: str) -> Non
             raise SettingsError(
                 f"{where} has no setting {key!r} (value {value!r}); {hint}settings are {', '.join(allowed)}"
             )
-        inner = getattr(settings, key)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(inner):
-            _require_known(value, inner, f"{where}.{key}")
-
-
-def _explained(error: ValidationError, name: str) -> str:
-    wrong = [f"{'.'.join(str(p) for p in e['loc'])} = {e['input']!r}: {e['msg']}" for e in error.errors()]
-    return f"settings of {name} that cannot be used: " + "; ".join(wrong)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(allowed[key]):
+            _require_known(value, allowed[key], f"{where}.{key}")

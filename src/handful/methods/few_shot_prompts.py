@@ -11,19 +11,19 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from handful.data.cases import LabelledSlices, SupportSet
-from handful.data.slicing import Slicer
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
+from handful.data.cases import LabelledSlices, SupportSet
+from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.methods.base import CHUNK, Segmenter
@@ -46,7 +46,7 @@ class FewShotPrompts:
     parts: int = 1
     """Embeddings a region is split into at most, by k-means: for large or heterogeneous organs."""
     adapter: bool = False
-    """Pass embeddings through a learned linear layer and a norm, the identity at the start."""
+    """Pass embeddings through a learned linear layer, the identity at the start, and a norm."""
     type_embedding: bool = False
     """Add the prompt encoder's embedding of a positive click."""
     background: bool = False
@@ -79,10 +79,10 @@ class FewShotPrompts:
                 raise SettingsError(f"{name} must be a share of 0 or more, got {getattr(self, name)}")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FewShotSegmenter:  # noqa: B008
-        slicer = self.slicer.resolve(case.read_image() for case in support.cases)
+        slicer = self.slicer.resolve(support.images())
         seen = _look(self, support, slicer, backbone)
         tokens = _class_embeddings(self, seen, backbone)
-        _require_every_label(tokens, support.labels)
+        _require_every_class(tokens, [*support.labels.names, *["background"] * self.background])
         decoder = TokenDecoder(backbone, self)
         if self.train.iterations:
             scratch = run.scratch and run.scratch / _fingerprint(self, seen, backbone)
@@ -156,8 +156,9 @@ class TokenDecoder(nn.Module):
             self.trained["adapter"] = _adapter(backbone.channels).to(backbone.device)
         freeze_all_but(self.trained, *_used_parts(self.fork.mask_decoder, method.variant), *self._adapters())
         # SAM 2's switch to the three multi-mask tokens at inference would reach heads that this method never trains
-        if hasattr(self.fork.mask_decoder, "dynamic_multimask_via_stability"):
-            self.fork.mask_decoder.dynamic_multimask_via_stability = False
+        decoder: Any = self.fork.mask_decoder
+        if hasattr(decoder, "dynamic_multimask_via_stability"):
+            decoder.dynamic_multimask_via_stability = False
 
     def forward(self, image: ImageEmbeddings, tokens: Float[Tensor, "n k t c"]) -> Float[Tensor, "n l s s"]:
         """Logits of each label in the model's square; the background, where asked for, comes last and is subtracted."""
@@ -253,8 +254,8 @@ class _Seen:
     """Half precision, to keep many; rows become float32 on use."""
     regions: Float[Tensor, "v k f f"]
     """Share of each feature cell that a class covers."""
-    target: Float[Tensor, "v k s s"]
-    """The truth in the square of the mask logits."""
+    target: Float[Tensor, "v l s s"]
+    """The truth, without the background, in the square of the mask logits."""
     known: Bool[Tensor, "v s s"]
     cases: Int[Tensor, " v"]
     slices: Int[Tensor, " v"]
@@ -399,18 +400,16 @@ def _k_means(z: Float[Tensor, "p c"], weight: Float[Tensor, " p"], parts: int) -
     while len(centres) < parts:
         centres = torch.cat([centres, z[torch.cdist(z, centres).amin(1).argmax()][None]])
     for _ in range(10):
-        member = torch.cdist(z, centres).argmin(1).unique(return_inverse=True)[1]
+        member: Tensor = torch.unique(torch.cdist(z, centres).argmin(1), return_inverse=True)[1]
         share = F.one_hot(member).to(weight) * weight[:, None]
         centres = (share.T @ z) / share.sum(0)[:, None]
     return member
 
 
-def _require_every_label(tokens: Tokens, labels: Labels) -> None:
-    for index, name in enumerate(labels.names):
+def _require_every_class(tokens: Tokens, names: Sequence[str]) -> None:
+    for index, name in enumerate(names):
         if not bool(((tokens.classes == index) & (tokens.views == 0)).any()):
-            raise LabelError(
-                f"label {name!r} covers no usable area on any support slice; label a slice where it is larger"
-            )
+            raise LabelError(f"{name!r} covers no usable area on any support slice; label a slice where it is larger")
 
 
 class _Episodes:
@@ -454,9 +453,9 @@ class _Episodes:
         case, index, view = (int(of[row]) for of in (self.seen.cases, self.seen.slices, self.seen.views))
         drawn = []
         for label in range(self.classes):
-            pool = self.tokens.farthest(label, case, index, view, self.method.leave_out)
-            order = torch.randperm(len(pool), generator=generator)
-            drawn.append(pool[order[torch.arange(count) % len(pool)]])
+            outside = self.tokens.farthest(label, case, index, view, self.method.leave_out)
+            order = torch.randperm(len(outside), generator=generator)
+            drawn.append(outside[order[torch.arange(count) % len(outside)]])
         return self.tokens.vectors[torch.stack(drawn)]
 
 
@@ -468,8 +467,10 @@ def _query_masks(
     Each of the t output tokens paints a mask and the masks are averaged; as a mask is linear in what the hypernetwork
     says, averaging that comes to the same.
     """
-    decoder, (n, k) = backbone.mask_decoder, tokens.shape[:2]
-    main = image.main + backbone.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+    decoder: Any = backbone.mask_decoder
+    prompt_encoder: Any = backbone.prompt_encoder
+    n, k = tokens.shape[:2]
+    main = image.main + prompt_encoder.no_mask_embed.weight[:, :, None, None]
     if not image.recalled:  # SAM 2 marks a slice seen without memories; SAM has no such mark
         marks = [mark for name, mark in backbone.named_parameters() if name.endswith("no_memory_embedding")]
         main = main + sum(mark.reshape(1, -1, 1, 1) for mark in marks)
@@ -480,14 +481,15 @@ def _query_masks(
         attention_similarity=None,
     )
     seen = rearrange(seen, "(n k) 1 (h w) c -> (n k) c h w", n=n, h=main.shape[-2])
-    skips = [level.repeat_interleave(k, dim=0) for level in image.features[:-1]] or [0.0, 0.0]
-    half = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(seen) + skips[1]))
-    fine = decoder.activation(decoder.upscale_conv2(half) + skips[0])
+    skips = [level.repeat_interleave(k, dim=0) for level in image.features[:-1]]
+    fine_skip, half_skip = skips or (0, 0)  # SAM has none
+    half = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(seen) + half_skip))
+    fine = decoder.activation(decoder.upscale_conv2(half) + fine_skip)
     painter = decoder.output_hypernetworks_mlps[0](answers).mean(dim=2)
     return torch.einsum("nkc,nkchw->nkhw", painter, rearrange(fine, "(n k) c h w -> n k c h w", n=n))
 
 
-def _used_parts(decoder: nn.Module, variant: Literal["prompt", "query"]) -> list[nn.Module]:
+def _used_parts(decoder: Any, variant: Literal["prompt", "query"]) -> list[nn.Module]:
     """What of a mask decoder its first mask comes from; not the IoU and object-score heads, nor the multi-mask ones."""
     parts = [decoder.transformer, decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2]
     parts.append(decoder.output_hypernetworks_mlps[0])
@@ -504,10 +506,11 @@ def _adapter(width: int) -> nn.Sequential:
     return nn.Sequential(linear, nn.LayerNorm(width))
 
 
-def _positive_click(prompt_encoder: nn.Module) -> Float[Tensor, " c"]:
+def _positive_click(prompt_encoder: Any) -> Float[Tensor, " c"]:
     """The embedding of 'a point inside': one Embedding a type in SAM, one row a type in SAM 2."""
-    types = prompt_encoder.point_embed
-    return types[1].weight[0] if isinstance(types, nn.ModuleList) else types.weight[1]
+    kinds = prompt_encoder.point_embed
+    click: Tensor = kinds.weight[1] if isinstance(kinds, nn.Embedding) else kinds[1].weight[0]
+    return click
 
 
 def _fingerprint(method: FewShotPrompts, seen: _Seen, backbone: Backbone) -> str:

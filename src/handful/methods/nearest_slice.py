@@ -7,12 +7,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from handful.data.cases import SupportSet
-from handful.data.slicing import Slicer
 from jaxtyping import Float
 from torch import Tensor
 
 from handful.backbones.base import Backbone
+from handful.data.cases import SupportSet
+from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.methods.base import CHUNK, Segmenter
 from handful.tuning.run import Run
@@ -35,11 +35,11 @@ class NearestSlice:
     """What is compared, place by place: thumbnails of the slices, or the backbone's image embeddings."""
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> NearestSliceSegmenter:  # noqa: B008
-        slicer = self.slicer.resolve(case.read_image() for case in support.cases)
+        slicer = self.slicer.resolve(support.images())
         signatures: list[Tensor] = []
         classes: list[Tensor] = []
         for labelled in support.slices(slicer):
-            chunks = labelled.slices.to(backbone.device).split(CHUNK)
+            chunks = torch.split(labelled.slices.to(backbone.device), CHUNK)
             signatures += [signature(chunk, backbone, self.similarity) for chunk in chunks]
             classes.append(_classes(labelled.masks).to(backbone.device))
         return NearestSliceSegmenter(support.labels, slicer, backbone, self.similarity, torch.cat(signatures), classes)

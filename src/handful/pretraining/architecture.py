@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from transformers import Sam2VideoConfig
+from torch import nn
+from transformers import Sam2VideoConfig, Sam2VideoModel
 
 
 def tiny_config(side: int = 256, width: int = 32, channels: int = 128) -> Sam2VideoConfig:
@@ -56,3 +57,28 @@ def tiny_config(side: int = 256, width: int = 32, channels: int = 128) -> Sam2Vi
         memory_fuser_embed_dim=channels,
         memory_fuser_intermediate_dim=4 * channels,
     )
+
+
+def initialise(model: Sam2VideoModel) -> None:
+    """Starts a new model as the authors of SAM do, where transformers would start every weight near zero.
+
+    Besides, the mask decoder's cross-attentions start with equal query and key projections, so that from the first step
+    a click looks at the place it points to; without this, clicks take thousands of steps to mean anything.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding | nn.LayerNorm):
+            module.reset_parameters()
+    decoder = model.mask_decoder.transformer
+    crossings = [decoder.final_attn_token_to_image]
+    for layer in decoder.layers:
+        crossings += [layer.cross_attn_token_to_image, layer.cross_attn_image_to_token]
+    for attention in crossings:
+        nn.init.normal_(attention.q_proj.weight, std=0.15)
+        attention.k_proj.load_state_dict(attention.q_proj.state_dict())
+    hiera = model.vision_encoder.backbone
+    for table in (hiera.pos_embed, hiera.pos_embed_window, model.memory_temporal_positional_encoding):
+        nn.init.trunc_normal_(table, std=0.02)
+    nn.init.normal_(model.no_object_pointer, std=0.02)
+    # points and image share one random positional code; in a model made from a configuration they are two draws
+    code = model.shared_image_embedding.positional_embedding
+    model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(code)

@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from transformers import Sam2VideoModel
 
 from handful.backbones.sam2_video import Sam2VideoBackbone
-from handful.pretraining.architecture import tiny_config
+from handful.pretraining.architecture import initialise, tiny_config
 from handful.pretraining.skills import Batch, practise
 from handful.synthesis.episodes import random_episode
 from handful.tuning.loop import TrainConfig, train
@@ -31,6 +31,8 @@ class PretrainConfig:
     """Individuals an episode shows; each is the query once, with one to three of the others as support."""
     targets: int = 3
     """Structures to find in each episode."""
+    matching: int = 1000
+    """Steps at the beginning in which only the encoder learns, by matching structures between subjects."""
     start: Path | None = None
     """Folder of weights to go on from, of any side; None starts from noise."""
     train: TrainConfig = TrainConfig(iterations=4000, learning_rate=6e-4, weight_decay=0.02, ema=0.998)
@@ -46,11 +48,12 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.train.seed)
     backbone = Sam2VideoBackbone(_new_model(config), "pretraining")
-    _thaw(backbone.model)
+    backbone.model.requires_grad_(True)
+    backbone.model.no_memory_positional_encoding.requires_grad_(False)  # no path of SAM 2 uses it
     log = _Log(out / "metrics.jsonl")
 
     def loss(step: int, rng: Generator) -> Tensor:
-        skills = practise(backbone, make_batch(config, rng), rng)
+        skills = practise(backbone, make_batch(config, rng), rng, only_match=step < config.matching)
         log.add(step, {name: (float(s.loss.detach()), s.dice) for name, s in skills.items()})
         return torch.stack([skill.loss for skill in skills.values()]).sum()
 
@@ -67,6 +70,7 @@ def make_batch(config: PretrainConfig, rng: Generator) -> Batch:
     episodes = [random_episode(config.subjects, config.targets, config.side, rng) for _ in range(config.episodes)]
     return Batch(
         torch.cat([e.images.expand(-1, 3, -1, -1) for e in episodes]),
+        torch.cat([e.labels for e in episodes]),
         torch.cat([e.masks for e in episodes]),
         torch.arange(config.episodes).repeat_interleave(config.subjects),
     )
@@ -82,25 +86,11 @@ def save_half(model: Sam2VideoModel, folder: Path) -> None:
 
 def _new_model(config: PretrainConfig) -> Sam2VideoModel:
     model = Sam2VideoModel(tiny_config(config.side))
-    _same_frame_for_points(model)
-    if config.start is not None:
-        weights = Sam2VideoModel.from_pretrained(config.start, dtype=torch.float32).state_dict()
-        model.load_state_dict(weights)
+    if config.start is None:
+        initialise(model)
+    else:
+        model.load_state_dict(Sam2VideoModel.from_pretrained(config.start, dtype=torch.float32).state_dict())
     return model
-
-
-def _same_frame_for_points(model: Sam2VideoModel) -> None:
-    """Points and image share one random positional code; in a model made from a configuration they are two draws."""
-    code = model.shared_image_embedding.positional_embedding
-    model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(code)
-
-
-def _thaw(model: Sam2VideoModel) -> None:
-    model.requires_grad_(True)
-    for part in (model.no_memory_positional_encoding,):
-        part.requires_grad_(False)
-    with torch.no_grad():  # zeros at the start would leave these rows of the table alike for long
-        model.memory_temporal_positional_encoding.normal_(std=0.02)
 
 
 class _Log:
@@ -133,11 +123,11 @@ class _Log:
         rows = {r["step"]: r for r in map(json.loads, self.path.read_text(encoding="utf-8").splitlines())}
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
-        for name in ("box", "points", "correction", "memory", "tokens"):
+        for name in ("box", "points", "correction", "memory", "tokens", "match"):
             points = [(step, row[f"{name}_dice"]) for step, row in sorted(rows.items()) if f"{name}_dice" in row]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name)
-        axes.set(xlabel="step", ylabel="Dice on fresh synthetic episodes", ylim=(0, 1))
+        axes.set(xlabel="step", ylabel="Dice on fresh synthetic episodes (match: accuracy)", ylim=(0, 1))
         axes.legend(frameon=False)
         temporary = picture.with_suffix(".tmp.png")
         figure.savefig(temporary, dpi=120)

@@ -1,7 +1,6 @@
-"""What handful-tiny practises in a step: answer prompts, recall support slices, and read class embeddings.
+"""What handful-tiny practises in a step: match structures, answer prompts, recall support slices, read class embeddings.
 
-All three are asked of the same slices through the same modules that real SAM 2 weights use, so one encoding pays
-for all.
+All are asked of the same slices through the same modules that real SAM 2 weights use, so one encoding pays for all.
 Objects are numbered subject by subject: row (slice n, target t) is n · t_count + t.
 """
 
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
@@ -21,11 +21,15 @@ from handful.prompts.prompts import Prompts
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Slices of several episodes with the targets to find in them; `group` tells which episode a slice is of."""
+    """Slices of several episodes, equally many of each, one episode after the other."""
 
     images: Float[Tensor, "n c h w"]
+    labels: Int[Tensor, "n h w"]
+    """Every structure of the anatomy."""
     masks: Bool[Tensor, "n t h w"]
+    """The targets to find."""
     group: Int[Tensor, "n"]
+    """Which episode a slice is of."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +40,12 @@ class Skill:
     dice: float
 
 
-def practise(backbone: MemoryBackbone, batch: Batch, rng: Generator) -> dict[str, Skill]:
-    """Loss and Dice of each skill on one batch."""
+def practise(backbone: MemoryBackbone, batch: Batch, rng: Generator, only_match: bool = False) -> dict[str, Skill]:
+    """Loss and Dice of each skill on one batch; `only_match` leaves all but the matching of structures for later."""
     image = backbone.encode(batch.images)
+    matched = match(image, batch)
+    if only_match:
+        return {"match": matched}
     target = backbone.to_square(batch.masks.float(), backbone.mask_side)
     support = _supports(batch.group, int(torch.randint(1, 4, (1,), generator=rng)), rng)
     skills = {
@@ -47,19 +54,43 @@ def practise(backbone: MemoryBackbone, batch: Batch, rng: Generator) -> dict[str
     }
     for name, prediction in _prompted(backbone, image, batch, rng).items():
         skills[name] = score(prediction, target)
-    return skills
+    return skills | {"match": matched}
+
+
+def match(image: ImageEmbeddings, batch: Batch) -> Skill:
+    """Every cell of every feature level finds its structure among the mean embeddings of the other subjects.
+
+    This asks the encoder for features that know a structure again in another individual, and does so for every pixel:
+    long before any decoder has learnt to read them. In place of Dice stands the share of pure cells that are right.
+    """
+    groups = int(batch.group.max()) + 1
+    count = int(batch.labels.max()) + 1
+    structures = F.one_hot(batch.labels, count).movedim(-1, 1).float()
+    losses, right = [], []
+    for level in image.features:
+        share = rearrange(F.adaptive_avg_pool2d(structures, level.shape[-1]), "(g s) l h w -> g s l (h w)", g=groups)
+        cells = rearrange(F.normalize(level, dim=1), "(g s) c h w -> g s c (h w)", g=groups)
+        sums, weight = share @ cells.transpose(-1, -2), share.sum(dim=-1)
+        others, seen = sums.sum(dim=1, keepdim=True) - sums, weight.sum(dim=1, keepdim=True) - weight > 0.3
+        logits = 10 * F.normalize(others, dim=-1) @ cells
+        logits = logits.masked_fill(~seen[..., None], -1e4)
+        # square roots of the areas as weights: neither do large regions drown organs nor specks rule
+        wanted = share * seen[..., None] * (weight.sum(dim=1, keepdim=True) + 1).rsqrt()[..., None]
+        losses.append(-(wanted * logits.log_softmax(dim=2)).sum() / wanted.sum().clamp_min(1e-6))
+        pure = share.amax(dim=2) > 0.6
+        right.append(float((logits.argmax(dim=2) == share.argmax(dim=2))[pure].float().mean()))
+    return Skill(torch.stack(losses).mean(), sum(right) / len(right))
 
 
 def score(prediction: MaskPrediction, target: Float[Tensor, "n t s s"]) -> Skill:
-    """Focal and Dice loss of the mask, squared error of the predicted IoU, cross-entropy of the object score.
+    """Cross-entropy and Dice loss of the mask, squared error of the predicted IoU, cross-entropy of the object score.
 
     Targets are area fractions: a border cell is half a target, so borders are learnt finer than the grid of the logits.
-    Where a target is absent, only the focal loss asks for an empty mask.
+    Where a target is absent, only the cross-entropy asks for an empty mask.
     """
     logits = prediction.logits
     inside = logits.sigmoid()
     there = (target.amax(dim=(2, 3)) > 0.5).float()
-    focal = (inside - target).abs() ** 2 * F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     overlap, total = (inside * target).sum(dim=(2, 3)), (inside + target).sum(dim=(2, 3))
     dice = 1 - (2 * overlap + 1) / (total + 1)
     with torch.no_grad():
@@ -68,10 +99,10 @@ def score(prediction: MaskPrediction, target: Float[Tensor, "n t s s"]) -> Skill
         iou = shared / either.clamp_min(1)
         hard = 2 * shared / (shown.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))).clamp_min(1)
     present = there.sum().clamp_min(1)
-    loss = 20 * focal.mean() + (dice * there).sum() / present
+    loss = F.binary_cross_entropy_with_logits(logits, target) + (dice * there).sum() / present
     loss = loss + ((prediction.iou - iou) ** 2 * there).sum() / present
     if prediction.object_score is not None:
-        loss = loss + 0.5 * F.binary_cross_entropy_with_logits(prediction.object_score, there)
+        loss = loss + 0.2 * F.binary_cross_entropy_with_logits(prediction.object_score, there)
     return Skill(loss, float((hard * there).sum() / present))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
@@ -17,9 +17,11 @@ from handful.synthesis.scans import Contrast, render
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One slice each of s subjects of an anatomy, and t target structures to find in them."""
+    """One slice each of s subjects of an anatomy, all its structures, and t of them to find."""
 
     images: Float[Tensor, "s c h w"]
+    labels: Int[Tensor, "s h w"]
+    """Number of the structure at each pixel, the same in every subject; 0 is air."""
     masks: Bool[Tensor, "s t h w"]
 
 
@@ -38,7 +40,7 @@ def random_episode(subjects: int, targets: int, side: int, rng: Generator) -> Ep
     images = torch.cat([render(one[None], contrast.like(rng), rng) for one in labels])
     if float(torch.rand(1, generator=rng)) < 0.2:
         images = 1 - images
-    return Episode(images, labels[:, None] == chosen[None, :, None, None])
+    return Episode(images, labels, labels[:, None] == chosen[None, :, None, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +104,7 @@ def _targets(labels: Tensor, count: int, rng: Generator) -> Tensor | None:
     """Structures to find: neither specks nor most of the first slice; None if there are too few."""
     top = int(labels.max()) + 1
     area = torch.bincount(labels[0].flatten(), minlength=top) / labels[0].numel()
-    fit = ((area > 0.003) & (area < 0.5)).nonzero()[:, 0]
+    fit = ((area > 0.004) & (area < 0.5)).nonzero()[:, 0]
     fit = fit[fit > 0]
     if len(fit) < 2:
         return None

@@ -1,0 +1,273 @@
+"""A backbone round a backbone: what its image encoder said of a slice is kept on disk and never computed again.
+
+Embeddings are kept in half precision, and a slice that was not there yet is answered with the same rounded values, so
+that the answer never depends on what the cache holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from handful.backbones.base import (
+    Backbone,
+    ImageEmbeddings,
+    MaskPrediction,
+    Memory,
+    MemoryBackbone,
+    PromptEmbeddings,
+)
+from handful.errors import SettingsError
+from handful.prompts.prompts import Prompts
+
+FORMAT = 1
+"""Version of entries; others are never read, for it is part of their names."""
+GIB = 2**30
+STALE = 3600.0
+"""Seconds after which a temporary file is taken for the rest of a killed process."""
+
+
+def cached(backbone: Backbone, folder: Path, max_bytes: int = 20 * GIB) -> CachedBackbone:
+    """The backbone with a cache in `folder`, shared with any other process; a MemoryBackbone stays one.
+
+    Raises SettingsError where the image encoder trains. A full or unwritable disk costs a warning, never the answer.
+    """
+    kind = CachedMemoryBackbone if isinstance(backbone, MemoryBackbone) else CachedBackbone
+    return kind(backbone, folder, max_bytes)
+
+
+class CachedBackbone(Backbone):
+    """Encodes as `inner` does, rounded to half precision, each slice once; forks share the cache, decoders stay free.
+
+    Its weights bear the same names as those of `inner`, so nobody can tell them apart.
+    """
+
+    inner: Backbone
+
+    def __init__(self, backbone: Backbone, folder: Path, max_bytes: int = 20 * GIB) -> None:
+        super().__init__()
+        _refuse_training(backbone)
+        object.__setattr__(self, "inner", backbone)  # not a child: its children are this module's own
+        for name, child in backbone.named_children():
+            self.add_module(name, child)
+        self.name, self.side, self.mask_side = backbone.name, backbone.side, backbone.mask_side
+        self.feature_side, self.channels = backbone.feature_side, backbone.channels
+        self.cache = EmbeddingCache(folder, max_bytes)
+        self._weights: tuple[object, str] = (None, "")
+
+    @property
+    def image_encoder(self) -> nn.Module:  # type: ignore[override]
+        return self.inner.image_encoder
+
+    @property
+    def prompt_encoder(self) -> nn.Module:  # type: ignore[override]
+        return self.inner.prompt_encoder
+
+    @property
+    def mask_decoder(self) -> nn.Module:  # type: ignore[override]
+        return self.inner.mask_decoder
+
+    @property
+    def hits(self) -> int:
+        """Slices answered from disk, by this backbone and its forks."""
+        return self.cache.hits
+
+    @property
+    def misses(self) -> int:
+        """Slices that went through the image encoder."""
+        return self.cache.misses
+
+    @torch.no_grad()
+    def encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+        """Only the slices that are missing run through the encoder, in one call; no gradient comes back."""
+        _refuse_training(self.inner)
+        keys = self._keys(slices)
+        rows = [self.cache.get(key) for key in keys]
+        missing = [i for i, row in enumerate(rows) if row is None]
+        if missing:
+            fresh = self.inner.encode(slices[missing]).to(torch.float16).to("cpu")
+            for place, i in enumerate(missing):
+                row = tuple(level[place] for level in fresh.features)
+                self.cache.put(keys[i], row)
+                rows[i] = row
+        levels = zip(*[row for row in rows if row is not None], strict=True)
+        features = tuple(torch.stack(level).to(slices.device, torch.float32) for level in levels)
+        return ImageEmbeddings(features, (slices.shape[-2], slices.shape[-1]))
+
+    def embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
+        return self.inner.embed(prompts, size)
+
+    def decode_square(
+        self, image: ImageEmbeddings, prompt: PromptEmbeddings, multimask: bool = False
+    ) -> MaskPrediction:
+        return self.inner.decode_square(image, prompt, multimask)
+
+    def to_square(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
+        return self.inner.to_square(masks, side)
+
+    def to_slice(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
+        return self.inner.to_slice(logits, size)
+
+    def position_encoding(self) -> Float[Tensor, "1 c f f"]:
+        return self.inner.position_encoding()
+
+    def encoding_parts(self) -> tuple[nn.Module, ...]:
+        return self.inner.encoding_parts()
+
+    def _keys(self, slices: Tensor) -> list[str]:
+        """What decides an embedding: the slice, the encoder's weights, the model's kind and square, the format."""
+        made_by = (
+            f"{FORMAT}:{type(self.inner).__name__}:{self.side}:{self._encoder_digest()}:{tuple(slices.shape[1:])}:"
+        )
+        pixels = slices.detach().to("cpu", torch.float32).contiguous().numpy()
+        return [hashlib.sha256(made_by.encode() + one.tobytes()).hexdigest() for one in pixels]
+
+    def _encoder_digest(self) -> str:
+        """Hashed again only when a weight was written to, which PyTorch counts for each tensor."""
+        tensors = [
+            (f"{part}.{name}", tensor)
+            for part, module in enumerate(self.encoding_parts())
+            for name, tensor in module.state_dict().items()
+        ]
+        seen = [(name, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for name, tensor in tensors]
+        if seen != self._weights[0]:
+            sha = hashlib.sha256()
+            for name, tensor in tensors:
+                sha.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
+                sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            self._weights = (seen, sha.hexdigest())
+        return self._weights[1]
+
+
+class CachedMemoryBackbone(CachedBackbone, MemoryBackbone):
+    """The same round a backbone with a memory; memories themselves are not cached."""
+
+    inner: MemoryBackbone
+
+    def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"]) -> Memory:
+        return self.inner.memorize(image, masks)
+
+    def remember(self, image: ImageEmbeddings, prediction: MaskPrediction, distance: int) -> Memory:
+        return self.inner.remember(image, prediction, distance)
+
+    def recall(self, image: ImageEmbeddings, memory: Memory) -> ImageEmbeddings:
+        return self.inner.recall(image, memory)
+
+    def decode_recalled(self, image: ImageEmbeddings) -> MaskPrediction:
+        return self.inner.decode_recalled(image)
+
+
+class EmbeddingCache:
+    """Tensors by name in a folder, a safetensors file each; what was longest unused goes when it grows too large."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        if max_bytes <= 0:
+            raise SettingsError(f"max_bytes must be positive, got {max_bytes}; leave the cache out to have none")
+        self.folder, self.max_bytes = folder, max_bytes
+        self.hits, self.misses = 0, 0
+        self._writable = True
+        self._unweighed = math.inf  # bytes written since the folder was last weighed
+
+    def __deepcopy__(self, memo: dict[int, object]) -> EmbeddingCache:
+        """One cache, however many forks of its backbone."""
+        return self
+
+    def get(self, key: str) -> tuple[Tensor, ...] | None:
+        """The tensors put under this key; None where there are none, or damaged ones, which are then removed."""
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                expected = (file.metadata() or {}).get("sha256")
+                tensors = tuple(file.get_tensor(f"level{i}") for i in range(len(file.keys())))
+            if _checksum(tensors) != expected:
+                raise SafetensorError("its checksum is wrong")
+        except FileNotFoundError:
+            tensors = None
+        except (SafetensorError, OSError) as error:
+            tensors = None
+            warnings.warn(f"cached embedding {path} is damaged ({error}); it is encoded again", stacklevel=3)
+            with contextlib.suppress(OSError):  # then it is overwritten, or warned of again
+                path.unlink(missing_ok=True)
+        if tensors is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        with contextlib.suppress(OSError):  # a folder one may only read keeps no record of use
+            os.utime(path)
+        return tensors
+
+    def put(self, key: str, tensors: Sequence[Tensor]) -> None:
+        """Writes a whole entry or none; after the first failure nothing more is written, and a warning says so."""
+        if not self._writable:
+            return
+        levels = {f"level{i}": tensor.contiguous() for i, tensor in enumerate(tensors)}
+        content = save(levels, {"sha256": _checksum(tensors)})
+        try:
+            self._write(self._path(key), content)
+            self._unweighed += len(content)
+            if self._unweighed > self.max_bytes / 16:
+                self._shrink()
+                self._unweighed = 0
+        except OSError as error:
+            self._writable = False
+            warnings.warn(f"embeddings are no longer cached in {self.folder}: {error}", stacklevel=3)
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def _write(self, path: Path, content: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(name, path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+    def _shrink(self) -> None:
+        """Removes what was used longest ago until the rest fits; another process may be doing the same."""
+        entries: list[tuple[float, int, str]] = []
+        for entry in os.scandir(self.folder):
+            with contextlib.suppress(FileNotFoundError):
+                status = entry.stat()
+                if entry.name.endswith(".tmp") and time.time() - status.st_mtime > STALE:
+                    os.unlink(entry.path)
+                elif entry.name.endswith(".safetensors"):
+                    entries.append((status.st_mtime, status.st_size, entry.path))
+        surplus = sum(size for _, size, _ in entries) - self.max_bytes
+        for _, size, path in sorted(entries):
+            if surplus <= 0:
+                return
+            surplus -= size
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _checksum(tensors: Sequence[Tensor]) -> str:
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        sha.update(tensor.contiguous().numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _refuse_training(backbone: Backbone) -> None:
+    if any(parameter.requires_grad for parameter in backbone.image_encoder.parameters()):
+        raise SettingsError(
+            f"the image encoder of {backbone.name!r} trains, so its embeddings cannot be cached; "
+            "freeze it or use the backbone without a cache"
+        )

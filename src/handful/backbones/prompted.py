@@ -1,0 +1,106 @@
+"""What SAM and SAM 2 have in common: one prompt encoder, all labels in one decoder call, the best candidate chosen."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Sam2Model, Sam2VideoModel, SamModel
+
+from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
+from handful.backbones.framing import points_in_square
+from handful.errors import SettingsError
+from handful.prompts.prompts import Prompts
+
+
+class PromptedBackbone(Backbone):
+    """A transformers model with the submodules `vision_encoder`, `prompt_encoder` and `mask_decoder`, frozen."""
+
+    model: SamModel | Sam2Model | Sam2VideoModel
+
+    def __init__(
+        self, model: SamModel | Sam2Model | Sam2VideoModel, name: str, side: int, feature_side: int, channels: int
+    ) -> None:
+        super().__init__()
+        self.model = model.eval().requires_grad_(False)
+        self.name = name
+        self.side = side
+        self.feature_side = feature_side
+        self.mask_side = 4 * feature_side
+        self.channels = channels
+
+    @property
+    def image_encoder(self) -> nn.Module:  # type: ignore[override]
+        module: nn.Module = self.model.vision_encoder
+        return module
+
+    @property
+    def prompt_encoder(self) -> nn.Module:  # type: ignore[override]
+        module: nn.Module = self.model.prompt_encoder
+        return module
+
+    @property
+    def mask_decoder(self) -> nn.Module:  # type: ignore[override]
+        module: nn.Module = self.model.mask_decoder
+        return module
+
+    def embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
+        """Tokens of points and boxes (unused slots are SAM's own 'not a point'); of masks, a dense map a label."""
+        prompts = prompts.to(self.device)
+        n, k = _leading(prompts)
+        sparse, _ = self.model.prompt_encoder(*points_in_square(prompts, size, self._content(size)), None)
+        if sparse is None:
+            sparse = torch.zeros(n, k, 0, self.channels, device=self.device)
+        if prompts.masks is None:
+            return PromptEmbeddings(sparse)
+        # Padding is no part of any object: it takes the mask's lowest logit.
+        lowest = prompts.masks.amin(dim=(2, 3), keepdim=True).clamp(max=0)
+        masks = self.to_square(prompts.masks - lowest, self.mask_side) + lowest
+        dense = self.model.prompt_encoder.mask_embed(rearrange(masks, "n k h w -> (n k) 1 h w"))
+        return PromptEmbeddings(sparse, rearrange(dense, "(n k) c h w -> n k c h w", n=n))
+
+    def decode_square(
+        self, image: ImageEmbeddings, prompt: PromptEmbeddings, multimask: bool = False
+    ) -> MaskPrediction:
+        n, k = prompt.sparse.shape[:2]
+        sparse, dense = prompt.sparse, prompt.dense
+        if dense is not None:  # one dense map a label: fold the labels into the batch
+            image = image.repeat_interleave(k)
+            sparse, dense = rearrange(sparse, "n k t c -> (n k) 1 t c"), rearrange(dense, "n k c h w -> (n k) c h w")
+        else:
+            dense = self.model.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+        masks, iou, tokens, score = self._candidates(image, sparse, dense, multimask)
+        best = iou.argmax(dim=2, keepdim=True)
+        side = masks.shape[-1]
+        masks = masks.gather(2, best[..., None, None].expand(-1, -1, -1, side, side))
+        tokens = tokens.gather(2, best[..., None].expand(-1, -1, -1, tokens.shape[-1]))
+        return MaskPrediction(
+            masks.reshape(n, k, side, side),
+            iou.gather(2, best).reshape(n, k),
+            None if score is None else score.reshape(n, k),
+            tokens.reshape(n, k, -1),
+        )
+
+    def position_encoding(self) -> Float[Tensor, "1 c f f"]:
+        encoding: Tensor = self.model.get_image_wide_positional_embeddings()
+        return encoding.detach()
+
+    @abstractmethod
+    def _content(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of the square that a slice of `size` (h, w) covers, from the upper left corner."""
+
+    @abstractmethod
+    def _candidates(
+        self, image: ImageEmbeddings, sparse: Tensor, dense: Tensor, multimask: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Masks (n, k, m, s, s), their IoUs (n, k, m) and tokens (n, k, m, c), object scores where there are any."""
+
+
+def _leading(prompts: Prompts) -> tuple[int, int]:
+    for tensor in (prompts.points, prompts.boxes, prompts.masks):
+        if tensor is not None:
+            return tensor.shape[0], tensor.shape[1]
+    raise SettingsError("empty prompts: give points, boxes or masks")

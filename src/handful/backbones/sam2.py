@@ -1,0 +1,60 @@
+"""SAM 2 for single images: transformers' Sam2Model behind the backbone."""
+
+from __future__ import annotations
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Sam2Model, Sam2VideoModel
+
+from handful.backbones.base import ImageEmbeddings
+from handful.backbones.framing import from_square, into_square, normalised
+from handful.backbones.prompted import PromptedBackbone
+
+
+class Sam2Backbone(PromptedBackbone):
+    """SAM 2 without its memory. Slices are resized to the model's square, aspect not kept, as SAM 2 does.
+
+    The 'no memory' embedding is added when decoding, not when encoding, so that the embeddings serve memories as well.
+    """
+
+    def __init__(self, model: Sam2Model | Sam2VideoModel, name: str) -> None:
+        side = int(model.prompt_encoder.input_image_size)
+        vision = model.config.vision_config
+        super().__init__(model, name, side, int(vision.backbone_feature_sizes[-1][0]), int(vision.fpn_hidden_size))
+
+    def encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+        pixels = normalised(into_square(slices, self.side))
+        levels = list(self.model.vision_encoder(pixels).fpn_hidden_states)
+        levels[0] = self.model.mask_decoder.conv_s0(levels[0])
+        levels[1] = self.model.mask_decoder.conv_s1(levels[1])
+        return ImageEmbeddings(tuple(levels), (slices.shape[-2], slices.shape[-1]))
+
+    def encoding_parts(self) -> tuple[nn.Module, ...]:
+        return (self.image_encoder, self.model.mask_decoder.conv_s0, self.model.mask_decoder.conv_s1)
+
+    def to_square(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
+        return into_square(masks, side)
+
+    def to_slice(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
+        return from_square(logits, size)
+
+    def _content(self, size: tuple[int, int]) -> tuple[int, int]:
+        return (self.side, self.side)
+
+    def _candidates(
+        self, image: ImageEmbeddings, sparse: Tensor, dense: Tensor, multimask: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        masks, iou, tokens, score = self.model.mask_decoder(
+            image_embeddings=image.main if image.recalled else image.main + self._no_memory(),
+            image_positional_embeddings=self.position_encoding().expand(len(image), -1, -1, -1),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask,
+            high_resolution_features=list(image.features[:2]),
+        )
+        return masks, iou, tokens, score
+
+    def _no_memory(self) -> Float[Tensor, "1 c 1 1"]:
+        embedding: Tensor = self.model.no_memory_embedding
+        return rearrange(embedding, "1 1 c -> 1 c 1 1")

@@ -1,0 +1,75 @@
+"""What a job will cost, told before it begins: how many slices, and how long the image encoder takes for one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from handful.backbones.base import Backbone
+from handful.backbones.cached import CachedBackbone
+from handful.data.cases import Case
+from handful.data.slicing import Slicer
+from handful.data.volume import Volume
+from handful.errors import HandfulError
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The slices of a job and the time that their encoding takes on this machine."""
+
+    cases: int
+    slices: int
+    seconds: float
+    device: str
+
+    def __str__(self) -> str:
+        where = "this CPU" if self.device == "cpu" else self.device
+        return f"{self.slices} slices in {self.cases} cases, about {duration(self.seconds)} to encode on {where}"
+
+
+def estimate(backbone: Backbone, cases: Iterable[Case], slicer: Slicer) -> Cost | None:
+    """The cost of encoding every slice of the cases, by their headers and one timed slice; None where none is readable.
+
+    A cache is not counted on. Cases that cannot be read cost nothing here and fail when their turn comes.
+    """
+    sizes: list[tuple[int, tuple[int, int]]] = []
+    for case in cases:
+        try:
+            geometry = case.read_geometry()
+        except HandfulError:
+            continue
+        blank = Volume(np.broadcast_to(np.uint8(0), (1, *geometry.shape)), geometry)
+        view = replace(slicer, window="none", neighbours=False).view(blank)
+        sizes.append((len(view), view.size))
+    if not sizes:
+        return None
+    slices = sum(count for count, _ in sizes)
+    seconds = slices * _seconds_per_slice(backbone, sizes[0][1])
+    return Cost(len(sizes), slices, seconds, backbone.device.type)
+
+
+def duration(seconds: float) -> str:
+    """A time as people say it: 8 s, 4 min, 1 h 20 min."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+@torch.no_grad()
+def _seconds_per_slice(backbone: Backbone, size: tuple[int, int]) -> float:
+    """Of a second call where the first was quick, for the first one also sets things up."""
+    backbone = backbone.inner if isinstance(backbone, CachedBackbone) else backbone
+    ramp = torch.linspace(0, 1, size[0] * size[1], device=backbone.device).reshape(1, 1, *size)
+    seconds = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        backbone.encode(ramp).main.sum().item()  # reading a number waits for the device
+        seconds = time.perf_counter() - began
+        if seconds > 2:
+            break
+    return seconds

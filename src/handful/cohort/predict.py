@@ -1,0 +1,273 @@
+"""A fitted segmenter over many cases: each on its own, resumed by content, nothing half written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from handful.backbones.cached import cached
+from handful.checkpoint import RECORD, load
+from handful.cohort.choice import choose_device
+from handful.cohort.estimate import estimate
+from handful.cohort.lock import locked
+from handful.data.cases import Case
+from handful.data.files import file_digest, read_volume, stem, write_label_map
+from handful.data.volume import Volume
+from handful.errors import CheckpointError, InputError, UnsupportedInput
+from handful.evaluation.evaluate import Failure
+from handful.evaluation.overlay import write_overlay
+from handful.evaluation.report import write_atomically
+from handful.methods.base import Segmenter
+
+NOTES = ".handful"
+"""Folder inside the output folder: the lock, a note a case, and outputs that somebody had changed."""
+WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
+"""Suffixes that label maps cannot have (lossy, or two files), and what they get instead."""
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp(\..+)?")
+"""Temporary names of this package's writers."""
+
+Report = Callable[[int, int, str], None]
+
+
+def _silent(step: int, total: int, note: str) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """How to segment; nothing here changes what comes out, but the rounding of a cache."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    overwrite: bool = False
+    """Do everything anew, and replace files that handful did not write."""
+    preview: bool = False
+    """Draw a contact sheet of each case, too."""
+    cache: Path | None = None
+    """Folder of embeddings to use and to fill."""
+
+
+@dataclass(frozen=True)
+class CohortResult:
+    """The names of the cases, by what became of them."""
+
+    done: tuple[str, ...]
+    skipped: tuple[str, ...]
+    """Done before: input, model and output are the same as then."""
+    failures: tuple[Failure, ...]
+
+
+def predict_cohort(
+    model: Path, cases: Sequence[Case], out: Path, config: PredictConfig | None = None, report: Report = _silent
+) -> CohortResult:
+    """Segments the cases with the segmenter in folder `model` and writes label maps into `out`, under the cases' names.
+
+    Outputs keep the suffix of their image; JPEG becomes PNG, .mhd .mha, .nhdr .nrrd. A case that fails is listed in
+    `out`/failures.json and the others go on. A case is passed over only when the digests of its input, of its output
+    and of the model are those noted when it was done. An output that somebody changed since is put aside into
+    .handful/changed before it is done anew; a file that handful did not write is not touched: its case fails.
+    Raises BusyError while another process works in `out`, CheckpointError where the model cannot be loaded.
+    """
+    config = config or PredictConfig()
+    started = datetime.now(UTC)
+    digest = _model_digest(model)
+    with locked(out / NOTES):
+        _remove_leftovers(out, (case.name for case in cases))
+        tasks, skipped, failures = _plan(cases, out, digest, config)
+        segmenter = open_segmenter(model, config) if tasks else None
+        done = []
+        if segmenter is not None:
+            cost = estimate(segmenter.backbone, (task.case for task in tasks), segmenter.slicer)
+            report(0, len(tasks), str(cost or ""))
+            for number, task in enumerate(tasks, start=1):
+                try:
+                    _carry_out(task, segmenter, config)
+                    done.append(task.case.name)
+                except Exception as error:  # whatever it is, it is this case's: listed, and the next one goes on
+                    failures.append(Failure(task.case.name, _reason(error, task.case)))
+                report(number, len(tasks), task.case.name)
+        result = CohortResult(tuple(done), tuple(skipped), tuple(failures))
+        _write_notes(out, model, digest, result, str(segmenter and segmenter.backbone.device.type), started)
+    return result
+
+
+def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | None = None) -> None:
+    """Segments one file into one file; InputError where `out` exists, unless told to overwrite."""
+    config = config or PredictConfig()
+    suffix = out.name[len(stem(out)) :]
+    if instead := WRITTEN_AS.get(suffix.lower()):
+        raise UnsupportedInput(f"{out}: a label map cannot be kept in {suffix}; name it {stem(out)}{instead}")
+    if out.exists() and not config.overwrite:
+        raise InputError(f"{out} exists; name another file, or say --overwrite")
+    _model_digest(model)
+    volume = read_volume(image)
+    segmenter = open_segmenter(model, config)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(out.parent, [stem(out)])
+    label_map = segmenter.predict(volume)
+    write_label_map(out, label_map)
+    if config.preview:
+        write_overlay(out.with_name(f"{stem(out)}.preview.png"), volume, label_map, slicer=segmenter.slicer)
+
+
+def open_segmenter(model: Path, config: PredictConfig) -> Segmenter:
+    """The segmenter in folder `model`, on the device and with the cache that the config names."""
+    device = choose_device(config.device)
+    segmenter = load(model)
+    if config.cache is not None:
+        segmenter = load(model, cached(segmenter.backbone, config.cache))
+    return segmenter.to(device)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A case to do: where its output and its note go, and what they were made of."""
+
+    case: Case
+    output: Path
+    note: Path
+    preview: Path
+    made_of: Mapping[str, str]
+
+
+def _plan(
+    cases: Iterable[Case], out: Path, model: str, config: PredictConfig
+) -> tuple[list[_Task], list[str], list[Failure]]:
+    tasks: list[_Task] = []
+    skipped: list[str] = []
+    failures: list[Failure] = []
+    for case in cases:
+        try:
+            task = _task(case, out, model)
+            if not config.overwrite and _is_done(task, config):
+                skipped.append(case.name)
+            else:
+                _make_way(task, config)
+                tasks.append(task)
+        except Exception as error:  # as above: one bad case never ends a cohort
+            failures.append(Failure(case.name, _reason(error, case)))
+    return tasks, skipped, failures
+
+
+def _task(case: Case, out: Path, model: str) -> _Task:
+    if case.name in (".", "..") or any(mark in case.name for mark in "/\\\0"):
+        raise InputError(f"case {case.name!r} cannot name a file; rename it")
+    note = out / NOTES / f"{case.name}.json"
+    suffix = case.image.name[len(stem(case.image)) :] if isinstance(case.image, Path) else ".nii.gz"
+    output = out / f"{case.name}{WRITTEN_AS.get(suffix.lower(), suffix)}"
+    made_of = {"input": _input_digest(case), "model": model}
+    return _Task(case, output, note, out / "previews" / f"{case.name}.png", made_of)
+
+
+def _is_done(task: _Task, config: PredictConfig) -> bool:
+    if not task.output.exists() or (config.preview and not task.preview.exists()):
+        return False
+    return _read_note(task.note) == {**task.made_of, "output": file_digest(task.output)}
+
+
+def _make_way(task: _Task, config: PredictConfig) -> None:
+    """Refuses to replace a foreign file; keeps an output that was changed by hand after it was written."""
+    if not task.output.exists() or config.overwrite:
+        return
+    note = _read_note(task.note)
+    if note is None:
+        raise InputError(f"{task.output.name} exists and handful did not write it; name another folder or --overwrite")
+    written = note.get("output")
+    if written is not None and written != (now := file_digest(task.output)):
+        aside = task.note.parent / "changed" / f"{now[:12]}.{task.output.name}"
+        aside.parent.mkdir(exist_ok=True)
+        os.replace(task.output, aside)
+
+
+def _carry_out(task: _Task, segmenter: Segmenter, config: PredictConfig) -> None:
+    volume = task.case.read_image()
+    label_map = segmenter.predict(volume)
+    _write_json(task.note, {**task.made_of, "output": None})  # from here on the output is known to be handful's own
+    write_label_map(task.output, label_map)
+    if config.preview:
+        write_overlay(task.preview, volume, label_map, slicer=segmenter.slicer, case=task.case.name)
+    _write_json(task.note, {**task.made_of, "output": file_digest(task.output)})
+
+
+def _input_digest(case: Case) -> str:
+    """Of the file's bytes; of voxels and grid where they are in memory or in a second file beside the header."""
+    if isinstance(case.image, Path) and case.image.suffix.lower() not in (".mhd", ".nhdr"):
+        return file_digest(case.image)
+    volume: Volume = case.read_image()
+    sha = hashlib.sha256(volume.array.tobytes())
+    sha.update(f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}".encode())
+    return sha.hexdigest()
+
+
+def _model_digest(model: Path) -> str:
+    """Of the record, which names the digests of all weights."""
+    if not (model / RECORD).is_file():
+        raise CheckpointError(f"{model} holds no {RECORD}: not a fitted model; make one with handful fit")
+    return file_digest(model / RECORD)
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """None where there is none, or none that can be read."""
+    try:
+        note = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return note if isinstance(note, dict) else None
+
+
+def _write_notes(
+    out: Path, model: Path, digest: str, result: CohortResult, device: str, started: datetime
+) -> None:
+    """run.json: what happened, without paths or names; failures.json: which cases failed, and why."""
+    failures = out / "failures.json"
+    if result.failures:
+        _write_json(failures, [{"case": one.case, "reason": one.reason} for one in result.failures])
+    else:
+        failures.unlink(missing_ok=True)
+    record = json.loads((model / RECORD).read_text("utf-8"))
+    _write_json(
+        out / "run.json",
+        {
+            "handful": version("handful"),
+            "model_sha256": digest,
+            "backbone_sha256": record["backbone_sha256"],
+            "method": record["method"],
+            "seed": record["settings"].get("train", record["settings"]).get("seed"),
+            "device": device,
+            "started": started.isoformat(timespec="seconds"),
+            "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+            "cases": {
+                "done": len(result.done),
+                "skipped": len(result.skipped),
+                "failed": len(result.failures),
+            },
+        },
+    )
+
+
+def _write_json(path: Path, content: object) -> None:
+    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def _remove_leftovers(out: Path, names: Iterable[str]) -> None:
+    """Temporary files that a killed run of these cases left behind."""
+    own = {"run", "failures", *names}
+    for folder in (out, out / NOTES, out / "previews"):
+        for path in folder.glob(".*.tmp*"):
+            match = _LEFTOVER.fullmatch(path.name)
+            if match and match["name"].removesuffix(".json").removesuffix(".png") in own:
+                path.unlink(missing_ok=True)
+
+
+def _reason(error: Exception, case: Case) -> str:
+    """The message without the folder of the input, which may name a patient; the kind where it is no error of ours."""
+    text = str(error) if type(error).__module__ == "handful.errors" else f"{type(error).__name__}: {error}"
+    return text.replace(f"{case.image.parent}{os.sep}", "") if isinstance(case.image, Path) else text

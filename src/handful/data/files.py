@@ -1,0 +1,224 @@
+"""The room's door to the disk: scans and label maps by their names, and cohorts in the folder layouts people have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from handful.data.cases import Case, Cohort
+from handful.data.formats import (
+    SUFFIXES,
+    file_digest,
+    is_scan,
+    read_label_map,
+    read_volume,
+    stem,
+    write_label_map,
+    write_volume,
+)
+from handful.data.volume import Labels
+from handful.errors import HandfulError, InputError, UnsupportedInput
+
+__all__ = [
+    "SUFFIXES",
+    "file_digest",
+    "read_cohort",
+    "read_label_map",
+    "read_volume",
+    "stem",
+    "write_label_map",
+    "write_volume",
+]
+
+
+def read_cohort(folder: str | Path) -> Cohort:
+    """The cases of a folder, sorted by name, no voxel read yet unless label names are missing.
+
+    Known layouts: `images/` and `labels/` with files of equal stem; nnU-Net's raw folders (`imagesTr/`, one channel);
+    the Medical Segmentation Decathlon's `dataset.json`; a folder of images; one image. A `dataset.json` gives label
+    names, modality, the value to ignore and, as {case: id}, patients; without names the references are scanned.
+    Hidden files are passed over.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return Cohort((Case(stem(folder), folder),), None, stem(folder))
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such file or folder; check the name")
+    facts = _read_facts(folder)
+    pairs = _pairs(folder, facts)
+    if not pairs:
+        raise InputError(
+            f"{folder}: no scans in a layout handful knows: images/ and labels/, nnU-Net raw (imagesTr/, labelsTr/), "
+            f"MSD (dataset.json), or files ending in {', '.join(SUFFIXES)} directly in it"
+        )
+    patients = _patients(facts, [name for name, _, _ in pairs])
+    cases = tuple(
+        Case(name, image, label, facts.labels, patients.get(name), facts.modality, facts.ignore)
+        for name, image, label in sorted(pairs)
+    )
+    labels = facts.labels or _scan_labels(cases)
+    return Cohort(tuple(_with_labels(case, labels) for case in cases), labels, facts.name)
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What dataset.json says, as far as handful asks."""
+
+    file: Path
+    name: str
+    content: Mapping[str, Any]
+    labels: Labels | None
+    ignore: int | None
+    modality: str | None
+
+
+_Pair = tuple[str, Path, Path | None]
+"""Name, image and label file of a case."""
+
+
+def _read_facts(folder: Path) -> _Facts:
+    file = folder / "dataset.json"
+    content: Any = {}
+    if file.is_file():
+        try:
+            content = json.loads(file.read_text("utf-8"))
+        except ValueError as error:
+            raise InputError(f"{file}: no valid JSON ({error}); correct it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: must be a JSON object, is a {type(content).__name__}; correct it")
+    labels, ignore = _read_labels(file, content)
+    channels = content.get("channel_names", content.get("modality"))
+    if isinstance(channels, dict):
+        if len(channels) > 1:
+            raise UnsupportedInput(
+                f"{file}: {len(channels)} channels ({', '.join(map(str, channels.values()))}); handful reads one: "
+                "copy the images of one channel and their labels into images/ and labels/"
+            )
+        channels = next(iter(channels.values()), None)
+    name = str(content.get("name") or folder.resolve().name)
+    return _Facts(file, name, content, labels, ignore, None if channels is None else str(channels))
+
+
+def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None, int | None]:
+    """Label names and the value to ignore, from {"0": name} (MSD) or {name: value} (nnU-Net)."""
+    ignore, stated = content.get("ignore"), content.get("labels")
+    if not (ignore is None or type(ignore) is int) or not (stated is None or isinstance(stated, dict)):
+        raise InputError(f'{file}: "labels" must be an object and "ignore" a whole number; correct it')
+    if not stated:
+        return None, ignore
+    by_value = all(str(key).lstrip("-").isdigit() for key in stated)
+    items = [(key, name) for key, name in stated.items()] if by_value else [(v, name) for name, v in stated.items()]
+    if any(isinstance(value, list) for value, _ in items):
+        raise UnsupportedInput(f"{file}: labels made of regions; give each value a name of its own")
+    if not all(type(value) is int or (by_value and isinstance(name, str)) for value, name in items):
+        raise InputError(f'{file}: "labels" must be {{"0": "background", "1": name}} or {{name: value}}, is {stated}')
+    names = {int(value): str(name) for value, name in items}
+    if len(names) < len(items):
+        raise InputError(f'{file}: one value under several names in "labels": {stated}; correct it')
+    for value in [value for value, name in names.items() if name == "ignore" and value != 0]:
+        ignore = value
+    names = {value: name for value, name in names.items() if value > 0 and value != ignore}
+    return Labels.of(names) if names else None, ignore
+
+
+def _pairs(folder: Path, facts: _Facts) -> list[_Pair]:
+    if isinstance(facts.content.get("training"), list):
+        return [_listed(folder, facts.file, entry) for entry in facts.content["training"] if not _is_hidden(entry)]
+    if (folder / "imagesTr").is_dir():
+        return _matched(folder / "imagesTr", folder / "labelsTr", channel=True)
+    if (folder / "images").is_dir():
+        return _matched(folder / "images", folder / "labels", channel=False)
+    return [(name, image, None) for name, image in _by_stem(folder).items()]
+
+
+def _matched(images: Path, labels: Path, channel: bool) -> list[_Pair]:
+    """Images and labels of equal stem; `channel`: image names end in nnU-Net's channel number."""
+    image_of = _without_channel(images) if channel else _by_stem(images)
+    label_of = _by_stem(labels) if labels.is_dir() else {}
+    if orphans := sorted(str(label_of[name]) for name in label_of.keys() - image_of.keys()):
+        raise InputError(
+            f"labels without an image in {images}: {', '.join(orphans)}; add the image or remove the labels"
+        )
+    return [(name, image, label_of.get(name)) for name, image in image_of.items()]
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if not is_scan(path):
+            continue
+        if (other := found.setdefault(stem(path), path)) != path:
+            raise InputError(f"two files for one case: {other} and {path}; remove one of them")
+    return found
+
+
+def _without_channel(images: Path) -> dict[str, Path]:
+    found = {}
+    for name, path in _by_stem(images).items():
+        case, underscore, channel = name.rpartition("_")
+        if not (underscore and len(channel) == 4 and channel.isdigit()):
+            raise InputError(f"{path}: nnU-Net image names end in a channel such as _0000; rename it")
+        if channel != "0000":
+            raise UnsupportedInput(
+                f"{path}: a second channel; handful reads one: copy the images of one channel and their labels "
+                "into images/ and labels/"
+            )
+        found[case] = path
+    return found
+
+
+def _is_hidden(entry: Any) -> bool:
+    return isinstance(entry, dict) and Path(str(entry.get("image"))).name.startswith(".")
+
+
+def _listed(folder: Path, file: Path, entry: Any) -> _Pair:
+    """A case as MSD lists it: paths of image and label, from the folder on."""
+    if not (isinstance(entry, dict) and isinstance(entry.get("image"), str)):
+        raise InputError(f'{file}: "training" must hold {{"image": path, "label": path}}, got {entry!r}; correct it')
+    paths = [Path(entry[part]) for part in ("image", "label") if isinstance(entry.get(part), str)]
+    if outside := [path for path in paths if path.is_absolute() or ".." in path.parts]:
+        raise InputError(f"{file}: {outside[0]} leads out of the folder; list files inside it")
+    image, label = folder / paths[0], folder / paths[1] if len(paths) > 1 else None
+    if not image.exists():  # nnU-Net's first version lists images without their channel
+        with_channel = image.with_name(image.name.replace(stem(image), f"{stem(image)}_0000", 1))
+        image = with_channel if with_channel.exists() else image
+    for path in (image, label):
+        if path is not None and not path.is_file():
+            raise InputError(f"{path}: listed in {file.name}, but not there; fetch it or take it off the list")
+    return stem(paths[0]), image, label
+
+
+def _patients(facts: _Facts, names: list[str]) -> dict[str, str]:
+    stated = facts.content.get("patient", {})
+    if not isinstance(stated, dict):
+        raise InputError(f'{facts.file}: "patient" must be {{case: id}}; correct it')
+    if stated and (missing := sorted(set(names) - stated.keys())):
+        raise InputError(f'{facts.file}: no "patient" for {", ".join(missing[:5])}; name them, or their scans may leak')
+    return {case: str(patient) for case, patient in stated.items()}
+
+
+def _scan_labels(cases: tuple[Case, ...]) -> Labels | None:
+    """The values the references hold, when nobody named them; a file that cannot be read fails later, as its case."""
+    found: set[int] = set()
+    failure: HandfulError | None = None
+    references = [case for case in cases if isinstance(case.reference, Path)]
+    for case in references:
+        assert isinstance(case.reference, Path)
+        try:
+            label_map = read_label_map(case.reference, None, case.ignore)
+        except HandfulError as error:
+            failure = failure or error
+            continue
+        found.update(np.unique(label_map.array[label_map.array > 0]).tolist())
+    if failure and not found:
+        raise failure
+    return Labels.of({value: f"label {value}" for value in found}) if found else None
+
+
+def _with_labels(case: Case, labels: Labels | None) -> Case:
+    return Case(case.name, case.image, case.reference, labels, case.patient, case.modality, case.ignore)

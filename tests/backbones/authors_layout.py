@@ -1,0 +1,157 @@
+"""The authors' names of every weight of SAM and SAM 2, written down one by one beside transformers' names.
+
+Kept apart from the loader's own table on purpose: the loader is judged by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+Pairs = Iterator[tuple[str, str]]
+
+
+def authors_state(model: nn.Module, pairs: Pairs) -> dict[str, Tensor]:
+    """A transformers model's weights as the authors would save them; pairs that name no weight of it are left out."""
+    state = model.state_dict()
+    out = {authors: state[ours] for authors, ours in pairs if ours in state}
+    kinds = state["prompt_encoder.point_embed.weight"] if "prompt_encoder.point_embed.weight" in state else None
+    if kinds is not None:  # SAM 2 in transformers keeps the four kinds of point in one table
+        for kind in range(4):
+            out[f"sam_prompt_encoder.point_embeddings.{kind}.weight"] = kinds[kind : kind + 1]
+    return out
+
+
+def _both(authors: str, ours: str) -> Pairs:
+    for what in ("weight", "bias"):
+        yield f"{authors}.{what}", f"{ours}.{what}"
+
+
+def sam_pairs(layers: int) -> Pairs:
+    yield "image_encoder.pos_embed", "vision_encoder.pos_embed"
+    yield from _both("image_encoder.patch_embed.proj", "vision_encoder.patch_embed.projection")
+    for i in range(layers):
+        theirs, ours = f"image_encoder.blocks.{i}", f"vision_encoder.layers.{i}"
+        yield from _both(f"{theirs}.norm1", f"{ours}.layer_norm1")
+        yield from _both(f"{theirs}.norm2", f"{ours}.layer_norm2")
+        yield from _both(f"{theirs}.attn.qkv", f"{ours}.attn.qkv")
+        yield from _both(f"{theirs}.attn.proj", f"{ours}.attn.proj")
+        yield f"{theirs}.attn.rel_pos_h", f"{ours}.attn.rel_pos_h"
+        yield f"{theirs}.attn.rel_pos_w", f"{ours}.attn.rel_pos_w"
+        yield from _both(f"{theirs}.mlp.lin1", f"{ours}.mlp.lin1")
+        yield from _both(f"{theirs}.mlp.lin2", f"{ours}.mlp.lin2")
+    yield "image_encoder.neck.0.weight", "vision_encoder.neck.conv1.weight"
+    yield from _both("image_encoder.neck.1", "vision_encoder.neck.layer_norm1")
+    yield "image_encoder.neck.2.weight", "vision_encoder.neck.conv2.weight"
+    yield from _both("image_encoder.neck.3", "vision_encoder.neck.layer_norm2")
+    for kind in range(4):
+        yield f"prompt_encoder.point_embeddings.{kind}.weight", f"prompt_encoder.point_embed.{kind}.weight"
+    yield from _prompt_encoder_pairs("prompt_encoder")
+    yield from _mask_decoder_pairs("mask_decoder", out="out_proj", mlp=("lin1", "lin2"))
+
+
+def sam2_image_pairs(blocks: int) -> Pairs:
+    yield "no_mem_embed", "no_memory_embedding"
+    trunk, backbone = "image_encoder.trunk", "vision_encoder.backbone"
+    yield f"{trunk}.pos_embed", f"{backbone}.pos_embed"
+    yield f"{trunk}.pos_embed_window", f"{backbone}.pos_embed_window"
+    yield from _both(f"{trunk}.patch_embed.proj", f"{backbone}.patch_embed.projection")
+    for i in range(blocks):
+        theirs, ours = f"{trunk}.blocks.{i}", f"{backbone}.blocks.{i}"
+        yield from _both(f"{theirs}.norm1", f"{ours}.layer_norm1")
+        yield from _both(f"{theirs}.norm2", f"{ours}.layer_norm2")
+        yield from _both(f"{theirs}.attn.qkv", f"{ours}.attn.qkv")
+        yield from _both(f"{theirs}.attn.proj", f"{ours}.attn.proj")
+        yield from _both(f"{theirs}.mlp.layers.0", f"{ours}.mlp.proj_in")
+        yield from _both(f"{theirs}.mlp.layers.1", f"{ours}.mlp.proj_out")
+        yield from _both(f"{theirs}.proj", f"{ours}.proj")
+    for level in range(4):
+        yield from _both(f"image_encoder.neck.convs.{level}.conv", f"vision_encoder.neck.convs.{level}")
+    yield from _prompt_encoder_pairs("sam_prompt_encoder")
+    yield from _mask_decoder_pairs("sam_mask_decoder", out="o_proj", mlp=("proj_in", "proj_out"))
+    yield from _both("sam_mask_decoder.conv_s0", "mask_decoder.conv_s0")
+    yield from _both("sam_mask_decoder.conv_s1", "mask_decoder.conv_s1")
+    yield "sam_mask_decoder.obj_score_token.weight", "mask_decoder.obj_score_token.weight"
+    yield from _mlp_pairs("sam_mask_decoder.pred_obj_score_head", "mask_decoder.pred_obj_score_head")
+
+
+def sam2_video_pairs(blocks: int, memory_layers: int) -> Pairs:
+    yield from sam2_image_pairs(blocks)
+    yield "maskmem_tpos_enc", "memory_temporal_positional_encoding"
+    yield "no_mem_pos_enc", "no_memory_positional_encoding"
+    yield "no_obj_ptr", "no_object_pointer"
+    yield "no_obj_embed_spatial", "occlusion_spatial_embedding_parameter"
+    yield from _both("mask_downsample", "mask_downsample")
+    yield from _mlp_pairs("obj_ptr_proj", "object_pointer_proj")
+    yield from _both("obj_ptr_tpos_proj", "temporal_positional_encoding_projection_layer")
+    for i in range(memory_layers):
+        layer = f"memory_attention.layers.{i}"
+        for attention in ("self_attn", "cross_attn_image"):
+            for which in "qkv":
+                yield from _both(f"{layer}.{attention}.{which}_proj", f"{layer}.{attention}.{which}_proj")
+            yield from _both(f"{layer}.{attention}.out_proj", f"{layer}.{attention}.o_proj")
+        yield from _both(f"{layer}.linear1", f"{layer}.linear1")
+        yield from _both(f"{layer}.linear2", f"{layer}.linear2")
+        for j in (1, 2, 3):
+            yield from _both(f"{layer}.norm{j}", f"{layer}.layer_norm{j}")
+    yield from _both("memory_attention.norm", "memory_attention.layer_norm")
+    down = "memory_encoder.mask_downsampler"
+    for i in range(4):
+        yield from _both(f"{down}.encoder.{3 * i}", f"{down}.layers.{i}.conv")
+        yield from _both(f"{down}.encoder.{3 * i + 1}", f"{down}.layers.{i}.layer_norm")
+    yield from _both(f"{down}.encoder.12", f"{down}.final_conv")
+    yield from _both("memory_encoder.pix_feat_proj", "memory_encoder.feature_projection")
+    for i in range(2):
+        theirs, ours = f"memory_encoder.fuser.layers.{i}", f"memory_encoder.memory_fuser.layers.{i}"
+        yield f"{theirs}.gamma", f"{ours}.scale"
+        yield from _both(f"{theirs}.dwconv", f"{ours}.depthwise_conv")
+        yield from _both(f"{theirs}.norm", f"{ours}.layer_norm")
+        yield from _both(f"{theirs}.pwconv1", f"{ours}.pointwise_conv1")
+        yield from _both(f"{theirs}.pwconv2", f"{ours}.pointwise_conv2")
+    yield from _both("memory_encoder.out_proj", "memory_encoder.projection")
+
+
+def _prompt_encoder_pairs(theirs: str) -> Pairs:
+    ours = "prompt_encoder"
+    yield f"{theirs}.pe_layer.positional_encoding_gaussian_matrix", f"{ours}.shared_embedding.positional_embedding"
+    yield f"{theirs}.not_a_point_embed.weight", f"{ours}.not_a_point_embed.weight"
+    yield f"{theirs}.no_mask_embed.weight", f"{ours}.no_mask_embed.weight"
+    for index, name in ((0, "conv1"), (1, "layer_norm1"), (3, "conv2"), (4, "layer_norm2"), (6, "conv3")):
+        yield from _both(f"{theirs}.mask_downscaling.{index}", f"{ours}.mask_embed.{name}")
+
+
+def _mask_decoder_pairs(theirs: str, out: str, mlp: tuple[str, str]) -> Pairs:
+    ours = "mask_decoder"
+    official_mlp = ("lin1", "lin2") if mlp == ("lin1", "lin2") else ("layers.0", "layers.1")
+    for i in (0, 1):
+        layer = f"transformer.layers.{i}"
+        for attention in ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token"):
+            yield from _attention_pairs(f"{theirs}.{layer}.{attention}", f"{ours}.{layer}.{attention}", out)
+        for j in (1, 2, 3, 4):
+            yield from _both(f"{theirs}.{layer}.norm{j}", f"{ours}.{layer}.layer_norm{j}")
+        for authors, transformers in zip(official_mlp, mlp, strict=True):
+            yield from _both(f"{theirs}.{layer}.mlp.{authors}", f"{ours}.{layer}.mlp.{transformers}")
+    final = "transformer.final_attn_token_to_image"
+    yield from _attention_pairs(f"{theirs}.{final}", f"{ours}.{final}", out)
+    yield from _both(f"{theirs}.transformer.norm_final_attn", f"{ours}.transformer.layer_norm_final_attn")
+    yield f"{theirs}.iou_token.weight", f"{ours}.iou_token.weight"
+    yield f"{theirs}.mask_tokens.weight", f"{ours}.mask_tokens.weight"
+    yield from _both(f"{theirs}.output_upscaling.0", f"{ours}.upscale_conv1")
+    yield from _both(f"{theirs}.output_upscaling.1", f"{ours}.upscale_layer_norm")
+    yield from _both(f"{theirs}.output_upscaling.3", f"{ours}.upscale_conv2")
+    for i in range(4):
+        yield from _mlp_pairs(f"{theirs}.output_hypernetworks_mlps.{i}", f"{ours}.output_hypernetworks_mlps.{i}")
+    yield from _mlp_pairs(f"{theirs}.iou_prediction_head", f"{ours}.iou_prediction_head")
+
+
+def _attention_pairs(theirs: str, ours: str, out: str) -> Pairs:
+    for which in "qkv":
+        yield from _both(f"{theirs}.{which}_proj", f"{ours}.{which}_proj")
+    yield from _both(f"{theirs}.out_proj", f"{ours}.{out}")
+
+
+def _mlp_pairs(theirs: str, ours: str) -> Pairs:
+    yield from _both(f"{theirs}.layers.0", f"{ours}.proj_in")
+    yield from _both(f"{theirs}.layers.1", f"{ours}.layers.0")
+    yield from _both(f"{theirs}.layers.2", f"{ours}.proj_out")

@@ -1,0 +1,17 @@
+"""The three kinds of backbone, tiny, with random weights."""
+
+import pytest
+
+import tiny_models
+from handful.backbones.base import Backbone
+
+BUILDERS = {
+    "sam": tiny_models.tiny_sam,
+    "sam2": tiny_models.tiny_sam2,
+    "sam2-video": tiny_models.tiny_sam2_video,
+}
+
+
+@pytest.fixture(params=BUILDERS)
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    return BUILDERS[request.param]()

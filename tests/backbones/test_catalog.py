@@ -1,0 +1,142 @@
+"""Backbones by name, folder, file and hub id."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny_models
+from handful.backbones.catalog import BACKBONES, load_backbone
+from handful.backbones.sam import SamBackbone
+from handful.backbones.sam2 import Sam2Backbone
+from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.errors import CheckpointError, SettingsError
+
+
+def _same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    expected = other.state_dict()
+    assert one.state_dict().keys() == expected.keys()
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name])
+
+
+@pytest.mark.parametrize(
+    ("build", "kind"),
+    [
+        (tiny_models.tiny_sam, SamBackbone),
+        (tiny_models.tiny_sam2, Sam2Backbone),
+        (tiny_models.tiny_sam2_video, Sam2VideoBackbone),
+    ],
+)
+def test_a_folder_that_transformers_saved_is_loaded_as_what_it_is(tmp_path: Path, build: object, kind: type) -> None:
+    original = build()  # type: ignore[operator]
+    original.model.save_pretrained(tmp_path)
+    loaded = load_backbone(tmp_path)
+    assert type(loaded) is kind
+    assert loaded.name == str(tmp_path)
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    _same_weights(loaded, original)
+    assert loaded.digest() == original.digest()
+
+
+def test_half_precision_weights_are_computed_with_in_single(tmp_path: Path) -> None:
+    tiny_models.tiny_sam().model.half().save_pretrained(tmp_path)
+    assert {tensor.dtype for tensor in load_backbone(tmp_path).state_dict().values()} == {torch.float32}
+
+
+def test_loading_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    tiny_models.tiny_sam2_video().model.save_pretrained(tmp_path)
+    capfd.readouterr()
+    load_backbone(tmp_path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_folder_that_lacks_weights_is_not_filled_with_random_ones(tmp_path: Path) -> None:
+    tiny_models.tiny_sam().model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["vision_encoder.neck.conv1.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"vision_encoder\.neck\.conv1\.weight"):
+        load_backbone(tmp_path)
+
+
+def test_a_truncated_weights_file_is_refused(tmp_path: Path) -> None:
+    tiny_models.tiny_sam().model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_backbone(tmp_path)
+
+
+def test_a_folder_of_another_model_is_refused(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(CheckpointError, match="'bert' model"):
+        load_backbone(tmp_path)
+
+
+def test_a_folder_without_config_or_with_a_pickle_alone_is_refused(tmp_path: Path) -> None:
+    tiny_models.tiny_sam().model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"config\.json and \.safetensors"):
+        load_backbone(tmp_path)
+
+
+def test_an_authors_file_is_loaded_by_its_path(tmp_path: Path) -> None:
+    from backbones.authors_layout import authors_state, sam_pairs
+
+    original = tiny_models.tiny_sam()
+    torch.save(authors_state(original.model, sam_pairs(layers=2)), tmp_path / "sam_vit_b.pth")
+    loaded = load_backbone(str(tmp_path / "sam_vit_b.pth"))
+    _same_weights(loaded, original)
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"onnx")
+    with pytest.raises(SettingsError, match=r"\.pth, \.pt, \.safetensors"):
+        load_backbone(tmp_path / "model.onnx")
+
+
+def test_a_misspelt_name_brings_the_right_ones() -> None:
+    with pytest.raises(SettingsError, match=r"sam2\.1-hiera-tiny"):
+        load_backbone("sam21-hiera-tiny")
+
+
+def test_a_path_that_is_not_there_is_no_hub_id(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="unknown backbone"):
+        load_backbone("checkpoints/sam_vit_b.pth")
+    with pytest.raises(SettingsError, match="unknown backbone"):
+        load_backbone(tmp_path / "absent")
+
+
+def test_every_entry_says_where_it_comes_from_and_under_which_licence() -> None:
+    for name, entry in BACKBONES.items():
+        assert entry.description, name
+        assert entry.licence == "Apache-2.0", name
+        assert entry.embedded == (name == "handful-tiny"), name
+
+
+@pytest.mark.slow
+def test_offline_the_hubs_cache_is_used_and_an_absent_model_is_explained(tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--somebody--tiny-sam" / "snapshots" / "abc"
+    tiny_models.tiny_sam().model.save_pretrained(snapshot)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    script = (
+        "from handful.backbones.catalog import load_backbone\n"
+        "print(load_backbone('somebody/tiny-sam').side)\n"
+        "try: load_backbone('medsam')\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+    )
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    side, refused = done.stdout.splitlines()
+    assert side == str(tiny_models.SIDE)
+    assert refused.startswith("CheckpointError backbone 'wanglab/medsam-vit-base' cannot be downloaded")
+    assert "HF_HOME" in refused

@@ -1,0 +1,193 @@
+"""Folders as people have them, read as cohorts without conversion."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from handful.data.cases import check_case
+from handful.data.files import read_cohort, write_label_map, write_volume
+from handful.data.volume import IGNORE, LabelMap, Labels, Volume
+from handful.errors import InputError, UnsupportedInput
+
+
+@pytest.fixture
+def put(tmp_path: Path, volume: Volume, label_map: LabelMap):
+    """Writes the scan, or its labels where the folder's name says so, under a path."""
+
+    def put(*names: str) -> None:
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            if "label" in path.parent.name:
+                write_label_map(path, label_map)
+            else:
+                write_volume(path, volume)
+
+    return put
+
+
+def _say(folder: Path, **content: object) -> None:
+    (folder / "dataset.json").write_text(json.dumps(content))
+
+
+def test_images_and_labels_are_matched_by_stem_whatever_their_format(tmp_path: Path, put, labels: Labels) -> None:
+    put("images/b.nii.gz", "images/a.mha", "labels/a.nii.gz", "images/c.nrrd")
+    _say(
+        tmp_path,
+        name="Balls",
+        modality="CT",
+        labels={"0": "background", "1": "ball", "3": "egg"},
+        patient=dict.fromkeys("abc", "x"),
+    )
+    cohort = read_cohort(tmp_path)
+    assert (cohort.name, cohort.labels) == ("Balls", labels)
+    assert [(case.name, case.reference is not None) for case in cohort.cases] == [
+        ("a", True),
+        ("b", False),
+        ("c", False),
+    ]
+    assert {(case.modality, case.patient) for case in cohort.cases} == {("CT", "x")}
+    assert cohort.cases[0].read_image().modality == "CT"
+
+
+def test_labels_by_name_are_read_too_and_ignore_means_unlabelled(tmp_path: Path, put) -> None:
+    put("images/a.nii.gz", "labels/a.nii.gz")
+    _say(tmp_path, labels={"background": 0, "ball": 1, "ignore": 3})
+    cohort = read_cohort(tmp_path)
+    assert cohort.labels == Labels((1,), ("ball",))
+    assert np.unique(cohort.cases[0].read_reference().array).tolist() == [IGNORE, 0, 1]
+
+
+def test_the_ignored_value_can_be_stated_apart(tmp_path: Path, put) -> None:
+    put("images/a.nii.gz", "labels/a.nii.gz")
+    _say(tmp_path, labels={"ball": 1}, ignore=3)
+    assert np.unique(read_cohort(tmp_path).cases[0].read_reference().array).tolist() == [IGNORE, 0, 1]
+
+
+def test_without_names_the_labels_are_those_found(tmp_path: Path, put) -> None:
+    put("images/a.nii.gz", "labels/a.nii.gz")
+    cohort = read_cohort(tmp_path)
+    assert cohort.labels == Labels((1, 3), ("label 1", "label 3"))
+    assert cohort.cases[0].labels == cohort.labels
+
+
+def test_nnunet_raw_is_read(tmp_path: Path, put) -> None:
+    put("imagesTr/a_1_0000.nii.gz", "imagesTr/b_0000.nii.gz", "labelsTr/a_1.nii.gz")
+    _say(tmp_path, channel_names={"0": "CT"}, labels={"background": 0, "ball": 1, "egg": 3}, file_ending=".nii.gz")
+    cohort = read_cohort(tmp_path)
+    assert [case.name for case in cohort.cases] == ["a_1", "b"]
+    assert cohort.cases[0].modality == "CT"
+    assert cohort.cases[0].read_reference().labels.names == ("ball", "egg")
+
+
+def test_several_channels_are_refused_with_a_remedy(tmp_path: Path, put) -> None:
+    put("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz")
+    with pytest.raises(UnsupportedInput, match=r"a_0001\.nii\.gz: a second channel; .*images/ and labels/"):
+        read_cohort(tmp_path)
+    _say(tmp_path, channel_names={"0": "T1", "1": "T2"}, labels={"ball": 1})
+    with pytest.raises(UnsupportedInput, match=r"2 channels \(T1, T2\); handful reads one"):
+        read_cohort(tmp_path)
+
+
+def test_msd_is_read_by_its_list(tmp_path: Path, put) -> None:
+    put("imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTr/unlisted.nii.gz")
+    training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, {"image": "./imagesTr/._a.nii.gz"}]
+    _say(tmp_path, modality={"0": "MRI"}, labels={"0": "background", "1": "ball", "3": "egg"}, training=training)
+    cohort = read_cohort(tmp_path)
+    assert [(case.name, case.modality) for case in cohort.cases] == [("a", "MRI")]
+    assert cohort.cases[0].read_reference().array.max() == 3
+
+
+def test_first_nnunet_lists_images_without_their_channel(tmp_path: Path, put) -> None:
+    put("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    _say(tmp_path, modality={"0": "CT"}, labels={"0": "background", "1": "ball", "3": "egg"}, training=training)
+    assert read_cohort(tmp_path).cases[0].image == tmp_path / "imagesTr" / "a_0000.nii.gz"
+
+
+@pytest.mark.parametrize("image", ["../a.nii.gz", "/a.nii.gz"])
+def test_list_that_leads_out_of_the_folder_is_refused(tmp_path: Path, image: str) -> None:
+    _say(tmp_path, labels={"ball": 1}, training=[{"image": image}])
+    with pytest.raises(InputError, match="leads out of the folder"):
+        read_cohort(tmp_path)
+
+
+def test_listed_file_that_is_not_there_is_named(tmp_path: Path, put) -> None:
+    put("imagesTr/a.nii.gz")
+    _say(tmp_path, labels={"ball": 1}, training=[{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}])
+    with pytest.raises(InputError, match=r"a\.nii\.gz: listed in dataset\.json, but not there"):
+        read_cohort(tmp_path)
+
+
+def test_bare_folder_and_single_file_are_cases_without_labels(tmp_path: Path, put) -> None:
+    put("scans/b.nii.gz", "scans/a.nrrd")
+    (tmp_path / "scans" / "notes.txt").write_text("no scan")
+    (tmp_path / "scans" / "._a.nrrd").write_bytes(b"left by a Mac")
+    cohort = read_cohort(tmp_path / "scans")
+    assert [case.name for case in cohort.cases] == ["a", "b"]
+    assert (cohort.labels, cohort.cases[0].read_reference()) == (None, None)
+    assert [case.name for case in read_cohort(tmp_path / "scans" / "b.nii.gz").cases] == ["b"]
+
+
+def test_labels_without_image_and_doubles_are_named(tmp_path: Path, put) -> None:
+    put("images/a.nii.gz", "labels/a.nii.gz", "labels/z.nii.gz")
+    with pytest.raises(InputError, match=r"labels without an image in .*labels/z\.nii\.gz; add"):
+        read_cohort(tmp_path)
+    (tmp_path / "labels" / "z.nii.gz").unlink()
+    put("images/a.mha")
+    with pytest.raises(InputError, match=r"two files for one case: .*a\.mha and .*a\.nii\.gz; remove"):
+        read_cohort(tmp_path)
+
+
+def test_folder_without_scans_lists_the_known_layouts(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no scans in a layout handful knows: images/ and labels/"):
+        read_cohort(tmp_path)
+    with pytest.raises(InputError, match="no such file or folder"):
+        read_cohort(tmp_path / "none")
+
+
+def test_cases_without_a_patient_are_refused_where_others_have_one(tmp_path: Path, put) -> None:
+    put("images/a.nii.gz", "images/b.nii.gz")
+    _say(tmp_path, patient={"a": "1"})
+    with pytest.raises(InputError, match=r'no "patient" for b; name them'):
+        read_cohort(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "{", '{"labels": 3}', '{"labels": {"ball": "1"}}', '{"labels": {"a": 1, "b": 1}}', '{"ignore": "255"}'],
+)
+def test_wrong_dataset_json_is_refused_by_name(tmp_path: Path, put, content: str) -> None:
+    put("images/a.nii.gz")
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(InputError, match=r"dataset\.json: "):
+        read_cohort(tmp_path)
+
+
+def test_regions_are_refused_with_a_remedy(tmp_path: Path, put) -> None:
+    put("imagesTr/a_0000.nii.gz")
+    _say(tmp_path, channel_names={"0": "CT"}, labels={"background": 0, "whole": [1, 2]})
+    with pytest.raises(UnsupportedInput, match="labels made of regions"):
+        read_cohort(tmp_path)
+
+
+def test_one_damaged_label_file_does_not_hide_the_rest(tmp_path: Path, put) -> None:
+    put("images/a.nii.gz", "labels/a.nii.gz", "images/b.nii.gz", "labels/b.nii.gz")
+    (tmp_path / "labels" / "b.nii.gz").write_bytes(b"")
+    good, bad = read_cohort(tmp_path).cases
+    assert not check_case(good)
+    assert [finding.severity for finding in check_case(bad)] == ["error"]
+
+
+@pytest.mark.realdata
+def test_real_cohorts_are_read_and_checked(realdata: Path) -> None:
+    folders = sorted(path for path in realdata.iterdir() if (path / "dataset.json").is_file())
+    assert folders
+    for folder in folders:
+        cohort = read_cohort(folder)
+        assert cohort.labels is not None
+        assert all(case.reference is not None for case in cohort.cases)
+        for case in cohort.cases[:5]:
+            assert not [finding for finding in check_case(case) if finding.severity == "error"]

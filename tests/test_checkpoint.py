@@ -1,0 +1,160 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import tiny_models
+from handful.backbones.base import Backbone
+from handful.backbones.catalog import load_backbone
+from handful.checkpoint import describe_support, load, save
+from handful.errors import CheckpointError
+from handful.methods.base import Segmenter
+from handful.methods.nearest_slice import NearestSlice
+from phantoms import support_set
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return tiny_models.tiny_sam()
+
+
+@pytest.fixture(scope="module")
+def segmenter(backbone: Backbone) -> Segmenter:
+    return NearestSlice().fit(support_set(2), backbone)
+
+
+def keep(segmenter: Segmenter, folder: Path, **provenance: object) -> Path:
+    save(segmenter, folder, method_name="nearest-slice", method=NearestSlice(), provenance=provenance)
+    return folder
+
+
+def edit(folder: Path, **changes: object) -> None:
+    record = json.loads((folder / "segmenter.json").read_text())
+    (folder / "segmenter.json").write_text(json.dumps(record | changes))
+
+
+def test_what_was_saved_answers_alike(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    again = load(keep(segmenter, tmp_path / "s"), backbone)
+    slices = torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(again(slices), segmenter(slices))
+    assert (again.labels, again.slicer) == (segmenter.labels, segmenter.slicer)
+
+
+def test_the_backbone_is_found_by_its_name_where_none_is_given(backbone: Backbone, tmp_path: Path):
+    backbone.model.save_pretrained(tmp_path / "model")
+    own = load_backbone(tmp_path / "model")
+    method = NearestSlice(similarity="embedding")
+    segmenter = method.fit(support_set(1), own)
+    save(segmenter, tmp_path / "s", method_name="nearest-slice", method=method, provenance={})
+    slices = torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(load(tmp_path / "s")(slices), segmenter(slices))
+
+
+def test_the_card_names_the_licence_of_a_backbone_of_the_catalogue(backbone: Backbone, tmp_path: Path):
+    known = backbone.fork()
+    known.name = "sam-vit-base"
+    keep(NearestSlice().fit(support_set(1), known), tmp_path / "s")
+    assert "base weights: Apache-2.0" in (tmp_path / "s" / "README.md").read_text()
+
+
+def test_the_folder_holds_three_files_and_nothing_lies_beside_it(segmenter: Segmenter, tmp_path: Path):
+    keep(segmenter, tmp_path / "s")
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["README.md", "segmenter.json", "weights.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+
+
+def test_the_card_names_labels_cases_and_where_the_data_came_from(segmenter: Segmenter, tmp_path: Path):
+    keep(segmenter, tmp_path / "s", **describe_support(support_set(2)))
+    card = (tmp_path / "s" / "README.md").read_text()
+    for word in ("ball", "egg", "phantom-0", "phantom-1", "nearest-slice", "patient-derived", "Licence"):
+        assert word in card
+
+
+def test_the_support_is_described_by_name_and_content():
+    one, two = describe_support(support_set(2))["support"]
+    assert one["case"] == "phantom-0"
+    assert one["image_sha256"] != two["image_sha256"]
+    assert describe_support(support_set(2))["support"] == [one, two]
+
+
+def test_an_earlier_segmenter_is_replaced(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    keep(segmenter, tmp_path / "s", note="first")
+    keep(segmenter, tmp_path / "s", note="second")
+    assert json.loads((tmp_path / "s" / "segmenter.json").read_text())["provenance"] == {"note": "second"}
+    load(tmp_path / "s", backbone)
+
+
+def test_a_folder_of_other_things_is_left_alone(segmenter: Segmenter, tmp_path: Path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="not a segmenter"):
+        keep(segmenter, tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_save_that_fails_leaves_nothing(segmenter: Segmenter, tmp_path: Path):
+    with pytest.raises(CheckpointError, match="plain JSON"):
+        keep(segmenter, tmp_path / "s", where=object())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["segmenter.json", "weights.safetensors"])
+def test_a_half_written_folder_is_refused(name: str, segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    (keep(segmenter, tmp_path / "s") / name).unlink()
+    with pytest.raises(CheckpointError, match=name):
+        load(tmp_path / "s", backbone)
+
+
+def test_changed_weights_are_refused(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    keep(segmenter, tmp_path / "s")
+    save_file({"signatures": torch.zeros(1, 1)}, tmp_path / "s" / "weights.safetensors")
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(tmp_path / "s", backbone)
+
+
+def test_a_cut_off_record_is_refused(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    path = keep(segmenter, tmp_path / "s") / "segmenter.json"
+    path.write_text(path.read_text()[:40])
+    with pytest.raises(CheckpointError, match="not JSON"):
+        load(tmp_path / "s", backbone)
+
+
+def test_a_newer_format_asks_for_an_update(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    edit(keep(segmenter, tmp_path / "s"), format=99, something_new=1)
+    with pytest.raises(CheckpointError, match=r"format 99.*update"):
+        load(tmp_path / "s", backbone)
+
+
+def test_an_unknown_key_is_refused(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    edit(keep(segmenter, tmp_path / "s"), colour="blue")
+    with pytest.raises(CheckpointError, match="colour"):
+        load(tmp_path / "s", backbone)
+
+
+def test_an_unknown_setting_is_refused(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    edit(keep(segmenter, tmp_path / "s"), settings={"colour": "blue"})
+    with pytest.raises(CheckpointError, match="colour"):
+        load(tmp_path / "s", backbone)
+
+
+def test_an_unknown_method_is_refused(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    edit(keep(segmenter, tmp_path / "s"), method="nearest")
+    with pytest.raises(CheckpointError, match="no method 'nearest'"):
+        load(tmp_path / "s", backbone)
+
+
+def test_another_backbone_is_refused_and_both_are_named(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    keep(segmenter, tmp_path / "s")
+    other = backbone.fork()
+    other.name = "someone else"
+    with torch.no_grad():
+        next(other.mask_decoder.parameters()).add_(1)
+    with pytest.raises(CheckpointError, match=rf"{backbone.name}.*someone else"):
+        load(tmp_path / "s", other)
+
+
+def test_the_record_holds_no_path_of_this_machine(segmenter: Segmenter, tmp_path: Path):
+    keep(segmenter, tmp_path / "s", **describe_support(support_set(2)))
+    for name in ("segmenter.json", "README.md"):
+        assert str(tmp_path) not in (tmp_path / "s" / name).read_text()

@@ -1,0 +1,121 @@
+"""SAM, SAM 2 and SAM 2 video small enough for tests: the true architectures with seeded random weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel, SamConfig, SamModel
+
+from handful.backbones.sam import SamBackbone
+from handful.backbones.sam2 import Sam2Backbone
+from handful.backbones.sam2_video import Sam2VideoBackbone
+
+SIDE = 128
+
+
+def tiny_sam(seed: int = 0, side: int = SIDE) -> SamBackbone:
+    """SAM with two ViT layers, one of them global: 0.2 million parameters."""
+    return SamBackbone(_random(SamModel(sam_config(side)), seed), "tiny-sam")
+
+
+def tiny_sam2(seed: int = 0, side: int = SIDE) -> Sam2Backbone:
+    """SAM 2 for images, a narrow Hiera."""
+    return Sam2Backbone(_random(Sam2Model(sam2_config(side)), seed), "tiny-sam2")
+
+
+def tiny_sam2_video(seed: int = 0, side: int = SIDE) -> Sam2VideoBackbone:
+    """SAM 2 with its memory, a narrow Hiera."""
+    return Sam2VideoBackbone(_random(Sam2VideoModel(sam2_video_config(side)), seed), "tiny-sam2-video")
+
+
+def sam_config(side: int = SIDE) -> SamConfig:
+    return SamConfig(
+        vision_config={
+            "image_size": side,
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "window_size": 4,
+            "global_attn_indexes": [1],
+            "output_channels": 64,
+            "num_pos_feats": 32,
+            "mlp_dim": 96,
+        },
+        prompt_encoder_config={"hidden_size": 64, "image_size": side, "mask_input_channels": 8},
+        mask_decoder_config={
+            "hidden_size": 64,
+            "mlp_dim": 128,
+            "num_attention_heads": 8,
+            "iou_head_hidden_dim": 64,
+            "layer_norm_eps": 1e-5,
+        },
+    )
+
+
+def sam2_config(side: int = SIDE) -> Sam2Config:
+    return Sam2Config(**_image_parts(side))
+
+
+def sam2_video_config(side: int = SIDE, memory_2_0: bool = False) -> Sam2VideoConfig:
+    """`memory_2_0`: without what SAM 2.1 added to the memory of 2.0."""
+    cells = side // 16
+    return Sam2VideoConfig(
+        **_image_parts(side),
+        image_size=side,
+        enable_occlusion_spatial_embedding=not memory_2_0,
+        enable_temporal_pos_encoding_for_object_pointers=not memory_2_0,
+        memory_attention_hidden_size=64,
+        memory_attention_num_layers=2,
+        memory_attention_feed_forward_hidden_size=96,
+        memory_attention_dropout=0.0,
+        memory_attention_rope_dropout=0.0,
+        memory_attention_rope_feat_sizes=[cells, cells],
+        memory_encoder_hidden_size=64,
+        memory_encoder_output_channels=64,
+        mask_downsampler_embed_dim=64,
+        memory_fuser_embed_dim=64,
+        memory_fuser_intermediate_dim=96,
+    )
+
+
+def _image_parts(side: int) -> dict[str, dict[str, object]]:
+    """Hiera tiny's stages, windows and global blocks at a sixth of its width."""
+    cells = side // 16
+    return {
+        "vision_config": {
+            "model_type": "sam2_vision_model",
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "image_size": [side, side],
+                "hidden_size": 16,
+                "num_attention_heads": 1,
+                "embed_dim_per_stage": [16, 32, 64, 128],
+            },
+            "backbone_channel_list": [128, 64, 32, 16],
+            "backbone_feature_sizes": [[4 * cells, 4 * cells], [2 * cells, 2 * cells], [cells, cells]],
+            "fpn_hidden_size": 64,
+        },
+        "prompt_encoder_config": {"hidden_size": 64, "image_size": side, "mask_input_channels": 8},
+        "mask_decoder_config": {
+            "hidden_size": 64,
+            "mlp_dim": 96,
+            "num_attention_heads": 8,
+            "iou_head_hidden_dim": 64,
+        },
+    }
+
+
+def _random(model: nn.Module, seed: int) -> nn.Module:
+    """Every weight drawn anew, also those that transformers starts at nought, so that nothing is hidden by zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in sorted(model.state_dict().items()):
+            noise = torch.randn(tensor.shape, generator=generator)
+            if name.endswith("positional_embedding"):
+                tensor.copy_(noise)
+            elif "norm" in name and name.endswith("weight"):
+                tensor.copy_(1 + 0.1 * noise)
+            else:
+                fan_in = tensor[0].numel() if tensor.dim() > 1 else 100
+                tensor.copy_(noise / max(fan_in, 16) ** 0.5)
+    return model
