@@ -118,4 +118,7 @@ def _random(model: nn.Module, seed: int) -> nn.Module:
             else:
                 fan_in = tensor[0].numel() if tensor.dim() > 1 else 100
                 tensor.copy_(noise / max(fan_in, 16) ** 0.5)
+        # one random projection in every SAM, of which transformers keeps two copies
+        shared = model.prompt_encoder.shared_embedding.positional_embedding
+        model.shared_image_embedding.positional_embedding.copy_(shared)
     return model

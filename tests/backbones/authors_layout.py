@@ -16,7 +16,7 @@ def authors_state(model: nn.Module, pairs: Pairs) -> dict[str, Tensor]:
     """A transformers model's weights as the authors would save them; pairs that name no weight of it are left out."""
     state = model.state_dict()
     out = {authors: state[ours] for authors, ours in pairs if ours in state}
-    kinds = state["prompt_encoder.point_embed.weight"] if "prompt_encoder.point_embed.weight" in state else None
+    kinds = state.get("prompt_encoder.point_embed.weight")
     if kinds is not None:  # SAM 2 in transformers keeps the four kinds of point in one table
         for kind in range(4):
             out[f"sam_prompt_encoder.point_embeddings.{kind}.weight"] = kinds[kind : kind + 1]

@@ -73,6 +73,11 @@ def test_equal_label_maps_give_equal_bytes(tmp_path: Path, label_map: LabelMap, 
     assert file_digest(tmp_path / "first" / name) == file_digest(tmp_path / "second" / name)
 
 
+def test_gzip_carries_no_time_and_no_name(tmp_path: Path, label_map: LabelMap) -> None:
+    write_label_map(tmp_path / "a.nii.gz", label_map)
+    assert (tmp_path / "a.nii.gz").read_bytes()[3:8] == bytes(5)  # flags and time, RFC 1952
+
+
 @pytest.mark.parametrize("name", ["scan.mha", "scan.nrrd"])
 def test_simpleitk_and_nibabel_agree_on_where_a_voxel_lies(tmp_path: Path, volume: Volume, name: str) -> None:
     write_volume(tmp_path / name, volume)

@@ -53,6 +53,7 @@ def test_slices_are_alike_however_the_volume_is_stored(body: np.ndarray) -> None
         ((5, 1, 1), "sagittal"),
         ((1, 1, 1), "axial"),
         ((1.05, 1, 1), "axial"),
+        ((4.6, 4.6, 3), "axial"),
         ((1.2, 1, 1), "sagittal"),
     ],
 )

@@ -67,6 +67,7 @@ class CachedBackbone(Backbone):
         self.feature_side, self.channels = backbone.feature_side, backbone.channels
         self.cache = EmbeddingCache(folder, max_bytes)
         self._weights: tuple[object, str] = (None, "")
+        self.eval()
 
     @property
     def image_encoder(self) -> nn.Module:  # type: ignore[override]

@@ -25,12 +25,13 @@ class PromptedBackbone(Backbone):
         self, model: SamModel | Sam2Model | Sam2VideoModel, name: str, side: int, feature_side: int, channels: int
     ) -> None:
         super().__init__()
-        self.model = model.eval().requires_grad_(False)
+        self.model = model.requires_grad_(False)
         self.name = name
         self.side = side
         self.feature_side = feature_side
         self.mask_side = 4 * feature_side
         self.channels = channels
+        self.eval()
 
     @property
     def image_encoder(self) -> nn.Module:  # type: ignore[override]

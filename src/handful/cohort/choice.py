@@ -23,9 +23,7 @@ def choose_cases(cohort: Cohort, names: Sequence[str]) -> tuple[Case, ...]:
     return tuple(known[name] for name in dict.fromkeys(names))
 
 
-def choose_support(
-    cohort: Cohort, names: Sequence[str] = (), shots: int | None = None, draw: int = 0
-) -> SupportSet:
+def choose_support(cohort: Cohort, names: Sequence[str] = (), shots: int | None = None, draw: int = 0) -> SupportSet:
     """The named cases, or `shots` drawn ones (draw number `draw`), or all that are labelled."""
     if cohort.labels is None:
         raise InputError(f"cohort {cohort.name!r} has no labelled case; put label maps into its labels/ folder")

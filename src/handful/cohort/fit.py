@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import BACKBONES
-from handful.checkpoint import RECORD, describe_support, save
+from handful.checkpoint import RECORD, describe_support, load, save
 from handful.cohort.estimate import estimate
-from handful.cohort.lock import locked
+from handful.cohort.lock import LOCK, locked
+from handful.cohort.progress import Report, silent
 from handful.data.cases import SupportSet
-from handful.errors import CheckpointError, InputError
+from handful.data.slicing import Slicer
+from handful.errors import CheckpointError
 from handful.evaluation.report import write_atomically
 from handful.methods.base import Method
 from handful.methods.catalog import method_settings
 from handful.tuning.run import Run
 
-FINGERPRINT = "fingerprint.txt"
-
-Report = Callable[[int, int, str], None]
-
-
-def _silent(step: int, total: int, note: str) -> None:
-    return None
+FINGERPRINT, TRAINING = "fingerprint.txt", "training"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +47,7 @@ def fit_to_folder(
     backbone: Backbone,
     out: Path,
     config: FitConfig | None = None,
-    report: Report = _silent,
+    report: Report = silent,
 ) -> bool:
     """Fits `method`, called `name` in METHODS, and saves the segmenter into `out`; False where that was done before.
 
@@ -60,23 +57,85 @@ def fit_to_folder(
     the way, BusyError while another process fits into `out`.
     """
     config = config or FitConfig()
-    fingerprint = _fingerprint(name, method, support, backbone)
     scratch = out.with_name(f"{out.name}.partial")
-    _require_free(scratch)
+    _require_ours(scratch, FINGERPRINT, LOCK)
+    _require_ours(out, RECORD)
     with locked(scratch):
-        _remove_leftovers(out)
-        if _fingerprint_of(out) == fingerprint and not config.overwrite:
-            shutil.rmtree(scratch)
-            return False
-        if out.exists() and not config.overwrite:
-            shutil.rmtree(scratch)
-            raise InputError(f"{out} exists and was fitted otherwise; name another folder, or say --overwrite")
-        _begin(scratch, fingerprint)
-        cost = estimate(backbone, support.cases, method_slicer(method))
-        report(0, 1, str(cost or ""))
-        run = Run(scratch / "training", report, config.save_every_s)
-        segmenter = method.fit(support, backbone, run)
-        provenance = {"fingerprint": fingerprint, **describe_support(support), **_licence(backbone)}
-        save(segmenter, out, method_name=name, method=method, provenance=provenance)
-        shutil.rmtree(scratch)
+        try:
+            provenance = _provenance(name, method, support, backbone)
+            _remove_leftovers(out)
+            if not config.overwrite and _is_fitted(out, provenance, backbone):
+                return False
+            training = _begin(scratch, str(provenance["fingerprint"]))
+            report(0, 1, str(estimate(backbone, support.cases, Slicer()) or ""))
+            segmenter = method.fit(support, backbone, Run(training, report, config.save_every_s))
+            save(segmenter, out, method_name=name, method=method, provenance=provenance)
+            shutil.rmtree(training)
+            return True
+        finally:
+            if not any((scratch / TRAINING).glob("**/*.*")):  # nothing that a later run could go on from
+                shutil.rmtree(scratch)
+
+
+def _require_ours(folder: Path, *marks: str) -> None:
+    """Refuses a folder of other things before anything is computed."""
+    holds_something = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if holds_something and not any((folder / mark).exists() for mark in marks):
+        raise CheckpointError(f"{folder} exists and handful did not make it; name another folder")
+
+
+def _provenance(name: str, method: Method, support: SupportSet, backbone: Backbone) -> dict[str, object]:
+    """Where the segmenter comes from; the fingerprint is of all that its weights depend on."""
+    described = describe_support(support)
+    grids = []
+    for case in support.cases:
+        volume = case.read_image()
+        grids.append([volume.geometry.affine.tolist(), volume.geometry.shape, volume.modality, case.patient])
+    decides = [
+        version("handful"),
+        name,
+        method_settings(method),
+        support.labels.as_dict(),
+        described,
+        grids,
+        backbone.digest(),
+    ]
+    fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    entry = BACKBONES.get(backbone.name)
+    licence = {"backbone_licence": entry.licence} if entry else {}
+    return {"fingerprint": fingerprint, **described, **licence}
+
+
+def _is_fitted(out: Path, provenance: Mapping[str, object], backbone: Backbone) -> bool:
+    """Whether this very segmenter lies there, whole; raises where another one does."""
+    if not (out / RECORD).exists():
+        return False
+    load(out, backbone)
+    earlier = json.loads((out / RECORD).read_text("utf-8"))["provenance"]
+    if earlier.get("fingerprint") != provenance["fingerprint"]:
+        raise CheckpointError(
+            f"{out} holds another segmenter (fitted by other settings or on other cases); "
+            "name another folder, or say --overwrite"
+        )
     return True
+
+
+def _begin(scratch: Path, fingerprint: str) -> Path:
+    """The folder of half-done work, emptied where that was another fit's."""
+    note, training = scratch / FINGERPRINT, scratch / TRAINING
+    if not note.exists() or note.read_text("utf-8") != fingerprint:
+        if training.exists():
+            shutil.rmtree(training)
+        write_atomically(note, fingerprint.encode())
+    training.mkdir(exist_ok=True)
+    return training
+
+
+def _remove_leftovers(out: Path) -> None:
+    """What a save that was killed left beside the folder; an earlier segmenter gets its place back."""
+    for path in out.parent.glob(f".{glob.escape(out.name)}.*"):
+        if re.fullmatch(r"\d+\.(new|old)", path.name[len(out.name) + 2 :]):
+            if path.suffix == ".old" and not out.exists():
+                os.replace(path, out)
+            else:
+                shutil.rmtree(path)

@@ -27,9 +27,8 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise BusyError(f"{folder}: {_holder(folder)} works there; wait until it is done, or name another folder") from (
-            None
-        )
+        message = f"{folder}: {_holder(folder)} works there; wait until it is done, or name another folder"
+        raise BusyError(message) from None
     try:
         (folder / HOLDER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), "utf-8")
         yield

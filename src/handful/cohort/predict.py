@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,6 +18,7 @@ from handful.checkpoint import RECORD, load
 from handful.cohort.choice import choose_device
 from handful.cohort.estimate import estimate
 from handful.cohort.lock import locked
+from handful.cohort.progress import Report, silent
 from handful.data.cases import Case
 from handful.data.files import file_digest, read_volume, stem, write_label_map
 from handful.data.volume import Volume
@@ -33,12 +34,6 @@ WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 """Suffixes that label maps cannot have (lossy, or two files), and what they get instead."""
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp(\..+)?")
 """Temporary names of this package's writers."""
-
-Report = Callable[[int, int, str], None]
-
-
-def _silent(step: int, total: int, note: str) -> None:
-    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +61,7 @@ class CohortResult:
 
 
 def predict_cohort(
-    model: Path, cases: Sequence[Case], out: Path, config: PredictConfig | None = None, report: Report = _silent
+    model: Path, cases: Sequence[Case], out: Path, config: PredictConfig | None = None, report: Report = silent
 ) -> CohortResult:
     """Segments the cases with the segmenter in folder `model` and writes label maps into `out`, under the cases' names.
 
@@ -223,9 +218,7 @@ def _read_note(path: Path) -> dict[str, Any] | None:
     return note if isinstance(note, dict) else None
 
 
-def _write_notes(
-    out: Path, model: Path, digest: str, result: CohortResult, device: str, started: datetime
-) -> None:
+def _write_notes(out: Path, model: Path, digest: str, result: CohortResult, device: str, started: datetime) -> None:
     """run.json: what happened, without paths or names; failures.json: which cases failed, and why."""
     failures = out / "failures.json"
     if result.failures:

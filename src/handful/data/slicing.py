@@ -179,14 +179,18 @@ def _anatomical(array: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
 
 
 def _best_plane(geometry: Geometry) -> Plane:
-    """The plane of a picture of one slice; else across the largest spacing, axial where that is nearly a tie."""
+    """The plane of a picture of one slice; else across the one axis that is coarser than both others, or axial.
+
+    A planning CT of 4.6 x 4.6 x 3 mm has two coarse axes, so it stays axial and left stays apart from right.
+    """
     axes = _axes(geometry)
     planes: dict[int, Plane] = {2: "axial", 1: "coronal", 0: "sagittal"}
     thin = [axis for axis in planes if geometry.shape[axes[axis]] == 1]
     if len(thin) == 1:
         return planes[thin[0]]
     spacing = geometry.spacing[axes]
-    return planes[2 if spacing[2] * 1.1 >= spacing.max() else int(spacing.argmax())]
+    coarsest, second = np.sort(spacing)[::-1][:2]
+    return planes[int(spacing.argmax()) if coarsest > 1.1 * second else 2]
 
 
 def _best_window(volume: Volume) -> Window:

@@ -1,0 +1,180 @@
+"""Label a handful of slices; get the whole cohort segmented.
+
+The face of the package: every public name, fetched from its room when it is first asked for, so that importing the
+package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from handful.backbones.base import Backbone, ImageEmbeddings, MemoryBackbone, PromptEmbeddings
+    from handful.backbones.cached import CachedBackbone, cached
+    from handful.backbones.catalog import BACKBONES, load_backbone
+    from handful.checkpoint import describe_support, load, save
+    from handful.cohort.choice import DEVICES, choose_cases, choose_device, choose_support
+    from handful.cohort.demo import draw_episodes, write_phantom_cohort
+    from handful.cohort.embed import EmbedResult, embed_cohort
+    from handful.cohort.fit import FitConfig, fit_to_folder
+    from handful.cohort.memory import tune_allocator
+    from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort, predict_file
+    from handful.data.cases import Case, Cohort, Finding, SupportSet, check_case
+    from handful.data.files import SUFFIXES, read_cohort, read_label_map, read_volume, write_label_map, write_volume
+    from handful.data.slicing import Slicer
+    from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
+    from handful.errors import (
+        BusyError,
+        CheckpointError,
+        DamagedFile,
+        GeometryMismatch,
+        HandfulError,
+        InputError,
+        LabelError,
+        SettingsError,
+        UnsupportedInput,
+    )
+    from handful.evaluation.evaluate import Report, evaluate, evaluate_folders
+    from handful.evaluation.overlay import write_overlay
+    from handful.evaluation.report import print_table, write_csv, write_json, write_nnunet_summary
+    from handful.methods.base import Method, Segmenter
+    from handful.methods.catalog import METHODS, build_method, method_settings
+    from handful.methods.few_shot_prompts import FewShotPrompts
+    from handful.methods.nearest_slice import NearestSlice
+    from handful.pretraining.pretrain import PretrainConfig, pretrain
+    from handful.prompts.prompts import Prompts
+    from handful.tuning.loop import TrainConfig
+    from handful.tuning.run import Run
+
+_ROOMS = {
+    "handful.backbones.base": ("Backbone", "ImageEmbeddings", "MemoryBackbone", "PromptEmbeddings"),
+    "handful.backbones.cached": ("CachedBackbone", "cached"),
+    "handful.backbones.catalog": ("BACKBONES", "load_backbone"),
+    "handful.checkpoint": ("describe_support", "load", "save"),
+    "handful.cohort.choice": ("DEVICES", "choose_cases", "choose_device", "choose_support"),
+    "handful.cohort.demo": ("draw_episodes", "write_phantom_cohort"),
+    "handful.cohort.embed": ("EmbedResult", "embed_cohort"),
+    "handful.cohort.fit": ("FitConfig", "fit_to_folder"),
+    "handful.cohort.memory": ("tune_allocator",),
+    "handful.cohort.predict": ("CohortResult", "PredictConfig", "predict_cohort", "predict_file"),
+    "handful.data.cases": ("Case", "Cohort", "Finding", "SupportSet", "check_case"),
+    "handful.data.files": (
+        "SUFFIXES",
+        "read_cohort",
+        "read_label_map",
+        "read_volume",
+        "write_label_map",
+        "write_volume",
+    ),
+    "handful.data.slicing": ("Slicer",),
+    "handful.data.volume": ("IGNORE", "Geometry", "LabelMap", "Labels", "Volume"),
+    "handful.errors": (
+        "BusyError",
+        "CheckpointError",
+        "DamagedFile",
+        "GeometryMismatch",
+        "HandfulError",
+        "InputError",
+        "LabelError",
+        "SettingsError",
+        "UnsupportedInput",
+    ),
+    "handful.evaluation.evaluate": ("Report", "evaluate", "evaluate_folders"),
+    "handful.evaluation.overlay": ("write_overlay",),
+    "handful.evaluation.report": ("print_table", "write_csv", "write_json", "write_nnunet_summary"),
+    "handful.methods.base": ("Method", "Segmenter"),
+    "handful.methods.catalog": ("METHODS", "build_method", "method_settings"),
+    "handful.methods.few_shot_prompts": ("FewShotPrompts",),
+    "handful.methods.nearest_slice": ("NearestSlice",),
+    "handful.pretraining.pretrain": ("PretrainConfig", "pretrain"),
+    "handful.prompts.prompts": ("Prompts",),
+    "handful.tuning.loop": ("TrainConfig",),
+    "handful.tuning.run": ("Run",),
+}
+
+__all__ = [
+    "BACKBONES",
+    "DEVICES",
+    "IGNORE",
+    "METHODS",
+    "SUFFIXES",
+    "Backbone",
+    "BusyError",
+    "CachedBackbone",
+    "Case",
+    "CheckpointError",
+    "Cohort",
+    "CohortResult",
+    "DamagedFile",
+    "EmbedResult",
+    "FewShotPrompts",
+    "Finding",
+    "FitConfig",
+    "Geometry",
+    "GeometryMismatch",
+    "HandfulError",
+    "ImageEmbeddings",
+    "InputError",
+    "LabelError",
+    "LabelMap",
+    "Labels",
+    "MemoryBackbone",
+    "Method",
+    "NearestSlice",
+    "PredictConfig",
+    "PretrainConfig",
+    "PromptEmbeddings",
+    "Prompts",
+    "Report",
+    "Run",
+    "Segmenter",
+    "SettingsError",
+    "Slicer",
+    "SupportSet",
+    "TrainConfig",
+    "UnsupportedInput",
+    "Volume",
+    "build_method",
+    "cached",
+    "check_case",
+    "choose_cases",
+    "choose_device",
+    "choose_support",
+    "describe_support",
+    "draw_episodes",
+    "embed_cohort",
+    "evaluate",
+    "evaluate_folders",
+    "fit_to_folder",
+    "load",
+    "load_backbone",
+    "method_settings",
+    "predict_cohort",
+    "predict_file",
+    "pretrain",
+    "print_table",
+    "read_cohort",
+    "read_label_map",
+    "read_volume",
+    "save",
+    "tune_allocator",
+    "write_csv",
+    "write_json",
+    "write_label_map",
+    "write_nnunet_summary",
+    "write_overlay",
+    "write_phantom_cohort",
+    "write_volume",
+]
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for a public one
+
+    def __getattr__(name):
+        for room, names in _ROOMS.items():
+            if name in names:
+                return getattr(importlib.import_module(room), name)
+        raise AttributeError(f"module 'handful' has no attribute {name!r}")
+
+    def __dir__():
+        return __all__

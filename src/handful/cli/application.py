@@ -1,0 +1,63 @@
+"""The Typer application: its commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from handful.cli import catalogues, demo, doctor, embed, evaluate, fit, predict, pretrain
+from handful.cli.terminal import Doors
+
+EPILOG = """Exit codes: 0 all cases, 1 nothing ran, 2 usage, 3 finished with failed cases, 130 stopped by Ctrl-C.
+
+Try it without any data: handful demo"""
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"handful {version('handful')}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="handful",
+    cls=Doors,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,  # they may hold what belongs to a patient
+    epilog=EPILOG,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def handful(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Label a handful of slices; get the whole cohort segmented.
+
+    The way: [bold]doctor[/] checks your scans, [bold]fit[/] learns from the few labelled ones, [bold]predict[/]
+    segments the others, [bold]evaluate[/] scores the result where there are references.
+    """
+
+
+app.command("demo", rich_help_panel="Begin here")(demo.demo)
+app.command("doctor", rich_help_panel="Begin here")(doctor.doctor)
+app.command("list", rich_help_panel="Begin here")(catalogues.list_catalogue)
+app.command("fit", rich_help_panel="Your own data")(fit.fit)
+app.command("predict", rich_help_panel="Your own data")(predict.predict)
+app.command("evaluate", rich_help_panel="Your own data")(evaluate.evaluate)
+app.command("embed", rich_help_panel="Your own data")(embed.embed)
+app.command("pretrain", rich_help_panel="For tinkerers")(pretrain.pretrain)
+
+
+def main() -> None:
+    """Runs the command line of this process."""
+    from handful import tune_allocator
+
+    tune_allocator()
+    app()

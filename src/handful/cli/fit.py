@@ -1,0 +1,99 @@
+"""`handful fit`: a method learns from the labelled few."""
+
+from __future__ import annotations
+
+import time
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from handful.cli import options
+from handful.cli.terminal import print_json, progress, say, stdout
+
+if TYPE_CHECKING:
+    from handful import Method
+
+CACHE = Path(".handful") / "embeddings"
+"""Where a cohort's embeddings lie unless told otherwise: beside its images, as they tell as much about the patients."""
+
+
+def fit(
+    method: Annotated[str, typer.Argument(help="A name out of 'handful list methods'.", show_default=False)],
+    input: options.CohortFolder,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to be made.")],
+    cases: options.Cases = "",
+    shots: Annotated[int | None, typer.Option(help="Learn from this many cases, drawn at random.", min=1)] = None,
+    draw: Annotated[int, typer.Option(help="Which random draw of the cases.")] = 0,
+    backbone: options.Backbone = "handful-tiny",
+    settings: options.Settings = [],  # noqa: B006
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; --set goes before it.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the training.")] = None,
+    device: options.Device = "auto",
+    cache: Annotated[Path | None, typer.Option(help=f"Folder of kept embeddings; else COHORT/{CACHE}.")] = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no embeddings.")] = False,
+    save_every: Annotated[float, typer.Option(help="Seconds between checkpoints of the training.", min=0)] = 30.0,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Learn from labelled cases: all of them, some by name, or a random few.
+
+    Example: [bold]handful fit few-shot-prompts -i my_cohort --cases anna,ben,carl -o model[/]
+
+    Stopped by Ctrl-C or worse, the same command goes on where it was.
+    """
+    from handful import (
+        FitConfig,
+        cached,
+        choose_device,
+        choose_support,
+        fit_to_folder,
+        load_backbone,
+        read_cohort,
+    )
+
+    built = _build(method, settings, config, seed)
+    support = choose_support(read_cohort(input), options.names_in(cases), shots, draw)
+    model = load_backbone(backbone).to(choose_device(device))
+    if not no_cache:
+        model = cached(model, cache or input / CACHE)
+    began = time.monotonic()
+    with progress(f"fitting {method}", quiet) as report:
+        anew = fit_to_folder(
+            method, built, support, model, out, FitConfig(overwrite=overwrite, save_every_s=save_every), report
+        )
+    names, seconds = [case.name for case in support.cases], time.monotonic() - began
+    if json:
+        said = {"model": str(out), "method": method, "backbone": backbone, "cases": names}
+        print_json(said | {"already_fitted": not anew, "seconds": round(seconds, 1)})
+        return
+    took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if anew else "already fitted"
+    stdout().print(f"{took}: {out}\nnext: handful predict {out} -i {input} -o predictions", soft_wrap=True, markup=False)
+
+
+def _build(name: str, pairs: list[str], config: Path | None, seed: int | None) -> Method:
+    """The method with the settings of file, --set and --seed, later ones first."""
+    from handful import build_method, method_settings
+
+    settings = _read_toml(config) | options.settings_in(pairs)
+    if seed is not None:
+        own = method_settings(build_method(name, {}))
+        key = "train.seed" if "seed" in (own.get("train") or {}) else "seed" if "seed" in own else None
+        if key:
+            settings[key] = seed
+        else:
+            say(f"{name} draws nothing at random; --seed changes nothing")
+    return build_method(name, settings)
+
+
+def _read_toml(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise typer.BadParameter(f"{path}: no such file") from None
+    except ValueError as error:
+        raise typer.BadParameter(f"{path}: no valid TOML ({error})") from error

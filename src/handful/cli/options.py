@@ -1,0 +1,41 @@
+"""Options that several commands have, each with one name, one meaning and one help text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+COHORT_HELP = (
+    "Folder of scans: images/ and labels/ with files of equal name, nnU-Net raw, MSD, or plain files in a folder."
+)
+
+CohortFolder = Annotated[Path, typer.Option("-i", "--input", help=COHORT_HELP)]
+Cases = Annotated[str, typer.Option(help="Names of cases, separated by commas.", show_default=False)]
+Backbone = Annotated[
+    str, typer.Option(help="A name out of 'handful list backbones', a hub id, a folder, or an authors' .pth or .pt.")
+]
+Device = Annotated[str, typer.Option("-d", "--device", help="auto, cpu, cuda or mps; auto takes cuda if it is there.")]
+Settings = Annotated[
+    list[str], typer.Option("--set", help="A setting of the method, key=value; repeat it for more.", show_default=False)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+
+
+def names_in(text: str) -> list[str]:
+    """The names of a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def settings_in(pairs: list[str]) -> dict[str, object]:
+    """{key: value} of 'key=value' texts."""
+    settings: dict[str, object] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (equals and key.strip()):
+            raise typer.BadParameter(f"{pair!r} is no setting; write key=value, such as train.iterations=200")
+        settings[key.strip()] = value.strip()
+    return settings

@@ -1,0 +1,125 @@
+"""What all commands share at the terminal: progress, messages, JSON, and the exit code an error means."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FAILED_CASES = 3
+PLAIN_EVERY_S = 10.0
+"""Seconds between two lines of progress where the terminal cannot redraw one."""
+
+
+class Doors(TyperGroup):
+    """Commands whose explained errors end in a message and an exit code, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            say("stopped; the same command goes on from here")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            say(f"[bold red]error[/] {_plain(str(error))}")
+            raise typer.Exit(1) from error
+        except Exception as error:
+            if (code := _exit_code(error)) is None:
+                raise
+            say(f"[bold red]error[/] {_plain(str(error))}")
+            raise typer.Exit(code) from error
+
+
+def say(text: str) -> None:
+    """A line for the person, on stderr; markup allowed."""
+    stderr().print(text, soft_wrap=True, highlight=False)
+
+
+def stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def stdout() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def print_json(content: object) -> None:
+    """One JSON object on stdout."""
+    print(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+@contextmanager
+def progress(title: str, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+    """A report function for the face's long verbs: a bar with the time left, or plain lines, on stderr.
+
+    A note at step 0 is an announcement and gets a line of its own.
+    """
+    if quiet:
+        yield lambda step, total, note: None
+    elif stderr().is_terminal:
+        with _bar() as report:
+            yield lambda step, total, note: report(title, step, total, note)
+    else:
+        yield _plain_lines(title)
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}", markup=False), console=stderr(), transient=True) as bar:
+        task = bar.add_task("", total=None, note="")
+
+        def report(title: str, step: int, total: int, note: str) -> None:
+            if step == 0 and note:
+                bar.console.print(f"{title}: {_plain(note)}", highlight=False)
+            bar.update(task, description=title, completed=step, total=total, note="" if step == 0 else note)
+
+        yield report
+
+
+def _plain_lines(title: str) -> Callable[[int, int, str], None]:
+    began = last = time.monotonic()
+
+    def report(step: int, total: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if step == 0 and note:
+            print(f"{title}: {note}", file=sys.stderr, flush=True)
+        elif step and (step == total or now - last > PLAIN_EVERY_S):
+            last = now
+            left = (now - began) / step * (total - step)
+            print(f"{title}: {step} of {total}, {note}, {left:.0f} s left", file=sys.stderr, flush=True)
+
+    return report
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for a mistake in the command itself, 1 for any other that handful explains, None for a bug."""
+    from handful import HandfulError, InputError, SettingsError
+
+    if not isinstance(error, HandfulError):
+        return None
+    return 2 if isinstance(error, SettingsError) or type(error) is InputError else 1
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
