@@ -28,7 +28,7 @@ def tiny_sam2_video(seed: int = 0, side: int = SIDE) -> Sam2VideoBackbone:
     return Sam2VideoBackbone(_random(Sam2VideoModel(sam2_video_config(side)), seed), "tiny-sam2-video")
 
 
-def sam_config(side: int = SIDE) -> SamConfig:
+def sam_config(side: int = SIDE, decoder_eps: float = 1e-5) -> SamConfig:
     return SamConfig(
         vision_config={
             "image_size": side,
@@ -47,7 +47,7 @@ def sam_config(side: int = SIDE) -> SamConfig:
             "mlp_dim": 128,
             "num_attention_heads": 8,
             "iou_head_hidden_dim": 64,
-            "layer_norm_eps": 1e-5,
+            "layer_norm_eps": decoder_eps,
         },
     )
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from handful.cohort.embed import EmbedResult, embed_cohort
     from handful.cohort.fit import FitConfig, fit_to_folder
     from handful.cohort.memory import tune_allocator
-    from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort, predict_file
+    from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort, predict_file, support_among
     from handful.data.cases import Case, Cohort, Finding, SupportSet, check_case
     from handful.data.files import SUFFIXES, read_cohort, read_label_map, read_volume, write_label_map, write_volume
     from handful.data.slicing import Slicer
@@ -57,7 +57,7 @@ _ROOMS = {
     "handful.cohort.embed": ("EmbedResult", "embed_cohort"),
     "handful.cohort.fit": ("FitConfig", "fit_to_folder"),
     "handful.cohort.memory": ("tune_allocator",),
-    "handful.cohort.predict": ("CohortResult", "PredictConfig", "predict_cohort", "predict_file"),
+    "handful.cohort.predict": ("CohortResult", "PredictConfig", "predict_cohort", "predict_file", "support_among"),
     "handful.data.cases": ("Case", "Cohort", "Finding", "SupportSet", "check_case"),
     "handful.data.files": (
         "SUFFIXES",
@@ -158,6 +158,7 @@ __all__ = [
     "read_label_map",
     "read_volume",
     "save",
+    "support_among",
     "tune_allocator",
     "write_csv",
     "write_json",
@@ -174,6 +175,8 @@ if not TYPE_CHECKING:  # a type checker would take every misspelt name for a pub
         for room, names in _ROOMS.items():
             if name in names:
                 return getattr(importlib.import_module(room), name)
+        if name == "__version__":
+            return importlib.import_module("importlib.metadata").version("handful")
         raise AttributeError(f"module 'handful' has no attribute {name!r}")
 
     def __dir__():

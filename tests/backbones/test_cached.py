@@ -177,7 +177,7 @@ def test_the_longest_unused_entries_go_when_it_grows_too_large(tmp_path: Path) -
     size = oldest.stat().st_size
     backbone.encode(_slices(1, seed=1))
     unused = next(path for path in _files(tmp_path) if path != oldest)
-    for age, path in enumerate([unused, oldest]):
+    for age, path in enumerate([oldest, unused]):
         os.utime(path, (1e9 + age, 1e9 + age))
     small = cached(tiny_models.tiny_sam(), tmp_path, max_bytes=int(2.5 * size))
     small.encode(_slices(1, seed=0))  # used just now

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import SamModel
 
 import tiny_models
 from handful.backbones.base import Backbone, ImageEmbeddings, MemoryBackbone, PromptEmbeddings
 from handful.backbones.cached import cached
+from handful.backbones.sam import SamBackbone
 from handful.errors import SettingsError
 from handful.prompts.prompts import PADDING, Prompts
 
@@ -191,6 +193,15 @@ def test_sams_answer_is_that_of_transformers_decoder() -> None:
         expected = torch.stack([masks[n, range(3), best[n]] for n in range(2)])
         torch.testing.assert_close(seen.logits, expected, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(seen.iou, iou.amax(dim=2))
+
+
+def test_sams_decoder_norms_as_it_was_trained_to_whatever_the_config_says() -> None:
+    trained = tiny_models.tiny_sam()
+    other = SamModel(tiny_models.sam_config(decoder_eps=1e-6))
+    other.load_state_dict(trained.model.state_dict())
+    size = (45, 70)
+    prompt, image = trained.embed(_points(1, 1, 1, size), size), trained.encode(_slices(1, size))
+    assert torch.equal(SamBackbone(other, "other").decode(image, prompt), trained.decode(image, prompt))
 
 
 def test_sam_2_without_prior_masks_answers_as_transformers_whole_model() -> None:

@@ -25,7 +25,7 @@ app = typer.Typer(
     name="handful",
     cls=Doors,
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     pretty_exceptions_show_locals=False,  # they may hold what belongs to a patient
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,8 +40,8 @@ def handful(
 ) -> None:
     """Label a handful of slices; get the whole cohort segmented.
 
-    The way: [bold]doctor[/] checks your scans, [bold]fit[/] learns from the few labelled ones, [bold]predict[/]
-    segments the others, [bold]evaluate[/] scores the result where there are references.
+    The way: `doctor` checks your scans, `fit` learns from the few labelled ones, `predict`
+    segments the others, `evaluate` scores the result where there are references.
     """
 
 

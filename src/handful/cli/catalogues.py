@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from enum import Enum
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -12,7 +12,7 @@ from handful.cli import options
 from handful.cli.terminal import print_json, stdout
 
 
-class Catalogue(str, Enum):
+class Catalogue(StrEnum):
     """What can be listed."""
 
     methods = "methods"
@@ -25,7 +25,7 @@ def list_catalogue(
 ) -> None:
     """List methods with their settings, or backbones with their licences.
 
-    Example: [bold]handful list methods[/]
+    Example: `handful list methods`
     """
     entries = _methods() if catalogue is Catalogue.methods else _backbones()
     if json:

@@ -20,7 +20,7 @@ def doctor(
 ) -> None:
     """Check scans and labels before anything is computed: damaged files, grids, values, units.
 
-    Example: [bold]handful doctor -i my_cohort[/]
+    Example: `handful doctor -i my_cohort`
 
     Exit code 3 when a case has an error.
     """

@@ -40,7 +40,7 @@ def fit(
 ) -> None:
     """Learn from labelled cases: all of them, some by name, or a random few.
 
-    Example: [bold]handful fit few-shot-prompts -i my_cohort --cases anna,ben,carl -o model[/]
+    Example: `handful fit few-shot-prompts -i my_cohort --cases anna,ben,carl -o model`
 
     Stopped by Ctrl-C or worse, the same command goes on where it was.
     """
@@ -70,7 +70,9 @@ def fit(
         print_json(said | {"already_fitted": not anew, "seconds": round(seconds, 1)})
         return
     took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if anew else "already fitted"
-    stdout().print(f"{took}: {out}\nnext: handful predict {out} -i {input} -o predictions", soft_wrap=True, markup=False)
+    stdout().print(
+        f"{took}: {out}\nnext: handful predict {out} -i {input} -o predictions", soft_wrap=True, markup=False
+    )
 
 
 def _build(name: str, pairs: list[str], config: Path | None, seed: int | None) -> Method:

@@ -28,7 +28,7 @@ def predict(
 ) -> None:
     """Segment a scan or a whole folder; label maps lie on the very grids of their scans.
 
-    Example: [bold]handful predict model -i my_cohort -o predictions[/]
+    Example: `handful predict model -i my_cohort -o predictions`
 
     Results bear the file names of their scans (JPEG becomes PNG; nnU-Net's CASE_0000 becomes CASE). Run again, only
     what is not done or has changed is done; a scan that fails is listed in failures.json and the others go on.
@@ -66,10 +66,8 @@ def _as_json(out: Path, result: CohortResult) -> dict[str, object]:
 
 
 def _print(out: Path, result: CohortResult) -> None:
-    from rich.markup import escape
-
     before = f", {len(result.skipped)} were done before" if result.skipped else ""
     failed = f", {len(result.failures)} failed" if result.failures else ""
     stdout().print(f"{len(result.done)} cases segmented{before}{failed}: {out}", soft_wrap=True, markup=False)
     for one in result.failures:
-        say(f"[bold red]failed[/] {escape(one.case)}: {escape(one.reason)}")
+        say(f"{one.case}: {one.reason}", lead="[bold red]failed[/] ")

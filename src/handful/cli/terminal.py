@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FAILED_CASES = 3
+ERROR = "[bold red]error[/] "
 PLAIN_EVERY_S = 10.0
 """Seconds between two lines of progress where the terminal cannot redraw one."""
 
@@ -32,18 +33,18 @@ class Doors(TyperGroup):
         except BrokenPipeError:
             raise
         except OSError as error:
-            say(f"[bold red]error[/] {_plain(str(error))}")
+            say(str(error), lead=ERROR)
             raise typer.Exit(1) from error
         except Exception as error:
             if (code := _exit_code(error)) is None:
                 raise
-            say(f"[bold red]error[/] {_plain(str(error))}")
+            say(str(error), lead=ERROR)
             raise typer.Exit(code) from error
 
 
-def say(text: str) -> None:
-    """A line for the person, on stderr; markup allowed."""
-    stderr().print(text, soft_wrap=True, highlight=False)
+def say(text: str, lead: str = "") -> None:
+    """A line for the person, on stderr; `lead` is rich markup, the text is not."""
+    stderr().print(f"{lead}{_plain(text)}", soft_wrap=True, highlight=False)
 
 
 def stderr() -> Console:

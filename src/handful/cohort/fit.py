@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -64,7 +63,7 @@ def fit_to_folder(
         try:
             provenance = _provenance(name, method, support, backbone)
             _remove_leftovers(out)
-            if not config.overwrite and _is_fitted(out, provenance, backbone):
+            if _is_fitted(out, str(provenance["fingerprint"]), backbone, config.overwrite):
                 return False
             training = _begin(scratch, str(provenance["fingerprint"]))
             report(0, 1, str(estimate(backbone, support.cases, Slicer()) or ""))
@@ -106,18 +105,32 @@ def _provenance(name: str, method: Method, support: SupportSet, backbone: Backbo
     return {"fingerprint": fingerprint, **described, **licence}
 
 
-def _is_fitted(out: Path, provenance: Mapping[str, object], backbone: Backbone) -> bool:
-    """Whether this very segmenter lies there, whole; raises where another one does."""
+def _is_fitted(out: Path, fingerprint: str, backbone: Backbone, overwrite: bool) -> bool:
+    """Whether this very segmenter lies there, whole; raises where another one does that may not be replaced."""
     if not (out / RECORD).exists():
         return False
-    load(out, backbone)
-    earlier = json.loads((out / RECORD).read_text("utf-8"))["provenance"]
-    if earlier.get("fingerprint") != provenance["fingerprint"]:
+    if _fingerprint_of(out) == fingerprint:
+        try:
+            load(out, backbone)
+        except CheckpointError:
+            if not overwrite:
+                raise
+            return False
+        return True
+    if not overwrite:
         raise CheckpointError(
-            f"{out} holds another segmenter (fitted by other settings or on other cases); "
+            f"{out} holds another segmenter (fitted with other settings or on other cases); "
             "name another folder, or say --overwrite"
         )
-    return True
+    return False
+
+
+def _fingerprint_of(out: Path) -> object:
+    """None where the record cannot be read or names none."""
+    try:
+        return json.loads((out / RECORD).read_text("utf-8"))["provenance"]["fingerprint"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _begin(scratch: Path, fingerprint: str) -> Path:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -82,9 +82,10 @@ def predict_cohort(
         if segmenter is not None:
             cost = estimate(segmenter.backbone, (task.case for task in tasks), segmenter.slicer)
             report(0, len(tasks), str(cost or ""))
+            support = _support(model)
             for number, task in enumerate(tasks, start=1):
                 try:
-                    _carry_out(task, segmenter, config)
+                    _carry_out(task, segmenter, support, config)
                     done.append(task.case.name)
                 except Exception as error:  # whatever it is, it is this case's: listed, and the next one goes on
                     failures.append(Failure(task.case.name, _reason(error, task.case)))
@@ -111,6 +112,12 @@ def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | No
     write_label_map(out, label_map)
     if config.preview:
         write_overlay(out.with_name(f"{stem(out)}.preview.png"), volume, label_map, slicer=segmenter.slicer)
+
+
+def support_among(out: Path) -> set[str]:
+    """Names of the cases in an output folder that the model had been fitted on, as far as handful wrote it."""
+    notes = {path.stem: _read_note(path) for path in (out / NOTES).glob("*.json")}
+    return {name for name, note in notes.items() if note and note.get("fitted_on")}
 
 
 def open_segmenter(model: Path, config: PredictConfig) -> Segmenter:
@@ -165,7 +172,8 @@ def _task(case: Case, out: Path, model: str) -> _Task:
 def _is_done(task: _Task, config: PredictConfig) -> bool:
     if not task.output.exists() or (config.preview and not task.preview.exists()):
         return False
-    return _read_note(task.note) == {**task.made_of, "output": file_digest(task.output)}
+    made_of = {**task.made_of, "output": file_digest(task.output)}
+    return made_of.items() <= (_read_note(task.note) or {}).items()
 
 
 def _make_way(task: _Task, config: PredictConfig) -> None:
@@ -182,14 +190,15 @@ def _make_way(task: _Task, config: PredictConfig) -> None:
         os.replace(task.output, aside)
 
 
-def _carry_out(task: _Task, segmenter: Segmenter, config: PredictConfig) -> None:
+def _carry_out(task: _Task, segmenter: Segmenter, support: Set[str], config: PredictConfig) -> None:
     volume = task.case.read_image()
     label_map = segmenter.predict(volume)
     _write_json(task.note, {**task.made_of, "output": None})  # from here on the output is known to be handful's own
     write_label_map(task.output, label_map)
     if config.preview:
         write_overlay(task.preview, volume, label_map, slicer=segmenter.slicer, case=task.case.name)
-    _write_json(task.note, {**task.made_of, "output": file_digest(task.output)})
+    fitted_on = hashlib.sha256(volume.array.tobytes()).hexdigest() in support
+    _write_json(task.note, {**task.made_of, "output": file_digest(task.output), "fitted_on": fitted_on})
 
 
 def _input_digest(case: Case) -> str:
@@ -207,6 +216,12 @@ def _model_digest(model: Path) -> str:
     if not (model / RECORD).is_file():
         raise CheckpointError(f"{model} holds no {RECORD}: not a fitted model; make one with handful fit")
     return file_digest(model / RECORD)
+
+
+def _support(model: Path) -> set[str]:
+    """Digests of the images that the model was fitted on."""
+    provenance = json.loads((model / RECORD).read_text("utf-8"))["provenance"]
+    return {case["image_sha256"] for case in provenance.get("support", [])}
 
 
 def _read_note(path: Path) -> dict[str, Any] | None:

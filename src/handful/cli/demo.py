@@ -1,0 +1,124 @@
+"""`handful demo`: the whole way on a phantom cohort, with nothing to prepare."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from handful.cli import options
+from handful.cli.evaluate import draw_overlays, of_cases
+from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
+
+if TYPE_CHECKING:
+    from handful import Report
+
+METHOD = "few-shot-prompts"
+SHOTS = 3
+
+
+def demo(
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything the demo makes.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Seed of the phantoms and of the training.")] = 0,
+    backbone: options.Backbone = "handful-tiny",
+    settings: options.Settings = [],  # noqa: B006
+    device: options.Device = "auto",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """See it work on invented scans: learn from three labelled volumes, segment five others, score them.
+
+    Example: `handful demo`
+    """
+    from handful import print_table, write_json, write_phantom_cohort
+
+    places = _Places(out / "cohort", out / "model", out / "predictions", out / "overlays", out / "report.json")
+    say(f"writing 8 phantom scans into {places.cohort}")
+    write_phantom_cohort(places.cohort, cases=8, seed=seed)
+    support = _learn(places, seed, backbone, options.settings_in(settings), device, quiet)
+    failures = _segment(places, support, device, quiet)
+    report = _score(places, support)
+    write_json(report, places.report)
+    if json:
+        dice = {one.name: one.estimates["dice"].mean for one in report.summary()}
+        print_json({"folder": str(out), "support": support, "dice": dice, "report": str(places.report)})
+    else:
+        print_table(report, stdout())
+        _tell(places, support)
+    if failures or report.failures:
+        raise typer.Exit(FAILED_CASES)
+
+
+@dataclass(frozen=True)
+class _Places:
+    cohort: Path
+    model: Path
+    predictions: Path
+    overlays: Path
+    report: Path
+
+
+def _learn(
+    places: _Places, seed: int, backbone: str, settings: dict[str, object], device: str, quiet: bool
+) -> list[str]:
+    """Fits on the drawn cases; their names."""
+    from handful import (
+        FitConfig,
+        build_method,
+        choose_device,
+        choose_support,
+        fit_to_folder,
+        load_backbone,
+        read_cohort,
+    )
+
+    method = build_method(METHOD, {"train.seed": seed} | settings)
+    support = choose_support(read_cohort(places.cohort), shots=SHOTS, draw=seed)
+    model = load_backbone(backbone).to(choose_device(device))
+    with progress(f"fitting {METHOD}", quiet) as report:
+        fit_to_folder(METHOD, method, support, model, places.model, FitConfig(overwrite=True), report)
+    return [case.name for case in support.cases]
+
+
+def _segment(places: _Places, support: list[str], device: str, quiet: bool) -> int:
+    from handful import PredictConfig, predict_cohort, read_cohort
+
+    others = [case for case in read_cohort(places.cohort).cases if case.name not in support]
+    with progress("segmenting", quiet) as report:
+        result = predict_cohort(places.model, others, places.predictions, PredictConfig(device=device), report)
+    return len(result.failures)
+
+
+def _score(places: _Places, support: list[str]) -> Report:
+    from handful import evaluate_folders, read_cohort
+
+    cohort = read_cohort(places.cohort)
+    report = evaluate_folders(places.predictions, places.cohort / "labels", labels=cohort.labels)
+    report = of_cases(report, [case.name for case in cohort.cases], support)
+    draw_overlays(report, places.cohort, places.overlays, cohort.labels, None)
+    return report
+
+
+def _tell(places: _Places, support: list[str]) -> None:
+    cohort, model = shlex.quote(str(places.cohort)), shlex.quote(str(places.model))
+    stdout().print(
+        f"""
+learned from      {", ".join(support)}
+look at           {places.overlays}  (colour: prediction, dashed: reference)
+label maps        {places.predictions}
+report            {places.report}
+
+next, with scans of your own in my_cohort/images and a few label maps in my_cohort/labels:
+  handful doctor -i my_cohort
+  handful fit {METHOD} -i my_cohort -o model
+  handful predict model -i my_cohort -o predictions
+or look around in the demo:
+  handful fit nearest-slice -i {cohort} --shots 3 -o another_model
+  handful predict {model} -i {cohort} -o again --preview""",
+        soft_wrap=True,
+        markup=False,
+        highlight=False,
+    )

@@ -1,0 +1,48 @@
+"""`handful pretrain`: a small backbone made from synthetic anatomy alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handful.cli import options
+from handful.cli.terminal import print_json, progress, stdout
+
+
+def pretrain(
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the backbone to be made.")] = None,
+    iterations: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 4000,
+    side: Annotated[int, typer.Option(help="Pixels along the slices; go on at twice that with --start.", min=64)] = 128,
+    start: Annotated[Path | None, typer.Option(help="Folder of a backbone to go on from, of any side.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
+    preview: Annotated[Path | None, typer.Option(help="PNG of a batch to learn from; -o trains, too.")] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Pre-train a small SAM 2 on invented anatomy; no scan of anybody is needed.
+
+    Example: `handful pretrain -o my_backbone --iterations 4000`, hours on a CPU; then fit with
+    `--backbone my_backbone`.
+
+    Stopped by Ctrl-C or worse, the same command goes on where it was.
+    """
+    from handful import PretrainConfig, Run, TrainConfig, draw_episodes
+    from handful import pretrain as train_backbone
+
+    if out is None and preview is None:
+        raise typer.BadParameter("give -o FOLDER to pre-train, --preview FILE.png to look, or both")
+    defaults = PretrainConfig()
+    length: TrainConfig = replace(defaults.train, iterations=iterations, seed=seed)
+    config = replace(defaults, side=side, start=start, train=length)
+    if preview:
+        draw_episodes(config, preview)
+    if out:
+        with progress("pre-training", quiet) as report:
+            train_backbone(config, out, Run(out / "partial", report))
+    if json:
+        print_json({"backbone": out and str(out), "preview": preview and str(preview)})
+    else:
+        stdout().print("\n".join(str(path) for path in (preview, out) if path), soft_wrap=True, markup=False)
