@@ -15,10 +15,11 @@ EPILOG = """Exit codes: 0 all cases, 1 nothing ran, 2 usage, 3 finished with fai
 Try it without any data: handful demo"""
 
 
-def _print_version(asked: bool) -> None:
+def _print_version(asked: bool) -> bool:
     if asked:
         print(f"handful {version('handful')}")
         raise typer.Exit
+    return asked
 
 
 app = typer.Typer(

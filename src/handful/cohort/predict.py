@@ -77,21 +77,10 @@ def predict_cohort(
     with locked(out / NOTES):
         _remove_leftovers(out, (case.name for case in cases))
         tasks, skipped, failures = _plan(cases, out, digest, config)
-        segmenter = open_segmenter(model, config) if tasks else None
-        done = []
-        if segmenter is not None:
-            cost = estimate(segmenter.backbone, (task.case for task in tasks), segmenter.slicer)
-            report(0, len(tasks), str(cost or ""))
-            support = _support(model)
-            for number, task in enumerate(tasks, start=1):
-                try:
-                    _carry_out(task, segmenter, support, config)
-                    done.append(task.case.name)
-                except Exception as error:  # whatever it is, it is this case's: listed, and the next one goes on
-                    failures.append(Failure(task.case.name, _reason(error, task.case)))
-                report(number, len(tasks), task.case.name)
-        result = CohortResult(tuple(done), tuple(skipped), tuple(failures))
-        _write_notes(out, model, digest, result, str(segmenter and segmenter.backbone.device.type), started)
+        done, failed = _segment(model, tasks, config, report) if tasks else ([], [])
+        result = CohortResult(tuple(done), tuple(skipped), (*failures, *failed))
+        if tasks or failures:
+            _write_notes(out, model, digest, result, config, started)
     return result
 
 
@@ -201,6 +190,25 @@ def _carry_out(task: _Task, segmenter: Segmenter, support: Set[str], config: Pre
     _write_json(task.note, {**task.made_of, "output": file_digest(task.output), "fitted_on": fitted_on})
 
 
+def _segment(
+    model: Path, tasks: Sequence[_Task], config: PredictConfig, report: Report
+) -> tuple[list[str], list[Failure]]:
+    segmenter = open_segmenter(model, config)
+    support = _support(model)
+    cost = estimate(segmenter.backbone, (task.case for task in tasks), segmenter.slicer)
+    report(0, len(tasks), str(cost or ""))
+    done: list[str] = []
+    failures: list[Failure] = []
+    for number, task in enumerate(tasks, start=1):
+        try:
+            _carry_out(task, segmenter, support, config)
+            done.append(task.case.name)
+        except Exception as error:  # whatever it is, it is this case's: listed, and the next one goes on
+            failures.append(Failure(task.case.name, _reason(error, task.case)))
+        report(number, len(tasks), task.case.name)
+    return done, failures
+
+
 def _input_digest(case: Case) -> str:
     """Of the file's bytes; of voxels and grid where they are in memory or in a second file beside the header."""
     if isinstance(case.image, Path) and case.image.suffix.lower() not in (".mhd", ".nhdr"):
@@ -233,7 +241,9 @@ def _read_note(path: Path) -> dict[str, Any] | None:
     return note if isinstance(note, dict) else None
 
 
-def _write_notes(out: Path, model: Path, digest: str, result: CohortResult, device: str, started: datetime) -> None:
+def _write_notes(
+    out: Path, model: Path, digest: str, result: CohortResult, config: PredictConfig, started: datetime
+) -> None:
     """run.json: what happened, without paths or names; failures.json: which cases failed, and why."""
     failures = out / "failures.json"
     if result.failures:
@@ -249,7 +259,7 @@ def _write_notes(out: Path, model: Path, digest: str, result: CohortResult, devi
             "backbone_sha256": record["backbone_sha256"],
             "method": record["method"],
             "seed": record["settings"].get("train", record["settings"]).get("seed"),
-            "device": device,
+            "device": choose_device(config.device).type,
             "started": started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
             "cases": {

@@ -32,7 +32,7 @@ class PretrainConfig:
     targets: int = 3
     """Structures to find in each episode."""
     matching: int = 1000
-    """Steps at the beginning in which only the encoder learns, by matching structures between subjects."""
+    """Steps from noise in which only the encoder learns, by matching structures between subjects."""
     start: Path | None = None
     """Folder of weights to go on from, of any side; None starts from noise."""
     train: TrainConfig = TrainConfig(iterations=4000, learning_rate=6e-4, weight_decay=0.02, ema=0.998)
@@ -51,9 +51,10 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     backbone.model.requires_grad_(True)
     backbone.model.no_memory_positional_encoding.requires_grad_(False)  # no path of SAM 2 uses it
     log = _Log(out / "metrics.jsonl")
+    matching = config.matching if config.start is None else 0
 
     def loss(step: int, rng: Generator) -> Tensor:
-        skills = practise(backbone, make_batch(config, rng), rng, only_match=step < config.matching)
+        skills = practise(backbone, make_batch(config, rng), rng, only_match=step < matching)
         log.add(step, {name: (float(s.loss.detach()), s.dice) for name, s in skills.items()})
         return torch.stack([skill.loss for skill in skills.values()]).sum()
 

@@ -1,0 +1,25 @@
+import shutil
+from pathlib import Path
+
+from handful.backbones.base import Backbone
+from handful.cohort.embed import embed_cohort
+from handful.data.cases import Cohort
+from handful.data.files import read_cohort
+
+
+def test_every_slice_is_encoded_once(cohort: Cohort, backbone: Backbone, tmp_path: Path):
+    first = embed_cohort(cohort.cases[:2], backbone, tmp_path / "cache")
+    again = embed_cohort(cohort.cases[:3], backbone, tmp_path / "cache")
+    assert (first.slices, first.computed) == (12, 12)
+    assert (again.slices, again.computed) == (18, 6)
+    size = sum(path.stat().st_size for path in (tmp_path / "cache").iterdir())
+    assert again.mib == size / 2**20 > first.mib
+
+
+def test_a_damaged_scan_is_listed_and_the_others_are_encoded(folder: Path, backbone: Backbone, tmp_path: Path):
+    shutil.copytree(folder, tmp_path / "c")
+    scan = tmp_path / "c" / "images" / "case-1.nii.gz"
+    scan.write_bytes(scan.read_bytes()[:2000])
+    result = embed_cohort(read_cohort(tmp_path / "c").cases, backbone, tmp_path / "cache")
+    assert [one.case for one in result.failures] == ["case-1"]
+    assert result.computed == 18

@@ -1,0 +1,123 @@
+import json
+from pathlib import Path
+
+import pytest
+
+import small_cohort
+from handful.backbones.base import Backbone
+from handful.checkpoint import load
+from handful.cohort.choice import choose_support
+from handful.cohort.fit import FitConfig, fit_to_folder
+from handful.cohort.lock import locked
+from handful.data.cases import Cohort, SupportSet
+from handful.errors import BusyError, CheckpointError, LabelError
+from handful.methods.few_shot_prompts import FewShotPrompts
+from handful.methods.nearest_slice import NearestSlice
+from handful.tuning.loop import TrainConfig
+
+EVERY_STEP = FitConfig(save_every_s=0.0)
+
+
+def few_shot(iterations: int = 6, seed: int = 0) -> FewShotPrompts:
+    return FewShotPrompts(views=2, batch=2, train=TrainConfig(iterations=iterations, seed=seed))
+
+
+def stop_at(step: int):
+    def report(done: int, total: int, note: str) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_a_model_folder_is_all_that_is_left(support: SupportSet, backbone: Backbone, tmp_path: Path):
+    assert fit_to_folder("few-shot-prompts", few_shot(), support, backbone, tmp_path / "m")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert load(tmp_path / "m", backbone).labels == support.labels
+
+
+def test_the_same_fit_again_is_already_done(support: SupportSet, backbone: Backbone, tmp_path: Path):
+    for expected in (True, False):
+        assert fit_to_folder("few-shot-prompts", few_shot(2), support, backbone, tmp_path / "m") is expected
+        assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("what", ["settings", "cases"])
+def test_another_model_is_not_replaced_unless_told_to(
+    what: str, cohort: Cohort, support: SupportSet, backbone: Backbone, tmp_path: Path
+):
+    fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m")
+    before = (tmp_path / "m" / "weights.safetensors").read_bytes()
+    method = NearestSlice(similarity="embedding") if what == "settings" else NearestSlice()
+    other = choose_support(cohort, ["case-2"]) if what == "cases" else support
+    with pytest.raises(CheckpointError, match="overwrite"):
+        fit_to_folder("nearest-slice", method, other, backbone, tmp_path / "m")
+    assert (tmp_path / "m" / "weights.safetensors").read_bytes() == before
+    assert fit_to_folder("nearest-slice", method, other, backbone, tmp_path / "m", FitConfig(overwrite=True))
+    assert (tmp_path / "m" / "weights.safetensors").read_bytes() != before
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("name", ["m", "m.partial"])
+def test_a_folder_of_other_things_is_left_alone(name: str, support: SupportSet, backbone: Backbone, tmp_path: Path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="did not make it"):
+        fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m", FitConfig(overwrite=True))
+    assert small_cohort.files_below(tmp_path) == [f"{name}/thesis.txt"]
+
+
+def test_a_stopped_fit_goes_on_to_the_bytes_of_an_undisturbed_one(
+    support: SupportSet, backbone: Backbone, tmp_path: Path
+):
+    steps: list[int] = []
+    fit_to_folder("few-shot-prompts", few_shot(), support, backbone, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        fit_to_folder("few-shot-prompts", few_shot(), support, backbone, tmp_path / "m", EVERY_STEP, stop_at(4))
+    assert (tmp_path / "m.partial").is_dir()
+    fit_to_folder(
+        "few-shot-prompts", few_shot(), support, backbone, tmp_path / "m", report=lambda s, *_: steps.append(s)
+    )
+    assert steps == [0, 4, 5, 6]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "whole"]
+    for name in small_cohort.files_below(tmp_path / "whole"):
+        assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_half_done_work_of_another_fit_is_dropped(support: SupportSet, backbone: Backbone, tmp_path: Path):
+    steps: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        fit_to_folder("few-shot-prompts", few_shot(), support, backbone, tmp_path / "m", EVERY_STEP, stop_at(4))
+    other = few_shot(seed=1)
+    fit_to_folder("few-shot-prompts", other, support, backbone, tmp_path / "m", report=lambda s, *_: steps.append(s))
+    assert steps == [0, 1, 2, 3, 4, 5, 6]
+
+
+def test_a_fit_that_fails_leaves_nothing(cohort: Cohort, backbone: Backbone, tmp_path: Path):
+    class Failing(NearestSlice):
+        def fit(self, *_: object) -> None:
+            raise LabelError("too small")
+
+    with pytest.raises(LabelError):
+        fit_to_folder("nearest-slice", Failing(), choose_support(cohort), backbone, tmp_path / "m")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_provenance_names_content_and_nothing_of_this_machine(model: Path, folder: Path):
+    text = (model / "segmenter.json").read_text()
+    provenance = json.loads(text)["provenance"]
+    assert [case["case"] for case in provenance["support"]] == ["case-0", "case-1"]
+    assert all(len(case["image_sha256"]) == len(case["labels_sha256"]) == 64 for case in provenance["support"])
+    assert str(folder) not in text
+
+
+def test_two_fits_into_one_folder_do_not_meet(support: SupportSet, backbone: Backbone, tmp_path: Path):
+    with locked(tmp_path / "m.partial"), pytest.raises(BusyError):
+        fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m")
+
+
+def test_what_a_killed_save_left_is_cleared_away(support: SupportSet, backbone: Backbone, tmp_path: Path):
+    for leftover in (".m.123.new", ".m.123.old", ".m.other"):
+        (tmp_path / leftover).mkdir()
+    fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".m.other", "m"]

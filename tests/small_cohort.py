@@ -1,0 +1,63 @@
+"""A cohort folder of phantoms, a backbone folder, and the `handful` command as a process, for tests of the doors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from typer.testing import Result
+
+import tiny_models
+from handful.data.files import write_label_map, write_volume
+from phantoms import LABELS, phantom
+
+FEW_SHOT = ("--set", "train.iterations=40", "--set", "views=1", "--set", "batch=2")
+"""Short enough for a test, long enough to be stopped half-way."""
+
+Handful = Callable[..., Result]
+"""The command line in this process."""
+
+
+def write_cohort(folder: Path, cases: int = 4) -> Path:
+    """images/, labels/ and dataset.json; case-0, case-1, ..."""
+    for part in ("images", "labels"):
+        (folder / part).mkdir(parents=True)
+    for seed in range(cases):
+        image, reference = phantom(seed)
+        write_volume(folder / "images" / f"case-{seed}.nii.gz", image)
+        write_label_map(folder / "labels" / f"case-{seed}.nii.gz", reference)
+    labels = {str(value): name for value, name in LABELS.as_dict().items()}
+    (folder / "dataset.json").write_text(json.dumps({"name": "phantoms", "labels": {"0": "background"} | labels}))
+    return folder
+
+
+def write_backbone(folder: Path) -> Path:
+    """A tiny random SAM, saved as transformers saves it."""
+    tiny_models.tiny_sam(side=64).model.save_pretrained(folder)
+    return folder
+
+
+def start(*arguments: str | Path) -> subprocess.Popen[str]:
+    """`handful` with these arguments, as a process of its own."""
+    code = "import torch; torch.set_num_threads(1); from handful.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60.0) -> None:
+    """Returns as soon as it is true; fails when the process has ended before."""
+    end = time.monotonic() + seconds
+    while not true():
+        if process.poll() is not None or time.monotonic() > end:
+            process.kill()
+            raise AssertionError(f"it never came to that: {process.communicate()}")
+        time.sleep(0.002)
+
+
+def files_below(folder: Path) -> list[str]:
+    """Relative names of all files, hidden ones included."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
