@@ -7,11 +7,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from handful.data.cases import SupportSet
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
+from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.tuning.run import Run
@@ -39,7 +39,7 @@ class Segmenter(nn.Module, ABC):
 
     @torch.inference_mode()
     def predict(self, volume: Volume) -> LabelMap:
-        """The label map of a volume, on its very grid; slices stream through, so memory does not grow with their number."""
+        """The label map of a volume, on its very grid; slices stream through, so their number costs no memory."""
         self.eval()
         view = self.slicer.view(volume)
         out = np.zeros(volume.geometry.shape, dtype=np.int16 if max(self.labels.values) < 2**15 else np.int32)

@@ -1,4 +1,4 @@
-"""What handful-tiny practises in a step: match structures, answer prompts, recall support slices, read class embeddings.
+"""What handful-tiny practises in a step: match structures, answer prompts, recall slices, read class embeddings.
 
 All are asked of the same slices through the same modules that real SAM 2 weights use, so one encoding pays for all.
 Objects are numbered subject by subject: row (slice n, target t) is n · t_count + t.
@@ -125,7 +125,7 @@ def _recalled(backbone: MemoryBackbone, image: ImageEmbeddings, batch: Batch, su
     seen = backbone.decode_recalled(backbone.recall(objects, Memory.cat(parts)))
     assert seen.object_score is not None
     return MaskPrediction(
-        seen.logits.unflatten(0, (n, t))[:, :, 0],
+        rearrange(seen.logits, "(n t) 1 h w -> n t h w", n=n),
         seen.iou.view(n, t),
         seen.object_score.view(n, t),
         seen.tokens.view(n, t, -1),

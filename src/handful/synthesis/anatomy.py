@@ -56,12 +56,13 @@ class Organ:
     def structures(self) -> int:
         return (1 + len(self.layers)) * (2 if self.paired else 1)
 
-    def depth(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, ...]:
+    def depth(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "..."]:
         """1 at the centre, 0 on the surface, negative outside."""
         radius = torch.linalg.vector_norm((points - self.centre) @ self.axes.T, dim=-1)
-        return 1 - radius + self.waviness * self.wave.at(points)[..., 0]
+        depth: Tensor = 1 - radius + self.waviness * self.wave.at(points)[..., 0]
+        return depth
 
-    def paint(self, points: Float[Tensor, "... 3"], labels: Int[Tensor, ...], first: int) -> Int[Tensor, ...]:
+    def paint(self, points: Float[Tensor, "... 3"], labels: Int[Tensor, "..."], first: int) -> Int[Tensor, "..."]:
         """The labels with this organ drawn over them, its structures numbered from `first`."""
         mirror = points * points.new_tensor([-1.0, 1.0, 1.0])
         for side in [points, mirror] if self.paired else [points]:
@@ -84,10 +85,12 @@ class Tube:
     def structures(self) -> int:
         return 2 if self.hollow else 1
 
-    def paint(self, points: Float[Tensor, "... 3"], labels: Int[Tensor, ...], first: int) -> Int[Tensor, ...]:
+    def paint(self, points: Float[Tensor, "... 3"], labels: Int[Tensor, "..."], first: int) -> Int[Tensor, "..."]:
         near = torch.cdist(points.reshape(-1, 3), self.path).amin(dim=1).reshape(points.shape[:-1])
         labels = torch.where(near < self.radius, first, labels)
-        return torch.where(near < 0.6 * self.radius, first + 1, labels) if self.hollow else labels
+        if self.hollow:
+            labels = torch.where(near < 0.6 * self.radius, first + 1, labels)
+        return labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +106,7 @@ class Anatomy:
         """How many labels there are, air included."""
         return 1 + self.regions.values.shape[0] + sum(s.structures for s in self.structures)
 
-    def at(self, points: Float[Tensor, "... 3"]) -> Int[Tensor, ...]:
+    def at(self, points: Float[Tensor, "... 3"]) -> Int[Tensor, "..."]:
         """The label at each point."""
         labels = 1 + self.regions.at(points).argmax(dim=-1)
         first = 1 + self.regions.values.shape[0]
