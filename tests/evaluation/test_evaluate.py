@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from handful.data.cases import Case
 from handful.data.files import write_label_map
-
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels
 from handful.errors import GeometryMismatch, InputError, SettingsError
 from handful.evaluation.evaluate import Estimate, Report, evaluate, evaluate_folders, score_case
