@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,18 @@ from handful.cli import options
 from handful.cli.terminal import print_json, progress, stdout
 
 
+class Schedule(StrEnum):
+    cosine = "cosine"
+    constant = "constant"
+
+
 def pretrain(
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the backbone to be made.")] = None,
     iterations: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 4000,
     side: Annotated[int, typer.Option(help="Pixels along the slices; go on at twice that with --start.", min=64)] = 128,
+    episodes: Annotated[int, typer.Option(help="Episodes of four slices a step.", min=1)] = 3,
+    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.", min=0)] = 6e-4,
+    schedule: Annotated[Schedule, typer.Option(help="What the rate does after its climb.")] = Schedule.cosine,
     start: Annotated[Path | None, typer.Option(help="Folder of a backbone to go on from, of any side.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
     preview: Annotated[Path | None, typer.Option(help="PNG of a batch to learn from; -o trains, too.")] = None,
@@ -24,7 +33,8 @@ def pretrain(
 ) -> None:
     """Pre-train a small SAM 2 on invented anatomy; no scan of anybody is needed.
 
-    Example: `handful pretrain -o my_backbone --iterations 4000`, hours on a CPU; then fit with
+    Example: `handful pretrain -o small --side 128 --schedule constant`, an hour or two on a CPU, then
+    `handful pretrain -o my_backbone --side 256 --start small --episodes 2 --iterations 400`; fit with
     `--backbone my_backbone`.
 
     Stopped by Ctrl-C or worse, the same command goes on where it was.
@@ -35,8 +45,10 @@ def pretrain(
     if out is None and preview is None:
         raise typer.BadParameter("give -o FOLDER to pre-train, --preview FILE.png to look, or both")
     defaults = PretrainConfig()
-    length: TrainConfig = replace(defaults.train, iterations=iterations, seed=seed)
-    config = replace(defaults, side=side, start=start, train=length)
+    length: TrainConfig = replace(
+        defaults.train, iterations=iterations, learning_rate=learning_rate, schedule=schedule.value, seed=seed
+    )
+    config = replace(defaults, side=side, episodes=episodes, start=start, train=length)
     if preview:
         draw_episodes(config, preview)
     if out:

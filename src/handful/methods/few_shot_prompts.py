@@ -49,9 +49,9 @@ class FewShotPrompts:
     """Pass embeddings through a learned linear layer, the identity at the start, and a norm."""
     type_embedding: bool = False
     """Add the prompt encoder's embedding of a positive click."""
-    background: bool = False
+    background: bool = True
     """Ask for the background with embeddings of its own; softmax over all takes the place of a sigmoid a label."""
-    views: int = 8
+    views: int = 4
     """Augmented views kept of each support slice, the slice itself being the first; 0 and 1 keep the slice alone."""
     leave_out: Literal["case", "slice"] = "case"
     """What of its own a slice is not asked with in training: the embeddings of its whole case, or of itself alone."""
@@ -67,8 +67,9 @@ class FewShotPrompts:
     """Dice with cross entropy, or with SAM's focal loss; with `background` it is always Dice with softmax entropy."""
     target: Literal["hard", "soft"] = "hard"
     """The truth at the decoder's resolution: inside or outside, or the share of each cell that is inside."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=600, learning_rate=5e-4))
-    """Length and rate of the training; 0 iterations leave the decoder as it is."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=1500, learning_rate=2e-3))
+    """Length and rate of the training; 0 iterations leave the decoder as it is. The rate suits handful-tiny; decoders
+    that have seen millions of masks, as SAM's own have, want one of 1e-4 to 5e-4."""
 
     def __post_init__(self) -> None:
         for name, least in (("parts", 1), ("max_tokens", 1), ("batch", 1), ("views", 0)):
