@@ -13,7 +13,8 @@ from handful.pretraining.skills import practise
 from handful.tuning.loop import TrainConfig
 from handful.tuning.run import Run
 
-SMALL = PretrainConfig(side=64, episodes=1, subjects=3, targets=2, train=TrainConfig(iterations=25, ema=0.5))
+SHORT = TrainConfig(iterations=25, ema=0.5)
+SMALL = PretrainConfig(side=64, episodes=1, subjects=3, targets=2, matching=5, train=SHORT)
 
 
 def test_a_batch_groups_slices_by_episode() -> None:
@@ -44,7 +45,8 @@ def test_pretraining_writes_a_folder_that_transformers_loads_and_another_side_go
 
 @pytest.mark.slow
 def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path) -> None:
-    config = PretrainConfig(side=64, episodes=1, subjects=2, targets=1, train=TrainConfig(iterations=4, ema=0.5))
+    short = TrainConfig(iterations=4, ema=0.5)
+    config = PretrainConfig(side=64, episodes=1, subjects=2, targets=1, matching=2, train=short)
 
     def kill(step: int, total: int, note: str) -> None:
         if step == 3:
@@ -57,6 +59,7 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path) -> Non
     pretrain(config, tmp_path / "killed", Run(scratch))
     whole, resumed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
     assert whole == resumed
+    assert not scratch.exists()
 
 
 def test_every_skill_reaches_the_encoder_and_a_practised_step_lowers_the_loss() -> None:

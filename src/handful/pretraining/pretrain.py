@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from dataclasses import dataclass
+import shutil
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Generator, Tensor
 from transformers import Sam2VideoModel
 
+from handful.backbones.catalog import load_backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.errors import SettingsError
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.pretraining.skills import Batch, practise
 from handful.synthesis.episodes import random_episode
@@ -42,10 +46,13 @@ class PretrainConfig:
 def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     """Trains and writes `out` (config.json, model.safetensors in half precision, metrics.jsonl, curves.png).
 
-    A killed run goes on from `run.scratch`. Returns `out`.
+    A killed run of the same config goes on from `run.scratch`, which is removed at the end. Returns `out`.
     """
     run = run or Run(scratch=out / "partial")
+    scratch = run.scratch and run.scratch / _fingerprint(config)
     out.mkdir(parents=True, exist_ok=True)
+    if not (scratch and scratch.exists()):  # curves of another run do not belong to this one
+        (out / "metrics.jsonl").unlink(missing_ok=True)
     torch.manual_seed(config.train.seed)
     backbone = Sam2VideoBackbone(_new_model(config), "pretraining")
     backbone.model.requires_grad_(True)
@@ -59,10 +66,12 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
         return torch.stack([skill.loss for skill in skills.values()]).sum()
 
     backbone.model.train()
-    train(backbone.model, loss, config.train, run)
+    train(backbone.model, loss, config.train, replace(run, scratch=scratch))
     backbone.model.eval()
     save_half(backbone.model, out)
     log.draw(out / "curves.png")
+    if run.scratch:
+        shutil.rmtree(run.scratch, ignore_errors=True)
     return out
 
 
@@ -75,6 +84,11 @@ def make_batch(config: PretrainConfig, rng: Generator) -> Batch:
         torch.cat([e.masks for e in episodes]),
         torch.arange(config.episodes).repeat_interleave(config.subjects),
     )
+
+
+def _fingerprint(config: PretrainConfig) -> str:
+    settings = json.dumps(asdict(config), default=str, sort_keys=True)
+    return hashlib.sha256(settings.encode()).hexdigest()[:16]
 
 
 def save_half(model: Sam2VideoModel, folder: Path) -> None:
@@ -90,7 +104,10 @@ def _new_model(config: PretrainConfig) -> Sam2VideoModel:
     if config.start is None:
         initialise(model)
     else:
-        model.load_state_dict(Sam2VideoModel.from_pretrained(config.start, dtype=torch.float32).state_dict())
+        start = load_backbone(config.start)
+        if not isinstance(start, Sam2VideoBackbone):
+            raise SettingsError(f"{config.start} holds no SAM 2 video model to go on from; name a folder pretrain made")
+        model.load_state_dict(start.model.state_dict())
     return model
 
 
