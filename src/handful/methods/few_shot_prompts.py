@@ -67,7 +67,7 @@ class FewShotPrompts:
     """Dice with cross entropy, or with SAM's focal loss; with `background` it is always Dice with softmax entropy."""
     target: Literal["hard", "soft"] = "hard"
     """The truth at the decoder's resolution: inside or outside, or the share of each cell that is inside."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=1500, learning_rate=2e-3))
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=700, learning_rate=2e-3))
     """Length and rate of the training; 0 iterations leave the decoder as it is. The rate suits handful-tiny; decoders
     that have seen millions of masks, as SAM's own have, want one of 1e-4 to 5e-4."""
 
