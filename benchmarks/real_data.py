@@ -97,17 +97,18 @@ def score(segmenter: Segmenter, case: Case) -> tuple[float, float, int]:
 
 
 def with_tokens(segmenter: FewShotSegmenter, control: str) -> FewShotSegmenter:
-    """The same decoder asked with class embeddings that say nothing, or with those of the next class.
+    """The same decoder asked with class embeddings that say nothing, or each label with those of the next one.
 
-    Where there is one class only, the wrong tokens are those of the background: its embeddings turned to the opposite.
+    Where there is one label only, it changes places with the background.
     """
     tokens, count = segmenter.tokens, len(segmenter.labels)
     if control == "zero tokens":
         changed = dataclasses.replace(tokens, vectors=torch.zeros_like(tokens.vectors))
     elif count > 1:
-        changed = dataclasses.replace(tokens, classes=(tokens.classes + 1) % count)
+        moved = torch.where(tokens.classes < count, (tokens.classes + 1) % count, tokens.classes)
+        changed = dataclasses.replace(tokens, classes=moved)
     else:
-        changed = dataclasses.replace(tokens, vectors=-tokens.vectors)
+        changed = dataclasses.replace(tokens, classes=1 - tokens.classes)
     return FewShotSegmenter(
         segmenter.labels, segmenter.slicer, segmenter.backbone, segmenter.method, segmenter.decoder, changed
     )
