@@ -73,7 +73,12 @@ def mean_iou(segmenter: FewShotSegmenter, seeds: range) -> float:
 @pytest.fixture(scope="module", params=["prompt", "query"])
 def toy(request: pytest.FixtureRequest, sam: Backbone) -> FewShotSegmenter:
     method = FewShotPrompts(
-        slicer=Slicer(window=(0.0, 1.0)), variant=request.param, views=1, batch=5, train=moving(150)
+        slicer=Slicer(window=(0.0, 1.0)),
+        variant=request.param,
+        background=False,
+        views=1,
+        batch=5,
+        train=moving(150),
     )
     return method.fit(SupportSet(tuple(toy_case(seed) for seed in range(5)), THREE), planted(sam))
 
@@ -192,7 +197,7 @@ def test_sam2_does_not_fall_back_on_its_untrained_masks(sam2: Backbone):
 )
 def test_every_option_changes_the_answer_and_comes_back(option: dict, sam: Backbone):
     slices = torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(0))
-    method = FewShotPrompts(views=1, batch=3, train=SHORT)
+    method = FewShotPrompts(views=1, batch=3, background=False, train=SHORT)
     plain = method.fit(support_set(2), sam)
     changed_method = replace(method, **option)
     changed = changed_method.fit(support_set(2), sam)
@@ -353,9 +358,9 @@ def test_a_case_alone_is_asked_with_its_other_slices(sam: Backbone):
 
 def test_as_many_embeddings_of_each_class_are_asked_with_at_once(sam: Backbone):
     tokens = FewShotPrompts(views=1, train=TrainConfig(iterations=0)).fit(support_set(3), sam).tokens
-    assert tokens.evenly(4).shape == (2, 4, sam.channels)
+    assert tokens.evenly(4).shape == (3, 4, sam.channels)  # two labels and the background
     most = int(tokens.classes.bincount().max())
-    assert tokens.evenly(100).shape == (2, most, sam.channels)
+    assert tokens.evenly(100).shape == (3, most, sam.channels)
     assert torch.equal(tokens.evenly(100)[0].unique(dim=0), tokens.vectors[tokens.classes == 0].unique(dim=0))
 
 
