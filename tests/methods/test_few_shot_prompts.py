@@ -286,7 +286,7 @@ def test_unlabelled_slices_have_no_say(sam: Backbone):
 
 
 def test_every_embedding_names_its_case_slice_and_label(sam: Backbone):
-    segmenter = FewShotPrompts(views=2, batch=2, train=SHORT).fit(support_set(2), sam)
+    segmenter = FewShotPrompts(views=2, batch=2, background=False, train=SHORT).fit(support_set(2), sam)
     image, reference = phantom(1)
     slices = Slicer().view(image).of(reference.array)
     held = [(index, name) for case, index, name in segmenter.sources() if case == "phantom-1"]
