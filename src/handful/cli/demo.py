@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 METHOD = "few-shot-prompts"
 SHOTS = 3
+ITERATIONS = 200
+"""Enough for phantoms, which are easier than patients; the method's own default is longer."""
 
 
 def demo(
@@ -75,7 +77,7 @@ def _learn(
         read_cohort,
     )
 
-    method = build_method(METHOD, {"train.seed": seed} | settings)
+    method = build_method(METHOD, {"train.seed": seed, "train.iterations": ITERATIONS} | settings)
     support = choose_support(read_cohort(places.cohort), shots=SHOTS, draw=seed)
     model = load_backbone(backbone).to(choose_device(device))
     with progress(f"fitting {METHOD}", quiet) as report:

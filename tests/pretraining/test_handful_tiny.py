@@ -1,0 +1,39 @@
+"""The weights in the package are what their card says: small, loadable by transformers alone, and skilled."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Sam2VideoModel
+
+import handful
+from handful.backbones.base import MemoryBackbone
+from handful.backbones.catalog import load_backbone
+from handful.pretraining.pretrain import PretrainConfig, make_batch
+from handful.pretraining.skills import practise
+
+FOLDER = Path(handful.__file__).parent / "backbones" / "weights" / "handful-tiny"
+
+
+def test_transformers_loads_the_folder_by_itself_and_it_is_small() -> None:
+    model = Sam2VideoModel.from_pretrained(FOLDER, dtype=torch.float32)
+    assert 4e6 < sum(p.numel() for p in model.parameters()) < 5e6
+    assert (FOLDER / "model.safetensors").stat().st_size < 20e6
+    assert "license: apache-2.0" in (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_it_finds_structures_of_anatomies_it_has_never_seen() -> None:
+    backbone = load_backbone("handful-tiny")
+    assert isinstance(backbone, MemoryBackbone)
+    dice: dict[str, list[float]] = {}
+    for seed in range(90_000, 90_004):
+        rng = torch.Generator().manual_seed(seed)
+        with torch.inference_mode():
+            skills = practise(backbone, make_batch(PretrainConfig(side=256, episodes=2), rng), rng)
+        for name, skill in skills.items():
+            dice.setdefault(name, []).append(skill.dice)
+    mean = {name: sum(values) / len(values) for name, values in dice.items()}
+    assert mean["memory"] > 0.4  # empty or constant masks score below 0.2
+    assert mean["tokens"] > 0.3
+    assert mean["correction"] > 0.35
