@@ -10,7 +10,7 @@ import handful
 
 ROOT = Path(handful.__file__).parent
 FLOORS = (
-    ("errors", "prompts", "tuning", "synthesis"),
+    ("atomic", "errors", "prompts", "tuning", "synthesis"),
     ("backbones", "data"),
     ("methods", "pretraining"),
     ("checkpoint", "evaluation"),
@@ -19,7 +19,7 @@ FLOORS = (
     ("cli", "service"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-EVERYWHERE = {"errors"}
+EVERYWHERE = {"atomic", "errors"}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

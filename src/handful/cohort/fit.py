@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from handful.atomic import write_atomically
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import BACKBONES
 from handful.checkpoint import RECORD, describe_support, load, save
@@ -21,7 +22,6 @@ from handful.cohort.progress import Report, silent
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.errors import CheckpointError
-from handful.evaluation.report import write_atomically
 from handful.methods.base import Method
 from handful.methods.catalog import method_settings
 from handful.tuning.run import Run

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from handful.atomic import write_atomically
 from handful.backbones.cached import cached
 from handful.checkpoint import RECORD, load
 from handful.cohort.choice import choose_device
@@ -25,7 +26,6 @@ from handful.data.volume import Volume
 from handful.errors import CheckpointError, InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
 from handful.evaluation.overlay import write_overlay
-from handful.evaluation.report import write_atomically
 from handful.methods.base import Segmenter
 
 NOTES = ".handful"

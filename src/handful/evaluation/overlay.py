@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.atomic import write_atomically
 from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.evaluation.metrics import overlap
-from handful.evaluation.report import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

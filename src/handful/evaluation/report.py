@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -18,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from handful.atomic import write_atomically
 from handful.evaluation.evaluate import METRICS, Estimate, Report, Row, Summary
 
 FORMAT = 1
@@ -94,20 +93,6 @@ def write_nnunet_summary(report: Report, path: Path) -> None:
         "foreground_mean": _nnunet_mean(mean.values()),
     }
     _write_json(path, content)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """The file is there whole or not at all; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _caption(overall: Summary, tolerance: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 from transformers import Sam2VideoModel
 
+from handful.atomic import write_atomically
 from handful.backbones.catalog import load_backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import SettingsError
@@ -147,6 +148,6 @@ class _Log:
                 axes.plot(*zip(*points, strict=True), label=name)
         axes.set(xlabel="step", ylabel="Dice on fresh synthetic episodes (match: accuracy)", ylim=(0, 1))
         axes.legend(frameon=False)
-        temporary = picture.with_suffix(".tmp.png")
-        figure.savefig(temporary, dpi=120)
-        os.replace(temporary, picture)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=120)
+        write_atomically(picture, content.getvalue())

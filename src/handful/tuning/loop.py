@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,9 +12,10 @@ from typing import Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from handful.atomic import write_atomically
 from handful.errors import SettingsError
 from handful.tuning.run import Run
 
@@ -117,16 +117,13 @@ class _State:
                 self.named[name].copy_(mean)
 
     def save(self, folder: Path, step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {f"weight/{n}": p.detach().cpu().contiguous() for n, p in self.named.items()}
         tensors |= {f"average/{n}": t.cpu().contiguous() for n, t in self.average.items()}
         for name, parameter in self.named.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
         note = {"step": step, "losses": self.history.losses, "seconds": self.history.seconds}
-        temporary = folder / "train.safetensors.tmp"
-        save_file(tensors, temporary, metadata={"note": json.dumps(note)})
-        os.replace(temporary, folder / "train.safetensors")
+        write_atomically(folder / "train.safetensors", save(tensors, metadata={"note": json.dumps(note)}))
 
     def load(self, folder: Path) -> int:
         """The step to go on from; 0 where nothing was saved."""
