@@ -117,7 +117,8 @@ class FewShotSegmenter(Segmenter):
         self.tokens = tokens
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        image = self.backbone.encode(slices)
+        # in half precision, as the decoder saw them in training and as a cache keeps them: a cache changes no result
+        image = self.backbone.encode(slices).to(torch.float16).to(torch.float32)
         asked = self.tokens.evenly(self.method.max_tokens).to(image.main)
         return self.backbone.to_slice(self.decoder(image, asked.expand(len(image), -1, -1, -1)), image.size)
 
