@@ -86,12 +86,13 @@ def test_forward_gives_one_map_a_label_at_slice_size(name: str, fitted: Fitted):
 
 @everywhere
 def test_slices_are_answered_one_by_one(name: str, fitted: Fitted):
+    segmenter = fitted(name)  # before inference mode, in which nothing can be fitted
     slices = torch.rand(3, 1, 24, 28, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        together = fitted(name)(slices)
-        apart = torch.cat([fitted(name)(one) for one in slices.split(1)])
+        together = segmenter(slices)
+        apart = torch.cat([segmenter(one) for one in slices.split(1)])
     # batching moves sums by 1e-7, which may tip an embedding kept in half precision over to its neighbour
-    assert torch.allclose(together, apart, atol=1e-2)
+    assert torch.allclose(together, apart, atol=2e-3)
 
 
 @everywhere
