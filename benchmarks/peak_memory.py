@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 
-from handful.cohort.memory import tune_allocator
+from handful.allocator import tune_allocator
 from measure import Check, Section, Table, child, peak_mib
 
 SHAPE = (512, 512, 300)

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
-from handful.cohort.memory import tune_allocator
 from handful.data.cases import Case, SupportSet
 from handful.data.files import read_cohort
 from handful.evaluation.evaluate import Estimate, score_case

@@ -10,7 +10,7 @@ import handful
 
 ROOT = Path(handful.__file__).parent
 FLOORS = (
-    ("atomic", "errors", "prompts", "tuning", "synthesis"),
+    ("allocator", "atomic", "errors", "prompts", "tuning", "synthesis"),
     ("backbones", "data"),
     ("methods", "pretraining"),
     ("checkpoint", "evaluation"),

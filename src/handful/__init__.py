@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from handful.allocator import tune_allocator
     from handful.backbones.base import Backbone, ImageEmbeddings, MemoryBackbone, PromptEmbeddings
     from handful.backbones.cached import CachedBackbone, cached
     from handful.backbones.catalog import BACKBONES, load_backbone
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from handful.cohort.demo import draw_episodes, write_phantom_cohort
     from handful.cohort.embed import EmbedResult, embed_cohort
     from handful.cohort.fit import FitConfig, fit_to_folder
-    from handful.cohort.memory import tune_allocator
     from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort, predict_file, support_among
     from handful.data.cases import Case, Cohort, Finding, SupportSet, check_case
     from handful.data.files import SUFFIXES, read_cohort, read_label_map, read_volume, write_label_map, write_volume
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from handful.methods.catalog import METHODS, build_method, method_settings
     from handful.methods.few_shot_prompts import FewShotPrompts
     from handful.methods.nearest_slice import NearestSlice
-    from handful.pretraining.pretrain import PretrainConfig, pretrain
+    from handful.pretraining.pretrain import PretrainConfig, pretrain, processors
     from handful.prompts.prompts import Prompts
     from handful.tuning.loop import TrainConfig
     from handful.tuning.run import Run
@@ -56,7 +56,7 @@ _ROOMS = {
     "handful.cohort.demo": ("draw_episodes", "write_phantom_cohort"),
     "handful.cohort.embed": ("EmbedResult", "embed_cohort"),
     "handful.cohort.fit": ("FitConfig", "fit_to_folder"),
-    "handful.cohort.memory": ("tune_allocator",),
+    "handful.allocator": ("tune_allocator",),
     "handful.cohort.predict": ("CohortResult", "PredictConfig", "predict_cohort", "predict_file", "support_among"),
     "handful.data.cases": ("Case", "Cohort", "Finding", "SupportSet", "check_case"),
     "handful.data.files": (
@@ -87,7 +87,7 @@ _ROOMS = {
     "handful.methods.catalog": ("METHODS", "build_method", "method_settings"),
     "handful.methods.few_shot_prompts": ("FewShotPrompts",),
     "handful.methods.nearest_slice": ("NearestSlice",),
-    "handful.pretraining.pretrain": ("PretrainConfig", "pretrain"),
+    "handful.pretraining.pretrain": ("PretrainConfig", "pretrain", "processors"),
     "handful.prompts.prompts": ("Prompts",),
     "handful.tuning.loop": ("TrainConfig",),
     "handful.tuning.run": ("Run",),
@@ -154,6 +154,7 @@ __all__ = [
     "predict_file",
     "pretrain",
     "print_table",
+    "processors",
     "read_cohort",
     "read_label_map",
     "read_volume",

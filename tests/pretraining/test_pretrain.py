@@ -1,6 +1,7 @@
 """The recipe runs, resumes exactly, and leaves a folder that transformers loads by itself."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,19 +10,42 @@ from transformers import Sam2VideoModel
 
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.pretraining.pretrain import PretrainConfig, make_batch, pretrain
-from handful.pretraining.skills import practise
+from handful.pretraining.skills import choose_supports, practise
 from handful.tuning.loop import TrainConfig
 from handful.tuning.run import Run
 
 SHORT = TrainConfig(iterations=25, ema=0.5)
-SMALL = PretrainConfig(side=64, episodes=1, subjects=3, targets=2, matching=5, train=SHORT)
+SMALL = PretrainConfig(side=64, subjects=2, slices=2, targets=2, matching=5, train=SHORT)
 
 
-def test_a_batch_groups_slices_by_episode() -> None:
-    batch = make_batch(PretrainConfig(side=64, episodes=2, subjects=3, targets=2), torch.Generator().manual_seed(0))
-    assert batch.images.shape == (6, 3, 64, 64)
-    assert batch.masks.shape == (6, 2, 64, 64)
-    assert batch.group.tolist() == [0, 0, 0, 1, 1, 1]
+def test_a_batch_groups_slices_by_episode_and_individual() -> None:
+    config = replace(SMALL, episodes=2, crowd=0.0)
+    batch = make_batch(config, torch.Generator().manual_seed(0))
+    assert batch.images.shape == (8, 3, 64, 64)
+    assert batch.masks.shape == (8, 2, 64, 64)
+    assert batch.group.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert batch.subject.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
+    crowd = make_batch(replace(config, crowd=1.0), torch.Generator().manual_seed(0))
+    assert crowd.subject.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_supports_are_of_others_and_hold_the_target_where_they_can() -> None:
+    batch = make_batch(replace(SMALL, subjects=4, crowd=0.0, targets=3), torch.Generator().manual_seed(1))
+    held = batch.masks.flatten(2).any(dim=2)
+    strangers = 0
+    for seed in range(20):
+        support = choose_supports(batch, 3, torch.Generator().manual_seed(seed))
+        assert support.shape == (8, 3, 3)
+        assert not (support == torch.arange(8)[:, None, None]).any()
+        if (batch.subject[support] == batch.subject[:, None, None]).any():
+            continue  # once in five times the own stack is among them
+        strangers += 1
+        others = batch.subject[:, None] != batch.subject
+        for query in range(8):
+            for target in range(3):
+                holders = int((others[query] & held[:, target]).sum())
+                assert int(held[support[query, target], target].sum()) == min(3, holders)
+    assert strangers > 8
 
 
 @pytest.mark.slow
@@ -36,17 +60,16 @@ def test_pretraining_writes_a_folder_that_transformers_loads_and_another_side_go
     assert rows[0]["step"] == 25
     assert 0 <= rows[0]["memory_dice"] <= 1
 
-    larger = PretrainConfig(
-        side=128, episodes=1, subjects=2, targets=1, start=tmp_path / "a", train=TrainConfig(iterations=1)
-    )
+    larger = replace(SMALL, side=128, targets=1, start=tmp_path / "a", train=TrainConfig(iterations=1))
     pretrain(larger, tmp_path / "b")
     assert Sam2VideoModel.from_pretrained(tmp_path / "b").config.image_size == 128
 
 
 @pytest.mark.slow
-def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path, processes: int) -> None:
     short = TrainConfig(iterations=4, ema=0.5)
-    config = PretrainConfig(side=64, episodes=1, subjects=2, targets=1, matching=2, train=short)
+    config = replace(SMALL, targets=1, matching=2, processes=processes, train=short)
 
     def kill(step: int, total: int, note: str) -> None:
         if step == 3:
@@ -69,9 +92,9 @@ def test_every_skill_reaches_the_encoder_and_a_practised_step_lowers_the_loss() 
     model = Sam2VideoModel(tiny_config(side=64, width=16, channels=64))
     backbone = Sam2VideoBackbone(model, "test")
     model.requires_grad_(True)
-    batch = make_batch(SMALL, torch.Generator().manual_seed(0))
+    batch = make_batch(replace(SMALL, crowd=0.0), torch.Generator().manual_seed(0))
     skills = practise(backbone, batch, torch.Generator().manual_seed(0))
-    assert {"memory", "tokens", "correction"} < set(skills)
+    assert set(skills) == {"memory", "neighbour", "tokens", "points", "box", "correction", "match"}
     first = next(model.vision_encoder.parameters())
     for skill in skills.values():
         (gradient,) = torch.autograd.grad(skill.loss, first, retain_graph=True)

@@ -2,7 +2,14 @@
 
 import torch
 
-from handful.prompts.heuristics import append_points, boxes, corrective_points, inside_points
+from handful.prompts.heuristics import (
+    append_points,
+    boxes,
+    centre_points,
+    corrective_points,
+    deepest_corrections,
+    inside_points,
+)
 from handful.prompts.prompts import PADDING, Prompts
 
 
@@ -59,6 +66,59 @@ def test_corrections_are_positive_in_what_was_missed_and_negative_in_what_was_in
     x, y = prompts.points[0, 1, 0].long().tolist()
     assert not truth[0, 1, y, x]
     assert prompts.point_labels[1, 2, 0] == PADDING
+
+
+def _ring() -> torch.Tensor:
+    y, x = torch.meshgrid(torch.arange(40), torch.arange(50), indexing="ij")
+    radius = ((y - 20) ** 2 + (x - 25) ** 2).sqrt()
+    return ((radius > 8) & (radius < 14))[None, None]
+
+
+def test_a_centre_point_lies_inside_every_mask_also_in_a_ring_and_is_padding_where_there_is_none() -> None:
+    speckled = torch.rand(4, 3, 20, 30, generator=_rng()) > 0.6
+    for masks in (_masks(), _ring(), speckled, torch.ones(1, 1, 5, 7, dtype=torch.bool)):
+        prompts = centre_points(masks)
+        assert prompts.points is not None
+        assert prompts.point_labels is not None
+        for place in masks.flatten(2).any(dim=2).nonzero().tolist():
+            n, k = place
+            x, y = prompts.points[n, k, 0].long().tolist()
+            assert masks[n, k, y, x]
+        present = masks.flatten(2).any(dim=2)
+        assert torch.equal(prompts.point_labels[..., 0], torch.where(present, 1, PADDING))
+
+
+def test_a_centre_point_is_the_middle_of_the_largest_part() -> None:
+    masks = torch.zeros(1, 1, 30, 40, dtype=torch.bool)
+    masks[0, 0, 10:15, 4:25] = True  # the middle row is equally deep from end to end
+    masks[0, 0, 20:29, 30:39] = True  # deeper, but smaller
+    points = centre_points(masks).points
+    assert points is not None
+    assert points[0, 0, 0].tolist() == [14, 12]
+
+
+def test_the_edge_of_the_slice_is_an_edge_of_the_mask() -> None:
+    points = centre_points(torch.ones(1, 1, 9, 9, dtype=torch.bool)).points
+    assert points is not None
+    assert points[0, 0, 0].tolist() == [4, 4]
+
+
+def test_a_deepest_correction_is_the_middle_of_the_largest_error_with_its_sign() -> None:
+    truth = torch.zeros(1, 3, 20, 30, dtype=torch.bool)
+    truth[0, :, 5:14, 5:20] = True
+    shown = truth.clone()
+    shown[0, 0, 5:14, 5:10] = False  # missed: 9 × 5
+    shown[0, 0, 16:19, 22:25] = True
+    shown[0, 1, 15:20, 20:30] = True  # invented: 5 × 10, though more was missed in strewn pixels
+    shown[0, 1, 5:14:2, 5:20] = False
+    prompts = deepest_corrections(shown, truth)
+    assert prompts.points is not None
+    assert prompts.point_labels is not None
+    assert prompts.point_labels[0, :, 0].tolist() == [1, 0, PADDING]
+    assert prompts.points[0, 0, 0].tolist() == [7, 9]
+    x, y = prompts.points[0, 1, 0].tolist()
+    assert y == 17
+    assert 22 <= x <= 27
 
 
 def test_appended_points_keep_the_box() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
+import joined
 from handful.errors import SettingsError
 from handful.tuning.loop import TrainConfig, rate, train
 from handful.tuning.run import Run
@@ -80,3 +81,22 @@ def test_nothing_to_train_is_an_error() -> None:
     model = _problem().requires_grad_(False)
     with pytest.raises(SettingsError, match="nothing to train"):
         train(model, _loss(model), CONFIG)
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_step_take_the_step_of_the_mean_gradient(tmp_path: Path) -> None:
+    answer = tmp_path / "weights.pt"
+    torch.multiprocessing.spawn(joined.learn, ((tmp_path / "meeting").as_uri(), str(answer)), nprocs=2)
+    shared = torch.load(answer, weights_only=True)
+
+    torch.manual_seed(1)
+    alone = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 1)])
+
+    def mean_loss(step: int, rng: Generator) -> Tensor:
+        first = [((alone[0](torch.eye(3)) - wanted) ** 2).mean() for wanted in joined.SHARES]
+        second = ((alone[1](torch.eye(3)) - joined.SHARES[1]) ** 2).mean()  # the other process does not use it
+        return (sum(first) + second) / 2
+
+    train(alone, mean_loss, TrainConfig(iterations=5, learning_rate=0.1, clip=1e9))
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(shared[name], value)

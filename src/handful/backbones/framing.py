@@ -17,7 +17,7 @@ def resized(maps: Float[Tensor, "n k h w"], size: tuple[int, int]) -> Float[Tens
     """Maps stretched to `size` (rows, columns); where pixels merge, each new one is the mean of those it covers."""
     if maps.shape[-2:] == size:
         return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False, antialias=True)
+    return F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False, antialias=True).to(maps)
 
 
 def into_square(maps: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ class Sam2Backbone(PromptedBackbone):
     def __init__(self, model: Sam2Model | Sam2VideoModel, name: str) -> None:
         side = int(model.prompt_encoder.input_image_size)
         vision = model.config.vision_config
+        _keep_positions(model)
         super().__init__(model, name, side, int(vision.backbone_feature_sizes[-1][0]), int(vision.fpn_hidden_size))
 
     def encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
@@ -58,3 +60,31 @@ class Sam2Backbone(PromptedBackbone):
     def _no_memory(self) -> Float[Tensor, "1 c 1 1"]:
         embedding: Tensor = self.model.no_memory_embedding
         return rearrange(embedding, "1 1 c -> 1 c 1 1")
+
+
+class KeptPosition(nn.Module):
+    """Sine position codes, computed once a shape: transformers keeps one shape alone, and an encode asks for three."""
+
+    def __init__(self, sine: nn.Module) -> None:
+        super().__init__()
+        self.sine = sine
+        self.kept: dict[tuple[object, ...], Tensor] = {}
+
+    def forward(
+        self, shape: torch.Size, device: torch.device | str, dtype: torch.dtype, mask: Tensor | None = None
+    ) -> Float[Tensor, "n c h w"]:
+        if mask is not None:
+            masked: Tensor = self.sine(shape, device, dtype, mask)
+            return masked
+        key = (*shape[-2:], str(device), dtype)
+        if key not in self.kept:
+            with torch.inference_mode(False):
+                self.kept[key] = self.sine(torch.Size((1, *shape[1:])), device, dtype)
+        return self.kept[key].expand(shape[0], -1, -1, -1)
+
+
+def _keep_positions(model: nn.Module) -> None:
+    for module in model.modules():
+        sine = getattr(module, "position_encoding", None)
+        if isinstance(sine, nn.Module) and not isinstance(sine, KeptPosition):
+            module.position_encoding = KeptPosition(sine)

@@ -22,7 +22,10 @@ def pretrain(
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the backbone to be made.")] = None,
     iterations: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 4000,
     side: Annotated[int, typer.Option(help="Pixels along the slices; go on at twice that with --start.", min=64)] = 128,
-    episodes: Annotated[int, typer.Option(help="Episodes of four slices a step.", min=1)] = 3,
+    episodes: Annotated[int, typer.Option(help="Episodes of nine slices a step and process.", min=1)] = 1,
+    processes: Annotated[
+        int | None, typer.Option(help="Processes that share each step; else one a GPU or CPU core.", min=1)
+    ] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.", min=0)] = 6e-4,
     schedule: Annotated[Schedule, typer.Option(help="What the rate does after its climb.")] = Schedule.cosine,
     start: Annotated[Path | None, typer.Option(help="Folder of a backbone to go on from, of any side.")] = None,
@@ -34,12 +37,12 @@ def pretrain(
     """Pre-train a small SAM 2 on invented anatomy; no scan of anybody is needed.
 
     Example: `handful pretrain -o small --side 128 --schedule constant`, an hour or two on a CPU, then
-    `handful pretrain -o my_backbone --side 256 --start small --episodes 2 --iterations 400`; fit with
-    `--backbone my_backbone`.
+    `handful pretrain -o my_backbone --side 256 --start small --iterations 1000`; fit with `--backbone my_backbone`.
+    GPUs are used where there are any. `--preview page.png` shows what is learnt from.
 
     Stopped by Ctrl-C or worse, the same command goes on where it was.
     """
-    from handful import PretrainConfig, Run, TrainConfig, draw_episodes
+    from handful import PretrainConfig, Run, TrainConfig, draw_episodes, processors
     from handful import pretrain as train_backbone
 
     if out is None and preview is None:
@@ -48,7 +51,9 @@ def pretrain(
     length: TrainConfig = replace(
         defaults.train, iterations=iterations, learning_rate=learning_rate, schedule=schedule.value, seed=seed
     )
-    config = replace(defaults, side=side, episodes=episodes, start=start, train=length)
+    config = replace(
+        defaults, side=side, episodes=episodes, processes=processes or processors(), start=start, train=length
+    )
     if preview:
         draw_episodes(config, preview)
     if out:

@@ -6,13 +6,17 @@ from torch import nn
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
 
-def tiny_config(side: int = 256, width: int = 32, channels: int = 128) -> Sam2VideoConfig:
+def tiny_config(
+    side: int = 256, width: int = 32, channels: int = 128, blocks: tuple[int, int, int, int] = (1, 2, 5, 2)
+) -> Sam2VideoConfig:
     """A Sam2VideoConfig of 4.4 million parameters for slices of `side` × `side` pixels; the weights fit every side.
 
-    `width` is that of Hiera's first stage, `channels` that of features, prompts and mask decoder (a multiple of 64,
-    the width of a memory). One mask is predicted an object, without alternatives.
+    `width` and `blocks` are those of Hiera's first stage and of its four, `channels` that of features, prompts and mask
+    decoder (a multiple of 64, the width of a memory). One mask is predicted an object, without alternatives. The
+    second block of the third stage and the last but one of it see the whole slice.
     """
     cells = side // 16
+    third = blocks[0] + blocks[1]
     widths = [width * 2**stage for stage in range(4)]
     return Sam2VideoConfig(
         image_size=side,
@@ -23,11 +27,11 @@ def tiny_config(side: int = 256, width: int = 32, channels: int = 128) -> Sam2Vi
                 "image_size": [side, side],
                 "hidden_size": width,
                 "num_attention_heads": 1,
-                "blocks_per_stage": [1, 2, 5, 2],
+                "blocks_per_stage": list(blocks),
                 "embed_dim_per_stage": widths,
                 "num_attention_heads_per_stage": [1, 2, 4, 8],
                 "window_size_per_stage": [8, 4, 8, 4],
-                "global_attention_blocks": [4, 6],
+                "global_attention_blocks": sorted({third + 1, third + max(1, blocks[2] - 2)}),
             },
             "backbone_channel_list": widths[::-1],
             "backbone_feature_sizes": [[4 * cells, 4 * cells], [2 * cells, 2 * cells], [cells, cells]],

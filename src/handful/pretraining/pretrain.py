@@ -5,20 +5,28 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Generator, Tensor
 from transformers import Sam2VideoModel
 
+from handful.allocator import tune_allocator
 from handful.atomic import write_atomically
+from handful.backbones.base import ImageEmbeddings
 from handful.backbones.catalog import load_backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import SettingsError
 from handful.pretraining.architecture import initialise, tiny_config
-from handful.pretraining.skills import Batch, practise
+from handful.pretraining.skills import REHEARSED, Batch, Skill, practise, rehearse
 from handful.synthesis.episodes import random_episode
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.run import Run
@@ -30,16 +38,24 @@ class PretrainConfig:
 
     side: int = 128
     """Pixels along the square slices; begin small, then go on from the result at 256."""
-    episodes: int = 3
-    """Episodes a step, of `subjects` slices each."""
-    subjects: int = 4
-    """Individuals an episode shows; each is the query once, with one to three of the others as support."""
+    episodes: int = 1
+    """Episodes a step and process; what an episode shows changes from step to step."""
+    subjects: int = 3
+    """Individuals an episode shows, of `slices` neighbouring slices each: every slice is the query once."""
+    slices: int = 3
+    """Neighbouring slices of each individual."""
+    crowd: float = 0.3
+    """Share of the steps in which every slice is of another individual: `subjects` × `slices` of them."""
     targets: int = 3
     """Structures to find in each episode."""
     matching: int = 1000
     """Steps from noise in which only the encoder learns, by matching structures between subjects."""
+    rehearsals: int = 4
+    """Steps of the decoder alone after each whole one, on the same slices: box, points, correction, mask by turns."""
     start: Path | None = None
     """Folder of weights to go on from, of any side; None starts from noise."""
+    processes: int = 1
+    """Processes that share each step, an episode batch each: one a GPU, or one a CPU core."""
     train: TrainConfig = TrainConfig(iterations=4000, learning_rate=6e-4, weight_decay=0.02, ema=0.998)
     """Length, learning rate, seed."""
 
@@ -47,44 +63,145 @@ class PretrainConfig:
 def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     """Trains and writes `out` (config.json, model.safetensors in half precision, metrics.jsonl, curves.png).
 
-    A killed run of the same config goes on from `run.scratch`, which is removed at the end. Returns `out`.
+    On GPUs where there are any, in mixed precision, with the episodes made there; else on the CPU. A killed run of the
+    same config goes on from `run.scratch`, which is removed at the end. Returns `out`.
+
+    With more than one process, others are started as `multiprocessing` does: a script that calls this must guard its
+    entry by `if __name__ == "__main__"`.
     """
     run = run or Run(scratch=out / "partial")
-    scratch = run.scratch and run.scratch / _fingerprint(config)
+    run = replace(run, scratch=run.scratch and run.scratch / _fingerprint(config))
     out.mkdir(parents=True, exist_ok=True)
-    if not (scratch and scratch.exists()):  # curves of another run do not belong to this one
-        (out / "metrics.jsonl").unlink(missing_ok=True)
-    torch.manual_seed(config.train.seed)
-    backbone = Sam2VideoBackbone(_new_model(config), "pretraining")
-    backbone.model.requires_grad_(True)
-    backbone.model.no_memory_positional_encoding.requires_grad_(False)  # no path of SAM 2 uses it
     log = _Log(out / "metrics.jsonl")
-    matching = config.matching if config.start is None else 0
-
-    def loss(step: int, rng: Generator) -> Tensor:
-        skills = practise(backbone, make_batch(config, rng), rng, only_match=step < matching)
-        log.add(step, {name: (float(s.loss.detach()), s.dice) for name, s in skills.items()})
-        return torch.stack([skill.loss for skill in skills.values()]).sum()
-
-    backbone.model.train()
-    train(backbone.model, loss, config.train, replace(run, scratch=scratch))
-    backbone.model.eval()
-    save_half(backbone.model, out)
+    if not (run.scratch and run.scratch.exists()):  # curves of another run do not belong to this one
+        log.path.unlink(missing_ok=True)
+    with _processes(config, run):
+        model = _train(config, run, log, 0)
+    save_half(model, out)
     log.draw(out / "curves.png")
     if run.scratch:
-        shutil.rmtree(run.scratch, ignore_errors=True)
+        shutil.rmtree(run.scratch.parent, ignore_errors=True)
     return out
 
 
+def processors() -> int:
+    """How many processes this machine can give to pre-training: its GPUs, or its CPU cores where it has none."""
+    return torch.cuda.device_count() or os.cpu_count() or 1
+
+
 def make_batch(config: PretrainConfig, rng: Generator) -> Batch:
-    """Fresh episodes, grey ones repeated to three channels so that colour ones may share the batch."""
-    episodes = [random_episode(config.subjects, config.targets, config.side, rng) for _ in range(config.episodes)]
+    """Fresh episodes on the generator's device; grey ones are repeated to three channels, so that colour may join."""
+    crowd = float(torch.rand(1, generator=rng, device=rng.device)) < config.crowd
+    subjects, slices = (config.subjects * config.slices, 1) if crowd else (config.subjects, config.slices)
+    episodes = [random_episode(subjects, slices, config.targets, config.side, rng) for _ in range(config.episodes)]
     return Batch(
         torch.cat([e.images.expand(-1, 3, -1, -1) for e in episodes]),
         torch.cat([e.labels for e in episodes]),
         torch.cat([e.masks for e in episodes]),
-        torch.arange(config.episodes).repeat_interleave(config.subjects),
+        torch.arange(config.episodes, device=rng.device).repeat_interleave(subjects * slices),
+        torch.cat([e.subject for e in episodes]),
     )
+
+
+def _train(config: PretrainConfig, run: Run, log: _Log | None, rank: int) -> Sam2VideoModel:
+    """What each process does; all hold the same weights at the end."""
+    torch.manual_seed(config.train.seed)
+    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    backbone = Sam2VideoBackbone(_new_model(config).to(device), "pretraining")
+    backbone.model.requires_grad_(True)
+    backbone.model.no_memory_positional_encoding.requires_grad_(False)  # no path of SAM 2 uses it
+    practice = _Practice(config, backbone, device, rank)
+
+    def loss(step: int, rng: Generator) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            skills = practice(step, rng)
+        if log:
+            log.add(step, skills)
+        return torch.stack([skill.loss for skill in skills.values()]).sum()
+
+    backbone.model.train()
+    train(backbone.model, loss, config.train, run)
+    model: Sam2VideoModel = backbone.model.eval().cpu()
+    return model
+
+
+class _Practice:
+    """What is practised at each step: all skills on fresh episodes, then the decoder's alone on the same ones.
+
+    The decoder learns prompts more slowly than the encoder learns anatomy, and a rehearsal costs a tenth of a step.
+    """
+
+    def __init__(self, config: PretrainConfig, backbone: Sam2VideoBackbone, device: torch.device, rank: int) -> None:
+        self.config, self.backbone, self.device, self.rank = config, backbone, device, rank
+        self.matching = config.matching if config.start is None else 0
+        self.kept: tuple[int, Batch, ImageEmbeddings] | None = None
+
+    def __call__(self, step: int, rng: Generator) -> dict[str, Skill]:
+        if step < self.matching:
+            return practise(self.backbone, self._batch(step), rng, only_match=True)
+        place = (step - self.matching) % (1 + self.config.rehearsals)
+        if place == 0:
+            return practise(self.backbone, self._batch(step), rng)
+        batch, image = self._known(step - place)
+        return rehearse(self.backbone, image, batch, REHEARSED[(place - 1) % len(REHEARSED)], rng)
+
+    def _batch(self, step: int) -> Batch:
+        """The batch of a step, the same whenever it is asked for."""
+        number = (self.config.train.seed * 1_000_003 + step) * 1009 + self.rank
+        return make_batch(self.config, Generator(self.device).manual_seed(number))
+
+    def _known(self, step: int) -> tuple[Batch, ImageEmbeddings]:
+        """That batch and its embeddings; rehearsals do not move the encoder, so these hold until the next batch."""
+        if self.kept is None or self.kept[0] != step:
+            batch = self._batch(step)
+            with torch.no_grad():
+                self.kept = (step, batch, self.backbone.encode(batch.images))
+        return self.kept[1:]
+
+
+@contextmanager
+def _processes(config: PretrainConfig, run: Run) -> Iterator[None]:
+    """The other processes of a run, in one torch.distributed group with this one; none where one is enough."""
+    if config.processes == 1:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = (Path(folder) / "meeting").as_uri()
+        context = torch.multiprocessing.get_context("spawn")
+        threads = torch.get_num_threads()
+        others = [
+            context.Process(target=_other, args=(config, run.scratch, meeting, rank), daemon=True)
+            for rank in range(1, config.processes)
+        ]
+        try:
+            for process in others:
+                process.start()
+            _join(meeting, 0, config.processes)
+            yield
+            for process in others:
+                process.join()
+        finally:
+            torch.set_num_threads(threads)
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            for process in others:
+                process.terminate()
+
+
+def _other(config: PretrainConfig, scratch: Path | None, meeting: str, rank: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process, which ends the others
+    tune_allocator()
+    _join(meeting, rank, config.processes)
+    _train(config, Run(scratch), None, rank)
+    dist.destroy_process_group()
+
+
+def _join(meeting: str, rank: int, processes: int) -> None:
+    cuda = torch.cuda.is_available()
+    if cuda and torch.cuda.device_count() < processes:
+        raise SettingsError(f"{processes} processes asked for, but there are {torch.cuda.device_count()} GPUs")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    dist.init_process_group("nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=processes)
 
 
 def _fingerprint(config: PretrainConfig) -> str:
@@ -115,21 +232,25 @@ def _new_model(config: PretrainConfig) -> Sam2VideoModel:
 class _Log:
     """Mean loss and Dice of each skill over every 25 steps, as lines of JSON and as a picture."""
 
-    every = 25
+    every = 100
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.window: list[dict[str, tuple[float, float]]] = []
+        self.window: list[dict[str, float]] = []
 
-    def add(self, step: int, skills: dict[str, tuple[float, float]]) -> None:
-        self.window.append(skills)
+    def add(self, step: int, skills: dict[str, Skill]) -> None:
+        values: dict[str, float] = {}
+        for name, skill in skills.items():
+            values |= {f"{name}_loss": float(skill.loss.detach()), f"{name}_dice": skill.dice}
+            if skill.presence is not None and skill.iou_error is not None:
+                values |= {f"{name}_presence": skill.presence, f"{name}_iou_error": skill.iou_error}
+        self.window.append(values)
         if (step + 1) % self.every:
             return
         row: dict[str, float] = {"step": step + 1}
         for name in sorted({n for one in self.window for n in one}):
-            values = [one[name] for one in self.window if name in one]
-            row[f"{name}_loss"] = round(sum(v[0] for v in values) / len(values), 4)
-            row[f"{name}_dice"] = round(sum(v[1] for v in values) / len(values), 4)
+            seen = [one[name] for one in self.window if name in one]
+            row[name] = round(sum(seen) / len(seen), 4)
         self.window.clear()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
@@ -142,7 +263,7 @@ class _Log:
         rows = {r["step"]: r for r in map(json.loads, self.path.read_text(encoding="utf-8").splitlines())}
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
-        for name in ("box", "points", "correction", "memory", "tokens", "match"):
+        for name in ("box", "points", "correction", "mask", "memory", "neighbour", "tokens", "match"):
             points = [(step, row[f"{name}_dice"]) for step, row in sorted(rows.items()) if f"{name}_dice" in row]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Generator, Tensor
 
 from handful.prompts.prompts import PADDING, Prompts
@@ -13,6 +16,29 @@ def inside_points(masks: Bool[Tensor, "n k h w"], count: int, rng: Generator) ->
     """`count` positive points a label, anywhere inside it; PADDING where a slice does not hold the label."""
     xy, found = _draw(masks, count, rng)
     return Prompts(points=xy, point_labels=torch.where(found[..., None], 1, PADDING).expand(xy.shape[:-1]))
+
+
+def centre_points(masks: Bool[Tensor, "n k h w"]) -> Prompts:
+    """One positive point a label: the deepest of its largest connected region; PADDING where it is absent.
+
+    Deepest is farthest from the region's edge, and the slice's edge is one, too; of equally deep points it is the one
+    nearest to the region's centroid. So the point lies inside, also in a ring.
+    """
+    xy, area = _deepest(masks)
+    return Prompts(points=xy[:, :, None], point_labels=torch.where(area > 0, 1, PADDING)[..., None])
+
+
+def deepest_corrections(shown: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"]) -> Prompts:
+    """A point a label, the deepest of its largest connected error region: positive if missed, negative if invented.
+
+    What evaluations of SAM simulate as a person's next click; PADDING where nothing is wrong.
+    """
+    missed_xy, missed = _deepest(truth & ~shown)
+    invented_xy, invented = _deepest(shown & ~truth)
+    more_missed = missed >= invented
+    labels = torch.where(torch.maximum(missed, invented) > 0, more_missed.long(), PADDING)
+    xy = torch.where(more_missed[..., None], missed_xy, invented_xy)
+    return Prompts(points=xy[:, :, None], point_labels=labels[..., None])
 
 
 def corrective_points(shown: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"], rng: Generator) -> Prompts:
@@ -35,6 +61,16 @@ def boxes(masks: Bool[Tensor, "n k h w"], jitter: float, rng: Generator) -> Floa
     return moved * columns.any(dim=-1, keepdim=True)
 
 
+def ellipses(boxes: Float[Tensor, "n k 4"], size: tuple[int, int]) -> Bool[Tensor, "n k h w"]:
+    """The ellipse that touches all four sides of each box; a box's corner pixels belong to it."""
+    y, x = (torch.arange(length, device=boxes.device) for length in size)
+    x0, y0, x1, y1 = boxes.unbind(dim=-1)
+    across = (x - ((x0 + x1) / 2)[..., None]) / ((x1 - x0 + 1) / 2)[..., None]
+    down = (y - ((y0 + y1) / 2)[..., None]) / ((y1 - y0 + 1) / 2)[..., None]
+    inside = across[..., None, :] ** 2 + down[..., :, None] ** 2 <= 1
+    return inside & (boxes != 0).any(dim=-1)[..., None, None]
+
+
 def append_points(first: Prompts, second: Prompts) -> Prompts:
     """Both sets of points; boxes of the first are kept."""
     assert first.points is not None
@@ -52,6 +88,31 @@ def _draw(region: Tensor, count: int, rng: Generator) -> tuple[Float[Tensor, "n 
     weights[~found] = 1.0
     index = torch.multinomial(weights, count, replacement=True, generator=rng).view(n, k, count)
     return torch.stack([index % w, index // w], dim=-1).float(), found.view(n, k)
+
+
+def _deepest(regions: Tensor) -> tuple[Float[Tensor, "n k 2"], Float[Tensor, "n k"]]:
+    """Of each region's largest connected part, the deepest point and the area in pixels; zeros where there is none."""
+    n, k = regions.shape[:2]
+    found = [_deepest_of(region) for region in regions.flatten(0, 1).cpu().numpy()]
+    values = torch.tensor(found, dtype=torch.float32, device=regions.device).reshape(n, k, 3)
+    return values[..., :2], values[..., 2]
+
+
+def _deepest_of(region: NDArray[np.bool_]) -> tuple[int, int, int]:
+    """x, y and area, as `_deepest` has them."""
+    parts, _ = ndimage.label(region)
+    areas = np.bincount(parts.ravel())
+    areas[0] = 0
+    largest = int(areas.argmax())
+    if largest == 0:
+        return 0, 0, 0
+    rows, columns = ndimage.find_objects(parts)[largest - 1]
+    depth = ndimage.distance_transform_edt(np.pad(parts[rows, columns] == largest, 1))
+    y, x = np.nonzero(depth)
+    deep = depth[y, x]
+    away = (y - y.mean()) ** 2 + (x - x.mean()) ** 2
+    best = int(np.where(deep >= deep.max() - 1e-6, away, np.inf).argmin())
+    return int(columns.start + x[best] - 1), int(rows.start + y[best] - 1), int(areas[largest])
 
 
 def _extent(line: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,21 +1,44 @@
-"""Random anatomies: bodies with organs, pairs, tubes and layers, as functions of space that any slice can be cut from.
+"""Random anatomies: organs, layers, tubes, cells and lesions as functions of space that any slice can be cut from.
 
 An anatomy says which structure lies at a point of the cube [-1, 1]³ (x, y, z). A subject is that anatomy seen through
-an affine and a smooth deformation of its own. Nothing is drawn on a grid, so slices of one subject belong together,
-in any plane and at any resolution.
+an affine and a smooth deformation of its own, with lesions and cells in places of its own. Nothing is drawn on a grid,
+so slices of one subject belong together, in any plane and at any resolution.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from enum import IntEnum
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Tensor
 
-GRID = 24
+from handful.synthesis.draw import Draw
+
+GRID = 20
 """Cells along a smooth random field; finer detail than organs have is not needed."""
+
+
+class Kind(IntEnum):
+    """What a structure is made of, for the looks that care."""
+
+    AIR = 0
+    TISSUE = 1
+    FAT = 2
+    ORGAN = 3
+    WALL = 4
+    CAVITY = 5
+    VESSEL = 6
+    BONE = 7
+    LUNG = 8
+    LESION = 9
+    CELL = 10
+    DISC = 11
+    CUP = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,23 +48,54 @@ class Field:
     values: Float[Tensor, "c g g g"]
 
     @staticmethod
-    def random(count: int, scale: int, rng: Generator) -> Field:
+    def random(count: int, scale: int, draw: Draw) -> Field:
         """Fields that vary over about 1 / scale of the cube, each of mean 0 and deviation 1."""
-        coarse = torch.randn(1, count, scale, scale, scale, generator=rng)
-        fine = F.interpolate(coarse, size=(GRID,) * 3, mode="trilinear", align_corners=True)
-        fine = F.avg_pool3d(F.pad(fine, (1,) * 6, mode="replicate"), 3, stride=1)[0]
-        spread = fine.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3)
-        return Field((fine - fine.mean(dim=(1, 2, 3), keepdim=True)) / spread)
+        weights = _spline(scale).to(draw.generator.device)
+        values = torch.einsum("cxyz,ix,jy,kz->cijk", draw.normal(count, *(scale + 3,) * 3), weights, weights, weights)
+        spread = values.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3)
+        return Field((values - values.mean(dim=(1, 2, 3), keepdim=True)) / spread)
 
     def at(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... c"]:
         flat = points.reshape(1, 1, 1, -1, 3)
-        read = F.grid_sample(self.values[None], flat, padding_mode="border", align_corners=True)
+        read = F.grid_sample(self.values[None], flat, padding_mode="reflection", align_corners=True)
         return read[0, :, 0, 0].T.reshape(*points.shape[:-1], -1)
 
 
+class Structure(ABC):
+    """Something in a body: one or more numbered parts, each where one of its depths is positive."""
+
+    @property
+    @abstractmethod
+    def kinds(self) -> tuple[Kind, ...]:
+        """What each part is made of; as many as there are parts."""
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        """The part that each depth paints, in the order of painting."""
+        return tuple(range(len(self.kinds)))
+
+    @property
+    def alike(self) -> tuple[int, ...]:
+        """For each part, the one whose look it shares; itself if none."""
+        return tuple(range(len(self.kinds)))
+
+    @property
+    def middle(self) -> list[float] | None:
+        """Where to look for it, if that is one place."""
+        return None
+
+    @abstractmethod
+    def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
+        """Positive inside, smooth across the surface."""
+
+    def individual(self, draw: Draw) -> Structure:
+        """The same in another subject, apart from deformation."""
+        return self
+
+
 @dataclass(frozen=True, eq=False)
-class Organ:
-    """A blob: an ellipsoid with a wavy surface; perhaps mirrored to the other side, perhaps with a shell or a core."""
+class Organ(Structure):
+    """A blob: an ellipsoid with a wavy surface; perhaps mirrored, with a shell or a core, or in two parts."""
 
     centre: Float[Tensor, 3]
     axes: Float[Tensor, "3 3"]
@@ -50,11 +104,37 @@ class Organ:
     waviness: float
     paired: bool
     layers: tuple[float, ...]
-    """Relative radii at which a further structure begins, inwards: (0.6,) is a wall around a cavity."""
+    """Relative radii at which a further part begins, inwards: (0.6,) is a wall around a cavity."""
+    made_of: tuple[Kind, ...] = (Kind.ORGAN, Kind.CAVITY, Kind.ORGAN)
+    """Of each layer from outside in, as far as there are layers."""
+    told_apart: bool = True
+    """Whether left and right have numbers of their own."""
+    cut: Float[Tensor, 3] | None = None
+    """Normal of a plane beyond which the organ is another part that looks the same: known by place alone."""
 
     @property
-    def structures(self) -> int:
-        return (1 + len(self.layers)) * (2 if self.paired else 1)
+    def _parts(self) -> int:
+        return 1 + len(self.layers) + (self.cut is not None)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        one = self.made_of[: 1 + len(self.layers)] + ((self.made_of[0],) if self.cut is not None else ())
+        return one * (2 if self.paired and self.told_apart else 1)
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        first = tuple(range(self._parts))
+        second = tuple(range(self._parts, 2 * self._parts)) if self.told_apart else first
+        return first + second if self.paired else first
+
+    @property
+    def alike(self) -> tuple[int, ...]:
+        one = [*range(1 + len(self.layers)), *([0] if self.cut is not None else [])]
+        return tuple(one * (2 if self.paired and self.told_apart else 1))
+
+    @property
+    def middle(self) -> list[float] | None:
+        return [float(value) for value in self.centre.tolist()]
 
     def depth(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "..."]:
         """1 at the centre, 0 on the surface, negative outside."""
@@ -62,35 +142,120 @@ class Organ:
         depth: Tensor = 1 - radius + self.waviness * self.wave.at(points)[..., 0]
         return depth
 
-    def paint(self, points: Float[Tensor, "... 3"], labels: Int[Tensor, "..."], first: int) -> Int[Tensor, "..."]:
-        """The labels with this organ drawn over them, its structures numbered from `first`."""
-        mirror = points * points.new_tensor([-1.0, 1.0, 1.0])
-        for side in [points, mirror] if self.paired else [points]:
+    def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
+        found = []
+        for side in [points, points * points.new_tensor([-1.0, 1.0, 1.0])] if self.paired else [points]:
             depth = self.depth(side)
-            for inward in (0.0, *[1 - radius for radius in self.layers]):
-                labels = torch.where(depth > inward, first, labels)
-                first += 1
-        return labels
+            found += [depth, *[depth - (1 - radius) for radius in self.layers]]
+            if self.cut is not None:
+                found.append(torch.minimum(depth, (side - self.centre) @ self.cut))
+        return torch.stack(found, dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
-class Tube:
-    """A vessel, a cord, a bowel loop: everything within a radius of a smooth curve; perhaps hollow."""
+class Tube(Structure):
+    """A vessel, a cord, a bowel loop, a tree of them: everything near a curve; perhaps hollow."""
 
     path: Float[Tensor, "t 3"]
-    radius: float
+    radius: Float[Tensor, "t"]
     hollow: bool
+    kind: Kind = Kind.VESSEL
+    flat: bool = False
+    """A curve that every axial slice shows alike, as a retina does."""
 
     @property
-    def structures(self) -> int:
-        return 2 if self.hollow else 1
+    def kinds(self) -> tuple[Kind, ...]:
+        return (Kind.WALL, Kind.CAVITY) if self.hollow else (self.kind,)
 
-    def paint(self, points: Float[Tensor, "... 3"], labels: Int[Tensor, "..."], first: int) -> Int[Tensor, "..."]:
-        near = torch.cdist(points.reshape(-1, 3), self.path).amin(dim=1).reshape(points.shape[:-1])
-        labels = torch.where(near < self.radius, first, labels)
-        if self.hollow:
-            labels = torch.where(near < 0.6 * self.radius, first + 1, labels)
-        return labels
+    def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
+        d = 2 if self.flat else 3
+        away = torch.cdist(points[..., :d].reshape(-1, d), self.path[:, :d])
+        depth = (self.radius - away).amax(dim=1).reshape(points.shape[:-1])
+        return torch.stack([depth, depth - 0.35 * self.radius.amax()][: len(self.kinds)], dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Coat(Structure):
+    """A layer along the surface of the body: skin, fat, a skull; with gaps, ribs or a jaw."""
+
+    body: Organ
+    outer: float
+    inner: float
+    kind: Kind
+    gaps: Field | None = None
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return (self.kind,)
+
+    def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
+        depth = self.body.depth(points)
+        within = torch.minimum(depth - self.outer, self.inner - depth)
+        if self.gaps is not None:
+            within = torch.minimum(within, 0.1 * self.gaps.at(points)[..., 0])
+        return within[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class Blobs(Structure):
+    """Many things of one kind, in other places in every subject: lesions, polyps, nodules, cells with nuclei."""
+
+    centres: Float[Tensor, "m 3"]
+    radii: Float[Tensor, "m 3"]
+    wave: Field
+    waviness: float
+    kind: Kind
+    core: float | None
+    """Relative radius of a nucleus of its own number."""
+    fewest: int
+    most: int
+    size: tuple[float, float]
+    around: tuple[float, float, float]
+    reach: tuple[float, float, float]
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return (self.kind,) if self.core is None else (Kind.WALL, self.kind)
+
+    @property
+    def middle(self) -> list[float] | None:
+        return list(self.around)
+
+    def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
+        flat = points.reshape(-1, 3)
+        depth = flat.new_full((len(flat),), -1.0)
+        if len(self.centres):  # |(p - c) / r|² of all pairs as one product of matrices
+            weight = self.radii**-2
+            square = (flat**2) @ weight.T - 2 * flat @ (self.centres * weight).T + (self.centres**2 * weight).sum(1)
+            depth = 1 - square.amin(dim=1).clamp_min(0).sqrt()
+        depth = depth.reshape(points.shape[:-1]) + self.waviness * self.wave.at(points)[..., 0]
+        if self.core is None:
+            return depth[..., None]
+        return torch.stack([depth, depth - (1 - self.core)], dim=-1)
+
+    def individual(self, draw: Draw) -> Blobs:
+        count = draw.integer(self.fewest, self.most)
+        centres = draw.tensor(self.around) + (2 * draw.uniform(count, 3) - 1) * draw.tensor(self.reach)
+        low, high = self.size
+        radii = low * (high / low) ** draw.uniform(count, 1) * torch.exp(0.25 * draw.normal(count, 3))
+        radii[:, 2] = radii[:, 2].clamp_min(0.2)  # neighbouring slices should show the same ones
+        return replace(self, centres=centres, radii=radii)
+
+    @staticmethod
+    def random(
+        kind: Kind,
+        number: tuple[int, int],
+        size: tuple[float, float],
+        around: tuple[float, float, float],
+        reach: tuple[float, float, float],
+        draw: Draw,
+    ) -> Blobs:
+        """`number` and `size` (a radius) say from where to where; centres lie within `reach` of `around`."""
+        waviness = draw.between(0.0, 0.35) if kind == Kind.LESION else draw.between(0.0, 0.15)
+        core = draw.between(0.4, 0.7) if kind == Kind.CELL and draw.chance(0.3) else None
+        wave = Field.random(1, draw.integer(5, 12), draw)
+        nothing = draw.normal(0, 3)
+        return Blobs(nothing, nothing, wave, waviness, kind, core, *number, size, around, reach).individual(draw)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,22 +263,54 @@ class Anatomy:
     """One random body: tissue regions that fill it, structures drawn over them, and the air outside (label 0)."""
 
     regions: Field
-    structures: tuple[Organ | Tube, ...]
+    structures: tuple[Structure, ...]
     body: Organ | None
+    stretch: Float[Tensor, 3] | None = None
+    """How much thinner than wide the regions are along x, y, z: layers of skin, fat and muscle."""
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What each label is made of."""
+        inside = [kind for structure in self.structures for kind in structure.kinds]
+        return (Kind.AIR, *[Kind.TISSUE] * len(self.regions.values), *inside)
 
     @property
     def labels(self) -> int:
         """How many labels there are, air included."""
-        return 1 + self.regions.values.shape[0] + sum(s.structures for s in self.structures)
+        return len(self.kinds)
 
-    def at(self, points: Float[Tensor, "... 3"]) -> Int[Tensor, "..."]:
-        """The label at each point."""
-        labels = 1 + self.regions.at(points).argmax(dim=-1)
-        first = 1 + self.regions.values.shape[0]
+    @property
+    def alike(self) -> tuple[int, ...]:
+        """For each label, the one whose look it shares."""
+        found = list(range(1 + len(self.regions.values)))
         for structure in self.structures:
-            labels = structure.paint(points, labels, first)
-            first += structure.structures
-        return labels if self.body is None else torch.where(self.body.depth(points) > 0, labels, 0)
+            first = len(found)
+            found += [first + other for other in structure.alike]
+        return tuple(found)
+
+    def at(self, points: Float[Tensor, "n h w 3"], enlarge: int = 1) -> Int[Tensor, "n a b"]:
+        """The label at each point; with `enlarge`, between them too, so many times finer, borders kept smooth."""
+        fields, codes = [self.regions.at(points if self.stretch is None else points * self.stretch)], []
+        first = 1 + len(self.regions.values)
+        for structure in self.structures:
+            fields.append(structure.depths(points))
+            codes += [first + code for code in structure.codes]
+            first += len(structure.kinds)
+        if self.body is not None:
+            fields.append(-self.body.depth(points)[..., None])
+            codes.append(0)
+        maps = torch.cat(fields, dim=-1).movedim(-1, 1)
+        if enlarge > 1:
+            maps = F.interpolate(maps, scale_factor=enlarge, mode="bilinear", align_corners=False)
+        regions = len(self.regions.values)
+        labels = 1 + maps[:, :regions].argmax(dim=1)
+        for place, code in enumerate(codes):
+            labels.masked_fill_(maps[:, regions + place] > 0, code)
+        return labels
+
+    def individual(self, draw: Draw) -> Anatomy:
+        """The body of another subject, apart from deformation: lesions and cells lie elsewhere."""
+        return replace(self, structures=tuple(structure.individual(draw) for structure in self.structures))
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,88 +319,57 @@ class Subject:
 
     affine: Float[Tensor, "3 4"]
     warp: Field
-    strength: float
 
     def to_anatomy(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... 3"]:
-        moved = points @ self.affine[:, :3].T + self.affine[:, 3]
-        return moved + self.strength * self.warp.at(points)
+        return points @ self.affine[:, :3].T + self.affine[:, 3] + self.warp.at(points)
 
     @staticmethod
-    def random(rng: Generator, variety: float = 1.0) -> Subject:
+    def random(draw: Draw, variety: float = 1.0) -> Subject:
         """`variety` 0 is the anatomy itself, 1 individuals as unlike as people are."""
-        turn = _rotation(0.2 * variety * torch.randn(3, generator=rng))
-        size = torch.exp(0.12 * variety * torch.randn(3, generator=rng))
-        shift = 0.08 * variety * torch.randn(3, 1, generator=rng)
-        return Subject(
-            torch.cat([turn * size, shift], dim=1),
-            Field.random(3, _integer(3, 6, rng), rng),
-            0.06 * variety * float(torch.rand(1, generator=rng)),
-        )
+        turn = rotation([draw.gauss(0.2 * variety) for _ in range(3)])
+        size = torch.tensor([math.exp(draw.gauss(0.12 * variety)) for _ in range(3)])
+        shift = torch.tensor([[draw.gauss(0.08 * variety)] for _ in range(3)])
+        broad = Field.random(3, draw.integer(2, 4), draw).values * variety * draw.between(0.0, 0.07)
+        fine = Field.random(3, draw.integer(6, 10), draw).values * variety * draw.between(0.0, 0.02)
+        return Subject(torch.cat([turn * size, shift], dim=1).to(broad.device), Field(broad + fine))
 
 
-def random_anatomy(rng: Generator) -> Anatomy:
-    """A body with 2 to 8 tissue regions and 2 to 7 organs, pairs, layered organs and tubes."""
-    regions = Field.random(_integer(2, 8, rng), _integer(2, 7, rng), rng)
-    structures: list[Organ | Tube] = []
-    for _ in range(_integer(2, 7, rng)):
-        structures.append(_tube(rng) if _chance(0.2, rng) else random_organ(rng))
-    return Anatomy(regions, tuple(structures), _body(rng) if _chance(0.7, rng) else None)
+@dataclass(frozen=True)
+class View:
+    """From where an anatomy is looked at: the middle of the picture, how much of the cube it shows, and turned how."""
+
+    middle: tuple[float, float, float]
+    zoom: float
+    """Half the width of the picture; 1 shows the cube."""
+    turn: tuple[tuple[float, ...], ...]
+    """Rotation, row by row: its first two columns are the picture's x and y, its third is across the slices."""
+
+    def like(self, draw: Draw, amount: float = 1.0) -> View:
+        """Another subject laid on the table nearly the same way."""
+        tilt = rotation([draw.gauss(0.07 * amount), draw.gauss(0.07 * amount), draw.gauss(0.09 * amount)])
+        wander = (0.1 * self.zoom, 0.1 * self.zoom, 0.05 * self.zoom)
+        middle = tuple(m + amount * draw.gauss(w) for m, w in zip(self.middle, wander, strict=True))
+        turn = torch.tensor(self.turn) @ tilt
+        zoom = self.zoom * math.exp(draw.gauss(0.08 * amount))
+        return View((middle[0], middle[1], middle[2]), zoom, tuple(map(tuple, turn.tolist())))
+
+    def points(self, side: int, heights: list[float], draw: Draw) -> Float[Tensor, "n side side 3"]:
+        """Points of parallel slices at these heights across the view."""
+        line = (torch.arange(side, device=draw.generator.device) + 0.5) / side * 2 - 1
+        turn = draw.tensor(self.turn)
+        plane = self.zoom * (line[None, :, None] * turn[:, 0] + line[:, None, None] * turn[:, 1])
+        return plane + (draw.tensor(self.middle) + draw.tensor(heights)[:, None] * turn[:, 2])[:, None, None]
 
 
-def random_organ(rng: Generator) -> Organ:
-    """A blob somewhere in the body, a fifteenth to half of it wide."""
-    radius = 0.07 * 7 ** float(torch.rand(1, generator=rng))
-    spread = radius * torch.exp(0.35 * torch.randn(3, generator=rng))
-    spread[2] = spread[2].clamp_min(0.2)  # slices away from the centre should still meet it
-    axes = _rotation(torch.randn(3, generator=rng) * torch.tensor([0.3, 0.3, 1.5])) / spread[:, None]
-    centre = (torch.rand(3, generator=rng) * 2 - 1) * torch.tensor([0.6, 0.6, 0.5])
-    paired = _chance(0.25, rng)
-    if paired:
-        centre[0] = (radius + 0.05 + 0.4 * torch.rand(1, generator=rng)).clamp(max=0.7)
-    layers: tuple[float, ...] = ()
-    if _chance(0.35, rng):
-        layers = tuple(sorted((0.35 + 0.5 * torch.rand(_integer(1, 2, rng), generator=rng)).tolist(), reverse=True))
-    wave = Field.random(1, _integer(4, 9, rng), rng)
-    return Organ(centre, axes, wave, 0.25 * float(torch.rand(1, generator=rng)), paired, layers)
+def rotation(angles: list[float]) -> Float[Tensor, "3 3"]:
+    """By the length of this vector about it, on the host."""
+    x, y, z = angles
+    return torch.matrix_exp(torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]))
 
 
-def slice_points(side: int, z: float, rng: Generator | None = None) -> Float[Tensor, "side side 3"]:
-    """Points of the axial slice at height z; with a generator, of a slightly tilted, shifted and zoomed one."""
-    line = (torch.arange(side) + 0.5) / side * 2 - 1
-    y, x = torch.meshgrid(line, line, indexing="ij")
-    points = torch.stack([x, y, torch.full_like(x, z)], dim=-1)
-    if rng is None:
-        return points
-    zoom = 0.75 + 0.4 * float(torch.rand(1, generator=rng))
-    tilt = _rotation(torch.randn(3, generator=rng) * torch.tensor([0.08, 0.08, 0.1]))
-    return zoom * (points @ tilt.T) + 0.08 * torch.randn(3, generator=rng) * torch.tensor([1.0, 1.0, 0.3])
-
-
-def _body(rng: Generator) -> Organ:
-    spread = 0.75 + 0.3 * torch.rand(3, generator=rng)
-    spread[2] = 3.0
-    wave = Field.random(1, _integer(3, 5, rng), rng)
-    return Organ(torch.zeros(3), torch.diag(1 / spread), wave, 0.06 * float(torch.rand(1, generator=rng)), False, ())
-
-
-def _tube(rng: Generator) -> Tube:
-    """A curve through a few random points, mostly along z so that axial slices cut it."""
-    knots = (torch.rand(5, 3, generator=rng) * 2 - 1) * torch.tensor([0.5, 0.5, 0.3])
-    knots[:, 2] += torch.linspace(-1, 1, 5)
-    path = F.interpolate(knots.T[None], size=48, mode="linear", align_corners=True)
-    path = F.avg_pool1d(F.pad(path, (4, 4), mode="replicate"), 9, stride=1)[0].T
-    return Tube(path, 0.04 + 0.12 * float(torch.rand(1, generator=rng)), _chance(0.3, rng))
-
-
-def _rotation(angles: Float[Tensor, 3]) -> Float[Tensor, "3 3"]:
-    x, y, z = angles.tolist()
-    skew = torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return torch.matrix_exp(skew)
-
-
-def _integer(low: int, high: int, rng: Generator) -> int:
-    return int(torch.randint(low, high + 1, (1,), generator=rng))
-
-
-def _chance(probability: float, rng: Generator) -> bool:
-    return float(torch.rand(1, generator=rng)) < probability
+def _spline(scale: int) -> Float[Tensor, "g k"]:
+    """Weights of uniform cubic B-splines, `scale` intervals wide, at GRID places: smooth to the second derivative."""
+    at = torch.linspace(0, scale, GRID)[:, None] - torch.arange(-1, scale + 2)[None]
+    r = at.abs()
+    inner, outer = (4 - 6 * r**2 + 3 * r**3) / 6, (2 - r).clamp_min(0) ** 3 / 6
+    return torch.where(r < 1, inner, outer)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,36 +12,70 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Generator, Tensor
 
-from handful.synthesis.anatomy import Anatomy, Field, Organ, Subject, random_anatomy, slice_points
-from handful.synthesis.scans import Contrast, render
+from handful.synthesis import bodies
+from handful.synthesis.anatomy import Anatomy, Field, Kind, Organ, Subject, View, rotation
+from handful.synthesis.draw import Draw
+from handful.synthesis.looks import LOOKS, Look, burnt_in, frame
+from handful.synthesis.scans import Contrast, Scanner, render
 
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One slice each of s subjects of an anatomy, all its structures, and t of them to find."""
+    """Neighbouring slices of several subjects of an anatomy, all its structures, and t of them to find.
 
-    images: Float[Tensor, "s c h w"]
-    labels: Int[Tensor, "s h w"]
-    """Number of the structure at each pixel, the same in every subject; 0 is air."""
-    masks: Bool[Tensor, "s t h w"]
+    Slices come subject by subject, neighbours in order.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    """In [0, 1]; c is 1 or 3."""
+    labels: Int[Tensor, "n h w"]
+    """Number of the structure at each pixel, the same in every subject; 0 is air or outside the picture."""
+    masks: Bool[Tensor, "n t h w"]
+    """The targets to find, each in two subjects at least; some are absent from some slices."""
+    subject: Int[Tensor, "n"]
+    """Which individual a slice is of."""
 
 
-def random_episode(subjects: int, targets: int, side: int, rng: Generator) -> Episode:
-    """Slices at about the same height of several individuals; every target is to be seen in the first of them."""
+@dataclass(frozen=True)
+class Scene:
+    """A body, how often it is shown, in which looks, and whether one may come close or turn it."""
+
+    weight: float
+    body: Callable[[Draw], Anatomy]
+    looks: tuple[str, ...]
+    closest: float
+    """Least half width of the picture; 1 shows the whole cube."""
+
+
+SCENES = (
+    Scene(0.42, bodies.random_anatomy, ("anything", "anything", "mr", "ct", "ultrasound", "echo", "xray"), 0.35),
+    Scene(0.08, bodies.chest_slice, ("mr", "mr", "ct", "anything"), 0.3),
+    Scene(0.07, bodies.head, ("ct", "ct", "mr", "anything"), 0.3),
+    Scene(0.09, bodies.two_part, ("mr", "mr", "anything"), 0.5),
+    Scene(0.08, bodies.chest, ("xray", "xray", "xray", "anything"), 0.8),
+    Scene(0.05, bodies.retina, ("fundus", "fundus", "fundus", "anything"), 0.4),
+    Scene(0.06, bodies.mucosa, ("endoscopy", "endoscopy", "endoscopy", "anything"), 0.6),
+    Scene(0.06, bodies.tissue_layers, ("ultrasound", "ultrasound", "anything"), 0.5),
+    Scene(0.04, bodies.chambers, ("echo", "echo", "mr"), 0.7),
+    Scene(0.05, bodies.cells, ("microscopy", "microscopy", "microscopy", "anything"), 0.4),
+)
+
+
+def random_episode(subjects: int, slices: int, targets: int, side: int, rng: Generator) -> Episode:
+    """Individuals of a random anatomy at about one height, `slices` parallel neighbours each, made on rng's device."""
+    draw = Draw.of(rng)
     while True:
-        anatomy = random_anatomy(rng)
-        z = float(torch.rand(1, generator=rng)) - 0.5
-        variety = 0.3 + 0.9 * float(torch.rand(1, generator=rng))
-        labels = torch.stack([_slice(anatomy, z, variety, side, rng) for _ in range(subjects)])
-        chosen = _targets(labels, targets, rng)
+        scene = draw.host.choices(SCENES, [scene.weight for scene in SCENES])[0]
+        anatomy = scene.body(draw)
+        look = LOOKS[draw.host.choice(scene.looks)]
+        labels = _individuals(anatomy, scene, look, subjects, slices, side, draw)
+        chosen = _targets(labels, anatomy, look, targets, draw)
         if chosen is not None:
             break
-    colour = float(torch.rand(1, generator=rng)) < 0.15
-    contrast = Contrast.random(anatomy.labels, rng, colour)
-    images = torch.cat([render(one[None], contrast.like(rng), rng) for one in labels])
-    if float(torch.rand(1, generator=rng)) < 0.2:
-        images = 1 - images
-    return Episode(images, labels, labels[:, None] == chosen[None, :, None, None])
+    images = _pictures(labels, anatomy, look, draw)
+    flat = labels.flatten(0, 1)
+    numbers = torch.arange(subjects, device=labels.device).repeat_interleave(slices)
+    return Episode(images, flat, chosen[:, flat].transpose(0, 1).contiguous(), numbers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,20 +91,20 @@ class Phantom:
 
 def phantom_cohort(cases: int, seed: int = 0, shape: tuple[int, int, int] = (96, 88, 20)) -> Iterator[Phantom]:
     """Individuals of one invented anatomy: a large organ, a pair of kidneys told apart, a heart of wall and chamber."""
-    rng = torch.Generator().manual_seed(seed)
-    anatomy = _phantom_anatomy(rng)
-    contrast = Contrast.random(anatomy.labels, rng)
-    first = 1 + anatomy.regions.values.shape[0]
+    draw = Draw.of(torch.Generator().manual_seed(seed))
+    anatomy = _phantom_anatomy(draw)
+    contrast = Contrast.random(anatomy.alike, draw)
+    first = 1 + len(anatomy.regions.values)
     brightness = [*torch.linspace(0.2, 0.35, first).tolist(), 0.75, 0.55, 0.55, 0.9, 0.45]
     contrast = Contrast(torch.tensor(brightness)[:, None], 0.3 * contrast.texture, contrast.grain)
     contrast.brightness[0] = 0.0
     names = {1: "liver", 2: "left kidney", 3: "right kidney", 4: "heart wall", 5: "heart chamber"}
     spacing = np.array([2.5, 2.5, 6.0])
     for case in range(cases):
-        subject = Subject.random(rng, variety=0.6)
-        points = subject.to_anatomy(_grid(shape))
+        points = Subject.random(draw, variety=0.6).to_anatomy(_grid(shape))
         truth = anatomy.at(points)
-        slices = render(truth.permute(2, 1, 0), contrast.like(rng, 0.03), rng)
+        scanner = replace(Scanner.random(draw), coarser=(1.0, 1.0), ghost=0.0, inverted=False, tails=0.005)
+        slices = render(truth.permute(2, 1, 0), contrast.like(draw, 0.03), scanner, draw)
         image = (slices[:, 0].permute(2, 1, 0) * 1000).round().short().numpy()
         labels = (truth - first + 1).clamp_min(0).to(torch.uint8).numpy()
         affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
@@ -77,16 +112,12 @@ def phantom_cohort(cases: int, seed: int = 0, shape: tuple[int, int, int] = (96,
         yield Phantom(f"phantom_{case:02d}", image, labels, affine, names)
 
 
-def _phantom_anatomy(rng: Generator) -> Anatomy:
-    def organ(centre: list[float], radii: list[float], paired: bool = False, layers: tuple[float, ...] = ()) -> Organ:
-        axes = torch.diag(1 / torch.tensor(radii))
-        return Organ(torch.tensor(centre), axes, Field.random(1, 5, rng), 0.08, paired, layers)
-
-    body = organ([0.0, 0.0, 0.0], [0.9, 0.85, 3.0])
-    liver = organ([-0.4, -0.15, 0.1], [0.32, 0.38, 0.7])
-    kidneys = organ([0.42, 0.42, -0.2], [0.15, 0.2, 0.55], paired=True)
-    heart = organ([0.35, -0.3, 0.3], [0.28, 0.26, 0.6], layers=(0.6,))
-    return Anatomy(Field.random(3, 4, rng), (liver, kidneys, heart), body)
+def _phantom_anatomy(draw: Draw) -> Anatomy:
+    body = bodies.organ((0.0, 0.0, 0.0), (0.9, 0.85, 3.0), draw)
+    liver = bodies.organ((-0.4, -0.15, 0.1), (0.32, 0.38, 0.7), draw)
+    kidneys = bodies.organ((0.42, 0.42, -0.2), (0.15, 0.2, 0.55), draw, paired=True)
+    heart = bodies.organ((0.35, -0.3, 0.3), (0.28, 0.26, 0.6), draw, layers=(0.6,))
+    return Anatomy(Field.random(3, 4, draw), (liver, kidneys, heart), body)
 
 
 def _grid(shape: tuple[int, int, int]) -> Float[Tensor, "i j k 3"]:
@@ -94,19 +125,102 @@ def _grid(shape: tuple[int, int, int]) -> Float[Tensor, "i j k 3"]:
     return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
 
 
-def _slice(anatomy: Anatomy, z: float, variety: float, side: int, rng: Generator) -> Tensor:
-    height = z + 0.1 * variety * float(torch.randn(1, generator=rng))
-    points = slice_points(side, height, rng)
-    return anatomy.at(Subject.random(rng, variety).to_anatomy(points))
+def _individuals(
+    anatomy: Anatomy, scene: Scene, look: Look, subjects: int, slices: int, side: int, draw: Draw
+) -> Int[Tensor, "s m h w"]:
+    """Label maps of each subject's neighbouring slices, cut off where the picture ends."""
+    view = _view(anatomy, scene, draw)
+    variety = draw.between(0.3, 1.2)
+    apart = 3.0 if draw.chance(0.15) else 1.0  # of the heights of different subjects
+    step = draw.between(0.01, 0.12) * max(0.4, min(1.0, view.zoom))
+    shown = look.frame if draw.chance(0.9) else draw.host.choice(["full", "full", "circle", "fan"])
+    same_frame = frame(shown, side, draw) if draw.chance(0.5) else None
+    enlarge = 2 if side % 2 == 0 else 1
+    found = []
+    for _ in range(subjects):
+        own = view.like(draw, variety)
+        start = draw.gauss(0.08 * variety * apart) - 0.5 * step * (slices - 1)
+        heights = [start + step * number for number in range(slices)]
+        points = Subject.random(draw, variety).to_anatomy(own.points(side // enlarge, heights, draw))
+        labels = anatomy.individual(draw).at(points, enlarge)
+        found.append(labels * (frame(shown, side, draw) if same_frame is None else same_frame))
+    return torch.stack(found)
 
 
-def _targets(labels: Tensor, count: int, rng: Generator) -> Tensor | None:
-    """Structures to find: neither specks nor most of the first slice; None if there are too few."""
-    top = int(labels.max()) + 1
-    area = torch.bincount(labels[0].flatten(), minlength=top) / labels[0].numel()
-    fit = ((area > 0.004) & (area < 0.5)).nonzero()[:, 0]
-    fit = fit[fit > 0]
-    if len(fit) < 2:
+def _view(anatomy: Anatomy, scene: Scene, draw: Draw) -> View:
+    """From the whole body to one organ that fills the picture; mostly axial and upright."""
+    zoom = draw.between(0.8, 1.15)
+    middle = [draw.gauss(0.05), draw.gauss(0.05), draw.between(-0.4, 0.4)]
+    places = [place for structure in anatomy.structures if (place := structure.middle) is not None]
+    if draw.chance(0.5) and scene.closest < 0.8:
+        zoom = scene.closest * (0.8 / scene.closest) ** draw.host.random()
+        if places:
+            middle = [m + draw.gauss(0.25 * zoom) for m in draw.host.choice(places)]
+    turn = torch.eye(3)
+    if scene.closest < 0.5 and draw.chance(0.2):  # coronal or sagittal
+        turn = turn[draw.host.choice([[0, 2, 1], [2, 0, 1]])].T
+    if draw.chance(0.35):
+        quarter = draw.chance(0.4)
+        angle = math.pi / 2 * draw.integer(1, 3) if quarter else draw.between(-math.pi, math.pi)
+        turn = turn @ rotation([0.0, 0.0, angle])
+    return View((middle[0], middle[1], middle[2]), zoom, tuple(map(tuple, turn.tolist())))
+
+
+def _pictures(labels: Int[Tensor, "s m h w"], anatomy: Anatomy, look: Look, draw: Draw) -> Float[Tensor, "n c h w"]:
+    """Every subject's slices in one acquisition; acquisitions differ a little, or in much, or altogether."""
+    kinds = torch.tensor(anatomy.kinds).to(labels.device)
+    contrast, scanner = look.contrast(anatomy, draw), Scanner.random(draw)
+    change = draw.host.random()
+    jitter = draw.between(0.0, 0.08)
+    written = draw.chance(0.06)
+    images = []
+    for number, own in enumerate(labels):
+        if number and change > 0.7:  # another machine; then another protocol; then another modality
+            scanner = Scanner.random(draw)
+        if number and change > 0.86:
+            contrast = look.contrast(anatomy, draw)
+        if number and change > 0.95:
+            contrast = Contrast.random(anatomy.alike, draw, colour=contrast.brightness.shape[1] == 3)
+        image = render(own, contrast.like(draw, jitter), scanner.like(draw), draw, kinds, look.finish)
+        if look.frame != "full":  # nothing is shown outside the frame, not even noise
+            image = torch.where((own == 0)[:, None], image.amin(), image)
+        images.append(burnt_in(image, draw) if written else image)
+    widest = max(image.shape[1] for image in images)
+    return torch.cat([image.expand(-1, widest, -1, -1) for image in images])
+
+
+def _targets(
+    labels: Int[Tensor, "s m h w"], anatomy: Anatomy, look: Look, count: int, draw: Draw
+) -> Bool[Tensor, "t l"] | None:
+    """Which labels make up each target: neither specks nor most of a slice, in two subjects; None if there are none."""
+    subjects, slices, h, w = labels.shape
+    top = anatomy.labels
+    offset = torch.arange(subjects * slices, device=labels.device)[:, None] * top
+    counts = (labels.reshape(subjects * slices, -1) + offset).flatten().bincount(minlength=offset.numel() * top)
+    area = counts.reshape(subjects, slices, top).cpu().float() / (h * w)  # the one wait for the device
+    least = 0.0015 if draw.chance(0.3) else 0.004
+    fit = [label for label in range(1, top) if _fits(area[:, :, label], least)]
+    if all(anatomy.kinds[label] == Kind.TISSUE for label in fit):
         return None
-    order = torch.randperm(len(fit), generator=rng)
-    return fit[order].repeat(count)[:count]
+    chosen: list[tuple[int, ...]] = []
+    for _ in range(count):
+        left = [label for label in fit if (label,) not in chosen] or fit
+        sometimes = [label for label in left if bool((area[:, :, label] == 0).any())]
+        if sometimes and draw.chance(0.25):
+            left = sometimes
+        weights = [look.seen_regions if anatomy.kinds[label] == Kind.TISSUE else 1.0 for label in left]
+        target: tuple[int, ...] = (draw.host.choices(left, weights)[0],)
+        together = tuple(sorted({*target, draw.host.choice(fit)}))
+        if (draw.chance(0.1) or target in chosen) and _fits(area[:, :, list(together)].sum(dim=2), least):
+            target = together
+        chosen.append(target)
+    rows = torch.zeros(count, top, dtype=torch.bool)
+    for row, target in enumerate(chosen):
+        rows[row, list(target)] = True
+    return rows.to(labels.device)
+
+
+def _fits(area: Float[Tensor, "s m"], least: float) -> bool:
+    """Whether something that takes these shares of the slices can be learnt from one subject and found in another."""
+    seen = (area > least).any(dim=1).sum()
+    return int(seen) >= min(2, len(area)) and float(area.max()) < 0.5

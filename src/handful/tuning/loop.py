@@ -1,4 +1,9 @@
-"""The one training loop: AdamW on whatever asks for gradients, exact resume after a kill, a history."""
+"""The one training loop: AdamW on whatever asks for gradients, exact resume after a kill, a history.
+
+Where processes have joined a torch.distributed group, each brings its own share of every step and all take the same
+step: gradients are averaged over them. On a CPU, small models learn faster from several processes of one thread each
+than from one of several threads.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -56,9 +62,11 @@ def train(
     """Optimises every parameter of `model` that asks for gradients, in place; returns the history.
 
     `loss(step, generator)` draws all randomness from the generator or torch's global one: both are seeded from
-    (seed, step), so a run continued from `run.scratch` ends with exactly the weights of an undisturbed one.
+    (seed, step), so a run continued from `run.scratch` ends with exactly the weights of an undisturbed one. In a group
+    of processes the rank is part of that seed, and the one of rank 0 alone keeps checkpoints.
     """
     run = run or Run()
+    rank = dist.get_rank() if dist.is_initialized() else 0
     if config.iterations < 1:
         raise SettingsError(f"iterations must be at least 1, got {config.iterations}")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -70,18 +78,18 @@ def train(
     while step < config.iterations:
         began = time.monotonic()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_step_seed(config.seed, step))
-            value = loss(step, torch.Generator().manual_seed(_step_seed(config.seed, step)))
+            seed = _step_seed(config.seed, step, rank)
+            torch.manual_seed(seed)
+            value = loss(step, torch.Generator().manual_seed(seed))
             state.update(value, step)
         step += 1
         state.history.losses.append(float(value.detach()))
         state.history.seconds += time.monotonic() - began
         run.report(step, config.iterations, f"loss {_recent(state.history.losses):.3f}")
-        if run.scratch and time.monotonic() - saved > run.save_every_s and step < config.iterations:
+        due = time.monotonic() - saved > run.save_every_s or step == config.iterations
+        if run.scratch and rank == 0 and due:
             state.save(run.scratch, step)
             saved = time.monotonic()
-    if run.scratch:
-        state.save(run.scratch, step)
     state.finish()
     return state.history
 
@@ -105,6 +113,8 @@ class _State:
             group["lr"] = self.config.learning_rate * rate(step, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
+        if dist.is_initialized():
+            _average_gradients(list(self.named.values()))
         torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.clip, error_if_nonfinite=False)
         self.optimizer.step()
         decay = min(self.config.ema, (1 + step) / (10 + step))
@@ -157,8 +167,23 @@ def rate(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, config.iterations - climb)))
 
 
-def _step_seed(seed: int, step: int) -> int:
-    return (seed * 1_000_003 + step * 7_919 + 12_345) % (2**63 - 1)
+def _average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Every process gets the mean gradient of all; who did not use a parameter that another used counts with zero."""
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    dist.all_reduce(used)
+    gradients = []
+    for parameter, count in zip(parameters, used.tolist(), strict=True):
+        if count:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    dist.all_reduce(flat)
+    torch.nn.utils.vector_to_parameters(flat / dist.get_world_size(), gradients)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return (seed * 1_000_003 + step * 7_919 + rank * 104_729 + 12_345) % (2**63 - 1)
 
 
 def _recent(losses: list[float]) -> float:

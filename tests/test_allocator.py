@@ -3,11 +3,11 @@ import sys
 
 import pytest
 
-from handful.cohort.memory import tune_allocator
+from handful.allocator import tune_allocator
 
 CHURN = """
 import resource, sys
-from handful.cohort.memory import tune_allocator
+from handful.allocator import tune_allocator
 if sys.argv[1] == "tuned":
     assert tune_allocator()
 import torch
