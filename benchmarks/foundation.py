@@ -50,7 +50,7 @@ from handful.evaluation.evaluate import Estimate, score_case
 from handful.methods.base import CHUNK, Segmenter
 from handful.methods.catalog import build_method
 from handful.pretraining.architecture import initialise, tiny_config
-from handful.prompts.heuristics import append_points, boxes, centre_points, deepest_corrections
+from handful.prompts.heuristics import append_points, boxes, centre_points, deepest_corrections, ellipses
 from handful.prompts.prompts import Prompts
 
 SHOTS = {"3D": 4, "2D": 16}
@@ -236,16 +236,8 @@ def answers(
     for _ in range(CLICKS - 1):
         prompts = append_points(prompts, deepest_corrections(logits > 0, masks))
         logits = ask(replace(prompts, masks=logits))
-    given = (ellipses(box, size), boxed, clicked, logits)
-    return {kind: found[:, 0] > 0 for kind, found in zip(PROMPTS, given, strict=True)}
-
-
-def ellipses(box: Float[Tensor, "o k 4"], size: tuple[int, int]) -> Float[Tensor, "o k h w"]:
-    """The ellipse that touches all sides of each box: above 0 inside; a box's corner pixels belong to it."""
-    x0, y0, x1, y1 = box[..., None, None].unbind(dim=2)
-    y, x = torch.arange(size[0])[:, None], torch.arange(size[1])
-    across, down = (2 * x - x0 - x1) / (x1 - x0 + 1), (2 * y - y0 - y1) / (y1 - y0 + 1)
-    return 1 - across**2 - down**2
+    given = (ellipses(box, size), boxed > 0, clicked > 0, logits > 0)
+    return {kind: found[:, 0] for kind, found in zip(PROMPTS, given, strict=True)}
 
 
 def measure_memory(log: Log, backbone: Backbone, draw: Draw, settings: list[str]) -> None:

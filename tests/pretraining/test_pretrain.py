@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import Sam2VideoModel
 
+from handful.backbones.base import MaskPrediction
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.pretraining.pretrain import PretrainConfig, make_batch, pretrain
-from handful.pretraining.skills import choose_supports, practise
+from handful.pretraining.skills import REHEARSED, Skill, choose_supports, largest_pieces, practise, rehearse, score
 from handful.tuning.loop import TrainConfig
 from handful.tuning.run import Run
 
@@ -94,8 +95,52 @@ def test_every_skill_reaches_the_encoder_and_a_practised_step_lowers_the_loss() 
     model.requires_grad_(True)
     batch = make_batch(replace(SMALL, crowd=0.0), torch.Generator().manual_seed(0))
     skills = practise(backbone, batch, torch.Generator().manual_seed(0))
-    assert set(skills) == {"memory", "neighbour", "tokens", "points", "box", "correction", "match"}
+    assert set(skills) == {"memory", "neighbour", "tokens", "points", "box", "mask", "correction", "match"}
     first = next(model.vision_encoder.parameters())
     for skill in skills.values():
         (gradient,) = torch.autograd.grad(skill.loss, first, retain_graph=True)
         assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", REHEARSED)
+def test_a_rehearsal_moves_the_decoder_and_not_the_encoder(name: str) -> None:
+    from handful.pretraining.architecture import tiny_config
+
+    torch.manual_seed(0)
+    model = Sam2VideoModel(tiny_config(side=64, width=16, channels=64))
+    backbone = Sam2VideoBackbone(model, "test")
+    model.requires_grad_(True)
+    batch = make_batch(SMALL, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        image = backbone.encode(batch.images)
+    (skill,) = rehearse(backbone, image, batch, name, torch.Generator().manual_seed(0)).values()
+    skill.loss.backward()  # type: ignore[no-untyped-call]
+    assert all(p.grad is None for part in backbone.encoding_parts() for p in part.parameters())
+    upscale = next(model.mask_decoder.upscale_conv1.parameters())
+    assert upscale.grad is not None
+    assert upscale.grad.abs().sum() > 0
+
+
+def test_prompts_ask_for_the_largest_piece_of_a_target() -> None:
+    masks = torch.zeros(1, 2, 16, 16, dtype=torch.bool)
+    masks[0, 0, 2:4, 2:4] = True
+    masks[0, 0, 8:14, 8:14] = True
+    pieces = largest_pieces(masks)
+    assert pieces[0, 0].sum() == 36
+    assert not pieces[0, 0, :8].any()
+    assert not pieces[0, 1].any()
+
+
+def test_an_absent_target_said_to_be_there_costs_more_than_one_said_to_be_absent() -> None:
+    target = torch.zeros(1, 2, 8, 8)
+    target[0, 0, 2:6, 2:6] = 1
+    logits = torch.where(target > 0, 9.0, -9.0)
+
+    def judged(absent_score: float) -> Skill:
+        said = torch.tensor([[5.0, absent_score]])
+        return score(MaskPrediction(logits, torch.ones(1, 2), said, torch.zeros(1, 2, 4)), target)
+
+    honest, dishonest = judged(-5.0), judged(5.0)
+    assert float(honest.loss) + 0.5 < float(dishonest.loss)
+    assert (honest.seen, honest.rejected, dishonest.rejected) == (1.0, 1.0, 0.0)
+    assert honest.dice == 1.0

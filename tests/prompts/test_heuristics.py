@@ -8,6 +8,7 @@ from handful.prompts.heuristics import (
     centre_points,
     corrective_points,
     deepest_corrections,
+    ellipses,
     inside_points,
 )
 from handful.prompts.prompts import PADDING, Prompts
@@ -129,3 +130,12 @@ def test_appended_points_keep_the_box() -> None:
     assert both.points is not None
     assert both.points.shape == (2, 3, 3, 2)
     assert both.boxes is first.boxes
+
+
+def test_an_ellipse_touches_its_box_on_all_sides_and_there_is_none_without_a_box() -> None:
+    box = torch.tensor([[[3.0, 5.0, 12.0, 9.0], [0.0, 0.0, 0.0, 0.0]]])
+    inside = ellipses(box, (16, 20))
+    rows, columns = inside[0, 0].any(dim=1).nonzero()[:, 0], inside[0, 0].any(dim=0).nonzero()[:, 0]
+    assert (int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])) == (3, 5, 12, 9)
+    assert abs(int(inside[0, 0].sum()) - 3.1416 * 5 * 2.5) < 4
+    assert not inside[0, 1].any()

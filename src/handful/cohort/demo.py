@@ -42,9 +42,7 @@ def draw_episodes(config: PretrainConfig, picture: Path) -> None:
 
     rng = torch.Generator().manual_seed(config.train.seed)
     rows = max(8, config.episodes)
-    episodes = [
-        random_episode(config.subjects, config.slices, config.targets, config.side, rng) for _ in range(rows)
-    ]
+    episodes = [random_episode(config.subjects, config.slices, config.targets, config.side, rng) for _ in range(rows)]
     columns = config.subjects * config.slices
     figure = Figure(figsize=(max(4, 1.5 * columns), 1.55 * rows + 0.6), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)

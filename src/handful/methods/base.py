@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
 from handful.data.cases import SupportSet
-from handful.data.slicing import Slicer
+from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.tuning.run import Run
 
@@ -41,16 +42,33 @@ class Segmenter(nn.Module, ABC):
     def predict(self, volume: Volume) -> LabelMap:
         """The label map of a volume, on its very grid; slices stream through, so their number costs no memory."""
         self.eval()
-        view = self.slicer.view(volume)
-        out = np.zeros(volume.geometry.shape, dtype=np.int16 if max(self.labels.values) < 2**15 else np.int32)
-        target = view.of(out)
-        values = np.array([0, *self.labels.values], dtype=out.dtype)
-        for start in range(0, len(view), CHUNK):
-            slices = view.cut(start, start + CHUNK).to(self.backbone.device)
-            signal = (slices.amax(dim=(1, 2, 3)) > slices.amin(dim=(1, 2, 3))).cpu().numpy()
-            winner = to_classes(self.forward(slices)).cpu().numpy()
-            target[start : start + CHUNK] = values[winner] * signal[:, None, None]
-        return LabelMap(out, volume.geometry, self.labels)
+        return self.segment(self.slicer.view(volume))
+
+    def segment(self, stack: SliceView) -> LabelMap:
+        """The label map of a stack of slices; a method whose slices look at each other walks it in its own order."""
+        return drawn(stack, self.labels, self._slice_by_slice(stack))
+
+    def _slice_by_slice(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Tensor]]:
+        for start in range(0, len(stack), CHUNK):
+            numbers = range(len(stack))[start : start + CHUNK]
+            slices = stack.take(numbers).to(self.backbone.device)
+            yield numbers, to_classes(self.forward(slices)) * has_signal(slices)[:, None, None]
+
+
+def drawn(stack: SliceView, labels: Labels, classes: Iterable[tuple[Sequence[int], Tensor]]) -> LabelMap:
+    """The label map that slice numbers with class numbers (n, h, w) make up; they may come in any order."""
+    geometry = stack.volume.geometry
+    out = np.zeros(geometry.shape, dtype=np.int16 if max(labels.values) < 2**15 else np.int32)
+    target = stack.of(out)
+    values = np.array([0, *labels.values], dtype=out.dtype)
+    for numbers, winner in classes:
+        target[list(numbers)] = values[winner.cpu().numpy()]
+    return LabelMap(out, geometry, labels)
+
+
+def has_signal(slices: Float[Tensor, "n c h w"]) -> Bool[Tensor, " n"]:
+    """False for slices of one value throughout: there is nothing to be found."""
+    return slices.amax(dim=(1, 2, 3)) > slices.amin(dim=(1, 2, 3))
 
 
 def to_classes(logits: Float[Tensor, "n k h w"]) -> Tensor:

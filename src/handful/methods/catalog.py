@@ -11,10 +11,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from handful.errors import SettingsError
 from handful.methods.base import Method
+from handful.methods.fate import Fate
 from handful.methods.few_shot_prompts import FewShotPrompts
 from handful.methods.nearest_slice import NearestSlice
 
 METHODS: dict[str, type[Method]] = {
+    "fate": Fate,
     "few-shot-prompts": FewShotPrompts,
     "nearest-slice": NearestSlice,
 }

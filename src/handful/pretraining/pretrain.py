@@ -72,7 +72,7 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     run = run or Run(scratch=out / "partial")
     run = replace(run, scratch=run.scratch and run.scratch / _fingerprint(config))
     out.mkdir(parents=True, exist_ok=True)
-    log = _Log(out / "metrics.jsonl")
+    log = _Log(out / "metrics.jsonl", min(100, config.train.iterations))
     if not (run.scratch and run.scratch.exists()):  # curves of another run do not belong to this one
         log.path.unlink(missing_ok=True)
     with _processes(config, run):
@@ -230,20 +230,18 @@ def _new_model(config: PretrainConfig) -> Sam2VideoModel:
 
 
 class _Log:
-    """Mean loss and Dice of each skill over every 25 steps, as lines of JSON and as a picture."""
+    """Mean figures of each skill over every `every` steps, as lines of JSON and as a picture."""
 
-    every = 100
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, every: int = 100) -> None:
+        self.path, self.every = path, every
         self.window: list[dict[str, float]] = []
 
     def add(self, step: int, skills: dict[str, Skill]) -> None:
         values: dict[str, float] = {}
         for name, skill in skills.items():
             values |= {f"{name}_loss": float(skill.loss.detach()), f"{name}_dice": skill.dice}
-            if skill.presence is not None and skill.iou_error is not None:
-                values |= {f"{name}_presence": skill.presence, f"{name}_iou_error": skill.iou_error}
+            honest = {"seen": skill.seen, "rejected": skill.rejected, "iou_error": skill.iou_error}
+            values |= {f"{name}_{key}": value for key, value in honest.items() if value is not None}
         self.window.append(values)
         if (step + 1) % self.every:
             return

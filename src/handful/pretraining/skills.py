@@ -50,8 +50,10 @@ class Skill:
 
     loss: Tensor
     dice: float
-    presence: float | None = None
-    """Share of objects whose score says rightly whether they are in the slice."""
+    seen: float | None = None
+    """Share of the targets in a slice whose object score says so."""
+    rejected: float | None = None
+    """Share of the targets missing from a slice whose object score says so; None where none was missing."""
     iou_error: float | None = None
     """Mean distance between the predicted and the true IoU where the target was there."""
 
@@ -126,7 +128,8 @@ def score(prediction: MaskPrediction, target: Float[Tensor, "n t s s"]) -> Skill
     """Cross-entropy and Dice loss of the mask, squared error of the predicted IoU, cross-entropy of the object score.
 
     Targets are area fractions: a border cell is half a target, so borders are learnt finer than the grid of the logits.
-    Where a target is absent, only the cross-entropy asks for an empty mask.
+    Where a target is absent, only the cross-entropy asks for an empty mask. Absent targets, however few, weigh as much
+    in the object score as those that are there: an organ that is not in the slice must be called absent.
     """
     logits = prediction.logits.float()
     inside = logits.sigmoid()
@@ -141,13 +144,16 @@ def score(prediction: MaskPrediction, target: Float[Tensor, "n t s s"]) -> Skill
     present = there.sum().clamp_min(1)
     loss = F.binary_cross_entropy_with_logits(logits, target) + (dice * there).sum() / present
     loss = loss + ((prediction.iou.float() - iou) ** 2 * there).sum() / present
-    presence = None
-    if prediction.object_score is not None:
-        seen = prediction.object_score.float()
-        loss = loss + 0.2 * F.binary_cross_entropy_with_logits(seen, there)
-        presence = float(((seen > 0) == (there > 0)).float().mean())
     iou_error = float(((prediction.iou.detach().float() - iou).abs() * there).sum() / present)
-    return Skill(loss, float((hard * there).sum() / present), presence, iou_error)
+    dice_there = float((hard * there).sum() / present)
+    if prediction.object_score is None:
+        return Skill(loss, dice_there, iou_error=iou_error)
+    said = prediction.object_score.float()
+    absent = 1 - there
+    doubt = F.binary_cross_entropy_with_logits(said, there, reduction="none")
+    loss = loss + 0.2 * ((doubt * there).sum() / present + (doubt * absent).sum() / absent.sum().clamp_min(1))
+    rejected = float(((said <= 0) * absent).sum() / absent.sum()) if absent.any() else None
+    return Skill(loss, dice_there, float(((said > 0) * there).sum() / present), rejected, iou_error)
 
 
 def choose_supports(batch: Batch, count: int, rng: Generator) -> Int[Tensor, "n t m"]:
@@ -311,7 +317,7 @@ def _box(masks: Bool[Tensor, "n t h w"], rng: Generator) -> Prompts:
 
 
 def _rough(masks: Bool[Tensor, "n t h w"], rng: Generator) -> Prompts:
-    """A rough mask to be refined: the ellipse in a box, given with the box; or the target shifted, swollen or shrunk."""
+    """A rough mask to be refined: the ellipse in a box, with the box; or the target shifted, swollen or shrunk."""
     box = _box(masks, rng)
     h, w = masks.shape[-2:]
     assert box.boxes is not None

@@ -154,9 +154,10 @@ class Organ(Structure):
 
 @dataclass(frozen=True, eq=False)
 class Tube(Structure):
-    """A vessel, a cord, a bowel loop, a tree of them: everything near a curve; perhaps hollow."""
+    """A vessel, a cord, a bowel loop, a tree of them: everything near t straight pieces of a curve; perhaps hollow."""
 
-    path: Float[Tensor, "t 3"]
+    start: Float[Tensor, "t 3"]
+    end: Float[Tensor, "t 3"]
     radius: Float[Tensor, "t"]
     hollow: bool
     kind: Kind = Kind.VESSEL
@@ -169,7 +170,12 @@ class Tube(Structure):
 
     def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
         d = 2 if self.flat else 3
-        away = torch.cdist(points[..., :d].reshape(-1, d), self.path[:, :d])
+        flat, start, along = points[..., :d].reshape(-1, d), self.start[:, :d], (self.end - self.start)[:, :d]
+        length = (along**2).sum(dim=1).clamp_min(1e-8)
+        reach = flat @ along.T - (start * along).sum(dim=1)  # how far along each piece, times its length
+        share = (reach / length).clamp(0, 1)
+        square = (flat**2).sum(dim=1, keepdim=True) - 2 * flat @ start.T + (start**2).sum(dim=1)
+        away = (square - share * (2 * reach - share * length)).clamp_min(0).sqrt()
         depth = (self.radius - away).amax(dim=1).reshape(points.shape[:-1])
         return torch.stack([depth, depth - 0.35 * self.radius.amax()][: len(self.kinds)], dim=-1)
 
@@ -238,7 +244,7 @@ class Blobs(Structure):
         centres = draw.tensor(self.around) + (2 * draw.uniform(count, 3) - 1) * draw.tensor(self.reach)
         low, high = self.size
         radii = low * (high / low) ** draw.uniform(count, 1) * torch.exp(0.25 * draw.normal(count, 3))
-        radii[:, 2] = radii[:, 2].clamp_min(0.2)  # neighbouring slices should show the same ones
+        radii[:, 2] = radii[:, 2].clamp_min(0.25)  # neighbouring slices should show the same ones
         return replace(self, centres=centres, radii=radii)
 
     @staticmethod

@@ -22,8 +22,13 @@ def random_anatomy(draw: Draw) -> Anatomy:
             structures.append(tube(draw))
         elif choice < 0.85:
             structures += heart(draw, (draw.between(-0.4, 0.4), draw.between(-0.4, 0.4), 0.0))
-        elif choice < 0.91:
+        elif choice < 0.9:
             structures.append(tree(draw, tuple(draw.point((0.4, 0.4, 0.3)))))
+        elif choice < 0.93:
+            size = draw.between(0.025, 0.06)
+            structures.append(
+                Blobs.random(Kind.CELL, (8, 40), (size, 1.5 * size), (0.0, 0.0, 0.0), (0.7, 0.7, 0.4), draw)
+            )
         else:
             host = structures[-1].middle if structures else None
             structures.append(lesions(draw, host))
@@ -38,8 +43,8 @@ def random_anatomy(draw: Draw) -> Anatomy:
 def chest(draw: Draw) -> Anatomy:
     """Paired lungs, a heart between them, a diaphragm, in the plane of an X-ray: z changes little."""
     lung = organ(
-        (draw.between(0.38, 0.48), draw.between(-0.25, -0.1), 0.0),
-        (draw.between(0.26, 0.36), draw.between(0.5, 0.7), 3.0),
+        (draw.between(0.4, 0.48), draw.between(-0.25, -0.1), 0.0),
+        (draw.between(0.3, 0.4), draw.between(0.6, 0.8), 3.0),
         draw,
         waviness=draw.between(0.02, 0.12),
         paired=True,
@@ -52,7 +57,7 @@ def chest(draw: Draw) -> Anatomy:
     structures: list[Structure] = [lung, belly, middle, core]
     if draw.chance(0.3):
         structures.append(lesions(draw, [lung.centre[0].item(), -0.15, 0.0]))
-    return Anatomy(Field.random(draw.integer(1, 3), 3, draw), tuple(structures), _body(draw, (0.85, 1.2)), None)
+    return Anatomy(Field.random(draw.integer(1, 3), 3, draw), tuple(structures), _body(draw, (0.95, 1.4)), None)
 
 
 def chest_slice(draw: Draw) -> Anatomy:
@@ -85,11 +90,11 @@ def two_part(draw: Draw) -> Anatomy:
     """A close look at a bent organ of two parts that look the same: hippocampus with head and tail."""
     angle = draw.between(-math.pi, math.pi)
     normal = draw.tensor([math.cos(angle), math.sin(angle), draw.gauss(0.2)])
-    axes = (rotation([0.0, 0.0, angle]).to(normal.device) / draw.tensor([draw.between(0.4, 0.65), 0.3, 0.5])[:, None]).T
+    spread = draw.tensor([draw.between(0.4, 0.65), 0.3, 0.5])  # longest across the cut
+    axes = rotation([0.0, 0.0, -angle]).to(spread.device) / spread[:, None]
     wave = Field.random(1, draw.integer(3, 6), draw)
-    main = Organ(
-        draw.tensor(draw.point((0.2, 0.2, 0.1))), axes.T, wave, draw.between(0.1, 0.35), False, (), cut=normal
-    )
+    place = draw.tensor(draw.point((0.2, 0.2, 0.1)))
+    main = Organ(place, axes, wave, draw.between(0.1, 0.35), False, (), cut=normal)
     around: list[Structure] = [random_organ(draw) for _ in range(draw.integer(1, 4))]
     return Anatomy(Field.random(draw.integer(3, 6), draw.integer(3, 7), draw), (*around, main), None, None)
 
@@ -102,8 +107,8 @@ def retina(draw: Draw) -> Anatomy:
     round_one = (size, size * draw.between(0.95, 1.15), 3.0)
     made = (Kind.DISC, Kind.CUP)
     disc = organ((x, y, 0.0), round_one, draw, draw.between(0.0, 0.1), layers=(cup,), made_of=made)
-    macula = organ((x + (0.8 if x < 0 else -0.8), y + 0.05, 0.0), (0.14, 0.14, 3.0), draw, 0.1, made_of=(Kind.VESSEL,))
-    structures: list[Structure] = [macula, disc, tree(draw, (x, y, 0.0), flat=True, thin=True)]
+    macula = organ((x + (0.8 if x < 0 else -0.8), y + 0.05, 0.0), (0.14, 0.14, 3.0), draw, 0.1)
+    structures: list[Structure] = [macula, disc, tree(draw, (x, y, 0.0), retinal=True)]
     if draw.chance(0.3):
         structures.append(lesions(draw, None, widest=0.12))
     return Anatomy(Field.random(draw.integer(1, 2), 3, draw), tuple(structures), None, None)
@@ -116,10 +121,10 @@ def mucosa(draw: Draw) -> Anatomy:
         place = (draw.between(-0.7, 0.7), draw.between(-0.7, 0.7), 0.0)
         wide = draw.between(0.2, 0.55)
         structures.append(organ(place, (wide, wide, 2.0), draw, 0.25, made_of=(Kind.LUNG,)))
-    structures.append(lesions(draw, None, widest=0.5, fewest=1))
+    structures.append(lesions(draw, None, smallest=0.12, widest=0.5, fewest=1))
     if draw.chance(0.3):
         structures.append(random_organ(draw))
-    return Anatomy(Field.random(draw.integer(2, 5), draw.integer(2, 4), draw), tuple(structures), None, None)
+    return Anatomy(Field.random(draw.integer(1, 3), draw.integer(2, 4), draw), tuple(structures), None, None)
 
 
 def tissue_layers(draw: Draw) -> Anatomy:
@@ -141,8 +146,8 @@ def chambers(draw: Draw) -> Anatomy:
     structures: list[Structure] = []
     for x in (-0.35, 0.2):
         place = (x + draw.gauss(0.05), draw.between(0.5, 0.8), 0.0)
-        made = (Kind.CAVITY,)
-        structures.append(organ(place, (draw.between(0.15, 0.3), draw.between(0.15, 0.25), 1.0), draw, made_of=made))
+        size = (draw.between(0.15, 0.3), draw.between(0.15, 0.25), 1.0)
+        structures.append(organ(place, size, draw, made_of=(Kind.CAVITY,)))
     return Anatomy(Field.random(draw.integer(2, 5), draw.integer(3, 5), draw), (*structures, main), None, None)
 
 
@@ -150,12 +155,13 @@ def cells(draw: Draw) -> Anatomy:
     """Ten to eighty cells of one or two kinds, some with a nucleus."""
     structures: list[Structure] = []
     for _ in range(1 + draw.chance(0.25)):
-        low = draw.between(0.03, 0.11)
-        most = min(120, int(1.4 / low**2 / 8))
+        low = draw.between(0.035, 0.14)
+        most = min(120, int(draw.between(0.25, 1.0) / low**2))
         size = (low, low * draw.between(1.1, 1.6))
         around, reach = (0.0, 0.0, 0.0), (1.1, 1.1, 0.35)
         structures.append(Blobs.random(Kind.CELL, (max(6, most // 3), max(10, most)), size, around, reach, draw))
-    return Anatomy(Field.random(draw.integer(1, 3), draw.integer(2, 8), draw), tuple(structures), None, None)
+    regions = draw.integer(1, 3) if draw.chance(0.3) else 1
+    return Anatomy(Field.random(regions, draw.integer(2, 8), draw), tuple(structures), None, None)
 
 
 def organ(
@@ -210,19 +216,19 @@ def heart(draw: Draw, centre: tuple[float, ...]) -> list[Structure]:
     angle = draw.between(0, 2 * math.pi)
     away = radius * draw.between(0.7, 1.1)
     beside = (centre[0] + away * math.cos(angle), centre[1] + away * math.sin(angle), centre[2])
-    crescent = organ(
-        beside, (1.05 * radius, draw.between(0.9, 1.3) * radius, 0.8), draw, 0.12, made_of=(Kind.CAVITY,)
-    )
+    crescent = organ(beside, (1.05 * radius, draw.between(0.9, 1.3) * radius, 0.8), draw, 0.12, made_of=(Kind.CAVITY,))
     thin = (draw.between(0.6, 0.85),)
     place = (centre[0], centre[1], centre[2])
     ring = organ(place, (radius, radius, 0.9), draw, 0.05, layers=thin, made_of=(Kind.WALL, Kind.CAVITY))
     return [crescent, ring]
 
 
-def lesions(draw: Draw, host: list[float] | None, widest: float = 0.4, fewest: int = 0) -> Blobs:
+def lesions(
+    draw: Draw, host: list[float] | None, smallest: float = 0.04, widest: float = 0.4, fewest: int = 0
+) -> Blobs:
     """Up to three irregular blobs of one kind, 3 to 40 % of the width, anywhere or near the middle of a host."""
-    around, reach = ((0.0, 0.0, 0.0), (0.7, 0.7, 0.3)) if host is None else (tuple(host), (0.2, 0.2, 0.15))
-    low = draw.between(0.05, 0.6 * widest)
+    around, reach = ((0.0, 0.0, 0.0), (0.6, 0.6, 0.3)) if host is None else (tuple(host), (0.2, 0.2, 0.15))
+    low = draw.between(smallest, max(smallest, 0.6 * widest))
     size = (low, draw.between(low, widest))
     middle = (around[0], around[1], around[2])
     return Blobs.random(Kind.LESION, (fewest, draw.integer(1, 3)), size, middle, reach, draw)
@@ -231,44 +237,49 @@ def lesions(draw: Draw, host: list[float] | None, widest: float = 0.4, fewest: i
 def tube(draw: Draw) -> Tube:
     """A curve through a few random points, mostly along z so that axial slices cut it."""
     knots = torch.tensor([[*draw.point((0.5, 0.5)), z + draw.between(-0.3, 0.3)] for z in (-1, -0.5, 0, 0.5, 1)])
-    path = draw.tensor(_smooth_path(knots, 48).tolist())
-    radius = torch.full_like(path[:, 0], draw.between(0.03, 0.16))
-    return Tube(path, radius, draw.chance(0.3), draw.host.choice([Kind.VESSEL, Kind.ORGAN]))
+    path = F.interpolate(knots.T[None], size=32, mode="linear", align_corners=True)
+    path = F.avg_pool1d(F.pad(path, (3, 3), mode="replicate"), 7, stride=1)[0].T
+    kind = draw.host.choice([Kind.VESSEL, Kind.ORGAN])
+    return _joined([path], [torch.full((32,), draw.between(0.03, 0.16))], draw, draw.chance(0.3), kind)
 
 
-def tree(draw: Draw, root: tuple[float, ...], flat: bool = False, thin: bool = False) -> Tube:
+def tree(draw: Draw, root: tuple[float, ...], retinal: bool = False) -> Tube:
     """Vessels that leave a root, wind, grow thinner and branch."""
     branches, radii = [], []
-    width = draw.between(0.012, 0.03) if thin else draw.between(0.03, 0.08)
-    for _ in range(draw.integer(4, 6) if thin else draw.integer(2, 4)):
+    width = draw.between(0.008, 0.022) if retinal else draw.between(0.03, 0.08)
+    for number in range(draw.integer(4, 6) if retinal else draw.integer(2, 4)):
         heading = draw.between(0, 2 * math.pi)
-        if thin:  # arcades leave a retina's disc up and down
-            heading = draw.host.choice([0.5, 1.5]) * math.pi + draw.gauss(0.4)
+        if retinal:  # arcades leave a retina's disc up and down
+            heading = (0.5 + number % 2) * math.pi + draw.gauss(0.4)
         trunk = _winding(list(root), heading, draw.between(0.7, 1.6), draw)
-        branches.append(trunk)
-        radii.append(width * torch.linspace(1, 0.45, len(trunk)))
-        start = draw.integer(4, 14)
-        side = _winding(trunk[start].tolist(), heading + draw.host.choice([-0.7, 0.7]), draw.between(0.3, 0.9), draw)
-        branches.append(side)
-        radii.append(0.7 * width * torch.linspace(0.9, 0.4, len(side)))
-    return Tube(draw.tensor(torch.cat(branches).tolist()), draw.tensor(torch.cat(radii).tolist()), False, flat=flat)
+        side = _winding(
+            trunk[draw.integer(4, 10)].tolist(), heading + draw.host.choice([-0.7, 0.7]), draw.between(0.3, 0.9), draw
+        )
+        branches += [trunk, side]
+        radii += [width * torch.linspace(1, 0.4, len(trunk)), width * torch.linspace(0.6, 0.3, len(side))]
+    return _joined(branches, radii, draw, False, Kind.VESSEL, flat=retinal)
 
 
 def _winding(start: list[float], heading: float, length: float, draw: Draw) -> torch.Tensor:
-    """24 points of a curve whose heading drifts."""
-    bend = draw.gauss(1.0)
+    """Points of a curve whose heading drifts."""
+    bend, pieces = draw.gauss(1.0), 16
     points = [start]
-    for _ in range(23):
-        heading += bend / 24 + draw.gauss(0.12)
+    for _ in range(pieces):
+        heading += bend / pieces + draw.gauss(0.15)
         x, y, z = points[-1]
-        step = length / 23
+        step = length / pieces
         points.append([x + step * math.cos(heading), y + step * math.sin(heading), z + draw.gauss(0.3 * step)])
     return torch.tensor(points)
 
 
-def _smooth_path(knots: torch.Tensor, count: int) -> torch.Tensor:
-    path = F.interpolate(knots.T[None], size=count, mode="linear", align_corners=True)
-    return F.avg_pool1d(F.pad(path, (4, 4), mode="replicate"), 9, stride=1)[0].T
+def _joined(
+    paths: list[torch.Tensor], radii: list[torch.Tensor], draw: Draw, hollow: bool, kind: Kind, flat: bool = False
+) -> Tube:
+    start = torch.cat([path[:-1] for path in paths])
+    end = torch.cat([path[1:] for path in paths])
+    radius = torch.cat([radius[:-1] for radius in radii])
+    device = draw.generator.device
+    return Tube(start.to(device), end.to(device), radius.to(device), hollow, kind, flat)
 
 
 def _body(draw: Draw, between: tuple[float, float] = (0.75, 1.05)) -> Organ:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from handful.synthesis import bodies
-from handful.synthesis.anatomy import Anatomy, Field, Kind, Organ, Subject, View, rotation
+from handful.synthesis.anatomy import Anatomy, Field, Kind, Subject, View, rotation
 from handful.synthesis.draw import Draw
 from handful.synthesis.looks import LOOKS, Look, burnt_in, frame
 from handful.synthesis.scans import Contrast, Scanner, render
@@ -45,6 +45,8 @@ class Scene:
     looks: tuple[str, ...]
     closest: float
     """Least half width of the picture; 1 shows the whole cube."""
+    variety: float = 1.0
+    """How unlike the individuals are, as a share of what bodies are."""
 
 
 SCENES = (
@@ -52,30 +54,19 @@ SCENES = (
     Scene(0.08, bodies.chest_slice, ("mr", "mr", "ct", "anything"), 0.3),
     Scene(0.07, bodies.head, ("ct", "ct", "mr", "anything"), 0.3),
     Scene(0.09, bodies.two_part, ("mr", "mr", "anything"), 0.5),
-    Scene(0.08, bodies.chest, ("xray", "xray", "xray", "anything"), 0.8),
-    Scene(0.05, bodies.retina, ("fundus", "fundus", "fundus", "anything"), 0.4),
-    Scene(0.06, bodies.mucosa, ("endoscopy", "endoscopy", "endoscopy", "anything"), 0.6),
+    Scene(0.08, bodies.chest, ("xray", "xray", "xray", "anything"), 0.8, 0.6),
+    Scene(0.05, bodies.retina, ("fundus", "fundus", "fundus", "anything"), 0.5, 0.5),
+    Scene(0.06, bodies.mucosa, ("endoscopy", "endoscopy", "endoscopy", "anything"), 0.8),
     Scene(0.06, bodies.tissue_layers, ("ultrasound", "ultrasound", "anything"), 0.5),
     Scene(0.04, bodies.chambers, ("echo", "echo", "mr"), 0.7),
-    Scene(0.05, bodies.cells, ("microscopy", "microscopy", "microscopy", "anything"), 0.4),
+    Scene(0.05, bodies.cells, ("microscopy", "microscopy", "microscopy", "anything"), 0.5),
 )
 
 
 def random_episode(subjects: int, slices: int, targets: int, side: int, rng: Generator) -> Episode:
     """Individuals of a random anatomy at about one height, `slices` parallel neighbours each, made on rng's device."""
-    draw = Draw.of(rng)
-    while True:
-        scene = draw.host.choices(SCENES, [scene.weight for scene in SCENES])[0]
-        anatomy = scene.body(draw)
-        look = LOOKS[draw.host.choice(scene.looks)]
-        labels = _individuals(anatomy, scene, look, subjects, slices, side, draw)
-        chosen = _targets(labels, anatomy, look, targets, draw)
-        if chosen is not None:
-            break
-    images = _pictures(labels, anatomy, look, draw)
-    flat = labels.flatten(0, 1)
-    numbers = torch.arange(subjects, device=labels.device).repeat_interleave(slices)
-    return Episode(images, flat, chosen[:, flat].transpose(0, 1).contiguous(), numbers)
+    with torch.no_grad(), torch.autocast(rng.device.type, enabled=False):  # half precision would tear thin things
+        return _random_episode(subjects, slices, targets, side, Draw.of(rng))
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +94,8 @@ def phantom_cohort(cases: int, seed: int = 0, shape: tuple[int, int, int] = (96,
     for case in range(cases):
         points = Subject.random(draw, variety=0.6).to_anatomy(_grid(shape))
         truth = anatomy.at(points)
-        scanner = replace(Scanner.random(draw), coarser=(1.0, 1.0), ghost=0.0, inverted=False, tails=0.005)
+        usual = Scanner.random(draw)
+        scanner = replace(usual, noise=0.5 * usual.noise, coarser=(1.0, 1.0), ghost=0.0, inverted=False, tails=0.005)
         slices = render(truth.permute(2, 1, 0), contrast.like(draw, 0.03), scanner, draw)
         image = (slices[:, 0].permute(2, 1, 0) * 1000).round().short().numpy()
         labels = (truth - first + 1).clamp_min(0).to(torch.uint8).numpy()
@@ -125,13 +117,28 @@ def _grid(shape: tuple[int, int, int]) -> Float[Tensor, "i j k 3"]:
     return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
 
 
+def _random_episode(subjects: int, slices: int, targets: int, side: int, draw: Draw) -> Episode:
+    while True:
+        scene = draw.host.choices(SCENES, [scene.weight for scene in SCENES])[0]
+        anatomy = scene.body(draw)
+        look = LOOKS[draw.host.choice(scene.looks)]
+        labels = _individuals(anatomy, scene, look, subjects, slices, side, draw)
+        chosen = _targets(labels, anatomy, look, targets, draw)
+        if chosen is not None:
+            break
+    images = _pictures(labels, anatomy, look, draw)
+    flat = labels.flatten(0, 1)
+    numbers = torch.arange(subjects, device=labels.device).repeat_interleave(slices)
+    return Episode(images, flat, chosen[:, flat].transpose(0, 1).contiguous(), numbers)
+
+
 def _individuals(
     anatomy: Anatomy, scene: Scene, look: Look, subjects: int, slices: int, side: int, draw: Draw
 ) -> Int[Tensor, "s m h w"]:
     """Label maps of each subject's neighbouring slices, cut off where the picture ends."""
     view = _view(anatomy, scene, draw)
-    variety = draw.between(0.3, 1.2)
-    apart = 3.0 if draw.chance(0.15) else 1.0  # of the heights of different subjects
+    variety = scene.variety * draw.between(0.3, 1.2)
+    apart = 3.0 if draw.chance(0.35) else 1.0  # of the heights of different subjects
     step = draw.between(0.01, 0.12) * max(0.4, min(1.0, view.zoom))
     shown = look.frame if draw.chance(0.9) else draw.host.choice(["full", "full", "circle", "fan"])
     same_frame = frame(shown, side, draw) if draw.chance(0.5) else None
@@ -156,6 +163,8 @@ def _view(anatomy: Anatomy, scene: Scene, draw: Draw) -> View:
         zoom = scene.closest * (0.8 / scene.closest) ** draw.host.random()
         if places:
             middle = [m + draw.gauss(0.25 * zoom) for m in draw.host.choice(places)]
+    elif anatomy.body is not None and draw.chance(0.15):  # a small body in much air
+        zoom = draw.between(1.15, 1.9)
     turn = torch.eye(3)
     if scene.closest < 0.5 and draw.chance(0.2):  # coronal or sagittal
         turn = turn[draw.host.choice([[0, 2, 1], [2, 0, 1]])].T
@@ -172,7 +181,7 @@ def _pictures(labels: Int[Tensor, "s m h w"], anatomy: Anatomy, look: Look, draw
     contrast, scanner = look.contrast(anatomy, draw), Scanner.random(draw)
     change = draw.host.random()
     jitter = draw.between(0.0, 0.08)
-    written = draw.chance(0.06)
+    written, blank = draw.chance(0.06), draw.chance(0.4)
     images = []
     for number, own in enumerate(labels):
         if number and change > 0.7:  # another machine; then another protocol; then another modality
@@ -182,7 +191,7 @@ def _pictures(labels: Int[Tensor, "s m h w"], anatomy: Anatomy, look: Look, draw
         if number and change > 0.95:
             contrast = Contrast.random(anatomy.alike, draw, colour=contrast.brightness.shape[1] == 3)
         image = render(own, contrast.like(draw, jitter), scanner.like(draw), draw, kinds, look.finish)
-        if look.frame != "full":  # nothing is shown outside the frame, not even noise
+        if look.frame != "full" or blank:  # nothing is shown outside the frame, not even noise
             image = torch.where((own == 0)[:, None], image.amin(), image)
         images.append(burnt_in(image, draw) if written else image)
     widest = max(image.shape[1] for image in images)
@@ -198,7 +207,7 @@ def _targets(
     offset = torch.arange(subjects * slices, device=labels.device)[:, None] * top
     counts = (labels.reshape(subjects * slices, -1) + offset).flatten().bincount(minlength=offset.numel() * top)
     area = counts.reshape(subjects, slices, top).cpu().float() / (h * w)  # the one wait for the device
-    least = 0.0015 if draw.chance(0.3) else 0.004
+    least = max(0.0006, 25 / (h * w)) if draw.chance(0.3) else 0.004
     fit = [label for label in range(1, top) if _fits(area[:, :, label], least)]
     if all(anatomy.kinds[label] == Kind.TISSUE for label in fit):
         return None
@@ -206,7 +215,7 @@ def _targets(
     for _ in range(count):
         left = [label for label in fit if (label,) not in chosen] or fit
         sometimes = [label for label in left if bool((area[:, :, label] == 0).any())]
-        if sometimes and draw.chance(0.25):
+        if sometimes and draw.chance(0.5):
             left = sometimes
         weights = [look.seen_regions if anatomy.kinds[label] == Kind.TISSUE else 1.0 for label in left]
         target: tuple[int, ...] = (draw.host.choices(left, weights)[0],)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from handful.synthesis.anatomy import Anatomy, Kind
@@ -78,7 +77,7 @@ def ultrasound_contrast(anatomy: Anatomy, draw: Draw) -> Contrast:
         Kind.WALL: (0.65, 0.15),
         Kind.LESION: (draw.between(0.08, 0.45), 0.03),
     }
-    return _shaded(anatomy, shades, (draw.between(0.3, 0.5), 0.12), 0.04, draw)
+    return _shaded(anatomy, shades, (draw.between(0.35, 0.6), 0.18), 0.04, draw)
 
 
 def xray_contrast(anatomy: Anatomy, draw: Draw) -> Contrast:
@@ -99,11 +98,12 @@ def endoscopy_contrast(anatomy: Anatomy, draw: Draw) -> Contrast:
     shades = {
         Kind.LUNG: (0.12, 0.05),
         Kind.LESION: (near + draw.gauss(0.1), 0.02),
+        Kind.TISSUE: (near, 0.015),
         Kind.AIR: (0.02, 0.01),
     }
-    made = _shaded(anatomy, shades, (near, 0.05), 0.03, draw)
+    made = _shaded(anatomy, shades, (near, 0.05), 0.015, draw)
     hue = [1.0, draw.between(0.42, 0.75), draw.between(0.25, 0.65)]
-    return _coloured(made, hue, 0.03, draw)
+    return _coloured(made, hue, 0.015, draw)
 
 
 def fundus_contrast(anatomy: Anatomy, draw: Draw) -> Contrast:
@@ -115,11 +115,12 @@ def fundus_contrast(anatomy: Anatomy, draw: Draw) -> Contrast:
         Kind.DISC: (disc, 0.03),
         Kind.CUP: (disc + draw.between(0.03, 0.25), 0.03),
         Kind.LESION: (ground + draw.gauss(0.25), 0.05),
+        Kind.TISSUE: (ground, 0.015),
         Kind.AIR: (0.0, 0.01),
     }
-    made = _shaded(anatomy, shades, (ground, 0.03), 0.03, draw)
+    made = _shaded(anatomy, shades, (ground, 0.03), 0.015, draw)
     hue = [draw.between(1.1, 1.4), draw.between(0.5, 0.8), draw.between(0.1, 0.35)]
-    return _coloured(made, hue, 0.03, draw)
+    return _coloured(made, hue, 0.02, draw)
 
 
 def microscopy_contrast(anatomy: Anatomy, draw: Draw) -> Contrast:
@@ -129,19 +130,19 @@ def microscopy_contrast(anatomy: Anatomy, draw: Draw) -> Contrast:
         bright = draw.between(0.35, 0.9)
         body = draw.between(0.05, 0.25)
         shades = {Kind.CELL: (bright, 0.05), Kind.WALL: (body, 0.03), Kind.AIR: (0.0, 0.0)}
-        made = _shaded(anatomy, shades, (draw.between(0.0, 0.12), 0.02), 0.15, draw)
+        made = _shaded(anatomy, shades, (draw.between(0.0, 0.12), 0.02), 0.06, draw)
         return made if style == 0 else _coloured(made, [draw.host.random() for _ in range(3)], 0.0, draw)
     if style <= 3:  # stained
         cell = draw.between(0.2, 0.5)
         ground = draw.between(0.7, 0.95)
         shades = {Kind.CELL: (cell, 0.05), Kind.WALL: (0.5 * (cell + ground), 0.08)}
-        made = _shaded(anatomy, shades, (ground, 0.06), 0.12, draw)
+        made = _shaded(anatomy, shades, (ground, 0.06), 0.06, draw)
         pale = made.brightness
         stain = draw.tensor([1.0, draw.between(0.9, 1.6), draw.between(0.3, 0.8)])  # how fast each colour fades
         return Contrast((1 - (1 - pale) * stain).clamp(0, 1), made.texture, made.grain)
     ground = draw.between(0.3, 0.7)
     shades = {Kind.CELL: (ground + draw.host.choice([-0.25, 0.25]), 0.05)}
-    return _shaded(anatomy, shades, (ground, 0.05), 0.1, draw)
+    return _shaded(anatomy, shades, (ground, 0.05), 0.05, draw)
 
 
 def ct(image: Tensor, kinds: Tensor, draw: Draw) -> Tensor:
@@ -156,9 +157,9 @@ def ct(image: Tensor, kinds: Tensor, draw: Draw) -> Tensor:
 
 def mr(image: Tensor, kinds: Tensor, draw: Draw) -> Tensor:
     """Surface coils: far parts fade."""
-    n, _, h, w = image.shape
+    h, w = image.shape[2:]
     if draw.chance(0.5):
-        image = image * torch.exp(draw.between(0.1, 0.6) * smooth(1, h, w, 3, draw)).clamp(0.3, 2.5)
+        image = image * torch.exp(draw.between(0.1, 0.4) * smooth(1, h, w, 3, draw)).clamp(0.3, 2.5)
     return image
 
 
@@ -177,8 +178,8 @@ def ultrasound(image: Tensor, kinds: Tensor, draw: Draw) -> Tensor:
     grain = max(1, h // 128)
     across = grain * draw.integer(1, 3)
     speckle = torch.hypot(noise(n, h, w, (grain, across), draw), noise(n, h, w, (grain, across), draw))
-    image = image * (1 + draw.between(0.3, 0.9) * (speckle / 1.25 - 1))
-    return image.clamp_min(0) ** draw.between(0.6, 1.0)
+    image = image * (1 + draw.between(0.3, 0.8) * (speckle / 1.25 - 1)).clamp_min(0)
+    return blur(image, draw.between(0.2, 0.7) * grain).clamp_min(0) ** draw.between(0.7, 1.2)
 
 
 def xray(image: Tensor, kinds: Tensor, draw: Draw) -> Tensor:
@@ -204,6 +205,7 @@ def endoscopy(image: Tensor, kinds: Tensor, draw: Draw) -> Tensor:
     """Light from the tip, folds, fine vessels, polyps that bulge, and highlights."""
     n, _, h, w = image.shape
     x, y = _grid(image)
+    image = blur(image, draw.between(0.4, 1.8) * h / 128)
     away = torch.hypot(x - draw.gauss(0.3), y - draw.gauss(0.3))
     light = 1.15 - draw.between(0.1, 0.6) * away**2
     folds = -smooth(n, h, w, draw.integer(4, 7), draw).abs() * draw.between(0.0, 0.35)

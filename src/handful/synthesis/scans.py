@@ -49,7 +49,10 @@ class Contrast:
 
     def like(self, draw: Draw, jitter: float = 0.05) -> Contrast:
         """Another acquisition of the same kind."""
-        moved = self.brightness + jitter * draw.normal(*self.brightness.shape)
+        labels, channels = self.brightness.shape
+        moved = self.brightness + jitter * draw.normal(labels, 1)
+        if channels > 1:  # the lamp gives all the same tinge
+            moved = moved + jitter * draw.normal(1, channels)
         return replace(self, brightness=moved.clamp(0, 1))
 
 
@@ -106,7 +109,7 @@ class Scanner:
         )
 
     def __call__(self, image: Float[Tensor, "n c h w"], draw: Draw) -> Float[Tensor, "n c h w"]:
-        n, _, h, w = image.shape
+        h, w = image.shape[2:]
         image = image * torch.exp(self.bias * smooth(1, h, w, 3, draw))
         if self.ghost:
             image = image + self.ghost * image.roll(draw.integer(h // 6, h // 2), dims=2)
@@ -118,7 +121,7 @@ class Scanner:
         if image.shape[2:] != (h, w):
             image = F.interpolate(image, size=(h, w), mode="bicubic", align_corners=False)
         image = _stretched(image, self.tails) ** self.gamma
-        return 1 - image if self.inverted else image
+        return 1 - image if self.inverted and image.shape[1] == 1 else image
 
     def _noisy(self, image: Tensor, draw: Draw) -> Tensor:
         """Gaussian noise as in CT, Rician as in MR, or multiplicative speckle."""
@@ -126,7 +129,7 @@ class Scanner:
         if self.speckle:
             image = image * (1 + self.speckle * noise(n, h, w, 2, draw))
         if self.noise:
-            level = self.noise * image.std()
+            level = self.noise * image.std() * (1.0 if image.shape[1] == 1 else 0.3)  # cameras see better
             image = image + level * draw.normal(*image.shape)
             if self.rician:
                 image = torch.hypot(image, level * draw.normal(*image.shape))

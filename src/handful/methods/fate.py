@@ -1,0 +1,631 @@
+"""FATE-SAM: a memory model is shown the most similar support slices with their masks; nothing is trained.
+
+After He, Hu, Zhou, Jarraya and Liu, "Few-shot adaptation of training-free foundation model for 3D medical image
+segmentation" (arXiv 2501.09138). Two departures from the authors' code: a support is remembered per label, so that one
+that lacks a label says nothing of it, and retrieval also finds slices without any label, so that what is absent may
+stay absent. Their limits on pointers are those of the memories here: both reach as far as `window`.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter, deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, repeat
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor, nn
+
+from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone
+from handful.backbones.catalog import BACKBONES
+from handful.data.cases import LabelledSlices, SupportSet
+from handful.data.slicing import Slicer, SliceView
+from handful.data.volume import LabelMap, Labels, Volume
+from handful.errors import SettingsError
+from handful.methods.base import CHUNK, Segmenter, drawn, has_signal, to_classes
+from handful.tuning.run import Run
+
+CELLS = 16
+"""Cells along the feature maps that 'cosine' compares: coarse enough to forgive a small shift."""
+FARTHEST = 6
+"""Slices between a memory and the slice it helps, at most: SAM 2 knows no larger distance."""
+TOKENS = 2**16
+"""Tokens of memory that are looked at in one call: bounds the space of the attention."""
+ABSENT = -1024.0
+"""Logit of a label that the model, or every retrieved support, says is not in the slice; SAM 2's own value."""
+CERTAIN = 10.0
+"""Logits of two sweeps are cut off here before they are averaged."""
+
+Similarity = Literal["cosine", "pooled", "l1"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fate:
+    """SAM 2's memory is shown the labelled slices that look most alike, and its own answers next door; no training."""
+
+    slicer: Slicer = Slicer()
+    """Plane and window, the same when fitting and when predicting."""
+    similarity: Similarity = "cosine"
+    """What makes a support slice alike: the cosine of the image embeddings place by place, the cosine of their means
+    over the slice, or, as in the authors' code, the least absolute difference over all feature levels."""
+    top_k: int = 5
+    """Support slices retrieved for each slice."""
+    diverse: bool = False
+    """Take the best slice of every support case before the second best of any."""
+    place_tolerance: float = 1.0
+    """Largest difference in relative place along the stack between a slice and its supports, such as 0.2; 1 allows any.
+    Where no support lies so near, any will do."""
+    foreground_only: bool = False
+    """Retrieve only slices that hold a label, as the authors do; then none can say that there is nothing here."""
+    allow_empty: bool = False
+    """Whether a retrieved support that lacks a label is remembered for it, with an empty mask, or left out. Either way
+    a label that no retrieved support holds is absent."""
+    window: int = 6
+    """Predicted neighbours, at most this many slices away (0 to 6), that join the memory; 0 asks each slice alone."""
+    pointers: bool = True
+    """Whether object pointers join the spatial memories."""
+    start: Literal["middle", "best"] = "middle"
+    """Where the walk through the stack begins: half-way, or where the retrieved supports hold the most labels and look
+    most alike. To find the best, each slice is encoded once more."""
+    forward_uses_reverse: bool = True
+    """Whether the walk up from the start, the second one, remembers slices on the other side of the start."""
+    fuse: bool = False
+    """Walk through the whole stack in both directions and average what each says, instead of outwards from the start.
+    The first walk's logits wait in a temporary file."""
+    second_sweep: bool = False
+    """Answer each slice again with both sides' neighbours as the first sweep labelled them; encodes it once more."""
+    largest_component: bool = False
+    """Keep only the largest connected piece of each label in the volume."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise SettingsError(f"top_k must be at least 1, got {self.top_k}")
+        if not 0 <= self.window <= FARTHEST:
+            raise SettingsError(f"window must be from 0 to {FARTHEST}, got {self.window}")
+        if not 0 <= self.place_tolerance <= 1:
+            raise SettingsError(f"place_tolerance must be from 0 to 1, got {self.place_tolerance}")
+        if self.window == 0 and (self.fuse or self.second_sweep):
+            what = "fuse" if self.fuse else "second_sweep"
+            raise SettingsError(f"{what} without neighbours changes nothing; set window from 1 to {FARTHEST}")
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FateSegmenter:  # noqa: B008
+        memory_backbone = _with_memory(backbone)
+        slicer = self.slicer.resolve(support.images())
+        parts = []
+        for number, labelled in enumerate(support.slices(slicer), start=1):
+            parts.append(_bank(self, labelled, memory_backbone))
+            run.report(number, len(support.cases), labelled.case)
+        return FateSegmenter(support.labels, slicer, memory_backbone, self, SupportBank.joined(parts))
+
+    def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> FateSegmenter:
+        return FateSegmenter(labels, slicer, _with_memory(backbone), self, SupportBank(learned))
+
+
+@dataclass(frozen=True, eq=False)
+class SliceConfidence:
+    """How sure the model was of each slice and label of a volume, slices counted as the slicer cuts them."""
+
+    object_score: Float[Tensor, "n k"]
+    """Logit that the label is in the slice at all; nan where no retrieved support holds it."""
+    iou: Float[Tensor, "n k"]
+    """Predicted IoU of the mask, in [0, 1]; nan as above."""
+    retrieved: tuple[tuple[tuple[str, int], ...], ...]
+    """For each slice the supports it was shown, the most similar first: case and number of the slice in it."""
+
+
+class FateSegmenter(Segmenter):
+    """The support's memories, and the walk through a stack that asks them."""
+
+    backbone: MemoryBackbone
+
+    def __init__(
+        self, labels: Labels, slicer: Slicer, backbone: MemoryBackbone, method: Fate, bank: SupportBank
+    ) -> None:
+        super().__init__(labels, slicer, backbone)
+        self.method = method
+        self.bank = bank.to(backbone.device)
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        """Logits of slices that know nothing of each other, nor of their place in a stack."""
+        image = _encoded(self.backbone, slices.to(self.backbone.device))
+        answer = self._asked(image, self._retrieved(image), range(len(image)))
+        return self.backbone.to_slice(answer.logits, image.size)
+
+    def learned(self) -> dict[str, Tensor]:
+        return dict(self.bank.named_buffers())
+
+    def segment(self, stack: SliceView) -> LabelMap:
+        return self._segmented(stack)[0]
+
+    @torch.inference_mode()
+    def segment_with_confidence(self, volume: Volume) -> tuple[LabelMap, SliceConfidence]:
+        """What `predict` says, and how sure the model was of it slice by slice."""
+        self.eval()
+        return self._segmented(self.slicer.view(volume))
+
+    def _segmented(self, stack: SliceView) -> tuple[LabelMap, SliceConfidence]:
+        if self.method.window == 0:
+            answers = self._alone(stack)
+        elif self.method.fuse:
+            answers = self._fused(stack)
+        else:
+            answers = self._outwards(stack)
+        notes = _Notes(len(stack), len(self.labels))
+        found = drawn(stack, self.labels, self._classes(answers, notes, stack.size))
+        if self.method.second_sweep:
+            again = self._again(stack, stack.of(found.array))
+            found = drawn(stack, self.labels, self._classes(again, notes, stack.size))
+        if self.method.largest_component:
+            keep_largest(found)
+        names = tuple(tuple(self.bank.source(s) for s in supports) for supports in notes.retrieved)
+        return found, SliceConfidence(notes.object_score, notes.iou, names)
+
+    def _classes(
+        self, answers: Iterator[_Answer], notes: _Notes, size: tuple[int, int]
+    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+        for answer in answers:
+            notes.take(answer)
+            yield answer.numbers, to_classes(self.backbone.to_slice(answer.logits, size))
+
+    def _alone(self, stack: SliceView) -> Iterator[_Answer]:
+        for numbers, image, retrieved in self._looked_at(stack, range(len(stack))):
+            yield self._asked(image, retrieved, numbers)
+
+    def _outwards(self, stack: SliceView) -> Iterator[_Answer]:
+        """From the start to the first slice, then from the start to the last."""
+        start = len(stack) // 2 if self.method.start == "middle" else self._best_start(stack)
+        first = yield from self._walked(stack, range(start, -1, -1), ())
+        near = first if self.method.forward_uses_reverse else first[:1]
+        yield from self._walked(stack, range(start + 1, len(stack)), near)
+
+    def _fused(self, stack: SliceView) -> Iterator[_Answer]:
+        """The whole way up, kept aside, then the whole way down, averaged with it."""
+        shape = (len(stack), len(self.labels), self.backbone.mask_side, self.backbone.mask_side)
+        notes = _Notes(len(stack), len(self.labels))
+        with tempfile.TemporaryFile() as file:
+            kept = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
+            for answer in self._walked(stack, range(len(stack)), ()):
+                notes.take(answer)
+                kept[list(answer.numbers)] = answer.logits.clamp(-CERTAIN, CERTAIN).cpu().numpy()
+            for answer in self._walked(stack, range(len(stack) - 1, -1, -1), ()):
+                numbers = list(answer.numbers)
+                up = torch.from_numpy(kept[numbers]).to(answer.logits)
+                yield replace(
+                    answer,
+                    logits=(answer.logits.clamp(-CERTAIN, CERTAIN) + up) / 2,
+                    object_score=(answer.object_score + notes.object_score[numbers]) / 2,
+                    iou=(answer.iou + notes.iou[numbers]) / 2,
+                )
+
+    def _walked(
+        self, stack: SliceView, order: Sequence[int], near: Sequence[_Neighbour]
+    ) -> Generator[_Answer, None, tuple[_Neighbour, ...]]:
+        """Answers slice after slice, each remembering those before it; what the first few left behind comes back."""
+        window = self.method.window
+        first: list[_Neighbour] = []
+        for numbers, image, retrieved in self._looked_at(stack, order):
+            for row, number in enumerate(numbers):
+                beside = [n.seen_from(number) for n in near if abs(n.number - number) <= window]
+                answer = self._asked(image[row], retrieved[row : row + 1], (number,), beside)
+                yield answer
+                left = self._left(number, image[row], answer)
+                near = [*near, left][-window:]
+                first = [*first, left][:window]
+        return tuple(first)
+
+    def _again(self, stack: SliceView, classes: NDArray[np.integer]) -> Iterator[_Answer]:
+        """Each slice with the neighbours on both sides, as `classes` (n, h, w, label values) has them."""
+        reach = (self.method.window + 1) // 2
+        passing: deque[_Seen | None] = deque(maxlen=2 * reach + 1)
+        for seen in chain(self._seen_again(stack, classes), repeat(None, reach)):
+            passing.append(seen)
+            here = passing[-1 - reach] if len(passing) > reach else None
+            if here is not None:
+                number = here.left.number
+                near = [s.left.seen_from(number) for s in passing if s is not None and s is not here]
+                yield self._asked(here.image, [here.retrieved], (number,), near)
+
+    def _seen_again(self, stack: SliceView, classes: NDArray[np.integer]) -> Iterator[_Seen]:
+        values = np.array(self.labels.values)[:, None, None]
+        for numbers, image, retrieved in self._looked_at(stack, range(len(stack))):
+            for row, number in enumerate(numbers):
+                labels = [label for label in range(len(values)) if self.bank.holders(retrieved[row], label)]
+                masks = torch.from_numpy((classes[number] == values)[labels].astype(np.float32))
+                memory = _memorized(self.backbone, image, torch.full((len(labels),), row), masks)
+                yield _Seen(image[row], retrieved[row], _Neighbour(number, tuple(labels), memory))
+
+    def _looked_at(
+        self, stack: SliceView, order: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], ImageEmbeddings, list[tuple[int, ...]]]]:
+        """A few slices at a time: their numbers, their embeddings, and the supports retrieved for each."""
+        for start in range(0, len(order), CHUNK):
+            numbers = order[start : start + CHUNK]
+            slices = stack.take(numbers).to(self.backbone.device)
+            image = _encoded(self.backbone, slices)
+            places = (torch.tensor(list(numbers)) + 0.5) / len(stack)
+            retrieved = self._retrieved(image, places.to(self.backbone.device))
+            signal = has_signal(slices).tolist()
+            yield numbers, image, [found if lit else () for found, lit in zip(retrieved, signal, strict=True)]
+
+    def _retrieved(self, image: ImageEmbeddings, places: Float[Tensor, " n"] | None = None) -> list[tuple[int, ...]]:
+        """For each slice the numbers of the support slices that are most alike, the best first."""
+        scores = likeness(signature(image, self.method.similarity), self.bank.signatures, self.method.similarity)
+        return self.bank.best(scores, places, self.method)
+
+    def _best_start(self, stack: SliceView) -> int:
+        """The slice whose retrieved supports hold the most labels; among those, the one that is most alike to them."""
+        best, start = (-1, -float("inf")), 0
+        for numbers, image, retrieved in self._looked_at(stack, range(len(stack))):
+            scores = likeness(signature(image, self.method.similarity), self.bank.signatures, self.method.similarity)
+            for row, number in enumerate(numbers):
+                held = sum(bool(self.bank.holders(retrieved[row], label)) for label in range(len(self.labels)))
+                alike = float(scores[row, list(retrieved[row])].mean()) if held else -float("inf")
+                if (held, alike) > best:
+                    best, start = (held, alike), number
+        return start
+
+    def _asked(
+        self,
+        image: ImageEmbeddings,
+        retrieved: Sequence[tuple[int, ...]],
+        numbers: Sequence[int],
+        near: Sequence[_Neighbour] = (),
+    ) -> _Answer:
+        """All labels of a few slices, those with equally many memories in one call."""
+        n, k, side = len(image), len(self.labels), self.backbone.mask_side
+        logits = torch.full((n, k, side, side), ABSENT, device=self.backbone.device)
+        object_score, iou = torch.full((2, n, k), torch.nan)
+        seen: list[tuple[list[_Question], MaskPrediction]] = []
+        for group in _answered_together(self._questions(retrieved, near)):
+            for some in self._few_enough(group):
+                prediction = self._recalled(image, some, near)
+                assert prediction.object_score is not None
+                rows, labels = [q.row for q in some], [q.label for q in some]
+                there = prediction.object_score[:, 0, None, None] > 0
+                logits[rows, labels] = torch.where(there, prediction.logits[:, 0].float(), ABSENT)
+                object_score[rows, labels] = prediction.object_score[:, 0].float().cpu()
+                iou[rows, labels] = prediction.iou[:, 0].float().cpu()
+                seen.append((some, prediction))
+        return _Answer(tuple(numbers), logits, object_score, iou, tuple(retrieved), tuple(seen))
+
+    def _questions(self, retrieved: Sequence[tuple[int, ...]], near: Sequence[_Neighbour]) -> Iterator[_Question]:
+        """One for each slice and label that a retrieved support holds; for any other the answer is known."""
+        for row, supports in enumerate(retrieved):
+            for label in range(len(self.labels)):
+                remembered = self.bank.holders(supports, label)
+                if remembered:
+                    remembered += self.bank.without(supports, label) if self.method.allow_empty else ()
+                    beside = tuple(i for i, neighbour in enumerate(near) if label in neighbour.labels)
+                    yield _Question(row, label, remembered, beside)
+
+    def _few_enough(self, group: Sequence[_Question]) -> Iterator[list[_Question]]:
+        """The questions in lots whose memories hold at most TOKENS tokens."""
+        memories = len(group[0].supports) + len(group[0].near)
+        lot = max(1, TOKENS // (memories * self.bank.tokens))
+        yield from (list(group[start : start + lot]) for start in range(0, len(group), lot))
+
+    def _recalled(
+        self, image: ImageEmbeddings, questions: Sequence[_Question], near: Sequence[_Neighbour]
+    ) -> MaskPrediction:
+        """The answers to questions with equally many supports and the same neighbours, one row each."""
+        beside = [near[i].of([q.label for q in questions]) for i in questions[0].near]
+        memory = Memory.cat([self.bank.memory([q.supports for q in questions]), *beside])
+        if not self.method.pointers:
+            memory = replace(memory, pointers=memory.pointers[:, :0], pointer_distance=())
+        return self.backbone.decode_recalled(self.backbone.recall(image[[q.row for q in questions]], memory))
+
+    def _left(self, number: int, image: ImageEmbeddings, answer: _Answer) -> _Neighbour:
+        """What the answer to one slice leaves for its neighbours, also of labels it did not find there."""
+        labels, parts = [], []
+        for questions, prediction in answer.seen:
+            labels += [q.label for q in questions]
+            parts.append(self.backbone.remember(image[[q.row for q in questions]], prediction, distance=1))
+        return _Neighbour(number, tuple(labels), _joined(parts))
+
+
+class SupportBank(nn.Module):
+    """What is kept of s support slices, in half precision: what retrieval compares, and a memory for each label held.
+
+    Buffers: `signature0`, ... (s, c, p); `spatial` (r, t, 64) and `pointers` (r, c), a row a memory; `position`
+    (t, 64), which all memories share; `rows` (s, k + 1), the memory of each slice and label, the last one of no label
+    at all, -1 where there is none; for each slice its `cases`, its `index` in the case and its relative `place`;
+    `names` of the cases, the bytes of a JSON list.
+    """
+
+    spatial: Tensor
+    position: Tensor
+    pointers: Tensor
+    rows: Tensor
+    cases: Tensor
+    index: Tensor
+    place: Tensor
+    names: Tensor
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self._rows: list[list[int]] = self.rows.tolist()
+        self._cases: list[int] = self.cases.tolist()
+
+    @classmethod
+    def joined(cls, parts: Sequence[SupportBank]) -> SupportBank:
+        """The slices of all parts, which are of one case each."""
+        tensors = {name: torch.cat([part.get_buffer(name) for part in parts]) for name, _ in parts[0].named_buffers()}
+        before = np.cumsum([0, *[len(part.spatial) for part in parts]])
+        rows = [torch.where(part.rows < 0, -1, part.rows + int(b)) for part, b in zip(parts, before, strict=False)]
+        cases = [torch.full_like(part.cases, number) for number, part in enumerate(parts)]
+        names = [name for part in parts for name in part.case_names]
+        own = {"rows": torch.cat(rows), "cases": torch.cat(cases), "names": _bytes(names)}
+        return cls(tensors | own | {"position": parts[0].position})
+
+    @property
+    def signatures(self) -> list[Tensor]:
+        """One level, or as many as the method compares."""
+        return [tensor for name, tensor in self.named_buffers() if name.startswith("signature")]
+
+    @property
+    def case_names(self) -> list[str]:
+        names: list[str] = json.loads(bytes(self.names.tolist()))
+        return names
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one memory."""
+        return int(self.spatial.shape[1])
+
+    def source(self, support: int) -> tuple[str, int]:
+        """Case of a support slice, and its number there."""
+        return self.case_names[self._cases[support]], int(self.index[support])
+
+    def holders(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
+        """Memories of those support slices that hold the label."""
+        return tuple(row for row in (self._rows[s][label] for s in supports) if row >= 0)
+
+    def without(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
+        """Empty memories of those that do not."""
+        return tuple(self._rows[s][-1] for s in supports if self._rows[s][label] < 0)
+
+    def memory(self, rows: Sequence[tuple[int, ...]]) -> Memory:
+        """Equally many memories for each object."""
+        chosen = torch.tensor(rows, device=self.spatial.device)
+        supports = chosen.shape[1]
+        spatial = self.spatial[chosen].float()
+        return Memory(
+            spatial,
+            self.position.expand_as(spatial),
+            self.pointers[chosen].float(),
+            (0,) * supports,
+            (1,) * supports,
+        )
+
+    def best(
+        self, scores: Float[Tensor, "n s"], places: Float[Tensor, " n"] | None, method: Fate
+    ) -> list[tuple[int, ...]]:
+        """For each slice the support slices of the highest scores, as the method's settings choose them."""
+        if method.foreground_only:
+            held = (self.rows[:, :-1] >= 0).any(dim=1)
+            scores = scores.masked_fill(~held, -torch.inf)
+        if places is not None and method.place_tolerance < 1:
+            near = (places[:, None] - self.place).abs() <= method.place_tolerance
+            near &= scores > -torch.inf
+            scores = scores.masked_fill(~near & near.any(dim=1, keepdim=True), -torch.inf)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        eligible = (scores > -torch.inf).sum(dim=1).tolist()
+        return [self._first(row[:n], method) for row, n in zip(order.tolist(), eligible, strict=True)]
+
+    def _first(self, order: list[int], method: Fate) -> tuple[int, ...]:
+        if method.diverse:
+            taken: Counter[int] = Counter()
+            turn = {}
+            for support in order:
+                turn[support] = taken[self._cases[support]]
+                taken[self._cases[support]] += 1
+            order = sorted(order, key=turn.__getitem__)
+        return tuple(order[: method.top_k])
+
+
+def signature(image: ImageEmbeddings, similarity: Similarity) -> list[Float[Tensor, "n _ _"]]:
+    """What slices are compared by: unit vectors at p places, or all feature levels as they are."""
+    if similarity == "l1":
+        return [level.flatten(2) for level in image.features]
+    cells = 1 if similarity == "pooled" else min(CELLS, image.main.shape[-1])
+    return [F.normalize(F.adaptive_avg_pool2d(image.main, cells).flatten(2), dim=1)]
+
+
+def likeness(asked: Sequence[Tensor], known: Sequence[Tensor], similarity: Similarity) -> Float[Tensor, "n s"]:
+    """How much n slices resemble s others, by the signatures of both; more is more alike."""
+    levels = [(a.flatten(1), b.to(a).flatten(1), a.shape[2]) for a, b in zip(asked, known, strict=True)]
+    if similarity == "l1":
+        return -torch.stack([torch.cdist(a, b, p=1) / places for a, b, places in levels]).mean(dim=0)
+    [(a, b, places)] = levels
+    return a @ b.T / places
+
+
+def keep_largest(label_map: LabelMap) -> None:
+    """Clears all but the largest connected piece of each label, in place; pieces that share a corner are one."""
+    for value in label_map.labels.values:
+        inside = label_map.array == value
+        box = ndimage.find_objects(inside.astype(np.uint8))
+        if not box:
+            continue
+        pieces, count = ndimage.label(inside[box[0]], np.ones((3, 3, 3)))
+        if count > 1:
+            largest = 1 + np.bincount(pieces.ravel())[1:].argmax()
+            label_map.array[box[0]][(pieces > 0) & (pieces != largest)] = 0
+
+
+@dataclass(frozen=True)
+class _Question:
+    """Whether and where a label is in a slice, and what memories answer it."""
+
+    row: int
+    label: int
+    supports: tuple[int, ...]
+    """Rows of the bank."""
+    near: tuple[int, ...]
+    """Which of the neighbours remember the label."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """What is known of a few slices; logits in the model's square, numbers on the CPU."""
+
+    numbers: tuple[int, ...]
+    logits: Float[Tensor, "n k s s"]
+    object_score: Float[Tensor, "n k"]
+    iou: Float[Tensor, "n k"]
+    retrieved: tuple[tuple[int, ...], ...]
+    seen: tuple[tuple[list[_Question], MaskPrediction], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Neighbour:
+    """What a slice that was answered leaves in memory: one row a label."""
+
+    number: int
+    labels: tuple[int, ...]
+    memory: Memory | None
+    """None where no label was asked for."""
+
+    def seen_from(self, number: int) -> _Neighbour:
+        """The same, as far away as it is from that slice."""
+        if self.memory is None:
+            return self
+        away = abs(self.number - number)
+        return replace(self, memory=replace(self.memory, distance=(away,), pointer_distance=(away,)))
+
+    def of(self, labels: Sequence[int]) -> Memory:
+        assert self.memory is not None
+        return self.memory[[self.labels.index(label) for label in labels]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A slice in the second sweep: what it looks like, its supports, and what the first sweep said of it."""
+
+    image: ImageEmbeddings
+    retrieved: tuple[int, ...]
+    left: _Neighbour
+
+
+class _Notes:
+    """Confidence of each slice, filled in as the answers come."""
+
+    def __init__(self, slices: int, labels: int) -> None:
+        self.object_score = torch.full((slices, labels), torch.nan)
+        self.iou = torch.full((slices, labels), torch.nan)
+        self.retrieved: list[tuple[int, ...]] = [()] * slices
+
+    def take(self, answer: _Answer) -> None:
+        for row, number in enumerate(answer.numbers):
+            self.object_score[number] = answer.object_score[row]
+            self.iou[number] = answer.iou[row]
+            self.retrieved[number] = answer.retrieved[row]
+
+
+def _with_memory(backbone: Backbone) -> MemoryBackbone:
+    if isinstance(backbone, MemoryBackbone):
+        return backbone
+    known = ", ".join(name for name, entry in BACKBONES.items() if entry.kind == "sam2")
+    raise SettingsError(
+        f"FATE needs a backbone with a memory, and {backbone.name!r} has none; take {known}, or any Sam2VideoModel"
+    )
+
+
+@torch.no_grad()
+def _encoded(backbone: Backbone, slices: Tensor) -> ImageEmbeddings:
+    """In half precision for a moment, as a cache keeps them: a cache changes no result."""
+    return backbone.encode(slices).to(torch.float16).to(torch.float32)
+
+
+@torch.no_grad()
+def _bank(method: Fate, labelled: LabelledSlices, backbone: MemoryBackbone) -> SupportBank:
+    """What one case is remembered by."""
+    rows, masks = _table(labelled.masks, method.allow_empty)
+    asked = torch.nonzero(rows >= 0)
+    signatures: list[list[Tensor]] = []
+    memories: list[Memory | None] = []
+    for start in range(0, len(masks), CHUNK):
+        image = _encoded(backbone, labelled.slices[start : start + CHUNK].to(backbone.device))
+        signatures.append([level.half() for level in signature(image, method.similarity)])
+        slices, labels = asked[(asked[:, 0] >= start) & (asked[:, 0] < start + CHUNK)].T
+        memories.append(_memorized(backbone, image, slices - start, masks[slices, labels]))
+        if len(asked) == 0:  # one of nothing, which no row of the table names
+            memories.append(_memorized(backbone, image, torch.tensor([0]), masks[:1, -1]))
+    memory = _joined(memories)
+    assert memory is not None
+    kept = {f"signature{i}": torch.cat(level) for i, level in enumerate(zip(*signatures, strict=True))}
+    return SupportBank(
+        kept
+        | {
+            "spatial": memory.spatial[:, 0].half(),
+            "position": memory.spatial_position[0, 0].clone(),
+            "pointers": memory.pointers[:, 0].half(),
+            "rows": rows,
+            "cases": torch.zeros(len(rows), dtype=torch.long),
+            "index": torch.tensor(labelled.index),
+            "place": (torch.tensor(labelled.index) + 0.5) / labelled.count,
+            "names": _bytes([labelled.case]),
+        }
+    )
+
+
+def _table(
+    masks: Float[Tensor, "n k h w"], allow_empty: bool
+) -> tuple[Int[Tensor, "n k+1"], Float[Tensor, "n k+1 h w"]]:
+    """Which memory each slice has of each label, and last of none of them, -1 where it has none; and the masks."""
+    asked = torch.cat([masks.flatten(2).any(dim=2), torch.full((len(masks), 1), allow_empty)], dim=1)
+    rows = torch.full(asked.shape, -1)
+    rows[asked] = torch.arange(int(asked.sum()))
+    return rows, torch.cat([masks, torch.zeros_like(masks[:, :1])], dim=1)
+
+
+def _memorized(
+    backbone: MemoryBackbone, image: ImageEmbeddings, rows: Int[Tensor, " o"], masks: Float[Tensor, "o h w"]
+) -> Memory | None:
+    """A memory of each mask on its slice of `image`; None without any.
+
+    A structure smaller than a pixel of the model's square is shown as the pixels it covers most.
+    """
+    if len(rows) == 0:
+        return None
+    parts = []
+    for lot in torch.arange(len(rows)).split(max(1, TOKENS // backbone.feature_side**2)):
+        inside = backbone.to_square(masks[lot, None].to(backbone.device), backbone.side)[:, 0]
+        shown = inside > inside.amax(dim=(1, 2), keepdim=True) / 2
+        parts.append(backbone.memorize(image[rows[lot].to(backbone.device)], shown.float()))
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Memory | None]) -> Memory | None:
+    """The objects of all parts, which remember equally much; None without any."""
+    some = [part for part in parts if part is not None]
+    if not some:
+        return None
+    return replace(
+        some[0],
+        spatial=torch.cat([p.spatial for p in some]),
+        spatial_position=torch.cat([p.spatial_position for p in some]),
+        pointers=torch.cat([p.pointers for p in some]),
+    )
+
+
+def _answered_together(questions: Iterator[_Question]) -> list[list[_Question]]:
+    """Questions with equally many supports and the same neighbours, which one call can answer."""
+    groups: dict[tuple[int, tuple[int, ...]], list[_Question]] = {}
+    for question in questions:
+        groups.setdefault((len(question.supports), question.near), []).append(question)
+    return list(groups.values())
+
+
+def _bytes(names: Sequence[str]) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)
