@@ -5,6 +5,7 @@ import torch
 
 import tiny_models
 from handful.backbones.base import Backbone
+from handful.backbones.catalog import load_backbone
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +22,9 @@ def sam() -> Backbone:
 @pytest.fixture(scope="session")
 def sam2() -> Backbone:
     return tiny_models.tiny_sam2()
+
+
+@pytest.fixture(scope="session")
+def handful_tiny() -> Backbone:
+    """The one that was trained, for answers that must be good without any training of the method's own."""
+    return load_backbone("handful-tiny")

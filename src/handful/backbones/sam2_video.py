@@ -31,6 +31,8 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
         truth = (into_square((masks[:, None] > 0).float(), self.side) > 0.5).float()
         shown = truth.flatten(1).amax(dim=1, keepdim=True)
         # As SAM 2 does it: the mask goes through the decoder once, as a dense prompt, to give the object its pointer.
+        # The authors make it of the single-mask token, transformers of the best of the others; SAM 2 was trained to
+        # make pointers of either. Here it is as in transformers, whose session must give the same.
         hint = into_square(self.model.mask_downsample(truth), self.mask_side)
         seen = self._decode_alone(
             replace(image, recalled=True), self.model.prompt_encoder.mask_embed(hint), multimask=True
@@ -63,6 +65,7 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
         return replace(image, features=(*image.features[:-1], main), recalled=True)
 
     def decode_recalled(self, image: ImageEmbeddings) -> MaskPrediction:
+        # The logits stay what the decoder says even where the object score denies the object: a training needs them.
         no_mask = self.model.prompt_encoder.no_mask_embed.weight[:, :, None, None]
         config = self.model.config
         multimask = config.multimask_output_in_sam and config.multimask_output_for_tracking

@@ -1,9 +1,9 @@
 """FATE-SAM: a memory model is shown the most similar support slices with their masks; nothing is trained.
 
 After He, Hu, Zhou, Jarraya and Liu, "Few-shot adaptation of training-free foundation model for 3D medical image
-segmentation" (arXiv 2501.09138). Two departures from the authors' code: a support is remembered per label, so that one
-that lacks a label says nothing of it, and retrieval also finds slices without any label, so that what is absent may
-stay absent. Their limits on pointers are those of the memories here: both reach as far as `window`.
+segmentation" (arXiv 2501.09138). It departs from the authors' code in three points. A support is remembered per label,
+so that one that lacks a label says nothing of it. Retrieval also finds slices without any label, so that what is absent
+may stay absent. Object pointers reach as far as `window`, where theirs reach 15 slices, and alike in both directions.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Fate:
     allow_empty: bool = False
     """Whether a retrieved support that lacks a label is remembered for it, with an empty mask, or left out. Either way
     a label that no retrieved support holds is absent."""
-    window: int = 6
+    window: int = 1
     """Predicted neighbours, at most this many slices away (0 to 6), that join the memory; 0 asks each slice alone."""
     pointers: bool = True
     """Whether object pointers join the spatial memories."""
@@ -354,7 +354,8 @@ class SupportBank(nn.Module):
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor, persistent=False)
         self._rows: list[list[int]] = self.rows.tolist()
-        self._cases: list[int] = self.cases.tolist()
+        self._sources = list(zip(self.cases.tolist(), self.index.tolist(), strict=True))
+        self._names: list[str] = json.loads(bytes(self.names.tolist()))
 
     @classmethod
     def joined(cls, parts: Sequence[SupportBank]) -> SupportBank:
@@ -363,7 +364,7 @@ class SupportBank(nn.Module):
         before = np.cumsum([0, *[len(part.spatial) for part in parts]])
         rows = [torch.where(part.rows < 0, -1, part.rows + int(b)) for part, b in zip(parts, before, strict=False)]
         cases = [torch.full_like(part.cases, number) for number, part in enumerate(parts)]
-        names = [name for part in parts for name in part.case_names]
+        names = [name for part in parts for name in part._names]
         own = {"rows": torch.cat(rows), "cases": torch.cat(cases), "names": _bytes(names)}
         return cls(tensors | own | {"position": parts[0].position})
 
@@ -373,18 +374,14 @@ class SupportBank(nn.Module):
         return [tensor for name, tensor in self.named_buffers() if name.startswith("signature")]
 
     @property
-    def case_names(self) -> list[str]:
-        names: list[str] = json.loads(bytes(self.names.tolist()))
-        return names
-
-    @property
     def tokens(self) -> int:
         """Tokens of one memory."""
         return int(self.spatial.shape[1])
 
     def source(self, support: int) -> tuple[str, int]:
         """Case of a support slice, and its number there."""
-        return self.case_names[self._cases[support]], int(self.index[support])
+        case, number = self._sources[support]
+        return self._names[case], number
 
     def holders(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
         """Memories of those support slices that hold the label."""
@@ -427,8 +424,9 @@ class SupportBank(nn.Module):
             taken: Counter[int] = Counter()
             turn = {}
             for support in order:
-                turn[support] = taken[self._cases[support]]
-                taken[self._cases[support]] += 1
+                case, _ = self._sources[support]
+                turn[support] = taken[case]
+                taken[case] += 1
             order = sorted(order, key=turn.__getitem__)
         return tuple(order[: method.top_k])
 
@@ -443,11 +441,8 @@ def signature(image: ImageEmbeddings, similarity: Similarity) -> list[Float[Tens
 
 def likeness(asked: Sequence[Tensor], known: Sequence[Tensor], similarity: Similarity) -> Float[Tensor, "n s"]:
     """How much n slices resemble s others, by the signatures of both; more is more alike."""
-    levels = [(a.flatten(1), b.to(a).flatten(1), a.shape[2]) for a, b in zip(asked, known, strict=True)]
-    if similarity == "l1":
-        return -torch.stack([torch.cdist(a, b, p=1) / places for a, b, places in levels]).mean(dim=0)
-    [(a, b, places)] = levels
-    return a @ b.T / places
+    few = zip(*[torch.split(level, CHUNK) for level in known], strict=True)  # in full precision, a few at a time
+    return torch.cat([_alike(asked, [level.to(asked[0]) for level in levels], similarity) for levels in few], dim=1)
 
 
 def keep_largest(label_map: LabelMap) -> None:
@@ -461,6 +456,14 @@ def keep_largest(label_map: LabelMap) -> None:
         if count > 1:
             largest = 1 + np.bincount(pieces.ravel())[1:].argmax()
             label_map.array[box[0]][(pieces > 0) & (pieces != largest)] = 0
+
+
+def _alike(asked: Sequence[Tensor], known: Sequence[Tensor], similarity: Similarity) -> Tensor:
+    levels = [(a.flatten(1), b.flatten(1), a.shape[2]) for a, b in zip(asked, known, strict=True)]
+    if similarity == "l1":
+        return -torch.stack([torch.cdist(a, b, p=1) / places for a, b, places in levels]).mean(dim=0)
+    [(a, b, places)] = levels
+    return a @ b.T / places
 
 
 @dataclass(frozen=True)
@@ -549,21 +552,23 @@ def _encoded(backbone: Backbone, slices: Tensor) -> ImageEmbeddings:
 
 @torch.no_grad()
 def _bank(method: Fate, labelled: LabelledSlices, backbone: MemoryBackbone) -> SupportBank:
-    """What one case is remembered by."""
+    """What one case is remembered by; pixels that nobody labelled count as outside."""
     rows, masks = _table(labelled.masks, method.allow_empty)
     asked = torch.nonzero(rows >= 0)
     signatures: list[list[Tensor]] = []
     memories: list[Memory | None] = []
     for start in range(0, len(masks), CHUNK):
         image = _encoded(backbone, labelled.slices[start : start + CHUNK].to(backbone.device))
-        signatures.append([level.half() for level in signature(image, method.similarity)])
+        signatures.append(signature(image, method.similarity))
         slices, labels = asked[(asked[:, 0] >= start) & (asked[:, 0] < start + CHUNK)].T
         memories.append(_memorized(backbone, image, slices - start, masks[slices, labels]))
         if len(asked) == 0:  # one of nothing, which no row of the table names
             memories.append(_memorized(backbone, image, torch.tensor([0]), masks[:1, -1]))
     memory = _joined(memories)
     assert memory is not None
-    kept = {f"signature{i}": torch.cat(level) for i, level in enumerate(zip(*signatures, strict=True))}
+    # means over whole slices differ by less than half precision tells apart, and are small
+    dtype = torch.float32 if method.similarity == "pooled" else torch.float16
+    kept = {f"signature{i}": torch.cat(level).to(dtype) for i, level in enumerate(zip(*signatures, strict=True))}
     return SupportBank(
         kept
         | {
@@ -599,7 +604,7 @@ def _memorized(
     if len(rows) == 0:
         return None
     parts = []
-    for lot in torch.arange(len(rows)).split(max(1, TOKENS // backbone.feature_side**2)):
+    for lot in torch.split(torch.arange(len(rows)), max(1, TOKENS // backbone.feature_side**2)):
         inside = backbone.to_square(masks[lot, None].to(backbone.device), backbone.side)[:, 0]
         shown = inside > inside.amax(dim=(1, 2), keepdim=True) / 2
         parts.append(backbone.memorize(image[rows[lot].to(backbone.device)], shown.float()))

@@ -1,0 +1,398 @@
+"""FATE's walk through a stack, on random SAM 2s whose object score says yes, and on handful-tiny where it must be good.
+
+Grey values are windowed by fixed numbers, so that changing one slice changes no other.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+
+import tiny_models
+from handful.backbones.base import Backbone, Memory, MemoryBackbone
+from handful.data.cases import Case, SupportSet
+from handful.data.slicing import Slicer
+from handful.data.volume import Geometry, LabelMap, Labels, Volume
+from handful.errors import SettingsError
+from handful.methods.catalog import build_method
+from handful.methods.fate import Fate, FateSegmenter, SliceConfidence, keep_largest
+from handful.synthesis.episodes import phantom_cohort
+from phantoms import LABELS, phantom, phantom_case, support_set
+
+PLAIN = Slicer(plane="axial", window=(0.0, 400.0))
+
+
+@pytest.fixture(scope="module")
+def video() -> MemoryBackbone:
+    """A random SAM 2 that believes each object to be there, as far as its memory does not forbid it."""
+    backbone = tiny_models.tiny_sam2_video(side=64)
+    with torch.no_grad():
+        backbone.model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(3.0)
+    return backbone
+
+
+def fitted(video: Backbone, support: SupportSet | None = None, **settings: object) -> FateSegmenter:
+    method = build_method("fate", settings)
+    assert isinstance(method, Fate)
+    return dataclasses.replace(method, slicer=PLAIN).fit(support or support_set(2), video)
+
+
+def answered(segmenter: FateSegmenter, volume: Volume) -> SliceConfidence:
+    """Confidence says more than a label map of random weights does: it feels every change of a mask or a memory."""
+    confidence = segmenter.segment_with_confidence(volume)[1]
+    assert (confidence.object_score > 0).any()
+    return confidence
+
+
+def changed(volume: Volume, number: int) -> Volume:
+    """The volume with another slice of that number, upside down and darker."""
+    array = volume.array.copy()
+    slices = PLAIN.view(Volume(array, volume.geometry)).of(array[0])
+    slices[number] = 0.8 * slices[number, ::-1]
+    return dataclasses.replace(volume, array=array)
+
+
+def mirrored(volume: Volume) -> Volume:
+    """The volume with its slices in reverse order, on the same grid."""
+    array = volume.array.copy()
+    slices = PLAIN.view(Volume(array, volume.geometry)).of(array[0])
+    slices[:] = slices[::-1].copy()
+    return dataclasses.replace(volume, array=array)
+
+
+def odd(volume: Volume) -> Volume:
+    """The first five slices, so that there is one in the middle."""
+    array = volume.array[:, :, :5]
+    return Volume(array, dataclasses.replace(volume.geometry, shape=array.shape[1:]))
+
+
+def same(a: torch.Tensor, b: torch.Tensor, atol: float = 0.0) -> bool:
+    return torch.allclose(a, b, rtol=0, atol=atol, equal_nan=True)
+
+
+@contextmanager
+def counted(backbone: Backbone) -> Iterator[list[int]]:
+    """Slices of each call of the image encoder meanwhile."""
+    sizes: list[int] = []
+    hook = backbone.image_encoder.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    yield sizes
+    hook.remove()
+
+
+def banded(seed: int) -> Case:
+    """Five slices of their own grey pattern; the ball is in the first three, the egg in the last alone."""
+    rng = np.random.default_rng(seed)
+    image = rng.uniform(0, 400, (24, 5, 28)).astype(np.float32)
+    labels = np.zeros(image.shape, dtype=np.int16)
+    labels[4:12, :3, 4:12] = 1
+    labels[12:20, 4, 10:22] = 3
+    geometry = dataclasses.replace(phantom(0)[0].geometry, shape=image.shape)
+    return Case(f"banded-{seed}", Volume(image[None], geometry), LabelMap(labels, geometry, LABELS), LABELS)
+
+
+def driven_by_hand(segmenter: FateSegmenter, case: Case) -> torch.Tensor:
+    """Object scores (n, k) of the case's own slices, one label after the other, by the backbone's verbs alone.
+
+    Every slice is a support of every slice; the middle is answered first, then down, then up; window 6.
+    """
+    backbone, view = segmenter.backbone, PLAIN.view(case.image)
+    image = backbone.encode(view.cut(0, 5)).to(torch.float16).to(torch.float32)
+    scores = torch.full((5, 2), torch.nan)
+    for column, value in enumerate(LABELS.values):
+        masks = torch.from_numpy((view.of(case.reference.array) == value).astype(np.float32))
+        held = [i for i in range(5) if masks[i].any()]
+        known = Memory.cat([backbone.memorize(image[i], masks[[i]]) for i in held])
+        known = dataclasses.replace(known, spatial=known.spatial.half().float(), pointers=known.pointers.half().float())
+        left: dict[int, Memory] = {}
+        for here in (2, 1, 0, 3, 4):
+            near = [
+                dataclasses.replace(memory, distance=(abs(here - there),), pointer_distance=(abs(here - there),))
+                for there, memory in left.items()
+            ]
+            prediction = backbone.decode_recalled(backbone.recall(image[here], Memory.cat([known, *near])))
+            left[here] = backbone.remember(image[here], prediction, distance=1)
+            scores[here, column] = prediction.object_score[0, 0]
+    return scores
+
+
+@torch.inference_mode()
+def test_the_walk_is_what_the_backbones_verbs_give_by_hand(video: MemoryBackbone):
+    case = banded(0)
+    segmenter = fitted(video, SupportSet((case,), LABELS), window=6, top_k=5)
+    expected = driven_by_hand(segmenter, case)
+    assert same(answered(segmenter, case.image).object_score, expected, 1e-4)
+
+
+def test_the_order_of_the_supports_does_not_matter(video: MemoryBackbone):
+    image, _ = phantom(7)
+    some = support_set(2)
+    turned = dataclasses.replace(some, cases=some.cases[::-1])
+    a, b = (answered(fitted(video, support, window=6, top_k=4), image) for support in (some, turned))
+    assert same(a.object_score, b.object_score, 1e-5)
+    assert same(a.iou, b.iou, 1e-5)
+    assert a.retrieved == b.retrieved
+
+
+def test_labels_that_change_their_numbers_keep_their_answers(video: MemoryBackbone):
+    def swapped(case: Case) -> Case:
+        array = case.reference.array
+        other = np.choose(array, [0, 3, 2, 1]).astype(array.dtype)
+        return dataclasses.replace(case, reference=dataclasses.replace(case.reference, array=other))
+
+    image, some = phantom(7)[0], support_set(2)
+    turned = dataclasses.replace(some, cases=tuple(map(swapped, some.cases)))
+    found, confidence = fitted(video, some, window=6).segment_with_confidence(image)
+    found_turned, confidence_turned = fitted(video, turned, window=6).segment_with_confidence(image)
+    assert same(confidence.object_score, confidence_turned.object_score.flip(1), 1e-5)
+    assert np.mean(found.array == np.choose(found_turned.array, [0, 3, 2, 1])) > 0.999
+
+
+def test_a_label_is_answered_alike_alone_and_among_others(video: MemoryBackbone):
+    def ball_only(case: Case) -> Case:
+        kept = np.where(case.reference.array == 1, 1, 0).astype(np.int16)
+        labels = Labels((1,), ("ball",))
+        return dataclasses.replace(case, reference=LabelMap(kept, case.reference.geometry, labels), labels=labels)
+
+    image, some = phantom(7)[0], support_set(2)
+    alone = SupportSet(tuple(map(ball_only, some.cases)), Labels((1,), ("ball",)))
+    among = answered(fitted(video, some, window=6), image)
+    single = answered(fitted(video, alone, window=6), image)
+    assert same(among.object_score[:, :1], single.object_score, 1e-5)
+    assert same(among.iou[:, :1], single.iou, 1e-5)
+
+
+def test_without_neighbours_a_slice_is_answered_from_itself(video: MemoryBackbone):
+    image, _ = phantom(7)
+    segmenter = fitted(video, window=0, pointers=False)
+    before, after = answered(segmenter, image), answered(segmenter, changed(image, 3))
+    others = [0, 1, 2, 4, 5]
+    assert same(before.object_score[others], after.object_score[others], 1e-5)
+    assert not same(before.object_score[3], after.object_score[3], 1e-3)
+
+
+def test_the_first_walk_knows_nothing_of_the_other_side(video: MemoryBackbone):
+    image, _ = phantom(7)
+    segmenter = fitted(video, window=2)
+    before, after = answered(segmenter, image), answered(segmenter, changed(image, 4))
+    assert same(before.object_score[:4], after.object_score[:4], 1e-5)
+    assert not same(before.object_score[5], after.object_score[5], 1e-6)
+
+
+def test_a_mirrored_stack_gets_the_mirrored_answer(video: MemoryBackbone):
+    image = odd(phantom(7)[0])
+    segmenter = fitted(video, window=6, forward_uses_reverse=False)
+    found, confidence = segmenter.segment_with_confidence(image)
+    turned, confidence_turned = segmenter.segment_with_confidence(mirrored(image))
+    assert same(confidence.object_score, confidence_turned.object_score.flip(0), 1e-5)
+    assert np.mean(found.array[:, ::-1] == turned.array) > 0.999
+    carried = answered(fitted(video, window=6), image)  # where the second walk remembers the first, it cannot be
+    assert not same(confidence.object_score, carried.object_score, 1e-6)
+
+
+def test_farther_neighbours_and_pointers_count(video: MemoryBackbone):
+    image, _ = phantom(7)
+    scores = [
+        answered(fitted(video, window=window, pointers=pointers), image).object_score
+        for window, pointers in ((0, True), (1, True), (6, True), (6, False))
+    ]
+    assert not any(same(a, b, 1e-6) for a, b in itertools.pairwise(scores))
+
+
+def test_a_label_first_seen_late_is_answered_and_none_lingers(video: MemoryBackbone):
+    """Each slice retrieves itself: what is asked for is what its own support holds, no matter what came before."""
+    case = banded(0)
+    segmenter = fitted(video, SupportSet((case,), LABELS), window=6, top_k=1)
+    confidence = answered(segmenter, case.image)
+    numbers = [index for ((_, index),) in confidence.retrieved]
+    held = (PLAIN.view(case.image).of(case.reference.array)[..., None] == LABELS.values).any(axis=(1, 2))
+    assert numbers == [0, 1, 2, 3, 4]
+    assert np.array_equal(~confidence.object_score.isnan().numpy(), held)
+
+
+def test_volumes_leave_no_trace_in_each_other(video: MemoryBackbone):
+    segmenter = fitted(video, window=6)
+    first = answered(segmenter, phantom(7)[0])
+    segmenter.predict(phantom(8)[0])
+    assert same(first.object_score, answered(segmenter, phantom(7)[0]).object_score)
+
+
+@pytest.mark.parametrize("allow_empty", [False, True])
+def test_what_no_retrieved_support_holds_stays_absent(video: MemoryBackbone, allow_empty: bool):
+    image, _ = phantom(7)
+    array = image.array.copy()
+    air = dataclasses.replace(image, array=np.random.default_rng(0).uniform(0, 20, array.shape).astype(np.float32))
+    nothing = dataclasses.replace(phantom(0)[1], array=np.zeros(array.shape[1:], dtype=np.int16))
+    empty = dataclasses.replace(phantom_case(0), name="air", image=air, reference=nothing)
+    support = SupportSet((*support_set(1).cases, empty), LABELS)
+    segmenter = fitted(video, support, top_k=3, allow_empty=allow_empty)
+    found, confidence = segmenter.segment_with_confidence(air)
+    assert not found.array.any()
+    assert confidence.object_score.isnan().all()
+    always = fitted(video, support, top_k=3, foreground_only=True)
+    assert not answered(always, air).object_score.isnan().all()
+
+
+def test_an_empty_mask_speaks_where_it_is_allowed_to(video: MemoryBackbone):
+    image, _ = phantom(7)
+    silent, speaking = (answered(fitted(video, top_k=8, allow_empty=allowed), image) for allowed in (False, True))
+    assert same(silent.object_score.isnan(), speaking.object_score.isnan())
+    assert not same(silent.object_score, speaking.object_score, 1e-3)
+
+
+def test_an_object_whose_score_is_negative_is_absent(video: MemoryBackbone):
+    doubting = tiny_models.tiny_sam2_video(side=64)
+    with torch.no_grad():
+        doubting.model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(-30.0)
+    found, confidence = fitted(doubting, window=1).segment_with_confidence(phantom(7)[0])
+    assert (confidence.object_score[~confidence.object_score.isnan()] < 0).all()
+    assert not found.array.any()
+
+
+def test_a_slice_without_signal_stays_empty(video: MemoryBackbone):
+    image, _ = phantom(7)
+    blank = dataclasses.replace(image, array=np.full_like(image.array, 100))
+    found, confidence = fitted(video, foreground_only=True).segment_with_confidence(blank)
+    assert not found.array.any()
+    assert confidence.retrieved == ((),) * 6
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_each_query_slice_is_encoded_once_and_no_support_again(video: MemoryBackbone, window: int):
+    with counted(video) as in_fit:
+        segmenter = fitted(video, window=window)
+    with counted(video) as in_predict:
+        segmenter.predict(phantom(7)[0])
+    assert (sum(in_fit), sum(in_predict)) == (2 * 6, 6)
+
+
+def test_the_second_sweep_looks_both_ways(video: MemoryBackbone):
+    image, _ = phantom(7)
+    once, twice = (fitted(video, window=1, second_sweep=again) for again in (False, True))
+    assert same(answered(once, image).object_score[4], answered(once, changed(image, 5)).object_score[4], 1e-5)
+    assert not same(answered(twice, image).object_score[4], answered(twice, changed(image, 5)).object_score[4], 1e-6)
+    with counted(video) as encoded:
+        twice.predict(image)
+    assert sum(encoded) == 2 * 6
+
+
+def test_fused_walks_make_no_difference_between_up_and_down(video: MemoryBackbone):
+    image, _ = phantom(7)
+    segmenter = fitted(video, window=2, fuse=True)
+    confidence, turned = answered(segmenter, image), answered(segmenter, mirrored(image))
+    assert same(confidence.object_score, turned.object_score.flip(0), 1e-5)
+    assert not same(confidence.object_score, answered(fitted(video, window=2), image).object_score, 1e-6)
+
+
+@pytest.mark.parametrize(("start", "expected"), [("middle", 2), ("best", 1)])
+def test_the_walk_begins_in_the_middle_or_where_most_labels_are(video: MemoryBackbone, start: str, expected: int):
+    """The slice it begins with is the only one that is answered as if it had no neighbours."""
+    case = banded(0)
+    labels = case.reference.array.copy()
+    labels[:] = 0
+    labels[4:12, :, 4:12] = 1
+    labels[12:20, 1, 10:22] = 3
+    case = dataclasses.replace(case, reference=dataclasses.replace(case.reference, array=labels))
+    support = SupportSet((case,), LABELS)
+    alone = answered(fitted(video, support, top_k=1, window=0), case.image)
+    walked = answered(fitted(video, support, top_k=1, window=1, start=start), case.image)
+    unmoved = [i for i in range(5) if same(alone.object_score[i, :1], walked.object_score[i, :1], 1e-6)]
+    assert [PLAIN.view(case.image).of(np.indices(labels.shape)[1])[i, 0, 0] for i in unmoved] == [expected]
+
+
+def test_diverse_supports_come_from_every_case(video: MemoryBackbone):
+    image = phantom(0)[0]
+    for diverse in (False, True):
+        confidence = answered(fitted(video, support_set(3), top_k=3, diverse=diverse), image)
+        cases = [len({case for case, _ in supports}) for supports in confidence.retrieved]
+        assert (min(cases) == 3) is diverse
+
+
+def test_supports_lie_near_where_they_are_told_to(video: MemoryBackbone):
+    image, _ = phantom(7)
+    for tolerance in (1.0, 0.1):
+        confidence = answered(fitted(video, top_k=2, place_tolerance=tolerance), image)
+        away = [abs(number - i) for i, supports in enumerate(confidence.retrieved) for _, number in supports]
+        assert (max(away) == 0) is (tolerance == 0.1)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "pooled", "l1"])
+def test_a_slice_of_the_support_retrieves_itself_first(video: MemoryBackbone, similarity: str):
+    confidence = answered(fitted(video, support_set(3), similarity=similarity), phantom(1)[0])
+    assert [supports[0] for supports in confidence.retrieved] == [("phantom-1", number) for number in range(6)]
+
+
+def test_a_structure_finer_than_the_models_square_is_still_remembered(video: MemoryBackbone):
+    geometry = Geometry((300, 300, 1), np.eye(4))
+    image = Volume(np.random.default_rng(0).uniform(0, 400, (1, 300, 300, 1)).astype(np.float32), geometry)
+    labels = np.zeros(geometry.shape, dtype=np.int16)
+    labels[100, 100], labels[200:220, 200:220] = 1, 3
+    support = SupportSet((Case("fine", image, LabelMap(labels, geometry, LABELS), LABELS),), LABELS)
+    segmenter = Fate(slicer=Slicer(plane="axial", window=(0.0, 400.0))).fit(support, video)
+    forgotten = video.model.no_object_pointer[0].half()
+    assert len(segmenter.bank.pointers) == 2
+    assert not any(torch.allclose(pointer, forgotten, atol=1e-2) for pointer in segmenter.bank.pointers)
+
+
+def test_pictures_of_several_sizes_need_no_neighbours(video: MemoryBackbone):
+    def picture(seed: int, height: int, width: int) -> Case:
+        rng = np.random.default_rng(seed)
+        geometry = Geometry((width, height, 1), np.eye(4), unit="pixel")
+        labels = np.zeros(geometry.shape, dtype=np.int16)
+        labels[2:9, 2:9], labels[10:16, 8:15] = 1, 3
+        image = Volume(rng.integers(0, 255, (3, *geometry.shape), dtype=np.uint8), geometry)
+        return Case(f"picture-{seed}", image, LabelMap(labels, geometry, LABELS), LABELS)
+
+    support = SupportSet((picture(0, 20, 30), picture(1, 33, 21)), LABELS)
+    query = picture(2, 40, 26).image
+    found, confidence = Fate(window=6).fit(support, video).segment_with_confidence(query)
+    assert found.array.shape == (26, 40, 1)
+    assert sorted(confidence.retrieved[0]) == [("picture-0", 0), ("picture-1", 0)]
+    assert not confidence.object_score.isnan().any()
+
+
+def test_only_the_largest_piece_of_each_label_is_kept():
+    labels = np.zeros((9, 9, 3), dtype=np.int16)
+    labels[:3, :3], labels[3, 3, 0], labels[6:8, 6:8, 1] = 1, 1, 1
+    labels[5, 0, 0] = 3
+    expected = labels.copy()
+    expected[6:8, 6:8, 1] = 0
+    found = LabelMap(labels, Geometry(labels.shape, np.eye(4)), LABELS)
+    keep_largest(found)
+    assert np.array_equal(found.array, expected)
+
+
+def test_a_backbone_without_memory_is_refused_with_those_that_have_one(sam2: Backbone, video: MemoryBackbone):
+    with pytest.raises(SettingsError, match=r"'tiny-sam2' has none; take handful-tiny, .*sam2\.1-hiera-tiny"):
+        Fate().fit(support_set(1), sam2)
+    learned = fitted(video).learned()
+    with pytest.raises(SettingsError, match="'tiny-sam2' has none"):
+        Fate().restore(LABELS, PLAIN, sam2, learned)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"top_k": 0}, {"window": 7}, {"window": -1}, {"place_tolerance": 1.5}, {"window": 0, "fuse": True},
+     {"window": 0, "second_sweep": True}, {"similarity": "taste"}, {"start": "end"}],
+)  # fmt: skip
+def test_settings_that_mean_nothing_are_refused(settings: dict[str, object]):
+    with pytest.raises(SettingsError, match=list(settings)[-1]):
+        build_method("fate", settings)
+
+
+def test_left_and_right_stay_left_and_right(handful_tiny: MemoryBackbone):
+    cases = []
+    for scan in phantom_cohort(3, seed=0, shape=(96, 88, 10)):
+        geometry, labels = Geometry(scan.image.shape, scan.affine), Labels.of(scan.names)
+        reference = LabelMap(scan.labels, geometry, labels)
+        cases.append(Case(scan.name, Volume(scan.image[None], geometry), reference, labels))
+    truth = cases[2].reference
+    found = Fate().fit(SupportSet(tuple(cases[:2]), truth.labels), handful_tiny).predict(cases[2].image)
+    left, right = (value for value, name in truth.labels.as_dict().items() if "kidney" in name)
+    for own, other in ((left, right), (right, left)):
+        there = found.array[truth.array == own]
+        assert (there == own).mean() > 0.4
+        assert (there == other).mean() < 0.04
