@@ -9,10 +9,11 @@ on where it was. With --table nothing is computed: the tables of the lines so fa
 Four volumes or 16 images are drawn as support; all else is measured on the same at most --cases unseen cases.
 
 - prompts: the reference's box, each side moved by up to 5 % of the box, and as a floor the ellipse that fills this box,
-  which asks no backbone; a click on the centre; that and four corrective clicks, each on the centre of the largest
-  error with the logits so far as mask prompt. An object is a label on a slice; in dsb2018, busi and kvasir_seg it is a
-  connected component of at least 30 pixels, of which the 30 largest are asked for. Only slices that hold a label are
-  shown, of openkbp every third. A case's Dice is of each label, pooled over its objects, then the mean over labels.
+  which asks no backbone; the box with this ellipse as a rough mask prompt; a click on the centre; that and four
+  corrective clicks, each on the centre of the largest error with the logits so far as mask prompt. An object is a label
+  on a slice; in dsb2018, busi and kvasir_seg it is a connected component of at least 30 pixels, of which the 30 largest
+  are asked for. Only slices that hold a label are shown, of openkbp every third. A case's Dice is of each label, pooled
+  over its objects, then the mean over labels.
 - memory: the method `fate` fitted on the support, the same with random weights, and the nearest-slice floor, of openkbp
   on at most 6 cases. A case's Dice is the mean over labels. Absent called present, of `fate`: the share of (slice,
   label) pairs in which the reference does not hold the label but the prediction has a voxel of it, averaged over cases;
@@ -76,7 +77,7 @@ LEAST_PIXELS, MOST_COMPONENTS = 30, 30
 JITTER, CLICKS = 0.05, 5
 OBJECTS = 16
 """Objects decoded at once."""
-PROMPTS = ("ellipse in box", "box", "1 click", f"{CLICKS} clicks")
+PROMPTS = ("ellipse in box", "box", "box and ellipse", "1 click", f"{CLICKS} clicks")
 FLOOR, MEMORY, RANDOM = "nearest slice", "memory", "memory, random weights"
 ABSENT = "absent called present"
 LABELS, SUPPORTS, ROUNDS = 4, 5, 20
@@ -230,13 +231,15 @@ def answers(
         return backbone.decode(image, backbone.embed(prompts, size)).cpu()
 
     box = boxes(masks, JITTER, rng)
+    ellipse = ellipses(box, size)
     boxed = ask(Prompts(boxes=box))
+    refined = ask(Prompts(boxes=box, masks=torch.where(ellipse, 6.0, -6.0)))
     prompts = centre_points(masks)
     clicked = logits = ask(prompts)
     for _ in range(CLICKS - 1):
         prompts = append_points(prompts, deepest_corrections(logits > 0, masks))
         logits = ask(replace(prompts, masks=logits))
-    given = (ellipses(box, size), boxed > 0, clicked > 0, logits > 0)
+    given = (ellipse, boxed > 0, refined > 0, clicked > 0, logits > 0)
     return {kind: found[:, 0] for kind, found in zip(PROMPTS, given, strict=True)}
 
 
