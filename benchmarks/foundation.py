@@ -9,11 +9,12 @@ on where it was. With --table nothing is computed: the tables of the lines so fa
 Four volumes or 16 images are drawn as support; all else is measured on the same at most --cases unseen cases.
 
 - prompts: the reference's box, each side moved by up to 5 % of the box, and as a floor the ellipse that fills this box,
-  which asks no backbone; the box with this ellipse as a rough mask prompt; a click on the centre; that and four
-  corrective clicks, each on the centre of the largest error with the logits so far as mask prompt. An object is a label
-  on a slice; in dsb2018, busi and kvasir_seg it is a connected component of at least 30 pixels, of which the 30 largest
-  are asked for. Only slices that hold a label are shown, of openkbp every third. A case's Dice is of each label, pooled
-  over its objects, then the mean over labels.
+  which asks no backbone; closer: each object seen in a window three times its box, encoded by itself, without and with
+  the ellipse as a rough mask prompt; a click on the centre; that and four corrective clicks, each on the centre of the
+  largest error with the logits so far as mask prompt. An object is a label on a slice; in dsb2018, busi and kvasir_seg
+  it is a connected component of at least 30 pixels, of which the 30 largest are asked for. Only slices that hold a
+  label are shown, of openkbp every third. A case's Dice is of each label, pooled over its objects, then the mean over
+  labels.
 - memory: the method `fate` fitted on the support, the same with random weights, and the nearest-slice floor, of openkbp
   on at most 6 cases. A case's Dice is the mean over labels. Absent called present, of `fate`: the share of (slice,
   label) pairs in which the reference does not hold the label but the prediction has a voxel of it, averaged over cases;
@@ -43,6 +44,7 @@ from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone, ImageEmbeddings, Memory, MemoryBackbone
 from handful.backbones.catalog import BACKBONES, load_backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.backbones.zoom import decode_zoomed
 from handful.data.cases import Case, Cohort, SupportSet
 from handful.data.files import read_cohort
 from handful.data.slicing import Slicer
@@ -77,7 +79,7 @@ LEAST_PIXELS, MOST_COMPONENTS = 30, 30
 JITTER, CLICKS = 0.05, 5
 OBJECTS = 16
 """Objects decoded at once."""
-PROMPTS = ("ellipse in box", "box", "box and ellipse", "1 click", f"{CLICKS} clicks")
+PROMPTS = ("ellipse in box", "box", "box, closer", "box and ellipse, closer", "1 click", f"{CLICKS} clicks")
 FLOOR, MEMORY, RANDOM = "nearest slice", "memory", "memory, random weights"
 ABSENT = "absent called present"
 LABELS, SUPPORTS, ROUNDS = 4, 5, 20
@@ -182,11 +184,13 @@ def prompted_case(backbone: Backbone, draw: Draw, slicer: Slicer, case: Case) ->
     shown = np.flatnonzero(np.isin(classes, labels).any(axis=(1, 2)))[:: EVERY.get(draw.name, 1)]
     counts = {kind: np.zeros((len(labels), 2)) for kind in PROMPTS}
     for chunk in (shown[start : start + CHUNK] for start in range(0, len(shown), CHUNK)):
-        image = backbone.encode(view.take(chunk.tolist()).to(backbone.device))
+        slices = view.take(chunk.tolist())
+        image = backbone.encode(slices.to(backbone.device))
         objects = [o for row, number in enumerate(chunk) for o in objects_of(draw.name, row, classes[number], labels)]
         for some in (objects[start : start + OBJECTS] for start in range(0, len(objects), OBJECTS)):
             truth = torch.from_numpy(np.stack([one.mask for one in some]))
-            found = answers(backbone, image[[one.row for one in some]], truth, rng)
+            rows = [one.row for one in some]
+            found = answers(backbone, slices[rows], image[rows], truth, rng)
             for kind, masks in found.items():
                 twice = 2 * (masks & truth).sum(dim=(1, 2)).numpy()
                 both = (masks.sum(dim=(1, 2)) + truth.sum(dim=(1, 2))).numpy()
@@ -222,7 +226,11 @@ def objects_of(name: str, row: int, classes: NDArray[Any], labels: NDArray[Any])
 
 
 def answers(
-    backbone: Backbone, image: ImageEmbeddings, truth: Bool[Tensor, "o h w"], rng: Generator
+    backbone: Backbone,
+    slices: Float[Tensor, "o c h w"],
+    image: ImageEmbeddings,
+    truth: Bool[Tensor, "o h w"],
+    rng: Generator,
 ) -> dict[str, Bool[Tensor, "o h w"]]:
     """What the backbone answers to each kind of prompt, one object a row."""
     masks, size = truth[:, None], (truth.shape[-2], truth.shape[-1])
@@ -233,13 +241,13 @@ def answers(
     box = boxes(masks, JITTER, rng)
     ellipse = ellipses(box, size)
     boxed = ask(Prompts(boxes=box))
-    refined = ask(Prompts(boxes=box, masks=torch.where(ellipse, 6.0, -6.0)))
+    closer = [decode_zoomed(backbone, slices, box, rough) for rough in (None, torch.where(ellipse, 6.0, -6.0))]
     prompts = centre_points(masks)
     clicked = logits = ask(prompts)
     for _ in range(CLICKS - 1):
         prompts = append_points(prompts, deepest_corrections(logits > 0, masks))
         logits = ask(replace(prompts, masks=logits))
-    given = (ellipse, boxed > 0, refined > 0, clicked > 0, logits > 0)
+    given = (ellipse, boxed > 0, *(seen > 0 for seen in closer), clicked > 0, logits > 0)
     return {kind: found[:, 0] for kind, found in zip(PROMPTS, given, strict=True)}
 
 

@@ -11,6 +11,7 @@ from handful.backbones.catalog import load_backbone
 from handful.checkpoint import describe_support, load, save
 from handful.errors import CheckpointError
 from handful.methods.base import Segmenter
+from handful.methods.fate import Fate
 from handful.methods.nearest_slice import NearestSlice
 from phantoms import support_set
 
@@ -70,6 +71,21 @@ def test_the_card_names_labels_cases_and_where_the_data_came_from(segmenter: Seg
     card = (tmp_path / "s" / "README.md").read_text()
     for word in ("ball", "egg", "phantom-0", "phantom-1", "nearest-slice", "patient-derived", "Licence"):
         assert word in card
+
+
+def test_the_card_of_fate_says_that_the_folder_holds_pictures_of_patients(tmp_path: Path):
+    method = Fate()
+    fitted = method.fit(support_set(1), tiny_models.tiny_sam2_video(side=64))
+    save(fitted, tmp_path / "s", method_name="fate", method=method, provenance={})
+    card = " ".join((tmp_path / "s" / "README.md").read_text().split())
+    assert "patient-derived data" in card
+    assert "small pictures of these slices" in card
+
+
+def test_the_card_speaks_of_no_pictures_where_none_are_kept(segmenter: Segmenter, tmp_path: Path):
+    card = (keep(segmenter, tmp_path / "s") / "README.md").read_text()
+    assert "patient-derived data" in card
+    assert "pictures" not in card
 
 
 def test_the_support_is_described_by_name_and_content():

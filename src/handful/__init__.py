@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from handful.backbones.base import Backbone, ImageEmbeddings, MemoryBackbone, PromptEmbeddings
     from handful.backbones.cached import CachedBackbone, cached
     from handful.backbones.catalog import BACKBONES, load_backbone
+    from handful.backbones.zoom import decode_zoomed
     from handful.checkpoint import describe_support, load, save
     from handful.cohort.choice import DEVICES, choose_cases, choose_device, choose_support
     from handful.cohort.demo import draw_episodes, write_phantom_cohort
@@ -37,9 +38,11 @@ if TYPE_CHECKING:
     )
     from handful.evaluation.evaluate import Report, evaluate, evaluate_folders
     from handful.evaluation.overlay import write_overlay
+    from handful.evaluation.preview import write_preview
     from handful.evaluation.report import print_table, write_csv, write_json, write_nnunet_summary
     from handful.methods.base import Method, Segmenter
     from handful.methods.catalog import METHODS, build_method, method_settings
+    from handful.methods.fate import Fate
     from handful.methods.few_shot_prompts import FewShotPrompts
     from handful.methods.nearest_slice import NearestSlice
     from handful.pretraining.pretrain import PretrainConfig, pretrain, processors
@@ -51,6 +54,7 @@ _ROOMS = {
     "handful.backbones.base": ("Backbone", "ImageEmbeddings", "MemoryBackbone", "PromptEmbeddings"),
     "handful.backbones.cached": ("CachedBackbone", "cached"),
     "handful.backbones.catalog": ("BACKBONES", "load_backbone"),
+    "handful.backbones.zoom": ("decode_zoomed",),
     "handful.checkpoint": ("describe_support", "load", "save"),
     "handful.cohort.choice": ("DEVICES", "choose_cases", "choose_device", "choose_support"),
     "handful.cohort.demo": ("draw_episodes", "write_phantom_cohort"),
@@ -82,9 +86,11 @@ _ROOMS = {
     ),
     "handful.evaluation.evaluate": ("Report", "evaluate", "evaluate_folders"),
     "handful.evaluation.overlay": ("write_overlay",),
+    "handful.evaluation.preview": ("write_preview",),
     "handful.evaluation.report": ("print_table", "write_csv", "write_json", "write_nnunet_summary"),
     "handful.methods.base": ("Method", "Segmenter"),
     "handful.methods.catalog": ("METHODS", "build_method", "method_settings"),
+    "handful.methods.fate": ("Fate",),
     "handful.methods.few_shot_prompts": ("FewShotPrompts",),
     "handful.methods.nearest_slice": ("NearestSlice",),
     "handful.pretraining.pretrain": ("PretrainConfig", "pretrain", "processors"),
@@ -108,6 +114,7 @@ __all__ = [
     "CohortResult",
     "DamagedFile",
     "EmbedResult",
+    "Fate",
     "FewShotPrompts",
     "Finding",
     "FitConfig",
@@ -141,6 +148,7 @@ __all__ = [
     "choose_cases",
     "choose_device",
     "choose_support",
+    "decode_zoomed",
     "describe_support",
     "draw_episodes",
     "embed_cohort",
@@ -167,6 +175,7 @@ __all__ = [
     "write_nnunet_summary",
     "write_overlay",
     "write_phantom_cohort",
+    "write_preview",
     "write_volume",
 ]
 

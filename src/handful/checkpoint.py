@@ -32,6 +32,8 @@ from handful.methods.catalog import build_method, method_settings, read_settings
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses newer ones."""
+PICTURES = "thumbnails"
+"""What a method calls the pictures of its support, where it keeps any."""
 RECORD, WEIGHTS, CARD = "segmenter.json", "weights.safetensors", "README.md"
 LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")
 
@@ -76,7 +78,8 @@ def save(
         versions=_versions(),
         provenance=dict(provenance),
     )
-    _place(folder, {RECORD: _json(record).encode(), WEIGHTS: weights, CARD: _card(record, len(weights)).encode()})
+    card = _card(record, len(weights), PICTURES in learned)
+    _place(folder, {RECORD: _json(record).encode(), WEIGHTS: weights, CARD: card.encode()})
 
 
 def load(folder: Path, backbone: Backbone | None = None) -> Segmenter:
@@ -183,11 +186,12 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _card(record: Record, size: int) -> str:
+def _card(record: Record, size: int, with_pictures: bool) -> str:
     labels = "\n".join(f"- {value}: {name}" for value, name in record.labels.items())
     support = "\n".join(f"- {_support_line(case)}" for case in record.provenance.get("support", ["not recorded"]))
     known = BACKBONES.get(record.backbone)
     licence = known.licence if known else f"as where the weights {record.backbone!r} come from says"
+    pictures = ",\nand small pictures of these slices with their labels" if with_pictures else ""
     return f"""# Segmenter: {", ".join(record.labels.values())}
 
 Fitted by handful {record.versions["handful"]} with the method `{record.method}` on the backbone `{record.backbone}`
@@ -208,8 +212,8 @@ Slices: {json.dumps(record.slicer)}.
 
 Licence of the base weights: {licence}.
 
-`weights.safetensors` was learned from patients' images: it holds embeddings or labels of their slices. Treat it as
-patient-derived data, and share it only where you might share the images themselves.
+`weights.safetensors` was learned from patients' images: it holds embeddings or labels of their slices{pictures}.
+Treat it as patient-derived data, and share it only where you might share the images themselves.
 
 Not a medical device. A person must look at every result before anyone acts on it.
 """

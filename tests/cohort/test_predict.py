@@ -5,15 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import small_cohort
 from handful.backbones.base import Backbone
+from handful.backbones.catalog import load_backbone
 from handful.cohort.fit import fit_to_folder
 from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort, predict_file, support_among
 from handful.data.cases import Case, Cohort, SupportSet
 from handful.data.files import read_cohort, read_label_map, write_label_map, write_volume
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import BusyError, CheckpointError, InputError, UnsupportedInput
+from handful.methods.fate import Fate
 from handful.methods.nearest_slice import NearestSlice
 
 NAMES = ("case-0", "case-1", "case-2", "case-3")
@@ -153,6 +156,44 @@ def test_previews_lie_apart_so_that_the_folder_stays_one_of_label_maps(model: Pa
     assert len(read_cohort(tmp_path).cases) == 2
 
 
+def test_a_case_done_without_a_preview_is_done_again_when_one_is_asked_for(model: Path, cohort: Cohort, tmp_path: Path):
+    predict_cohort(model, cohort.cases[:2], tmp_path)
+    with_previews = PredictConfig(preview=True)
+    assert predict_cohort(model, cohort.cases[:2], tmp_path, with_previews).done == ("case-0", "case-1")
+    (tmp_path / "previews" / "case-1.png").unlink()
+    result = predict_cohort(model, cohort.cases[:2], tmp_path, with_previews)
+    assert (result.done, result.skipped) == (("case-1",), ("case-0",))
+
+
+def test_no_preview_of_an_earlier_answer_stays(model: Path, own: Path, tmp_path: Path):
+    run(model, own, tmp_path / "out", preview=True)
+    shutil.copy(own / "images" / "case-3.nii.gz", own / "images" / "case-0.nii.gz")
+    run(model, own, tmp_path / "out")
+    assert visible(tmp_path / "out" / "previews") == ["case-1.png", "case-2.png", "case-3.png"]
+
+
+def test_a_picture_that_handful_did_not_draw_stays_where_none_is_asked_for(model: Path, cohort: Cohort, tmp_path: Path):
+    (tmp_path / "previews").mkdir()
+    (tmp_path / "previews" / "case-0.png").write_bytes(b"a holiday")
+    predict_cohort(model, cohort.cases[:1], tmp_path)
+    assert (tmp_path / "previews" / "case-0.png").read_bytes() == b"a holiday"
+
+
+def test_a_fate_preview_is_drawn_from_the_fitted_folder_alone(cohort: Cohort, support: SupportSet, tmp_path: Path):
+    fit_to_folder("fate", Fate(), support, load_backbone("handful-tiny"), tmp_path / "fate")
+    fit_to_folder("fate", Fate(top_k=2), support, load_backbone("handful-tiny"), tmp_path / "narrow")
+    sizes = []
+    for name in ("fate", "narrow"):
+        result = predict_cohort(
+            tmp_path / name, cohort.cases[2:3], tmp_path / f"{name}-out", PredictConfig(preview=True)
+        )
+        assert result.done == ("case-2",)
+        assert small_cohort.files_below(tmp_path / f"{name}-out" / "previews") == ["case-2.png"]
+        with Image.open(tmp_path / f"{name}-out" / "previews" / "case-2.png") as picture:
+            sizes.append(picture.width)
+    assert sizes[0] - sizes[1] == pytest.approx(3 * 1.85 * 150, abs=3)
+
+
 def test_a_folder_in_use_is_refused(model: Path, cohort: Cohort, tmp_path: Path):
     from handful.cohort.lock import locked
 
@@ -195,8 +236,6 @@ def picture_model(backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_jpeg_in_gives_png_out(picture_model: Path, tmp_path: Path):
-    from PIL import Image
-
     (tmp_path / "in").mkdir()
     Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "in" / "a.jpg")
     Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "in" / "b.png")

@@ -5,7 +5,8 @@ Grey values are windowed by fixed numbers, so that changing one slice changes no
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import tiny_models
-from handful.backbones.base import Backbone, Memory, MemoryBackbone
+from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone
 from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
@@ -354,6 +355,33 @@ def test_pictures_of_several_sizes_need_no_neighbours(video: MemoryBackbone):
     assert not confidence.object_score.isnan().any()
 
 
+def test_each_support_slice_is_kept_as_a_small_picture_of_its_shape_in_the_patient(video: MemoryBackbone):
+    """24 x 12 pixels of 1 x 4 mm are twice as wide as high; a lesion of one pixel is still seen."""
+    geometry = Geometry((12, 24, 1), np.diag([4.0, 1.0, 1.0, 1.0]))
+    image = np.full((1, *geometry.shape), 200, dtype=np.float32)
+    labels = np.zeros(geometry.shape, dtype=np.int16)
+    labels[:6], labels[9, 12] = 1, 3
+    case = Case("wide", Volume(image, geometry), LabelMap(labels, geometry, LABELS), LABELS)
+    segmenter = fitted(video, SupportSet((case,), LABELS))
+    for seen in (segmenter, segmenter.method.restore(LABELS, PLAIN, video, segmenter.learned())):
+        picture = seen.picture("wide", 0)
+        assert picture.image.shape == (96, 96, 3)
+        assert (picture.image[24:72] == 128).all()
+        assert not picture.image[:24].any()
+        assert not picture.image[72:].any()
+        assert [int((picture.labels == value).sum()) for value in (1, 3)] == [48 * 48, 8 * 2]
+
+
+def test_the_finest_structure_stays_to_be_seen_in_a_picture(video: MemoryBackbone):
+    geometry = Geometry((300, 300, 1), np.eye(4))
+    labels = np.zeros(geometry.shape, dtype=np.int16)
+    labels[100, 100], labels[200:220, 200:220] = 1, 3
+    image = np.random.default_rng(0).uniform(0, 400, (1, *geometry.shape)).astype(np.float32)
+    case = Case("fine", Volume(image, geometry), LabelMap(labels, geometry, LABELS), LABELS)
+    picture = fitted(video, SupportSet((case,), LABELS)).picture("fine", 0)
+    assert (picture.labels == 1).any()
+
+
 def test_only_the_largest_piece_of_each_label_is_kept():
     labels = np.zeros((9, 9, 3), dtype=np.int16)
     labels[:3, :3], labels[3, 3, 0], labels[6:8, 6:8, 1] = 1, 1, 1
@@ -396,3 +424,51 @@ def test_left_and_right_stay_left_and_right(handful_tiny: MemoryBackbone):
         there = found.array[truth.array == own]
         assert (there == own).mean() > 0.4
         assert (there == other).mean() < 0.04
+
+
+def noise(slices: int) -> Volume:
+    """So many slices of noise on the phantoms' grid."""
+    image = np.random.default_rng(0).uniform(0, 400, (24, slices, 28)).astype(np.float32)
+    return Volume(image[None], dataclasses.replace(phantom(0)[0].geometry, shape=image.shape))
+
+
+def most_held(segmenter: FateSegmenter, volume: Volume, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The most bytes that embeddings, predictions and memories held at once while the volume was predicted.
+
+    Looked at whenever a slice has been encoded, recalled or remembered.
+    """
+    held: weakref.WeakSet[ImageEmbeddings | MaskPrediction | Memory] = weakref.WeakSet()
+    most = 0
+
+    def look(*_: object) -> None:
+        nonlocal most
+        fields = [value for one in held for value in vars(one).values()]
+        tensors = [t for value in fields for t in (value if isinstance(value, tuple) else (value,))]
+        storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors if isinstance(t, torch.Tensor)}
+        most = max(most, sum(storage.nbytes() for storage in storages.values()))
+
+    with monkeypatch.context() as patch:
+        for kind in (ImageEmbeddings, MaskPrediction, Memory):
+
+            def remembered(self: object, *values: object, init: Callable[..., None] = kind.__init__, **named: object):
+                init(self, *values, **named)
+                held.add(self)
+
+            patch.setattr(kind, "__init__", remembered)
+        model = segmenter.backbone.model
+        watched = (model.vision_encoder, model.memory_attention, model.memory_encoder)
+        hooks = [module.register_forward_hook(look) for module in watched]
+        segmenter.predict(volume)
+        for hook in hooks:
+            hook.remove()
+    return most
+
+
+@pytest.mark.parametrize("settings", [{"window": 0}, {"window": 3}, {"window": 2, "fuse": True},
+                                      {"window": 2, "second_sweep": True}])  # fmt: skip
+def test_what_is_held_does_not_grow_with_the_number_of_slices(
+    video: MemoryBackbone, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
+):
+    segmenter = fitted(video, top_k=2, **settings)
+    few, many = (most_held(segmenter, noise(slices), monkeypatch) for slices in (24, 40))
+    assert 0 < many <= few

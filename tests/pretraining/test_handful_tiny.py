@@ -27,13 +27,14 @@ def test_it_finds_structures_of_anatomies_it_has_never_seen() -> None:
     backbone = load_backbone("handful-tiny")
     assert isinstance(backbone, MemoryBackbone)
     dice: dict[str, list[float]] = {}
-    for seed in range(90_000, 90_004):
+    for seed in range(90_000, 90_006):
         rng = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
-            skills = practise(backbone, make_batch(PretrainConfig(side=256, episodes=2), rng), rng)
+            skills = practise(backbone, make_batch(PretrainConfig(side=256), rng), rng)
         for name, skill in skills.items():
             dice.setdefault(name, []).append(skill.dice)
     mean = {name: sum(values) / len(values) for name, values in dice.items()}
-    assert mean["memory"] > 0.4  # empty or constant masks score below 0.2
-    assert mean["tokens"] > 0.3
-    assert mean["correction"] > 0.35
+    # empty or constant masks score below 0.2
+    for name, least in {"memory": 0.4, "neighbour": 0.4, "tokens": 0.3, "box": 0.5, "mask": 0.6, "points": 0.3}.items():
+        assert mean[name] > least, name
+    assert mean["correction"] > mean["points"]

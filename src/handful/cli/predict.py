@@ -22,7 +22,9 @@ def predict(
     device: options.Device = "auto",
     cache: Annotated[Path | None, typer.Option(help="Folder of kept embeddings to use and to fill.")] = None,
     overwrite: options.Overwrite = False,
-    preview: Annotated[bool, typer.Option("--preview", help="Draw a picture of each result, too.")] = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Draw a picture of each result, with the labelled slices it rests on.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -32,6 +34,9 @@ def predict(
 
     Results bear the file names of their scans (JPEG becomes PNG; nnU-Net's CASE_0000 becomes CASE). Run again, only
     what is not done or has changed is done; a scan that fails is listed in failures.json and the others go on.
+
+    `--preview` draws slices with what was found into `previews/`. With a model of fate each stands beside the labelled
+    slices that it was answered from: pictures of the patients it was fitted on, to be kept as their scans are.
     """
     from handful import SUFFIXES, PredictConfig, predict_file
 

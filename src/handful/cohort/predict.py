@@ -25,7 +25,7 @@ from handful.data.files import file_digest, read_volume, stem, write_label_map
 from handful.data.volume import Volume
 from handful.errors import CheckpointError, InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
-from handful.evaluation.overlay import write_overlay
+from handful.evaluation.preview import predict_with_reasons, write_preview
 from handful.methods.base import Segmenter
 
 NOTES = ".handful"
@@ -45,7 +45,9 @@ class PredictConfig:
     overwrite: bool = False
     """Do everything anew, and replace files that handful did not write."""
     preview: bool = False
-    """Draw a contact sheet of each case, too."""
+    """Draw a picture of each case, too: slices with what was found in them; where the method answers from labelled
+    slices, also how sure it was and which it was shown, so that the picture holds slices of the support's patients.
+    A case that was done without one is done again."""
     cache: Path | None = None
     """Folder of embeddings to use and to fill."""
 
@@ -97,10 +99,13 @@ def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | No
     segmenter = open_segmenter(model, config)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
-    label_map = segmenter.predict(volume)
+    label_map, reasons = predict_with_reasons(segmenter, volume)
+    preview = out.with_name(f"{stem(out)}.preview.png")
+    if config.overwrite:
+        preview.unlink(missing_ok=True)  # of an earlier answer
     write_label_map(out, label_map)
     if config.preview:
-        write_overlay(out.with_name(f"{stem(out)}.preview.png"), volume, label_map, slicer=segmenter.slicer)
+        write_preview(preview, volume, label_map, segmenter, reasons, stem(out))
 
 
 def support_among(out: Path) -> set[str]:
@@ -181,11 +186,13 @@ def _make_way(task: _Task, config: PredictConfig) -> None:
 
 def _carry_out(task: _Task, segmenter: Segmenter, support: Set[str], config: PredictConfig) -> None:
     volume = task.case.read_image()
-    label_map = segmenter.predict(volume)
+    label_map, reasons = predict_with_reasons(segmenter, volume)
+    if task.note.exists():
+        task.preview.unlink(missing_ok=True)  # of an earlier answer
     _write_json(task.note, {**task.made_of, "output": None})  # from here on the output is known to be handful's own
     write_label_map(task.output, label_map)
     if config.preview:
-        write_overlay(task.preview, volume, label_map, slicer=segmenter.slicer, case=task.case.name)
+        write_preview(task.preview, volume, label_map, segmenter, reasons, task.case.name)
     fitted_on = hashlib.sha256(volume.array.tobytes()).hexdigest() in support
     _write_json(task.note, {**task.made_of, "output": file_digest(task.output), "fitted_on": fitted_on})
 

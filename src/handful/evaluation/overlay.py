@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from handful.data.volume import LabelMap, Labels, Volume
 from handful.evaluation.metrics import overlap
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -31,6 +32,8 @@ MOST_SLICES = 8
 DPI = 150
 BACKGROUND = "#101214"
 INK = "#E8EAED"
+PER_LABEL = 2.3
+"""Inches that a label and its Dice take up in the legend."""
 
 
 def write_overlay(
@@ -52,6 +55,81 @@ def write_overlay(
             volume.geometry.require_same(label_map.geometry, f"overlay of {case or path.stem!r}: image and {what}")
     sheet = _Sheet.of(volume, prediction, reference, slicer)
     write_atomically(path, _draw(sheet, case or path.stem))
+
+
+def colours(labels: Labels) -> Iterator[tuple[int, str, str]]:
+    """Value, name and colour of each label, the same in every picture."""
+    for index, (value, name) in enumerate(labels.as_dict().items()):
+        yield value, name, PALETTE[index % len(PALETTE)]
+
+
+def evenly(labelled: NDArray[np.bool_], most: int) -> list[int]:
+    """Up to `most` of the slices (n, h, w), from the first labelled to the last; from all where none is."""
+    held = np.flatnonzero(labelled.any(axis=(1, 2)))
+    first, last = (int(held[0]), int(held[-1])) if held.size else (0, len(labelled) - 1)
+    return sorted({round(index) for index in np.linspace(first, last, min(most, last - first + 1))})
+
+
+def draw_contour(axes: Axes, mask: NDArray[np.bool_], colour: str, alpha: float = 0.0, linewidth: float = 1.5) -> None:
+    """A line round a mask, in pixels of an image drawn there; what is inside is filled with `alpha`."""
+    from matplotlib.patheffects import withStroke
+
+    if mask.any():
+        x, y, height = _surface(mask)
+        if alpha > 0:
+            axes.contourf(x, y, height, levels=[0.5, 1.5], colors=[colour], alpha=alpha, antialiased=True)
+        line = axes.contour(x, y, height, levels=[0.5], colors=[colour], linewidths=linewidth)
+        line.set_path_effects([withStroke(linewidth=linewidth + 1, foreground=(0, 0, 0, 0.5))])
+
+
+def draw_image(axes: Axes, image: NDArray[Any], pixel_aspect: float) -> None:
+    """A slice (h, w, c), grey or coloured, values in [0, 1], without axes about it."""
+    height, width = image.shape[:2]
+    axes.imshow(
+        image if image.shape[2] == 3 else image[..., 0],
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        aspect=pixel_aspect,
+        interpolation="bilinear",
+    )
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(height - 0.5, -0.5)
+    axes.set_axis_off()
+
+
+def draw_title(figure: Figure, title: str, plane: str | None) -> None:
+    """The case in the upper left corner, and how it was cut in the right one."""
+    width, height = figure.get_size_inches()
+    margin, middle = 0.12 / width, 1 - 0.25 / height
+    figure.text(margin, middle, title, color=INK, fontsize=13, fontweight="bold", va="center", parse_math=False)
+    if plane is not None:
+        figure.text(1 - margin, middle, plane, color=INK, fontsize=11, va="center", ha="right")
+
+
+def draw_legend(figure: Figure, entries: Sequence[Artist], bottom: float = 0.02) -> None:
+    """Names beside their colours, `bottom` inches above the lower edge, in as many lines as they need."""
+    width, height = figure.get_size_inches()
+    lines = legend_lines(len(entries), width)
+    figure.legend(
+        handles=list(entries),
+        loc="lower center",
+        bbox_to_anchor=(0.5, bottom / height),
+        ncols=math.ceil(len(entries) / lines),
+        frameon=False,
+        labelcolor=INK,
+        fontsize=10,
+    )
+
+
+def legend_lines(entries: int, width: float) -> int:
+    """Lines of 0.26 inches that a legend takes up in a figure so many inches wide."""
+    return math.ceil(entries / max(1, int(width / PER_LABEL)))
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib sets as it is, where it would take what stands between two dollars as mathematics."""
+    return text.replace("$", r"\$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +158,7 @@ class _Sheet:
             truth = view.of(reference.array)
             labelled = labelled | (truth > 0)
         rows, columns = _frame(labelled, view.spacing[1] / view.spacing[2])
-        return cls(view, labels, predicted, truth, _evenly(labelled), rows, columns, dice)
+        return cls(view, labels, predicted, truth, evenly(labelled, MOST_SLICES), rows, columns, dice)
 
     @property
     def pixel_aspect(self) -> float:
@@ -94,23 +172,11 @@ class _Sheet:
         height, width = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
         return float(self.pixel_aspect * height / width)
 
-    def colours(self) -> Iterator[tuple[int, str, str]]:
-        """Value, name and colour of each label."""
-        for index, (value, name) in enumerate(self.labels.as_dict().items()):
-            yield value, name, PALETTE[index % len(PALETTE)]
-
 
 def _dice(prediction: LabelMap, reference: LabelMap, labels: Labels) -> dict[int, float]:
     known = reference.array >= 0
     counts = {value: overlap(prediction.array == value, reference.array == value, known) for value in labels.values}
     return {value: count.dice for value, count in counts.items() if count.n_pred + count.n_ref}
-
-
-def _evenly(labelled: NDArray[np.bool_]) -> list[int]:
-    """Up to eight slices from the first labelled to the last; from all where none is."""
-    held = np.flatnonzero(labelled.any(axis=(1, 2)))
-    first, last = (int(held[0]), int(held[-1])) if held.size else (0, len(labelled) - 1)
-    return sorted({round(index) for index in np.linspace(first, last, min(MOST_SLICES, last - first + 1))})
 
 
 def _frame(labelled: NDArray[np.bool_], pixel_aspect: float) -> tuple[slice, slice]:
@@ -135,11 +201,10 @@ def _draw(sheet: _Sheet, title: str) -> bytes:
     count = len(sheet.chosen)
     columns = _columns(count, sheet.panel_aspect)
     lines = math.ceil(count / columns)
-    # Inches: panels share twelve, few panels are larger; a label and its Dice fit into 2.3.
+    # Inches: panels share twelve, few panels are larger.
     width = min(12.0, 1.0 + 4.0 * columns)
     gap, header = 0.06, 0.5
-    per_line = max(1, int(width / 2.3))
-    footer = 0.3 + 0.26 * math.ceil((len(sheet.labels) + (sheet.reference is not None)) / per_line)
+    footer = 0.3 + 0.26 * legend_lines(len(sheet.labels) + (sheet.reference is not None), width)
     panel_width = (width - gap * (columns + 1)) / columns
     panel_height = panel_width * sheet.panel_aspect
     height = header + footer + lines * (panel_height + gap) - gap
@@ -151,7 +216,7 @@ def _draw(sheet: _Sheet, title: str) -> bytes:
         bottom = height - top - panel_height
         axes = figure.add_axes((left / width, bottom / height, panel_width / width, panel_height / height))
         _draw_slice(axes, sheet, index)
-    _write_words(figure, sheet, title, per_line)
+    _write_words(figure, sheet, title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=DPI, facecolor=BACKGROUND)
     return buffer.getvalue()
@@ -173,38 +238,17 @@ def _draw_slice(axes: Axes, sheet: _Sheet, index: int) -> None:
 
     rows, columns = sheet.rows, sheet.columns
     image = sheet.view.cut(index, index + 1)[0, :, rows, columns].permute(1, 2, 0).numpy()
-    height, width = image.shape[:2]
-    axes.imshow(
-        image if image.shape[2] == 3 else image[..., 0],
-        cmap="gray",
-        vmin=0,
-        vmax=1,
-        aspect=sheet.pixel_aspect,
-        interpolation="bilinear",
-    )
-    for value, _, colour in sheet.colours():
-        _fill(axes, sheet.predicted[index, rows, columns] == value, colour)
+    draw_image(axes, image, sheet.pixel_aspect)
+    for value, _, colour in colours(sheet.labels):
+        draw_contour(axes, sheet.predicted[index, rows, columns] == value, colour, alpha=0.35)
     if sheet.reference is not None:
         for value in sheet.labels.values:
             _outline(axes, sheet.reference[index, rows, columns] == value)
-    axes.set_xlim(-0.5, width - 0.5)
-    axes.set_ylim(height - 0.5, -0.5)
-    axes.set_axis_off()
     if len(sheet.view) > 1:
         place = axes.text(
             0.025, 0.97, f"{index + 1} / {len(sheet.view)}", transform=axes.transAxes, color=INK, fontsize=8, va="top"
         )
         place.set_path_effects([withStroke(linewidth=2, foreground="black")])
-
-
-def _fill(axes: Axes, mask: NDArray[np.bool_], colour: str) -> None:
-    from matplotlib.patheffects import withStroke
-
-    if mask.any():
-        x, y, height = _surface(mask)
-        axes.contourf(x, y, height, levels=[0.5, 1.5], colors=[colour], alpha=0.35, antialiased=True)
-        line = axes.contour(x, y, height, levels=[0.5], colors=[colour], linewidths=1.5)
-        line.set_path_effects([withStroke(linewidth=2.5, foreground=(0, 0, 0, 0.5))])
 
 
 def _outline(axes: Axes, mask: NDArray[np.bool_]) -> None:
@@ -222,34 +266,22 @@ def _surface(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int
     return np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(mask, 1).astype(np.float32)
 
 
-def _write_words(figure: Figure, sheet: _Sheet, title: str, per_line: int) -> None:
+def _write_words(figure: Figure, sheet: _Sheet, title: str) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    width, height = figure.get_size_inches()
-    margin, middle = 0.12 / width, 1 - 0.25 / height
-    figure.text(margin, middle, title, color=INK, fontsize=13, fontweight="bold", va="center", parse_math=False)
-    if len(sheet.view) > 1:
-        figure.text(1 - margin, middle, sheet.view.plane, color=INK, fontsize=11, va="center", ha="right")
-    entries: list[Patch | Line2D] = [
+    draw_title(figure, title, sheet.view.plane if len(sheet.view) > 1 else None)
+    entries: list[Artist] = [
         Patch(facecolor=(colour, 0.5), edgecolor=colour, label=_named(sheet, value, name))
-        for value, name, colour in sheet.colours()
+        for value, name, colour in colours(sheet.labels)
     ]
     if sheet.reference is not None:
         entries.append(Line2D([], [], color="white", linewidth=1.2, linestyle=(0, (3, 1.6)), label="reference"))
-    figure.legend(
-        handles=entries,
-        loc="lower center",
-        bbox_to_anchor=(0.5, 0.02 / height),
-        ncols=math.ceil(len(entries) / math.ceil(len(entries) / per_line)),
-        frameon=False,
-        labelcolor=INK,
-        fontsize=10,
-    )
+    draw_legend(figure, entries)
 
 
 def _named(sheet: _Sheet, value: int, name: str) -> str:
-    name = name.replace("$", r"\$")  # else matplotlib sets what stands between two of them as mathematics
+    name = plain(name)
     if not sheet.dice:
         return name
     return f"{name}  Dice {sheet.dice[value]:.2f}" if value in sheet.dice else f"{name}  absent"

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer, UInt8
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, Me
 from handful.backbones.catalog import BACKBONES
 from handful.data.cases import LabelledSlices, SupportSet
 from handful.data.slicing import Slicer, SliceView
-from handful.data.volume import LabelMap, Labels, Volume
+from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.methods.base import CHUNK, Segmenter, drawn, has_signal, to_classes
 from handful.tuning.run import Run
@@ -43,6 +43,8 @@ ABSENT = -1024.0
 """Logit of a label that the model, or every retrieved support, says is not in the slice; SAM 2's own value."""
 CERTAIN = 10.0
 """Logits of two sweeps are cut off here before they are averaged."""
+PICTURE = 96
+"""Rows and columns of the pictures that show which supports were retrieved."""
 
 Similarity = Literal["cosine", "pooled", "l1"]
 
@@ -100,8 +102,9 @@ class Fate:
         memory_backbone = _with_memory(backbone)
         slicer = self.slicer.resolve(support.images())
         parts = []
-        for number, labelled in enumerate(support.slices(slicer), start=1):
-            parts.append(_bank(self, labelled, memory_backbone))
+        for number, (case, labelled) in enumerate(zip(support.cases, support.slices(slicer), strict=True), start=1):
+            pictures = _pictures(labelled, _pixel_aspect(case.read_geometry(), slicer), slicer.neighbours)
+            parts.append(_bank(self, labelled, memory_backbone, pictures))
             run.report(number, len(support.cases), labelled.case)
         return FateSegmenter(support.labels, slicer, memory_backbone, self, SupportBank.joined(parts))
 
@@ -119,6 +122,21 @@ class SliceConfidence:
     """Predicted IoU of the mask, in [0, 1]; nan as above."""
     retrieved: tuple[tuple[tuple[str, int], ...], ...]
     """For each slice the supports it was shown, the most similar first: case and number of the slice in it."""
+
+
+@dataclass(frozen=True, eq=False)
+class SupportPicture:
+    """A support slice and its labels, small, as the fitted segmenter keeps them to be looked at.
+
+    Pixels are square in the patient; what the slice leaves of the square is 0 in both.
+    """
+
+    case: str
+    number: int
+    """Of the slice in its case."""
+    image: UInt8[np.ndarray, "h w 3"]
+    labels: Integer[np.ndarray, "h w"]
+    """Label values."""
 
 
 class FateSegmenter(Segmenter):
@@ -150,6 +168,13 @@ class FateSegmenter(Segmenter):
         """What `predict` says, and how sure the model was of it slice by slice."""
         self.eval()
         return self._segmented(self.slicer.view(volume))
+
+    def picture(self, case: str, number: int) -> SupportPicture:
+        """What a support slice looks like, by its name in `SliceConfidence.retrieved`."""
+        image, classes = self.bank.picture(case, number)
+        values = np.array([0, *self.labels.values])
+        shown = image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+        return SupportPicture(case, number, shown, values[classes.cpu().numpy()])
 
     def _segmented(self, stack: SliceView) -> tuple[LabelMap, SliceConfidence]:
         if self.method.window == 0:
@@ -337,7 +362,8 @@ class SupportBank(nn.Module):
     Buffers: `signature0`, ... (s, c, p); `spatial` (r, t, 64) and `pointers` (r, c), a row a memory; `position`
     (t, 64), which all memories share; `rows` (s, k + 1), the memory of each slice and label, the last one of no label
     at all, -1 where there is none; for each slice its `cases`, its `index` in the case and its relative `place`;
-    `names` of the cases, the bytes of a JSON list.
+    `thumbnails` (s, c, 96, 96), one grey or three colour channels, and `classes` (s, 96, 96), 0 or 1 + the label's
+    index, to be looked at; `names` of the cases, the bytes of a JSON list.
     """
 
     spatial: Tensor
@@ -347,6 +373,8 @@ class SupportBank(nn.Module):
     cases: Tensor
     index: Tensor
     place: Tensor
+    thumbnails: Tensor
+    classes: Tensor
     names: Tensor
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -356,17 +384,24 @@ class SupportBank(nn.Module):
         self._rows: list[list[int]] = self.rows.tolist()
         self._sources = list(zip(self.cases.tolist(), self.index.tolist(), strict=True))
         self._names: list[str] = json.loads(bytes(self.names.tolist()))
+        self._numbers = {self.source(support): support for support in range(len(self._sources))}
 
     @classmethod
     def joined(cls, parts: Sequence[SupportBank]) -> SupportBank:
         """The slices of all parts, which are of one case each."""
-        tensors = {name: torch.cat([part.get_buffer(name) for part in parts]) for name, _ in parts[0].named_buffers()}
+        tensors = {
+            name: torch.cat([part.get_buffer(name) for part in parts])
+            for name, _ in parts[0].named_buffers()
+            if name != "thumbnails"
+        }
         before = np.cumsum([0, *[len(part.spatial) for part in parts]])
         rows = [torch.where(part.rows < 0, -1, part.rows + int(b)) for part, b in zip(parts, before, strict=False)]
         cases = [torch.full_like(part.cases, number) for number, part in enumerate(parts)]
         names = [name for part in parts for name in part._names]
+        channels = max(part.thumbnails.shape[1] for part in parts)  # grey slices beside coloured ones
+        thumbnails = [part.thumbnails.expand(-1, channels, -1, -1) for part in parts]
         own = {"rows": torch.cat(rows), "cases": torch.cat(cases), "names": _bytes(names)}
-        return cls(tensors | own | {"position": parts[0].position})
+        return cls(tensors | own | {"position": parts[0].position, "thumbnails": torch.cat(thumbnails)})
 
     @property
     def signatures(self) -> list[Tensor]:
@@ -382,6 +417,11 @@ class SupportBank(nn.Module):
         """Case of a support slice, and its number there."""
         case, number = self._sources[support]
         return self._names[case], number
+
+    def picture(self, case: str, number: int) -> tuple[UInt8[Tensor, "c s s"], Integer[Tensor, "s s"]]:
+        """Thumbnail and classes of a support slice, by what `source` calls it."""
+        support = self._numbers[case, number]
+        return self.thumbnails[support], self.classes[support]
 
     def holders(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
         """Memories of those support slices that hold the label."""
@@ -551,7 +591,9 @@ def _encoded(backbone: Backbone, slices: Tensor) -> ImageEmbeddings:
 
 
 @torch.no_grad()
-def _bank(method: Fate, labelled: LabelledSlices, backbone: MemoryBackbone) -> SupportBank:
+def _bank(
+    method: Fate, labelled: LabelledSlices, backbone: MemoryBackbone, pictures: Mapping[str, Tensor]
+) -> SupportBank:
     """What one case is remembered by; pixels that nobody labelled count as outside."""
     rows, masks = _table(labelled.masks, method.allow_empty)
     asked = torch.nonzero(rows >= 0)
@@ -570,7 +612,7 @@ def _bank(method: Fate, labelled: LabelledSlices, backbone: MemoryBackbone) -> S
     dtype = torch.float32 if method.similarity == "pooled" else torch.float16
     kept = {f"signature{i}": torch.cat(level).to(dtype) for i, level in enumerate(zip(*signatures, strict=True))}
     return SupportBank(
-        kept
+        {**kept, **pictures}
         | {
             "spatial": memory.spatial[:, 0].half(),
             "position": memory.spatial_position[0, 0].clone(),
@@ -582,6 +624,34 @@ def _bank(method: Fate, labelled: LabelledSlices, backbone: MemoryBackbone) -> S
             "names": _bytes([labelled.case]),
         }
     )
+
+
+def _pixel_aspect(geometry: Geometry, slicer: Slicer) -> float:
+    """Height of a pixel over its width in the slices of a grid, found out on a single voxel of it."""
+    voxel = Volume(np.zeros((1, 1, 1, 1), dtype=np.uint8), replace(geometry, shape=(1, 1, 1)))
+    _, row, column = slicer.view(voxel).spacing
+    return row / column
+
+
+def _pictures(labelled: LabelledSlices, pixel_aspect: float, neighbours: bool) -> dict[str, Tensor]:
+    """What a bank keeps to be looked at: each slice in the middle of a small square, and the classes on it.
+
+    A structure smaller than a pixel of the square is shown as the pixels it covers most.
+    """
+    height, width = labelled.slices.shape[2] * pixel_aspect, labelled.slices.shape[3]
+    size = [max(1, round(PICTURE * side / max(height, width))) for side in (height, width)]
+    above, before = ((PICTURE - side) // 2 for side in size)
+    rim = (before, PICTURE - size[1] - before, above, PICTURE - size[0] - above)
+
+    image = labelled.slices[:, 1:2] if neighbours else labelled.slices
+    cover = F.interpolate(labelled.masks, size, mode="area")
+    shown = cover * (cover > cover.amax(dim=(2, 3), keepdim=True) / 2)
+    most, index = shown.max(dim=1)
+    classes = torch.where(most > 0, index + 1, 0)
+    return {
+        "thumbnails": F.pad((F.interpolate(image, size, mode="area") * 255).round().to(torch.uint8), rim),
+        "classes": F.pad(classes.to(torch.uint8 if labelled.masks.shape[1] < 256 else torch.int16), rim),
+    }
 
 
 def _table(
