@@ -45,7 +45,7 @@ def main() -> None:
             for seed in arguments.seeds:
                 for method in arguments.methods:
                     run(arguments, backbone, name, method, seed)
-    print(table(read_lines(arguments.out)))
+    print(tables(read_lines(arguments.out)))
 
 
 def run(arguments: argparse.Namespace, backbone: Backbone, name: str, method: str, seed: int) -> None:
@@ -112,6 +112,12 @@ def with_tokens(segmenter: FewShotSegmenter, control: str) -> FewShotSegmenter:
     return FewShotSegmenter(
         segmenter.labels, segmenter.slicer, segmenter.backbone, segmenter.method, segmenter.decoder, changed
     )
+
+
+def tables(lines: list[dict[str, object]]) -> str:
+    """A table for the weights of each backbone, by digest, in the order in which they were measured."""
+    digests = dict.fromkeys(str(line["digest"]) for line in lines)
+    return "\n\n".join(f"{one}\n\n{table([line for line in lines if line['digest'] == one])}" for one in digests)
 
 
 def table(lines: list[dict[str, object]]) -> str:

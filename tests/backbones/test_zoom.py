@@ -1,10 +1,10 @@
 """An object looked at in a window round its box: seen as if the window were the slice, put back where it belongs."""
 
 import torch
-from tiny_models import SIDE, tiny_sam2_video
 
 from handful.backbones.zoom import OUTSIDE, decode_zoomed
 from handful.prompts.prompts import Prompts
+from tiny_models import SIDE, tiny_sam2_video
 
 SLICES = torch.rand(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 

@@ -253,6 +253,17 @@ def test_an_object_whose_score_is_negative_is_absent(video: MemoryBackbone):
     assert not found.array.any()
 
 
+def test_how_sure_the_model_must_be_is_a_setting(video: MemoryBackbone):
+    volume = phantom(7)[0]
+    score = answered(fitted(video, window=0), volume).object_score
+    known = score[~score.isnan()]
+    found = [
+        (fitted(video, window=0, absent_below=below).predict(volume).array > 0).any()
+        for below in (float(known.max()) + 1, float(known.min()) - 1)
+    ]
+    assert found == [False, True]
+
+
 def test_a_slice_without_signal_stays_empty(video: MemoryBackbone):
     image, _ = phantom(7)
     blank = dataclasses.replace(image, array=np.full_like(image.array, 100))

@@ -72,6 +72,9 @@ class Fate:
     a label that no retrieved support holds is absent."""
     window: int = 1
     """Predicted neighbours, at most this many slices away (0 to 6), that join the memory; 0 asks each slice alone."""
+    absent_below: float = 0.0
+    """Object score (a logit) below which a label is called absent from a slice; 0 is SAM 2's own. Lower finds more of
+    organs of a few voxels, of which a model is never sure, and invents more of others."""
     pointers: bool = True
     """Whether object pointers join the spatial memories."""
     start: Literal["middle", "best"] = "middle"
@@ -314,7 +317,7 @@ class FateSegmenter(Segmenter):
                 prediction = self._recalled(image, some, near)
                 assert prediction.object_score is not None
                 rows, labels = [q.row for q in some], [q.label for q in some]
-                there = prediction.object_score[:, 0, None, None] > 0
+                there = prediction.object_score[:, 0, None, None] > self.method.absent_below
                 logits[rows, labels] = torch.where(there, prediction.logits[:, 0].float(), ABSENT)
                 object_score[rows, labels] = prediction.object_score[:, 0].float().cpu()
                 iou[rows, labels] = prediction.iou[:, 0].float().cpu()
