@@ -83,7 +83,7 @@ def practise(backbone: MemoryBackbone, batch: Batch, rng: Generator, only_match:
 def rehearse(
     backbone: MemoryBackbone, image: ImageEmbeddings, batch: Batch, name: str, rng: Generator
 ) -> dict[str, Skill]:
-    """One of REHEARSED on embeddings that are there already: a tenth of a whole step's cost."""
+    """One of REHEARSED on embeddings that are there already, at a small part of a whole step's cost."""
     pieces = largest_pieces(batch.masks)
     if name == "correction":
         first = _box(pieces, rng) if _chance(0.5, rng) else _points(pieces, rng)
