@@ -128,7 +128,7 @@ def _train(config: PretrainConfig, run: Run, log: _Log | None, rank: int) -> Sam
 class _Practice:
     """What is practised at each step: all skills on fresh episodes, then the decoder's alone on the same ones.
 
-    The decoder learns prompts more slowly than the encoder learns anatomy, and a rehearsal costs a small part of a step.
+    The decoder learns prompts more slowly than the encoder learns anatomy, and a rehearsal costs little of a step.
     """
 
     def __init__(self, config: PretrainConfig, backbone: Sam2VideoBackbone, device: torch.device, rank: int) -> None:
