@@ -1,15 +1,13 @@
 """The contact sheet, judged by its pixels."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-from PIL import Image
 
 from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch
 from handful.evaluation.overlay import PALETTE, write_overlay
+from look import near, pixels
 
 SIZE = (40, 30, 20)
 LABELS = Labels((1, 2), ("liver", "spleen"))
@@ -25,18 +23,6 @@ def label_map(boxes: dict[int, tuple[slice, slice, slice]], spacing=(1.0, 1.0, 5
 def scan(labels: LabelMap, channels: int = 1) -> Volume:
     grey = np.random.default_rng(0).uniform(90, 110, (channels, *labels.array.shape))
     return Volume(grey.astype(np.float32), labels.geometry)
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
-def near(picture: np.ndarray, colour: str, reach: int = 40) -> int:
-    """Pixels that differ from a colour by no more than `reach` in every channel."""
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return int((np.abs(picture - wanted).max(axis=-1) <= reach).sum())
 
 
 LIVER = {1: (slice(10, 25), slice(8, 20), slice(4, 6))}

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import tiny_models
 from handful.backbones.base import MemoryBackbone
@@ -18,6 +17,7 @@ from handful.evaluation.overlay import PALETTE, write_overlay
 from handful.evaluation.preview import predict_with_reasons, write_preview
 from handful.methods.fate import Fate, FateSegmenter
 from handful.methods.nearest_slice import NearestSlice
+from look import near, pixels
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 SUPPORTS_LEFT = 700
@@ -32,17 +32,6 @@ def video() -> MemoryBackbone:
 @pytest.fixture(scope="module")
 def segmenter(video: MemoryBackbone) -> FateSegmenter:
     return Fate(slicer=Slicer(plane="axial", window=(0.0, 400.0))).fit(support_set(2), video)
-
-
-def pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
-def near(picture: np.ndarray, colour: str, reach: int = 40) -> int:
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-    return int((np.abs(picture - wanted).max(axis=-1) <= reach).sum())
 
 
 def preview(path: Path, segmenter: FateSegmenter, prediction: LabelMap | None = None, seed: int = 7) -> np.ndarray:
