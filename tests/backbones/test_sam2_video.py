@@ -7,6 +7,7 @@ import torch
 from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
+import tiny_models
 from handful.backbones.base import Memory
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.pretraining.architecture import tiny_config
@@ -65,3 +66,11 @@ def _tracked_by_session(model: Sam2VideoModel, slices: torch.Tensor, truth: torc
 def _rounded(memory: Memory) -> Memory:
     """A session keeps its spatial memories in bfloat16."""
     return replace(memory, spatial=memory.spatial.bfloat16().float())
+
+
+def test_position_codes_that_are_kept_are_those_of_transformers():
+    neck = tiny_models.tiny_sam2_video().model.vision_encoder.neck
+    for side in (8, 4, 8):
+        shape = torch.Size((2, neck.position_encoding.sine.num_position_features * 2, side, side))
+        asked = (shape, torch.device("cpu"), torch.float32)
+        assert torch.equal(neck.position_encoding(*asked), neck.position_encoding.sine(*asked))

@@ -272,3 +272,9 @@ def _refuse_training(backbone: Backbone) -> None:
             f"the image encoder of {backbone.name!r} trains, so its embeddings cannot be cached; "
             "freeze it or use the backbone without a cache"
         )
+
+
+@torch.no_grad()
+def encoded(backbone: Backbone, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+    """Embeddings in half precision for a moment, as a cache keeps them: so a cache changes no result."""
+    return backbone.encode(slices).to(torch.float16).to(torch.float32)

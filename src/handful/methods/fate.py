@@ -25,6 +25,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone
+from handful.backbones.cached import encoded
 from handful.backbones.catalog import BACKBONES
 from handful.data.cases import LabelledSlices, SupportSet
 from handful.data.slicing import Slicer, SliceView
@@ -156,7 +157,7 @@ class FateSegmenter(Segmenter):
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Logits of slices that know nothing of each other, nor of their place in a stack."""
-        image = _encoded(self.backbone, slices.to(self.backbone.device))
+        image = encoded(self.backbone, slices.to(self.backbone.device))
         answer = self._asked(image, self._retrieved(image), range(len(image)))
         return self.backbone.to_slice(answer.logits, image.size)
 
@@ -277,7 +278,7 @@ class FateSegmenter(Segmenter):
         for start in range(0, len(order), CHUNK):
             numbers = order[start : start + CHUNK]
             slices = stack.take(numbers).to(self.backbone.device)
-            image = _encoded(self.backbone, slices)
+            image = encoded(self.backbone, slices)
             places = (torch.tensor(list(numbers)) + 0.5) / len(stack)
             retrieved = self._retrieved(image, places.to(self.backbone.device))
             signal = has_signal(slices).tolist()
@@ -588,12 +589,6 @@ def _with_memory(backbone: Backbone) -> MemoryBackbone:
 
 
 @torch.no_grad()
-def _encoded(backbone: Backbone, slices: Tensor) -> ImageEmbeddings:
-    """In half precision for a moment, as a cache keeps them: a cache changes no result."""
-    return backbone.encode(slices).to(torch.float16).to(torch.float32)
-
-
-@torch.no_grad()
 def _bank(
     method: Fate, labelled: LabelledSlices, backbone: MemoryBackbone, pictures: Mapping[str, Tensor]
 ) -> SupportBank:
@@ -603,7 +598,7 @@ def _bank(
     signatures: list[list[Tensor]] = []
     memories: list[Memory | None] = []
     for start in range(0, len(masks), CHUNK):
-        image = _encoded(backbone, labelled.slices[start : start + CHUNK].to(backbone.device))
+        image = encoded(backbone, labelled.slices[start : start + CHUNK].to(backbone.device))
         signatures.append(signature(image, method.similarity))
         slices, labels = asked[(asked[:, 0] >= start) & (asked[:, 0] < start + CHUNK)].T
         memories.append(_memorized(backbone, image, slices - start, masks[slices, labels]))

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
+from handful.backbones.cached import encoded
 from handful.data.cases import LabelledSlices, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
@@ -117,8 +118,7 @@ class FewShotSegmenter(Segmenter):
         self.tokens = tokens
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        # in half precision, as the decoder saw them in training and as a cache keeps them: a cache changes no result
-        image = self.backbone.encode(slices).to(torch.float16).to(torch.float32)
+        image = encoded(self.backbone, slices)
         asked = self.tokens.evenly(self.method.max_tokens).to(image.main)
         return self.backbone.to_slice(self.decoder(image, asked.expand(len(image), -1, -1, -1)), image.size)
 
