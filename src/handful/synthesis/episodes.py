@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Generator, Tensor
@@ -34,6 +35,10 @@ class Episode:
     """The targets to find, each in two subjects at least; some are absent from some slices."""
     subject: Int[Tensor, "n"]
     """Which individual a slice is of."""
+
+
+CLOSER = 0.35
+"""Share of the episodes that are cut out of their pictures round one structure and enlarged, as one looks closer."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,11 @@ def _random_episode(subjects: int, slices: int, targets: int, side: int, draw: D
         if chosen is not None:
             break
     images = _pictures(labels, anatomy, look, draw)
+    if draw.chance(CLOSER):
+        near, seen = _closer(labels, images, chosen[0], draw)
+        again = _targets(near, anatomy, look, targets, draw)
+        if again is not None:
+            labels, images, chosen = near, seen, again
     flat = labels.flatten(0, 1)
     numbers = torch.arange(subjects, device=labels.device).repeat_interleave(slices)
     return Episode(images, flat, chosen[:, flat].transpose(0, 1).contiguous(), numbers)
@@ -198,6 +208,39 @@ def _pictures(labels: Int[Tensor, "s m h w"], anatomy: Anatomy, look: Look, draw
     return torch.cat([image.expand(-1, widest, -1, -1) for image in images])
 
 
+def _closer(
+    labels: Int[Tensor, "s m h w"], images: Float[Tensor, "n c h w"], target: Bool[Tensor, " l"], draw: Draw
+) -> tuple[Int[Tensor, "s m h w"], Float[Tensor, "n c h w"]]:
+    """A window round the target in each individual, enlarged to the whole side: blurred, as small organs then are.
+
+    The window is the same for neighbouring slices; an individual without the target lends that of another.
+    """
+    _, slices, side, _ = labels.shape
+    context = draw.between(1.3, 4.0)
+    shown = target[labels].any(dim=1).cpu()
+    windows: list[tuple[int, int, int] | None] = []
+    for mask in shown:
+        if not mask.any():
+            windows.append(None)
+            continue
+        rows, columns = (mask.any(dim=d).nonzero()[:, 0] for d in (1, 0))
+        extent = max(int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) + 1
+        size = max(side // 12, min(side, round(extent * context * math.exp(draw.gauss(0.12)))))
+        room = 0.4 * max(0, size - extent)
+        middle = [float(line[0] + line[-1]) / 2 + draw.between(-room, room) for line in (rows, columns)]
+        top, left = (min(max(0, round(m - size / 2)), side - size) for m in middle)
+        windows.append((top, left, size))
+    usual = next(window for window in windows if window is not None)
+    near, seen = [], []
+    for number, window in enumerate(windows):
+        top, left, size = window or usual
+        cut = (..., slice(top, top + size), slice(left, left + size))
+        own = images[number * slices : (number + 1) * slices][cut]
+        near.append(F.interpolate(labels[number][cut][:, None].float(), side, mode="nearest-exact")[:, 0].long())
+        seen.append(F.interpolate(own, side, mode="bilinear", align_corners=False))
+    return torch.stack(near), torch.cat(seen)
+
+
 def _targets(
     labels: Int[Tensor, "s m h w"], anatomy: Anatomy, look: Look, count: int, draw: Draw
 ) -> Bool[Tensor, "t l"] | None:
@@ -217,7 +260,8 @@ def _targets(
         sometimes = [label for label in left if bool((area[:, :, label] == 0).any())]
         if sometimes and draw.chance(0.5):
             left = sometimes
-        weights = [look.seen_regions if anatomy.kinds[label] == Kind.TISSUE else 1.0 for label in left]
+        usual = {Kind.TISSUE: look.seen_regions, Kind.WALL: 2.0}  # rings are the hardest to tell from what they hold
+        weights = [usual.get(anatomy.kinds[label], 1.0) for label in left]
         target: tuple[int, ...] = (draw.host.choices(left, weights)[0],)
         together = tuple(sorted({*target, draw.host.choice(fit)}))
         if (draw.chance(0.1) or target in chosen) and _fits(area[:, :, list(together)].sum(dim=2), least):
