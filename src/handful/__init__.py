@@ -36,21 +36,37 @@ if TYPE_CHECKING:
         SettingsError,
         UnsupportedInput,
     )
-    from handful.evaluation.evaluate import Report, evaluate, evaluate_folders
+    from handful.evaluation.evaluate import Report, evaluate, evaluate_cases, evaluate_folders
     from handful.evaluation.overlay import write_overlay
     from handful.evaluation.preview import write_preview
     from handful.evaluation.report import print_table, write_csv, write_json, write_nnunet_summary
     from handful.methods.base import Method, Segmenter
     from handful.methods.catalog import METHODS, build_method, method_settings
+    from handful.methods.closer import Closer
     from handful.methods.fate import Fate
     from handful.methods.few_shot_prompts import FewShotPrompts
+    from handful.methods.lora import Lora
     from handful.methods.nearest_slice import NearestSlice
+    from handful.methods.planes import Planes
+    from handful.methods.promptable import PromptableSegmenter, Prompted, SimulatedReader, TransferredPrompts, oracle
+    from handful.methods.zero_shot import ZeroShot
     from handful.pretraining.pretrain import PretrainConfig, pretrain, processors
     from handful.prompts.prompts import Prompts
     from handful.tuning.loop import TrainConfig
     from handful.tuning.run import Run
 
 _ROOMS = {
+    "handful.methods.planes": ("Planes",),
+    "handful.methods.closer": ("Closer",),
+    "handful.methods.promptable": (
+        "Prompted",
+        "PromptableSegmenter",
+        "SimulatedReader",
+        "TransferredPrompts",
+        "oracle",
+    ),
+    "handful.methods.zero_shot": ("ZeroShot",),
+    "handful.methods.lora": ("Lora",),
     "handful.backbones.base": ("Backbone", "ImageEmbeddings", "MemoryBackbone", "PromptEmbeddings"),
     "handful.backbones.cached": ("CachedBackbone", "cached"),
     "handful.backbones.catalog": ("BACKBONES", "load_backbone"),
@@ -84,7 +100,12 @@ _ROOMS = {
         "SettingsError",
         "UnsupportedInput",
     ),
-    "handful.evaluation.evaluate": ("Report", "evaluate", "evaluate_folders"),
+    "handful.evaluation.evaluate": (
+        "Report",
+        "evaluate",
+        "evaluate_cases",
+        "evaluate_folders",
+    ),
     "handful.evaluation.overlay": ("write_overlay",),
     "handful.evaluation.preview": ("write_preview",),
     "handful.evaluation.report": ("print_table", "write_csv", "write_json", "write_nnunet_summary"),
@@ -110,6 +131,7 @@ __all__ = [
     "CachedBackbone",
     "Case",
     "CheckpointError",
+    "Closer",
     "Cohort",
     "CohortResult",
     "DamagedFile",
@@ -126,22 +148,29 @@ __all__ = [
     "LabelError",
     "LabelMap",
     "Labels",
+    "Lora",
     "MemoryBackbone",
     "Method",
     "NearestSlice",
+    "Planes",
     "PredictConfig",
     "PretrainConfig",
     "PromptEmbeddings",
+    "PromptableSegmenter",
+    "Prompted",
     "Prompts",
     "Report",
     "Run",
     "Segmenter",
     "SettingsError",
+    "SimulatedReader",
     "Slicer",
     "SupportSet",
     "TrainConfig",
+    "TransferredPrompts",
     "UnsupportedInput",
     "Volume",
+    "ZeroShot",
     "build_method",
     "cached",
     "check_case",
@@ -153,11 +182,13 @@ __all__ = [
     "draw_episodes",
     "embed_cohort",
     "evaluate",
+    "evaluate_cases",
     "evaluate_folders",
     "fit_to_folder",
     "load",
     "load_backbone",
     "method_settings",
+    "oracle",
     "predict_cohort",
     "predict_file",
     "pretrain",

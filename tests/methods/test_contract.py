@@ -23,12 +23,13 @@ QUICK = {
         "batch": 4,
         "train.iterations": 240,
         "train.learning_rate": 2e-3,
-    }
+    },
+    "lora": {"batch": 2, "train.iterations": 20},
 }
 """Settings that fit a method to the phantoms in seconds; a method not named here is quick as it is."""
 
-REMEMBER = {"fate"}
-"""Methods that ask a memory and train nothing: only a backbone that was trained can answer them."""
+TRAINED = {"fate", "lora", "zero-shot"}
+"""Methods that lean on what the backbone knows already: only one that was trained can serve them."""
 
 everywhere = pytest.mark.parametrize("name", sorted(METHODS))
 Fitted = Callable[[str], Segmenter]
@@ -51,7 +52,7 @@ def fitted(sam: Backbone, handful_tiny: Backbone) -> Fitted:
 
     def fit(name: str) -> Segmenter:
         if name not in done:
-            done[name] = quick(name).fit(support_set(3), handful_tiny if name in REMEMBER else sam)
+            done[name] = quick(name).fit(support_set(3), handful_tiny if name in TRAINED else sam)
         return done[name]
 
     return fit
@@ -60,7 +61,7 @@ def fitted(sam: Backbone, handful_tiny: Backbone) -> Fitted:
 @pytest.fixture
 def backbone(name: str, sam: Backbone, handful_tiny: Backbone) -> Backbone:
     """What the method of that name is fitted on."""
-    return handful_tiny if name in REMEMBER else sam
+    return handful_tiny if name in TRAINED else sam
 
 
 def mean_dice(found: LabelMap, truth: LabelMap) -> float:

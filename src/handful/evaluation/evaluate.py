@@ -151,7 +151,17 @@ def evaluate(
     A case that cannot be segmented is listed as a failure and its labels count as missed; one without a readable
     reference is listed and has no rows. The other cases go on. `labels` as in `score_case`.
     """
-    pairs = [_Pair(case.name, partial(_reference, case), partial(_segment, segment, case)) for case in cases]
+    return evaluate_cases(lambda case: segment(case.read_image()), cases, tolerance_mm, labels)
+
+
+def evaluate_cases(
+    segment: Callable[[Case], LabelMap],
+    cases: Iterable[Case],
+    tolerance_mm: float = 1.0,
+    labels: Labels | None = None,
+) -> Report:
+    """The same for what looks at more of a case than its image, as an oracle does that takes prompts from the truth."""
+    pairs = [_Pair(case.name, partial(_reference, case), partial(segment, case)) for case in cases]
     return _report(pairs, {}, tolerance_mm, labels)
 
 
@@ -277,10 +287,6 @@ def _reference(case: Case) -> LabelMap:
     if reference is None:
         raise InputError(f"case {case.name!r} has no reference; leave it out or add its label map")
     return reference
-
-
-def _segment(segment: Callable[[Volume], LabelMap], case: Case) -> LabelMap:
-    return segment(case.read_image())
 
 
 def _read_prediction(case: str, found: Mapping[str, Path], folder: Path, labels: Labels) -> LabelMap:

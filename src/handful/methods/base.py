@@ -81,6 +81,11 @@ def to_classes(logits: Float[Tensor, "n k h w"]) -> Tensor:
 class Method(Protocol):
     """A way to learn from a support set: a frozen dataclass of settings, nothing learned."""
 
+    @property
+    def slicer(self) -> Slicer:
+        """Plane and window, the same when fitting and when predicting."""
+        ...
+
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> Segmenter:  # noqa: B008
         """A segmenter for the support's labels; the backbone and the support stay as they were."""
         ...

@@ -11,28 +11,44 @@ from pydantic import TypeAdapter, ValidationError
 
 from handful.errors import SettingsError
 from handful.methods.base import Method
+from handful.methods.closer import Closer
 from handful.methods.fate import Fate
 from handful.methods.few_shot_prompts import FewShotPrompts
+from handful.methods.lora import Lora
 from handful.methods.nearest_slice import NearestSlice
+from handful.methods.planes import Planes
+from handful.methods.zero_shot import ZeroShot
+
+CLOSER, PLANES = "closer", "planes"
+"""Settings that any method has."""
 
 METHODS: dict[str, type[Method]] = {
     "fate": Fate,
     "few-shot-prompts": FewShotPrompts,
+    "lora": Lora,
     "nearest-slice": NearestSlice,
+    "zero-shot": ZeroShot,
 }
 
 
 def build_method(name: str, settings: Mapping[str, object]) -> Method:
     """The method of that name; settings are values or their text, nested or with dotted keys ('train.iterations').
 
-    What is not set keeps the method's own default. SettingsError names the field, the value and what is allowed.
+    What is not set keeps the method's own default. Two settings are for all methods: 'closer' (1.3, say) shows them a
+    window round the labelled region, that much larger than it; 'planes' ('axial,coronal,sagittal') lets several planes
+    vote. SettingsError names the field, the value and what is allowed.
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise SettingsError(f"there is no method {name!r}; {hint}methods are {', '.join(sorted(METHODS))}")
-    method: Method = read_settings(METHODS[name], settings, name)
-    return method
+    own = {key: value for key, value in settings.items() if key not in (CLOSER, PLANES)}
+    method: Method = read_settings(METHODS[name], own, name)
+    context = _common(CLOSER, settings, float, "a number such as 1.3")
+    planes = _common(PLANES, settings, tuple[str, ...], "such as axial,coronal,sagittal")
+    if context is not None:
+        method = Closer(method, context)
+    return method if planes is None else Planes(method, planes)
 
 
 def read_settings(kind: type[Any], settings: Mapping[str, object], where: str) -> Any:
@@ -49,8 +65,23 @@ def read_settings(kind: type[Any], settings: Mapping[str, object], where: str) -
 
 def method_settings(method: Method) -> dict[str, Any]:
     """All settings of a method as JSON has them; `build_method` takes them back."""
+    if isinstance(method, Closer):
+        return method_settings(method.method) | {CLOSER: method.context}
+    if isinstance(method, Planes):
+        return method_settings(method.method) | {PLANES: list(method.planes)}
     settings: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
     return settings
+
+
+def _common(key: str, settings: Mapping[str, object], kind: Any, example: str) -> Any:
+    """A setting that any method has; None where it is left out."""
+    value = _listed(settings.get(key))
+    if value in (None, "", "none"):
+        return None
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError:
+        raise SettingsError(f"{key} = {settings[key]!r}: give {example}, or none") from None
 
 
 def _nested(settings: Mapping[str, object]) -> dict[str, Any]:

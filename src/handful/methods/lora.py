@@ -1,0 +1,200 @@
+"""LoRA: the image encoder itself learns, by low-rank updates or adapters, together with the mask decoder.
+
+After Zhang and Liu, "SAMed" (arXiv 2304.13785): no prompt but one learned token a class, all classes by softmax. The
+adapters are those of Wu et al., "Medical SAM Adapter" (arXiv 2304.12620). SAMed has one mask token a class in a single
+decoder pass; here each class asks with a token of its own beside the decoder's, so that SAM and SAM 2 serve unchanged.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
+from handful.backbones.cached import CachedBackbone
+from handful.data.cases import LabelledSlices, SupportSet
+from handful.data.slicing import Slicer
+from handful.data.volume import Labels
+from handful.errors import SettingsError
+from handful.methods.base import Segmenter
+from handful.tuning.adapters import add_adapters
+from handful.tuning.augment import augmented
+from handful.tuning.loop import TrainConfig, train
+from handful.tuning.lora import add_lora, merge_lora
+from handful.tuning.losses import dice_ce
+from handful.tuning.run import Run
+from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """Tunes encoder and decoder for the labels; asked without prompts, and without a cache, for embeddings change."""
+
+    slicer: Slicer = Slicer()
+    """Plane and window, the same when fitting and when predicting."""
+    variant: Literal["lora", "adapter"] = "lora"
+    """What learns in the encoder: updates of the attentions' queries and values, or two adapters in every block."""
+    rank: int = 4
+    """Rank of the updates, or inner width of the adapters."""
+    batch: int = 4
+    """Slices a training step, in new views each time; every other one holds a label drawn at random."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=200, learning_rate=2e-3))
+    """Length and rate of the training. The rate suits handful-tiny; decoders that have seen millions of masks, as SAM's
+    own have, want one of 1e-4 to 5e-4."""
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "batch"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> LoraSegmenter:  # noqa: B008
+        """As `Method.fit`; a cache round the backbone is passed by, as the encoder that learns is a new one."""
+        slicer = self.slicer.resolve(support.images())
+        network = TunedBackbone(backbone, self, len(support.labels) + 1)
+        shown = list(support.slices(slicer))
+        scratch = run.scratch and run.scratch / _fingerprint(self, shown, backbone)
+        train(
+            network.trained, _Steps(network, shown, self.batch), self.train, dataclasses.replace(run, scratch=scratch)
+        )
+        return LoraSegmenter(support.labels, slicer, backbone, network)
+
+    def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> LoraSegmenter:
+        network = TunedBackbone(backbone, self, len(labels) + 1)
+        load_trainable_state(network.trained, learned)
+        return LoraSegmenter(labels, slicer, backbone, network)
+
+
+class LoraSegmenter(Segmenter):
+    """A backbone whose encoder and decoder were tuned for the labels."""
+
+    def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone, network: TunedBackbone) -> None:
+        super().__init__(labels, slicer, backbone)
+        self.network = network
+        merge_lora(network.own.image_encoder)
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        own = self.network.own
+        image = own.encode(slices)
+        return own.to_slice(self.network(image), image.size)
+
+    def learned(self) -> dict[str, Tensor]:
+        """The encoder's small parts, the decoder and the class tokens."""
+        return trainable_state(self.network.trained)
+
+
+class TunedBackbone(nn.Module):
+    """A copy of a backbone that shares all its frozen weights: new are the encoder's small parts and the decoder."""
+
+    def __init__(self, backbone: Backbone, method: Lora, classes: int) -> None:
+        super().__init__()
+        plain = backbone.inner if isinstance(backbone, CachedBackbone) else backbone
+        self.own = _sharing_copy(plain)
+        generator = torch.Generator().manual_seed(method.train.seed)
+        add = add_lora if method.variant == "lora" else add_adapters
+        decoder: Any = self.own.mask_decoder
+        scale = float(decoder.mask_tokens.weight.std())  # new tokens as large as those the decoder knows
+        self.tokens = ClassTokens(classes, plain.channels, scale, generator).to(plain.device)
+        parts = nn.ModuleList(add(self.own.image_encoder, method.rank, generator))
+        self.trained = nn.ModuleDict({"encoder": parts, "mask_decoder": decoder, "tokens": self.tokens})
+        """What the loop trains; everything else in here belongs to the backbone that was given."""
+        freeze_all_but(self.trained, *_used_parts(decoder), parts, self.tokens)
+        # SAM 2's switch to the three multi-mask tokens at inference would reach heads that this method never trains
+        if hasattr(decoder, "dynamic_multimask_via_stability"):
+            decoder.dynamic_multimask_via_stability = False
+
+    def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n l s s"]:
+        """Logits of each label in the model's square, less those of the background, which is the last class."""
+        logits = self.own.decode_square(image, self.tokens(len(image))).logits
+        return logits[:, :-1] - logits[:, -1:]
+
+
+class ClassTokens(nn.Module):
+    """One learned prompt token a class, in place of what a person would say."""
+
+    def __init__(self, classes: int, channels: int, scale: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(scale * torch.randn(classes, channels, generator=generator))
+
+    def forward(self, slices: int) -> PromptEmbeddings:
+        """The same prompt for each of so many slices."""
+        return PromptEmbeddings(self.weight[None, :, None].expand(slices, -1, -1, -1))
+
+
+class _Steps:
+    """The loss of one training step: slices drawn from the support, each in a view that was never seen before."""
+
+    def __init__(self, network: TunedBackbone, shown: Sequence[LabelledSlices], batch: int) -> None:
+        self.network, self.shown, self.batch = network, shown, batch
+        self.places = [(case, row) for case, labelled in enumerate(shown) for row in range(len(labelled.slices))]
+        there = torch.cat([labelled.masks.flatten(2).any(dim=2) for labelled in shown])
+        self.holding = [rows for rows in (torch.nonzero(column)[:, 0] for column in there.T) if len(rows)]
+
+    def __call__(self, step: int, generator: torch.Generator) -> Tensor:
+        images, targets, knowns = [], [], []
+        for case, rows in self._draw(generator).items():
+            image, target, known = self._view(self.shown[case], rows, generator)
+            images.append(image)
+            targets.append(target)
+            knowns.append(known)
+        logits = self.network(ImageEmbeddings.cat(images))
+        return dice_ce(logits, torch.cat(targets).to(logits), torch.cat(knowns).to(logits.device))
+
+    def _draw(self, generator: torch.Generator) -> dict[int, list[int]]:
+        """Rows by case, for slices of one case are of one size; the first half hold a label drawn at random."""
+        drawn: dict[int, list[int]] = {}
+        for place in range(self.batch):
+            choice = torch.arange(len(self.places))
+            if place < (self.batch + 1) // 2:
+                choice = self.holding[_integer(len(self.holding), generator)]
+            case, row = self.places[int(choice[_integer(len(choice), generator)])]
+            drawn.setdefault(case, []).append(row)
+        return drawn
+
+    def _view(
+        self, labelled: LabelledSlices, rows: list[int], generator: torch.Generator
+    ) -> tuple[ImageEmbeddings, Float[Tensor, "n k s s"], Bool[Tensor, "n s s"]]:
+        """Embeddings with gradients, and the truth in the square of the mask logits."""
+        own = self.network.own
+        slices, masks, known = augmented(labelled.slices[rows], labelled.masks[rows], labelled.known[rows], generator)
+        target = own.to_square(masks * known[:, None], own.mask_side) >= 0.5
+        shown = own.to_square(known[:, None].to(masks), own.mask_side)[:, 0] >= 0.5
+        return own.encode(slices.to(own.device)), target.to(masks), shown
+
+
+def _sharing_copy(backbone: Backbone) -> Backbone:
+    """A backbone with a mask decoder of its own, whose other weights are the very same tensors."""
+    own = {id(parameter) for parameter in backbone.mask_decoder.parameters()}
+    shared = {id(parameter): parameter for parameter in backbone.parameters() if id(parameter) not in own}
+    if any(parameter.requires_grad for parameter in shared.values()):
+        raise SettingsError(f"backbone {backbone.name!r} trains; freeze it by requires_grad_(False), its copy is tuned")
+    return copy.deepcopy(backbone, memo=dict(shared))
+
+
+def _used_parts(decoder: Any) -> list[nn.Module]:
+    """What of a mask decoder its first mask comes from; not the IoU and object-score heads, nor the multi-mask ones."""
+    parts = [decoder.transformer, decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2]
+    parts.append(decoder.output_hypernetworks_mlps[0])
+    names = ("iou_token", "mask_tokens", "obj_score_token", "conv_s0", "conv_s1")
+    return parts + [getattr(decoder, name) for name in names if hasattr(decoder, name)]
+
+
+def _fingerprint(method: Lora, shown: Sequence[LabelledSlices], backbone: Backbone) -> str:
+    """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
+    sha = hashlib.sha256(f"{json.dumps(dataclasses.asdict(method), sort_keys=True)}:{backbone.digest()}".encode())
+    for labelled in shown:
+        for part in (labelled.slices, labelled.masks, labelled.known):
+            sha.update(part.contiguous().numpy().tobytes())
+    return sha.hexdigest()[:16]
+
+
+def _integer(below: int, generator: torch.Generator) -> int:
+    return int(torch.randint(below, (), generator=generator))

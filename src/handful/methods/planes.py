@@ -1,0 +1,98 @@
+"""Several planes, one vote: any method, fitted on slices of each plane, and the label that most of them give a voxel.
+
+As tri-planar networks do it (Prasoon et al., "Deep feature learning for knee cartilage segmentation using a triplanar
+convolutional neural network", MICCAI 2013). For volumes with voxels about as high as they are wide.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from handful.backbones.base import Backbone
+from handful.data.cases import SupportSet
+from handful.data.slicing import Slicer, SliceView
+from handful.data.volume import LabelMap, Labels
+from handful.errors import SettingsError
+from handful.methods.base import Method, Segmenter
+from handful.methods.closer import Closer
+from handful.tuning.run import Run
+
+ALL = ("axial", "coronal", "sagittal")
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A method that looks at slices of several planes."""
+
+    method: Method
+    planes: tuple[str, ...]
+    """Two or three of axial, coronal, sagittal; where their votes are equal, the plane named first decides."""
+
+    def __post_init__(self) -> None:
+        if len(self.planes) < 2 or len(set(self.planes)) < len(self.planes) or not set(self.planes) <= set(ALL):
+            raise SettingsError(
+                f"planes = {','.join(self.planes)}: name two or three of {', '.join(ALL)}, or set slicer.plane for one"
+            )
+
+    @property
+    def slicer(self) -> Slicer:
+        return dataclasses.replace(self.method.slicer, plane=self.planes[0])  # type: ignore[arg-type]
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> PlanesSegmenter:  # noqa: B008
+        fitted = []
+        for plane in self.planes:
+            scratch = run.scratch and run.scratch / plane
+            fitted.append(self._of(plane).fit(support, backbone, dataclasses.replace(run, scratch=scratch)))
+        return PlanesSegmenter(self.planes, fitted)
+
+    def restore(
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
+    ) -> PlanesSegmenter:
+        fitted = []
+        for plane in self.planes:
+            own = {k.removeprefix(f"{plane}/"): v for k, v in learned.items() if k.startswith(f"{plane}/")}
+            sliced = dataclasses.replace(slicer, plane=plane)  # type: ignore[arg-type]
+            fitted.append(self._of(plane).restore(labels, sliced, backbone, own))
+        return PlanesSegmenter(self.planes, fitted)
+
+    def _of(self, plane: str) -> Method:
+        return _sliced(self.method, dataclasses.replace(self.method.slicer, plane=plane))  # type: ignore[arg-type]
+
+
+def _sliced(method: Method, slicer: Slicer) -> Method:
+    """The same method on slices that are cut otherwise."""
+    if isinstance(method, Closer):
+        return dataclasses.replace(method, method=_sliced(method.method, slicer))
+    return dataclasses.replace(method, slicer=slicer)  # type: ignore[type-var]
+
+
+class PlanesSegmenter(Segmenter):
+    """A segmenter a plane."""
+
+    def __init__(self, planes: tuple[str, ...], fitted: list[Segmenter]) -> None:
+        super().__init__(fitted[0].labels, fitted[0].slicer, fitted[0].backbone)
+        self.planes = planes
+        self.fitted = fitted
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        """Logits for slices of the first plane."""
+        logits: Tensor = self.fitted[0](slices)
+        return logits
+
+    def learned(self) -> dict[str, Tensor]:
+        pairs = zip(self.planes, self.fitted, strict=True)
+        return {f"{plane}/{name}": tensor for plane, one in pairs for name, tensor in one.learned().items()}
+
+    def segment(self, stack: SliceView) -> LabelMap:
+        votes = [one.predict(stack.volume).array for one in self.fitted]
+        winner, most = votes[0].copy(), np.ones(votes[0].shape, dtype=np.uint8)
+        for place, vote in enumerate(votes):
+            agreed = np.stack([vote == other for other in votes[place:]]).sum(axis=0, dtype=np.uint8)
+            better = agreed > most
+            winner[better], most[better] = vote[better], agreed[better]
+        return LabelMap(winner, stack.volume.geometry, self.labels)

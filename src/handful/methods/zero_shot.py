@@ -1,0 +1,96 @@
+"""Zero-shot: the backbone as it is, asked for each label with a box or with points; nothing is trained.
+
+The baseline of most papers on SAM in medicine. Where they take the prompts from the truth, so does `oracle`; the
+segmenter that `fit` returns takes them from the labelled slice that each slice most resembles, and needs no truth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from handful.backbones.base import Backbone
+from handful.backbones.cached import encoded
+from handful.backbones.zoom import decode_zoomed
+from handful.data.cases import SupportSet
+from handful.data.slicing import Slicer
+from handful.data.volume import Labels
+from handful.errors import SettingsError
+from handful.methods.promptable import PromptableSegmenter, Prompted, PromptKind, TransferredPrompts
+from handful.prompts.prompts import Prompts
+from handful.tuning.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot:
+    """Asks the frozen backbone with the prompts of the most similar labelled slice; learns nothing."""
+
+    slicer: Slicer = Slicer()
+    """Plane and window, the same when fitting and when predicting."""
+    prompt: PromptKind = "box"
+    """What a label is asked for with: one box round it, or one, three or five points inside it."""
+    zoom: bool = False
+    """Look at each box in a window of its own, which suits small organs and costs an encode a box."""
+    multimask: bool = False
+    """Take the best of the backbone's candidate masks by its own estimate, instead of the single mask."""
+    seed: int = 0
+    """Of the points that are drawn at random."""
+
+    def __post_init__(self) -> None:
+        if self.zoom and self.prompt != "box":
+            raise SettingsError(f"zoom looks round boxes, but prompt is {self.prompt!r}; set prompt='box'")
+        if self.zoom and self.multimask:
+            raise SettingsError("zoom knows no candidate masks; set multimask=False")
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> ZeroShotSegmenter:  # noqa: B008
+        slicer = self.slicer.resolve(support.images())
+        prompter = TransferredPrompts.of(support, slicer, self.prompt, self.seed)
+        return ZeroShotSegmenter(self.promptable(support.labels, backbone, slicer), prompter)
+
+    def restore(
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
+    ) -> ZeroShotSegmenter:
+        return ZeroShotSegmenter(self.promptable(labels, backbone, slicer), TransferredPrompts.unpack(learned))
+
+    def promptable(self, labels: Labels, backbone: Backbone, slicer: Slicer | None = None) -> FrozenPromptable:
+        """The same backbone to be asked by anyone, for example by `oracle`; without any support."""
+        return FrozenPromptable(labels, slicer or self.slicer, backbone, self.zoom, self.multimask)
+
+
+class ZeroShotSegmenter(Prompted):
+    """A frozen backbone, asked with the prompts of labelled slices."""
+
+    prompter: TransferredPrompts
+
+    def __init__(self, promptable: FrozenPromptable, prompter: TransferredPrompts) -> None:
+        super().__init__(promptable, prompter)
+
+    def learned(self) -> dict[str, Tensor]:
+        """Thumbnails of the labelled slices, and their prompts."""
+        return self.prompter.pack()
+
+
+class FrozenPromptable(PromptableSegmenter):
+    """A backbone as it is; all labels of a slice are asked for in one decoder call."""
+
+    def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone, zoom: bool, multimask: bool) -> None:
+        super().__init__(labels, slicer, backbone)
+        self.zoom = zoom
+        self.multimask = multimask
+
+    @torch.no_grad()
+    def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
+        """Raises SettingsError where `zoom` is set and there is no box to look at closely."""
+        if self.zoom:
+            if prompts.boxes is None:
+                raise SettingsError("zoom looks round boxes, but the prompts have none; give boxes or zoom=False")
+            return decode_zoomed(self.backbone, slices, prompts.boxes)
+        image = encoded(self.backbone, slices)
+        answer = self.backbone.decode_square(image, self.backbone.embed(prompts, image.size), self.multimask)
+        return self.backbone.to_slice(answer.logits, image.size)
+
+    def learned(self) -> dict[str, Tensor]:
+        return {}
