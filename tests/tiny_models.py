@@ -1,11 +1,21 @@
-"""SAM, SAM 2 and SAM 2 video small enough for tests: the true architectures with seeded random weights."""
+"""SAM, SAM 2, SAM 2 video and EdgeTAM small enough for tests: the true architectures with seeded random weights."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel, SamConfig, SamModel
+from transformers import (
+    EdgeTamVideoConfig,
+    EdgeTamVideoModel,
+    Sam2Config,
+    Sam2Model,
+    Sam2VideoConfig,
+    Sam2VideoModel,
+    SamConfig,
+    SamModel,
+)
 
+from handful.backbones.edgetam import EdgeTamBackbone
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
@@ -26,6 +36,37 @@ def tiny_sam2(seed: int = 0, side: int = SIDE) -> Sam2Backbone:
 def tiny_sam2_video(seed: int = 0, side: int = SIDE) -> Sam2VideoBackbone:
     """SAM 2 with its memory, a narrow Hiera."""
     return Sam2VideoBackbone(_random(Sam2VideoModel(sam2_video_config(side)), seed), "tiny-sam2-video")
+
+
+def tiny_edgetam(seed: int = 0, side: int = SIDE, windows: int = 4, memory_2_1: bool = False) -> EdgeTamBackbone:
+    """EdgeTAM's memory over a narrow Hiera, for RepViT needs timm: 2 × `windows`² tokens a memory, 16 as published.
+
+    `memory_2_1`: with what SAM 2.1 has in its memory and EdgeTAM as published lacks.
+    """
+    cells, channels = side // 16, 128  # wider than a memory: transformers' session fails where they are equal
+    parts = _image_parts(side)
+    parts["vision_config"]["fpn_hidden_size"] = channels
+    for part in ("prompt_encoder_config", "mask_decoder_config"):
+        parts[part]["hidden_size"] = channels
+    config = EdgeTamVideoConfig(
+        **parts,
+        image_size=side,
+        enable_occlusion_spatial_embedding=memory_2_1,
+        enable_temporal_pos_encoding_for_object_pointers=memory_2_1,
+        memory_attention_hidden_size=channels,
+        memory_attention_mlp_hidden_size=96,
+        memory_attention_dropout=0.0,
+        memory_attention_rope_dropout=0.0,
+        memory_attention_rope_feat_sizes=[cells, cells],
+        memory_attention_rope_k_sizes=[windows, windows],
+        perceiver_resampler_num_latents=windows**2,
+        perceiver_resampler_num_latents_2d=windows**2,
+        memory_encoder_hidden_size=channels,
+        mask_downsampler_embed_dim=channels,
+        memory_fuser_embed_dim=channels,
+        memory_fuser_intermediate_dim=96,
+    )
+    return EdgeTamBackbone(_random(EdgeTamVideoModel(config), seed), "tiny-edgetam")
 
 
 def sam_config(side: int = SIDE, decoder_eps: float = 1e-5) -> SamConfig:

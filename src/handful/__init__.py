@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from handful.cohort.demo import draw_episodes, write_phantom_cohort
     from handful.cohort.embed import EmbedResult, embed_cohort
     from handful.cohort.fit import FitConfig, fit_to_folder
+    from handful.cohort.nnunet import NnunetDataset, export_nnunet, import_nnunet
     from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort, predict_file, support_among
     from handful.data.cases import Case, Cohort, Finding, SupportSet, check_case
     from handful.data.files import SUFFIXES, read_cohort, read_label_map, read_volume, write_label_map, write_volume
@@ -45,10 +46,12 @@ if TYPE_CHECKING:
     from handful.methods.closer import Closer
     from handful.methods.fate import Fate
     from handful.methods.few_shot_prompts import FewShotPrompts
+    from handful.methods.interactive import Interactive
     from handful.methods.lora import Lora
     from handful.methods.nearest_slice import NearestSlice
     from handful.methods.planes import Planes
     from handful.methods.promptable import PromptableSegmenter, Prompted, SimulatedReader, TransferredPrompts, oracle
+    from handful.methods.unet import UNet
     from handful.methods.zero_shot import ZeroShot
     from handful.pretraining.pretrain import PretrainConfig, pretrain, processors
     from handful.prompts.prompts import Prompts
@@ -56,6 +59,13 @@ if TYPE_CHECKING:
     from handful.tuning.run import Run
 
 _ROOMS = {
+    "handful.methods.interactive": ("Interactive",),
+    "handful.methods.unet": ("UNet",),
+    "handful.cohort.nnunet": (
+        "NnunetDataset",
+        "export_nnunet",
+        "import_nnunet",
+    ),
     "handful.methods.planes": ("Planes",),
     "handful.methods.closer": ("Closer",),
     "handful.methods.promptable": (
@@ -145,6 +155,7 @@ __all__ = [
     "HandfulError",
     "ImageEmbeddings",
     "InputError",
+    "Interactive",
     "LabelError",
     "LabelMap",
     "Labels",
@@ -152,6 +163,7 @@ __all__ = [
     "MemoryBackbone",
     "Method",
     "NearestSlice",
+    "NnunetDataset",
     "Planes",
     "PredictConfig",
     "PretrainConfig",
@@ -168,6 +180,7 @@ __all__ = [
     "SupportSet",
     "TrainConfig",
     "TransferredPrompts",
+    "UNet",
     "UnsupportedInput",
     "Volume",
     "ZeroShot",
@@ -184,7 +197,9 @@ __all__ = [
     "evaluate",
     "evaluate_cases",
     "evaluate_folders",
+    "export_nnunet",
     "fit_to_folder",
+    "import_nnunet",
     "load",
     "load_backbone",
     "method_settings",

@@ -24,7 +24,9 @@ QUICK = {
         "train.iterations": 240,
         "train.learning_rate": 2e-3,
     },
+    "interactive": {"rounds": 1, "error_head": True, "train.iterations": 100, "train.learning_rate": 2e-3},
     "lora": {"batch": 2, "train.iterations": 20},
+    "unet": {"channels": 8, "batch": 4, "side": 32, "train.iterations": 150, "train.learning_rate": 5e-3},
 }
 """Settings that fit a method to the phantoms in seconds; a method not named here is quick as it is."""
 

@@ -13,17 +13,18 @@ from typing import Literal, TypeVar
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, Sam2Model, Sam2VideoModel, SamModel
+from transformers import AutoConfig, EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 from transformers.utils import logging
 
 from handful.backbones.base import Backbone
+from handful.backbones.edgetam import EdgeTamBackbone
 from handful.backbones.official import SUFFIXES, load_official
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import CheckpointError, SettingsError
 
-Model = TypeVar("Model", SamModel, Sam2Model, Sam2VideoModel)
+Model = TypeVar("Model", SamModel, Sam2Model, Sam2VideoModel, EdgeTamVideoModel)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,12 @@ BACKBONES: dict[str, BackboneEntry] = {
     "sam2-hiera-small": _sam2("sam2", "small", "46 M"),
     "sam2-hiera-base-plus": _sam2("sam2", "base-plus", "81 M"),
     "sam2-hiera-large": _sam2("sam2", "large", "224 M"),
+    "edgetam": BackboneEntry(
+        description="EdgeTAM, a small SAM 2 with memory, RepViT, 14 M parameters, 1024 pixels; handful[edgetam]",
+        source="yonigozlan/EdgeTAM-hf",
+        licence="Apache-2.0",
+        kind="sam2",
+    ),
 }
 
 
@@ -148,11 +155,20 @@ def _from_folder(folder: Path, name: str) -> Backbone:
             kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
             if kind == "sam":
                 return SamBackbone(_model(SamModel, folder, name), name)
+            if kind == "edgetam_video":
+                return EdgeTamBackbone(_model(EdgeTamVideoModel, folder, name), name)
             if kind not in ("sam2", "sam2_video"):
-                raise CheckpointError(f"backbone {name!r} is a {kind!r} model; handful knows sam, sam2 and sam2_video")
+                raise CheckpointError(
+                    f"backbone {name!r} is a {kind!r} model; handful knows sam, sam2, sam2_video and edgetam_video"
+                )
             if _holds_memory(weights):
                 return Sam2VideoBackbone(_model(Sam2VideoModel, folder, name), name)
             return Sam2Backbone(_model(Sam2Model, folder, name), name)
+    except ImportError as error:
+        raise CheckpointError(
+            f"backbone {name!r} needs a package that is not installed; EdgeTAM's image encoder comes from timm, which "
+            "needs torchvision: pip install handful[edgetam]"
+        ) from error
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"backbone {name!r} in {folder} cannot be read ({_first_line(error)})") from error
 

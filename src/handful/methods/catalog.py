@@ -14,9 +14,11 @@ from handful.methods.base import Method
 from handful.methods.closer import Closer
 from handful.methods.fate import Fate
 from handful.methods.few_shot_prompts import FewShotPrompts
+from handful.methods.interactive import Interactive
 from handful.methods.lora import Lora
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.planes import Planes
+from handful.methods.unet import UNet
 from handful.methods.zero_shot import ZeroShot
 
 CLOSER, PLANES = "closer", "planes"
@@ -25,8 +27,10 @@ CLOSER, PLANES = "closer", "planes"
 METHODS: dict[str, type[Method]] = {
     "fate": Fate,
     "few-shot-prompts": FewShotPrompts,
+    "interactive": Interactive,
     "lora": Lora,
     "nearest-slice": NearestSlice,
+    "unet": UNet,
     "zero-shot": ZeroShot,
 }
 

@@ -8,27 +8,25 @@ of each support slice once; the decoder trains on the kept embeddings, each slic
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
 from handful.backbones.cached import encoded
-from handful.data.cases import LabelledSlices, SupportSet
+from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
-from handful.methods.base import CHUNK, Segmenter
-from handful.tuning.augment import augmented
+from handful.methods.base import Segmenter
+from handful.methods.seen import Batches, Seen, attended, fingerprint, integer, look, no_memory, noise_like, noisy
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_bce, dice_ce, dice_focal
 from handful.tuning.run import Run
@@ -83,12 +81,12 @@ class FewShotPrompts:
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FewShotSegmenter:  # noqa: B008
         slicer = self.slicer.resolve(support.images())
-        seen = _look(self, support, slicer, backbone)
+        seen = self._look(support, slicer, backbone)
         tokens = _class_embeddings(self, seen, backbone)
         _require_every_class(tokens, [*support.labels.names, *["background"] * self.background])
         decoder = TokenDecoder(backbone, self)
         if self.train.iterations:
-            scratch = run.scratch and run.scratch / _fingerprint(self, seen, backbone)
+            scratch = run.scratch and run.scratch / fingerprint(self, seen, backbone)
             episodes = _Episodes(self, decoder, seen, tokens)
             train(decoder.trained, episodes, self.train, dataclasses.replace(run, scratch=scratch))
         return FewShotSegmenter(support.labels, slicer, backbone, self, decoder, tokens.of_view(0))
@@ -99,6 +97,11 @@ class FewShotPrompts:
         decoder = TokenDecoder(backbone, self)
         load_trainable_state(decoder.trained, _below("decoder", learned))
         return FewShotSegmenter(labels, slicer, backbone, self, decoder, Tokens.unpack(_below("tokens", learned)))
+
+    def _look(self, support: SupportSet, slicer: Slicer, backbone: Backbone) -> Seen:
+        """With the regions of those classes alone that are asked for."""
+        seen = look(support, slicer, backbone, views=self.views, seed=self.train.seed, target=self.target)
+        return seen if self.background else dataclasses.replace(seen, regions=seen.regions[:, :-1])
 
 
 class FewShotSegmenter(Segmenter):
@@ -135,7 +138,7 @@ class FewShotSegmenter(Segmenter):
                 f"the segmenter with {self.labels.as_dict()}; label them alike"
             )
         plain = dataclasses.replace(self.method, views=1)
-        seen = _look(plain, support, self.slicer, self.backbone)
+        seen = plain._look(support, self.slicer, self.backbone)
         tokens = self.tokens.joined(_class_embeddings(plain, seen, self.backbone))
         return FewShotSegmenter(self.labels, self.slicer, self.backbone, self.method, self.decoder, tokens)
 
@@ -249,82 +252,7 @@ class Tokens:
         return cls(vectors, classes, cases, packed["slices"], packed["views"], tuple(names))
 
 
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """What the encoder saw of the support: v rows, each one view of one slice."""
-
-    image: ImageEmbeddings
-    """Half precision, to keep many; rows become float32 on use."""
-    regions: Float[Tensor, "v k f f"]
-    """Share of each feature cell that a class covers."""
-    target: Float[Tensor, "v l s s"]
-    """The truth, without the background, in the square of the mask logits."""
-    known: Bool[Tensor, "v s s"]
-    cases: Int[Tensor, " v"]
-    slices: Int[Tensor, " v"]
-    views: Int[Tensor, " v"]
-    names: tuple[str, ...]
-    digest: str
-    """SHA-256 of the pixels, labels and known voxels that went in."""
-
-    def rows(self, rows: Tensor) -> ImageEmbeddings:
-        return self.image[rows].to(torch.float32)
-
-
-def _look(method: FewShotPrompts, support: SupportSet, slicer: Slicer, backbone: Backbone) -> _Seen:
-    """Encodes every view of every labelled slice, once."""
-    generator = torch.Generator().manual_seed(method.train.seed)
-    sha = hashlib.sha256()
-    names: list[str] = []
-    images: list[ImageEmbeddings] = []
-    maps: list[tuple[Tensor, Tensor, Tensor]] = []
-    origin: list[tuple[int, int, int]] = []
-    for labelled in support.slices(slicer):
-        names.append(labelled.case)
-        for part in (labelled.slices, labelled.masks, labelled.known):
-            sha.update(part.contiguous().numpy().tobytes())
-        for view, rows, slices, masks, known in _views(labelled, max(1, method.views), generator):
-            with torch.no_grad():
-                images.append(backbone.encode(slices.to(backbone.device)).to(torch.float16))
-            maps.append(_in_square(method, backbone, masks, known))
-            origin += [(len(names) - 1, labelled.index[row], view) for row in rows]
-    regions, target, shown = (torch.cat(parts) for parts in zip(*maps, strict=True))
-    cases, indices, views = torch.tensor(origin).unbind(1)
-    return _Seen(
-        ImageEmbeddings.cat(images), regions, target, shown, cases, indices, views, tuple(names), sha.hexdigest()
-    )
-
-
-def _views(
-    labelled: LabelledSlices, count: int, generator: torch.Generator
-) -> Iterator[tuple[int, range, Tensor, Tensor, Tensor]]:
-    """(view, rows, slices, masks, known) in chunks that fit through the encoder."""
-    for start in range(0, len(labelled.slices), CHUNK):
-        rows = range(len(labelled.slices))[start : start + CHUNK]
-        part = slice(start, start + CHUNK)
-        slices, masks, known = labelled.slices[part], labelled.masks[part], labelled.known[part]
-        yield 0, rows, slices, masks, known
-        for view in range(1, count):
-            yield view, rows, *augmented(slices, masks, known, generator)
-
-
-def _in_square(
-    method: FewShotPrompts, backbone: Backbone, masks: Tensor, known: Tensor
-) -> tuple[Float[Tensor, "n k f f"], Float[Tensor, "n l s s"], Bool[Tensor, "n s s"]]:
-    """Area fractions a class at the features' resolution; truth and known cells at that of the mask logits."""
-    shown = known[:, None].to(masks)
-    classes = masks * shown
-    truth = backbone.to_square(classes, backbone.mask_side)
-    if method.background:
-        classes = torch.cat([classes, shown - classes.sum(dim=1, keepdim=True)], dim=1)
-    return (
-        backbone.to_square(classes, backbone.feature_side),
-        (truth >= 0.5).to(truth) if method.target == "hard" else truth,
-        backbone.to_square(shown, backbone.mask_side)[:, 0] >= 0.5,
-    )
-
-
-def _class_embeddings(method: FewShotPrompts, seen: _Seen, backbone: Backbone) -> Tokens:
+def _class_embeddings(method: FewShotPrompts, seen: Seen, backbone: Backbone) -> Tokens:
     """The mask-pooled features of every class in every row; none where the class covers under 1/256 of a cell."""
     position = backbone.position_encoding()[0].cpu() if method.location else None
     vectors, classes, rows = [], [], []
@@ -388,38 +316,26 @@ def _require_every_class(tokens: Tokens, names: Sequence[str]) -> None:
 class _Episodes:
     """The loss of one training step: slices drawn from the support, asked with the embeddings of the others."""
 
-    def __init__(self, method: FewShotPrompts, decoder: TokenDecoder, seen: _Seen, tokens: Tokens) -> None:
+    def __init__(self, method: FewShotPrompts, decoder: TokenDecoder, seen: Seen, tokens: Tokens) -> None:
         self.method, self.decoder, self.seen, self.tokens = method, decoder, seen, tokens
         self.classes = seen.regions.shape[1]
-        self.holding = [torch.nonzero(seen.target[:, c].sum(dim=(1, 2)) > 0)[:, 0] for c in range(seen.target.shape[1])]
-        self.holding = [rows for rows in self.holding if len(rows)] or [torch.arange(len(seen.image))]
+        self.batches = Batches(seen, method.batch)
         self.noise = method.token_noise * float(tokens.vectors.std())
         # as many at once as will be asked with later, less those of the slice itself
         fewer = int(tokens.of_view(0).classes.bincount().max()) - method.parts
         self.most = max(1, min(method.max_tokens, fewer))
 
     def __call__(self, step: int, generator: torch.Generator) -> Tensor:
-        rows = self._draw_queries(generator)
-        count = 1 + _integer(self.most, generator)
+        rows = self.batches.draw(generator)
+        count = 1 + integer(self.most, generator)
         asked = torch.stack([self._draw_tokens(int(row), count, generator) for row in rows])
-        image = self.seen.rows(rows)
-        main = image.main + self.method.feature_noise * image.main.std() * _noise_like(image.main, generator)
-        asked = asked + self.noise * _noise_like(asked, generator)
-        logits = self.decoder(dataclasses.replace(image, features=(*image.features[:-1], main)), asked.to(main))
+        image = noisy(self.seen.rows(rows), self.method.feature_noise, generator)
+        asked = asked + self.noise * noise_like(asked, generator)
+        logits = self.decoder(image, asked.to(image.main))
         target, known = self.seen.target[rows].to(logits), self.seen.known[rows].to(logits.device)
         if self.method.background:
             return dice_ce(logits, target, known)
         return (dice_bce if self.method.loss == "dice-bce" else dice_focal)(logits, target, known)
-
-    def _draw_queries(self, generator: torch.Generator) -> Int[Tensor, " b"]:
-        """The first half hold a label drawn at random, so that rare labels and empty slices both come."""
-        rows = []
-        for place in range(self.method.batch):
-            choice = torch.arange(len(self.seen.image))
-            if place < (self.method.batch + 1) // 2:
-                choice = self.holding[_integer(len(self.holding), generator)]
-            rows.append(int(choice[_integer(len(choice), generator)]))
-        return torch.tensor(rows)
 
     def _draw_tokens(self, row: int, count: int, generator: torch.Generator) -> Float[Tensor, "k t c"]:
         """`count` embeddings of each class, repeated only where the pool has fewer."""
@@ -442,24 +358,12 @@ def _query_masks(
     """
     decoder: Any = backbone.mask_decoder
     prompt_encoder: Any = backbone.prompt_encoder
-    n, k = tokens.shape[:2]
     main = image.main + prompt_encoder.no_mask_embed.weight[:, :, None, None]
-    if not image.recalled:  # SAM 2 marks a slice seen without memories; SAM has no such mark
-        marks = [mark for name, mark in backbone.named_parameters() if name.endswith("no_memory_embedding")]
-        main = main + sum(mark.reshape(1, -1, 1, 1) for mark in marks)
-    answers, seen = decoder.transformer(
-        point_embeddings=tokens,
-        image_embeddings=main.repeat_interleave(k, dim=0),
-        image_positional_embeddings=backbone.position_encoding().expand(n * k, -1, -1, -1),
-        attention_similarity=None,
-    )
-    seen = rearrange(seen, "(n k) 1 (h w) c -> (n k) c h w", n=n, h=main.shape[-2])
-    skips = [level.repeat_interleave(k, dim=0) for level in image.features[:-1]]
-    fine_skip, half_skip = skips or (0, 0)  # SAM has none
-    half = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(seen) + half_skip))
-    fine = decoder.activation(decoder.upscale_conv2(half) + fine_skip)
+    if not image.recalled:
+        main = main + sum(no_memory(backbone))
+    answers, fine = attended(decoder, main, backbone.position_encoding(), tokens, image.features[:-1])
     painter = decoder.output_hypernetworks_mlps[0](answers).mean(dim=2)
-    return torch.einsum("nkc,nkchw->nkhw", painter, rearrange(fine, "(n k) c h w -> n k c h w", n=n))
+    return torch.einsum("nkc,nkchw->nkhw", painter, fine)
 
 
 def _used_parts(decoder: Any, variant: Literal["prompt", "query"]) -> list[nn.Module]:
@@ -486,19 +390,5 @@ def _positive_click(prompt_encoder: Any) -> Float[Tensor, " c"]:
     return click
 
 
-def _fingerprint(method: FewShotPrompts, seen: _Seen, backbone: Backbone) -> str:
-    """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
-    settings = json.dumps(dataclasses.asdict(method), sort_keys=True)
-    return hashlib.sha256(f"{settings}:{seen.digest}:{backbone.digest()}".encode()).hexdigest()[:16]
-
-
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
-
-
-def _integer(below: int, generator: torch.Generator) -> int:
-    return int(torch.randint(below, (), generator=generator))
-
-
-def _noise_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator).to(like)

@@ -1,0 +1,182 @@
+"""What methods share that train on a frozen encoder: the support as it saw it, the decoder asked with own tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from handful.backbones.base import Backbone, ImageEmbeddings
+from handful.data.cases import LabelledSlices, SupportSet
+from handful.data.slicing import Slicer
+from handful.methods.base import CHUNK
+from handful.tuning.augment import augmented
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the encoder saw of the support: v rows, each one view of one slice, truth in the model's square."""
+
+    image: ImageEmbeddings
+    """Half precision, to keep many; rows become float32 on use."""
+    regions: Float[Tensor, "v k f f"]
+    """Share of each feature cell that a label covers; the background comes last."""
+    target: Bool[Tensor, "v l s s"] | Float[Tensor, "v l s s"]
+    """The truth, without the background, in the square of the mask logits; a share of each cell where it is soft."""
+    known: Bool[Tensor, "v s s"]
+    cases: Int[Tensor, " v"]
+    """Index into `names`, which is that of the case in the support set."""
+    slices: Int[Tensor, " v"]
+    """Index of the slice in its case."""
+    views: Int[Tensor, " v"]
+    """0 for the slice as it is, else the number of its augmented view."""
+    names: tuple[str, ...]
+    """Names of the cases."""
+    digest: str
+    """SHA-256 of the pixels, labels and known voxels that went in."""
+
+    def rows(self, rows: Tensor) -> ImageEmbeddings:
+        """The embeddings of some rows, in float32."""
+        return self.image[rows].to(torch.float32)
+
+
+def look(
+    support: SupportSet, slicer: Slicer, backbone: Backbone, *, views: int, seed: int, target: Literal["hard", "soft"]
+) -> Seen:
+    """Encodes every view of every labelled slice, once; the first view is the slice itself, the others are random."""
+    generator = torch.Generator().manual_seed(seed)
+    sha = hashlib.sha256()
+    names: list[str] = []
+    images: list[ImageEmbeddings] = []
+    maps: list[tuple[Tensor, Tensor, Tensor]] = []
+    origin: list[tuple[int, int, int]] = []
+    for labelled in support.slices(slicer):
+        names.append(labelled.case)
+        for part in (labelled.slices, labelled.masks, labelled.known):
+            sha.update(part.contiguous().numpy().tobytes())
+        for view, rows, slices, masks, known in _views(labelled, max(1, views), generator):
+            with torch.no_grad():
+                images.append(backbone.encode(slices.to(backbone.device)).to(torch.float16))
+            maps.append(_in_square(backbone, masks, known, target))
+            origin += [(len(names) - 1, labelled.index[row], view) for row in rows]
+    regions, truth, shown = (torch.cat(parts) for parts in zip(*maps, strict=True))
+    cases, indices, numbers = torch.tensor(origin).unbind(1)
+    return Seen(
+        ImageEmbeddings.cat(images), regions, truth, shown, cases, indices, numbers, tuple(names), sha.hexdigest()
+    )
+
+
+class Batches:
+    """Rows for the steps of a training: the first half of each batch hold a label drawn at random, the rest are any.
+
+    So rare labels and empty slices both come.
+    """
+
+    def __init__(self, seen: Seen, size: int, among: Int[Tensor, " r"] | None = None) -> None:
+        self.size = size
+        self.rows = torch.arange(len(seen.image)) if among is None else among
+        area = seen.target[self.rows].sum(dim=(2, 3))
+        holding = [self.rows[area[:, label] > 0] for label in range(area.shape[1])]
+        self.holding = [rows for rows in holding if len(rows)] or [self.rows]
+
+    def draw(self, generator: torch.Generator) -> Int[Tensor, " b"]:
+        rows = []
+        for place in range(self.size):
+            choice = self.rows
+            if place < (self.size + 1) // 2:
+                choice = self.holding[integer(len(self.holding), generator)]
+            rows.append(int(choice[integer(len(choice), generator)]))
+        return torch.tensor(rows)
+
+
+def noisy(image: ImageEmbeddings, share: float, generator: torch.Generator) -> ImageEmbeddings:
+    """The embeddings with noise on the main level, of `share` of its standard deviation."""
+    main = image.main + share * image.main.std() * noise_like(image.main, generator)
+    return dataclasses.replace(image, features=(*image.features[:-1], main))
+
+
+def attended(
+    decoder: Any,
+    main: Float[Tensor, "n c f f"],
+    position: Float[Tensor, "1 c f f"],
+    tokens: Float[Tensor, "n k t c"],
+    finer: Sequence[Tensor],
+) -> tuple[Float[Tensor, "n k t c"], Float[Tensor, "n k d s s"]]:
+    """SAM's mask decoder asked with tokens of one's own: the tokens, and the upscaled image, after they met.
+
+    The t tokens of a set look at each other and at one copy of the image; the k sets of a slice know nothing of each
+    other. `decoder` has the parts of transformers' SamMaskDecoder up to its hypernetworks; `finer` are SAM 2's finer
+    levels, none for SAM. A mask is the product of what a hypernetwork says of a token with the image.
+    """
+    n, k = tokens.shape[:2]
+    answers, seen = decoder.transformer(
+        point_embeddings=tokens,
+        image_embeddings=main.repeat_interleave(k, dim=0),
+        image_positional_embeddings=position.expand(n * k, -1, -1, -1),
+        attention_similarity=None,
+    )
+    seen = rearrange(seen, "(n k) 1 (h w) c -> (n k) c h w", n=n, h=main.shape[-2])
+    skips = [level.repeat_interleave(k, dim=0) for level in finer]
+    fine_skip, half_skip = skips or (0, 0)  # SAM has none
+    half = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(seen) + half_skip))
+    fine = decoder.activation(decoder.upscale_conv2(half) + fine_skip)
+    return answers, rearrange(fine, "(n k) c h w -> n k c h w", n=n)
+
+
+def no_memory(backbone: Backbone) -> list[Tensor]:
+    """The embedding that SAM 2 marks a slice with that is seen without memories; none for SAM."""
+    return [
+        mark.reshape(1, -1, 1, 1) for name, mark in backbone.named_parameters() if name.endswith("no_memory_embedding")
+    ]
+
+
+def fingerprint(method: Any, seen: Seen, backbone: Backbone) -> str:
+    """Names a fit by all that decides its result, so that only its own half-done work is taken up again."""
+    settings = json.dumps(dataclasses.asdict(method), sort_keys=True)
+    return hashlib.sha256(f"{settings}:{seen.digest}:{backbone.digest()}".encode()).hexdigest()[:16]
+
+
+def integer(below: int, generator: torch.Generator) -> int:
+    """A random number from 0 to `below` - 1."""
+    return int(torch.randint(below, (), generator=generator))
+
+
+def noise_like(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of that shape, drawn on the CPU, where the generator lives."""
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def _views(
+    labelled: LabelledSlices, count: int, generator: torch.Generator
+) -> Iterator[tuple[int, range, Tensor, Tensor, Tensor]]:
+    """(view, rows, slices, masks, known) in chunks that fit through the encoder."""
+    for start in range(0, len(labelled.slices), CHUNK):
+        rows = range(len(labelled.slices))[start : start + CHUNK]
+        part = slice(start, start + CHUNK)
+        slices, masks, known = labelled.slices[part], labelled.masks[part], labelled.known[part]
+        yield 0, rows, slices, masks, known
+        for view in range(1, count):
+            yield view, rows, *augmented(slices, masks, known, generator)
+
+
+def _in_square(
+    backbone: Backbone, masks: Tensor, known: Tensor, target: Literal["hard", "soft"]
+) -> tuple[Float[Tensor, "n k f f"], Tensor, Bool[Tensor, "n s s"]]:
+    """Area fractions a class at the features' resolution; truth and known cells at that of the mask logits."""
+    shown = known[:, None].to(masks)
+    labels = masks * shown
+    truth = backbone.to_square(labels, backbone.mask_side)
+    classes = torch.cat([labels, shown - labels.sum(dim=1, keepdim=True)], dim=1)
+    return (
+        backbone.to_square(classes, backbone.feature_side),
+        truth >= 0.5 if target == "hard" else truth,
+        backbone.to_square(shown, backbone.mask_side)[:, 0] >= 0.5,
+    )

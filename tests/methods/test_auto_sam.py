@@ -1,0 +1,418 @@
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import SamConfig, SamModel
+
+from handful.backbones.base import Backbone, ImageEmbeddings
+from handful.backbones.cached import cached
+from handful.backbones.sam import SamBackbone
+from handful.data.cases import SupportSet
+from handful.data.slicing import Slicer
+from handful.data.volume import IGNORE, LabelMap
+from handful.errors import CheckpointError, LabelError, SettingsError
+from handful.methods.auto_sam import AutoSam, Head, VitHead
+from handful.methods.seen import Batches, look
+from handful.tuning.loop import TrainConfig
+from handful.tuning.run import Run
+from handful.tuning.trainable import count_trainable
+from phantoms import LABELS, phantom, phantom_case, support_set
+
+SHORT = TrainConfig(iterations=2)
+FORMS = [
+    {},
+    {"shared_pass": False},
+    {"faithful": True},
+    {"head": "cnn"},
+    {"head": "cnn", "faithful": True},
+    {"head": "linear"},
+    {"head": "linear", "relu_out": True},
+]
+everywhere = pytest.mark.parametrize("form", FORMS, ids=str)
+on_both = pytest.mark.parametrize("model", ["sam", "sam2"])
+
+
+def head_of(backbone: Backbone, classes: int = 3, **form) -> Head:
+    return AutoSam(**form).new_head(backbone, classes)
+
+
+def embeddings(backbone: Backbone, n: int = 2) -> ImageEmbeddings:
+    with torch.no_grad():
+        return backbone.encode(torch.rand(n, 1, 24, 28))
+
+
+def mean_dice(found: LabelMap, truth: LabelMap) -> float:
+    overlaps = []
+    for value in truth.labels.values:
+        a, b = found.array == value, truth.array == value
+        overlaps.append(2 * (a & b).sum() / (a.sum() + b.sum()))
+    return float(np.mean(overlaps))
+
+
+# The heads at their true size.
+
+
+@pytest.fixture(scope="module")
+def vit_b() -> Backbone:
+    """SAM ViT-B's decoder and feature width, behind an encoder of one narrow layer."""
+    config = SamConfig(
+        vision_config={"image_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1},
+        prompt_encoder_config={"image_size": 64},
+    )
+    return SamBackbone(SamModel(config), "ViT-B's decoder")
+
+
+def size_of(head: Head) -> int:
+    return sum(parameter.numel() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize(
+    ("form", "whole", "trainable"),
+    [
+        ({"faithful": True}, 3_780_002, 3_646_880),
+        ({}, 3_506_048, 3_506_048),
+        ({"shared_pass": False}, 3_506_048, 3_506_048),
+        ({"head": "cnn"}, 20_686_340, 20_686_340),
+        ({"head": "linear"}, 75_140, 75_140),
+        ({"head": "linear", "faithful": True}, 75_140, 75_140),
+    ],
+    ids=str,
+)
+def test_heads_have_the_published_number_of_parameters(form: dict, whole: int, trainable: int, vit_b: Backbone):
+    head = head_of(vit_b, classes=4, **form)
+    assert size_of(head) == whole
+    assert count_trainable(head) == trainable
+
+
+def test_the_published_vit_head_takes_sams_transformer_and_leaves_its_tokens(vit_b: Backbone):
+    faithful, mended = head_of(vit_b, faithful=True), head_of(vit_b)
+    decoder = dict(vit_b.mask_decoder.named_parameters())
+    for head in (faithful, mended):
+        for name, value in head.transformer.named_parameters(prefix="transformer"):
+            assert torch.equal(value, decoder[name])
+    assert torch.equal(mended.position, vit_b.position_encoding())
+    assert faithful.position.shape == vit_b.position_encoding().shape
+    assert not torch.allclose(faithful.position, vit_b.position_encoding())
+
+
+# What looks at what.
+
+
+@pytest.mark.parametrize(("form", "images"), [({}, 2), ({"shared_pass": False}, 6), ({"faithful": True}, 6)], ids=str)
+@on_both
+def test_all_classes_take_one_pass_and_only_the_others_copy_the_image(
+    form: dict, images: int, model: str, request: pytest.FixtureRequest
+):
+    backbone = request.getfixturevalue(model)
+    head, passes = head_of(backbone, classes=3, **form), []
+    head.transformer.register_forward_hook(
+        lambda module, args, kwargs, out: passes.append(len(kwargs["image_embeddings"])), with_kwargs=True
+    )
+    head(embeddings(backbone, n=2))
+    assert passes == [images]
+
+
+def both_ways(backbone: Backbone, classes: int) -> tuple[VitHead, VitHead]:
+    """One set of weights, asked in one pass and class by class."""
+    shared, apart = head_of(backbone, classes), head_of(backbone, classes, shared_pass=False)
+    apart.load_state_dict(shared.state_dict())
+    return shared, apart
+
+
+@on_both
+@torch.no_grad()
+def test_one_class_alone_is_the_same_in_a_shared_pass_and_apart(model: str, request: pytest.FixtureRequest):
+    backbone = request.getfixturevalue(model)
+    shared, apart = both_ways(backbone, classes=1)
+    image = embeddings(backbone)
+    assert torch.allclose(shared(image), apart(image), atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_shared_pass_is_as_many_passes_where_tokens_cannot_speak_to_each_other(sam: Backbone):
+    shared, apart = both_ways(sam, classes=3)
+    image = embeddings(sam)
+    assert not torch.allclose(shared(image), apart(image), atol=1e-3)
+    for head in (shared, apart):
+        for layer in head.transformer.layers:
+            for meeting in (layer.self_attn, layer.cross_attn_image_to_token):
+                meeting.out_proj.weight.zero_()
+    assert torch.allclose(shared(image), apart(image), atol=1e-5)
+
+
+@torch.no_grad()
+def test_classes_hear_each_other_in_a_shared_pass_only(sam: Backbone):
+    shared, apart = both_ways(sam, classes=3)
+    image = embeddings(sam)
+    before = [head(image)[:, :2] for head in (shared, apart)]
+    for head in (shared, apart):
+        head.class_tokens[2] += 1
+    after = [head(image)[:, :2] for head in (shared, apart)]
+    assert not torch.allclose(before[0], after[0], atol=1e-4)
+    assert torch.allclose(before[1], after[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("form", [{}, {"shared_pass": False}], ids=str)
+@torch.no_grad()
+def test_the_order_of_classes_is_that_of_their_tokens_and_nothing_else(form: dict, sam: Backbone):
+    head, image = head_of(sam, **form), embeddings(sam)
+    before = head(image)
+    head.class_tokens.copy_(head.class_tokens[[2, 0, 1]])
+    assert torch.allclose(head(image), before[:, [2, 0, 1]], atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [{}, {"faithful": True}, {"head": "cnn"}, {"head": "linear"}], ids=str)
+@torch.no_grad()
+def test_every_head_looks_at_all_levels_of_sam2(form: dict, sam2: Backbone):
+    head, image = head_of(sam2, **form), embeddings(sam2)
+    before = head(image)
+    for level in range(3):
+        features = [f.flip(-1) if place == level else f for place, f in enumerate(image.features)]
+        assert not torch.allclose(head(replace(image, features=tuple(features))), before, atol=1e-3)
+
+
+@torch.no_grad()
+def test_the_cnn_passes_on_what_it_sees_where_the_published_one_lets_it_fade(sam: Backbone):
+    image = embeddings(sam)
+
+    def contrast(faithful: bool) -> float:
+        return float(head_of(sam, head="cnn", faithful=faithful)(image).std(dim=(0, 2, 3)).mean())
+
+    assert contrast(faithful=False) > 20 * contrast(faithful=True)
+
+
+@torch.no_grad()
+def test_the_published_relu_lets_no_logit_be_negative(sam: Backbone):
+    image = embeddings(sam)
+    plain, cut = head_of(sam, head="linear")(image), head_of(sam, head="linear", relu_out=True)(image)
+    assert plain.min() < 0
+    assert torch.equal(cut, plain.clamp_min(0))
+    assert torch.equal(head_of(sam, head="linear", faithful=True)(image), cut)
+
+
+# What trains.
+
+
+@everywhere
+@on_both
+def test_gradients_reach_the_head_and_nothing_else(form: dict, model: str, request: pytest.FixtureRequest):
+    backbone = request.getfixturevalue(model)
+    before = backbone.digest()
+    segmenter = AutoSam(views=1, batch=2, train=SHORT, **form).fit(support_set(1), backbone)
+    segmenter.zero_grad()
+    segmenter(torch.rand(1, 1, 24, 28)).square().sum().backward()
+    reached = {name for name, p in segmenter.named_parameters() if p.grad is not None and p.grad.any()}
+    assert reached
+    assert all(name.startswith("head.") for name in reached)
+    assert all(p.grad is None for p in backbone.parameters())
+    assert backbone.digest() == before
+
+
+@pytest.mark.parametrize("views", [0, 1, 3])
+def test_each_view_of_each_slice_is_encoded_once(views: int, sam: Backbone):
+    seen: list[int] = []
+    hook = sam.image_encoder.register_forward_hook(
+        lambda module, args, kwargs, out: seen.append(len(out[0])), with_kwargs=True
+    )
+    try:
+        AutoSam(head="linear", views=views, batch=2, train=TrainConfig(iterations=5)).fit(support_set(2), sam)
+    finally:
+        hook.remove()
+    slices = sum(len(part.index) for part in support_set(2).slices(Slicer().resolve([phantom(0)[0]])))
+    assert sum(seen) == slices * max(1, views)
+
+
+def test_a_cache_round_the_backbone_changes_nothing_that_is_learned(sam: Backbone, tmp_path: Path):
+    method = AutoSam(views=2, batch=2, train=SHORT)
+    plain = method.fit(support_set(1), sam).learned()
+    for _ in range(2):
+        behind_cache = method.fit(support_set(1), cached(sam, tmp_path)).learned()
+        assert all(torch.equal(behind_cache[key], plain[key]) for key in plain)
+
+
+@pytest.mark.parametrize(
+    ("model", "form", "iterations"),
+    [
+        ("sam", {}, 150),
+        ("sam", {"shared_pass": False}, 150),
+        ("sam", {"faithful": True}, 100),
+        ("sam", {"head": "cnn"}, 80),
+        ("sam2", {}, 100),
+        ("sam2", {"head": "cnn"}, 60),
+    ],
+    ids=str,
+)
+def test_a_head_learns_the_phantoms(model: str, form: dict, iterations: int, request: pytest.FixtureRequest):
+    method = AutoSam(views=2, train=TrainConfig(iterations=iterations, learning_rate=2e-3), **form)
+    image, truth = phantom(7)
+    found = method.fit(support_set(3), request.getfixturevalue(model)).predict(image)
+    assert mean_dice(found, truth) > 0.6
+
+
+def test_the_linear_head_learns_the_phantoms_from_trained_features(handful_tiny: Backbone):
+    method = AutoSam(head="linear", views=2, train=TrainConfig(iterations=100, learning_rate=2e-3))
+    image, truth = phantom(7)
+    assert mean_dice(method.fit(support_set(2), handful_tiny).predict(image), truth) > 0.6
+
+
+@everywhere
+def test_one_seed_gives_one_head_and_another_seed_another(form: dict, sam: Backbone):
+    method = AutoSam(views=1, batch=2, train=SHORT, **form)
+    first = method.fit(support_set(1), sam).learned()
+    torch.rand(3)  # the state of the global generator has no say
+    again = method.fit(support_set(1), sam).learned()
+    other = replace(method, train=replace(SHORT, seed=1)).fit(support_set(1), sam).learned()
+    assert again.keys() == first.keys() == other.keys()
+    assert all(torch.equal(again[key], first[key]) for key in first)
+    assert not all(torch.equal(other[key], first[key]) for key in first)
+
+
+@everywhere
+@on_both
+def test_what_was_learned_comes_back(form: dict, model: str, request: pytest.FixtureRequest):
+    backbone = request.getfixturevalue(model)
+    method = AutoSam(views=1, batch=2, train=SHORT, **form)
+    segmenter = method.fit(support_set(1), backbone)
+    # another seed draws other random parts, which must come from what was learned
+    elsewhere = replace(method, train=replace(SHORT, seed=9))
+    again = elsewhere.restore(segmenter.labels, segmenter.slicer, backbone, segmenter.learned())
+    slices = torch.rand(2, 1, 24, 28)
+    with torch.inference_mode():
+        assert torch.equal(again(slices), segmenter(slices))
+
+
+def test_a_head_of_another_form_is_not_restored(sam: Backbone):
+    segmenter = AutoSam(views=1, batch=2, train=SHORT).fit(support_set(1), sam)
+    with pytest.raises(CheckpointError, match="class_tokens"):
+        AutoSam(faithful=True).restore(segmenter.labels, segmenter.slicer, sam, segmenter.learned())
+
+
+def test_the_background_is_a_class_whose_logit_is_subtracted(sam: Backbone):
+    segmenter = AutoSam(views=1, batch=2, train=SHORT).fit(support_set(1), sam)
+    slices = torch.rand(1, 1, 24, 28)
+    with torch.inference_mode():
+        image = sam.encode(slices).to(torch.float16).to(torch.float32)
+        all_classes = sam.to_slice(segmenter.head(image), (24, 28))
+        labels = segmenter(slices)
+    assert all_classes.shape[1] == 1 + labels.shape[1]
+    beside = torch.cat([torch.zeros_like(labels[:, :1]), labels], dim=1)
+    assert torch.allclose(beside.softmax(1), all_classes.softmax(1), atol=1e-4)
+
+
+def test_half_of_each_batch_holds_a_label(sam: Backbone):
+    seen = look(support_set(1), Slicer().resolve([phantom(0)[0]]), sam, views=1, seed=0, target="hard")
+    empty = replace(seen, target=seen.target.clone())
+    empty.target[1:] = False
+    empty.target[0, :, 0, 0] = True
+    batches = Batches(empty, size=6)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([batches.draw(generator) for _ in range(30)])
+    assert (drawn[:, :3] == 0).all()
+    assert len(drawn[:, 3:].unique()) == len(seen.image)
+
+
+# A held-out patient.
+
+WINDOW = Slicer(window=(0.0, 350.0))
+
+
+def spoiling(patients: int) -> AutoSam:
+    """Trains a step between two checks, at a rate that does harm soon."""
+    config = TrainConfig(iterations=20, learning_rate=1.0, warmup=0.0, schedule="constant")
+    return AutoSam(slicer=WINDOW, head="linear", views=1, batch=2, validate_from=patients, train=config)
+
+
+def test_a_training_stops_when_the_held_out_patient_gains_no_more_and_keeps_the_best_weights(sam: Backbone):
+    done: list[int] = []
+    kept = spoiling(3).fit(support_set(3), sam, Run(report=lambda step, total, note: done.append(step))).learned()
+    best = done[-1] - 5  # five checks without a better one
+    assert 1 <= best < 15
+    without = [SupportSet(tuple(two), LABELS) for two in itertools.combinations(support_set(3).cases, 2)]
+    config = replace(spoiling(0).train, iterations=best)
+    trained = [replace(spoiling(0), train=config).fit(support, sam).learned() for support in without]
+    same = [all(torch.equal(kept[key], other[key]) for key in kept) for other in trained]
+    assert sum(same) == 1
+
+
+def test_a_killed_training_chooses_the_same_weights(sam: Backbone, tmp_path: Path):
+    undisturbed = spoiling(3).fit(support_set(3), sam).learned()
+    with pytest.raises(KilledError):
+        spoiling(3).fit(support_set(3), sam, Run(scratch=tmp_path, report=killing_at(4), save_every_s=0.0))
+    done: list[int] = []
+    run = Run(scratch=tmp_path, report=lambda step, total, note: done.append(step), save_every_s=0.0)
+    resumed = spoiling(3).fit(support_set(3), sam, run).learned()
+    assert done[0] > 1
+    assert all(torch.equal(resumed[key], undisturbed[key]) for key in undisturbed)
+
+
+def test_with_too_few_patients_or_none_to_spare_all_are_trained_on(sam: Backbone):
+    plain = spoiling(0).fit(support_set(2), sam).learned()
+    too_few = spoiling(3).fit(support_set(2), sam).learned()
+    one_patient = [replace(case, patient="the same") for case in support_set(2).cases]
+    one = spoiling(2).fit(SupportSet(tuple(one_patient), LABELS), sam).learned()
+    assert all(torch.equal(plain[key], too_few[key]) and torch.equal(plain[key], one[key]) for key in plain)
+
+
+# A killed fit.
+
+
+class KilledError(Exception):
+    pass
+
+
+def killing_at(step: int):
+    def report(done: int, total: int, note: str) -> None:
+        if done == step:
+            raise KilledError
+
+    return report
+
+
+@pytest.mark.parametrize("form", [{}, {"faithful": True}], ids=str)
+def test_a_killed_fit_goes_on_to_the_very_same_weights(form: dict, sam: Backbone, tmp_path: Path):
+    method = AutoSam(views=2, batch=2, train=TrainConfig(iterations=6, learning_rate=2e-3), **form)
+    undisturbed = method.fit(support_set(2), sam).learned()
+    with pytest.raises(KilledError):
+        method.fit(support_set(2), sam, Run(scratch=tmp_path, report=killing_at(4), save_every_s=0.0))
+    steps: list[int] = []
+    run = Run(scratch=tmp_path, report=lambda done, total, note: steps.append(done), save_every_s=0.0)
+    resumed = method.fit(support_set(2), sam, run).learned()
+    assert steps[0] > 1
+    assert all(torch.equal(resumed[key], undisturbed[key]) for key in undisturbed)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch": 0}, "batch"),
+        ({"views": -1}, "views"),
+        ({"feature_noise": -0.1}, "feature_noise"),
+        ({"spread": float("nan")}, "spread"),
+        ({"relu_out": True}, "linear"),
+        ({"validate_from": 1}, "nobody to train on"),
+        ({"validate_from": 5, "train": TrainConfig(ema=0.9)}, "ema"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict, said: str):
+    with pytest.raises(SettingsError, match=said):
+        AutoSam(**settings)
+
+
+def test_a_label_too_small_for_the_models_square_is_named(sam: Backbone):
+    case = phantom_case(0)
+    reference = case.read_reference()
+    array = np.where(reference.array == 3, 0, reference.array)
+    array[:, 0] = IGNORE
+    array[12, 2, 14] = 3  # one pixel
+    small = SupportSet((replace(case, reference=replace(reference, array=array)),), LABELS)
+    coarse = sam.fork()
+    coarse.mask_side = coarse.feature_side
+    with pytest.raises(LabelError, match="egg"):
+        AutoSam(views=1, train=SHORT).fit(small, coarse)

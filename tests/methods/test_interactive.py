@@ -1,0 +1,291 @@
+"""Interactive tuning learns to answer prompts, touches what it should, and can be asked in every way."""
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from handful.backbones.base import Backbone
+from handful.backbones.cached import cached
+from handful.data.cases import Case, SupportSet
+from handful.data.slicing import Slicer
+from handful.data.volume import IGNORE
+from handful.errors import LabelError, SettingsError
+from handful.methods.interactive import Interactive, InteractiveSegmenter
+from handful.prompts.behaviours import Behaviours, behave
+from handful.prompts.prompts import PADDING, Prompts
+from handful.prompts.simulation import Reader, simulate
+from handful.tuning.loop import TrainConfig
+from handful.tuning.pruning import Pruning
+from handful.tuning.run import Run
+from phantoms import LABELS, phantom, phantom_case, support_set
+
+SHORT = TrainConfig(iterations=2)
+BRIEF = Interactive(batch=2, rounds=1, train=SHORT)
+
+
+def moving(iterations: int) -> TrainConfig:
+    return TrainConfig(iterations=iterations, learning_rate=2e-3)
+
+
+@pytest.fixture(scope="module")
+def tuned(sam: Backbone) -> InteractiveSegmenter:
+    """Fitted on three phantoms, for the tests that only ask."""
+    return Interactive(rounds=1, error_head=True, train=moving(100)).fit(support_set(3), sam)
+
+
+@pytest.fixture(scope="module")
+def brief(sam: Backbone) -> InteractiveSegmenter:
+    return BRIEF.fit(support_set(1), sam)
+
+
+def scene(segmenter: InteractiveSegmenter) -> tuple[torch.Tensor, torch.Tensor]:
+    """The slices of an unseen phantom and its masks, those slices alone that hold 40 pixels of both labels."""
+    image, reference = phantom(7)
+    classes = segmenter.slicer.view(image).of(reference.array)
+    masks = torch.from_numpy(np.stack([classes == value for value in LABELS.values], axis=1))
+    both = (masks.flatten(2).sum(dim=2) >= 40).all(dim=1)
+    return segmenter.slicer.cut(image)[both], masks[both]
+
+
+# What it can do.
+
+
+@pytest.mark.parametrize("behaviour", ["tight_box", "centre"])
+def test_a_tuned_backbone_answers_and_is_corrected_far_better_than_an_untuned_one(
+    behaviour: str, tuned: InteractiveSegmenter, sam: Backbone
+):
+    untuned = Interactive(train=TrainConfig(iterations=0)).fit(support_set(1), sam)
+    slices, masks = scene(tuned)
+    image = tuned.backbone.encode(slices)
+    size = (slices.shape[-2], slices.shape[-1])
+
+    def dice(asked: InteractiveSegmenter) -> float:
+        generator = torch.Generator().manual_seed(0)
+        first = behave(masks, Behaviours.only(behaviour), generator)
+        rounds = simulate(lambda said: asked.ask(image, said, size).logits, masks, first, Reader(), 2, generator)
+        return float(rounds.dice.mean())
+
+    assert dice(tuned) > 0.5
+    assert dice(tuned) > dice(untuned) + 0.3
+
+
+def test_prompts_for_one_label_find_that_label(tuned: InteractiveSegmenter):
+    slices, masks = scene(tuned)
+    size = (slices.shape[-2], slices.shape[-1])
+    said = behave(masks, Behaviours.only("tight_box"), torch.Generator().manual_seed(0))
+    assert said.boxes is not None
+    image = tuned.backbone.encode(slices)
+    right = tuned.ask(image, said, size).logits > 0
+    swapped = tuned.ask(image, replace(said, boxes=said.boxes.flip(1)), size).logits > 0
+    assert (right & masks).sum() > 3 * (swapped & masks).sum()
+
+
+def test_losses_fall_and_are_reported(sam: Backbone):
+    notes: list[str] = []
+    run = Run(report=lambda step, total, note: notes.append(note))
+    Interactive(batch=2, rounds=1, train=moving(40)).fit(support_set(2), sam, run)
+    first, last = (float(note.removeprefix("loss ")) for note in (notes[0], notes[-1]))
+    assert len(notes) == 40
+    assert last < 0.8 * first
+
+
+def test_an_error_head_suggests_a_click_whose_sign_fits_the_answer(tuned: InteractiveSegmenter):
+    slices, masks = scene(tuned)
+    size = (slices.shape[-2], slices.shape[-1])
+    said = behave(masks, Behaviours.only("centre"), torch.Generator().manual_seed(0))
+    answer = tuned.ask(tuned.backbone.encode(slices), said, size)
+    assert answer.error is not None
+    assert answer.error.shape == answer.logits.shape
+    assert bool(((answer.error >= 0) & (answer.error <= 1)).all())
+    click = tuned.suggest(answer)
+    assert click.points is not None
+    assert click.point_labels is not None
+    for n in range(len(slices)):
+        for k in range(2):
+            x, y = click.points[n, k, 0].long().tolist()
+            assert bool(answer.logits[n, k, y, x] > 0) == (int(click.point_labels[n, k, 0]) == 0)
+
+
+def test_the_error_head_knows_wrong_from_right(tuned: InteractiveSegmenter):
+    slices, masks = scene(tuned)
+    size = (slices.shape[-2], slices.shape[-1])
+    said = behave(masks, Behaviours.only("uniform"), torch.Generator().manual_seed(0))
+    answer = tuned.ask(tuned.backbone.encode(slices), said, size)
+    assert answer.error is not None
+    wrong = (answer.logits > 0) != masks
+    assert float(answer.error[wrong].mean()) > 1.5 * float(answer.error[~wrong].mean())
+
+
+def test_without_an_error_head_no_click_is_suggested(brief: InteractiveSegmenter):
+    answer = brief.ask(brief.backbone.encode(torch.rand(1, 1, 20, 24)), Prompts(boxes=torch.ones(1, 2, 4)), (20, 24))
+    assert answer.error is None
+    with pytest.raises(SettingsError, match="error_head=True"):
+        brief.suggest(answer)
+
+
+# Asking.
+
+
+def test_labels_answer_alike_alone_and_together_and_however_many_at_once(brief: InteractiveSegmenter):
+    image = brief.backbone.encode(torch.rand(2, 1, 40, 40))
+    generator = torch.Generator().manual_seed(0)
+    points = 40 * torch.rand(2, 11, 3, 2, generator=generator)
+    labels = torch.randint(0, 2, (2, 11, 3), generator=generator)
+    boxes = torch.tensor([5.0, 6, 25, 30]) * (torch.arange(11) % 2)[:, None]
+    said = Prompts(points, labels, boxes.expand(2, -1, -1), torch.randn(2, 11, 40, 40, generator=generator))
+    for prompts in (said, replace(said, masks=None)):
+        together = brief.ask(image, prompts, (40, 40))
+        for k in (0, 5, 10):
+            parts = (prompts.points, prompts.point_labels, prompts.boxes, prompts.masks)
+            one = Prompts(*[None if part is None else part[:, k : k + 1] for part in parts])
+            alone = brief.ask(image, one, (40, 40))
+            assert torch.allclose(alone.logits[:, 0], together.logits[:, k], atol=1e-4)
+            assert torch.allclose(alone.iou[:, 0], together.iou[:, k], atol=1e-4)
+
+
+def test_a_box_of_zeros_is_no_box_and_padding_is_no_point(brief: InteractiveSegmenter):
+    image = brief.backbone.encode(torch.rand(1, 1, 40, 40))
+    click = Prompts(torch.tensor([[[[12.0, 20.0]]]]), torch.tensor([[[1]]]))
+    plain = brief.ask(image, click, (40, 40)).logits
+    said_more = Prompts(
+        torch.tensor([[[[12.0, 20.0], [30.0, 3.0]]]]), torch.tensor([[[1, PADDING]]]), torch.zeros(1, 1, 4)
+    )
+    assert torch.equal(brief.ask(image, said_more, (40, 40)).logits, plain)
+    boxed = replace(said_more, boxes=torch.tensor([[[5.0, 6, 25, 30]]]))
+    assert not torch.allclose(brief.ask(image, boxed, (40, 40)).logits, plain)
+
+
+def test_the_answer_before_makes_a_difference(brief: InteractiveSegmenter):
+    image = brief.backbone.encode(torch.rand(1, 1, 40, 40))
+    click = Prompts(torch.tensor([[[[12.0, 20.0]]]]), torch.tensor([[[1]]]))
+    plain = brief.ask(image, click, (40, 40)).logits
+    again = brief.ask(image, replace(click, masks=plain), (40, 40)).logits
+    assert again.shape == plain.shape
+    assert not torch.allclose(again, plain)
+
+
+def test_predicted_ious_lie_between_nought_and_one(brief: InteractiveSegmenter):
+    iou = brief.ask(brief.backbone.encode(torch.rand(2, 1, 30, 30)), Prompts(boxes=torch.ones(2, 3, 4)), (30, 30)).iou
+    assert iou.shape == (2, 3)
+    assert bool(((iou >= 0) & (iou <= 1)).all())
+
+
+def test_labels_that_the_nearest_slice_lacks_are_not_predicted(sam: Backbone):
+    case = phantom_case(0)
+    reference = case.read_reference()
+    assert reference is not None
+    array = np.where(reference.array == 1, 1, 0).astype(np.int16)
+    array[:, 2] = reference.array[:, 2]  # one slice with both labels, the others with the ball alone
+    support = SupportSet((replace(case, reference=replace(reference, array=array)),), LABELS)
+    found = BRIEF.fit(support, sam).predict(case.read_image())
+    assert not (np.delete(found.array, 2, axis=1) == 3).any()
+
+
+# What trains.
+
+
+@pytest.mark.parametrize("model", ["sam", "sam2"])
+@pytest.mark.parametrize("prompts", ["phpg", "centre"])
+def test_decoder_and_prompt_encoder_train_and_the_position_code_does_not(
+    model: str, prompts: str, request: pytest.FixtureRequest
+):
+    backbone = request.getfixturevalue(model)
+    before = {name: p.clone() for name, p in backbone.named_parameters()}
+    method = replace(BRIEF, prompts=prompts, mask_prompts=1.0, train=moving(2))
+    learned = method.fit(support_set(1), backbone).learned()
+    assert not [name for name in learned if "shared_embedding" in name or "conv_s0" in name]
+    for part in ("mask_decoder.upscale_conv2.weight", "prompt_encoder.mask_embed.conv1.weight"):
+        assert not torch.equal(learned[f"tuned/{part}"], before[f"model.{part}"])
+
+
+def test_an_update_of_zero_iterations_leaves_the_backbone_as_it_is(sam: Backbone):
+    segmenter = replace(BRIEF, train=TrainConfig(iterations=0)).fit(support_set(1), sam)
+    decoder = dict(sam.mask_decoder.named_parameters())
+    name = "upscale_conv2.weight"
+    assert torch.equal(segmenter.learned()[f"tuned/mask_decoder.{name}"], decoder[name])
+    assert segmenter.pruning_report is None
+
+
+def test_unlabelled_slices_have_no_say(sam: Backbone):
+    image, reference = phantom(0)
+    strange = image.array.copy()
+    strange[:, :, 5] = strange[:, :, 5].max() - strange[:, :, 5]
+    array = np.full_like(reference.array, IGNORE)
+    array[:, 1:4] = reference.array[:, 1:4]
+    case = Case(name="partly", image=image, reference=replace(reference, array=array), labels=LABELS)
+    method = replace(BRIEF, slicer=Slicer(plane="auto", window=(0.0, 350.0)))
+    plain = method.fit(SupportSet((case,), LABELS), sam).learned()
+    other = method.fit(SupportSet((replace(case, image=replace(image, array=strange)),), LABELS), sam).learned()
+    assert len(plain["table/boxes"]) == 3
+    assert all(torch.equal(value, other[key]) for key, value in plain.items())
+
+
+def test_a_cache_changes_nothing(sam: Backbone, tmp_path: Path):
+    plain = replace(BRIEF, views=2).fit(support_set(1), sam).learned()
+    kept = replace(BRIEF, views=2).fit(support_set(1), cached(sam, tmp_path)).learned()
+    assert all(torch.equal(kept[key], value) for key, value in plain.items())
+
+
+def test_organs_too_small_for_the_models_square_are_said_so(sam: Backbone):
+    case = phantom_case(0)
+    reference = case.read_reference()
+    assert reference is not None
+    wide = np.zeros((1, 300, 6, 300), dtype=np.float32)
+    array = np.zeros((300, 6, 300), dtype=np.int16)
+    array[5, 2, 5], array[9, 2, 9] = LABELS.values
+    geometry = dataclasses.replace(reference.geometry, shape=array.shape)
+    lost = replace(
+        case,
+        image=replace(case.read_image(), array=wide, geometry=geometry),
+        reference=replace(reference, array=array, geometry=geometry),
+    )
+    with pytest.raises(LabelError, match="larger"):
+        BRIEF.fit(SupportSet((lost,), LABELS), sam)
+
+
+# Pruning, and a killed fit.
+
+
+@pytest.mark.parametrize("rule", ["random", "infobatch", "cbdp"])
+def test_pruning_makes_fewer_steps_and_reports_what_it_kept(rule: str, sam: Backbone):
+    steps: list[int] = []
+    run = Run(report=lambda step, total, note: steps.append(step))
+    method = replace(BRIEF, pruning=Pruning(rule=rule, draws=10), train=TrainConfig(iterations=16))
+    report = method.fit(support_set(1), sam, run).pruning_report
+    assert report is not None
+    assert len(steps) == report.steps < 16
+    assert report.fraction < 1
+    assert any(record.pruned for record in report.epochs)
+    assert all(len(record.kept_per_class) == 3 for record in report.epochs)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("rule", ["none", "cbdp"])
+def test_a_killed_fit_goes_on_to_the_very_same_weights(rule: str, sam: Backbone, tmp_path: Path):
+    method = replace(BRIEF, error_head=True, pruning=Pruning(rule=rule, draws=10), train=moving(10))
+    undisturbed = method.fit(support_set(1), sam).learned()
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 4:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        method.fit(support_set(1), sam, Run(scratch=tmp_path, report=kill, save_every_s=0.0))
+    steps: list[int] = []
+    run = Run(scratch=tmp_path, report=lambda done, total, note: steps.append(done), save_every_s=0.0)
+    resumed = method.fit(support_set(1), sam, run).learned()
+    assert steps[0] == 4
+    assert all(torch.equal(resumed[key], undisturbed[key]) for key in undisturbed)
+
+
+@pytest.mark.parametrize(("name", "value"), [("batch", 0), ("rounds", -1), ("regions", 0), ("mask_prompts", 1.5)])
+def test_a_number_out_of_range_is_refused_by_name(name: str, value: float):
+    with pytest.raises(SettingsError, match=name):
+        Interactive(**{name: value})

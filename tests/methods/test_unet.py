@@ -1,0 +1,328 @@
+"""The U-Net baseline: what it learns, what it leaves alone, and where a killed fit goes on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import small_cohort
+from handful.backbones.base import Backbone
+from handful.data.cases import Case, SupportSet
+from handful.data.slicing import Slicer
+from handful.data.volume import IGNORE, LabelMap, Volume
+from handful.errors import SettingsError
+from handful.methods.unet import Net, Plan, UNet, UNetSegmenter, pretrain_encoder, standardised
+from handful.tuning.loop import TrainConfig
+from handful.tuning.run import Run
+from phantoms import LABELS, phantom, phantom_case, support_set
+
+SHORT = TrainConfig(iterations=2)
+SMALL = UNet(channels=4, batch=2, side=32, train=SHORT)
+STACKS = replace(SMALL, dims=3, depth=4)
+
+
+def dice(segmenter: UNetSegmenter, seed: int) -> float:
+    image, truth = phantom(seed)
+    found = segmenter.predict(image).array
+    scores = []
+    for value in LABELS.values:
+        a, b = found == value, truth.array == value
+        scores.append(2 * (a & b).sum() / (a.sum() + b.sum()))
+    return float(np.mean(scores))
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
+
+
+def only_slices(case: Case, *labelled: int) -> Case:
+    """The case with labels on some slices (counted along j); nobody has looked at the rest."""
+    reference = case.read_reference()
+    array = np.full_like(reference.array, IGNORE)
+    array[:, list(labelled)] = reference.array[:, list(labelled)]
+    return replace(case, reference=replace(reference, array=array))
+
+
+# What it learns.
+
+
+@pytest.mark.parametrize("method", [SMALL, STACKS], ids=["slices", "stacks"])
+def test_it_finds_the_labels_of_an_unseen_phantom(method: UNet, sam: Backbone):
+    longer = replace(method, batch=4 // method.dims, train=TrainConfig(iterations=80, learning_rate=1e-2))
+    assert dice(longer.fit(support_set(3), sam), 7) > 0.7
+
+
+@pytest.mark.parametrize("method", [SMALL, STACKS], ids=["slices", "stacks"])
+def test_one_seed_gives_one_result_and_another_seed_another(method: UNet, sam: Backbone):
+    first, again = (method.fit(support_set(1), sam).learned() for _ in "ab")
+    other = replace(method, train=replace(SHORT, seed=1)).fit(support_set(1), sam).learned()
+    assert equal(first, again)
+    assert not equal(first, other)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [SMALL, replace(SMALL, side=None), replace(SMALL, deep_supervision=False), STACKS],
+    ids=["slices", "own side", "one exit", "stacks"],
+)
+def test_restored_from_what_it_learned_it_answers_alike(method: UNet, sam: Backbone):
+    segmenter = method.fit(support_set(1), sam)
+    again = method.restore(segmenter.labels, segmenter.slicer, sam, segmenter.learned())
+    slices = torch.rand(5, 1, 24, 28)
+    with torch.inference_mode():
+        assert torch.equal(again(slices), segmenter(slices))
+    assert np.array_equal(again.predict(phantom(4)[0]).array, segmenter.predict(phantom(4)[0]).array)
+
+
+@pytest.mark.parametrize(
+    "option", [{"deep_supervision": False}, {"elastic": 0.05}, {"batch": 3}, {"side": 48}, {"channels": 5}], ids=str
+)
+def test_every_option_changes_the_answer(option: dict[str, object], sam: Backbone):
+    slices = torch.rand(2, 1, 24, 28)
+    plain, changed = (m.fit(support_set(1), sam) for m in (SMALL, replace(SMALL, **option)))
+    with torch.inference_mode():
+        assert changed(slices).shape == (2, 2, 24, 28)
+        assert not torch.allclose(changed(slices), plain(slices))
+
+
+def test_the_backbone_is_never_asked(sam: Backbone):
+    def refuse(*_: object) -> None:
+        raise AssertionError("the backbone was asked")
+
+    hooks = [module.register_forward_pre_hook(refuse) for module in sam.modules()]
+    before = sam.digest()
+    try:
+        SMALL.fit(support_set(1), sam).predict(phantom(7)[0])
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert sam.digest() == before
+
+
+def test_a_fitted_net_holds_on_to_no_step_of_its_training(sam: Backbone):
+    segmenter = SMALL.fit(support_set(1), sam)
+    assert all(kept.grad_fn is None for kept in segmenter.net.unet.heads)
+
+
+# What nobody has labelled.
+
+
+def test_what_lies_under_unlabelled_slices_does_not_matter(sam: Backbone):
+    image, _ = phantom(0)
+    strange = image.array.copy()
+    strange[:, :, 5] = strange[:, :, 5].max() - strange[:, :, 5]
+    method = replace(SMALL, slicer=Slicer(window=(0.0, 350.0)))
+    case = only_slices(phantom_case(0), 1, 2, 3)
+    plain, other = (
+        method.fit(SupportSet((replace(case, image=replace(image, array=array)),), LABELS), sam).learned()
+        for array in (image.array, strange)
+    )
+    assert equal(plain, other)
+
+
+def test_unlabelled_parts_of_a_slice_do_not_pull_towards_the_background(sam: Backbone):
+    case = phantom_case(0)
+    reference = case.read_reference()
+    array = np.where(reference.array == 3, reference.array, IGNORE)
+    array[reference.array == 1] = 1
+    support = SupportSet((replace(case, reference=replace(reference, array=array)),), LABELS)
+    method = replace(SMALL, train=TrainConfig(iterations=40, learning_rate=5e-3))
+    found = method.fit(support, sam).predict(case.read_image()).array
+    assert (found > 0).mean() > 0.9  # background was shown nowhere, so it is found next to nowhere
+
+
+def test_stacks_learn_from_a_single_labelled_slice(sam: Backbone):
+    support = SupportSet((only_slices(phantom_case(0), 2),), LABELS)
+    method = replace(STACKS, train=TrainConfig(iterations=40, learning_rate=1e-2))
+    segmenter = method.fit(support, sam)
+    image, truth = phantom(0)
+    found = segmenter.predict(image).array[:, 2]
+    assert (found == truth.array[:, 2]).mean() > 0.9
+
+
+# The shape of the net.
+
+
+def test_the_side_is_the_slices_own_and_never_above_the_backbones(sam: Backbone):
+    image, reference = phantom(0)
+    slicer = Slicer().resolve([image])
+
+    def side_of(times: int) -> int:
+        geometry = replace(image.geometry, shape=(24 * times, 6, 28 * times))
+        large = replace(image, array=image.array.repeat(times, 1).repeat(times, 3), geometry=geometry)
+        labels = replace(reference, array=reference.array.repeat(times, 0).repeat(times, 2), geometry=geometry)
+        support = SupportSet((Case("large", large, labels, LABELS),), LABELS)
+        return Plan.of(UNet(), support, slicer, sam).side
+
+    assert (side_of(1), side_of(3), side_of(5)) == (64, 96, sam.side)
+
+
+def test_thick_slices_are_joined_only_where_pixels_are_as_coarse(sam: Backbone):
+    slicer = Slicer().resolve([phantom(0)[0]])
+    plan = Plan.of(replace(STACKS, side=64, depth=16), support_set(1), slicer, sam)
+    # slices 5 mm apart, pixels of 0.43 mm: less than two of them only from the fourth stage on
+    assert plan.kernels == (1, 1, 1, 3, 3)
+    assert plan.strides == (1, 1, 1, 1, 2)
+    assert Plan.unpack(plan.pack()) == plan
+
+
+def test_coarse_exits_count_while_training_and_not_after(sam: Backbone):
+    plan = Plan.of(SMALL, support_set(1), Slicer().resolve([phantom(0)[0]]), sam)
+    net = Net(plan, SMALL, 2)
+    stacks = torch.rand(1, 1, 1, 32, 32)
+    assert net.train()(stacks).shape == (1, 3, 2, 1, 32, 32)
+    assert net.eval()(stacks).shape == (1, 1, 2, 1, 32, 32)
+
+
+def test_slices_reach_the_net_with_zero_mean_and_unit_deviation():
+    shown = standardised(torch.rand(2, 1, 8, 8) * 0.1 + 0.4)
+    assert shown.shape == (2, 3, 8, 8)
+    assert torch.allclose(shown.mean(dim=(1, 2, 3)), torch.zeros(2), atol=1e-5)
+    assert torch.allclose(shown.square().mean(dim=(1, 2, 3)), torch.ones(2), atol=1e-4)
+    assert not standardised(torch.full((1, 3, 8, 8), 0.5)).any()
+
+
+def test_a_colour_picture_and_a_grey_one_make_one_support(sam: Backbone):
+    grey = phantom_case(0)
+    image = grey.read_image()
+    colour = replace(phantom_case(1), image=replace(image, array=np.repeat(image.array, 3, axis=0)))
+    segmenter = SMALL.fit(SupportSet((grey, colour), LABELS), sam)
+    assert segmenter(torch.rand(1, 3, 24, 28)).shape == (1, 2, 24, 28)
+
+
+@pytest.mark.parametrize("slices", [1, 3, 4, 9])
+def test_stacks_answer_every_slice_of_a_volume_of_any_length(slices: int, sam: Backbone):
+    segmenter = STACKS.fit(support_set(1), sam)
+    image, _ = phantom(7)
+    array = np.resize(image.array, (1, 24, slices, 28))
+    volume = Volume(array, replace(image.geometry, shape=array.shape[1:]))
+    found = segmenter.predict(volume)
+    assert found.array.shape == volume.geometry.shape
+    shown = segmenter.slicer.view(volume)
+    with torch.inference_mode():
+        logits = segmenter(shown.cut(0, slices))
+    assert np.array_equal(shown.of(found.array) > 0, (logits > 0).any(dim=1).numpy())
+
+
+def test_a_slice_in_a_stack_is_seen_with_its_neighbours(sam: Backbone):
+    segmenter = replace(STACKS, side=64).fit(support_set(1), sam)
+    slices = torch.rand(4, 1, 24, 28)
+    other = slices.clone()
+    other[2] = torch.rand(1, 24, 28)
+    with torch.inference_mode():
+        assert not torch.equal(segmenter(slices)[1], segmenter(other)[1])
+
+
+# SimCLR.
+
+
+@pytest.fixture
+def slices() -> torch.Tensor:
+    volumes = (phantom(seed)[0] for seed in range(4))
+    cut = torch.cat([Slicer().cut(volume) for volume in volumes])
+    return torch.nn.functional.interpolate(cut, (32, 32)).half()
+
+
+def fresh(sam: Backbone) -> Net:
+    return Net(Plan.of(SMALL, support_set(1), Slicer().resolve([phantom(0)[0]]), sam), SMALL, 2)
+
+
+def test_simclr_learns_to_tell_slices_apart_and_trains_the_encoder_alone(slices: torch.Tensor, sam: Backbone):
+    net, untouched = fresh(sam), dict(fresh(sam).named_parameters())
+    config = TrainConfig(iterations=80, learning_rate=3e-3)
+    losses = pretrain_encoder(net, slices, 12, config).losses
+    assert np.mean(losses[-10:]) < np.mean(losses[:10]) - 0.1
+    changed = {name for name, value in net.named_parameters() if not torch.equal(value, untouched[name])}
+    encoder = {name for name in untouched if name.startswith(("unet.input_block", "unet.downsamples", "unet.bottle"))}
+    assert changed == encoder
+
+
+def test_simclr_wants_two_slices_at_least(slices: torch.Tensor, sam: Backbone):
+    with pytest.raises(SettingsError, match="tells slices apart and got 1"):
+        pretrain_encoder(fresh(sam), slices[:1], 4, SHORT)
+
+
+def test_simclr_changes_what_is_learned(sam: Backbone):
+    plain = SMALL.fit(support_set(1), sam).learned()
+    before = replace(SMALL, pretrain="simclr", contrast_batch=4, contrast=SHORT).fit(support_set(1), sam).learned()
+    assert before.keys() == plain.keys()
+    assert not equal(before, plain)
+
+
+def test_simclr_looks_at_the_images_of_an_unlabelled_cohort_and_never_at_its_labels(sam: Backbone, tmp_path: Path):
+    folder = small_cohort.write_cohort(tmp_path / "cohort", cases=2)
+    method = replace(SMALL, pretrain="simclr", unlabelled=folder, contrast_batch=4, contrast=SHORT)
+    with_labels = method.fit(support_set(1), sam).learned()
+    for path in (folder / "labels").iterdir():
+        path.write_bytes(b"nothing that could be read")
+    assert equal(method.fit(support_set(1), sam).learned(), with_labels)
+    assert not equal(replace(method, unlabelled=None).fit(support_set(1), sam).learned(), with_labels)
+
+
+# A killed fit.
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [2, 6], ids=["in SimCLR", "in the training"])
+def test_a_killed_fit_goes_on_to_the_very_same_weights(killed_at: int, sam: Backbone, tmp_path: Path):
+    method = replace(
+        SMALL,
+        pretrain="simclr",
+        contrast_batch=4,
+        contrast=TrainConfig(iterations=4),
+        train=TrainConfig(iterations=4),
+    )
+    undisturbed = method.fit(support_set(1), sam).learned()
+
+    def kill(step: int, total: int, note: str) -> None:
+        if step == killed_at:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        method.fit(support_set(1), sam, Run(scratch=tmp_path, report=kill, save_every_s=0.0))
+    steps: list[tuple[int, int]] = []
+    run = Run(scratch=tmp_path, report=lambda step, total, note: steps.append((step, total)), save_every_s=0.0)
+    assert equal(method.fit(support_set(1), sam, run).learned(), undisturbed)
+    assert steps == [(step, 8) for step in range(killed_at, 9)]
+
+
+def test_half_done_work_of_other_settings_or_scans_is_not_taken_up(sam: Backbone, tmp_path: Path):
+    SMALL.fit(support_set(1), sam, Run(scratch=tmp_path, save_every_s=0.0))
+    for other, support in ((replace(SMALL, batch=3), support_set(1)), (SMALL, support_set(2))):
+        steps: list[int] = []
+        other.fit(support, sam, Run(scratch=tmp_path, report=lambda done, total, note, s=steps: s.append(done)))
+        assert steps == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"side": 40}, "side must be a multiple of 16"),
+        ({"depth": 6}, "depth must be a multiple of 4"),
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"elastic": -0.1}, "elastic must be a share"),
+        ({"dims": 3, "pretrain": "simclr"}, "set dims=2"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, object], said: str):
+    with pytest.raises(SettingsError, match=said):
+        UNet(**settings)
+
+
+def test_stacks_of_pictures_are_refused(sam: Backbone):
+    image, reference = phantom(0)
+    geometry = replace(image.geometry, shape=(24, 1, 28))
+    flat = Case(
+        "flat",
+        replace(image, array=image.array[:, :, 2:3], geometry=geometry),
+        LabelMap(reference.array[:, 2:3], geometry, LABELS),
+        LABELS,
+    )
+    with pytest.raises(SettingsError, match="set dims=2"):
+        STACKS.fit(SupportSet((flat,), LABELS), sam)
