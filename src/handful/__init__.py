@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from handful.evaluation.overlay import write_overlay
     from handful.evaluation.preview import write_preview
     from handful.evaluation.report import print_table, write_csv, write_json, write_nnunet_summary
+    from handful.methods.auto_sam import AutoSam
     from handful.methods.base import Method, Segmenter
     from handful.methods.catalog import METHODS, build_method, method_settings
     from handful.methods.closer import Closer
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from handful.tuning.run import Run
 
 _ROOMS = {
+    "handful.methods.auto_sam": ("AutoSam",),
     "handful.methods.interactive": ("Interactive",),
     "handful.methods.unet": ("UNet",),
     "handful.cohort.nnunet": (
@@ -136,6 +138,7 @@ __all__ = [
     "IGNORE",
     "METHODS",
     "SUFFIXES",
+    "AutoSam",
     "Backbone",
     "BusyError",
     "CachedBackbone",

@@ -1,4 +1,4 @@
-"""The three kinds of backbone, tiny, with random weights."""
+"""The four kinds of backbone, tiny, with random weights."""
 
 import pytest
 
@@ -9,6 +9,7 @@ BUILDERS = {
     "sam": tiny_models.tiny_sam,
     "sam2": tiny_models.tiny_sam2,
     "sam2-video": tiny_models.tiny_sam2_video,
+    "edgetam": tiny_models.tiny_edgetam,
 }
 
 

@@ -18,6 +18,7 @@ from handful.methods.catalog import METHODS, build_method, method_settings
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 QUICK = {
+    "auto-sam": {"views": 2, "train.iterations": 240, "train.learning_rate": 2e-3},
     "few-shot-prompts": {
         "views": 2,
         "batch": 4,

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from einops import rearrange
 from torch import Tensor
 from transformers import EdgeTamVideoModel
 
-from handful.backbones.base import Backbone, ImageEmbeddings, Memory
-from handful.backbones.sam2 import KeptPosition
+from handful.backbones.base import ImageEmbeddings, Memory
 from handful.backbones.sam2_video import Sam2VideoBackbone
 
 
@@ -22,37 +23,12 @@ class EdgeTamBackbone(Sam2VideoBackbone):
     RepViT, comes from timm; any other that transformers can put into an EdgeTamVideoModel does as well.
     """
 
-    model: EdgeTamVideoModel
-
     def __init__(self, model: EdgeTamVideoModel, name: str) -> None:
-        Backbone.__init__(self)  # an EdgeTamVideoModel has the parts of a Sam2VideoModel without being one
-        vision = model.config.vision_config
-        for part in (model.vision_encoder.neck, model.memory_encoder):
-            part.position_encoding = KeptPosition(part.position_encoding)
-        self.model = model.requires_grad_(False)
-        self.name = name
-        self.side = int(model.prompt_encoder.input_image_size)
-        self.feature_side = int(vision.backbone_feature_sizes[-1][0])
-        self.mask_side = 4 * self.feature_side
-        self.channels = int(vision.fpn_hidden_size)
-        self.eval()
+        super().__init__(model, name)
 
-    def recall(self, image: ImageEmbeddings, memory: Memory) -> ImageEmbeddings:
-        pointers, pointer_position = self._pointer_tokens(memory)
-        spatial_position = memory.spatial_position + self._time(memory.distance)[:, None]
-        seen = self.model.memory_attention(
-            current_vision_features=rearrange(image.main, "o c h w -> (h w) o c"),
-            current_vision_position_embeddings=rearrange(self._sine_position(image.main), "o c h w -> (h w) o c"),
-            memory=torch.cat([rearrange(memory.spatial, "o m t c -> (m t) o c"), pointers]),
-            memory_posision_embeddings=torch.cat(
-                [rearrange(spatial_position, "o m t c -> (m t) o c"), pointer_position]
-            ),
-            num_object_pointer_tokens=pointers.shape[0],
-            # Where one memory ends and the next begins: only the second half of each is turned by its place.
-            num_spatial_memory_tokens=memory.spatial.shape[1],
-        )
-        main = rearrange(seen, "1 o (h w) c -> o c h w", h=self.feature_side)
-        return replace(image, features=(*image.features[:-1], main), recalled=True)
+    def _attention(self, memory: Memory) -> Callable[..., Tensor]:
+        # It is told where one memory ends and the next begins: only the second half of each is turned by its place.
+        return partial(self.model.memory_attention, num_spatial_memory_tokens=memory.spatial.shape[1])
 
     def _memory(self, image: ImageEmbeddings, inside: Tensor, pointer: Tensor, shown: Tensor, distance: int) -> Memory:
         whole = super()._memory(image, inside, pointer, shown, distance)

@@ -8,7 +8,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Sam2Model, Sam2VideoModel, SamModel
+from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
 from handful.backbones.framing import points_in_square
@@ -19,10 +19,15 @@ from handful.prompts.prompts import Prompts
 class PromptedBackbone(Backbone):
     """A transformers model with the submodules `vision_encoder`, `prompt_encoder` and `mask_decoder`, frozen."""
 
-    model: SamModel | Sam2Model | Sam2VideoModel
+    model: SamModel | Sam2Model | Sam2VideoModel | EdgeTamVideoModel
 
     def __init__(
-        self, model: SamModel | Sam2Model | Sam2VideoModel, name: str, side: int, feature_side: int, channels: int
+        self,
+        model: SamModel | Sam2Model | Sam2VideoModel | EdgeTamVideoModel,
+        name: str,
+        side: int,
+        feature_side: int,
+        channels: int,
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import Sam2Model, Sam2VideoModel
+from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel
 
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.framing import from_square, into_square, normalised
@@ -19,7 +19,7 @@ class Sam2Backbone(PromptedBackbone):
     The 'no memory' embedding is added when decoding, not when encoding, so that the embeddings serve memories as well.
     """
 
-    def __init__(self, model: Sam2Model | Sam2VideoModel, name: str) -> None:
+    def __init__(self, model: Sam2Model | Sam2VideoModel | EdgeTamVideoModel, name: str) -> None:
         side = int(model.prompt_encoder.input_image_size)
         vision = model.config.vision_config
         _keep_positions(model)

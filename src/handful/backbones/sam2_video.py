@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from transformers import Sam2VideoModel
+from transformers import EdgeTamVideoModel, Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
 
 from handful.backbones.base import ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone, PromptEmbeddings
@@ -24,7 +25,7 @@ NOT_SEEN = -1024.0
 class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
     """SAM 2 of any size with its memory, or handful-tiny."""
 
-    def __init__(self, model: Sam2VideoModel, name: str) -> None:
+    def __init__(self, model: Sam2VideoModel | EdgeTamVideoModel, name: str) -> None:
         super().__init__(model, name)
 
     def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"]) -> Memory:
@@ -52,7 +53,7 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
         position = self._sine_position(image.main)
         pointers, pointer_position = self._pointer_tokens(memory)
         spatial_position = memory.spatial_position + self._time(memory.distance)[:, None]
-        seen = self.model.memory_attention(
+        seen = self._attention(memory)(
             current_vision_features=rearrange(image.main, "o c h w -> (h w) o c"),
             current_vision_position_embeddings=rearrange(position, "o c h w -> (h w) o c"),
             memory=torch.cat([rearrange(memory.spatial, "o m t c -> (m t) o c"), pointers]),
@@ -78,6 +79,11 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
         sparse, _ = self.model.prompt_encoder(points, labels, None, None)
         dense = dense.expand(len(image), -1, self.feature_side, self.feature_side)
         return self.decode_square(image, PromptEmbeddings(sparse, dense[:, None]), multimask)
+
+    def _attention(self, memory: Memory) -> Callable[..., Tensor]:
+        """What looks at the memory's tokens."""
+        attention: Callable[..., Tensor] = self.model.memory_attention
+        return attention
 
     def _memory(self, image: ImageEmbeddings, inside: Tensor, pointer: Tensor, shown: Tensor, distance: int) -> Memory:
         config = self.model.config

@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from handful.errors import SettingsError
+from handful.methods.auto_sam import AutoSam
 from handful.methods.base import Method
 from handful.methods.closer import Closer
 from handful.methods.fate import Fate
@@ -25,6 +26,7 @@ CLOSER, PLANES = "closer", "planes"
 """Settings that any method has."""
 
 METHODS: dict[str, type[Method]] = {
+    "auto-sam": AutoSam,
     "fate": Fate,
     "few-shot-prompts": FewShotPrompts,
     "interactive": Interactive,

@@ -55,8 +55,8 @@ class Scene:
 
 
 SCENES = (
-    Scene(0.42, bodies.random_anatomy, ("anything", "anything", "mr", "ct", "ultrasound", "echo", "xray"), 0.35),
-    Scene(0.08, bodies.chest_slice, ("mr", "mr", "ct", "anything"), 0.3),
+    Scene(0.36, bodies.random_anatomy, ("anything", "anything", "mr", "ct", "ultrasound", "echo", "xray"), 0.35),
+    Scene(0.14, bodies.chest_slice, ("mr", "mr", "ct", "anything"), 0.3),
     Scene(0.07, bodies.head, ("ct", "ct", "mr", "anything"), 0.3),
     Scene(0.09, bodies.two_part, ("mr", "mr", "anything"), 0.5),
     Scene(0.08, bodies.chest, ("xray", "xray", "xray", "anything"), 0.8, 0.6),
@@ -260,7 +260,7 @@ def _targets(
         sometimes = [label for label in left if bool((area[:, :, label] == 0).any())]
         if sometimes and draw.chance(0.5):
             left = sometimes
-        usual = {Kind.TISSUE: look.seen_regions, Kind.WALL: 2.0}  # rings are the hardest to tell from what they hold
+        usual = {Kind.TISSUE: look.seen_regions, Kind.WALL: 4.0}  # rings are the hardest to tell from what they hold
         weights = [usual.get(anatomy.kinds[label], 1.0) for label in left]
         target: tuple[int, ...] = (draw.host.choices(left, weights)[0],)
         together = tuple(sorted({*target, draw.host.choice(fit)}))
