@@ -48,7 +48,7 @@ from handful.backbones.zoom import decode_zoomed
 from handful.data.cases import Case, Cohort, SupportSet
 from handful.data.files import read_cohort
 from handful.data.slicing import Slicer
-from handful.data.volume import IGNORE
+from handful.data.volume import IGNORE, LabelMap
 from handful.evaluation.evaluate import Estimate, score_case
 from handful.methods.base import CHUNK, Segmenter
 from handful.methods.catalog import build_method
@@ -287,16 +287,23 @@ def memory_case(segmenter: Segmenter, case: Case) -> tuple[float, tuple[int, int
     prediction = segmenter.predict(case.read_image())
     rows = score_case(case.name, prediction, reference, labels=segmenter.labels)
     dice = float(np.mean([row.dice for row in rows if row.status != "absent"]))
-    view = segmenter.slicer.view(case.read_image())
+    return dice, called_present(segmenter.slicer, case, prediction)
+
+
+def called_present(slicer: Slicer, case: Case, prediction: LabelMap) -> tuple[int, int, int]:
+    """Pairs of slice and label of which the reference holds nothing; those in which something is found; its voxels."""
+    reference = case.read_reference()
+    assert reference is not None
+    view = slicer.view(case.read_image())
     truth, shown = view.of(reference.array), view.of(prediction.array)
     pairs = called = voxels = 0
-    for value in segmenter.labels.values:
+    for value in prediction.labels.values:
         absent = (truth != IGNORE).any(axis=(1, 2)) & ~(truth == value).any(axis=(1, 2))
         invented = ((shown == value) & (truth != IGNORE)).sum(axis=(1, 2))[absent]
         pairs += int(absent.sum())
         called += int((invented > 0).sum())
         voxels += int(invented.sum())
-    return dice, (pairs, called, voxels)
+    return pairs, called, voxels
 
 
 def random_backbone() -> Sam2VideoBackbone:

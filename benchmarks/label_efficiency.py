@@ -1,9 +1,10 @@
-"""What each method makes of 1, 2, 4, 8 … labelled volumes of real scans: Dice and HD95 on unseen ones, as table and curves.
+"""What each method makes of 1, 2, 4, 8 … labelled volumes of real scans: Dice and HD95 of unseen ones, and curves.
 
     python benchmarks/label_efficiency.py --data FOLDER --sets acdc --arms fate "few-shot-prompts" unet --shots 1 2 4 8
 
 FOLDER holds one data set a subfolder (images/, labels/, dataset.json). An arm is a method, or a method with settings
-such as "fate:window=0,closer=1.4"; "reader-box" and "reader-points-1" (3, 5) are the backbone as it is, asked with
+such as "fate:window=0,closer=1.4"; the pseudo-setting "shuffled=1" of fate deals its supports out at random, for
+comparison with those it retrieves; "reader-box" and "reader-points-1" (3, 5) are the backbone as it is, asked with
 prompts out of each scan's own reference on every slice: a bound for that much work, never an automatic result. A cell
 (set, arm, shots, draw) is one line in the file, written when it is known; one that is there already is not computed
 again, so a stopped run goes on where it was. A larger draw contains the smaller ones, and all arms of a draw see the
@@ -29,14 +30,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from foundation import called_present
 from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
-from handful.data.cases import SupportSet
+from handful.data.cases import Case, SupportSet
 from handful.data.files import read_cohort
+from handful.data.slicing import Slicer
+from handful.data.volume import LabelMap
 from handful.evaluation.evaluate import Estimate, score_case
+from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method, method_settings
-from handful.methods.promptable import oracle
+from handful.methods.fate import FateSegmenter
+from handful.methods.promptable import PromptKind, oracle
 from handful.methods.zero_shot import ZeroShot
 
 SETS = (
@@ -51,7 +57,14 @@ SETS = (
     "kvasir_seg",
     "dsb2018",
 )
-READER = "reader-"
+READERS: dict[str, PromptKind] = {
+    "reader-box": "box",
+    "reader-points-1": "points-1",
+    "reader-points-3": "points-3",
+    "reader-points-5": "points-5",
+}
+JITTER = 0.05
+"""Each side of a reader's box is off by up to this share of the box."""
 MOST_CASES = {"openkbp": 6}
 """Unseen cases at most, where a volume takes long."""
 
@@ -140,27 +153,26 @@ def measure(cell: Cell) -> Line:
     unseen = [case for case in rest if case.reference is not None][: cell.most]
     support, backbone = SupportSet(tuple(drawn), cohort.labels), _backbones["mine"]
     began = time.monotonic()
-    if cell.arm.startswith(READER):
-        method = ZeroShot()
-        slicer = method.slicer.resolve(support.images())
-        segment = oracle(method.promptable(cohort.labels, backbone, slicer), cell.arm.removeprefix(READER), 0.05)
+    slicer = Slicer().resolve(support.images())
+    if cell.arm in READERS:
+        segment = oracle(ZeroShot().promptable(cohort.labels, backbone, slicer), READERS[cell.arm], JITTER)
     else:
-        segmenter = _method(cell).fit(support, backbone)
+        segmenter = _fitted(cell, support, backbone)
 
-        def segment(case: Any) -> Any:
+        def segment(case: Case) -> LabelMap:
             return segmenter.predict(case.read_image())
 
     fitted = time.monotonic()
-    dice, distance, missed = [], [], 0
+    dice, distance, missed, absent = [], [], 0, []
     for case in unseen:
         reference = case.read_reference()
         assert reference is not None
-        rows = [
-            r for r in score_case(case.name, segment(case), reference, labels=cohort.labels) if r.status != "absent"
-        ]
+        found = segment(case)
+        rows = [r for r in score_case(case.name, found, reference, labels=cohort.labels) if r.status != "absent"]
         dice.append(round(float(np.mean([row.dice for row in rows])), 5))
         distance.append(round(float(np.mean([row.hd95 for row in rows])), 3))
         missed += sum(row.status == "missed" for row in rows)
+        absent.append(called_present(slicer, case, found))
     ended = time.monotonic()
     return cell.key() | {
         "support": [case.name for case in drawn],
@@ -168,18 +180,31 @@ def measure(cell: Cell) -> Line:
         "dice": dice,
         "hd95": distance,
         "missed": missed,
+        "absent": absent,
         "fit_s": round(fitted - began, 1),
         "case_s": round((ended - fitted) / len(unseen), 3),
     }
 
 
-def _method(cell: Cell) -> Any:
+def _fitted(cell: Cell, support: SupportSet, backbone: Backbone) -> Segmenter:
     name, _, text = cell.arm.partition(":")
     settings: dict[str, object] = {}
-    settings |= dict(pair.split("=", 1) for pair in text.split(",") if pair)
+    last = ""
+    for pair in text.split(","):
+        key, equals, value = pair.partition("=")
+        if equals:
+            last, settings[key] = key, value
+        elif pair:  # the next value of a list
+            settings[last] = f"{settings[last]},{pair}"
+    shuffled = settings.pop("shuffled", None)
     if "train" in method_settings(build_method(name, {})):
         settings["train.seed"] = cell.draw
-    return build_method(name, settings)
+    segmenter = build_method(name, settings).fit(support, backbone)
+    if shuffled and isinstance(segmenter, FateSegmenter):
+        generator = torch.Generator().manual_seed(cell.draw)
+        for signature in segmenter.bank.signatures:
+            signature.copy_(signature[torch.randperm(len(signature), generator=generator)])
+    return segmenter
 
 
 def tables(lines: list[Line], arms: list[str]) -> str:
@@ -190,15 +215,20 @@ def tables(lines: list[Line], arms: list[str]) -> str:
         shots = sorted({line["shots"] for line in own})
         draws, most = len({line["draw"] for line in own}), max(len(line["cases"]) for line in own)
         rows = [f"**{name}** ({digest}; {draws} draws, up to {most} unseen cases each)", ""]
-        rows.append("| method | " + " | ".join(f"{n} labelled" for n in shots) + " | HD95 | fit, s a case |")
-        rows.append("|---" * (3 + len(shots)) + "|")
-        for arm in [a for a in arms if any(line["arm"] == a for line in own)] or dict.fromkeys(l["arm"] for l in own):
+        heads = [*[f"{n} labelled" for n in shots], "HD95", "absent called present", "fit, s a case"]
+        rows.append("| method | " + " | ".join(heads) + " |")
+        rows.append("|---" * (1 + len(heads)) + "|")
+        for arm in [a for a in arms if any(line["arm"] == a for line in own)] or dict.fromkeys(
+            line["arm"] for line in own
+        ):
             of_arm = [line for line in own if line["arm"] == arm]
             row = [_estimate([d for line in of_arm if line["shots"] == n for d in line["dice"]]) for n in shots]
             largest = [line for line in of_arm if line["shots"] == max(line["shots"] for line in of_arm)]
             far = " / ".join(_mean([d for line in of_arm if line["shots"] == n for d in line["hd95"]]) for n in shots)
             fit, case = (np.mean([line[key] for line in largest]) for key in ("fit_s", "case_s"))
-            rows.append("| " + " | ".join([arm, *row, far, f"{fit:.0f}, {case:.1f}"]) + " |")
+            absent = np.sum([one for line in of_arm for one in line["absent"]], axis=0)
+            invented = f"{100 * absent[1] / absent[0]:.0f} %, {absent[2] / absent[0]:.0f} voxels" if absent[0] else "–"
+            rows.append("| " + " | ".join([arm, *row, far, invented, f"{fit:.0f}, {case:.1f}"]) + " |")
         parts.append("\n".join(rows))
     return "\n\n".join(parts)
 
@@ -232,7 +262,7 @@ def draw(lines: list[Line], arms: list[str], path: Path) -> None:
             ]
             means = np.array([one.mean for one in found])
             reach = [means - [one.low for one in found], [one.high for one in found] - means]
-            style = "--" if arm.startswith(READER) else "-"
+            style = "--" if arm in READERS else "-"
             axes.errorbar(
                 shots, means, reach, label=arm, color=f"C{number % 10}", linestyle=style, marker="o", ms=4, capsize=2
             )

@@ -26,6 +26,8 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.methods.base import CHUNK, Segmenter
+from handful.methods.promptable import PromptableSegmenter
+from handful.methods.seen import integer
 from handful.prompts.behaviours import Behaviours, behave, confusion_negatives, packed
 from handful.prompts.heuristics import append_points, boxes, centre_points
 from handful.prompts.prompts import PADDING, Prompts
@@ -151,6 +153,10 @@ class InteractiveSegmenter(Segmenter):
         error = fork.to_slice(torch.cat(told, dim=1), size).sigmoid() if told else None
         return Answer(logits, torch.cat([part.iou for part in parts], dim=1).clamp(0, 1), error)
 
+    def promptable(self) -> InteractivePromptable:
+        """The same, to be asked slice by slice like any promptable segmenter, for example by `oracle`."""
+        return InteractivePromptable(self)
+
     def suggest(self, answer: Answer) -> Prompts:
         """The click on each label's answer that the error head takes for the most useful one.
 
@@ -184,6 +190,21 @@ class InteractiveSegmenter(Segmenter):
     def learned(self) -> dict[str, Tensor]:
         tuned = {f"tuned/{name}": value for name, value in trainable_state(self.tuned.trained).items()}
         return tuned | {f"table/{field.name}": getattr(self.table, field.name) for field in dataclasses.fields(_Table)}
+
+
+class InteractivePromptable(PromptableSegmenter):
+    """A tuned backbone that says nothing unasked. Whoever asks again and again should keep embeddings and `ask`."""
+
+    def __init__(self, segmenter: InteractiveSegmenter) -> None:
+        super().__init__(segmenter.labels, segmenter.slicer, segmenter.backbone)
+        self.segmenter = segmenter
+
+    def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
+        image = encoded(self.backbone, slices)
+        return self.segmenter.ask(image, prompts, image.size).logits
+
+    def learned(self) -> dict[str, Tensor]:
+        return self.segmenter.learned()
 
 
 class TunedBackbone(nn.Module):
@@ -367,7 +388,7 @@ class _Practice:
         labels = self._choose(draw.rows, generator)
         scene = self._scene(draw, labels)
         prompts = behave(scene.truth, self.behaviours, generator)
-        corrections = 0 if self.method.rounds == 0 else 1 + _integer(self.method.rounds, generator)
+        corrections = 0 if self.method.rounds == 0 else 1 + integer(self.method.rounds, generator)
         total = _Descent(self.parameters)
         for number in range(corrections + 1):
             answer = self.tuned(scene.image, prompts, scene.size)
@@ -537,10 +558,6 @@ def _fingerprint(method: Interactive, seen: _Seen, backbone: Backbone) -> str:
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
-
-
-def _integer(below: int, generator: Generator) -> int:
-    return int(torch.randint(below, (), generator=generator))
 
 
 def _gumbel(shape: torch.Size, generator: Generator) -> Tensor:

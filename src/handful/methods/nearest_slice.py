@@ -15,10 +15,9 @@ from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.methods.base import CHUNK, Segmenter
+from handful.methods.promptable import thumbnails
 from handful.tuning.run import Run
 
-SIDE = 32
-"""Pixels along the thumbnails that are compared: coarse enough to forgive a small shift."""
 CELLS = 16
 """Cells along the feature maps that are compared."""
 CERTAIN = 10.0
@@ -92,11 +91,9 @@ def signature(
 ) -> Float[Tensor, "n s"]:
     """What two slices are compared by, of zero mean and unit variance a slice; near in Euclid's sense is alike."""
     if similarity == "pixels":
-        grey = slices.mean(dim=1, keepdim=True)
-        compared = F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False).flatten(1)
-    else:
-        features = backbone.encode(slices).main
-        compared = F.adaptive_avg_pool2d(features, min(CELLS, features.shape[-1])).flatten(1)
+        return thumbnails(slices)
+    features = backbone.encode(slices).main
+    compared = F.adaptive_avg_pool2d(features, min(CELLS, features.shape[-1])).flatten(1)
     return (compared - compared.mean(dim=1, keepdim=True)) / compared.std(dim=1, keepdim=True).clamp_min(1e-6)
 
 

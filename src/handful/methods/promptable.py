@@ -35,7 +35,7 @@ Prompter = Callable[[SliceView], Prompts]
 NOT_ASKED = -1024.0
 """Logit of a label that has no prompt in a slice."""
 SIDE = 32
-"""Pixels along the thumbnails by which slices are compared."""
+"""Pixels along the thumbnails by which slices are compared: coarse enough to forgive a small shift."""
 
 
 class PromptableSegmenter(nn.Module, ABC):
