@@ -3,8 +3,10 @@
 from functools import cache
 
 import numpy as np
+import pytest
 import torch
 
+from handful.synthesis import episodes
 from handful.synthesis.episodes import Episode, phantom_cohort, random_episode
 
 
@@ -110,3 +112,13 @@ def test_phantom_organs_can_be_told_from_their_surroundings() -> None:
     phantom = next(phantom_cohort(1, seed=0, shape=(48, 44, 10)))
     background = phantom.image[phantom.labels == 0].mean()
     assert phantom.image[phantom.labels == 1].mean() > background + 100
+
+
+def test_looking_closer_makes_targets_larger(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean_area(share: float) -> float:
+        monkeypatch.setattr(episodes, "CLOSER", share)
+        made = [random_episode(3, 2, 3, 48, _rng(seed)) for seed in range(25)]
+        shares = torch.cat([episode.masks.float().mean(dim=(2, 3)).flatten() for episode in made])
+        return float(shares[shares > 0].mean())
+
+    assert mean_area(1.0) > 1.3 * mean_area(0.0)
