@@ -13,7 +13,7 @@ FLOORS = (
     ("allocator", "atomic", "errors", "prompts", "tuning", "synthesis"),
     ("backbones", "data"),
     ("methods", "pretraining"),
-    ("checkpoint", "evaluation"),
+    ("checkpoint", "evaluation", "session"),
     ("cohort", "experiments"),
     ("",),  # the face
     ("cli", "service"),

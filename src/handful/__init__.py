@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from handful.cohort.embed import EmbedResult, embed_cohort
     from handful.cohort.fit import FitConfig, fit_to_folder
     from handful.cohort.nnunet import NnunetDataset, export_nnunet, import_nnunet
-    from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort, predict_file, support_among
+    from handful.cohort.predict import (
+        CohortResult,
+        PredictConfig,
+        open_segmenter,
+        predict_cohort,
+        predict_file,
+        support_among,
+    )
     from handful.data.cases import Case, Cohort, Finding, SupportSet, check_case
     from handful.data.files import SUFFIXES, read_cohort, read_label_map, read_volume, write_label_map, write_volume
     from handful.data.slicing import Slicer
@@ -56,10 +63,21 @@ if TYPE_CHECKING:
     from handful.methods.zero_shot import ZeroShot
     from handful.pretraining.pretrain import PretrainConfig, pretrain, processors
     from handful.prompts.prompts import Prompts
+    from handful.session.reading import Reading, read_through
+    from handful.session.session import Change, Session, SessionConfig
     from handful.tuning.loop import TrainConfig
     from handful.tuning.run import Run
 
 _ROOMS = {
+    "handful.session.reading": (
+        "Reading",
+        "read_through",
+    ),
+    "handful.session.session": (
+        "Change",
+        "Session",
+        "SessionConfig",
+    ),
     "handful.methods.auto_sam": ("AutoSam",),
     "handful.methods.interactive": ("Interactive",),
     "handful.methods.unet": ("UNet",),
@@ -89,7 +107,14 @@ _ROOMS = {
     "handful.cohort.embed": ("EmbedResult", "embed_cohort"),
     "handful.cohort.fit": ("FitConfig", "fit_to_folder"),
     "handful.allocator": ("tune_allocator",),
-    "handful.cohort.predict": ("CohortResult", "PredictConfig", "predict_cohort", "predict_file", "support_among"),
+    "handful.cohort.predict": (
+        "CohortResult",
+        "PredictConfig",
+        "open_segmenter",
+        "predict_cohort",
+        "predict_file",
+        "support_among",
+    ),
     "handful.data.cases": ("Case", "Cohort", "Finding", "SupportSet", "check_case"),
     "handful.data.files": (
         "SUFFIXES",
@@ -143,6 +168,7 @@ __all__ = [
     "BusyError",
     "CachedBackbone",
     "Case",
+    "Change",
     "CheckpointError",
     "Closer",
     "Cohort",
@@ -174,9 +200,12 @@ __all__ = [
     "PromptableSegmenter",
     "Prompted",
     "Prompts",
+    "Reading",
     "Report",
     "Run",
     "Segmenter",
+    "Session",
+    "SessionConfig",
     "SettingsError",
     "SimulatedReader",
     "Slicer",
@@ -206,6 +235,7 @@ __all__ = [
     "load",
     "load_backbone",
     "method_settings",
+    "open_segmenter",
     "oracle",
     "predict_cohort",
     "predict_file",
@@ -214,6 +244,7 @@ __all__ = [
     "processors",
     "read_cohort",
     "read_label_map",
+    "read_through",
     "read_volume",
     "save",
     "support_among",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from handful.backbones.base import Backbone
-from handful.backbones.cached import cached
+from handful.backbones.cached import cached, encoded
 from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE
@@ -172,6 +172,17 @@ def test_predicted_ious_lie_between_nought_and_one(brief: InteractiveSegmenter):
     iou = brief.ask(brief.backbone.encode(torch.rand(2, 1, 30, 30)), Prompts(boxes=torch.ones(2, 3, 4)), (30, 30)).iou
     assert iou.shape == (2, 3)
     assert bool(((iou >= 0) & (iou <= 1)).all())
+
+
+def test_asked_as_a_promptable_it_says_the_same_and_nothing_unasked(brief: InteractiveSegmenter):
+    slices = torch.rand(2, 1, 40, 40)
+    said = Prompts(boxes=torch.tensor([[[5.0, 6, 25, 30], [0, 0, 0, 0]]]).expand(2, -1, -1))
+    promptable = brief.promptable()
+    logits = promptable(slices, said)
+    expected = brief.ask(encoded(brief.backbone, slices), said, (40, 40)).logits
+    assert torch.equal(logits[:, 0], expected[:, 0])
+    assert not (logits[:, 1] > 0).any()
+    assert promptable.labels == brief.labels
 
 
 def test_labels_that_the_nearest_slice_lacks_are_not_predicted(sam: Backbone):

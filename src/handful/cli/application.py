@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from handful.cli import catalogues, demo, doctor, embed, evaluate, export, fit, predict, pretrain
+from handful.cli import annotate, catalogues, demo, doctor, embed, evaluate, export, fit, predict, pretrain
 from handful.cli.terminal import Doors
 
 EPILOG = """Exit codes: 0 all cases, 1 nothing ran, 2 usage, 3 finished with failed cases, 130 stopped by Ctrl-C.
@@ -53,6 +53,7 @@ app.command("fit", rich_help_panel="Your own data")(fit.fit)
 app.command("predict", rich_help_panel="Your own data")(predict.predict)
 app.command("evaluate", rich_help_panel="Your own data")(evaluate.evaluate)
 app.command("embed", rich_help_panel="Your own data")(embed.embed)
+app.command("annotate", rich_help_panel="For tinkerers")(annotate.annotate)
 app.add_typer(export.export, name="export", rich_help_panel="For tinkerers")
 app.command("pretrain", rich_help_panel="For tinkerers")(pretrain.pretrain)
 

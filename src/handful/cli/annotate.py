@@ -1,0 +1,122 @@
+"""`handful annotate`: a simulated reader clicks her way through a labelled scan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from handful.cli import options
+from handful.cli.terminal import print_json, progress, stdout
+
+if TYPE_CHECKING:
+    from handful import Backbone, Reading, Segmenter
+
+LEVELS = (0.85, 0.90)
+
+
+def annotate(
+    source: Annotated[
+        str, typer.Argument(help="Folder that 'handful fit' made, or a backbone as for fit.", show_default=False)
+    ],
+    image: Annotated[Path, typer.Option("-i", "--image", help="The scan to annotate.")],
+    reference: Annotated[Path, typer.Option("--reference", help="Its label map, which the simulated reader knows.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="File for the label map that comes of it.")],
+    clicks: Annotated[int, typer.Option(help="Clicks a label and slice, at most.", min=1)] = 5,
+    slices: Annotated[
+        int | None, typer.Option(help="Read only so many slices, and propagate from them to the others.", min=1)
+    ] = None,
+    propose: Annotated[
+        bool, typer.Option("--propose", help="Begin with what the fitted model says, and correct that.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of where the reader clicks.")] = 0,
+    device: options.Device = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Folder of kept embeddings to use and to fill.")] = None,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Let a simulated reader annotate a labelled scan, and count her clicks: for tests and comparisons.
+
+    Example: `handful annotate handful-tiny -i scan.nii.gz --reference truth.nii.gz -o annotated.nii.gz`
+
+    She knows the reference: this measures a model, it does not label a new scan. A real reader's program uses the
+    Python API, `handful.Session`.
+
+    Dice is that of each label on its slice after each click; NoC@0.85 is the mean number of clicks to a Dice of 0.85,
+    where slices that never reach it count as all clicks.
+    """
+    from handful import InputError, Session, read_label_map, read_through, read_volume
+
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists; name another file, or say --overwrite")
+    volume, truth = read_volume(image), read_label_map(reference)
+    model, fitted = _source(source, device, cache)
+    with Session(volume, model, None if fitted else truth.labels) as session:
+        if propose:
+            session.propose()
+        with progress("reading", quiet) as report:
+            reading = read_through(session, truth, clicks, slices, seed=seed, report=report)
+        session.save(out)
+    if json:
+        print_json(_as_json(reading))
+        return
+    _print_table(reading)
+    stdout().print(f"label map: {out}", soft_wrap=True, markup=False, highlight=False)
+
+
+def _source(source: str, device: str, cache: Path | None) -> tuple[Segmenter | Backbone, bool]:
+    """What is asked, and whether it is a fitted model, which knows its labels."""
+    from handful import PredictConfig, cached, choose_device, load_backbone, open_segmenter
+
+    if (Path(source) / "segmenter.json").is_file():
+        return open_segmenter(Path(source), PredictConfig(device=device, cache=cache)), True
+    backbone = load_backbone(source).to(choose_device(device))
+    return (cached(backbone, cache) if cache else backbone), False
+
+
+def _rows(reading: Reading) -> list[tuple[str, int, list[float], list[float], float]]:
+    """Name, regions, mean Dice after each click, NoC at each level, and Dice in the whole scan, of each label."""
+    rows = []
+    for value, name in reading.labels.as_dict().items():
+        dice = reading.of(value)
+        if len(dice):
+            reached = [reading.clicks_to(level, value) for level in LEVELS]
+            rows.append((name, len(dice), dice.mean(dim=0).tolist(), reached, reading.volume_dice[value]))
+    return rows
+
+
+def _print_table(reading: Reading) -> None:
+    from rich.table import Table
+
+    clicks = range(1, reading.dice.shape[1] + 1)
+    title = "Dice on its slice after so many clicks, clicks to a Dice (NoC), Dice in the whole scan"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for column in ("label", "slices", *map(str, clicks), *[f"NoC@{level:.2f}" for level in LEVELS], "scan"):
+        table.add_column(column, justify="left" if column == "label" else "right", no_wrap=column != "label")
+    for name, count, dice, reached, whole in _rows(reading):
+        cells = [*[f"{value:.3f}" for value in dice], *[f"{value:.1f}" for value in reached], f"{whole:.3f}"]
+        table.add_row(name, str(count), *cells)
+    stdout().print(table)
+    took = reading.seconds
+    stdout().print(
+        f"{len(took)} clicks, {median(took):.3f} s each (median), {sum(took):.1f} s in all; simulated reader",
+        highlight=False,
+    )
+
+
+def _as_json(reading: Reading) -> dict[str, object]:
+    labels = [
+        {
+            "name": name,
+            "slices": count,
+            "dice_after_click": dice,
+            **{f"noc@{level:.2f}": value for level, value in zip(LEVELS, reached, strict=True)},
+            "dice_whole_scan": whole,
+        }
+        for name, count, dice, reached, whole in _rows(reading)
+    ]
+    seconds = {"median": median(reading.seconds), "mean": fmean(reading.seconds)}
+    return {"reader": "simulated", "clicks": len(reading.seconds), "seconds_per_click": seconds, "labels": labels}
