@@ -392,7 +392,7 @@ class SupportBank(nn.Module):
 
     @classmethod
     def joined(cls, parts: Sequence[SupportBank]) -> SupportBank:
-        """The slices of all parts, which are of one case each."""
+        """The slices of all parts; cases of one name in several parts stay apart."""
         tensors = {
             name: torch.cat([part.get_buffer(name) for part in parts])
             for name, _ in parts[0].named_buffers()
@@ -400,7 +400,8 @@ class SupportBank(nn.Module):
         }
         before = np.cumsum([0, *[len(part.spatial) for part in parts]])
         rows = [torch.where(part.rows < 0, -1, part.rows + int(b)) for part, b in zip(parts, before, strict=False)]
-        cases = [torch.full_like(part.cases, number) for number, part in enumerate(parts)]
+        earlier = np.cumsum([0, *[len(part._names) for part in parts]])
+        cases = [part.cases + int(e) for part, e in zip(parts, earlier, strict=False)]
         names = [name for part in parts for name in part._names]
         channels = max(part.thumbnails.shape[1] for part in parts)  # grey slices beside coloured ones
         thumbnails = [part.thumbnails.expand(-1, channels, -1, -1) for part in parts]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
-
-import torch
 
 from handful.data.cases import Case, SupportSet
 from handful.errors import InputError, LabelError, SettingsError
@@ -37,16 +34,9 @@ def refreshed(segmenter: Segmenter, case: Case) -> Segmenter:
     if isinstance(segmenter, FateSegmenter):
         same = replace(segmenter.method, slicer=segmenter.slicer)  # as resolved then, whatever this scan asks for
         shown = same.fit(slices, segmenter.backbone)
-        bank = _both(segmenter.bank, shown.bank)
+        bank = SupportBank.joined([segmenter.bank, shown.bank])
         return FateSegmenter(segmenter.labels, segmenter.slicer, segmenter.backbone, segmenter.method, bank)
     raise SettingsError(
         f"{type(segmenter).__name__} learned by training and cannot be refreshed from corrections; "
         "fit its method again with session.case(name) among the support, or take fate or few-shot-prompts"
     )
-
-
-def _both(first: SupportBank, second: SupportBank) -> SupportBank:
-    """The slices of two banks, of which the first may be of many cases."""
-    before = len(json.loads(bytes(first.names.tolist())))
-    cases = torch.cat([first.cases, second.cases + before])
-    return SupportBank({**dict(SupportBank.joined([first, second]).named_buffers()), "cases": cases})
