@@ -366,6 +366,30 @@ def test_pictures_of_several_sizes_need_no_neighbours(video: MemoryBackbone):
     assert not confidence.object_score.isnan().any()
 
 
+def test_what_every_picture_holds_is_never_called_absent(video: MemoryBackbone):
+    """Of pictures each is a case of its own, and one that lacks the label tells that there are such."""
+
+    def picture(seed: int, labels: np.ndarray) -> Case:
+        pixels = np.random.default_rng(seed).integers(0, 255, (1, 24, 24, 1)).astype(np.uint8)
+        geometry = Geometry((24, 24, 1), np.eye(4), unit="pixel")
+        return Case(f"picture-{seed}", Volume(pixels, geometry), LabelMap(labels, geometry, LABELS), LABELS)
+
+    both = np.zeros((24, 24, 1), dtype=np.int16)
+    both[2:12, 2:12], both[12:22, 8:20] = 1, 3
+    first_alone = np.where(both == 1, both, 0)
+    query = picture(2, both).image
+    sure = Fate(absent_below=1e6)
+
+    def shown(*labels: np.ndarray) -> set[int]:
+        support = SupportSet(tuple(picture(seed, one) for seed, one in enumerate(labels)), LABELS)
+        segmenter = sure.fit(support, video)
+        logits = segmenter.forward(Slicer().view(query).cut(0, 1))
+        return {value for index, value in enumerate(LABELS.values) if (logits[0, index] > -1000).any()}
+
+    assert shown(both, both) == {1, 3}
+    assert shown(both, first_alone) == {1}
+
+
 def test_each_support_slice_is_kept_as_a_small_picture_of_its_shape_in_the_patient(video: MemoryBackbone):
     """24 x 12 pixels of 1 x 4 mm are twice as wide as high; a lesion of one pixel is still seen."""
     geometry = Geometry((12, 24, 1), np.diag([4.0, 1.0, 1.0, 1.0]))

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Integer, UInt8
+from jaxtyping import Bool, Float, Int, Integer, UInt8
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
@@ -75,7 +75,8 @@ class Fate:
     """Predicted neighbours, at most this many slices away (0 to 6), that join the memory; 0 asks each slice alone."""
     absent_below: float = 0.0
     """Object score (a logit) below which a label is called absent from a slice; 0 is SAM 2's own. Lower finds more of
-    organs of a few voxels, of which a model is never sure, and invents more of others."""
+    organs of a few voxels, of which a model is never sure, and invents more of others. A label that all of a support of
+    single pictures hold is never called absent: nothing says that it could be."""
     pointers: bool = True
     """Whether object pointers join the spatial memories."""
     start: Literal["middle", "best"] = "middle"
@@ -154,6 +155,8 @@ class FateSegmenter(Segmenter):
         super().__init__(labels, slicer, backbone)
         self.method = method
         self.bank = bank.to(backbone.device)
+        self._absent_below = torch.full((len(labels),), method.absent_below, device=backbone.device)
+        self._absent_below[self.bank.in_every_picture()] = -torch.inf
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Logits of slices that know nothing of each other, nor of their place in a stack."""
@@ -318,7 +321,7 @@ class FateSegmenter(Segmenter):
                 prediction = self._recalled(image, some, near)
                 assert prediction.object_score is not None
                 rows, labels = [q.row for q in some], [q.label for q in some]
-                there = prediction.object_score[:, 0, None, None] > self.method.absent_below
+                there = (prediction.object_score[:, 0] > self._absent_below[labels])[:, None, None]
                 logits[rows, labels] = torch.where(there, prediction.logits[:, 0].float(), ABSENT)
                 object_score[rows, labels] = prediction.object_score[:, 0].float().cpu()
                 iou[rows, labels] = prediction.iou[:, 0].float().cpu()
@@ -427,6 +430,12 @@ class SupportBank(nn.Module):
         """Thumbnail and classes of a support slice, by what `source` calls it."""
         support = self._numbers[case, number]
         return self.thumbnails[support], self.classes[support]
+
+    def in_every_picture(self) -> Bool[Tensor, " k"]:
+        """Which labels all supports hold, where these are pictures; none of a stack, which may end anywhere."""
+        held: Tensor = (self.rows[:, :-1] >= 0).all(dim=0)
+        pictures = (self.index == 0).all() & (self.place == 0.5).all()
+        return held & pictures
 
     def holders(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
         """Memories of those support slices that hold the label."""
