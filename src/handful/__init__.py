@@ -45,9 +45,15 @@ if TYPE_CHECKING:
         UnsupportedInput,
     )
     from handful.evaluation.evaluate import Report, evaluate, evaluate_cases, evaluate_folders
+    from handful.evaluation.html_report import write_html
     from handful.evaluation.overlay import write_overlay
     from handful.evaluation.preview import write_preview
     from handful.evaluation.report import print_table, write_csv, write_json, write_nnunet_summary
+    from handful.evaluation.results import read_results, write_results
+    from handful.evaluation.study import Study
+    from handful.experiments.plan import Arm, DataSet, Plan, compare_plan, read_plan
+    from handful.experiments.run import run_experiment
+    from handful.experiments.store import ExperimentStatus, experiment_status, read_study, write_experiment_report
     from handful.methods.auto_sam import AutoSam
     from handful.methods.base import Method, Segmenter
     from handful.methods.catalog import METHODS, build_method, method_settings
@@ -69,6 +75,26 @@ if TYPE_CHECKING:
     from handful.tuning.run import Run
 
 _ROOMS = {
+    "handful.evaluation.study": ("Study",),
+    "handful.evaluation.html_report": ("write_html",),
+    "handful.evaluation.results": (
+        "read_results",
+        "write_results",
+    ),
+    "handful.experiments.store": (
+        "ExperimentStatus",
+        "experiment_status",
+        "read_study",
+        "write_experiment_report",
+    ),
+    "handful.experiments.run": ("run_experiment",),
+    "handful.experiments.plan": (
+        "Arm",
+        "DataSet",
+        "Plan",
+        "compare_plan",
+        "read_plan",
+    ),
     "handful.session.reading": (
         "Reading",
         "read_through",
@@ -163,6 +189,7 @@ __all__ = [
     "IGNORE",
     "METHODS",
     "SUFFIXES",
+    "Arm",
     "AutoSam",
     "Backbone",
     "BusyError",
@@ -174,7 +201,9 @@ __all__ = [
     "Cohort",
     "CohortResult",
     "DamagedFile",
+    "DataSet",
     "EmbedResult",
+    "ExperimentStatus",
     "Fate",
     "FewShotPrompts",
     "Finding",
@@ -193,6 +222,7 @@ __all__ = [
     "Method",
     "NearestSlice",
     "NnunetDataset",
+    "Plan",
     "Planes",
     "PredictConfig",
     "PretrainConfig",
@@ -209,6 +239,7 @@ __all__ = [
     "SettingsError",
     "SimulatedReader",
     "Slicer",
+    "Study",
     "SupportSet",
     "TrainConfig",
     "TransferredPrompts",
@@ -222,6 +253,7 @@ __all__ = [
     "choose_cases",
     "choose_device",
     "choose_support",
+    "compare_plan",
     "decode_zoomed",
     "describe_support",
     "draw_episodes",
@@ -229,6 +261,7 @@ __all__ = [
     "evaluate",
     "evaluate_cases",
     "evaluate_folders",
+    "experiment_status",
     "export_nnunet",
     "fit_to_folder",
     "import_nnunet",
@@ -244,18 +277,25 @@ __all__ = [
     "processors",
     "read_cohort",
     "read_label_map",
+    "read_plan",
+    "read_results",
+    "read_study",
     "read_through",
     "read_volume",
+    "run_experiment",
     "save",
     "support_among",
     "tune_allocator",
     "write_csv",
+    "write_experiment_report",
+    "write_html",
     "write_json",
     "write_label_map",
     "write_nnunet_summary",
     "write_overlay",
     "write_phantom_cohort",
     "write_preview",
+    "write_results",
     "write_volume",
 ]
 

@@ -7,7 +7,20 @@ from typing import Annotated
 
 import typer
 
-from handful.cli import annotate, catalogues, demo, doctor, embed, evaluate, export, fit, predict, pretrain
+from handful.cli import (
+    annotate,
+    catalogues,
+    compare,
+    demo,
+    doctor,
+    embed,
+    evaluate,
+    experiment,
+    export,
+    fit,
+    predict,
+    pretrain,
+)
 from handful.cli.terminal import Doors
 
 EPILOG = """Exit codes: 0 all cases, 1 nothing ran, 2 usage, 3 finished with failed cases, 130 stopped by Ctrl-C.
@@ -52,8 +65,10 @@ app.command("list", rich_help_panel="Begin here")(catalogues.list_catalogue)
 app.command("fit", rich_help_panel="Your own data")(fit.fit)
 app.command("predict", rich_help_panel="Your own data")(predict.predict)
 app.command("evaluate", rich_help_panel="Your own data")(evaluate.evaluate)
+app.command("compare", rich_help_panel="Your own data")(compare.compare)
 app.command("embed", rich_help_panel="Your own data")(embed.embed)
 app.command("annotate", rich_help_panel="For tinkerers")(annotate.annotate)
+app.add_typer(experiment.experiment, name="experiment", rich_help_panel="For tinkerers")
 app.add_typer(export.export, name="export", rich_help_panel="For tinkerers")
 app.command("pretrain", rich_help_panel="For tinkerers")(pretrain.pretrain)
 

@@ -1,0 +1,50 @@
+"""`handful compare`: all methods on one's own labelled scans."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from handful.cli import options
+from handful.cli.experiment import Latex, Processes, carry_out
+
+
+def compare(
+    input: options.CohortFolder,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results; it is gone on with.")],
+    shots: Annotated[
+        str, typer.Option(help="Numbers of labelled cases, by commas; else 1,2,4,8,16 up to half of them.")
+    ] = "",
+    methods: Annotated[
+        str, typer.Option(help="Names out of 'handful list methods', by commas, or all; else the quick ones.")
+    ] = "",
+    draws: Annotated[int, typer.Option(help="Random draws of the labelled cases.", min=1)] = 3,
+    cases: Annotated[int, typer.Option(help="Unseen cases scored a draw, at most.", min=1)] = 10,
+    backbone: options.Backbone = "handful-tiny",
+    processes: Processes = None,
+    device: options.Device = "auto",
+    latex: Latex = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Find out which method suits your scans, and how many labels it takes: one command, ending in a report.
+
+    Example: `handful compare -i my_cohort -o comparison`
+
+    Each method learns from a few of your labelled cases and is scored on the others, over several random draws. Stopped
+    by Ctrl-C or worse, the same command goes on where it was.
+    """
+    from handful import compare_plan
+
+    numbers = tuple(_number(text) for text in options.names_in(shots))
+    chosen = tuple(options.names_in(methods))
+    plan = compare_plan(input, chosen, numbers, draws, cases, backbone)
+    carry_out(plan, out, processes, device, latex, json, quiet)
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise typer.BadParameter(f"--shots: {text!r} is no number; write them as 1,2,4")
+    return int(text)

@@ -1,0 +1,129 @@
+"""`handful experiment`: a plan carried out, looked after, and told."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from handful.cli import options
+from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
+
+if TYPE_CHECKING:
+    from handful import ExperimentStatus, Plan
+
+experiment = typer.Typer(
+    help="Which method, how many labels: many fits from a plan, their table, and a report.", no_args_is_help=True
+)
+
+Processes = Annotated[
+    int | None, typer.Option(help="Processes that share the fits; else one a CPU core, up to eight.", min=1)
+]
+Latex = Annotated[bool, typer.Option("--latex", help="Write the tables for LaTeX, too.")]
+Folder = Annotated[Path, typer.Argument(help="The folder that the experiment was run into.", show_default=False)]
+
+
+@experiment.command("run")
+def run(
+    plan: Annotated[Path, typer.Argument(help="TOML file: data sets, arms, shots and draws.", show_default=False)],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results; it is gone on with.")],
+    data: Annotated[Path | None, typer.Option(help="Where the plan's folders lie; else beside the plan.")] = None,
+    processes: Processes = None,
+    device: options.Device = "auto",
+    latex: Latex = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fit every arm on every draw of every data set, score the unseen cases, and write table and report.
+
+    Example: `handful experiment run plan.toml -o results --data my_data`
+
+    A killed run loses only the fits it was at; the same command goes on from there. Exit code 3 when a fit failed.
+    """
+    from handful import read_plan
+
+    carry_out(read_plan(plan, data), out, processes, device, latex, json, quiet)
+
+
+@experiment.command("status")
+def status(out: Folder, json: options.Json = False) -> None:
+    """Say what is done, what failed and what is missing; nothing is computed.
+
+    Example: `handful experiment status results`
+    """
+    from handful import experiment_status
+
+    found = experiment_status(out)
+    if json:
+        print_json(_as_json(found))
+        return
+    _print(found)
+
+
+@experiment.command("report")
+def report(out: Folder, latex: Latex = False, json: options.Json = False) -> None:
+    """Gather the table and write the report of whatever is done, also while a run goes on.
+
+    Example: `handful experiment report results --latex`
+    """
+    from handful import write_experiment_report
+
+    paths = write_experiment_report(out, latex)
+    if json:
+        print_json({"files": [str(path) for path in paths]})
+    else:
+        stdout().print("\n".join(map(str, paths)), soft_wrap=True, markup=False, highlight=False)
+
+
+def carry_out(plan: Plan, out: Path, processes: int | None, device: str, latex: bool, json: bool, quiet: bool) -> None:
+    """Runs a plan and writes its report."""
+    from handful import choose_device, run_experiment, write_experiment_report
+
+    command = shlex.join(["handful", *sys.argv[1:]])
+    with progress("measuring", quiet) as tell:
+        found = run_experiment(plan, out, processes, choose_device(device).type, command, tell)
+    paths = write_experiment_report(out, latex)
+    for one in found.left_out:
+        say(f"left out: {one}")
+    for failure in found.failed:
+        say(f"{failure.case}: {failure.reason}", lead="[bold red]failed[/] ")
+    if json:
+        print_json({**_as_json(found), "files": [str(path) for path in paths]})
+    else:
+        said = [f"{len(found.done)} of {found.cells} fits: {out}", f"open {paths[-1]}"]
+        stdout().print("\n".join(said), soft_wrap=True, markup=False, highlight=False)
+    if found.failed:
+        raise typer.Exit(FAILED_CASES)
+
+
+def _print(found: ExperimentStatus) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    console = stdout()
+    console.print(Text(f"{found.title}: {len(found.done)} of {found.cells} fits are done"))
+    table = Table("data set", "arm", "done", "missing", box=SIMPLE_HEAD, show_edge=False)
+    done = [(one.data_set, one.arm) for one in found.done]
+    missing = [(one.data_set, one.arm) for one in found.missing]
+    for key in dict.fromkeys(done + missing):
+        table.add_row(*map(Text, key), str(done.count(key)), str(missing.count(key)))
+    console.print(table)
+    for one in found.left_out:
+        say(f"left out: {one}")
+    for failure in found.failed:
+        say(f"{failure.case}: {failure.reason}", lead="[bold red]failed[/] ")
+
+
+def _as_json(found: ExperimentStatus) -> dict[str, object]:
+    return {
+        "title": found.title,
+        "fits": found.cells,
+        "done": len(found.done),
+        "missing": [one.name for one in found.missing],
+        "failed": [{"fit": one.case, "reason": one.reason} for one in found.failed],
+        "left_out": list(found.left_out),
+    }

@@ -1,0 +1,110 @@
+"""Tables of a study for papers: the scores and the paired tests, in Markdown or LaTeX."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from handful.evaluation.evaluate import Estimate
+from handful.evaluation.results import LARGER_IS_BETTER, TITLES
+from handful.evaluation.study import Study
+
+_SPECIAL = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{mark: f"\\{mark}" for mark in "&%$#_{}"},
+}
+
+
+def markdown(study: Study) -> str:
+    """A table a data set and measure, one of tests, and what the intervals are."""
+    return "\n".join(_in_markdown(table) for table in _tables(study)) + f"\n{_words(study)}\n"
+
+
+def latex(study: Study) -> str:
+    """The same as `table` environments for the booktabs package."""
+    parts = [_in_latex(table) for table in _tables(study)]
+    return "% needs \\usepackage{booktabs}\n\n" + "\n".join(parts) + f"\n% {_words(study)}\n"
+
+
+@dataclass(frozen=True)
+class _Table:
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def _tables(study: Study) -> Iterator[_Table]:
+    for data_set in study.data_sets:
+        shots, arms = study.shots_of(data_set), study.arms_of(data_set)
+        for measure in study.measures:
+            heads = ("arm", *[f"{n} labelled" for n in shots])
+            rows = tuple(
+                (arm, *[_cell(study.estimate(data_set, arm, n, measure), measure) for n in shots]) for arm in arms
+            )
+            yield _Table(f"{data_set}: {TITLES[measure]}", heads, rows)
+        for family in study.comparisons(data_set):
+            compared = tuple(
+                (f"{one.first} − {one.second}", str(one.n), f"{one.difference.mean:+.3f}", _p(one.p), _p(one.p_holm))
+                for one in family
+            )
+            title = f"{data_set}: differences in {TITLES[study.main]} with {study.shared_shots(data_set)} labelled"
+            yield _Table(title, ("pair", "cases", "difference", "p", "p (Holm)"), compared)
+        needed = tuple(
+            (arm, f"{match.baseline} with {match.shots} ({match.score:.3f})", str(n) if n else "more than tried")
+            for match in study.matches(data_set)
+            for arm, n in match.needed.items()
+        )
+        if needed:
+            yield _Table(f"{data_set}: labelled cases needed to match", ("arm", "matches", "labelled cases"), needed)
+
+
+def _words(study: Study) -> str:
+    draws = len({row.draw for row in study.results})
+    return (
+        f"Means over unseen cases and {draws} draws [95 % two-stage bootstrap interval over draws and cases]; a missed "
+        "or invented label counts as 0, in distances as the image diagonal. p: Wilcoxon's signed-rank test, two-sided; "
+        "Holm's correction within a table."
+    )
+
+
+def _cell(one: Estimate | None, measure: str) -> str:
+    if one is None:
+        return "–"
+    digits = 3 if measure in LARGER_IS_BETTER else 1
+    if math.isnan(one.low):
+        return f"{one.mean:.{digits}f}"
+    return f"{one.mean:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
+
+
+def _p(p: float) -> str:
+    return "–" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _in_markdown(table: _Table) -> str:
+    lines = [table.heads, ("---",) + ("---:",) * (len(table.heads) - 1), *table.rows]
+    rows = [
+        "| " + " | ".join(cell if number == 1 else _plain(cell) for cell in line) + " |"
+        for number, line in enumerate(lines)
+    ]
+    return f"**{_plain(table.title)}**\n\n" + "\n".join(rows) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown sets as it is."""
+    return "".join(f"\\{mark}" if mark in "\\|`*_<>[]" else mark for mark in text.replace("\n", " "))
+
+
+def _in_latex(table: _Table) -> str:
+    lines = [" & ".join(map(_escaped, line)) + r" \\" for line in (table.heads, *table.rows)]
+    columns = "l" + "r" * (len(table.heads) - 1)
+    body = [lines[0], r"\midrule", *lines[1:]]
+    inside = "\n".join([rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"])
+    return f"\\begin{{table}}\n\\caption{{{_escaped(table.title)}}}\n\\centering\n{inside}\n\\end{{table}}\n"
+
+
+def _escaped(text: str) -> str:
+    escaped = "".join(_SPECIAL.get(mark, mark) for mark in text.replace("\n", " "))
+    return escaped.replace("−", "$-$").replace("–", "--").replace("< ", "$<$ ")

@@ -1,0 +1,174 @@
+"""One cell measured: a method fitted on its few cases and tried on its unseen ones."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from handful.backbones.base import Backbone
+from handful.data.cases import Case, Cohort, SupportSet
+from handful.data.files import file_digest, read_cohort
+from handful.data.volume import LabelMap, Volume
+from handful.errors import HandfulError, InputError
+from handful.evaluation.evaluate import Row, score_case
+from handful.experiments.memory import PeakMemory
+from handful.experiments.picture import worst_slice
+from handful.experiments.plan import Cell
+from handful.experiments.readers import asked
+from handful.methods.base import Segmenter
+from handful.methods.catalog import method_settings
+
+Outcome = dict[str, Any]
+"""What is kept of a cell, as JSON has it: what its rows share, the rows, and pictures."""
+_IN_TWO_FILES = (".mhd", ".nhdr")
+
+
+class Fingerprints:
+    """What decides a cell's result, as one digest; files are read once for all cells."""
+
+    def __init__(self) -> None:
+        self._cohorts: dict[Path, Cohort] = {}
+        self._files: dict[Path, str] = {}
+
+    def of(self, cell: Cell, backbone_sha256: str) -> str:
+        """Of method, weights, tolerance and the content of scans and labels; not of the names of arm and data set."""
+        cohort = self._cohorts.get(cell.folder) or read_cohort(cell.folder)
+        self._cohorts[cell.folder] = cohort
+        method, _ = cell.arm.build(cell.draw)
+        drawn, unseen = cell.split(cohort)
+        decides = {
+            "method": [cell.arm.method, method_settings(method)],
+            "reader": cell.arm.reader and [cell.arm.reader, cell.arm.jitter, cell.draw],
+            "backbone": backbone_sha256,
+            "tolerance": cell.tolerance,
+            "labels": cohort.labels.as_dict() if cohort.labels else None,
+            "support": [self._of_case(case) for case in drawn],
+            "unseen": [self._of_case(case) for case in unseen],
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def _of_case(self, case: Case) -> list[object]:
+        files = [self._of_file(part) for part in (case.image, case.reference) if isinstance(part, Path)]
+        if isinstance(case.image, Path) and case.image.suffix.lower() in _IN_TWO_FILES:
+            files.append(hashlib.sha256(case.read_image().array.tobytes()).hexdigest())
+        return [case.name, case.patient, case.modality, case.ignore, *files]
+
+    def _of_file(self, path: Path) -> str:
+        if path not in self._files:
+            self._files[path] = file_digest(path)
+        return self._files[path]
+
+
+def measure(cell: Cell, backbone: Backbone) -> Outcome:
+    """Fits and scores a cell in this process. A case that cannot be segmented counts as missed; its reason is kept."""
+    cohort = read_cohort(cell.folder)
+    if cohort.labels is None:
+        raise InputError(f"{cell.folder} has no labelled case; put label maps into its labels/ folder")
+    method, seed = cell.arm.build(cell.draw)
+    drawn, unseen = cell.split(cohort)
+    support = SupportSet(tuple(drawn), cohort.labels)
+    memory, began = PeakMemory(backbone.device), time.perf_counter()
+    segmenter = method.fit(support, backbone)
+    fit_s = time.perf_counter() - began
+    segment = asked(segmenter, cell.arm, cell.draw)
+    tried = [_try(segment, case, cell.tolerance) for case in unseen]
+    peak = memory.mib()
+    shared = {
+        "shots": cell.shots,
+        "draw": cell.draw,
+        "tolerance": cell.tolerance,
+        "fit_s": round(fit_s, 3),
+        "peak_mib": round(peak, 1),
+        "method": cell.arm.method,
+        "settings": json.dumps(method_settings(method)),
+        "reader": _reader(cell),
+        "backbone": cell.backbone,
+        "backbone_sha256": backbone.digest(),
+        "seed": seed,
+        "support": json.dumps([case.name for case in drawn]),
+        "device": backbone.device.type,
+        "handful": version("handful"),
+    }
+    rows = [row for one in tried for row in one.rows]
+    return {"shared": shared, "rows": rows, "pictures": _pictures(tried, segmenter, cell.pictures)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """A case after it was segmented and scored."""
+
+    case: Case
+    prediction: LabelMap
+    reference: LabelMap
+    dice: float
+    rows: list[dict[str, Any]]
+
+
+def _try(segment: Callable[[Case], LabelMap], case: Case, tolerance: float) -> _Tried:
+    reference = case.read_reference()
+    if reference is None:
+        raise InputError(f"case {case.name!r} has no reference; leave it out")
+    failure, began = "", time.perf_counter()
+    try:
+        prediction = segment(case)
+    except HandfulError as error:
+        failure = str(error)
+        prediction = LabelMap(np.zeros_like(reference.array), reference.geometry, reference.labels)
+    seconds = time.perf_counter() - began
+    scored = score_case(case.name, prediction, reference, tolerance, reference.labels)
+    about = {"failure": failure, "predict_s": round(seconds, 4)}
+    present = [row.dice for row in scored if row.status != "absent"]
+    rows = [_row(one, reference) | about for one in scored]
+    return _Tried(case, prediction, reference, float(np.mean(present)) if present else 1.0, rows)
+
+
+def _row(row: Row, reference: LabelMap) -> dict[str, Any]:
+    """What Result has of a Row; nan as None."""
+    measures = {name: getattr(row, name) for name in ("dice", "iou", "hd95", "assd", "surface_dice")}
+    if row.unit == "mm":
+        unit_of_volume = abs(float(np.linalg.det(reference.geometry.affine[:3, :3]))) / 1000
+    else:
+        unit_of_volume = 1 / max(row.counts.tp + row.counts.fp + row.counts.fn + row.counts.tn, 1)
+    return {
+        "case": row.case,
+        "label": row.label,
+        "name": row.name,
+        "status": row.status,
+        "unit": row.unit,
+        **{name: None if np.isnan(value) else round(float(value), 6) for name, value in measures.items()},
+        "reference_volume": float(f"{row.counts.n_ref * unit_of_volume:.6g}"),
+        "predicted_volume": float(f"{row.counts.n_pred * unit_of_volume:.6g}"),
+    }
+
+
+def _reader(cell: Cell) -> str:
+    if cell.arm.reader is None:
+        return ""
+    return f"{cell.arm.reader}, jitter {cell.arm.jitter:g}" if cell.arm.reader == "box" else cell.arm.reader
+
+
+def _pictures(tried: Sequence[_Tried], segmenter: Segmenter, most: int) -> list[dict[str, Any]]:
+    """The worst cases, drawn."""
+    worst = sorted(tried, key=lambda one: one.dice)[:most]
+    return [
+        {
+            "case": one.case.name,
+            "dice": round(one.dice, 6),
+            "webp": base64.b64encode(_drawn(one, segmenter)).decode(),
+        }
+        for one in worst
+    ]
+
+
+def _drawn(one: _Tried, segmenter: Segmenter) -> bytes:
+    volume: Volume = one.case.read_image()
+    return worst_slice(volume, one.prediction, one.reference, segmenter.slicer)

@@ -1,0 +1,76 @@
+"""Who asks a fitted segmenter in an experiment: nobody, or a simulated reader who looks at the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+
+from handful.backbones.base import ImageEmbeddings
+from handful.backbones.cached import encoded
+from handful.data.cases import Case
+from handful.data.volume import LabelMap
+from handful.errors import InputError, SettingsError
+from handful.experiments.plan import CLICKS, Arm
+from handful.methods.base import Segmenter, drawn, to_classes
+from handful.methods.interactive import CAREFUL, InteractiveSegmenter
+from handful.methods.promptable import NOT_ASKED, Prompted, oracle
+from handful.prompts.heuristics import centre_points
+from handful.prompts.prompts import Prompts
+from handful.prompts.simulation import simulate
+
+
+def asked(segmenter: Segmenter, arm: Arm, draw: int) -> Callable[[Case], LabelMap]:
+    """What segments a case: the segmenter on its own, or with the arm's reader.
+
+    SettingsError where the segmenter cannot be asked in the reader's way.
+    """
+    if arm.reader is None:
+        return lambda case: segmenter.predict(case.read_image())
+    clicks = CLICKS.fullmatch(arm.reader)
+    if clicks and isinstance(segmenter, InteractiveSegmenter):
+        return lambda case: _clicked(segmenter, case, int(clicks[1]), draw)
+    if not clicks and isinstance(segmenter, Prompted):
+        kind = arm.reader
+        return oracle(segmenter.promptable, kind, arm.jitter, draw)  # type: ignore[arg-type]  # checked by Arm
+    raise SettingsError(
+        f"reader {arm.reader!r} cannot ask {arm.method}; boxes and points are for zero-shot, clicks for interactive"
+    )
+
+
+def _clicked(segmenter: InteractiveSegmenter, case: Case, clicks: int, draw: int) -> LabelMap:
+    """A click in the middle of each label on each slice that holds it, then corrections of the largest errors."""
+    reference = case.read_reference()
+    if reference is None:
+        raise InputError(f"case {case.name!r} has no reference to click into; leave it out")
+    stack = segmenter.slicer.view(case.read_image())
+    truth = stack.of(reference.array)
+    masks = torch.from_numpy(np.stack([truth == value for value in segmenter.labels.values], axis=1))
+    generator = Generator().manual_seed(draw)
+
+    @torch.inference_mode()
+    def answers() -> Iterator[tuple[Sequence[int], Tensor]]:
+        for number in torch.nonzero(masks.flatten(1).any(dim=1))[:, 0].tolist():
+            slices, wanted = stack.take([number]).to(segmenter.backbone.device), masks[number : number + 1]
+            image = encoded(segmenter.backbone, slices)
+            size = (slices.shape[-2], slices.shape[-1])
+            there = wanted.flatten(2).any(dim=2)[0]
+
+            def ask(prompts: Prompts, image: ImageEmbeddings = image, size: tuple[int, int] = size) -> Tensor:
+                return segmenter.ask(image, prompts, size).logits
+
+            rounds = simulate(
+                ask,
+                wanted[:, there],
+                centre_points(wanted[:, there]),
+                CAREFUL,
+                clicks - 1,
+                generator,
+            )
+            logits = torch.full((1, len(there), *size), NOT_ASKED)
+            logits[:, there] = rounds.logits.cpu()
+            yield [number], to_classes(logits)
+
+    return drawn(stack, segmenter.labels, answers())

@@ -1,0 +1,201 @@
+"""An experiment's folder: what was asked for, a small file a fit that is done, and the table gathered from them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from handful.atomic import write_atomically
+from handful.errors import DamagedFile, InputError
+from handful.evaluation.evaluate import Failure
+from handful.evaluation.html_report import write_html
+from handful.evaluation.paper_tables import latex, markdown
+from handful.evaluation.results import COLUMNS, Result, has_parquet, write_results
+from handful.evaluation.study import Picture, Study
+from handful.experiments.plan import Cell, Plan
+
+MANIFEST, CELLS = "experiment.json", "cells"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A cell as the folder knows it."""
+
+    data_set: str
+    arm: str
+    shots: int
+    draw: int
+    digest: str
+    """Of all that decides its result, and the name of its file."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.data_set}, {self.arm}, {self.shots} labelled, draw {self.draw}"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All cells of an experiment, and how it is told of."""
+
+    title: str
+    command: str
+    measures: tuple[str, ...]
+    arms: tuple[str, ...]
+    cells: tuple[Entry, ...]
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ExperimentStatus:
+    """How far an experiment is."""
+
+    title: str
+    done: tuple[Entry, ...]
+    failed: tuple[Failure, ...]
+    """Tried again by the next run."""
+    missing: tuple[Entry, ...]
+    left_out: tuple[str, ...]
+    """Numbers of shots that a data set cannot give."""
+
+    @property
+    def cells(self) -> int:
+        return len(self.done) + len(self.failed) + len(self.missing)
+
+
+def write_manifest(
+    out: Path, plan: Plan, digested: Sequence[tuple[Cell, str]], left_out: Sequence[str], command: str
+) -> None:
+    """Notes what is asked for in `out`: the cells with their digests."""
+    entries = tuple(Entry(cell.data_set, cell.arm_name, cell.shots, cell.draw, digest) for cell, digest in digested)
+    manifest = Manifest(plan.name, command, tuple(plan.measures), tuple(plan.arms), entries, tuple(left_out))
+    content = {"format": FORMAT, **asdict(manifest)}
+    write_atomically(out / MANIFEST, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_manifest(out: Path) -> Manifest:
+    """InputError where `out` is no experiment's folder."""
+    path = out / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{out} holds no {MANIFEST}: no experiment was run there; begin with handful experiment run")
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+        if raw["format"] > FORMAT:
+            raise DamagedFile(f"{path} has format {raw['format']}, this handful reads up to {FORMAT}; update handful")
+        return Manifest(
+            raw["title"],
+            raw["command"],
+            tuple(raw["measures"]),
+            tuple(raw["arms"]),
+            tuple(Entry(**entry) for entry in raw["cells"]),
+            tuple(raw["left_out"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"{path} cannot be read ({error!r}); run the experiment again") from error
+
+
+def write_outcome(out: Path, digest: str, outcome: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    write_atomically(_path(out, digest), json.dumps(outcome, ensure_ascii=False).encode())
+
+
+def read_outcome(out: Path, digest: str) -> dict[str, Any] | None:
+    """None where the cell was never tried."""
+    path = _path(out, digest)
+    try:
+        outcome = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedFile(f"{path} is not JSON ({error}); delete it and run the experiment again") from error
+    if not isinstance(outcome, dict) or not ("failure" in outcome or {"shared", "rows", "pictures"} <= outcome.keys()):
+        raise DamagedFile(f"{path} is no result of a fit; delete it and run the experiment again")
+    return outcome
+
+
+def is_done(out: Path, digest: str) -> bool:
+    outcome = read_outcome(out, digest)
+    return outcome is not None and "failure" not in outcome
+
+
+def experiment_status(out: Path) -> ExperimentStatus:
+    """What of the experiment in `out` is done, what failed, and what is missing."""
+    manifest = read_manifest(out)
+    done: list[Entry] = []
+    failed: list[Failure] = []
+    missing: list[Entry] = []
+    for entry in manifest.cells:
+        outcome = read_outcome(out, entry.digest)
+        if outcome is None:
+            missing.append(entry)
+        elif "failure" in outcome:
+            failed.append(Failure(entry.name, str(outcome["failure"])))
+        else:
+            done.append(entry)
+    return ExperimentStatus(manifest.title, tuple(done), tuple(failed), tuple(missing), manifest.left_out)
+
+
+def read_study(out: Path) -> Study:
+    """All results in `out`, in the plan's order; whatever is done of it."""
+    manifest = read_manifest(out)
+    results: list[Result] = []
+    pictures: list[Picture] = []
+    failed: list[Failure] = []
+    done = 0
+    for entry in manifest.cells:
+        outcome = read_outcome(out, entry.digest)
+        if outcome is None:
+            continue
+        if "failure" in outcome:
+            failed.append(Failure(entry.name, str(outcome["failure"])))
+            continue
+        done += 1
+        results += _results(manifest.title, entry, outcome)
+        pictures += _pictures(entry, outcome)
+    return Study(
+        title=manifest.title,
+        results=tuple(results),
+        order=manifest.arms,
+        measures=manifest.measures,
+        pictures=tuple(pictures),
+        command=manifest.command,
+        cells=len(manifest.cells),
+        done=done,
+        failed=tuple(failed),
+    )
+
+
+def write_experiment_report(out: Path, with_latex: bool = False) -> list[Path]:
+    """Writes results.csv, results.parquet where pyarrow is installed, tables.md (.tex) and report.html; their paths."""
+    study = read_study(out)
+    tables = [out / "results.csv", *([out / "results.parquet"] if has_parquet() else [])]
+    for path in tables:
+        write_results(study.results, path)
+    write_atomically(out / "tables.md", markdown(study).encode())
+    if with_latex:
+        write_atomically(out / "tables.tex", latex(study).encode())
+    write_html(study, out / "report.html")
+    return [*tables, out / "tables.md", *([out / "tables.tex"] if with_latex else []), out / "report.html"]
+
+
+def _path(out: Path, digest: str) -> Path:
+    return out / CELLS / f"{digest[:20]}.json"
+
+
+def _results(title: str, entry: Entry, outcome: Mapping[str, Any]) -> Iterator[Result]:
+    about = {"experiment": title, "data_set": entry.data_set, "arm": entry.arm}
+    for row in outcome["rows"]:
+        values = {**outcome["shared"], **row, **about}
+        values |= {name: math.nan for name in ("hd95", "assd") if values[name] is None}
+        yield Result(**{name: values[name] for name in COLUMNS})
+
+
+def _pictures(entry: Entry, outcome: Mapping[str, Any]) -> Iterator[Picture]:
+    for one in outcome["pictures"]:
+        webp = base64.b64decode(one["webp"])
+        yield Picture(entry.data_set, entry.arm, entry.shots, entry.draw, one["case"], one["dice"], webp)

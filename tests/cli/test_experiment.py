@@ -1,0 +1,100 @@
+"""`handful experiment` and `handful compare`, as typed."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from small_cohort import Handful
+
+
+@pytest.fixture
+def plan(cohort: Path, backbone: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "plan.toml"
+    path.write_text(f"""
+        name = "Two ways"
+        shots = [1, 2]
+        draws = [0]
+        backbone = "{backbone}"
+        [data.phantoms]
+        folder = "{cohort.name}"
+        [arms.nearest]
+        method = "nearest-slice"
+        [arms.carried]
+        method = "zero-shot"
+    """)
+    return path
+
+
+@pytest.mark.parametrize("command", ["run", "status", "report"])
+def test_every_command_teaches_by_an_example(command: str, handful: Handful):
+    result = handful("experiment", command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: handful experiment {command}" in " ".join(result.output.split())
+
+
+def test_a_plan_becomes_a_table_and_a_report(plan: Path, cohort: Path, tmp_path: Path, handful: Handful):
+    out = tmp_path / "out"
+    run = ("experiment", "run", plan, "-o", out, "--data", cohort.parent, "--processes", "1", "-q")
+    result = handful(*run)
+    assert result.exit_code == 0, result.output
+    assert "4 of 4 fits" in result.stdout
+    assert f"open {out / 'report.html'}" in result.stdout
+    with (out / "results.csv").open() as file:
+        assert {(row["arm"], row["shots"]) for row in csv.DictReader(file)} == {
+            (arm, shots) for arm in ("nearest", "carried") for shots in "12"
+        }
+    again = json.loads(handful(*run, "--json").stdout)
+    assert (again["fits"], again["done"], again["missing"], again["failed"]) == (4, 4, [], [])
+
+    status = handful("experiment", "status", out)
+    assert "Two ways: 4 of 4 fits are done" in status.stdout
+    next((out / "cells").iterdir()).unlink()
+    assert len(json.loads(handful("experiment", "status", out, "--json").stdout)["missing"]) == 1
+
+    files = json.loads(handful("experiment", "report", out, "--latex", "--json").stdout)["files"]
+    assert {Path(file).name for file in files} >= {"results.csv", "tables.md", "tables.tex", "report.html"}
+    assert "Not complete: 3 of 4 fits are done." in (out / "report.html").read_text()
+
+
+def test_a_mistake_in_the_plan_answers_2_and_names_it(plan: Path, tmp_path: Path, handful: Handful):
+    plan.write_text(plan.read_text().replace("zero-shot", "zero-shto"))
+    result = handful("experiment", "run", plan, "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "no method 'zero-shto'; did you mean 'zero-shot'" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_fit_that_fails_answers_3_and_the_report_tells(plan: Path, cohort: Path, tmp_path: Path, handful: Handful):
+    plan.write_text(plan.read_text().replace('method = "nearest-slice"', 'method = "nearest-slice"\nreader = "box"'))
+    out = tmp_path / "out"
+    result = handful("experiment", "run", plan, "-o", out, "--data", cohort.parent, "--processes", "1", "-q")
+    assert result.exit_code == 3
+    assert "failed phantoms, nearest, 1 labelled, draw 0" in " ".join(result.stderr.split())
+    assert "No fit: phantoms, nearest, 1 labelled, draw 0." in (out / "report.html").read_text()
+
+
+def test_compare_takes_one_command(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):
+    out = tmp_path / "out"
+    chosen = ("--methods", "nearest-slice,zero-shot", "--shots", "1", "--draws", "1", "--processes", "1", "-q")
+    result = handful("compare", "-i", cohort, "-o", out, "--backbone", backbone, *chosen, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["title"] == "Methods on phantoms"
+    assert (out / "report.html").read_text().count("<h1>Methods on phantoms</h1>") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--shots", "one"), "'one' is no number"),
+        (("--methods", "fates"), "did you mean 'fate'"),
+        (("--shots", "4"), "nothing to measure: phantoms with 4 labelled"),
+    ],
+)
+def test_a_mistake_in_compare_answers_2(
+    arguments: tuple[str, ...], said: str, cohort: Path, tmp_path: Path, handful: Handful
+):
+    result = handful("compare", "-i", cohort, "-o", tmp_path / "out", *arguments)
+    assert result.exit_code == 2
+    assert said in " ".join(result.stderr.split())

@@ -1,0 +1,80 @@
+"""Invented results for tests of what is made of them."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from PIL import Image
+
+from handful.evaluation.results import Result
+from handful.evaluation.study import Picture, Study
+
+
+def result(**changes: Any) -> Result:
+    """A row; what is not named is plain."""
+    dice = changes.get("dice", 0.8)
+    plain: dict[str, Any] = {
+        "experiment": "trial",
+        "data_set": "hearts",
+        "arm": "fate",
+        "shots": 1,
+        "draw": 0,
+        "case": "case-0",
+        "label": 1,
+        "name": "ball",
+        "status": "scored",
+        "dice": dice,
+        "iou": dice / (2 - dice),
+        "hd95": 10 * (1 - dice),
+        "assd": 3 * (1 - dice),
+        "surface_dice": dice,
+        "reference_volume": 12.5,
+        "predicted_volume": 11.0,
+        "unit": "mm",
+        "tolerance": 1.0,
+        "failure": "",
+        "predict_s": 0.5,
+        "fit_s": 20.0,
+        "peak_mib": 900.0,
+        "method": "fate",
+        "settings": '{"window": 2}',
+        "reader": "",
+        "backbone": "handful-tiny",
+        "backbone_sha256": "ab" * 32,
+        "seed": None,
+        "support": '["case-7"]',
+        "device": "cpu",
+        "handful": "0.1.0",
+    }
+    return Result(**plain | changes)
+
+
+def absent(**changes: Any) -> Result:
+    return result(status="absent", dice=1.0, iou=1.0, hd95=math.nan, assd=math.nan, surface_dice=1.0, **changes)
+
+
+def grid(
+    arms: Sequence[str], score: Callable[[str, int, int], float], shots: Sequence[int] = (1, 2, 4), **changes: Any
+) -> list[Result]:
+    """Three draws of seven cases; `score` of arm, shots and case."""
+    return [
+        result(arm=arm, shots=n, draw=draw, case=f"case-{case}", dice=score(arm, n, case), **changes)
+        for arm in arms
+        for n in shots
+        for draw in range(3)
+        for case in range(7)
+    ]
+
+
+def study(rows: Sequence[Result], **changes: Any) -> Study:
+    about: dict[str, Any] = {"title": "A trial", "command": "handful experiment run plan.toml -o out"}
+    return Study(results=tuple(rows), **about | changes)
+
+
+def picture(case: str = "case-0", dice: float = 0.1, arm: str = "fate", shots: int = 4) -> Picture:
+    buffer = io.BytesIO()
+    Image.new("RGB", (24, 24), (200, 30, 30)).save(buffer, "webp")
+    return Picture("hearts", arm, shots, 0, case, dice, buffer.getvalue())

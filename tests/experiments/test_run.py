@@ -1,0 +1,285 @@
+"""An experiment is measured once, goes on after a kill, notices what changed, and gives one tidy table."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import small_cohort
+from handful.backbones.catalog import load_backbone
+from handful.data.cases import SupportSet
+from handful.data.files import read_cohort, read_label_map, write_label_map
+from handful.data.volume import LabelMap
+from handful.errors import BusyError, DamagedFile, InputError
+from handful.evaluation.evaluate import evaluate
+from handful.evaluation.results import Result, read_results
+from handful.experiments.memory import PeakMemory
+from handful.experiments.plan import Arm, DataSet, Plan
+from handful.experiments.run import run_experiment
+from handful.experiments.store import experiment_status, read_study, write_experiment_report
+from handful.methods.nearest_slice import NearestSlice
+
+SLOW = Arm(method="few-shot-prompts", settings={"train": {"iterations": 60}, "views": 1, "batch": 2})
+
+
+class Told:
+    """What a run reported."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, int, str]] = []
+
+    def __call__(self, step: int, total: int, note: str) -> None:
+        self.lines.append((step, total, note))
+
+    @property
+    def done(self) -> list[str]:
+        return [note for step, _, note in self.lines if step]
+
+
+def table(out: Path) -> list[dict[str, object]]:
+    """The rows of results.csv without what a clock or the kernel measured."""
+    write_experiment_report(out)
+    measured = ("fit_s", "predict_s", "peak_mib")
+    return [
+        {key: str(value) for key, value in vars(row).items() if key not in measured}
+        for row in read_results(out / "results.csv")
+    ]
+
+
+def test_the_table_has_a_row_for_each_case_and_label_of_every_fit(make_plan: Callable[..., Plan], tmp_path: Path):
+    plan = make_plan(draws=(0, 1))
+    found = run_experiment(plan, tmp_path / "out", processes=1)
+    assert (len(found.done), found.failed, found.missing) == (4, (), ())
+    write_experiment_report(tmp_path / "out")
+    rows = read_results(tmp_path / "out" / "results.csv")
+    assert len({(row.shots, row.draw, row.case, row.label) for row in rows}) == len(rows) == 4 * 2 * 2
+    one = rows[0]
+    assert (one.experiment, one.data_set, one.arm, one.method) == ("trial", "phantoms", "nearest", "nearest-slice")
+    assert len(json.loads(one.support)) == one.shots == 1
+    assert one.case not in json.loads(one.support)
+    assert one.backbone_sha256 == load_backbone(plan.backbone).digest()
+    assert all(row.fit_s > 0 and row.predict_s > 0 and row.peak_mib > 50 for row in rows)
+
+
+def test_scores_are_those_of_the_method_fitted_by_hand(make_plan: Callable[..., Plan], tmp_path: Path):
+    plan = make_plan(shots=(2,), cases=None)
+    run_experiment(plan, tmp_path, processes=1)
+    cohort = read_cohort(plan.data["phantoms"].folder)
+    assert cohort.labels is not None
+    drawn, rest = cohort.draw(2, 0)
+    segmenter = NearestSlice().fit(SupportSet(tuple(drawn), cohort.labels), load_backbone(plan.backbone))
+    by_hand = {(row.case, row.label): row for row in evaluate(segmenter.predict, rest, labels=cohort.labels).rows}
+    study = read_study(tmp_path)
+    assert {(row.case, row.label) for row in study.results} == by_hand.keys()
+    for row in study.results:
+        same = by_hand[row.case, row.label]
+        assert (row.dice, row.hd95, row.status) == (pytest.approx(same.dice), pytest.approx(same.hd95), same.status)
+        difference = row.predicted_volume - row.reference_volume
+        assert difference == pytest.approx(same.volume_difference, abs=1e-4)
+
+
+def test_what_is_done_is_not_done_again(make_plan: Callable[..., Plan], tmp_path: Path):
+    first, second, larger = Told(), Told(), Told()
+    run_experiment(make_plan(), tmp_path, processes=1, report=first)
+    assert len(first.done) == 2
+    run_experiment(make_plan(), tmp_path, processes=1, report=second)
+    assert second.lines == []
+    run_experiment(make_plan(shots=(1, 2, 3)), tmp_path, processes=1, report=larger)
+    assert larger.done == ["phantoms, nearest, 3 labelled, draw 0"]
+
+
+def test_another_name_of_an_arm_measures_nothing_anew(make_plan: Callable[..., Plan], tmp_path: Path):
+    run_experiment(make_plan(), tmp_path, processes=1)
+    told = Told()
+    run_experiment(make_plan(arms={"by pixels": Arm(method="nearest-slice")}), tmp_path, processes=1, report=told)
+    assert told.lines == []
+    assert read_study(tmp_path).arms == ["by pixels"]
+
+
+def test_other_settings_and_other_weights_are_measured(make_plan: Callable[..., Plan], tmp_path: Path):
+    run_experiment(make_plan(shots=(1,)), tmp_path / "out", processes=1)
+    for changes in (
+        {"arms": {"nearest": Arm(method="nearest-slice", settings={"similarity": "embedding"})}},
+        {"backbone": "handful-tiny"},
+        {"tolerance": 2.0},
+        {"cases": 1},
+    ):
+        told = Told()
+        run_experiment(make_plan(shots=(1,), **changes), tmp_path / "out", processes=1, report=told)
+        assert len(told.done) == 1, changes
+
+
+def test_a_corrected_label_map_is_noticed_by_the_fits_it_matters_to(
+    make_plan: Callable[..., Plan], folder: Path, tmp_path: Path
+):
+    own = Path(shutil.copytree(folder, tmp_path / "own"))
+    plan = make_plan(data={"own": DataSet(folder=own)}, shots=(1,), draws=(0, 1, 2, 3), cases=1)
+    run_experiment(plan, tmp_path / "out", processes=1)
+    used = [{*json.loads(row.support), row.case} for row in read_study(tmp_path / "out").results if row.label == 1]
+    case = sorted(used[0])[0]
+    path = own / "labels" / f"{case}.nii.gz"
+    reference = read_label_map(path)
+    array = np.roll(reference.array, 1, axis=0)
+    write_label_map(path, LabelMap(array, reference.geometry, reference.labels))
+    told = Told()
+    run_experiment(plan, tmp_path / "out", processes=1, report=told)
+    assert len(told.done) == sum(case in names for names in used)
+    assert len(told.done) < 4
+
+
+def test_a_reader_may_ask(make_plan: Callable[..., Plan], tmp_path: Path):
+    arms = {
+        "box": Arm(method="zero-shot", reader="box", jitter=0.1),
+        "clicks": Arm(method="interactive", reader="clicks-2", settings={"train.iterations": 1, "regions": 1}),
+    }
+    found = run_experiment(make_plan(arms=arms, shots=(1,)), tmp_path, processes=1)
+    assert found.failed == ()
+    study = read_study(tmp_path)
+    assert study.readers == {"box", "clicks"}
+    assert {row.reader for row in study.results} == {"box, jitter 0.1", "clicks-2"}
+
+
+def test_a_fit_that_fails_is_told_and_the_others_go_on(make_plan: Callable[..., Plan], tmp_path: Path):
+    plan = make_plan(arms={"bad": Arm(method="nearest-slice", reader="box"), "good": Arm(method="nearest-slice")})
+    found = run_experiment(plan, tmp_path, processes=1)
+    assert len(found.done) == 2
+    assert [failure.case for failure in found.failed] == [f"phantoms, bad, {n} labelled, draw 0" for n in (1, 2)]
+    assert "cannot ask nearest-slice" in found.failed[0].reason
+    again = Told()
+    run_experiment(plan, tmp_path, processes=1, report=again)
+    assert len(again.done) == 2, "what failed is tried again"
+
+
+def test_several_processes_give_the_table_of_one(make_plan: Callable[..., Plan], tmp_path: Path):
+    plan = make_plan(draws=(0, 1))
+    run_experiment(plan, tmp_path / "one", processes=1)
+    found = run_experiment(plan, tmp_path / "two", processes=2)
+    assert len(found.done) == 4
+    assert table(tmp_path / "one") == table(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_one_fit_with_it(make_plan: Callable[..., Plan], tmp_path: Path):
+    plan = make_plan(arms={"slow": SLOW}, draws=(0, 1))
+
+    def kill_one(step: int, total: int, note: str) -> None:
+        if step == 1:
+            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+
+    found = run_experiment(plan, tmp_path, processes=2, report=kill_one)
+    assert len(found.done) == 3
+    assert "by signal 9" in found.failed[0].reason
+    assert len(run_experiment(plan, tmp_path, processes=1).done) == 4
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
+    make_plan: Callable[..., Plan], folder: Path, backbone: Path, tmp_path: Path
+):
+    toml = f"""
+        name = "trial"
+        shots = [1, 2]
+        draws = [0, 1]
+        cases = 2
+        backbone = "{backbone}"
+        [data.phantoms]
+        folder = "{folder}"
+        [arms.slow]
+        method = "few-shot-prompts"
+        settings = {{ train.iterations = 60, views = 1, batch = 2 }}
+        [arms.nearest]
+        method = "nearest-slice"
+        """
+    (tmp_path / "plan.toml").write_text(toml)
+    script = f"""
+import torch
+torch.set_num_threads(1)
+from pathlib import Path
+from handful.experiments.plan import read_plan
+from handful.experiments.run import run_experiment
+if __name__ == "__main__":
+    run_experiment(read_plan(Path({str(tmp_path / "plan.toml")!r})), Path({str(tmp_path / "killed")!r}), processes=1)
+"""
+    (tmp_path / "script.py").write_text(script)
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "script.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    kept = tmp_path / "killed" / "cells"
+    small_cohort.wait_until(lambda: len(list(kept.glob("[!.]*.json"))) >= 2, process, 600)
+    process.kill()
+    process.wait()
+    plan = make_plan(arms={"slow": SLOW, "nearest": Arm(method="nearest-slice")}, draws=(0, 1))
+    before = {path.name: path.stat().st_mtime_ns for path in kept.glob("[!.]*.json")}
+    assert 2 <= len(before) < 8
+    run_experiment(plan, tmp_path / "killed", processes=1)
+    run_experiment(plan, tmp_path / "whole", processes=1)
+    assert {name: (kept / name).stat().st_mtime_ns for name in before} == before
+    assert table(tmp_path / "killed") == table(tmp_path / "whole")
+
+
+def test_two_runs_do_not_work_in_one_folder(make_plan: Callable[..., Plan], tmp_path: Path):
+    def begin_another(step: int, total: int, note: str) -> None:
+        with pytest.raises(BusyError, match="another run works there"):
+            run_experiment(make_plan(), tmp_path, processes=1)
+
+    run_experiment(make_plan(shots=(1,)), tmp_path, processes=1, report=begin_another)
+
+
+def test_status_knows_what_is_missing_and_the_report_what_is_there(make_plan: Callable[..., Plan], tmp_path: Path):
+    run_experiment(make_plan(shots=(1, 9)), tmp_path, processes=1, command="as typed")
+    next((tmp_path / "cells").iterdir()).unlink()
+    found = experiment_status(tmp_path)
+    assert [one.name for one in found.missing] == ["phantoms, nearest, 1 labelled, draw 0"]
+    assert found.left_out == ("phantoms with 9 labelled: 5 patients have labels",)
+    assert {path.name for path in write_experiment_report(tmp_path, with_latex=True)} >= {
+        "results.csv",
+        "report.html",
+        "tables.md",
+        "tables.tex",
+    }
+    assert "Nothing has been measured yet." in (tmp_path / "report.html").read_text()
+
+
+def test_a_folder_of_something_else_is_no_experiment(tmp_path: Path):
+    with pytest.raises(InputError, match=r"no experiment\.json"):
+        experiment_status(tmp_path)
+
+
+def test_a_damaged_result_is_named(make_plan: Callable[..., Plan], tmp_path: Path):
+    run_experiment(make_plan(shots=(1,)), tmp_path, processes=1)
+    next((tmp_path / "cells").iterdir()).write_text('{"rows": []}')
+    with pytest.raises(DamagedFile, match="delete it and run the experiment again"):
+        read_study(tmp_path)
+
+
+def test_only_fits_on_the_most_labels_keep_pictures(make_plan: Callable[..., Plan], tmp_path: Path):
+    run_experiment(make_plan(pictures=1), tmp_path, processes=1)
+    (one,) = read_study(tmp_path).pictures
+    assert one.shots == 2
+    assert one.webp[:4] == b"RIFF"
+    of_cases: dict[str, list[Result]] = {}
+    for row in read_study(tmp_path).results:
+        if row.shots == 2:
+            of_cases.setdefault(row.case, []).append(row)
+    worst = min(of_cases, key=lambda case: np.mean([row.dice for row in of_cases[case]]))
+    assert one.case == worst
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's account of the peak is Linux's")
+def test_peak_memory_is_that_of_the_stretch_not_of_what_was_before():
+    before = np.ones(300 * 2**17)  # 300 MiB
+    del before
+    memory = PeakMemory(torch.device("cpu"))
+    start = memory.mib()
+    during = np.ones(100 * 2**17)
+    assert 95 < memory.mib() - start < 150
+    del during
