@@ -102,7 +102,7 @@ class AutoSam:
         seen = look(support, slicer, backbone, views=self.views, seed=self.train.seed, target="hard")
         _require_every_label(seen, support.labels)
         head = self.new_head(backbone, classes=1 + len(support.labels))
-        scratch = run.scratch and run.scratch / fingerprint(self, seen, backbone)
+        scratch = run.scratch and run.scratch / fingerprint(self, seen.digest, backbone)
         training, held = _split(self, support, seen)
         steps = _Steps(self, head, seen, training)
         run = dataclasses.replace(run, scratch=scratch)

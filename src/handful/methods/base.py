@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -75,6 +75,11 @@ def to_classes(logits: Float[Tensor, "n k h w"]) -> Tensor:
     """Class numbers (n, h, w): 0 where no label's logit is above 0, else 1 + the index of the largest."""
     best, index = logits.max(dim=1)
     return torch.where(best > 0, index + 1, 0)
+
+
+def below(prefix: str, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors named `prefix/...`, by the rest of their names."""
+    return {name.removeprefix(f"{prefix}/"): value for name, value in learned.items() if name.startswith(f"{prefix}/")}
 
 
 @runtime_checkable

@@ -49,7 +49,7 @@ def build_method(name: str, settings: Mapping[str, object]) -> Method:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise SettingsError(f"there is no method {name!r}; {hint}methods are {', '.join(sorted(METHODS))}")
     own = {key: value for key, value in settings.items() if key not in (CLOSER, PLANES)}
-    method: Method = read_settings(METHODS[name], own, name)
+    method: Method = read_settings(METHODS[name], own, name, (CLOSER, PLANES))
     context = _common(CLOSER, settings, float, "a number such as 1.3")
     planes = _common(PLANES, settings, tuple[str, ...], "such as axial,coronal,sagittal")
     if context is not None:
@@ -57,10 +57,10 @@ def build_method(name: str, settings: Mapping[str, object]) -> Method:
     return method if planes is None else Planes(method, planes)
 
 
-def read_settings(kind: type[Any], settings: Mapping[str, object], where: str) -> Any:
-    """A dataclass of settings with some of them changed; `where` names it in errors."""
+def read_settings(kind: type[Any], settings: Mapping[str, object], where: str, beside: tuple[str, ...] = ()) -> Any:
+    """A dataclass of settings with some of them changed; `where` names it in errors, `beside` what else there is."""
     changes = _nested(settings)
-    _require_known(changes, kind, where)
+    _require_known(changes, kind, where, beside)
     adapter = TypeAdapter(kind)
     try:
         return adapter.validate_python(_merged(adapter.dump_python(kind(), mode="json"), changes))
@@ -115,15 +115,15 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _require_known(changes: Mapping[str, Any], kind: type[Any], where: str) -> None:
+def _require_known(changes: Mapping[str, Any], kind: type[Any], where: str, beside: tuple[str, ...] = ()) -> None:
     """Refuses a misspelt key, which pydantic would drop in silence."""
     allowed = get_type_hints(kind)
     for key, value in changes.items():
         if key not in allowed:
-            near = difflib.get_close_matches(key, allowed, n=1)
+            near = difflib.get_close_matches(key, [*allowed, *beside], n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise SettingsError(
-                f"{where} has no setting {key!r} (value {value!r}); {hint}settings are {', '.join(allowed)}"
+                f"{where} has no setting {key!r} (value {value!r}); {hint}settings are {', '.join([*allowed, *beside])}"
             )
         if isinstance(value, Mapping) and dataclasses.is_dataclass(allowed[key]):
             _require_known(value, allowed[key], f"{where}.{key}")

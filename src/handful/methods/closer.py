@@ -24,7 +24,7 @@ from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
-from handful.methods.base import Method, Segmenter
+from handful.methods.base import Method, Segmenter, below
 from handful.methods.promptable import TransferredPrompts
 from handful.tuning.run import Run
 
@@ -65,8 +65,8 @@ class Closer:
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> CloserSegmenter:
-        inner = self.method.restore(labels, slicer, backbone, _below("inner/", learned))
-        where = TransferredPrompts.unpack(_below("where/", learned))
+        inner = self.method.restore(labels, slicer, backbone, below("inner", learned))
+        where = TransferredPrompts.unpack(below("where", learned))
         return CloserSegmenter(inner, where, Windows(*learned["windows"].tolist()))
 
 
@@ -223,7 +223,3 @@ def _cropped(volume: Volume, cut: tuple[slice, slice, slice]) -> Volume:
     return dataclasses.replace(
         volume, array=array, geometry=dataclasses.replace(volume.geometry, shape=(i, j, k), affine=affine)
     )
-
-
-def _below(prefix: str, learned: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in learned.items() if name.startswith(prefix)}

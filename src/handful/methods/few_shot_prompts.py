@@ -25,7 +25,7 @@ from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
-from handful.methods.base import Segmenter
+from handful.methods.base import Segmenter, below
 from handful.methods.seen import Batches, Seen, attended, fingerprint, integer, look, no_memory, noise_like, noisy
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_bce, dice_ce, dice_focal
@@ -86,7 +86,7 @@ class FewShotPrompts:
         _require_every_class(tokens, [*support.labels.names, *["background"] * self.background])
         decoder = TokenDecoder(backbone, self)
         if self.train.iterations:
-            scratch = run.scratch and run.scratch / fingerprint(self, seen, backbone)
+            scratch = run.scratch and run.scratch / fingerprint(self, seen.digest, backbone)
             episodes = _Episodes(self, decoder, seen, tokens)
             train(decoder.trained, episodes, self.train, dataclasses.replace(run, scratch=scratch))
         return FewShotSegmenter(support.labels, slicer, backbone, self, decoder, tokens.of_view(0))
@@ -95,8 +95,8 @@ class FewShotPrompts:
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> FewShotSegmenter:
         decoder = TokenDecoder(backbone, self)
-        load_trainable_state(decoder.trained, _below("decoder", learned))
-        return FewShotSegmenter(labels, slicer, backbone, self, decoder, Tokens.unpack(_below("tokens", learned)))
+        load_trainable_state(decoder.trained, below("decoder", learned))
+        return FewShotSegmenter(labels, slicer, backbone, self, decoder, Tokens.unpack(below("tokens", learned)))
 
     def _look(self, support: SupportSet, slicer: Slicer, backbone: Backbone) -> Seen:
         """With the regions of those classes alone that are asked for."""
@@ -388,7 +388,3 @@ def _positive_click(prompt_encoder: Any) -> Float[Tensor, " c"]:
     kinds = prompt_encoder.point_embed
     click: Tensor = kinds.weight[1] if isinstance(kinds, nn.Embedding) else kinds[1].weight[0]
     return click
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -21,18 +19,17 @@ from torch import Generator, Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
 from handful.backbones.cached import encoded
-from handful.data.cases import LabelledSlices, SupportSet
+from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
-from handful.methods.base import CHUNK, Segmenter
+from handful.methods.base import Segmenter, below
 from handful.methods.promptable import PromptableSegmenter
-from handful.methods.seen import integer
+from handful.methods.seen import fingerprint, integer, views_of
 from handful.prompts.behaviours import Behaviours, behave, confusion_negatives, packed
 from handful.prompts.heuristics import append_points, boxes, centre_points
 from handful.prompts.prompts import PADDING, Prompts
 from handful.prompts.simulation import Reader, correct
-from handful.tuning.augment import augmented
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.pruning import Draw, Pruning, PruningReport, Sampler
 from handful.tuning.run import Run
@@ -92,7 +89,7 @@ class Interactive:
         tuned = TunedBackbone(backbone, self)
         report = None
         if self.train.iterations:
-            scratch = run.scratch and run.scratch / _fingerprint(self, seen, backbone)
+            scratch = run.scratch and run.scratch / fingerprint(self, seen.digest, backbone)
             run = dataclasses.replace(run, scratch=scratch)
             practice = _Practice(self, tuned, seen, run)
             train(tuned.trained, practice, dataclasses.replace(self.train, iterations=practice.sampler.steps), run)
@@ -103,8 +100,8 @@ class Interactive:
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> InteractiveSegmenter:
         tuned = TunedBackbone(backbone, self)
-        load_trainable_state(tuned.trained, _below("tuned", learned))
-        return InteractiveSegmenter(labels, slicer, backbone, self, tuned, _Table(**_below("table", learned)), None)
+        load_trainable_state(tuned.trained, below("tuned", learned))
+        return InteractiveSegmenter(labels, slicer, backbone, self, tuned, _Table(**below("table", learned)), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -322,7 +319,7 @@ def _look(method: Interactive, support: SupportSet, slicer: Slicer, backbone: Ba
     for labelled in support.slices(slicer):
         for part in (labelled.slices, labelled.masks, labelled.known):
             sha.update(part.contiguous().numpy().tobytes())
-        for view, slices, masks, known in _views(labelled, method.views, generator):
+        for view, _, slices, masks, known in views_of(labelled, method.views, generator):
             image = encoded(backbone, slices.to(backbone.device))
             shown = known[:, None].to(masks)
             inside = backbone.to_square(masks * shown, frame) >= 0.5
@@ -333,16 +330,6 @@ def _look(method: Interactive, support: SupportSet, slicer: Slicer, backbone: Ba
     masks, known = (torch.cat(parts) for parts in zip(*truth, strict=True))
     table = _Table(*[torch.cat(parts) for parts in zip(*rows, strict=True)])
     return _Seen(ImageEmbeddings.cat(images), masks, known, table, sha.hexdigest())
-
-
-def _views(labelled: LabelledSlices, count: int, generator: Generator) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """(view, slices, masks, known) in chunks that fit through the encoder."""
-    for start in range(0, len(labelled.slices), CHUNK):
-        part = slice(start, start + CHUNK)
-        slices, masks, known = labelled.slices[part], labelled.masks[part], labelled.known[part]
-        yield 0, slices, masks, known
-        for view in range(1, count):
-            yield view, *augmented(slices, masks, known, generator)
 
 
 def _places(masks: Bool[Tensor, "n k h w"]) -> tuple[Float[Tensor, "n k 4"], Float[Tensor, "n k 2"]]:
@@ -548,16 +535,6 @@ def _columns(prompts: Prompts, start: int, count: int) -> Prompts:
 def _count(prompts: Prompts) -> int:
     """Number of labels."""
     return next(part.shape[1] for part in _parts(packed(prompts)) if part is not None)
-
-
-def _fingerprint(method: Interactive, seen: _Seen, backbone: Backbone) -> str:
-    """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
-    settings = json.dumps(dataclasses.asdict(method), sort_keys=True)
-    return hashlib.sha256(f"{settings}:{seen.digest}:{backbone.digest()}".encode()).hexdigest()[:16]
-
-
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{prefix}/"): value for name, value in tensors.items() if name.startswith(f"{prefix}/")}
 
 
 def _gumbel(shape: torch.Size, generator: Generator) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.methods.base import Segmenter
+from handful.methods.seen import fingerprint, integer
 from handful.tuning.adapters import add_adapters
 from handful.tuning.augment import augmented
 from handful.tuning.loop import TrainConfig, train
@@ -61,7 +61,7 @@ class Lora:
         slicer = self.slicer.resolve(support.images())
         network = TunedBackbone(backbone, self, len(support.labels) + 1)
         shown = list(support.slices(slicer))
-        scratch = run.scratch and run.scratch / _fingerprint(self, shown, backbone)
+        scratch = run.scratch and run.scratch / fingerprint(self, _digest(shown), backbone)
         train(
             network.trained, _Steps(network, shown, self.batch), self.train, dataclasses.replace(run, scratch=scratch)
         )
@@ -154,8 +154,8 @@ class _Steps:
         for place in range(self.batch):
             choice = torch.arange(len(self.places))
             if place < (self.batch + 1) // 2:
-                choice = self.holding[_integer(len(self.holding), generator)]
-            case, row = self.places[int(choice[_integer(len(choice), generator)])]
+                choice = self.holding[integer(len(self.holding), generator)]
+            case, row = self.places[int(choice[integer(len(choice), generator)])]
             drawn.setdefault(case, []).append(row)
         return drawn
 
@@ -187,14 +187,10 @@ def _used_parts(decoder: Any) -> list[nn.Module]:
     return parts + [getattr(decoder, name) for name in names if hasattr(decoder, name)]
 
 
-def _fingerprint(method: Lora, shown: Sequence[LabelledSlices], backbone: Backbone) -> str:
-    """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
-    sha = hashlib.sha256(f"{json.dumps(dataclasses.asdict(method), sort_keys=True)}:{backbone.digest()}".encode())
+def _digest(shown: Sequence[LabelledSlices]) -> str:
+    """SHA-256 of the pixels, labels and known voxels."""
+    sha = hashlib.sha256()
     for labelled in shown:
         for part in (labelled.slices, labelled.masks, labelled.known):
             sha.update(part.contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]
-
-
-def _integer(below: int, generator: torch.Generator) -> int:
-    return int(torch.randint(below, (), generator=generator))
+    return sha.hexdigest()

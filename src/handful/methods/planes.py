@@ -18,7 +18,7 @@ from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels
 from handful.errors import SettingsError
-from handful.methods.base import Method, Segmenter
+from handful.methods.base import Method, Segmenter, below
 from handful.methods.closer import Closer
 from handful.tuning.run import Run
 
@@ -55,9 +55,8 @@ class Planes:
     ) -> PlanesSegmenter:
         fitted = []
         for plane in self.planes:
-            own = {k.removeprefix(f"{plane}/"): v for k, v in learned.items() if k.startswith(f"{plane}/")}
             sliced = dataclasses.replace(slicer, plane=plane)  # type: ignore[arg-type]
-            fitted.append(self._of(plane).restore(labels, sliced, backbone, own))
+            fitted.append(self._of(plane).restore(labels, sliced, backbone, below(plane, learned)))
         return PlanesSegmenter(self.planes, fitted)
 
     def _of(self, plane: str) -> Method:

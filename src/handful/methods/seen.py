@@ -62,7 +62,7 @@ def look(
         names.append(labelled.case)
         for part in (labelled.slices, labelled.masks, labelled.known):
             sha.update(part.contiguous().numpy().tobytes())
-        for view, rows, slices, masks, known in _views(labelled, max(1, views), generator):
+        for view, rows, slices, masks, known in views_of(labelled, max(1, views), generator):
             with torch.no_grad():
                 images.append(backbone.encode(slices.to(backbone.device)).to(torch.float16))
             maps.append(_in_square(backbone, masks, known, target))
@@ -138,10 +138,12 @@ def no_memory(backbone: Backbone) -> list[Tensor]:
     ]
 
 
-def fingerprint(method: Any, seen: Seen, backbone: Backbone) -> str:
-    """Names a fit by all that decides its result, so that only its own half-done work is taken up again."""
+def fingerprint(method: Any, digest: str, backbone: Backbone) -> str:
+    """Names a fit by all that decides its result, so that only its own half-done work is taken up again.
+
+    `digest` is of the pixels, labels and known voxels of the support."""
     settings = json.dumps(dataclasses.asdict(method), sort_keys=True)
-    return hashlib.sha256(f"{settings}:{seen.digest}:{backbone.digest()}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{settings}:{digest}:{backbone.digest()}".encode()).hexdigest()[:16]
 
 
 def integer(below: int, generator: torch.Generator) -> int:
@@ -154,7 +156,7 @@ def noise_like(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator).to(like)
 
 
-def _views(
+def views_of(
     labelled: LabelledSlices, count: int, generator: torch.Generator
 ) -> Iterator[tuple[int, range, Tensor, Tensor, Tensor]]:
     """(view, rows, slices, masks, known) in chunks that fit through the encoder."""

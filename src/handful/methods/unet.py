@@ -33,7 +33,8 @@ from handful.data.files import read_cohort
 from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels
 from handful.errors import SettingsError
-from handful.methods.base import CHUNK, Segmenter, drawn, has_signal, to_classes
+from handful.methods.base import CHUNK, Segmenter, below, drawn, has_signal, to_classes
+from handful.methods.seen import integer
 from handful.tuning.augment import augmented
 from handful.tuning.loop import History, TrainConfig, train
 from handful.tuning.losses import dice_ce
@@ -108,7 +109,7 @@ class UNet:
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> UNetSegmenter:
         net = Net(Plan.unpack(learned["plan"]), self, len(labels)).to(backbone.device)
-        load_trainable_state(net, {name.removeprefix("net/"): v for name, v in learned.items() if name != "plan"})
+        load_trainable_state(net, below("net", learned))
         return UNetSegmenter(labels, slicer, backbone, net)
 
 
@@ -382,8 +383,8 @@ class _Steps:
         for place in range(self.method.batch):
             choice = self.labelled
             if place < (self.method.batch + 1) // 2:
-                choice = self.holding[_integer(len(self.holding), generator)]
-            rows.append(int(choice[_integer(len(choice), generator)]))
+                choice = self.holding[integer(len(self.holding), generator)]
+            rows.append(int(choice[integer(len(choice), generator)]))
         return torch.tensor(rows)
 
     def _varied(
@@ -524,7 +525,3 @@ def _fingerprint(method: UNet, plan: Plan, seen: _Seen, unlabelled: Tensor) -> s
     sha = hashlib.sha256(f"{settings}:{plan}:{seen.digest()}".encode())
     sha.update(unlabelled.contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
-
-
-def _integer(below: int, generator: torch.Generator) -> int:
-    return int(torch.randint(below, (), generator=generator))
