@@ -258,6 +258,87 @@ def test_organs_too_small_for_the_models_square_are_said_so(sam: Backbone):
         BRIEF.fit(SupportSet((lost,), LABELS), sam)
 
 
+# An encoder that learns, too.
+
+
+LEARNING = replace(BRIEF, encoder_rank=2, error_head=True, train=moving(3))
+encoders = pytest.mark.parametrize("model", ["sam", "sam2"])
+
+
+@encoders
+def test_an_update_of_the_encoder_is_learnt_and_the_backbone_stays_as_it_was(
+    model: str, request: pytest.FixtureRequest
+):
+    backbone = request.getfixturevalue(model)
+    slices = torch.rand(1, 1, 24, 28)
+    before, seen = backbone.digest(), backbone.encode(slices).main
+    segmenter = LEARNING.fit(support_set(1), backbone)
+    ups = [value for name, value in segmenter.learned().items() if name.startswith("tuned/encoder") and "up" in name]
+    assert ups
+    assert all(value.any() for value in ups)  # they begin as zeros
+    assert segmenter.backbone is backbone
+    assert backbone.digest() == before
+    assert torch.equal(backbone.encode(slices).main, seen)
+    with torch.no_grad():
+        assert not torch.allclose(segmenter.encoder.encode(slices).main, seen, atol=1e-4)
+
+
+@encoders
+def test_frozen_weights_of_an_encoder_that_learns_are_shared(model: str, request: pytest.FixtureRequest):
+    backbone = request.getfixturevalue(model)
+    segmenter = replace(LEARNING, train=TrainConfig(iterations=0)).fit(support_set(1), backbone)
+    theirs = {id(weight) for weight in backbone.image_encoder.parameters()}
+    own = {id(weight) for weight in segmenter.encoder.image_encoder.parameters() if not weight.requires_grad}
+    assert own == theirs
+    assert not [name for name in segmenter.learned() if "qkv" in name]
+
+
+@encoders
+def test_what_an_encoder_learnt_is_restored_exactly(model: str, request: pytest.FixtureRequest):
+    backbone = request.getfixturevalue(model)
+    segmenter = LEARNING.fit(support_set(2), backbone)
+    again = LEARNING.restore(LABELS, segmenter.slicer, backbone, segmenter.learned())
+    slices = torch.rand(2, 1, 24, 28)
+    said = Prompts(boxes=torch.tensor([[[5.0, 6, 15, 20], [1, 1, 8, 8]]]).expand(2, -1, -1))
+    with torch.inference_mode():
+        assert torch.equal(again(slices), segmenter(slices))
+        assert torch.equal(again.promptable()(slices, said), segmenter.promptable()(slices, said))
+
+
+def test_an_encoder_learns_from_slices_of_several_sizes(sam: Backbone):
+    large, wide = phantom_case(0), phantom_case(1)
+    image, reference = wide.read_image(), wide.read_reference()
+    assert reference is not None
+    geometry = replace(image.geometry, shape=(image.geometry.shape[0] - 4, *image.geometry.shape[1:]))
+    narrow = replace(
+        wide,
+        image=replace(image, array=image.array[:, :-4], geometry=geometry),
+        reference=replace(reference, array=reference.array[:-4], geometry=geometry),
+    )
+    learned = replace(LEARNING, batch=8, train=moving(1)).fit(SupportSet((large, narrow), LABELS), sam).learned()
+    assert len(learned["table/boxes"]) == 2 * image.geometry.shape[1]
+
+
+def test_a_killed_fit_of_an_encoder_goes_on_to_the_very_same_weights(sam: Backbone, tmp_path: Path):
+    undisturbed = LEARNING.fit(support_set(1), sam).learned()
+
+    def kill(done: int, total: int, note: str) -> None:
+        if done == 2:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        LEARNING.fit(support_set(1), sam, Run(scratch=tmp_path, report=kill, save_every_s=0.0))
+    resumed = LEARNING.fit(support_set(1), sam, Run(scratch=tmp_path)).learned()
+    assert all(torch.equal(resumed[key], undisturbed[key]) for key in undisturbed)
+
+
+def test_a_cache_is_passed_by_where_the_encoder_learns(sam: Backbone, tmp_path: Path):
+    kept = cached(sam, tmp_path)
+    plain, other = (LEARNING.fit(support_set(1), one).learned() for one in (sam, kept))
+    assert all(torch.equal(other[key], value) for key, value in plain.items())
+    assert (kept.hits, kept.misses) == (0, 0)
+
+
 # Pruning, and a killed fit.
 
 
@@ -296,7 +377,9 @@ def test_a_killed_fit_goes_on_to_the_very_same_weights(rule: str, sam: Backbone,
     assert all(torch.equal(resumed[key], undisturbed[key]) for key in undisturbed)
 
 
-@pytest.mark.parametrize(("name", "value"), [("batch", 0), ("rounds", -1), ("regions", 0), ("mask_prompts", 1.5)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch", 0), ("rounds", -1), ("regions", 0), ("mask_prompts", 1.5), ("encoder_rank", -1)]
+)
 def test_a_number_out_of_range_is_refused_by_name(name: str, value: float):
     with pytest.raises(SettingsError, match=name):
         Interactive(**{name: value})

@@ -54,7 +54,7 @@ def _clicked(segmenter: InteractiveSegmenter, case: Case, clicks: int, draw: int
     def answers() -> Iterator[tuple[Sequence[int], Tensor]]:
         for number in torch.nonzero(masks.flatten(1).any(dim=1))[:, 0].tolist():
             slices, wanted = stack.take([number]).to(segmenter.backbone.device), masks[number : number + 1]
-            image = encoded(segmenter.backbone, slices)
+            image = encoded(segmenter.encoder, slices)
             size = (slices.shape[-2], slices.shape[-1])
             there = wanted.flatten(2).any(dim=2)[0]
 

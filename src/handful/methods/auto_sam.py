@@ -66,8 +66,9 @@ class AutoSam:
     the image's position code drawn at random; 'cnn': the weights' start; 'linear': `relu_out`."""
     relu_out: bool = False
     """For 'linear': end in the published ReLU, by which classes can die."""
-    views: int = 4
-    """Augmented views kept of each support slice, the slice itself being the first; 0 and 1 keep the slice alone."""
+    views: int = 16
+    """Augmented views kept of each support slice, the slice itself being the first; 0 and 1 keep the slice alone. Where
+    the support has many slices they are fewer, so that all fit into 2 GiB."""
     batch: int = 4
     """Slices a training step; every other one holds a label drawn at random, the rest are any."""
     feature_noise: float = 0.1
@@ -76,9 +77,10 @@ class AutoSam:
     """Where the support has at least so many patients, hold one of them out, keep the weights that did best on it, and
     stop when it no longer gains; 0 trains on all, to the end. It is one without whom every label is still shown."""
     train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(iterations=840, learning_rate=5e-4, weight_decay=1e-4)
+        default_factory=lambda: TrainConfig(iterations=1500, learning_rate=2e-3, weight_decay=1e-4)
     )
-    """Length and rate of the training: the paper's rate, and its 120 epochs of one patient."""
+    """Length and rate of the training. Both suit handful-tiny; for SAM's own weights take the paper's rate of 5e-4, and
+    its 120 epochs of one patient are 840."""
 
     def __post_init__(self) -> None:
         for name, least in (("views", 0), ("batch", 1), ("validate_from", 0)):

@@ -2,13 +2,16 @@
 
 After Wang, Liao, Jiang and Geng (ISBI 2025, DOI 10.1109/ISBI60581.2025.10981084): parallel heuristic prompt generation
 (PHPG), which trains on diverse and imperfect prompts guided by errors, many organs at once, and class-balanced data
-pruning (CBDP). Only the abstract is public: this is our reconstruction. The image encoder stays frozen.
+pruning (CBDP). Only the abstract is public: this is our reconstruction. The image encoder stays frozen, or learns by
+low-rank updates.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,12 +21,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
-from handful.backbones.cached import encoded
+from handful.backbones.cached import CachedBackbone, encoded
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
-from handful.methods.base import Segmenter, below
+from handful.methods.base import CHUNK, Segmenter, below
 from handful.methods.promptable import PromptableSegmenter
 from handful.methods.seen import fingerprint, integer, views_of
 from handful.prompts.behaviours import Behaviours, behave, confusion_negatives, packed
@@ -31,6 +34,7 @@ from handful.prompts.heuristics import append_points, boxes, centre_points
 from handful.prompts.prompts import PADDING, Prompts
 from handful.prompts.simulation import Reader, correct
 from handful.tuning.loop import TrainConfig, train
+from handful.tuning.lora import add_lora, merge_lora
 from handful.tuning.pruning import Draw, Pruning, PruningReport, Sampler
 from handful.tuning.run import Run
 from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
@@ -69,6 +73,9 @@ class Interactive:
     """Slices a training step."""
     views: int = 1
     """Augmented views kept of each support slice, the slice itself being the first."""
+    encoder_rank: int = 0
+    """Rank of updates of the image encoder's queries and values, as `Lora` learns them. 0: the encoder stays frozen and
+    sees each slice once. Otherwise every step encodes its slices anew, and a cache round the backbone is passed by."""
     error_head: bool = False
     """Also learn to predict where answers are wrong: it weighs corrections in training and suggests clicks later."""
     pruning: Pruning = Pruning()
@@ -77,7 +84,7 @@ class Interactive:
     """Length (before pruning) and rate of the training; 0 iterations leave the backbone as it is."""
 
     def __post_init__(self) -> None:
-        for name, least in (("rounds", 0), ("regions", 1), ("batch", 1), ("views", 1)):
+        for name, least in (("rounds", 0), ("regions", 1), ("batch", 1), ("views", 1), ("encoder_rank", 0)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.mask_prompts <= 1:
@@ -85,8 +92,8 @@ class Interactive:
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> InteractiveSegmenter:  # noqa: B008
         slicer = self.slicer.resolve(support.images())
-        seen = _look(self, support, slicer, backbone)
         tuned = TunedBackbone(backbone, self)
+        seen = _look(self, support, slicer, tuned.fork if self.encoder_rank else backbone)
         report = None
         if self.train.iterations:
             scratch = run.scratch and run.scratch / fingerprint(self, seen.digest, backbone)
@@ -94,7 +101,7 @@ class Interactive:
             practice = _Practice(self, tuned, seen, run)
             train(tuned.trained, practice, dataclasses.replace(self.train, iterations=practice.sampler.steps), run)
             report = practice.sampler.report()
-        return InteractiveSegmenter(support.labels, slicer, backbone, self, tuned, seen.table, report)
+        return InteractiveSegmenter(support.labels, slicer, backbone, self, tuned, seen.table(), report)
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
@@ -133,10 +140,16 @@ class InteractiveSegmenter(Segmenter):
     ) -> None:
         super().__init__(labels, slicer, backbone)
         self.method, self.tuned, self.table, self.pruning_report = method, tuned, table, report
+        merge_lora(tuned.fork.image_encoder)
+
+    @property
+    def encoder(self) -> Backbone:
+        """What has to encode the slices that `ask` is asked about: the backbone, or a tuned one if it learnt to see."""
+        return self.tuned.fork if self.method.encoder_rank else self.backbone
 
     @torch.no_grad()
     def ask(self, image: ImageEmbeddings, prompts: Prompts, size: tuple[int, int]) -> Answer:
-        """The answer to prompts in slice pixels on encoded slices of `size` (h, w) pixels.
+        """The answer to prompts in slice pixels on slices of `size` (h, w) pixels, encoded by `encoder`.
 
         A region may have points, a box, or both; a box of zeros is none, and one who is asked nothing still answers.
         Masks of the prompts are logits of the answer before. Many labels are decoded a few at once.
@@ -173,7 +186,7 @@ class InteractiveSegmenter(Segmenter):
 
         A label that it does not hold is not asked for.
         """
-        image = encoded(self.backbone, slices)
+        image = encoded(self.encoder, slices)
         h, w = slices.shape[-2:]
         logits = slices.new_full((len(slices), len(self.labels), h, w), OUTSIDE)
         for row, nearest in enumerate(self.table.nearest(image).tolist()):
@@ -197,7 +210,7 @@ class InteractivePromptable(PromptableSegmenter):
         self.segmenter = segmenter
 
     def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        image = encoded(self.backbone, slices)
+        image = encoded(self.segmenter.encoder, slices)
         return self.segmenter.ask(image, prompts, image.size).logits
 
     def learned(self) -> dict[str, Tensor]:
@@ -205,19 +218,25 @@ class InteractivePromptable(PromptableSegmenter):
 
 
 class TunedBackbone(nn.Module):
-    """A fork of the backbone whose prompt encoder and mask decoder train, and the head that predicts its errors."""
+    """A fork of the backbone whose prompt encoder and mask decoder train, and what else the method asks to train.
+
+    That is a head that predicts errors, and low-rank updates of an encoder whose own weights the fork still shares.
+    """
 
     def __init__(self, backbone: Backbone, method: Interactive) -> None:
         super().__init__()
-        self.fork = backbone.fork()
+        self.fork = _with_own_encoder(backbone) if method.encoder_rank else backbone.fork()
         decoder: Any = self.fork.mask_decoder
         self.trained = nn.ModuleDict({"mask_decoder": decoder, "prompt_encoder": self.fork.prompt_encoder})
         if method.error_head:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(method.train.seed)
                 self.trained["error_head"] = ErrorHead(backbone.channels).to(backbone.device)
-        heads = [self.trained[name] for name in ("prompt_encoder", "error_head") if name in self.trained]
-        freeze_all_but(self.trained, *_single_mask_parts(decoder), *heads)
+        if method.encoder_rank:
+            generator = torch.Generator().manual_seed(method.train.seed)
+            self.trained["encoder"] = nn.ModuleList(add_lora(self.fork.image_encoder, method.encoder_rank, generator))
+        whole = [part for name, part in self.trained.items() if name != "mask_decoder"]
+        freeze_all_but(self.trained, *_single_mask_parts(decoder), *whole)
         prompt_encoder: Any = self.fork.prompt_encoder
         prompt_encoder.shared_embedding.requires_grad_(False)  # the positional encoding is the image's, too
         # SAM 2's switch to the three multi-mask tokens at inference would reach heads that this method never trains
@@ -232,7 +251,7 @@ class TunedBackbone(nn.Module):
         """Logits that each pixel of an answer is wrong; None without the head."""
         if "error_head" not in self.trained:
             return None
-        errors: Tensor = self.trained["error_head"](image.main, answer.logits.detach())
+        errors: Tensor = self.trained["error_head"](image.main.detach(), answer.logits.detach())
         return errors
 
     def _embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
@@ -295,41 +314,81 @@ class _Table:
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
-    """What the encoder saw of the support: v rows, each one view of one slice."""
+class _Kept:
+    """Slices as a frozen encoder saw them, once."""
 
     image: ImageEmbeddings
     """Half precision, to keep many; rows become float32 on use."""
+
+    def rows(self, rows: Int[Tensor, " b"]) -> ImageEmbeddings:
+        return self.image[rows].to(torch.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fresh:
+    """Slices as an encoder sees them that learns: anew each time, with gradients."""
+
+    encoder: Backbone
+    slices: Sequence[Tensor]
+    """Each (c, h, w); their sizes may differ."""
+
+    def rows(self, rows: Int[Tensor, " b"]) -> ImageEmbeddings:
+        chosen = [self.slices[row][None].to(self.encoder.device) for row in rows.tolist()]
+        return ImageEmbeddings.cat([self.encoder.encode(one) for one in chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What there is of the support: v rows, each one view of one slice."""
+
+    source: _Kept | _Fresh
     masks: Bool[Tensor, "v k f f"]
     """The truth in the square in which readers are simulated."""
     known: Bool[Tensor, "v f f"]
-    table: _Table
+    plain: Int[Tensor, " s"]
+    """Rows that show a slice as it is."""
+    boxes: Float[Tensor, "s k 4"]
+    centres: Float[Tensor, "s k 2"]
+    """As `_Table` has them, of the plain rows."""
     digest: str
     """SHA-256 of the pixels, labels and known voxels that went in."""
 
+    @torch.no_grad()
+    def table(self) -> _Table:
+        """What the labelled slices lend, compared as the encoder sees them now."""
+        parts = [_signature(self.source.rows(rows)).cpu() for rows in torch.split(self.plain, CHUNK)]
+        return _Table(torch.cat(parts), self.boxes, self.centres)
+
 
 def _look(method: Interactive, support: SupportSet, slicer: Slicer, backbone: Backbone) -> _Seen:
-    """Encodes every view of every labelled slice, once."""
+    """Encodes every view of every labelled slice, once; where the encoder learns, it keeps them as they are."""
     generator = torch.Generator().manual_seed(method.train.seed)
     sha = hashlib.sha256()
     frame = min(FRAME, backbone.side)
     images: list[ImageEmbeddings] = []
+    pixels: list[Tensor] = []
     truth: list[tuple[Tensor, Tensor]] = []
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    views: list[int] = []
+    places: list[tuple[Tensor, Tensor]] = []
     for labelled in support.slices(slicer):
         for part in (labelled.slices, labelled.masks, labelled.known):
             sha.update(part.contiguous().numpy().tobytes())
         for view, _, slices, masks, known in views_of(labelled, method.views, generator):
-            image = encoded(backbone, slices.to(backbone.device))
+            if method.encoder_rank:
+                pixels += slices
+            else:
+                images.append(encoded(backbone, slices.to(backbone.device)).to(torch.float16))
             shown = known[:, None].to(masks)
             inside = backbone.to_square(masks * shown, frame) >= 0.5
             truth.append((inside, backbone.to_square(shown, frame)[:, 0] >= 0.5))
-            images.append(image.to(torch.float16))
+            views += [view] * len(slices)
             if view == 0:
-                rows.append((_signature(image).cpu(), *_places(masks * shown > 0)))
+                places.append(_places(masks * shown > 0))
+    source = _Fresh(backbone, pixels) if method.encoder_rank else _Kept(ImageEmbeddings.cat(images))
     masks, known = (torch.cat(parts) for parts in zip(*truth, strict=True))
-    table = _Table(*[torch.cat(parts) for parts in zip(*rows, strict=True)])
-    return _Seen(ImageEmbeddings.cat(images), masks, known, table, sha.hexdigest())
+    box, centre = (torch.cat(parts) for parts in zip(*places, strict=True))
+    plain = torch.nonzero(torch.tensor(views) == 0)[:, 0]
+    return _Seen(source, masks, known, plain, box, centre, sha.hexdigest())
 
 
 def _places(masks: Bool[Tensor, "n k h w"]) -> tuple[Float[Tensor, "n k 4"], Float[Tensor, "n k 2"]]:
@@ -373,10 +432,11 @@ class _Practice:
     def __call__(self, step: int, generator: Generator) -> Tensor:
         draw = self.sampler.draw(step)
         labels = self._choose(draw.rows, generator)
-        scene = self._scene(draw, labels)
+        image = self.seen.source.rows(self.rows[draw.rows])
+        scene = self._scene(draw, labels, _detached(image))
         prompts = behave(scene.truth, self.behaviours, generator)
         corrections = 0 if self.method.rounds == 0 else 1 + integer(self.method.rounds, generator)
-        total = _Descent(self.parameters)
+        total = _Descent([*self.parameters, *_learning(scene.image)])
         for number in range(corrections + 1):
             answer = self.tuned(scene.image, prompts, scene.size)
             losses = scene.losses(answer)
@@ -388,7 +448,7 @@ class _Practice:
             if number < corrections:
                 prompts = self._corrected(prompts, answer, error, scene, generator)
         self.sampler.observe(_by_label(losses, labels, self.held.shape[1]))
-        return total.value()
+        return total.value([*self.parameters, *_learning(image)])
 
     def _choose(self, rows: Int[Tensor, " b"], generator: Generator) -> Int[Tensor, "b r"]:
         """The labels asked for on each slice, rare ones drawn first; -1 where a slice has fewer than another."""
@@ -398,11 +458,10 @@ class _Practice:
         order = keys.argsort(dim=1, descending=True)[:, : min(self.method.regions, int(held.sum(dim=1).max()))]
         return torch.where(held.gather(1, order), order, -1)
 
-    def _scene(self, draw: Draw, labels: Int[Tensor, "b r"]) -> _Scene:
+    def _scene(self, draw: Draw, labels: Int[Tensor, "b r"], image: ImageEmbeddings) -> _Scene:
         rows = self.rows[draw.rows]
         place = labels.clamp_min(0)[..., None, None].expand(-1, -1, *self.seen.masks.shape[-2:])
         truth = self.seen.masks[rows].gather(1, place) & (labels >= 0)[..., None, None]
-        image = self.seen.image[rows].to(torch.float32)
         return _Scene(image, truth, self.seen.known[rows], draw.weights, self.tuned.fork.mask_side)
 
     def _corrected(
@@ -484,28 +543,43 @@ class _Scene:
 class _Descent:
     """Adds up the gradients of losses one by one, so that no two of them have to be in memory at once."""
 
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self.parameters = parameters
-        self.gradients: list[Tensor | None] = [None] * len(parameters)
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        self.inputs = inputs
+        self.gradients: list[Tensor | None] = [None] * len(inputs)
         self.loss = 0.0
 
     def add(self, value: Tensor) -> None:
-        new = torch.autograd.grad(value, self.parameters, allow_unused=True)
+        new = torch.autograd.grad(value, self.inputs, allow_unused=True)
         self.gradients = [
             old if more is None else more if old is None else old + more
             for old, more in zip(self.gradients, new, strict=True)
         ]
         self.loss += float(value.detach())
 
-    def value(self) -> Tensor:
-        """A number as large as all losses together, whose gradient is theirs."""
+    def value(self, inputs: Sequence[Tensor]) -> Tensor:
+        """A number as large as all losses together, whose gradient is theirs, passed on to where `inputs` came from."""
         terms = [
-            (parameter * gradient).sum()
-            for parameter, gradient in zip(self.parameters, self.gradients, strict=True)
-            if gradient is not None
+            (one * gradient).sum() for one, gradient in zip(inputs, self.gradients, strict=True) if gradient is not None
         ]
         carrier = torch.stack(terms).sum()
         return carrier - carrier.detach() + self.loss
+
+
+def _detached(image: ImageEmbeddings) -> ImageEmbeddings:
+    """The same without the way back into the encoder, so that the rounds share one; they still ask for gradients."""
+    features = tuple(level.detach().requires_grad_(level.requires_grad) for level in image.features)
+    return dataclasses.replace(image, features=features)
+
+
+def _learning(image: ImageEmbeddings) -> list[Tensor]:
+    """The levels that ask for gradients."""
+    return [level for level in image.features if level.requires_grad]
+
+
+def _with_own_encoder(backbone: Backbone) -> Backbone:
+    """A fork whose encoder has modules of its own to be updated, but whose weights are the very same tensors."""
+    plain = backbone.inner if isinstance(backbone, CachedBackbone) else backbone
+    return copy.deepcopy(plain, memo={id(weight): weight for weight in plain.image_encoder.parameters()})
 
 
 def _single_mask_parts(decoder: Any) -> list[nn.Module]:

@@ -20,6 +20,10 @@ from handful.data.slicing import Slicer
 from handful.methods.base import CHUNK
 from handful.tuning.augment import augmented
 
+MOST_BYTES = 2 * 2**30
+"""Memory that the kept views of a support may take, if each slice is to have more than a FEW."""
+FEW = 4
+
 
 @dataclass(frozen=True, eq=False)
 class Seen:
@@ -51,7 +55,11 @@ class Seen:
 def look(
     support: SupportSet, slicer: Slicer, backbone: Backbone, *, views: int, seed: int, target: Literal["hard", "soft"]
 ) -> Seen:
-    """Encodes every view of every labelled slice, once; the first view is the slice itself, the others are random."""
+    """Encodes every view of every labelled slice, once; the first view is the slice itself, the others are random.
+
+    Of a support of many slices there are fewer views, so that what is kept fits into memory.
+    """
+    count = kept_views(views, sum(len(labelled.slices) for labelled in support.slices(slicer)), backbone)
     generator = torch.Generator().manual_seed(seed)
     sha = hashlib.sha256()
     names: list[str] = []
@@ -62,7 +70,7 @@ def look(
         names.append(labelled.case)
         for part in (labelled.slices, labelled.masks, labelled.known):
             sha.update(part.contiguous().numpy().tobytes())
-        for view, rows, slices, masks, known in views_of(labelled, max(1, views), generator):
+        for view, rows, slices, masks, known in views_of(labelled, count, generator):
             with torch.no_grad():
                 images.append(backbone.encode(slices.to(backbone.device)).to(torch.float16))
             maps.append(_in_square(backbone, masks, known, target))
@@ -72,6 +80,12 @@ def look(
     return Seen(
         ImageEmbeddings.cat(images), regions, truth, shown, cases, indices, numbers, tuple(names), sha.hexdigest()
     )
+
+
+def kept_views(wanted: int, slices: int, backbone: Backbone) -> int:
+    """Views of each of so many slices: as many as wanted, yet beyond FEW no more than MOST_BYTES hold; at least 1."""
+    view = 7 * backbone.channels * backbone.feature_side**2 * 2  # three levels in half precision; SAM has only the last
+    return max(1, min(wanted, max(FEW, MOST_BYTES // (view * max(1, slices)))))
 
 
 class Batches:

@@ -35,7 +35,7 @@ from handful.data.volume import LabelMap, Labels
 from handful.errors import SettingsError
 from handful.methods.base import CHUNK, Segmenter, below, drawn, has_signal, to_classes
 from handful.methods.seen import integer
-from handful.tuning.augment import augmented
+from handful.tuning.augment import augmented, coarsened
 from handful.tuning.loop import History, TrainConfig, train
 from handful.tuning.losses import dice_ce
 from handful.tuning.run import Run
@@ -401,7 +401,7 @@ class _Steps:
         maps = rearrange(maps, "b (m d) h w -> b m d h w", d=self.plan.depth)
         # a pixel is known where nothing unknown was mixed into it; outside of the slice all is unknown
         return (
-            rearrange(_coarsened(seen, 0.25, generator), "b (c d) h w -> b c d h w", d=self.plan.depth),
+            rearrange(seen, "b (c d) h w -> b c d h w", d=self.plan.depth),
             maps[:, :-1],
             maps[:, -1] >= 0.999,
         )
@@ -417,18 +417,6 @@ def _bent(
     shifts = F.interpolate(knots, (h, w), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
     grid = F.affine_grid(torch.eye(2, 3).expand(n, -1, -1), [n, 1, h, w], align_corners=False) + shifts
     return F.grid_sample(slices, grid, align_corners=False), F.grid_sample(maps, grid, align_corners=False)
-
-
-def _coarsened(slices: Float[Tensor, "n c h w"], share: float, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
-    """Some of the slices as a coarser scan would show them, with as few as half the pixels along each edge."""
-    chosen, factor = torch.rand(2, len(slices), generator=generator)
-    sides = [round(slices.shape[-1] * (1 + float(part)) / 2) for part in factor]
-    return torch.cat(
-        [
-            from_square(into_square(one, side), (one.shape[-2], one.shape[-1])) if float(luck) < share else one
-            for one, side, luck in zip(torch.split(slices, 1), sides, chosen, strict=True)
-        ]
-    )
 
 
 def pretrain_encoder(
@@ -485,7 +473,7 @@ def _view(slices: Float[Tensor, "n c s s"], generator: torch.Generator) -> Float
     seen = F.grid_sample(slices, grid, align_corners=False).clamp_min(0)
     gamma = torch.exp(uniform(math.log(0.4), math.log(2.5)))[:, None, None, None]
     noise = uniform(0, 0.1)[:, None, None, None] * torch.randn(seen.shape, generator=generator)
-    return _coarsened(seen.pow(gamma) + noise, 0.5, generator)
+    return coarsened(seen.pow(gamma) + noise, 0.5, generator)
 
 
 def _unlabelled(method: UNet, support: SupportSet, slicer: Slicer, side: int) -> Float[Tensor, "v c s s"]:

@@ -58,7 +58,7 @@ def respondent(source: Source, labels: Labels | None, slicer: Slicer | None) -> 
     if isinstance(source, InteractivePromptable):
         source = source.segmenter
     if isinstance(source, InteractiveSegmenter):
-        return _OfInteractive(*own, segmenter=source)
+        return _OfInteractive(source.labels, source.slicer, source.encoder, segmenter=source)
     if isinstance(source, FrozenPromptable) and not source.zoom:
         return _OfBackbone(*own, multimask=source.multimask)
     if isinstance(source, PromptableSegmenter):

@@ -44,6 +44,9 @@ class TrainConfig:
     """Largest gradient norm."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which then is the result; 0 keeps the last weights."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the forward pass computes in; weights, gradients and losses stay float32. 'bfloat16' takes about half the
+    time for convolutions where the processor knows it (AVX-512 BF16, AMX, GPUs), and is slow elsewhere."""
     seed: int = 0
     """Seed of every random choice; one seed, one result."""
 
@@ -73,6 +76,7 @@ def train(
     if not named:
         raise SettingsError("nothing to train: no parameter of the model asks for gradients")
     state = _State(named, config)
+    device = next(iter(named.values())).device.type
     step = state.load(run.scratch) if run.scratch else 0
     saved = time.monotonic()
     while step < config.iterations:
@@ -80,7 +84,8 @@ def train(
         with torch.random.fork_rng(devices=[]):
             seed = _step_seed(config.seed, step, rank)
             torch.manual_seed(seed)
-            value = loss(step, torch.Generator().manual_seed(seed))
+            with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
+                value = loss(step, torch.Generator().manual_seed(seed))
             state.update(value, step)
         step += 1
         state.history.losses.append(float(value.detach()))

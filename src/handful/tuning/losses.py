@@ -1,7 +1,8 @@
 """The losses the papers use, thin over MONAI's, each blind to voxels that nobody has labelled.
 
 `logits` and `target` are (n, k, h, w), one map a label, `target` in [0, 1] (an area fraction where it is soft);
-`known` is (n, h, w), False where the truth is not known. All return one number, lower is better.
+`known` is (n, h, w), False where the truth is not known. All compute in float32 whatever the logits came in, and return
+one number, lower is better.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ def dice(
 ) -> Float[Tensor, ""]:
     """Soft Dice loss of each label's own sigmoid, smoothed by one pixel so that an absent label has a gradient too."""
     overlap = MaskedDiceLoss(sigmoid=True, smooth_nr=1, smooth_dr=1, soft_label=True)
-    loss: Tensor = overlap(logits, target, known[:, None])
+    loss: Tensor = overlap(logits.float(), target, known[:, None])
     return loss
 
 
@@ -26,14 +27,14 @@ def bce(
     logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, ""]:
     """Binary cross entropy, averaged over labels and known pixels."""
-    return _known_mean(F.binary_cross_entropy_with_logits(logits, target, reduction="none"), known)
+    return _known_mean(F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none"), known)
 
 
 def focal(
     logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, ""]:
     """Focal loss (gamma 2), averaged over labels and known pixels."""
-    return _known_mean(FocalLoss(reduction="none")(logits, target), known)
+    return _known_mean(FocalLoss(reduction="none")(logits.float(), target), known)
 
 
 def dice_bce(
@@ -54,7 +55,7 @@ def dice_ce(
     logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, ""]:
     """Dice of the labels + cross entropy, both of one softmax over {background with logit 0, labels}."""
-    logits = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+    logits = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).float()
     target = torch.cat([(1 - target.sum(dim=1, keepdim=True)).clamp_min(0), target], dim=1)
     overlap = MaskedDiceLoss(softmax=True, include_background=False, smooth_nr=1, smooth_dr=1, soft_label=True)
     entropy = -(target * logits.log_softmax(dim=1)).sum(dim=1, keepdim=True)

@@ -1,0 +1,122 @@
+"""`handful suggest`: which slices or cases to label next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from handful.cli import options
+from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
+
+if TYPE_CHECKING:
+    from handful import Suggestion, SuggestResult
+
+
+def suggest(
+    input: options.CohortFolder,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of suggestions.csv and suggestions.png.")],
+    model: Annotated[
+        Path | None, typer.Option(help="Folder that 'handful fit' made, to ask where it contradicts itself.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="Slices to suggest, or cases.", min=1)] = 8,
+    whole_cases: Annotated[bool, typer.Option("--whole-cases", help="Suggest whole cases in place of slices.")] = False,
+    backbone: Annotated[
+        str | None,
+        typer.Option(help="What slices are compared by; else that of the model, or handful-tiny.", show_default=False),
+    ] = None,
+    plane: Annotated[str, typer.Option(help="auto, axial, coronal or sagittal; a model brings its own.")] = "auto",
+    window: Annotated[
+        str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none; a model brings its own.")
+    ] = "auto",
+    device: options.Device = "auto",
+    cache: Annotated[Path | None, typer.Option(help="Folder of kept embeddings to use and to fill.")] = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Say which unlabelled slices to label next, with the reason for each and a picture.
+
+    Example: `handful suggest -i my_cohort -o suggestions --model model`
+
+    Chosen are slices that look like many others and unlike those that are labelled. With a model, those count more
+    in which it contradicts itself. Run again after labelling; earlier suggestions are replaced.
+    """
+    from handful import (
+        PredictConfig,
+        Slicer,
+        SuggestConfig,
+        cached,
+        choose_device,
+        load_backbone,
+        open_segmenter,
+        read_cohort,
+        write_suggestions,
+    )
+    from handful import suggest as suggested
+
+    cut: dict[str, Any] = {"plane": plane, "window": window}
+    config = SuggestConfig(count=count, whole_cases=whole_cases, slicer=Slicer(**cut))
+    cohort = read_cohort(input)
+    segmenter = open_segmenter(model, PredictConfig(device=device, cache=cache)) if model else None
+    if segmenter is not None and backbone is None:
+        encoder = segmenter.backbone
+    else:
+        encoder = load_backbone(backbone or "handful-tiny").to(choose_device(device))
+        encoder = cached(encoder, cache) if cache else encoder
+    with progress("looking", quiet) as report:
+        result = suggested(cohort, encoder, segmenter, config, report)
+    files = write_suggestions(out, cohort, result)
+    if json:
+        print_json(_as_json(result, files))
+    else:
+        _print(result, count, files)
+    for one in result.failures:
+        say(f"{one.case}: {one.reason}", lead="[bold red]failed[/] ")
+    if result.failures:
+        raise typer.Exit(FAILED_CASES)
+
+
+def _as_json(result: SuggestResult, files: tuple[Path, ...]) -> dict[str, object]:
+    failures = [{"case": one.case, "reason": one.reason} for one in result.failures]
+    return {
+        "files": [str(path) for path in files],
+        "candidates": result.candidates,
+        "labelled_slices": result.labelled,
+        "suggestions": [_entry(one) for one in result.suggestions],
+        "failures": failures,
+    }
+
+
+def _entry(one: Suggestion) -> dict[str, object]:
+    return {
+        "case": one.slice.case,
+        "plane": one.plane,
+        "slice": one.slice.number + 1,
+        "axis": one.axis,
+        "index": one.index,
+        "score": round(one.score, 4),
+        "coverage": round(one.coverage, 4),
+        "disagreement": None if one.disagreement is None else round(one.disagreement, 4),
+        "reason": one.reason,
+    }
+
+
+def _print(result: SuggestResult, count: int, files: tuple[Path, ...]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    for title in ("", "case", "slice", "score"):
+        table.add_column(title, justify="left" if title == "case" else "right")
+    table.add_column("why")
+    for rank, one in enumerate(result.suggestions, start=1):
+        place = f"{one.slice.number + 1}/{one.slice.slices}" if one.slice.slices > 1 else ""
+        table.add_row(str(rank), Text(one.slice.case), place, f"{one.score:.3f}", Text(one.reason))
+    console, what = stdout(), "cases" if result.whole_cases else "slices"
+    console.print(table)
+    if result.candidates < count:
+        console.print(f"asked for {count}, but only {result.candidates} {what} are unlabelled", highlight=False)
+    said = f"{len(result.suggestions)} of {result.candidates} unlabelled {what}; {result.labelled} slices are labelled"
+    console.print("\n".join([said, *map(str, files)]), soft_wrap=True, markup=False, highlight=False)
