@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench claims clean
 demo: $(READY)
 	$(VENV)/bin/handful demo -o demo
 
@@ -17,6 +17,11 @@ check: $(READY)
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/run.py
+
+# Rewrites docs/claims.md and all tables from docs/results. DATA=folder measures what is missing first, which may take
+# days and goes on where it was stopped; PART="acdc fate" takes some of it.
+claims: $(READY)
+	$(VENV)/bin/python benchmarks/claims.py --curves $(if $(DATA),--data "$(DATA)") $(if $(PART),--part $(PART))
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

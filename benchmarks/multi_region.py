@@ -1,17 +1,19 @@
 """Many regions of a slice in one decoder call against one at a time: seconds per organ, answering and training.
 
-    python benchmarks/multi_region.py [--true-size] [--device cuda] [--rounds N] [--regions N ...]
+    python benchmarks/multi_region.py [--true-size] [--device cuda] [--rounds N] [--regions N ...] [--out FILE]
 
 Each region is asked for with a click, on embeddings that are there already; training adds the way back through mask
 decoder and prompt encoder. `--true-size` takes the decoder of SAM ViT-B at 1024 pixels with random weights (13 regions
-need several GiB on the way back) in place of handful-tiny.
+need several GiB on the way back) in place of handful-tiny. `--out` keeps every round, a line a variant.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -35,9 +37,13 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", help="where it runs, cpu or cuda")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each comparison")
     parser.add_argument("--regions", type=int, nargs="+", default=list(COUNTS), help="regions of a slice")
+    parser.add_argument("--out", type=Path, help="file of JSON lines, written anew")
     arguments = parser.parse_args()
     backbone = (sam_vit_b() if arguments.true_size else tiny()).to(arguments.device)
-    section = compare(backbone, arguments.regions, arguments.rounds)
+    times = timed(backbone, arguments.regions, arguments.rounds)
+    section = compare(backbone, arguments.regions, times)
+    if arguments.out:
+        write(arguments.out, backbone, times)
     for found in section.tables:
         table = RichTable(*found.columns, title=found.title, title_justify="left")
         for row in found.rows:
@@ -49,22 +55,43 @@ def main() -> int:
 
 
 def measure(rounds: int) -> Section:
-    return compare(tiny(), COUNTS, rounds)
+    backbone = tiny()
+    return compare(backbone, COUNTS, timed(backbone, COUNTS, rounds))
 
 
-def compare(backbone: Backbone, counts: Sequence[int], rounds: int) -> Section:
-    """Both ways for each number of regions."""
-    tuned = TunedBackbone(backbone, Interactive())
-    with torch.no_grad():
-        image = backbone.encode(slices(1, 256).to(backbone.device))
+def timed(backbone: Backbone, counts: Sequence[int], rounds: int) -> dict[str, Timing]:
+    """Both ways for each number of regions: 'regions/at once/answer or train'."""
+    tuned, image = ready(backbone)
     calls: dict[str, Callable[[], torch.Tensor]] = {}
     for count in counts:
         for at_once in sorted({count, min(CHUNK, count), 1}, reverse=True):
             calls[f"{count}/{at_once}/answer"] = partial(answer, tuned, image, count, at_once)
             calls[f"{count}/{at_once}/train"] = partial(practise, tuned, image, count, at_once)
-    times = interleaved(calls, rounds)
+    return interleaved(calls, rounds)
+
+
+def write(path: Path, backbone: Backbone, times: Mapping[str, Timing]) -> None:
+    about = {"backbone": backbone.name, "device": str(backbone.device), "threads": torch.get_num_threads()}
+    about["torch"] = torch.__version__
+    lines = []
+    for name, time in times.items():
+        count, at_once, what = name.split("/")
+        key = {"what": what, "regions": int(count), "at_once": int(at_once)}
+        lines.append({**about, **key, "core_s": time.core, "wall_s": time.wall})
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def ready(backbone: Backbone) -> tuple[TunedBackbone, ImageEmbeddings]:
+    """What is asked, and the embeddings it is asked about."""
+    with torch.no_grad():
+        return TunedBackbone(backbone, Interactive()), backbone.encode(slices(1, 256).to(backbone.device))
+
+
+def compare(backbone: Backbone, counts: Sequence[int], times: Mapping[str, Timing]) -> Section:
+    """What was timed, and whether both ways say the same."""
+    tuned, image = ready(backbone)
     rows: list[tuple[Cell, ...]] = []
-    for name in calls:
+    for name in times:
         count, at_once, what = name.split("/")
         core, wall = times[name].per(int(count))
         rows.append((what, int(count), int(at_once), core, wall, faster(times[name], times[f"{count}/1/{what}"])))

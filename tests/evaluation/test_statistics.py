@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import wilcoxon
+from scipy.stats import bootstrap, t, wilcoxon
 
 from handful.evaluation.evaluate import Estimate
 from handful.evaluation.statistics import compare_pairs, holm, over_draws, shots_to_reach, signed_rank
@@ -70,6 +70,29 @@ def test_pairs_are_compared_on_the_cases_they_share_and_corrected_together():
     assert a_b.p == b_c.p == pytest.approx(2 / 2**6)
     assert (a_c.p, a_c.difference.mean) == (1.0, 0.0)
     assert [one.p_holm for one in (a_b, a_c, b_c)] == pytest.approx([3 / 32, 1.0, 3 / 32])
+
+
+def test_a_pairs_p_is_scipys_of_the_two_arms_scores():
+    draw = np.random.default_rng(3)
+    first, second = draw.normal(0.8, 0.05, 14).round(4), draw.normal(0.77, 0.05, 14).round(4)
+    scores = {name: {f"case-{k:02}": s for k, s in enumerate(of)} for name, of in (("a", first), ("b", second))}
+    (found,) = compare_pairs(scores)
+    assert found.p == found.p_holm == pytest.approx(wilcoxon(first, second).pvalue)
+    assert found.difference.mean == pytest.approx(float(np.mean(first - second)))
+
+
+@pytest.mark.parametrize("n", [8, 25, 200])
+def test_the_interval_of_a_mean_is_scipys_bootstrap_and_with_many_cases_students(n: int):
+    values = np.random.default_rng(n).normal(0.75, 0.1, n)
+    found = Estimate.of(values.tolist())
+    scipys = bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(99))
+    width = found.high - found.low
+    assert found.low == pytest.approx(scipys.confidence_interval.low, abs=0.05 * width)
+    assert found.high == pytest.approx(scipys.confidence_interval.high, abs=0.05 * width)
+    error = values.std(ddof=1) / math.sqrt(n)
+    low, high = t.interval(0.95, n - 1, values.mean(), error)
+    assert width <= high - low
+    assert width == pytest.approx(high - low, rel=0.03 if n == 200 else 0.25)
 
 
 def test_one_draw_is_judged_by_its_cases():

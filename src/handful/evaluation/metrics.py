@@ -63,7 +63,7 @@ class SurfaceDistances:
 
     @property
     def hausdorff95(self) -> float:
-        """Larger of the two directed 95th percentiles, as MONAI and DeepMind define it; nan where both are empty."""
+        """Larger of the two directed 95th percentiles, as MONAI defines it; nan where both are empty."""
         directed = [d for d in (self.prediction_to_reference, self.reference_to_prediction) if d.size]
         return max((float(np.percentile(d, 95)) for d in directed), default=float("nan"))
 

@@ -70,6 +70,7 @@ class Result:
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
+_KINDS = get_type_hints(Result)
 MEASURES = ("dice", "iou", "hd95", "assd", "surface_dice")
 """The columns that curves, tables and tests can be of."""
 LARGER_IS_BETTER = ("dice", "iou", "surface_dice")
@@ -145,13 +146,13 @@ def _defined(value: object) -> object:
 def _arrow(name: str) -> Any:
     import pyarrow
 
-    kind = get_type_hints(Result)[name]
+    kind = _KINDS[name]
     kinds = {int: pyarrow.int64(), int | None: pyarrow.int64(), float: pyarrow.float64()}
     return kinds.get(kind, pyarrow.string())
 
 
 def _value(name: str, cell: Any) -> Any:
-    kind = get_type_hints(Result)[name]
+    kind = _KINDS[name]
     if kind is float:
         return math.nan if cell in ("", None) else float(cell)
     if kind is int:

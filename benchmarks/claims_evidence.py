@@ -1,0 +1,218 @@
+"""All that was measured, in one form: the score of each unseen case, by data set, arm, labelled cases and draw.
+
+What is compared comes from one pool: a table that an experiment made, or the lines of the benchmarks with one set of
+weights. So both sides of a difference saw the same labelled cases and are scored on the same unseen ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from handful.evaluation.evaluate import Estimate
+from handful.evaluation.statistics import over_draws
+
+NAMES = {
+    "nearest-slice": "nearest slice",
+    "zero-shot": "zero-shot, box",
+    "fate": "FATE",
+    "fate:closer=1.4": "FATE, closer",
+    "few-shot-prompts": "few-shot prompts",
+    "reader-box": "reader: box",
+    "reader-points-1": "reader: 1 point",
+    "reader-points-3": "reader: 3 points",
+    "reader-points-5": "reader: 5 points",
+}
+"""Arms of the benchmarks, as the plans name them."""
+MEASURES = ("dice", "iou", "hd95")
+COLUMNS = ("data_set", "arm", "shots", "draw", "case", "status", "method", *MEASURES)
+
+Line = dict[str, Any]
+Scores = dict[tuple[int, str], float]
+"""By draw and case."""
+Point = tuple[str, str, int]
+"""Data set, arm, labelled cases."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Scores that may be compared with each other."""
+
+    name: str
+    scores: dict[Point, dict[str, Scores]] = field(default_factory=dict)
+
+    def add(self, point: Point, measure: str, draw: int, case: str, value: float) -> None:
+        self.scores.setdefault(point, {}).setdefault(measure, {})[draw, case] = value
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First minus second on the draws and cases that both have."""
+
+    data_set: str
+    first: str
+    second: str
+    shots: tuple[int, int]
+    """Labelled cases of the first and of the second."""
+    measure: str
+    means: tuple[float, float]
+    estimate: Estimate
+    """Of the difference: mean over draws of the mean over cases, interval by a bootstrap over draws and cases."""
+    cases: int
+    draws: int
+    pool: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the result files hold; those that are not there are empty."""
+
+    plans: tuple[Pool, ...] = ()
+    """Tables of experiments."""
+    benches: tuple[Pool, ...] = ()
+    """Lines of benchmarks, those of the newest weights first."""
+    clicks: tuple[Pool, ...] = ()
+    """Readers of interactive tuning on the set that was fitted on."""
+    elsewhere: tuple[Pool, ...] = ()
+    """And on another one."""
+    pruning: tuple[Pool, ...] = ()
+    lines: Mapping[str, tuple[Line, ...]] = field(default_factory=dict)
+    """Raw lines, by the file's name without ending."""
+
+    @property
+    def scans(self) -> tuple[Pool, ...]:
+        """Where arms on unseen scans are looked for, in this order."""
+        return self.plans + self.benches
+
+    def raw(self, name: str) -> tuple[Line, ...]:
+        return self.lines.get(name, ())
+
+
+def read_evidence(folder: Path) -> Evidence:
+    """Of all files in `folder`."""
+    lines = {path.stem: _read_lines(path) for path in sorted(folder.glob("*.jsonl"))}
+    asked = lines.get("interactive", ())
+    return Evidence(
+        plans=tuple(_table(path) for path in sorted(folder.glob("*.parquet"))),
+        benches=_benches(lines.get("few_shot_prompts", ()), lines.get("label_efficiency", ())),
+        clicks=_asked([one for one in asked if one["part"] == "clicks" and one["set"] == one["fitted_on"]]),
+        elsewhere=_asked(_elsewhere(asked)),
+        pruning=_asked([one for one in asked if one["part"] == "pruning"]),
+        lines=lines,
+    )
+
+
+def compare(
+    pools: Sequence[Pool], first: str, second: str, measure: str = "dice", shots: Callable[[int], bool] = lambda n: True
+) -> list[Difference]:
+    """Two arms wherever both were measured with as many labelled cases, each time in the first pool that has both."""
+    places = dict.fromkeys(
+        (name, n) for pool in pools for name, arm, n in pool.scores if arm in (first, second) and shots(n)
+    )
+    found = [difference(pools, name, (first, n), (second, n), measure) for name, n in sorted(places)]
+    return [one for one in found if one is not None]
+
+
+def difference(
+    pools: Sequence[Pool], data_set: str, first: tuple[str, int], second: tuple[str, int], measure: str = "dice"
+) -> Difference | None:
+    """Two arms, each with so many labelled cases, on one set; None where no pool has both on shared cases."""
+    for pool in pools:
+        ours, theirs = (pool.scores.get((data_set, *one), {}).get(measure, {}) for one in (first, second))
+        shared = sorted(ours.keys() & theirs.keys())
+        if shared:
+            return Difference(
+                data_set,
+                first[0],
+                second[0],
+                (first[1], second[1]),
+                measure,
+                (fmean(ours[key] for key in shared), fmean(theirs[key] for key in shared)),
+                # Rounded, so that scores equal but for the order of a sum are equal.
+                estimate({key: round(ours[key] - theirs[key], 12) for key in shared}),
+                len({case for _, case in shared}),
+                len({draw for draw, _ in shared}),
+                pool.name,
+            )
+    return None
+
+
+def estimate(scores: Scores) -> Estimate:
+    """Mean over draws with its two-stage bootstrap interval."""
+    by_draw: dict[int, list[float]] = {}
+    for (draw, _), value in sorted(scores.items()):
+        by_draw.setdefault(draw, []).append(value)
+    return over_draws(list(by_draw.values()))
+
+
+def sets_of(pools: Iterable[Pool], arms: Collection[str] = ()) -> list[str]:
+    """Data sets on which any of the arms (any arm at all, when left out) was measured."""
+    return sorted({name for pool in pools for name, arm, _ in pool.scores if not arms or arm in arms})
+
+
+def _read_lines(path: Path) -> tuple[Line, ...]:
+    return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def _table(path: Path) -> Pool:
+    """Means over the labels of each case; absent labels are left out, missed and invented ones count.
+
+    Read by columns: `read_results` makes an object of each of tens of thousands of rows.
+    """
+    import pyarrow.parquet
+
+    columns = pyarrow.parquet.read_table(path, columns=list(COLUMNS)).to_pydict()
+    values: dict[tuple[Point, str, int, str], list[float]] = {}
+    for row in zip(*[columns[name] for name in COLUMNS], strict=True):
+        data_set, arm, shots, draw, case, status, _, *measured = row
+        if status != "absent":
+            for measure, value in zip(MEASURES, measured, strict=True):
+                values.setdefault(((data_set, arm, shots), measure, draw, case), []).append(value)
+    pool = Pool(path.name)
+    for (point, measure, draw, case), labels in values.items():
+        pool.add(point, measure, draw, case, fmean(labels))
+    return pool
+
+
+def _benches(few_shot: Iterable[Line], efficiency: Iterable[Line]) -> tuple[Pool, ...]:
+    pools: dict[str, Pool] = {}
+    told = [{"arm": line["method"], "draw": line["seed"], **line} for line in few_shot if not line["settings"]]
+    for line in [*told, *efficiency]:
+        pool = pools.setdefault(line["digest"], Pool(f"benchmarks with weights {line['digest']}"))
+        point = (line["set"], NAMES.get(line["arm"], line["arm"]), line["shots"])
+        for measure in ("dice", "hd95"):
+            for case, value in zip(line["cases"], line[measure], strict=True):
+                pool.add(point, measure, line["draw"], case, value)
+    return tuple(reversed(pools.values()))
+
+
+def _elsewhere(lines: Iterable[Line]) -> list[Line]:
+    """What was fitted on another set, and beside it what was not fitted at all; the set's name says so."""
+    clicks = [line for line in lines if line["part"] == "clicks"]
+    moved = [line for line in clicks if line["set"] != line["fitted_on"]]
+    pairs = {(line["set"], line["fitted_on"]) for line in moved}
+    plain = [
+        line | {"fitted_on": other}
+        for line in clicks
+        if line["arm"] == "backbone"
+        for name, other in sorted(pairs)
+        if line["set"] == name
+    ]
+    return [line | {"set": f"{line['set']}, fitted on {line['fitted_on']}"} for line in [*moved, *plain]]
+
+
+def _asked(lines: Iterable[Line]) -> tuple[Pool, ...]:
+    """A pool for each way of asking; of an arm trained for different times, the longest."""
+    pools: dict[tuple[Any, ...], Pool] = {}
+    for line in sorted(lines, key=lambda line: int(line["iterations"])):
+        asked = tuple(line[key] for key in ("digest", "cases_most", "slices", "seeds", "most", "reader"))
+        pool = pools.setdefault(asked, Pool(f"{line['reader']} reader, {line['seeds']} people, weights {asked[0]}"))
+        measured = [key for key in line if key.startswith(("dice_", "noc_", "sensitivity_"))]
+        for measure in measured:
+            for case, value in zip(line["cases"], line[measure], strict=True):
+                pool.add((line["set"], line["arm"], line["shots"]), measure, line["draw"], case, value)
+    return tuple(pools.values())

@@ -1,0 +1,281 @@
+"""Tables and curves that documents show of the evidence: by name, between `<!-- table: NAME -->` and `<!-- end -->`.
+
+A name may be followed by a data set and a measure: `<!-- table: label_efficiency acdc hd95 -->`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from claims_evidence import MEASURES, Evidence, Pool, Scores, difference, estimate, sets_of
+from handful.errors import SettingsError
+from handful.evaluation.evaluate import Estimate
+from handful.evaluation.results import LARGER_IS_BETTER, TITLES
+from handful.evaluation.statistics import shots_to_reach
+
+OURS = (
+    "few-shot prompts",
+    "FATE",
+    "FATE, closer",
+    "AutoSAM ViT",
+    "AutoSAM CNN",
+    "AutoSAM linear",
+    "AutoSAM linear, ReLU",
+    "LoRA",
+    "fine-tuned",
+    "interactive",
+)
+BASELINE = "U-Net"
+OTHERS = (BASELINE, "U-Net + SimCLR", "zero-shot, box", "nearest slice")
+READERS = (
+    "reader: box",
+    "reader: 1 point",
+    "reader: 3 points",
+    "reader: 5 points",
+    "reader: 1 click",
+    "reader: 3 clicks",
+    "reader: 5 clicks",
+)
+"""They look at the truth of the scan that is scored: bounds for that much work, drawn dashed."""
+ARMS = OURS + OTHERS + READERS
+
+MATCHING = """The smallest number of labelled cases tried at which an arm's mean Dice is not below the U-Net's; nothing
+is interpolated, and of several arms the better one is named, which flatters a little. Intervals of the difference are
+of the unseen cases that both were scored on."""
+
+MARKED = "<!-- table:"
+_PLACE = re.compile(r"(<!-- table: (?P<name>[^>]*?) -->\n)(?P<old>.*?)(?P<end><!-- end -->)", re.DOTALL)
+
+Render = Callable[[Evidence, Sequence[str]], str]
+
+
+def with_tables(text: str, tables: Mapping[str, Render], evidence: Evidence, where: str) -> str:
+    """`text` with what is between markers written anew; SettingsError names an unknown table or a missing end."""
+    if text.count(MARKED) != len(_PLACE.findall(text)):
+        raise SettingsError(f"{where}: a table's marker is not closed; put <!-- end --> on a line after it")
+
+    def made(place: re.Match[str]) -> str:
+        name, *words = place["name"].split()
+        if name not in tables:
+            raise SettingsError(f"{where}: there is no table {name!r}; there are {', '.join(sorted(tables))}")
+        return f"{place[1]}{tables[name](evidence, words)}\n{place['end']}"
+
+    return _PLACE.sub(made, text)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def scores_of(pools: Iterable[Pool], data_set: str, arm: str, shots: int, measure: str = "dice") -> Scores:
+    """Of the first pool that has them; none where no pool does."""
+    found = (pool.scores.get((data_set, arm, shots), {}).get(measure) for pool in pools)
+    return next((one for one in found if one), {})
+
+
+def shared(found: Mapping[str, Scores]) -> dict[str, Scores]:
+    """Scores of several arms, each on the draws and cases that all of them have; arms without any are left out."""
+    measured = {arm: scores for arm, scores in found.items() if scores}
+    keys = set.intersection(*[set(scores) for scores in measured.values()]) if measured else set()
+    return {arm: {key: scores[key] for key in sorted(keys)} for arm, scores in measured.items()}
+
+
+def label_efficiency(evidence: Evidence, words: Sequence[str]) -> str:
+    """Arms by numbers of labelled cases; of one data set, or of all of the plans."""
+    known = sets_of(evidence.scans)
+    chosen = [word for word in words if word not in MEASURES]
+    if unknown := [one for one in chosen if one not in known]:
+        return f"(not measured yet: {', '.join(unknown)})"
+    measure = next((word for word in words if word in MEASURES), "dice")
+    names = chosen or sets_of(evidence.plans)
+    parts = [f"**{name}**, {TITLES[measure]}\n\n{_efficiency(evidence, name, measure)}" for name in names]
+    return "\n\n".join(parts) or "(not measured yet)"
+
+
+def _efficiency(evidence: Evidence, data_set: str, measure: str, arms: Sequence[str] = ARMS) -> str:
+    # One table is of one source, so that its columns may be compared.
+    pool = next(pool for pool in evidence.scans if data_set in sets_of([pool]))
+    shots = sorted({n for name, arm, n in pool.scores if name == data_set and arm in arms})
+    found = {n: {arm: scores_of([pool], data_set, arm, n, measure) for arm in arms} for n in shots}
+    if pool in evidence.benches:  # a plan's arms see the same cases, benchmarks had more or fewer
+        found = {n: shared(of_arms) for n, of_arms in found.items()}
+    rows = []
+    for arm in arms:
+        cells = [found[n].get(arm) for n in shots]
+        if any(cells):
+            rows.append((arm, *[_cell(estimate(one), measure) if one else "–" for one in cells]))
+    return table(("arm", *[f"{n} labelled" for n in shots]), rows)
+
+
+def fate(evidence: Evidence, words: Sequence[str]) -> str:
+    """Training-free arms with four labelled volumes, Dice and HD95 a data set, from the benchmark's lines."""
+    arms = ("nearest slice", "zero-shot, box", "FATE", "FATE, closer", "reader: 1 point", "reader: box")
+    names = [name for name in sets_of(evidence.benches, ("FATE",)) if scores_of(evidence.benches, name, arms[0], 4)]
+    return _by_set(evidence.benches, arms, names, 4)
+
+
+def fate_settings(evidence: Evidence, words: Sequence[str]) -> str:
+    """Each setting of FATE by itself, on the draws that it was measured on."""
+    settings = sorted({arm for pool in evidence.benches for _, arm, _ in pool.scores if arm.startswith("fate:")})
+    names = sets_of(evidence.benches, settings)
+    rows = []
+    for arm in settings:
+        cells = [arm]
+        for name in names:
+            one = difference(evidence.benches, name, (arm, 4), ("FATE", 4))
+            cells += [f"{one.means[0]:.3f}", _signed(one.estimate)] if one else ["–", "–"]
+        rows.append(cells)
+    return table(("setting", *[head for name in names for head in (f"{name}, Dice", "to the default")]), rows)
+
+
+def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
+    """The heads beside the U-Nets, a table a data set."""
+    arms = tuple(arm for arm in OURS if arm.startswith("AutoSAM")) + OTHERS[:3]
+    names = sets_of(evidence.plans, arms[:3])
+    parts = [f"**{name}**, Dice\n\n{_efficiency(evidence, name, 'dice', arms)}" for name in names]
+    return "\n\n".join(parts) or "(not measured yet)"
+
+
+def interactive(evidence: Evidence, words: Sequence[str]) -> str:
+    """Dice after prompts, prompts to a Dice, and spread over ways of asking."""
+    measures = {
+        "dice_1": "Dice after 1",
+        "dice_3": "after 3",
+        "dice_5": "after 5",
+        "noc_85": "prompts to 0.85",
+        "noc_90": "to 0.90",
+        "sensitivity_1": "spread after 1",
+    }
+    return _asked((*evidence.clicks, *evidence.elsewhere), measures)
+
+
+def pruning(evidence: Evidence, words: Sequence[str]) -> str:
+    """The rules of pruning: Dice, and the share of the steps that they made."""
+    asked = [line for line in evidence.raw("interactive") if line["part"] == "pruning"]
+    shares = {(line["set"], line["arm"]): line["steps"] / line["iterations"] for line in asked}
+    return _asked(evidence.pruning, {"dice_1": "Dice after 1", "dice_3": "after 3"}, shares)
+
+
+def _asked(pools: Sequence[Pool], measures: Mapping[str, str], shares: Mapping[tuple[str, str], float] = {}) -> str:
+    rows = []
+    for pool in pools:
+        for (name, arm, n), scores in sorted(pool.scores.items()):
+            cells = [_cell(estimate(scores[one]), "dice") if one in scores else "–" for one in measures]
+            extra = [f"{100 * shares[name, arm]:.0f} %"] if (name, arm) in shares else ["–"] if shares else []
+            rows.append((name, f"{arm.removeprefix('interactive:')}, {n} labelled", *cells, *extra))
+    heads = ("set", "arm", *measures.values(), *(["steps made"] if shares else []))
+    return table(heads, rows) if rows else "(not measured yet)"
+
+
+def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
+    """How few labelled cases match a U-Net with more: of the numbers that were tried, nothing is interpolated.
+
+    A sentence a data set, and all numbers below; the word "short" leaves these out.
+    """
+    rows, sentences = [], []
+    for name in sets_of(evidence.plans, (BASELINE,)):
+        pool = next(pool for pool in evidence.plans if name in sets_of([pool], (BASELINE,)))
+        curves = {arm: _curve(pool, name, arm) for arm in (*OURS, BASELINE)}
+        for n, score in sorted(curves[BASELINE].items()):
+            needed = {arm: shots_to_reach(curves[arm], score) for arm in OURS}
+            reached = [(m, -curves[arm][m], arm) for arm, m in needed.items() if m is not None]
+            sentence = f"* **{name}**: to match a U-Net trained on {n} labelled cases ({score:.3f}), handful needs "
+            if reached:
+                fewest, negative, arm = min(reached)
+                one = difference([pool], name, (arm, fewest), (BASELINE, n))
+                gap = _signed(one.estimate) if one else "–"
+                rows.append((name, f"{n} ({score:.3f})", f"**{fewest}**", f"{arm} ({-negative:.3f})", gap))
+                sentence += f"**{fewest}** ({arm}, {-negative:.3f})."
+            else:
+                rows.append((name, f"{n} ({score:.3f})", "more than tried", "", ""))
+                sentence += f"more than the {max(max(curve, default=0) for curve in curves.values())} that were tried."
+            if n == max(curves[BASELINE]):
+                sentences.append(sentence)
+    if not rows:
+        return "Not run yet: it takes the plans `acdc`, `hippocampus` and `sets`."
+    if "short" in words:
+        return "\n".join(sentences)
+    heads = ("data set", "a U-Net trained on (Dice)", "handful needs", "with (Dice)", "difference")
+    return "\n\n".join((MATCHING, "\n".join(sentences), table(heads, rows)))
+
+
+def draw_curves(evidence: Evidence, path: Path) -> None:
+    """Dice over the number of labelled cases, a panel a data set of the plans; bars are the intervals."""
+    from matplotlib.figure import Figure
+
+    names = sets_of(evidence.plans)
+    if not names:
+        return
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(5.2 * columns + 2.4, 4.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    lines = {}
+    for name, axes in zip(names, panels, strict=False):
+        pool = next(pool for pool in evidence.plans if name in sets_of([pool]))
+        ticks = sorted({n for one, _, n in pool.scores if one == name})
+        for number, arm in enumerate(ARMS):
+            found = {n: estimate(one) for n in ticks if (one := scores_of([pool], name, arm, n))}
+            if not found:
+                continue
+            means = [one.mean for one in found.values()]
+            reach = [[one.mean - one.low for one in found.values()], [one.high - one.mean for one in found.values()]]
+            style = "--" if arm in READERS else ":" if arm in OTHERS else "-"
+            colour, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
+            lines[arm] = axes.errorbar(
+                list(found), means, reach, color=colour, linestyle=style, marker=marker, ms=4, capsize=2
+            )
+        axes.set(title=name, xlabel="labelled cases", ylabel="mean Dice of unseen cases", xscale="log", ylim=(0, 1))
+        axes.set_xticks(ticks, [str(n) for n in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+    for axes in panels[len(names) :]:
+        axes.remove()
+    figure.legend(list(lines.values()), list(lines), loc="outside right upper", frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+TABLES: dict[str, Render] = {
+    "label_efficiency": label_efficiency,
+    "match": matches,
+    "fate": fate,
+    "fate_settings": fate_settings,
+    "auto_sam": auto_sam,
+    "interactive": interactive,
+    "pruning": pruning,
+}
+
+
+def _by_set(pools: Sequence[Pool], arms: Sequence[str], names: Sequence[str], shots: int) -> str:
+    measures = ("dice", "hd95")
+    found = {
+        (name, measure): shared({arm: scores_of(pools, name, arm, shots, measure) for arm in arms})
+        for name in names
+        for measure in measures
+    }
+    rows = []
+    for arm in arms:
+        cells = [_cell(estimate(of[arm]), measure) if arm in of else "–" for (_, measure), of in found.items()]
+        rows.append((arm, *cells))
+    return table(("arm", *[head for name in names for head in (f"{name}, Dice", "HD95")]), rows)
+
+
+def _curve(pool: Pool, data_set: str, arm: str) -> dict[int, float]:
+    shots = {n for name, one, n in pool.scores if (name, one) == (data_set, arm)}
+    return {n: estimate(scores_of([pool], data_set, arm, n)).mean for n in sorted(shots)}
+
+
+def _cell(one: Estimate, measure: str) -> str:
+    digits = 3 if measure in LARGER_IS_BETTER else 1
+    if math.isnan(one.low):
+        return f"{one.mean:.{digits}f}"
+    return f"{one.mean:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
+
+
+def _signed(one: Estimate) -> str:
+    return f"{one.mean:+.3f}" + ("" if math.isnan(one.low) else f" [{one.low:+.3f}, {one.high:+.3f}]")
