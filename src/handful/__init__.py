@@ -29,6 +29,10 @@ if TYPE_CHECKING:
         predict_file,
         support_among,
     )
+    from handful.cohort.quality import CaseQuality, LabelQuality, QualityConfig, predict_quality
+    from handful.cohort.review import ReviewConfig, ReviewResult, review_folder
+    from handful.cohort.suggest import SuggestConfig, Suggestion, SuggestResult, suggest
+    from handful.cohort.suggest_picture import write_suggestions
     from handful.data.cases import Case, Cohort, Finding, SupportSet, check_case
     from handful.data.files import SUFFIXES, read_cohort, read_label_map, read_volume, write_label_map, write_volume
     from handful.data.slicing import Slicer
@@ -141,6 +145,10 @@ _ROOMS = {
         "predict_file",
         "support_among",
     ),
+    "handful.cohort.suggest": ("SuggestConfig", "SuggestResult", "Suggestion", "suggest"),
+    "handful.cohort.suggest_picture": ("write_suggestions",),
+    "handful.cohort.quality": ("CaseQuality", "LabelQuality", "QualityConfig", "predict_quality"),
+    "handful.cohort.review": ("ReviewConfig", "ReviewResult", "review_folder"),
     "handful.data.cases": ("Case", "Cohort", "Finding", "SupportSet", "check_case"),
     "handful.data.files": (
         "SUFFIXES",
@@ -195,6 +203,7 @@ __all__ = [
     "BusyError",
     "CachedBackbone",
     "Case",
+    "CaseQuality",
     "Change",
     "CheckpointError",
     "Closer",
@@ -216,6 +225,7 @@ __all__ = [
     "Interactive",
     "LabelError",
     "LabelMap",
+    "LabelQuality",
     "Labels",
     "Lora",
     "MemoryBackbone",
@@ -230,8 +240,11 @@ __all__ = [
     "PromptableSegmenter",
     "Prompted",
     "Prompts",
+    "QualityConfig",
     "Reading",
     "Report",
+    "ReviewConfig",
+    "ReviewResult",
     "Run",
     "Segmenter",
     "Session",
@@ -240,6 +253,9 @@ __all__ = [
     "SimulatedReader",
     "Slicer",
     "Study",
+    "SuggestConfig",
+    "SuggestResult",
+    "Suggestion",
     "SupportSet",
     "TrainConfig",
     "TransferredPrompts",
@@ -272,6 +288,7 @@ __all__ = [
     "oracle",
     "predict_cohort",
     "predict_file",
+    "predict_quality",
     "pretrain",
     "print_table",
     "processors",
@@ -282,8 +299,10 @@ __all__ = [
     "read_study",
     "read_through",
     "read_volume",
+    "review_folder",
     "run_experiment",
     "save",
+    "suggest",
     "support_among",
     "tune_allocator",
     "write_csv",
@@ -296,6 +315,7 @@ __all__ = [
     "write_phantom_cohort",
     "write_preview",
     "write_results",
+    "write_suggestions",
     "write_volume",
 ]
 

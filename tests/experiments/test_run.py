@@ -283,3 +283,14 @@ def test_peak_memory_is_that_of_the_stretch_not_of_what_was_before():
     during = np.ones(100 * 2**17)
     assert 95 < memory.mib() - start < 150
     del during
+
+
+def test_a_setting_may_name_the_folder_of_the_data_set(make_plan: Callable[..., Plan], tmp_path: Path):
+    settings = {"side": 32, "channels": 2, "train.iterations": 1, "contrast.iterations": 1, "contrast_batch": 2}
+    arm = Arm(method="unet", settings={**settings, "pretrain": "simclr", "unlabelled": "{folder}"})
+    found = run_experiment(make_plan(arms={"U-Net": arm}), tmp_path / "out", processes=1)
+    write_experiment_report(tmp_path / "out")
+    assert not found.failed
+    rows = read_results(tmp_path / "out" / "results.csv")
+    assert all(not row.failure for row in rows)
+    assert all(json.loads(row.settings)["unlabelled"] == "{folder}" for row in rows)

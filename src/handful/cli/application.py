@@ -20,6 +20,8 @@ from handful.cli import (
     fit,
     predict,
     pretrain,
+    review,
+    suggest,
 )
 from handful.cli.terminal import Doors
 
@@ -65,8 +67,10 @@ app.command("list", rich_help_panel="Begin here")(catalogues.list_catalogue)
 app.command("fit", rich_help_panel="Your own data")(fit.fit)
 app.command("predict", rich_help_panel="Your own data")(predict.predict)
 app.command("evaluate", rich_help_panel="Your own data")(evaluate.evaluate)
+app.command("review", rich_help_panel="Your own data")(review.review)
 app.command("compare", rich_help_panel="Your own data")(compare.compare)
 app.command("embed", rich_help_panel="Your own data")(embed.embed)
+app.command("suggest", rich_help_panel="Your own data")(suggest.suggest)
 app.command("annotate", rich_help_panel="For tinkerers")(annotate.annotate)
 app.add_typer(experiment.experiment, name="experiment", rich_help_panel="For tinkerers")
 app.add_typer(export.export, name="export", rich_help_panel="For tinkerers")

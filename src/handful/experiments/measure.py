@@ -73,7 +73,8 @@ def measure(cell: Cell, backbone: Backbone) -> Outcome:
     cohort = read_cohort(cell.folder)
     if cohort.labels is None:
         raise InputError(f"{cell.folder} has no labelled case; put label maps into its labels/ folder")
-    method, seed = cell.arm.build(cell.draw)
+    written, seed = cell.arm.build(cell.draw)
+    method, _ = cell.arm.build(cell.draw, cell.folder)
     drawn, unseen = cell.split(cohort)
     support = SupportSet(tuple(drawn), cohort.labels)
     memory, began = PeakMemory(backbone.device), time.perf_counter()
@@ -89,7 +90,7 @@ def measure(cell: Cell, backbone: Backbone) -> Outcome:
         "fit_s": round(fit_s, 3),
         "peak_mib": round(peak, 1),
         "method": cell.arm.method,
-        "settings": json.dumps(method_settings(method)),
+        "settings": json.dumps(method_settings(written)),
         "reader": _reader(cell),
         "backbone": cell.backbone,
         "backbone_sha256": backbone.digest(),

@@ -26,6 +26,8 @@ FAST = ("nearest-slice", "zero-shot", "fate", "few-shot-prompts", "auto-sam")
 """Methods that a folder of one's own is compared on unless others are named: a fit takes a minute or so on a CPU."""
 SHOTS = (1, 2, 4, 8, 16)
 CLICKS = re.compile(r"clicks-([1-9]\d?)")
+FOLDER = "{folder}"
+"""Stands for the data set's folder in a setting, as in `unlabelled = "{folder}"`."""
 _FORBID = ConfigDict(extra="forbid")
 
 
@@ -50,6 +52,7 @@ class Arm:
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    """As `build_method` takes them; '{folder}' stands for the data set's folder."""
     backbone: str | None = None
     """Where it is not the plan's."""
     reader: str | None = None
@@ -66,9 +69,13 @@ class Arm:
             )
         self.build(0)
 
-    def build(self, draw: int) -> tuple[Method, int | None]:
-        """The method, and the seed it draws by: the draw's number unless the settings name one; None without any."""
-        method = build_method(self.method, self.settings)
+    def build(self, draw: int, folder: Path | None = None) -> tuple[Method, int | None]:
+        """The method, and the seed it draws by: the draw's number unless the settings name one; None without any.
+
+        Without a folder the settings keep '{folder}', as they are written down.
+        """
+        settings = {k: str(folder) if v == FOLDER and folder else v for k, v in self.settings.items()}
+        method = build_method(self.method, settings)
         known = method_settings(method)
         key = "train.seed" if "seed" in (known.get("train") or {}) else "seed" if "seed" in known else None
         if key is None:
@@ -77,7 +84,7 @@ class Arm:
         default = method_settings(build_method(self.method, {}))
         if stated == (default["train"]["seed"] if key == "train.seed" else default["seed"]):
             stated = draw
-        return build_method(self.method, {**self.settings, key: stated}), int(stated)
+        return build_method(self.method, {**settings, key: stated}), int(stated)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,410 @@
+"""A folder of predictions put in the order in which a reader should look at them: a table, and a page of the worst."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from handful.atomic import write_atomically
+from handful.backbones.cached import cached
+from handful.backbones.catalog import load_backbone
+from handful.checkpoint import RECORD, load
+from handful.cohort.choice import choose_device
+from handful.cohort.lock import locked
+from handful.cohort.progress import Report, silent
+from handful.cohort.quality import (
+    SIGNALS,
+    Calibration,
+    CaseQuality,
+    Judge,
+    LabelQuality,
+    QualityConfig,
+    Refit,
+    judging,
+)
+from handful.data.cases import Case, Cohort, SupportSet
+from handful.data.files import file_digest, read_label_map, stem
+from handful.data.formats import is_scan
+from handful.data.slicing import Slicer
+from handful.data.volume import Labels
+from handful.errors import CheckpointError, HandfulError, InputError, SettingsError
+from handful.evaluation.evaluate import Failure
+from handful.evaluation.markup import Element, element, page
+from handful.evaluation.overlay import write_overlay
+from handful.evaluation.page_style import STYLE
+from handful.methods.base import Segmenter
+from handful.methods.catalog import build_method, method_settings
+
+TABLE, PAGE, PICTURES, NOTES = "review.csv", "review.html", "pictures", ".handful"
+MOST_ROWS = 300
+"""Lines of the queue on the page; the table has all."""
+SHEETS = ".sheet { margin: 0 0 34px; } .sheet img { width: 100%; max-width: 900px; height: auto; border-radius: 8px; }"
+DISCLAIMER = "Not a medical device. The order tells where to look first, not where looking is not needed."
+COLUMNS = ("case", "label", "name", "predicted_dice", "calibrated", *SIGNALS, "size", "flags")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReviewConfig:
+    """How to judge, and how many cases are drawn."""
+
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    reverse: str = "auto"
+    """As in QualityConfig, and the two below."""
+    confidence: bool = True
+    cache: Path | None = None
+    calibrate: bool | None = None
+    """Fit the method anew without each support case, to learn what the signals are worth; None does so for methods that
+    train nothing, where it takes little time."""
+    worst: int = 12
+    """Cases that the page shows, the worst first."""
+
+    def __post_init__(self) -> None:
+        if self.worst < 0:
+            raise SettingsError(f"worst must not be negative, got {self.worst}")
+
+
+@dataclass(frozen=True)
+class ReviewResult:
+    """What was judged, and by what."""
+
+    cases: tuple[CaseQuality, ...]
+    """The worst first, by the label of theirs that is worst."""
+    skipped: tuple[str, ...]
+    """Judged before: scan, prediction, model and support are the same as then."""
+    failures: tuple[Failure, ...]
+    support: tuple[str, ...]
+    """Labelled cases that the judgement rests on."""
+    calibration: Calibration | None
+    """None where the predicted Dice is the plain mean of the signals."""
+
+
+def review_folder(
+    predictions: Path,
+    model: Path,
+    cohort: Cohort,
+    out: Path,
+    labelled: Cohort | None = None,
+    config: ReviewConfig = ReviewConfig(),
+    report: Report = silent,
+) -> ReviewResult:
+    """Judges the label maps in `predictions`, named as the cohort's cases, and writes review.csv and review.html.
+
+    `model` is the folder of the segmenter that made them. The cases that it was fitted on, which are not judged, must
+    be in `labelled`, or else in the cohort, with their references; no other reference is read. A case without a
+    prediction, or one on another grid, is listed as a failure and the others go on. Run again, only what has changed is
+    judged. Raises InputError where none of the labelled cases are there or nothing is to be judged, BusyError while
+    another process works in `out`.
+    """
+    record = _read_record(model)
+    found = _label_maps(predictions)
+    support, known = _support(record, labelled or cohort, model)
+    wanted = [case for case in cohort.cases if case.name not in known]
+    if not any(case.name in found for case in wanted):
+        raise InputError(
+            f"{predictions} holds no prediction of a case of {cohort.name!r} that the model was not fitted on; "
+            "give the folder that handful predict wrote, and the scans it was made from"
+        )
+    with locked(out / NOTES):
+        segmenter = _opened(model, config)
+        key, refit = _key(model, support, config), _refit(record, segmenter, config)
+        work = _Work(out, found, segmenter.slicer, segmenter.labels, key, refit)
+        quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=config.cache)
+        with judging(segmenter, SupportSet(support, segmenter.labels), quality) as judge:
+            return _reviewed(work, judge, support, wanted, config, report)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Where things are and where they go."""
+
+    out: Path
+    predictions: dict[str, Path]
+    slicer: Slicer
+    labels: Labels
+    key: str
+    """Of model, support and settings."""
+    refit: Refit | None
+
+
+def _reviewed(
+    work: _Work, judge: Judge, support: tuple[Case, ...], wanted: Sequence[Case], config: ReviewConfig, report: Report
+) -> ReviewResult:
+    names = tuple(case.name for case in support)
+    report(0, len(wanted), f"{len(wanted)} cases by {len(names)} labelled ones")
+    judge = _calibrated(work, judge, SupportSet(support, judge.segmenter.labels), report)
+    judged: list[CaseQuality] = []
+    skipped: list[str] = []
+    failures: list[Failure] = []
+    for number, case in enumerate(wanted, start=1):
+        try:
+            quality, anew = _judged(work, judge, case)
+            judged.append(quality)
+            if not anew:
+                skipped.append(case.name)
+        except HandfulError as error:
+            failures.append(Failure(case.name, str(error)))
+        report(number, len(wanted), case.name)
+    judged.sort(key=lambda one: (one.worst, one.case))
+    result = ReviewResult(tuple(judged), tuple(skipped), tuple(failures), names, judge.calibration)
+    shown = judged[: config.worst]
+    _draw(work, wanted, shown)
+    write_atomically(work.out / TABLE, _csv(result))
+    write_atomically(work.out / PAGE, _page(result, shown))
+    return result
+
+
+def _calibrated(work: _Work, judge: Judge, support: SupportSet, report: Report) -> Judge:
+    """The judge with the calibration learnt before, or learnt now."""
+    note = work.out / NOTES / "calibration.json"
+    kept = _read_note(note, work.key, Calibration | None)
+    if kept is not None:
+        return replace(judge, calibration=kept[0])
+    calibration = judge.calibrated(support, work.refit, report) if work.refit else None
+    _write_note(note, work.key, calibration and asdict(calibration))
+    return replace(judge, calibration=calibration)
+
+
+def _judged(work: _Work, judge: Judge, case: Case) -> tuple[CaseQuality, bool]:
+    """The quality of a case's prediction, and whether that had to be found out."""
+    if case.name not in work.predictions:
+        raise InputError(f"no prediction of case {case.name!r}; predict it first, or name the cases that are")
+    path = work.predictions[case.name]
+    prediction = read_label_map(path, work.labels)
+    scan = hashlib.sha256(case.read_image().array.tobytes()).hexdigest()
+    key = hashlib.sha256(f"{work.key} {scan} {file_digest(path)}".encode()).hexdigest()
+    note = work.out / NOTES / "cases" / f"{case.name}.json"
+    kept = _read_note(note, key, CaseQuality)
+    if kept is not None:
+        return kept[0], False
+    quality = judge(case, prediction)
+    _picture(work.out, case.name).unlink(missing_ok=True)  # of another prediction
+    _write_note(note, key, asdict(quality))
+    return quality, True
+
+
+def _read_record(model: Path) -> dict[str, Any]:
+    if not (model / RECORD).is_file():
+        raise CheckpointError(f"{model} holds no {RECORD}: not a fitted model; make one with handful fit")
+    record: dict[str, Any] = json.loads((model / RECORD).read_text("utf-8"))
+    return record
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give the one that handful predict wrote")
+    return {stem(path): path for path in sorted(folder.iterdir()) if is_scan(path)}
+
+
+def _support(record: dict[str, Any], cohort: Cohort, model: Path) -> tuple[tuple[Case, ...], set[str]]:
+    """The labelled cases that the model was fitted on, as far as they are there, and the names of all of them."""
+    fitted = {one["case"]: one["image_sha256"] for one in record["provenance"].get("support", [])}
+    labelled = [case for case in cohort.cases if case.reference is not None]
+    support = [case for case in labelled if case.name in fitted] if fitted else labelled
+    if not support:
+        names = f"fitted on {', '.join(sorted(fitted)[:5])}" if fitted else "of which no support is recorded"
+        raise InputError(
+            f"cohort {cohort.name!r} has no labelled case of the model {model.name!r} ({names}), "
+            "and nothing can be judged without one; name the folder that has them by --support"
+        )
+    for case in support:
+        digest = hashlib.sha256(case.read_image().array.tobytes()).hexdigest()
+        if digest != fitted.get(case.name, digest):
+            raise InputError(
+                f"case {case.name!r} of cohort {cohort.name!r} is not the scan of that name that the model was fitted "
+                "on; name the folder that has it by --support"
+            )
+    return tuple(support), {*fitted, *(case.name for case in support)}
+
+
+def _opened(model: Path, config: ReviewConfig) -> Segmenter:
+    segmenter = load(model)
+    if config.cache is not None:
+        segmenter = load(model, cached(segmenter.backbone, config.cache))
+    return segmenter.to(choose_device(config.device))
+
+
+def _refit(record: dict[str, Any], segmenter: Segmenter, config: ReviewConfig) -> Refit | None:
+    """Fits the model's method to other cases, on the backbone as it was before; None where nothing is calibrated."""
+    method = build_method(record["method"], record["settings"])
+    trains = "train" in method_settings(method)
+    if config.calibrate is False or (config.calibrate is None and trains):
+        return None
+    if not trains:
+        return lambda cases: method.fit(cases, segmenter.backbone)
+    backbone = load_backbone(record["backbone"]).to(segmenter.backbone.device)
+    return lambda cases: method.fit(cases, backbone)
+
+
+def _key(model: Path, support: Sequence[Case], config: ReviewConfig) -> str:
+    """What a judgement depends on, beside the case."""
+    references = []
+    for case in support:
+        reference = case.read_reference()
+        assert reference is not None
+        references.append((case.name, hashlib.sha256(np.ascontiguousarray(reference.array).tobytes()).hexdigest()))
+    settings = (config.reverse, config.confidence, config.calibrate)
+    made_of = [version("handful"), file_digest(model / RECORD), references, settings]
+    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+
+
+def _read_note(path: Path, key: str, kind: Any) -> tuple[Any] | None:
+    """What was noted, of that type, if it was made of the same; None where there is nothing that can be read."""
+    try:
+        note = json.loads(path.read_text("utf-8"))
+        return (TypeAdapter(kind).validate_python(note["content"]),) if note["made_of"] == key else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, ValidationError):
+        return None
+
+
+def _write_note(path: Path, key: str, content: object) -> None:
+    write_atomically(path, (json.dumps({"made_of": key, "content": content}, indent=1) + "\n").encode())
+
+
+def _draw(work: _Work, cases: Sequence[Case], shown: Sequence[CaseQuality]) -> None:
+    """The contact sheets of the cases shown that are not there from before; those of other cases go."""
+    names = [one.case for one in shown]
+    for case in cases:
+        path = _picture(work.out, case.name)
+        if case.name not in names:
+            path.unlink(missing_ok=True)
+        elif not path.exists():
+            prediction = read_label_map(work.predictions[case.name], work.labels)
+            write_overlay(path, case.read_image(), prediction, slicer=work.slicer, case=case.name)
+
+
+def _picture(out: Path, case: str) -> Path:
+    return out / PICTURES / f"{case}.png"
+
+
+def _rows(result: ReviewResult) -> list[tuple[str, LabelQuality]]:
+    """All cases and labels, the worst first."""
+    rows = [(case.case, one) for case in result.cases for one in case.labels]
+    return sorted(rows, key=lambda row: (row[1].predicted_dice, row[0], row[1].label))
+
+
+def _csv(result: ReviewResult) -> bytes:
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for case, one in _rows(result):
+        signals = [_number(getattr(one.signals, name)) for name in SIGNALS]
+        calibrated = "yes" if result.calibration else "no"
+        size = f"{one.size:.4g}"
+        dice = _number(one.predicted_dice)
+        table.writerow([case, one.label, one.name, dice, calibrated, *signals, size, "; ".join(one.flags)])
+    return text.getvalue().encode()
+
+
+def _number(value: float) -> str:
+    """Three digits; nothing for nan."""
+    return "" if np.isnan(value) else f"{value:.3f}"
+
+
+def _page(result: ReviewResult, shown: Sequence[CaseQuality]) -> bytes:
+    head = element(
+        "head",
+        None,
+        element("meta", {"charset": "utf-8"}),
+        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        element("title", None, "Review"),
+        element("style", None, STYLE + SHEETS),
+    )
+    header = element("header", None, element("h1", None, "Where to look first"), _paragraph(_what_it_is(result)))
+    rows = _rows(result)
+    dice = [one.predicted_dice for _, one in rows]
+    odd = sum(any(one.flags for one in case.labels) for case in result.cases)
+    cards = [(f"{len(result.cases)}", "cases judged"), (f"{len(result.failures)}", "could not be judged")]
+    if rows:
+        cards.append((f"{np.mean(dice):.2f}", "mean predicted Dice"))
+        cards.append((f"{odd}", "cases with a flag"))
+    if result.calibration:
+        cards.append((f"± {result.calibration.error:.2f}", "mean error on labelled cases left out"))
+    header.append(element("div", {"class": "cards"}, *[_card(figure, text) for figure, text in cards]))
+    main = element("main")
+    if result.failures:
+        main.append(element("h2", None, "Could not be judged"))
+        items = [element("li", None, f"{one.case}: {one.reason}") for one in result.failures]
+        main.append(element("ul", None, *items))
+    if shown:
+        main.append(element("h2", None, f"The worst {len(shown)} of {len(result.cases)}"))
+    for place, case in enumerate(shown, start=1):
+        main.append(_sheet(place, case))
+    main.append(element("h2", None, "The queue"))
+    main.append(_paragraph(f"A line a case and label, the worst first{_cut(rows)}."))
+    main.append(_queue(rows[:MOST_ROWS]))
+    body = element("body", None, header, main, element("footer", None, _paragraph(DISCLAIMER)))
+    return page(element("html", {"lang": "en"}, head, body))
+
+
+def _what_it_is(result: ReviewResult) -> str:
+    support = f"{len(result.support)} labelled {'case' if len(result.support) == 1 else 'cases'}"
+    if result.calibration is None:
+        return (
+            f"No reference of these cases was looked at. The predicted Dice is the plain mean of the signals, found by "
+            f"{support} and not calibrated: good for an order, not as a number."
+        )
+    return (
+        f"No reference of these cases was looked at. The predicted Dice is calibrated on {support}, each segmented by "
+        "a model of the others: an estimate from few, good for an order and less so as a number."
+    )
+
+
+def _cut(rows: Sequence[tuple[str, LabelQuality]]) -> str:
+    return f"; the first {MOST_ROWS} of {len(rows)}, all are in {TABLE}" if len(rows) > MOST_ROWS else ""
+
+
+def _sheet(place: int, case: CaseQuality) -> Element:
+    """A case's picture below what is expected of its labels."""
+    title = element("h3", None, f"{place}. {case.case}")
+    lines = [
+        element(
+            "li",
+            None,
+            element("b", None, f"{one.name} {one.predicted_dice:.2f}"),
+            "".join(f" · {flag}" for flag in one.flags),
+        )
+        for one in sorted(case.labels, key=lambda one: one.predicted_dice)
+    ]
+    source = f"{PICTURES}/{quote(case.case)}.png"
+    image = element("img", {"src": source, "alt": f"slices of {case.case}", "loading": "lazy"})
+    link = element("a", {"href": source}, image)
+    return element("figure", {"class": "sheet"}, title, element("ul", {"class": "legend"}, *lines), link)
+
+
+def _queue(rows: Sequence[tuple[str, LabelQuality]]) -> Element:
+    heads = ["case", "label", "predicted Dice", *SIGNALS, "flags"]
+    head = element("thead", None, element("tr", None, *[element("th", None, text) for text in heads]))
+    body = element("tbody")
+    for case, one in rows:
+        cells = [_number(one.predicted_dice), *[_number(getattr(one.signals, name)) or "–" for name in SIGNALS]]
+        body.append(
+            element(
+                "tr",
+                None,
+                element("th", None, case),
+                element("td", {"class": "text"}, one.name),
+                *[element("td", None, text) for text in cells],
+                element("td", {"class": "text"}, ", ".join(one.flags)),
+            )
+        )
+    return element("div", {"class": "scroll"}, element("table", None, head, body))
+
+
+def _card(figure: str, text: str) -> Element:
+    return element("div", {"class": "card"}, element("b", None, figure), element("p", None, text))
+
+
+def _paragraph(text: str) -> Element:
+    return element("p", None, text)
