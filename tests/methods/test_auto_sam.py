@@ -28,6 +28,7 @@ FORMS = [
     {"faithful": True},
     {"head": "cnn"},
     {"head": "cnn", "faithful": True},
+    {"head": "unet"},
     {"head": "linear"},
     {"head": "linear", "relu_out": True},
 ]
@@ -164,7 +165,9 @@ def test_the_order_of_classes_is_that_of_their_tokens_and_nothing_else(form: dic
     assert torch.allclose(head(image), before[:, [2, 0, 1]], atol=1e-5)
 
 
-@pytest.mark.parametrize("form", [{}, {"faithful": True}, {"head": "cnn"}, {"head": "linear"}], ids=str)
+@pytest.mark.parametrize(
+    "form", [{}, {"faithful": True}, {"head": "cnn"}, {"head": "linear"}, {"head": "unet"}], ids=str
+)
 @torch.no_grad()
 def test_every_head_looks_at_all_levels_of_sam2(form: dict, sam2: Backbone):
     head, image = head_of(sam2, **form), embeddings(sam2)
@@ -241,8 +244,10 @@ def test_a_cache_round_the_backbone_changes_nothing_that_is_learned(sam: Backbon
         ("sam", {"shared_pass": False}, 150),
         ("sam", {"faithful": True}, 100),
         ("sam", {"head": "cnn"}, 80),
-        ("sam2", {}, 100),
+        ("sam2", {}, 300),
         ("sam2", {"head": "cnn"}, 60),
+        ("sam", {"head": "unet"}, 80),
+        ("sam2", {"head": "unet"}, 60),
     ],
     ids=str,
 )

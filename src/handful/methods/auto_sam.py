@@ -1,4 +1,4 @@
-"""AutoSAM: heads without prompts on a frozen encoder, one map a class: SAM's mask decoder, a CNN, or little at all.
+"""AutoSAM: heads without prompts on a frozen encoder, one map a class: SAM's mask decoder, a CNN, a U-Net, or less.
 
 After Hu, Xu and Shi, "How to Efficiently Adapt Large Segmentation Model (SAM) to Medical Images" (arXiv 2306.13731).
 The encoder sees each view of each support slice once; the head alone trains, on the kept embeddings. `faithful` builds
@@ -8,6 +8,7 @@ the heads as the authors' code does, with what that code does by accident; witho
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from abc import ABC, abstractmethod
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from safetensors import safe_open
@@ -43,6 +45,8 @@ CHECKS = 20
 PATIENCE = 5
 """Checks without a better one after which a training stops."""
 PUBLISHED_MASK_TOKENS = 2
+COARSEST = 4
+"""Cells along the coarsest level of the head 'unet', at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +55,10 @@ class AutoSam:
 
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""
-    head: Literal["vit", "cnn", "linear"] = "vit"
+    head: Literal["vit", "cnn", "linear", "unet"] = "vit"
     """'vit': the backbone's own mask decoder, asked with a learned token a class; starts from what it knows. 'cnn': ten
     convolutions, the most parameters. 'linear': the decoder's upscaling alone, the least; in spite of its name it bends
-    three times. The last two start from random weights."""
+    three times. 'unet': ours, a U-Net over all levels of the embeddings. Only 'vit' starts from what is known."""
     shared_pass: bool = True
     """For 'vit': the tokens of all classes meet each other and one image, in one pass. Without it each class has the
     image to itself, as published, at as many times the cost as there are classes."""
@@ -134,6 +138,8 @@ class AutoSam:
         finer = hasattr(backbone.mask_decoder, "conv_s0")
         if self.head == "cnn":
             return CnnHead(backbone.channels, classes, finer, faithful=self.faithful)
+        if self.head == "unet":
+            return UNetHead(backbone.channels, classes, backbone.feature_side, finer)
         if self.head == "linear":
             return LinearHead(backbone.channels, classes, relu_out=self.relu_out or self.faithful)
         if self.faithful:
@@ -315,6 +321,48 @@ class LinearHead(Head):
         half = self.activation(self.upscale_layer_norm(self.upscale_conv1(image.main) + half_skip))
         logits: Tensor = self.out(self.activation(self.upscale_conv2(half) + fine_skip))
         return logits
+
+
+class UNetHead(Head):
+    """A U-Net over the embeddings, not over pixels: each level joins where the net is as coarse; ours, not the paper's.
+
+    Instance norm on what comes in and after every convolution takes out of the features what sets one scanner apart
+    from another; up to two further levels below the main one see the whole slice.
+    """
+
+    def __init__(self, channels: int, classes: int, cells: int, finer: bool = False) -> None:
+        super().__init__()
+        joins = [channels // 8, channels // 4, channels] if finer else [channels]
+        joins += [0] * sum(cells // 2**halved >= COARSEST for halved in (1, 2))
+        widths = [channels // 8 * 2 ** min(level, 3) for level in range(len(joins))]
+        self.down = nn.ModuleList(
+            _normed(inside + join, own) for inside, join, own in zip([0, *widths], joins, widths, strict=False)
+        )
+        self.up = nn.ModuleList(_normed(fine + coarse, fine) for fine, coarse in itertools.pairwise(widths))
+        self.out = nn.Conv2d(widths[0], classes, 1)
+        self.enlarged = 1 if finer else 4
+
+    def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n k s s"]:
+        seen: list[Tensor] = []
+        for place, block in enumerate(self.down):
+            shown = [F.avg_pool2d(seen[-1], 2)] if seen else []
+            seen.append(block(torch.cat([*shown, *map(F.instance_norm, image.features[place : place + 1])], dim=1)))
+        found = seen.pop()
+        for block in reversed(self.up):
+            fine = seen.pop()
+            coarse = F.interpolate(found, (fine.shape[-2], fine.shape[-1]), mode="bilinear", align_corners=False)
+            found = block(torch.cat([fine, coarse], dim=1))
+        logits: Tensor = self.out(found)
+        if self.enlarged == 1:
+            return logits
+        return F.interpolate(logits, scale_factor=self.enlarged, mode="bilinear", align_corners=False)
+
+
+def _normed(inside: int, outside: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for wide in (inside, outside):
+        layers += [nn.Conv2d(wide, outside, 3, padding=1), nn.InstanceNorm2d(outside, affine=True), nn.LeakyReLU(0.01)]
+    return nn.Sequential(*layers)
 
 
 def against_background(logits: Float[Tensor, "n k s s"]) -> Float[Tensor, "n l s s"]:
