@@ -24,8 +24,8 @@ OURS = (
     "AutoSAM CNN",
     "AutoSAM linear",
     "AutoSAM linear, ReLU",
+    "AutoSAM U-Net",
     "LoRA",
-    "fine-tuned",
     "interactive",
 )
 BASELINE = "U-Net"
@@ -117,6 +117,19 @@ def fate(evidence: Evidence, words: Sequence[str]) -> str:
     arms = ("nearest slice", "zero-shot, box", "FATE", "FATE, closer", "reader: 1 point", "reader: box")
     names = [name for name in sets_of(evidence.benches, ("FATE",)) if scores_of(evidence.benches, name, arms[0], 4)]
     return _by_set(evidence.benches, arms, names, 4)
+
+
+def fate_shots(evidence: Evidence, words: Sequence[str]) -> str:
+    """FATE and the floor over the number of labelled volumes, from the benchmark's lines, a table a data set."""
+    arms = ("nearest slice", "FATE", "FATE, closer")
+    tables = []
+    for name in sets_of(evidence.benches, ("FATE, closer",)):
+        shots = sorted({n for pool in evidence.benches for one, arm, n in pool.scores if (one, arm) == (name, arms[2])})
+        found = {n: shared({arm: scores_of(evidence.benches, name, arm, n, "dice") for arm in arms}) for n in shots}
+        if len(shots) > 1:
+            rows = [[arm, *[_cell(estimate(found[n][arm]), "dice") for n in shots]] for arm in arms]
+            tables.append(f"**{name}**\n\n{table(('arm', *[f'{n} labelled' for n in shots]), rows)}")
+    return "\n\n".join(tables) or "(not measured yet)"
 
 
 def fate_settings(evidence: Evidence, words: Sequence[str]) -> str:
@@ -244,6 +257,7 @@ TABLES: dict[str, Render] = {
     "label_efficiency": label_efficiency,
     "match": matches,
     "fate": fate,
+    "fate_shots": fate_shots,
     "fate_settings": fate_settings,
     "auto_sam": auto_sam,
     "interactive": interactive,
