@@ -96,6 +96,7 @@ _SETTINGS = (
     "diverse=true fuse=true second_sweep=true largest_component=true start=best similarity=l1 absent_below=-2"
 )
 _STUDY = "interactive_study.py {part} --data {{data}} --shots 4"
+_ASKED = "--draws 0 --cases 6 --slices 4 --people 1"
 
 PARTS: dict[str, Part] = {
     "acdc": plan("acdc"),
@@ -105,7 +106,9 @@ PARTS: dict[str, Part] = {
         "label_efficiency",
         f"{_EFFICIENCY} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 "
         "--arms nearest-slice zero-shot fate fate:closer=1.4 reader-points-1 reader-box",
-        f"{_EFFICIENCY} --sets msd_hippocampus acdc --shots 1 --arms nearest-slice fate fate:closer=1.4",
+        f"{_EFFICIENCY} --sets acdc msd_hippocampus --shots 1 2 8 --arms nearest-slice fate fate:closer=1.4",
+        f"{_EFFICIENCY} --sets busi camus cxr_covid drishti_gs dsb2018 kvasir_seg --shots 4 "
+        "--arms nearest-slice zero-shot fate reader-box",
         f"{_EFFICIENCY} --sets acdc msd_hippocampus --shots 4 --draws 0 --arms "
         + " ".join(f"fate:{setting}" for setting in _SETTINGS.split()),
     ),
@@ -114,9 +117,13 @@ PARTS: dict[str, Part] = {
         "real_data.py --data {data} --threads 1 --controls --seeds 0",
         "real_data.py --data {data} --threads 1",
     ),
-    "clicks": bench("interactive", f"{_STUDY.format(part='clicks')} --sets chaos_mr_t2 acdc"),
-    "generalise": bench("interactive", f"{_STUDY.format(part='generalise')} --fitted-on acdc --sets chaos_mr_t2"),
-    "pruning": bench("interactive", f"{_STUDY.format(part='pruning')} --sets chaos_mr_t2 acdc --seeds 0 1 2"),
+    "clicks": bench("interactive", f"{_STUDY.format(part='clicks')} {_ASKED} --sets acdc chaos_mr_t2"),
+    "generalise": bench(
+        "interactive", f"{_STUDY.format(part='generalise')} {_ASKED} --fitted-on acdc --sets chaos_mr_t2"
+    ),
+    "pruning": bench(
+        "interactive", f"{_STUDY.format(part='pruning')} --sets chaos_mr_t2 --seeds 0 1 2 --iterations 200"
+    ),
     "auto-sam-speed": stopwatch("auto_sam_speed", "auto_sam_speed.py"),
     "multi-region": stopwatch("multi_region", "multi_region.py"),
     "what-trains": stopwatch("what_trains", "what_trains.py"),

@@ -50,7 +50,7 @@ def only_slices(case: Case, *labelled: int) -> Case:
 
 @pytest.mark.parametrize("method", [SMALL, STACKS], ids=["slices", "stacks"])
 def test_it_finds_the_labels_of_an_unseen_phantom(method: UNet, sam: Backbone):
-    longer = replace(method, batch=4 // method.dims, train=TrainConfig(iterations=80, learning_rate=1e-2))
+    longer = replace(method, batch=4 // method.dims, train=TrainConfig(iterations=160, learning_rate=1e-2))
     assert dice(longer.fit(support_set(3), sam), 7) > 0.7
 
 
