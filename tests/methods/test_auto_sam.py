@@ -23,9 +23,9 @@ from phantoms import LABELS, phantom, phantom_case, support_set
 
 SHORT = TrainConfig(iterations=2)
 FORMS = [
-    {},
-    {"shared_pass": False},
-    {"faithful": True},
+    {"head": "vit"},
+    {"head": "vit", "shared_pass": False},
+    {"head": "vit", "faithful": True},
     {"head": "cnn"},
     {"head": "cnn", "faithful": True},
     {"head": "unet"},
@@ -73,9 +73,9 @@ def size_of(head: Head) -> int:
 @pytest.mark.parametrize(
     ("form", "whole", "trainable"),
     [
-        ({"faithful": True}, 3_780_002, 3_646_880),
-        ({}, 3_506_048, 3_506_048),
-        ({"shared_pass": False}, 3_506_048, 3_506_048),
+        ({"head": "vit", "faithful": True}, 3_780_002, 3_646_880),
+        ({"head": "vit"}, 3_506_048, 3_506_048),
+        ({"head": "vit", "shared_pass": False}, 3_506_048, 3_506_048),
         ({"head": "cnn"}, 20_686_340, 20_686_340),
         ({"head": "linear"}, 75_140, 75_140),
         ({"head": "linear", "faithful": True}, 75_140, 75_140),
@@ -89,7 +89,7 @@ def test_heads_have_the_published_number_of_parameters(form: dict, whole: int, t
 
 
 def test_the_published_vit_head_takes_sams_transformer_and_leaves_its_tokens(vit_b: Backbone):
-    faithful, mended = head_of(vit_b, faithful=True), head_of(vit_b)
+    faithful, mended = head_of(vit_b, head="vit", faithful=True), head_of(vit_b, head="vit")
     decoder = dict(vit_b.mask_decoder.named_parameters())
     for head in (faithful, mended):
         for name, value in head.transformer.named_parameters(prefix="transformer"):
@@ -102,7 +102,11 @@ def test_the_published_vit_head_takes_sams_transformer_and_leaves_its_tokens(vit
 # What looks at what.
 
 
-@pytest.mark.parametrize(("form", "images"), [({}, 2), ({"shared_pass": False}, 6), ({"faithful": True}, 6)], ids=str)
+@pytest.mark.parametrize(
+    ("form", "images"),
+    [({"head": "vit"}, 2), ({"head": "vit", "shared_pass": False}, 6), ({"head": "vit", "faithful": True}, 6)],
+    ids=str,
+)
 @on_both
 def test_all_classes_take_one_pass_and_only_the_others_copy_the_image(
     form: dict, images: int, model: str, request: pytest.FixtureRequest
@@ -118,7 +122,7 @@ def test_all_classes_take_one_pass_and_only_the_others_copy_the_image(
 
 def both_ways(backbone: Backbone, classes: int) -> tuple[VitHead, VitHead]:
     """One set of weights, asked in one pass and class by class."""
-    shared, apart = head_of(backbone, classes), head_of(backbone, classes, shared_pass=False)
+    shared, apart = (head_of(backbone, classes, head="vit", shared_pass=one) for one in (True, False))
     apart.load_state_dict(shared.state_dict())
     return shared, apart
 
@@ -156,7 +160,7 @@ def test_classes_hear_each_other_in_a_shared_pass_only(sam: Backbone):
     assert torch.allclose(before[1], after[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("form", [{}, {"shared_pass": False}], ids=str)
+@pytest.mark.parametrize("form", [{"head": "vit"}, {"head": "vit", "shared_pass": False}], ids=str)
 @torch.no_grad()
 def test_the_order_of_classes_is_that_of_their_tokens_and_nothing_else(form: dict, sam: Backbone):
     head, image = head_of(sam, **form), embeddings(sam)
@@ -166,7 +170,9 @@ def test_the_order_of_classes_is_that_of_their_tokens_and_nothing_else(form: dic
 
 
 @pytest.mark.parametrize(
-    "form", [{}, {"faithful": True}, {"head": "cnn"}, {"head": "linear"}, {"head": "unet"}], ids=str
+    "form",
+    [{"head": "vit"}, {"head": "vit", "faithful": True}, {"head": "cnn"}, {"head": "linear"}, {"head": "unet"}],
+    ids=str,
 )
 @torch.no_grad()
 def test_every_head_looks_at_all_levels_of_sam2(form: dict, sam2: Backbone):
@@ -240,11 +246,11 @@ def test_a_cache_round_the_backbone_changes_nothing_that_is_learned(sam: Backbon
 @pytest.mark.parametrize(
     ("model", "form", "iterations"),
     [
-        ("sam", {}, 150),
-        ("sam", {"shared_pass": False}, 150),
-        ("sam", {"faithful": True}, 100),
+        ("sam", {"head": "vit"}, 150),
+        ("sam", {"head": "vit", "shared_pass": False}, 150),
+        ("sam", {"head": "vit", "faithful": True}, 100),
         ("sam", {"head": "cnn"}, 80),
-        ("sam2", {}, 300),
+        ("sam2", {"head": "vit"}, 300),
         ("sam2", {"head": "cnn"}, 60),
         ("sam", {"head": "unet"}, 80),
         ("sam2", {"head": "unet"}, 60),
@@ -291,9 +297,9 @@ def test_what_was_learned_comes_back(form: dict, model: str, request: pytest.Fix
 
 
 def test_a_head_of_another_form_is_not_restored(sam: Backbone):
-    segmenter = AutoSam(views=1, batch=2, train=SHORT).fit(support_set(1), sam)
+    segmenter = AutoSam(head="vit", views=1, batch=2, train=SHORT).fit(support_set(1), sam)
     with pytest.raises(CheckpointError, match="class_tokens"):
-        AutoSam(faithful=True).restore(segmenter.labels, segmenter.slicer, sam, segmenter.learned())
+        AutoSam(head="vit", faithful=True).restore(segmenter.labels, segmenter.slicer, sam, segmenter.learned())
 
 
 def test_the_background_is_a_class_whose_logit_is_subtracted(sam: Backbone):
@@ -377,7 +383,7 @@ def killing_at(step: int):
     return report
 
 
-@pytest.mark.parametrize("form", [{}, {"faithful": True}], ids=str)
+@pytest.mark.parametrize("form", [{"head": "vit"}, {"head": "vit", "faithful": True}], ids=str)
 def test_a_killed_fit_goes_on_to_the_very_same_weights(form: dict, sam: Backbone, tmp_path: Path):
     method = AutoSam(views=2, batch=2, train=TrainConfig(iterations=6, learning_rate=2e-3), **form)
     undisturbed = method.fit(support_set(2), sam).learned()
@@ -397,6 +403,7 @@ def test_a_killed_fit_goes_on_to_the_very_same_weights(form: dict, sam: Backbone
     ("settings", "said"),
     [
         ({"batch": 0}, "batch"),
+        ({"faithful": True}, "faithful"),
         ({"views": -1}, "views"),
         ({"feature_noise": -0.1}, "feature_noise"),
         ({"spread": float("nan")}, "spread"),

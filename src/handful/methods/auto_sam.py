@@ -55,10 +55,10 @@ class AutoSam:
 
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""
-    head: Literal["vit", "cnn", "linear", "unet"] = "vit"
-    """'vit': the backbone's own mask decoder, asked with a learned token a class; starts from what it knows. 'cnn': ten
-    convolutions, the most parameters. 'linear': the decoder's upscaling alone, the least; in spite of its name it bends
-    three times. 'unet': ours, a U-Net over all levels of the embeddings. Only 'vit' starts from what is known."""
+    head: Literal["unet", "vit", "cnn", "linear"] = "unet"
+    """'unet': ours, a U-Net over all levels of the embeddings. 'vit', 'cnn' and 'linear' are the paper's: the mask
+    decoder, asked with a learned token a class; ten convolutions, the most parameters; the decoder's upscaling alone,
+    the least, which in spite of its name bends three times. All but 'vit' start from random weights."""
     shared_pass: bool = True
     """For 'vit': the tokens of all classes meet each other and one image, in one pass. Without it each class has the
     image to itself, as published, at as many times the cost as there are classes."""
@@ -95,6 +95,10 @@ class AutoSam:
         for name in ("feature_noise", "spread"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if self.faithful and self.head == "unet":
+            raise SettingsError(
+                "faithful is for the published heads, and 'unet' is ours; set head to vit, cnn or linear"
+            )
         if self.relu_out and self.head != "linear":
             raise SettingsError(f"relu_out is for the head 'linear', and this one is {self.head!r}; leave it out")
         if self.validate_from and self.train.ema:
