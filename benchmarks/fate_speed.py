@@ -292,10 +292,12 @@ def prepared(task: Task, full: MemoryBackbone, half: MemoryBackbone) -> tuple[di
         fits[backbone.name] = time.process_time() - began
     equal, small = fitted[full.side], fitted[half.side]
     bounded = replace(EQUAL, window=1).restore(equal.labels, equal.slicer, full, equal.learned())
+    coarse = replace(EQUAL, precision="bfloat16").restore(equal.labels, equal.slicer, full, equal.learned())
     both = replace(EQUAL, window=1).restore(small.labels, small.slicer, half, small.learned())
     variants: dict[str, Variant] = {
         REFERENCE: Reference(task.support, slicer, copy.deepcopy(full), copy.deepcopy(full)),
         OURS: Ours(equal),
+        "ours, bfloat16": Ours(coarse),
         "ours, window 1": Ours(bounded),
         f"ours, {half.side} px": Ours(small),
         f"ours, {half.side} px, window 1": Ours(both),

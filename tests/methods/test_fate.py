@@ -499,6 +499,16 @@ def most_held(segmenter: FateSegmenter, volume: Volume, monkeypatch: pytest.Monk
     return most
 
 
+def test_half_the_bits_move_no_more_than_borders(handful_tiny: MemoryBackbone):
+    image, _ = phantom(7)
+    exact = Fate().fit(support_set(2), handful_tiny)
+    coarse = Fate(precision="bfloat16").restore(exact.labels, exact.slicer, handful_tiny, exact.learned())
+    (one, sure), (other, less_sure) = (x.segment_with_confidence(image) for x in (exact, coarse))
+    assert not torch.equal(sure.object_score, less_sure.object_score)
+    assert torch.allclose(sure.object_score, less_sure.object_score, atol=0.5, equal_nan=True)
+    assert (one.array != other.array).sum() < 0.1 * (one.array > 0).sum()
+
+
 @pytest.mark.parametrize("settings", [{"window": 0}, {"window": 3}, {"window": 2, "fuse": True},
                                       {"window": 2, "second_sweep": True}])  # fmt: skip
 def test_what_is_held_does_not_grow_with_the_number_of_slices(

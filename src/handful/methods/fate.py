@@ -91,6 +91,9 @@ class Fate:
     """Answer each slice again with both sides' neighbours as the first sweep labelled them; encodes it once more."""
     largest_component: bool = False
     """Keep only the largest connected piece of each label in the volume."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What encoder, memory attention and decoder compute in while predicting. 'bfloat16' is faster where the processor
+    knows it (AVX-512 BF16, AMX, GPUs) and the model is large; a few voxels along the borders differ."""
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -160,8 +163,9 @@ class FateSegmenter(Segmenter):
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Logits of slices that know nothing of each other, nor of their place in a stack."""
-        image = encoded(self.backbone, slices.to(self.backbone.device))
-        answer = self._asked(image, self._retrieved(image), range(len(image)))
+        with self._precision():
+            image = encoded(self.backbone, slices.to(self.backbone.device))
+            answer = self._asked(image, self._retrieved(image), range(len(image)))
         return self.backbone.to_slice(answer.logits, image.size)
 
     def learned(self) -> dict[str, Tensor]:
@@ -191,14 +195,20 @@ class FateSegmenter(Segmenter):
         else:
             answers = self._outwards(stack)
         notes = _Notes(len(stack), len(self.labels))
-        found = drawn(stack, self.labels, self._classes(answers, notes, stack.size))
-        if self.method.second_sweep:
-            again = self._again(stack, stack.of(found.array))
-            found = drawn(stack, self.labels, self._classes(again, notes, stack.size))
+        with self._precision():
+            found = drawn(stack, self.labels, self._classes(answers, notes, stack.size))
+            if self.method.second_sweep:
+                again = self._again(stack, stack.of(found.array))
+                found = drawn(stack, self.labels, self._classes(again, notes, stack.size))
         if self.method.largest_component:
             keep_largest(found)
         names = tuple(tuple(self.bank.source(s) for s in supports) for supports in notes.retrieved)
         return found, SliceConfidence(notes.object_score, notes.iou, names)
+
+    def _precision(self) -> torch.autocast:
+        """Holds for all that is computed within."""
+        fewer_bits = self.method.precision == "bfloat16"
+        return torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=fewer_bits)
 
     def _classes(
         self, answers: Iterator[_Answer], notes: _Notes, size: tuple[int, int]
