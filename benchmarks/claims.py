@@ -106,9 +106,12 @@ PARTS: dict[str, Part] = {
         "label_efficiency",
         f"{_EFFICIENCY} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 "
         "--arms nearest-slice zero-shot fate fate:closer=1.4 reader-points-1 reader-box",
-        f"{_EFFICIENCY} --sets acdc msd_hippocampus --shots 1 2 8 --arms nearest-slice fate fate:closer=1.4",
-        f"{_EFFICIENCY} --sets busi camus cxr_covid drishti_gs dsb2018 kvasir_seg --shots 4 "
+        f"{_EFFICIENCY} --sets acdc --shots 1 2 8 --arms nearest-slice fate fate:closer=1.4",
+        f"{_EFFICIENCY} --sets msd_hippocampus chaos_mr_t2 --shots 1 2 8 --arms nearest-slice fate",
+        f"{_EFFICIENCY} --sets busi camus cxr_covid drishti_gs dsb2018 kvasir_seg --shots 1 2 4 8 "
         "--arms nearest-slice zero-shot fate reader-box",
+        f"{_EFFICIENCY} --sets openkbp --shots 4 "
+        "--arms nearest-slice fate fate:closer=1.4 fate:closer=1.4,absent_below=-2",
         f"{_EFFICIENCY} --sets acdc msd_hippocampus --shots 4 --draws 0 --arms "
         + " ".join(f"fate:{setting}" for setting in _SETTINGS.split()),
     ),

@@ -123,11 +123,16 @@ def fate_shots(evidence: Evidence, words: Sequence[str]) -> str:
     """FATE and the floor over the number of labelled volumes, from the benchmark's lines, a table a data set."""
     arms = ("nearest slice", "FATE", "FATE, closer")
     tables = []
-    for name in sets_of(evidence.benches, ("FATE, closer",)):
-        shots = sorted({n for pool in evidence.benches for one, arm, n in pool.scores if (one, arm) == (name, arms[2])})
-        found = {n: shared({arm: scores_of(evidence.benches, name, arm, n, "dice") for arm in arms}) for n in shots}
+    for name in sets_of(evidence.benches, ("FATE",)):
+        pools = [(sorted(n for one, arm, n in p.scores if (one, arm) == (name, "FATE")), p) for p in evidence.benches]
+        shots, pool = max(pools, key=lambda one: len(one[0]))
+        found = {n: shared({arm: scores_of([pool], name, arm, n, "dice") for arm in arms}) for n in shots}
         if len(shots) > 1:
-            rows = [[arm, *[_cell(estimate(found[n][arm]), "dice") for n in shots]] for arm in arms]
+            rows = [
+                [arm, *[_cell(estimate(of[arm]), "dice") if arm in of else "–" for of in found.values()]]
+                for arm in arms
+                if any(arm in of for of in found.values())
+            ]
             tables.append(f"**{name}**\n\n{table(('arm', *[f'{n} labelled' for n in shots]), rows)}")
     return "\n\n".join(tables) or "(not measured yet)"
 
@@ -266,17 +271,15 @@ TABLES: dict[str, Render] = {
 
 
 def _by_set(pools: Sequence[Pool], arms: Sequence[str], names: Sequence[str], shots: int) -> str:
-    measures = ("dice", "hd95")
-    found = {
-        (name, measure): shared({arm: scores_of(pools, name, arm, shots, measure) for arm in arms})
-        for name in names
-        for measure in measures
-    }
-    rows = []
-    for arm in arms:
-        cells = [_cell(estimate(of[arm]), measure) if arm in of else "–" for (_, measure), of in found.items()]
-        rows.append((arm, *cells))
-    return table(("arm", *[head for name in names for head in (f"{name}, Dice", "HD95")]), rows)
+    """A row a data set, first all of Dice, then all of HD95."""
+    parts = []
+    for measure, title in (("dice", "Dice"), ("hd95", "HD95")):
+        rows = []
+        for name in names:
+            found = shared({arm: scores_of(pools, name, arm, shots, measure) for arm in arms})
+            rows.append([name, *[_cell(estimate(found[arm]), measure) if arm in found else "–" for arm in arms]])
+        parts.append(table((title, *arms), rows))
+    return "\n\n".join(parts)
 
 
 def _curve(pool: Pool, data_set: str, arm: str) -> dict[int, float]:
