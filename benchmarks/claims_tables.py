@@ -154,7 +154,7 @@ def fate_settings(evidence: Evidence, words: Sequence[str]) -> str:
 def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
     """The heads beside the U-Nets, a table a data set."""
     arms = tuple(arm for arm in OURS if arm.startswith("AutoSAM")) + OTHERS[:3]
-    names = sets_of(evidence.plans, arms[:3])
+    names = sets_of(evidence.plans, [arm for arm in arms if arm.startswith("AutoSAM")])
     parts = [f"**{name}**, Dice\n\n{_efficiency(evidence, name, 'dice', arms)}" for name in names]
     return "\n\n".join(parts) or "(not measured yet)"
 
