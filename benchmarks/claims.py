@@ -110,6 +110,7 @@ PARTS: dict[str, Part] = {
         f"{_EFFICIENCY} --sets msd_hippocampus chaos_mr_t2 --shots 1 2 8 --arms nearest-slice fate",
         f"{_EFFICIENCY} --sets busi camus cxr_covid drishti_gs dsb2018 kvasir_seg --shots 1 2 4 8 "
         "--arms nearest-slice zero-shot fate reader-box",
+        f"{_EFFICIENCY} --sets msd_hippocampus --shots 4 --arms fate:planes=axial,coronal,sagittal",
         f"{_EFFICIENCY} --sets openkbp --shots 4 "
         "--arms nearest-slice fate fate:closer=1.4 fate:closer=1.4,absent_below=-2",
         f"{_EFFICIENCY} --sets acdc msd_hippocampus --shots 4 --draws 0 --arms "
