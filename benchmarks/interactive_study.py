@@ -25,15 +25,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import json
-import multiprocessing
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +37,6 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
-from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.cached import encoded
 from handful.backbones.catalog import load_backbone
@@ -57,6 +52,7 @@ from handful.prompts.heuristics import append_points
 from handful.prompts.prompts import PADDING, Prompts
 from handful.prompts.simulation import Reader, clicks_to_reach, correct, hard_dice
 from handful.tuning.run import Run
+from spread import Line, my_backbone, read_lines
 
 ARMS = ("backbone", "interactive:prompts=centre", "interactive")
 RULES = ("none", "random", "infobatch", "cbdp")
@@ -76,7 +72,6 @@ SMALLEST = 4
 ROWS = 32
 """Regions that go through the decoder at once."""
 
-Line = dict[str, Any]
 Ask = Callable[[ImageEmbeddings, Prompts, tuple[int, int]], Float[Tensor, "n k h w"]]
 
 
@@ -84,10 +79,8 @@ def main() -> None:
     arguments = _arguments()
     if not arguments.table:
         done = read_lines(arguments.out)
-        run(
-            arguments,
-            [cell for cell in cells(arguments) if not any(cell.key().items() <= line.items() for line in done)],
-        )
+        todo = [cell for cell in cells(arguments) if not any(cell.key().items() <= line.items() for line in done)]
+        spread(todo, measure, told, out=arguments.out, processes=arguments.processes, backbone=arguments.backbone)
     wanted = [line for line in read_lines(arguments.out) if not arguments.sets or line["set"] in arguments.sets]
     lines = [line for line in wanted if (line["part"] == "pruning") == (arguments.part == "pruning")]
     print(pruning_tables(lines) if arguments.part == "pruning" else click_tables(lines))
@@ -141,36 +134,16 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
                 )
 
 
-def run(arguments: argparse.Namespace, todo: list[Cell]) -> None:
-    """Cells over processes; a line a cell as it ends, with the time that is left."""
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    context, began = multiprocessing.get_context("spawn"), time.monotonic()
-    with ProcessPoolExecutor(arguments.processes, context, _start, (arguments.backbone,)) as pool:
-        for number, future in enumerate(as_completed([pool.submit(measure, cell) for cell in todo]), start=1):
-            line = future.result()
-            with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            left = (time.monotonic() - began) / number * (len(todo) - number) / 60
-            what = f"{line['set']} {line['arm']} (fitted on {line['fitted_on']}), draw {line['draw']}"
-            found = ", ".join(f"{name} {np.mean(line[name]):.3f}" for name in line if name.startswith("dice_"))
-            costs = [f"{name} {line[f'{name}_s']:.0f} s ({line[f'{name}_cpu_s']:.0f} s CPU)" for name in ("fit", "ask")]
-            took = ", ".join(costs)
-            print(f"{number}/{len(todo)} {what}: {found}; {took}; {left:.0f} min left", flush=True)
-
-
-_backbones: dict[str, Backbone] = {}
-
-
-def _start(backbone: str) -> None:
-    """What each process does once."""
-    tune_allocator()
-    torch.set_num_threads(1)
-    _backbones["mine"] = load_backbone(backbone)
+def told(line: Line) -> str:
+    what = f"{line['set']} {line['arm']} (fitted on {line['fitted_on']}), draw {line['draw']}"
+    found = ", ".join(f"{name} {np.mean(line[name]):.3f}" for name in line if name.startswith("dice_"))
+    costs = [f"{name} {line[f'{name}_s']:.0f} s ({line[f'{name}_cpu_s']:.0f} s CPU)" for name in ("fit", "ask")]
+    return f"{what}: {found}; {', '.join(costs)}"
 
 
 def measure(cell: Cell) -> Line:
     """Fits and asks in this process."""
-    result, backbone = cell.key(), _backbones["mine"]
+    result, backbone = cell.key(), my_backbone()
     support = _support(cell, cell.fitted_on)
     watch, began, began_cpu = Stopwatch(), time.monotonic(), time.process_time()
     ask: Ask = functools.partial(ask_plainly, backbone)
@@ -236,7 +209,7 @@ def _fitted(cell: Cell, support: SupportSet, watch: Stopwatch) -> InteractiveSeg
     name, _, text = cell.arm.partition(":")
     settings: dict[str, object] = {"train.seed": cell.draw, "train.iterations": cell.iterations}
     settings |= dict(pair.split("=", 1) for pair in text.split(",") if pair)
-    segmenter = build_method(name, settings).fit(support, _backbones["mine"], Run(report=watch))
+    segmenter = build_method(name, settings).fit(support, my_backbone(), Run(report=watch))
     assert isinstance(segmenter, InteractiveSegmenter), "other methods cannot be asked and corrected"
     return segmenter.eval()
 
@@ -571,10 +544,6 @@ def _mean(values: list[float]) -> str:
 
 def _markdown(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *rows])
-
-
-def read_lines(path: Path) -> list[Line]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _arguments() -> argparse.Namespace:

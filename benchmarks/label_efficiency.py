@@ -18,20 +18,15 @@ largest distance in its scan. Intervals are 95 % bootstrap intervals over all ca
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from foundation import called_present
-from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.data.cases import Case, SupportSet
@@ -44,6 +39,7 @@ from handful.methods.catalog import build_method, method_settings
 from handful.methods.fate import FateSegmenter
 from handful.methods.promptable import PromptKind, oracle
 from handful.methods.zero_shot import ZeroShot
+from spread import Line, my_backbone, read_lines, spread
 
 SETS = (
     "msd_hippocampus",
@@ -68,13 +64,12 @@ JITTER = 0.05
 MOST_CASES = {"openkbp": 6}
 """Unseen cases at most, where a volume takes long."""
 
-Line = dict[str, Any]
-
 
 def main() -> None:
     arguments = _arguments()
     if not arguments.table:
-        run(arguments, list(cells(arguments)))
+        todo = list(cells(arguments))
+        spread(todo, measure, told, out=arguments.out, processes=arguments.processes, backbone=arguments.backbone)
     lines = [line for line in read_lines(arguments.out) if not arguments.sets or line["set"] in arguments.sets]
     print(tables(lines, arguments.arms))
     if arguments.curves:
@@ -117,32 +112,10 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
                         yield cell
 
 
-def run(arguments: argparse.Namespace, todo: list[Cell]) -> None:
-    """Cells over processes; a line a cell as it ends, with the time that is left."""
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    context, began = multiprocessing.get_context("spawn"), time.monotonic()
-    with ProcessPoolExecutor(arguments.processes, context, _start, (arguments.backbone,)) as pool:
-        for number, future in enumerate(as_completed([pool.submit(measure, cell) for cell in todo]), start=1):
-            line = future.result()
-            with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            left = (time.monotonic() - began) / number * (len(todo) - number) / 60
-            what = f"{line['set']} {line['arm']} {line['shots']} shots, draw {line['draw']}"
-            took = f"fit {line['fit_s']:.0f} s, {line['case_s']:.1f} s a case"
-            print(
-                f"{number}/{len(todo)} {what}: Dice {np.mean(line['dice']):.3f}, {took}; {left:.0f} min left",
-                flush=True,
-            )
-
-
-_backbones: dict[str, Backbone] = {}
-
-
-def _start(backbone: str) -> None:
-    """What each process does once."""
-    tune_allocator()
-    torch.set_num_threads(1)
-    _backbones["mine"] = load_backbone(backbone)
+def told(line: Line) -> str:
+    what = f"{line['set']} {line['arm']} {line['shots']} shots, draw {line['draw']}"
+    took = f"fit {line['fit_s']:.0f} s, {line['case_s']:.1f} s a case"
+    return f"{what}: Dice {np.mean(line['dice']):.3f}, {took}"
 
 
 def measure(cell: Cell) -> Line:
@@ -151,7 +124,7 @@ def measure(cell: Cell) -> Line:
     assert cohort.labels is not None
     drawn, rest = cohort.draw(cell.shots, cell.draw)
     unseen = [case for case in rest if case.reference is not None][: cell.most]
-    support, backbone = SupportSet(tuple(drawn), cohort.labels), _backbones["mine"]
+    support, backbone = SupportSet(tuple(drawn), cohort.labels), my_backbone()
     began = time.monotonic()
     slicer = Slicer().resolve(support.images())
     if cell.arm in READERS:
@@ -273,10 +246,6 @@ def draw(lines: list[Line], arms: list[str], path: Path) -> None:
         axes.grid(alpha=0.25)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     figure.savefig(path, dpi=130)
-
-
-def read_lines(path: Path) -> list[Line]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _arguments() -> argparse.Namespace:

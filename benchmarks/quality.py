@@ -21,21 +21,14 @@ how many of the truly worst quarter are in the first quarter, where by chance it
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import pearsonr, spearmanr
 
-from handful.allocator import tune_allocator
-from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.cohort.quality import SIGNALS, Compared, calibrate, judging
 from handful.data.cases import Case, SupportSet
@@ -44,8 +37,7 @@ from handful.data.volume import LabelMap
 from handful.evaluation.evaluate import score_case
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import build_method, method_settings
-
-Line = dict[str, Any]
+from spread import Line, my_backbone, read_lines, spread
 
 WAYS = ("calibrated", "plain mean", *SIGNALS)
 
@@ -53,7 +45,8 @@ WAYS = ("calibrated", "plain mean", *SIGNALS)
 def main() -> None:
     arguments = _arguments()
     if not arguments.table:
-        run(arguments, list(cells(arguments)))
+        todo = list(cells(arguments))
+        spread(todo, measure, told, out=arguments.out, processes=arguments.processes, backbone=arguments.backbone)
     lines = [line for line in read_lines(arguments.out) if not arguments.sets or line["set"] in arguments.sets]
     print(tables(lines))
     if arguments.figure:
@@ -95,29 +88,9 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
                         yield cell
 
 
-def run(arguments: argparse.Namespace, todo: list[Cell]) -> None:
-    """Cells over processes; a line a cell as it ends, with the time that is left."""
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    context, began = multiprocessing.get_context("spawn"), time.monotonic()
-    with ProcessPoolExecutor(arguments.processes, context, _start, (arguments.backbone,)) as pool:
-        for number, future in enumerate(as_completed([pool.submit(measure, cell) for cell in todo]), start=1):
-            line = future.result()
-            with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            left = (time.monotonic() - began) / number * (len(todo) - number) / 60
-            what = f"{line['set']} {line['arm']} {line['shots']} shots, draw {line['draw']}"
-            took = f"calibrated in {line['calibrate_s']:.0f} s, {line['judge_s']:.1f} s a case to judge"
-            print(f"{number}/{len(todo)} {what}: {took}; {left:.0f} min left", flush=True)
-
-
-_backbones: dict[str, Backbone] = {}
-
-
-def _start(backbone: str) -> None:
-    """What each process does once."""
-    tune_allocator()
-    torch.set_num_threads(1)
-    _backbones["mine"] = load_backbone(backbone)
+def told(line: Line) -> str:
+    what = f"{line['set']} {line['arm']} {line['shots']} shots, draw {line['draw']}"
+    return f"{what}: calibrated in {line['calibrate_s']:.0f} s, {line['judge_s']:.1f} s a case to judge"
 
 
 def measure(cell: Cell) -> Line:
@@ -129,7 +102,7 @@ def measure(cell: Cell) -> Line:
     support, method = SupportSet(tuple(drawn), cohort.labels), _method(cell)
 
     def fit(cases: SupportSet) -> Segmenter:
-        return method.fit(cases, _backbones["mine"])
+        return method.fit(cases, my_backbone())
 
     segmenter = fit(support)
     predicted = [(case, segmenter.predict(case.read_image())) for case in unseen]
@@ -271,10 +244,6 @@ def draw(lines: list[Line], path: Path) -> None:
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8, loc="upper left")
     figure.savefig(path, dpi=130)
-
-
-def read_lines(path: Path) -> list[Line]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _arguments() -> argparse.Namespace:

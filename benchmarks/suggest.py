@@ -25,19 +25,13 @@ all unseen cases of all draws.
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
-from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.cohort.suggest import SuggestConfig, suggest
@@ -49,12 +43,12 @@ from handful.errors import InputError
 from handful.evaluation.evaluate import Estimate, score_case
 from handful.methods.base import Segmenter, has_signal
 from handful.methods.catalog import build_method, method_settings
+from spread import Line, my_backbone, read_lines, spread
 
 ARMS = ("start", "random", "coverage", "model")
 TRIES = 1000
 """Random beginnings that are tried until one holds every label."""
 
-Line = dict[str, Any]
 Slices = dict[str, set[int]]
 """Numbers of the labelled slices of each case."""
 
@@ -62,7 +56,8 @@ Slices = dict[str, set[int]]
 def main() -> None:
     arguments = _arguments()
     if not arguments.table:
-        run(arguments, list(cells(arguments)))
+        todo = list(cells(arguments))
+        spread(todo, measure, told, out=arguments.out, processes=arguments.processes, backbone=arguments.backbone)
     lines = [line for line in read_lines(arguments.out) if not arguments.sets or line["set"] in arguments.sets]
     print(tables(lines))
 
@@ -120,38 +115,16 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
                     yield cell
 
 
-def run(arguments: argparse.Namespace, todo: list[Cell]) -> None:
-    """Cells over processes; a line a cell as it ends, with the time that is left."""
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    context, began = multiprocessing.get_context("spawn"), time.monotonic()
-    with ProcessPoolExecutor(arguments.processes, context, _start, (arguments.backbone,)) as pool:
-        for number, future in enumerate(as_completed([pool.submit(measure, cell) for cell in todo]), start=1):
-            line = future.result()
-            with arguments.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            left = (time.monotonic() - began) / number * (len(todo) - number) / 60
-            what = f"{line['set']} {line['arm']} + {line['budget']} slices, draw {line['draw']}"
-            took = f"choice {line['choose_s']:.0f} s, fit {line['fit_s']:.0f} s, scores {line['score_s']:.0f} s"
-            print(
-                f"{number}/{len(todo)} {what}: Dice {np.mean(line['dice']):.3f}, {took}; {left:.0f} min left",
-                flush=True,
-            )
-
-
-_backbones: dict[str, Backbone] = {}
-
-
-def _start(backbone: str) -> None:
-    """What each process does once."""
-    tune_allocator()
-    torch.set_num_threads(1)
-    _backbones["mine"] = load_backbone(backbone)
+def told(line: Line) -> str:
+    what = f"{line['set']} {line['arm']} + {line['budget']} slices, draw {line['draw']}"
+    took = f"choice {line['choose_s']:.0f} s, fit {line['fit_s']:.0f} s, scores {line['score_s']:.0f} s"
+    return f"{what}: Dice {np.mean(line['dice']):.3f}, {took}"
 
 
 def measure(cell: Cell) -> Line:
     """Chooses, fits and scores in this process."""
     cohort = read_cohort(cell.folder)
-    labels, backbone = cohort.labels, _backbones["mine"]
+    labels, backbone = cohort.labels, my_backbone()
     assert labels is not None
     drawn, rest = cohort.draw(1 + cell.pool, cell.draw)
     unseen = [case for case in rest if case.reference is not None][: cell.cases]
@@ -312,10 +285,6 @@ def _difference(ours: dict[int, list[float]], random: dict[int, list[float]]) ->
     found = Estimate.of([a - b for draw in both for a, b in zip(ours[draw], random[draw], strict=True)])
     gained = sum(float(np.mean(ours[draw])) > float(np.mean(random[draw])) for draw in both)
     return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}], {gained} of {len(both)}"
-
-
-def read_lines(path: Path) -> list[Line]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _arguments() -> argparse.Namespace:

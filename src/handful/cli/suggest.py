@@ -62,8 +62,8 @@ def suggest(
     if segmenter is not None and backbone is None:
         encoder = segmenter.backbone
     else:
-        encoder = load_backbone(backbone or "handful-tiny").to(choose_device(device))
-        encoder = cached(encoder, cache) if cache else encoder
+        loaded = load_backbone(backbone or "handful-tiny").to(choose_device(device))
+        encoder = cached(loaded, cache) if cache else loaded
     with progress("looking", quiet) as report:
         result = suggested(cohort, encoder, segmenter, config, report)
     files = write_suggestions(out, cohort, result)

@@ -28,6 +28,7 @@ from handful.evaluation.overlay import (
     draw_title,
     legend_lines,
     plain,
+    shortened,
 )
 
 if TYPE_CHECKING:
@@ -189,14 +190,14 @@ def _draw_cell(figure: Figure, cell: _Cell, rank: int, corner: tuple[float, floa
     upper, lower = top + 0.1, top + 0.28
     place = f"slice {one.slice.number + 1} of {one.slice.slices}" if one.slice.slices > 1 else ""
     _write(figure, left, upper, f"{rank}", colour=INK, size=10, weight="bold")
-    _write(figure, left + INDENT, upper, _shortened(one.slice.case, 24), colour=INK, size=9, weight="bold")
+    _write(figure, left + INDENT, upper, shortened(one.slice.case, 24), colour=INK, size=9, weight="bold")
     _write(figure, left + INDENT, lower, place)
     _draw_panel(figure, cell.panel, (left, top + HEAD), result)
     span = SIDE
     if cell.nearest is not None:
         second = left + SIDE + GAP
         _write(figure, second, upper, "the labelled slice that looks most alike")
-        _write(figure, second, lower, _shortened(str(cell.nearest.name), 38))
+        _write(figure, second, lower, shortened(str(cell.nearest.name), 38))
         _draw_panel(figure, cell.nearest, (second, top + HEAD), result)
         span = 2 * SIDE + GAP
     below = top + HEAD + SIDE + GAP
@@ -213,14 +214,6 @@ def _draw_panel(figure: Figure, panel: _Panel, corner: tuple[float, float], resu
     if panel.labels is not None and result.labels is not None:
         for value, _, colour in colours(result.labels):
             draw_contour(axes, panel.labels == value, colour, linewidth=1.2)
-
-
-def _shortened(text: str, most: int) -> str:
-    """Its beginning and its end, where names differ, with dots between."""
-    if len(text) <= most:
-        return text
-    half = (most - 1) // 2
-    return f"{text[: most - 1 - half]}…{text[-half:]}"
 
 
 def _write(

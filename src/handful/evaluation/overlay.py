@@ -285,3 +285,11 @@ def _named(sheet: _Sheet, value: int, name: str) -> str:
     if not sheet.dice:
         return name
     return f"{name}  Dice {sheet.dice[value]:.2f}" if value in sheet.dice else f"{name}  absent"
+
+
+def shortened(text: str, most: int) -> str:
+    """Its beginning and its end, where names differ, with dots between."""
+    if len(text) <= most:
+        return text
+    half = (most - 1) // 2
+    return f"{text[: most - 1 - half]}…{text[-half:]}"

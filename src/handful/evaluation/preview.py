@@ -26,6 +26,7 @@ from handful.evaluation.overlay import (
     evenly,
     legend_lines,
     plain,
+    shortened,
     write_overlay,
 )
 from handful.methods.base import Segmenter
@@ -178,7 +179,7 @@ def _draw_row(figure: Figure, view: SliceView, prediction: LabelMap, row: _Row, 
         _draw_panel(
             figure, corner, SUPPORT, np.asarray(picture.image / 255, dtype=np.float32), picture.labels, prediction, 1.0
         )
-        caption = _shortened(picture.case, 16) + (f"  slice {picture.number + 1}" if len(view) > 1 else "")
+        caption = shortened(picture.case, 16) + (f"  slice {picture.number + 1}" if len(view) > 1 else "")
         _write(figure, corner[0] + SUPPORT / 2, above + SUPPORT + CAPTION / 2, caption, ha="center")
 
 
@@ -210,7 +211,7 @@ def _write_confidence(figure: Figure, prediction: LabelMap, row: _Row, corner: t
     for line, k in enumerate(shown):
         _, name, colour = known[k]
         y = top + 0.13 + 0.21 * line
-        _write(figure, left, y, _shortened(name, 16), colour=colour if found[k] else DIM, size=8.5)
+        _write(figure, left, y, shortened(name, 16), colour=colour if found[k] else DIM, size=8.5)
         _write(figure, left + THERE, y, _percent(row.there[k]), colour=INK if found[k] else DIM, size=8.5, ha="right")
         if found[k]:
             _write(figure, left + IOU, y, f"{row.iou[k]:.2f}", colour=INK, size=8.5, ha="right")
@@ -226,14 +227,6 @@ def _percent(probability: float) -> str:
     if probability < 0.01:
         return "< 1 %"
     return "> 99 %" if probability > 0.99 else f"{probability:.0%}".replace("%", " %")
-
-
-def _shortened(text: str, most: int) -> str:
-    """Its beginning and its end, where names differ, with dots between."""
-    if len(text) <= most:
-        return text
-    half = (most - 1) // 2
-    return f"{text[: most - 1 - half]}…{text[-half:]}"
 
 
 def _write(

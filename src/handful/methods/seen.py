@@ -59,7 +59,9 @@ def look(
 
     Of a support of many slices there are fewer views, so that what is kept fits into memory.
     """
-    count = kept_views(views, sum(len(labelled.slices) for labelled in support.slices(slicer)), backbone)
+    count = max(1, views)
+    if count > FEW:  # only then the support is read once more, to be counted
+        count = kept_views(views, sum(len(labelled.slices) for labelled in support.slices(slicer)), backbone)
     generator = torch.Generator().manual_seed(seed)
     sha = hashlib.sha256()
     names: list[str] = []
