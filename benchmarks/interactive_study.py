@@ -52,7 +52,7 @@ from handful.prompts.heuristics import append_points
 from handful.prompts.prompts import PADDING, Prompts
 from handful.prompts.simulation import Reader, clicks_to_reach, correct, hard_dice
 from handful.tuning.run import Run
-from spread import Line, my_backbone, read_lines
+from spread import Line, my_backbone, read_lines, spread
 
 ARMS = ("backbone", "interactive:prompts=centre", "interactive")
 RULES = ("none", "random", "infobatch", "cbdp")
