@@ -102,6 +102,13 @@ PARTS: dict[str, Part] = {
     "acdc": plan("acdc"),
     "hippocampus": plan("hippocampus"),
     "sets": plan("sets"),
+    "time": Part(
+        (
+            "handful experiment run experiments/claims/time.toml -o runs/time --data {data} --processes 1",
+            "cp runs/time/results.parquet docs/results/time.parquet",
+        ),
+        times="docs/results/time.parquet",
+    ),
     "fate": bench(
         "label_efficiency",
         f"{_EFFICIENCY} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 "

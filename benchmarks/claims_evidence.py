@@ -29,7 +29,9 @@ NAMES = {
 }
 """Arms of the benchmarks, as the plans name them."""
 MEASURES = ("dice", "iou", "hd95")
-COLUMNS = ("data_set", "arm", "shots", "draw", "case", "status", "method", *MEASURES)
+SECONDS = "fit_s"
+"""Of the fit, told with each of its cases."""
+COLUMNS = ("data_set", "arm", "shots", "draw", "case", "status", *MEASURES, SECONDS)
 
 Line = dict[str, Any]
 Scores = dict[tuple[int, str], float]
@@ -168,9 +170,9 @@ def _table(path: Path) -> Pool:
     columns = pyarrow.parquet.read_table(path, columns=list(COLUMNS)).to_pydict()
     values: dict[tuple[Point, str, int, str], list[float]] = {}
     for row in zip(*[columns[name] for name in COLUMNS], strict=True):
-        data_set, arm, shots, draw, case, status, _, *measured = row
+        data_set, arm, shots, draw, case, status, *measured = row
         if status != "absent":
-            for measure, value in zip(MEASURES, measured, strict=True):
+            for measure, value in zip((*MEASURES, SECONDS), measured, strict=True):
                 values.setdefault(((data_set, arm, shots), measure, draw, case), []).append(value)
     pool = Pool(path.name)
     for (point, measure, draw, case), labels in values.items():

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from claims_evidence import MEASURES, Evidence, Pool, Scores, difference, estimate, sets_of
+from claims_evidence import MEASURES, SECONDS, Evidence, Pool, Scores, difference, estimate, sets_of
 from handful.errors import SettingsError
 from handful.evaluation.evaluate import Estimate
 from handful.evaluation.results import LARGER_IS_BETTER, TITLES
@@ -47,6 +47,8 @@ is interpolated, and of several arms the better one is named, which flatters a l
 of the unseen cases that both were scored on."""
 
 MARKED = "<!-- table:"
+STEPS = re.compile(r"(?P<arm>.+), (?P<steps>\d+) steps")
+"""Arms that a plan trains for different times."""
 _PLACE = re.compile(r"(<!-- table: (?P<name>[^>]*?) -->\n)(?P<old>.*?)(?P<end><!-- end -->)", re.DOTALL)
 
 Render = Callable[[Evidence, Sequence[str]], str]
@@ -159,6 +161,32 @@ def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
     return "\n\n".join(parts) or "(not measured yet)"
 
 
+def time_to_dice(evidence: Evidence, words: Sequence[str]) -> str:
+    """Dice and seconds of fits of few and of many steps, and after how long each arm is as good as the U-Net's best."""
+    parts = []
+    for pool in evidence.plans:
+        for name in sets_of([pool]):
+            tried: dict[str, dict[int, tuple[float, float]]] = {}
+            for (data_set, arm, _), scores in pool.scores.items():
+                if data_set == name and (found := STEPS.fullmatch(arm)):
+                    point = estimate(scores["dice"]).mean, estimate(scores[SECONDS]).mean
+                    tried.setdefault(found["arm"], {})[int(found["steps"])] = point
+            if BASELINE in tried:
+                parts.append(f"**{name}**\n\n{_times(tried)}")
+    return "\n\n".join(parts) or "(not measured yet)"
+
+
+def _times(tried: Mapping[str, Mapping[int, tuple[float, float]]]) -> str:
+    steps = sorted({n for points in tried.values() for n in points})
+    best = max(dice for dice, _ in tried[BASELINE].values())
+    rows = []
+    for arm, points in tried.items():
+        cells = [f"{points[n][0]:.3f}, {points[n][1]:.0f} s" if n in points else "–" for n in steps]
+        reached = [seconds for dice, seconds in points.values() if dice >= best]
+        rows.append((arm, *cells, f"{min(reached):.0f} s" if reached else "not reached"))
+    return table(("arm", *[f"{n} steps" for n in steps], f"Dice {best:.3f} after"), rows)
+
+
 def interactive(evidence: Evidence, words: Sequence[str]) -> str:
     """Dice after prompts, prompts to a Dice, and spread over ways of asking."""
     measures = {
@@ -265,6 +293,7 @@ TABLES: dict[str, Render] = {
     "fate_shots": fate_shots,
     "fate_settings": fate_settings,
     "auto_sam": auto_sam,
+    "time_to_dice": time_to_dice,
     "interactive": interactive,
     "pruning": pruning,
 }

@@ -126,6 +126,21 @@ def test_the_fewest_labels_that_match_a_unet_are_of_those_tried(load, measured):
     assert "trained on 16 labelled cases (0.900), handful needs more than the 16 that were tried" in text
 
 
+def test_the_time_to_a_dice_is_that_of_the_shortest_fit_that_reached_it(load):
+    evidence = load("claims_evidence")
+    pool = evidence.Pool("made up")
+    fits = {"U-Net, 50 steps": (0.5, 10), "U-Net, 100 steps": (0.7, 20), "FATE, 0 steps": (0.6, 1)}
+    fits |= {"AutoSAM CNN, 50 steps": (0.7, 15), "AutoSAM CNN, 100 steps": (0.72, 30)}
+    for arm, (dice, seconds) in fits.items():
+        pool.add(("hearts", arm, 4), "dice", 0, "case", dice)
+        pool.add(("hearts", arm, 4), "fit_s", 0, "case", seconds)
+    text = load("claims_tables").time_to_dice(evidence.Evidence(plans=(pool,)), [])
+    assert "| arm | 0 steps | 50 steps | 100 steps | Dice 0.700 after |" in text
+    assert "| AutoSAM CNN | – | 0.700, 15 s | 0.720, 30 s | 15 s |" in text
+    assert "| U-Net | – | 0.500, 10 s | 0.700, 20 s | 20 s |" in text
+    assert "| FATE | 0.600, 1 s | – | – | not reached |" in text
+
+
 def test_a_table_is_written_between_its_markers_and_again_the_same(load, measured):
     tables = load("claims_tables")
     evidence = measured({("hearts", "FATE", 1): 0.5, ("hearts", "FATE", 2): 0.6}, noise=0.0)
