@@ -1,0 +1,303 @@
+"""The support as FATE keeps it: a memory of each labelled slice and label, and how the slices most alike are found."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Integer, UInt8
+from torch import Tensor, nn
+
+from handful.backbones.base import ImageEmbeddings, Memory, MemoryBackbone
+from handful.backbones.cached import encoded
+from handful.data.cases import LabelledSlices
+from handful.data.slicing import Slicer
+from handful.data.volume import Geometry, Volume
+from handful.methods.base import CHUNK
+
+CELLS = 16
+"""Cells along the feature maps that 'cosine' compares: coarse enough to forgive a small shift."""
+TOKENS = 2**16
+"""Tokens of memory that are looked at, or made, in one call: bounds the space of the attention."""
+PICTURE = 96
+"""Rows and columns of the pictures that show which supports were retrieved."""
+
+Similarity = Literal["cosine", "pooled", "l1"]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Which support slices are shown for a slice; see the settings of the same names in `Fate`."""
+
+    similarity: Similarity
+    top_k: int
+    diverse: bool
+    place_tolerance: float
+    foreground_only: bool
+
+
+class SupportBank(nn.Module):
+    """What is kept of s support slices, in half precision: what retrieval compares, and a memory for each label held.
+
+    Buffers: `signature0`, ... (s, c, p); `spatial` (r, t, 64) and `pointers` (r, c), a row a memory; `position`
+    (t, 64), which all memories share; `rows` (s, k + 1), the memory of each slice and label, the last one of no label
+    at all, -1 where there is none; for each slice its `cases`, its `index` in the case and its relative `place`;
+    `thumbnails` (s, c, 96, 96), one grey or three colour channels, and `classes` (s, 96, 96), 0 or 1 + the label's
+    index, to be looked at; `names` of the cases, the bytes of a JSON list.
+    """
+
+    spatial: Tensor
+    position: Tensor
+    pointers: Tensor
+    rows: Tensor
+    cases: Tensor
+    index: Tensor
+    place: Tensor
+    thumbnails: Tensor
+    classes: Tensor
+    names: Tensor
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self._rows: list[list[int]] = self.rows.tolist()
+        self._sources = list(zip(self.cases.tolist(), self.index.tolist(), strict=True))
+        self._names: list[str] = json.loads(bytes(self.names.tolist()))
+        self._numbers = {self.source(support): support for support in range(len(self._sources))}
+
+    @classmethod
+    def joined(cls, parts: Sequence[SupportBank]) -> SupportBank:
+        """The slices of all parts; cases of one name in several parts stay apart."""
+        tensors = {
+            name: torch.cat([part.get_buffer(name) for part in parts])
+            for name, _ in parts[0].named_buffers()
+            if name != "thumbnails"
+        }
+        before = np.cumsum([0, *[len(part.spatial) for part in parts]])
+        rows = [torch.where(part.rows < 0, -1, part.rows + int(b)) for part, b in zip(parts, before, strict=False)]
+        earlier = np.cumsum([0, *[len(part._names) for part in parts]])
+        cases = [part.cases + int(e) for part, e in zip(parts, earlier, strict=False)]
+        names = [name for part in parts for name in part._names]
+        channels = max(part.thumbnails.shape[1] for part in parts)  # grey slices beside coloured ones
+        thumbnails = [part.thumbnails.expand(-1, channels, -1, -1) for part in parts]
+        own = {"rows": torch.cat(rows), "cases": torch.cat(cases), "names": _bytes(names)}
+        return cls(tensors | own | {"position": parts[0].position, "thumbnails": torch.cat(thumbnails)})
+
+    @property
+    def signatures(self) -> list[Tensor]:
+        """One level, or as many as the method compares."""
+        return [tensor for name, tensor in self.named_buffers() if name.startswith("signature")]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one memory."""
+        return int(self.spatial.shape[1])
+
+    def source(self, support: int) -> tuple[str, int]:
+        """Case of a support slice, and its number there."""
+        case, number = self._sources[support]
+        return self._names[case], number
+
+    def picture(self, case: str, number: int) -> tuple[UInt8[Tensor, "c s s"], Integer[Tensor, "s s"]]:
+        """Thumbnail and classes of a support slice, by what `source` calls it."""
+        support = self._numbers[case, number]
+        return self.thumbnails[support], self.classes[support]
+
+    def in_every_picture(self) -> Bool[Tensor, " k"]:
+        """Which labels all supports hold, where these are pictures; none of a stack, which may end anywhere."""
+        held: Tensor = (self.rows[:, :-1] >= 0).all(dim=0)
+        pictures = (self.index == 0).all() & (self.place == 0.5).all()
+        return held & pictures
+
+    def holders(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
+        """Memories of those support slices that hold the label."""
+        return tuple(row for row in (self._rows[s][label] for s in supports) if row >= 0)
+
+    def without(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
+        """Empty memories of those that do not."""
+        return tuple(self._rows[s][-1] for s in supports if self._rows[s][label] < 0)
+
+    def memory(self, rows: Sequence[tuple[int, ...]]) -> Memory:
+        """Equally many memories for each object."""
+        chosen = torch.tensor(rows, device=self.spatial.device)
+        supports = chosen.shape[1]
+        spatial = self.spatial[chosen].float()
+        return Memory(
+            spatial,
+            self.position.expand_as(spatial),
+            self.pointers[chosen].float(),
+            (0,) * supports,
+            (1,) * supports,
+        )
+
+    def likeness(self, image: ImageEmbeddings, similarity: Similarity) -> Float[Tensor, "n s"]:
+        """How much each of n slices resembles each of the s supports; more is more alike."""
+        asked = _signature(image, similarity)
+        few = zip(*[torch.split(level, CHUNK) for level in self.signatures], strict=True)
+        # in full precision, a few at a time
+        return torch.cat([_alike(asked, [level.to(asked[0]) for level in levels], similarity) for levels in few], dim=1)
+
+    def best(
+        self, scores: Float[Tensor, "n s"], places: Float[Tensor, " n"] | None, retrieval: Retrieval
+    ) -> list[tuple[int, ...]]:
+        """For each slice the support slices of the highest scores, among those that may be shown, the best first."""
+        if retrieval.foreground_only:
+            held = (self.rows[:, :-1] >= 0).any(dim=1)
+            scores = scores.masked_fill(~held, -torch.inf)
+        if places is not None and retrieval.place_tolerance < 1:
+            near = (places[:, None] - self.place).abs() <= retrieval.place_tolerance
+            near &= scores > -torch.inf
+            scores = scores.masked_fill(~near & near.any(dim=1, keepdim=True), -torch.inf)
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        eligible = (scores > -torch.inf).sum(dim=1).tolist()
+        return [self._first(row[:n], retrieval) for row, n in zip(order.tolist(), eligible, strict=True)]
+
+    def _first(self, order: list[int], retrieval: Retrieval) -> tuple[int, ...]:
+        if retrieval.diverse:
+            taken: Counter[int] = Counter()
+            turn = {}
+            for support in order:
+                case, _ = self._sources[support]
+                turn[support] = taken[case]
+                taken[case] += 1
+            order = sorted(order, key=turn.__getitem__)
+        return tuple(order[: retrieval.top_k])
+
+
+def _signature(image: ImageEmbeddings, similarity: Similarity) -> list[Float[Tensor, "n _ _"]]:
+    """What slices are compared by: unit vectors at p places, or all feature levels as they are."""
+    if similarity == "l1":
+        return [level.flatten(2) for level in image.features]
+    cells = 1 if similarity == "pooled" else min(CELLS, image.main.shape[-1])
+    return [F.normalize(F.adaptive_avg_pool2d(image.main, cells).flatten(2), dim=1)]
+
+
+def _alike(asked: Sequence[Tensor], known: Sequence[Tensor], similarity: Similarity) -> Tensor:
+    levels = [(a.flatten(1), b.flatten(1), a.shape[2]) for a, b in zip(asked, known, strict=True)]
+    if similarity == "l1":
+        return -torch.stack([torch.cdist(a, b, p=1) / places for a, b, places in levels]).mean(dim=0)
+    [(a, b, places)] = levels
+    return a @ b.T / places
+
+
+@torch.no_grad()
+def bank_of(
+    labelled: LabelledSlices,
+    geometry: Geometry,
+    slicer: Slicer,
+    backbone: MemoryBackbone,
+    similarity: Similarity,
+    allow_empty: bool,
+) -> SupportBank:
+    """What one case, cut into slices by `slicer` out of a scan of that geometry, is remembered by.
+
+    Pixels that nobody labelled count as outside. With `allow_empty` each slice has a memory of no label, too.
+    """
+    rows, masks = _table(labelled.masks, allow_empty)
+    asked = torch.nonzero(rows >= 0)
+    signatures: list[list[Tensor]] = []
+    memories: list[Memory | None] = []
+    for start in range(0, len(masks), CHUNK):
+        image = encoded(backbone, labelled.slices[start : start + CHUNK].to(backbone.device))
+        signatures.append(_signature(image, similarity))
+        slices, labels = asked[(asked[:, 0] >= start) & (asked[:, 0] < start + CHUNK)].T
+        memories.append(memorized(backbone, image, slices - start, masks[slices, labels]))
+        if len(asked) == 0:  # one of nothing, which no row of the table names
+            memories.append(memorized(backbone, image, torch.tensor([0]), masks[:1, -1]))
+    memory = joined(memories)
+    assert memory is not None
+    # means over whole slices differ by less than half precision tells apart, and are small
+    dtype = torch.float32 if similarity == "pooled" else torch.float16
+    kept = {f"signature{i}": torch.cat(level).to(dtype) for i, level in enumerate(zip(*signatures, strict=True))}
+    return SupportBank(
+        {**kept, **_pictures(labelled, _pixel_aspect(geometry, slicer), slicer.neighbours)}
+        | {
+            "spatial": memory.spatial[:, 0].half(),
+            "position": memory.spatial_position[0, 0].clone(),
+            "pointers": memory.pointers[:, 0].half(),
+            "rows": rows,
+            "cases": torch.zeros(len(rows), dtype=torch.long),
+            "index": torch.tensor(labelled.index),
+            "place": (torch.tensor(labelled.index) + 0.5) / labelled.count,
+            "names": _bytes([labelled.case]),
+        }
+    )
+
+
+def _pixel_aspect(geometry: Geometry, slicer: Slicer) -> float:
+    """Height of a pixel over its width in the slices of a grid, found out on a single voxel of it."""
+    voxel = Volume(np.zeros((1, 1, 1, 1), dtype=np.uint8), replace(geometry, shape=(1, 1, 1)))
+    _, row, column = slicer.view(voxel).spacing
+    return row / column
+
+
+def _pictures(labelled: LabelledSlices, pixel_aspect: float, neighbours: bool) -> dict[str, Tensor]:
+    """What a bank keeps to be looked at: each slice in the middle of a small square, and the classes on it.
+
+    A structure smaller than a pixel of the square is shown as the pixels it covers most.
+    """
+    height, width = labelled.slices.shape[2] * pixel_aspect, labelled.slices.shape[3]
+    size = [max(1, round(PICTURE * side / max(height, width))) for side in (height, width)]
+    above, before = ((PICTURE - side) // 2 for side in size)
+    rim = (before, PICTURE - size[1] - before, above, PICTURE - size[0] - above)
+
+    image = labelled.slices[:, 1:2] if neighbours else labelled.slices
+    cover = F.interpolate(labelled.masks, size, mode="area")
+    shown = cover * (cover > cover.amax(dim=(2, 3), keepdim=True) / 2)
+    most, index = shown.max(dim=1)
+    classes = torch.where(most > 0, index + 1, 0)
+    return {
+        "thumbnails": F.pad((F.interpolate(image, size, mode="area") * 255).round().to(torch.uint8), rim),
+        "classes": F.pad(classes.to(torch.uint8 if labelled.masks.shape[1] < 256 else torch.int16), rim),
+    }
+
+
+def _table(
+    masks: Float[Tensor, "n k h w"], allow_empty: bool
+) -> tuple[Int[Tensor, "n k+1"], Float[Tensor, "n k+1 h w"]]:
+    """Which memory each slice has of each label, and last of none of them, -1 where it has none; and the masks."""
+    asked = torch.cat([masks.flatten(2).any(dim=2), torch.full((len(masks), 1), allow_empty)], dim=1)
+    rows = torch.full(asked.shape, -1)
+    rows[asked] = torch.arange(int(asked.sum()))
+    return rows, torch.cat([masks, torch.zeros_like(masks[:, :1])], dim=1)
+
+
+def memorized(
+    backbone: MemoryBackbone, image: ImageEmbeddings, rows: Int[Tensor, " o"], masks: Float[Tensor, "o h w"]
+) -> Memory | None:
+    """A memory of each mask on its slice of `image`; None without any.
+
+    A structure smaller than a pixel of the model's square is shown as the pixels it covers most.
+    """
+    if len(rows) == 0:
+        return None
+    parts = []
+    for lot in torch.split(torch.arange(len(rows)), max(1, TOKENS // backbone.feature_side**2)):
+        inside = backbone.to_square(masks[lot, None].to(backbone.device), backbone.side)[:, 0]
+        shown = inside > inside.amax(dim=(1, 2), keepdim=True) / 2
+        parts.append(backbone.memorize(image[rows[lot].to(backbone.device)], shown.float()))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Memory | None]) -> Memory | None:
+    """The objects of all parts, which remember equally much; None without any."""
+    some = [part for part in parts if part is not None]
+    if not some:
+        return None
+    return replace(
+        some[0],
+        spatial=torch.cat([p.spatial for p in some]),
+        spatial_position=torch.cat([p.spatial_position for p in some]),
+        pointers=torch.cat([p.pointers for p in some]),
+    )
+
+
+def _bytes(names: Sequence[str]) -> Tensor:
+    return torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)
