@@ -2,7 +2,7 @@
 
     python benchmarks/claims.py                                  # rewrites the documents from docs/results
     python benchmarks/claims.py --data FOLDER [--part acdc ...]  # measures first; what is there is not measured again
-    python benchmarks/claims.py --curves                         # and draws docs/label_efficiency.png
+    python benchmarks/claims.py --curves                         # and draws the pictures in docs
 
 FOLDER holds one data set a subfolder; parts that time phantoms need none, but their names. A claim is an entry of
 CLAIMS: what its paper says, the rule by which it is judged, the parts that measure it, and a function from the evidence
@@ -26,8 +26,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
+import quality
+import suggest
 from claims_evidence import Difference, Evidence, Pool, compare, difference, read_evidence, sets_of
-from claims_tables import MARKED, TABLES, draw_curves, matches, table, with_tables
+from claims_tables import MARKED, TABLES, UNMEASURED, draw_curves, matches, table, with_tables
 from handful.errors import SettingsError
 from handful.evaluation.evaluate import Estimate
 
@@ -136,6 +138,14 @@ PARTS: dict[str, Part] = {
         "interactive", f"{_STUDY.format(part='pruning')} --sets chaos_mr_t2 --seeds 0 1 2 --iterations 200"
     ),
     "auto-sam-speed": stopwatch("auto_sam_speed", "auto_sam_speed.py"),
+    "suggest": bench(
+        "suggest",
+        "suggest.py --data {data} --sets acdc chaos_mr_t2 msd_hippocampus --method fate --budgets 4 8 16 "
+        "--draws 0 1 2 3 4",
+    ),
+    "quality": bench(
+        "quality", "quality.py --data {data} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --draws 0 1 2 --cases 12"
+    ),
     "multi-region": stopwatch("multi_region", "multi_region.py"),
     "what-trains": stopwatch("what_trains", "what_trains.py"),
     "encoder-size": plan("encoder_size", "the weights of SAM ViT-B, ViT-L and ViT-H, and a GPU"),
@@ -735,6 +745,18 @@ def claims_table(evidence: Evidence, words: Sequence[str]) -> str:
     return overview([(claim, claim.figures(evidence)) for claim in CLAIMS], f"{words[0] if words else 'claims.md'}#")
 
 
+def suggest_table(evidence: Evidence, words: Sequence[str]) -> str:
+    """What suggested slices are worth beside random ones."""
+    lines = list(evidence.raw("suggest"))
+    return suggest.tables(lines) if lines else UNMEASURED
+
+
+def quality_table(evidence: Evidence, words: Sequence[str]) -> str:
+    """How well a predicted Dice agrees with the true one."""
+    lines = list(evidence.raw("quality"))
+    return quality.tables(lines) if lines else UNMEASURED
+
+
 def said(claim: Claim, finding: Finding) -> str:
     """The verdict, with the reason where there is none."""
     if finding.verdict != "not tested here":
@@ -815,7 +837,7 @@ def shown(one: Figure) -> str:
 
 def documents(evidence: Evidence, root: Path = ROOT) -> dict[Path, str]:
     """Every document that is made of results, and what it should hold."""
-    tables = TABLES | {"claims": claims_table}
+    tables = TABLES | {"claims": claims_table, "suggest": suggest_table, "quality": quality_table}
     made = {root / "docs" / "claims.md": document(evidence)}
     for path in [root / "README.md", *sorted((root / "docs").glob("**/*.md"))]:
         if path not in made and MARKED in (text := path.read_text(encoding="utf-8")):
@@ -827,7 +849,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of data sets: measure what is missing first")
     parser.add_argument("--part", nargs="+", choices=list(PARTS), metavar="NAME", help=", ".join(PARTS))
-    parser.add_argument("--curves", action="store_true", help="also draw docs/label_efficiency.png")
+    parser.add_argument(
+        "--curves", action="store_true", help="also draw docs/label_efficiency.png and docs/quality.png"
+    )
     arguments = parser.parse_args()
     usual = [name for name, part in PARTS.items() if part.is_usual] if arguments.data else []
     measure(arguments.part or usual, arguments.data.resolve() if arguments.data else None)
@@ -837,6 +861,8 @@ def main() -> None:
         print("wrote", path.relative_to(ROOT))
     if arguments.curves:
         draw_curves(evidence, ROOT / "docs" / "label_efficiency.png")
+        if lines := list(evidence.raw("quality")):
+            quality.draw(lines, ROOT / "docs" / "quality.png")
 
 
 if __name__ == "__main__":

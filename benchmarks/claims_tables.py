@@ -46,6 +46,7 @@ MATCHING = """The smallest number of labelled cases tried at which an arm's mean
 is interpolated, and of several arms the better one is named, which flatters a little. Intervals of the difference are
 of the unseen cases that both were scored on."""
 
+UNMEASURED = "(not measured yet)"
 MARKED = "<!-- table:"
 STEPS = re.compile(r"(?P<arm>.+), (?P<steps>\d+) steps")
 """Arms that a plan trains for different times."""
@@ -96,7 +97,7 @@ def label_efficiency(evidence: Evidence, words: Sequence[str]) -> str:
     measure = next((word for word in words if word in MEASURES), "dice")
     names = chosen or sets_of(evidence.plans)
     parts = [f"**{name}**, {TITLES[measure]}\n\n{_efficiency(evidence, name, measure)}" for name in names]
-    return "\n\n".join(parts) or "(not measured yet)"
+    return "\n\n".join(parts) or UNMEASURED
 
 
 def _efficiency(evidence: Evidence, data_set: str, measure: str, arms: Sequence[str] = ARMS) -> str:
@@ -136,7 +137,7 @@ def fate_shots(evidence: Evidence, words: Sequence[str]) -> str:
                 if any(arm in of for of in found.values())
             ]
             tables.append(f"**{name}**\n\n{table(('arm', *[f'{n} labelled' for n in shots]), rows)}")
-    return "\n\n".join(tables) or "(not measured yet)"
+    return "\n\n".join(tables) or UNMEASURED
 
 
 def fate_settings(evidence: Evidence, words: Sequence[str]) -> str:
@@ -158,7 +159,7 @@ def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
     arms = tuple(arm for arm in OURS if arm.startswith("AutoSAM")) + OTHERS[:3]
     names = sets_of(evidence.plans, [arm for arm in arms if arm.startswith("AutoSAM")])
     parts = [f"**{name}**, Dice\n\n{_efficiency(evidence, name, 'dice', arms)}" for name in names]
-    return "\n\n".join(parts) or "(not measured yet)"
+    return "\n\n".join(parts) or UNMEASURED
 
 
 def time_to_dice(evidence: Evidence, words: Sequence[str]) -> str:
@@ -173,7 +174,7 @@ def time_to_dice(evidence: Evidence, words: Sequence[str]) -> str:
                     tried.setdefault(found["arm"], {})[int(found["steps"])] = point
             if BASELINE in tried:
                 parts.append(f"**{name}**\n\n{_times(tried)}")
-    return "\n\n".join(parts) or "(not measured yet)"
+    return "\n\n".join(parts) or UNMEASURED
 
 
 def _times(tried: Mapping[str, Mapping[int, tuple[float, float]]]) -> str:
@@ -215,7 +216,7 @@ def _asked(pools: Sequence[Pool], measures: Mapping[str, str], shares: Mapping[t
             extra = [f"{100 * shares[name, arm]:.0f} %"] if (name, arm) in shares else ["–"] if shares else []
             rows.append((name, f"{arm.removeprefix('interactive:')}, {n} labelled", *cells, *extra))
     heads = ("set", "arm", *measures.values(), *(["steps made"] if shares else []))
-    return table(heads, rows) if rows else "(not measured yet)"
+    return table(heads, rows) if rows else UNMEASURED
 
 
 def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
