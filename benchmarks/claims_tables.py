@@ -20,6 +20,7 @@ OURS = (
     "few-shot prompts",
     "FATE",
     "FATE, closer",
+    "FATE, three planes",
     "AutoSAM ViT",
     "AutoSAM CNN",
     "AutoSAM linear",

@@ -23,7 +23,7 @@ from handful.methods.catalog import METHODS, build_method, method_settings
 from handful.methods.promptable import PromptKind
 
 FAST = ("nearest-slice", "zero-shot", "fate", "few-shot-prompts", "auto-sam")
-"""Methods that a folder of one's own is compared on unless others are named: a fit takes a minute or so on a CPU."""
+"""Methods that a folder of one's own is compared on unless others are named: a fit takes minutes at most on a CPU."""
 SHOTS = (1, 2, 4, 8, 16)
 CLICKS = re.compile(r"clicks-([1-9]\d?)")
 FOLDER = "{folder}"

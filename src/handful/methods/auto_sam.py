@@ -34,7 +34,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.methods.base import CHUNK, Segmenter
-from handful.methods.seen import Batches, Seen, attended, fingerprint, look, no_memory, noisy
+from handful.methods.seen import Batches, Seen, attended, fingerprint, look, no_memory, noisy, with_pixels
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_ce
 from handful.tuning.run import Run
@@ -56,9 +56,10 @@ class AutoSam:
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""
     head: Literal["unet", "vit", "cnn", "linear"] = "unet"
-    """'unet': ours, a U-Net over all levels of the embeddings. 'vit', 'cnn' and 'linear' are the paper's: the mask
-    decoder, asked with a learned token a class; ten convolutions, the most parameters; the decoder's upscaling alone,
-    the least, which in spite of its name bends three times. All but 'vit' start from random weights."""
+    """'unet': ours, a U-Net over all levels of the embeddings, and over the slices themselves where these are finer.
+    'vit', 'cnn' and 'linear' are the paper's: the mask decoder, asked with a learned token a class; ten convolutions,
+    the most parameters; the decoder's upscaling alone, the least, which in spite of its name bends three times. All but
+    'vit' start from random weights."""
     shared_pass: bool = True
     """For 'vit': the tokens of all classes meet each other and one image, in one pass. Without it each class has the
     image to itself, as published, at as many times the cost as there are classes."""
@@ -70,13 +71,16 @@ class AutoSam:
     the image's position code drawn at random; 'cnn': the weights' start; 'linear': `relu_out`."""
     relu_out: bool = False
     """For 'linear': end in the published ReLU, by which classes can die."""
-    views: int = 16
+    views: int = 64
     """Augmented views kept of each support slice, the slice itself being the first; 0 and 1 keep the slice alone. Where
     the support has many slices they are fewer, so that all fit into 2 GiB."""
     batch: int = 4
     """Slices a training step; every other one holds a label drawn at random, the rest are any."""
     feature_noise: float = 0.1
     """Noise on the image embeddings in training, as a share of their standard deviation."""
+    feature_dropout: float = 0.5
+    """For 'unet', where it sees the slices themselves: share of the embeddings' channels that are kept from it in a
+    training step, so that it learns to use both."""
     validate_from: int = 0
     """Where the support has at least so many patients, hold one of them out, keep the weights that did best on it, and
     stop when it no longer gains; 0 trains on all, to the end. It is one without whom every label is still shown."""
@@ -95,6 +99,8 @@ class AutoSam:
         for name in ("feature_noise", "spread"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.feature_dropout < 1:
+            raise SettingsError(f"feature_dropout must be a share from 0 to less than 1, got {self.feature_dropout}")
         if self.faithful and self.head == "unet":
             raise SettingsError(
                 "faithful is for the published heads, and 'unet' is ours; set head to vit, cnn or linear"
@@ -109,9 +115,12 @@ class AutoSam:
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> AutoSamSegmenter:  # noqa: B008
         slicer = self.slicer.resolve(support.images())
-        seen = look(support, slicer, backbone, views=self.views, seed=self.train.seed, target="hard")
+        edge = max(edge for volume in support.images() for edge in slicer.view(volume).size)
+        head = self.new_head(backbone, 1 + len(support.labels), edge)
+        seen = look(
+            support, slicer, backbone, views=self.views, seed=self.train.seed, target="hard", pixels=head.pixels
+        )
         _require_every_label(seen, support.labels)
-        head = self.new_head(backbone, classes=1 + len(support.labels))
         scratch = run.scratch and run.scratch / fingerprint(self, seen.digest, backbone)
         training, held = _split(self, support, seen)
         steps = _Steps(self, head, seen, training)
@@ -125,25 +134,29 @@ class AutoSam:
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> AutoSamSegmenter:
-        head = self.new_head(backbone, classes=1 + len(labels))
+        head = self.new_head(backbone, 1 + len(labels), int(learned.get("pixels", 0)))
         drawn = head.drawn()
         load_trainable_state(head, {name: value for name, value in learned.items() if name not in drawn})
         for name, value in drawn.items():
             value.copy_(learned[name])
         return AutoSamSegmenter(labels, slicer, backbone, head)
 
-    def new_head(self, backbone: Backbone, classes: int) -> Head:
-        """The head before any training, for so many classes, the background counted; one seed, one head."""
+    def new_head(self, backbone: Backbone, classes: int, edge: int = 0) -> Head:
+        """The head before any training, for so many classes, the background counted; one seed, one head.
+
+        `edge` is the longest edge of the slices in pixels, by which 'unet' decides whether to look at them.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
-            return self._drawn_head(backbone, classes).to(backbone.device)
+            return self._drawn_head(backbone, classes, edge).to(backbone.device)
 
-    def _drawn_head(self, backbone: Backbone, classes: int) -> Head:
+    def _drawn_head(self, backbone: Backbone, classes: int, edge: int) -> Head:
         finer = hasattr(backbone.mask_decoder, "conv_s0")
         if self.head == "cnn":
             return CnnHead(backbone.channels, classes, finer, faithful=self.faithful)
         if self.head == "unet":
-            return UNetHead(backbone.channels, classes, backbone.feature_side, finer)
+            cells = backbone.feature_side
+            return UNetHead(backbone.channels, classes, cells, finer, look=edge > (4 * cells if finer else cells))
         if self.head == "linear":
             return LinearHead(backbone.channels, classes, relu_out=self.relu_out or self.faithful)
         if self.faithful:
@@ -159,7 +172,7 @@ class AutoSamSegmenter(Segmenter):
         self.head = head
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        image = encoded(self.backbone, slices)
+        image = with_pixels(self.backbone, slices, encoded(self.backbone, slices), self.head.pixels)
         return self.backbone.to_slice(against_background(self.head(image)), image.size)
 
     def learned(self) -> dict[str, Tensor]:
@@ -167,14 +180,17 @@ class AutoSamSegmenter(Segmenter):
 
 
 class Head(nn.Module, ABC):
-    """Maps of all classes from image embeddings alone; holds no part of the encoder."""
+    """Maps of all classes from image embeddings; holds no part of the encoder."""
+
+    pixels: int = 0
+    """Side of the square in which it wants the slice itself before the embeddings, and answers; 0 where it does not."""
 
     @abstractmethod
     def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n k s s"]:
         """Logits of k classes in the model's square, the background first."""
 
     def drawn(self) -> dict[str, Tensor]:
-        """What was drawn at random and never trains, yet decides the answer."""
+        """What never trains, yet decides the answer: drawn at random, or by the support."""
         return {}
 
 
@@ -328,29 +344,38 @@ class LinearHead(Head):
 
 
 class UNetHead(Head):
-    """A U-Net over the embeddings, not over pixels: each level joins where the net is as coarse; ours, not the paper's.
+    """A U-Net over the embeddings: each level joins where the net is as coarse; ours, not the paper's.
 
     Instance norm on what comes in and after every convolution takes out of the features what sets one scanner apart
-    from another; up to two further levels below the main one see the whole slice.
+    from another; up to two further levels below the main one see the whole slice. With `look` the slices themselves
+    join too, on twice the grid of SAM 2's finest level (of SAM's only one, on four times its grid),
+    for structures that are thin in their scans.
     """
 
-    def __init__(self, channels: int, classes: int, cells: int, finer: bool = False) -> None:
+    def __init__(self, channels: int, classes: int, cells: int, finer: bool = False, *, look: bool = False) -> None:
         super().__init__()
-        joins = [channels // 8, channels // 4, channels] if finer else [channels]
-        joins += [0] * sum(cells // 2**halved >= COARSEST for halved in (1, 2))
-        widths = [channels // 8 * 2 ** min(level, 3) for level in range(len(joins))]
+        self.joins = [channels // 8, channels // 4, channels] if finer else [channels]
+        self.joins += [0] * sum(cells // 2**halved >= COARSEST for halved in (1, 2))
+        narrowest = channels // 8
+        self.enlarged = 1 if finer else 4
+        if look:
+            self.joins = [3, *self.joins] if finer else [3, 0, *self.joins]
+            self.pixels, self.enlarged = cells * (8 if finer else 4), 1
+            narrowest = max(8, channels // 32)
+        widths = [narrowest * 2 ** min(level, 3 + look) for level in range(len(self.joins))]
         self.down = nn.ModuleList(
-            _normed(inside + join, own) for inside, join, own in zip([0, *widths], joins, widths, strict=False)
+            _normed(inside + join, own) for inside, join, own in zip([0, *widths], self.joins, widths, strict=False)
         )
         self.up = nn.ModuleList(_normed(fine + coarse, fine) for fine, coarse in itertools.pairwise(widths))
         self.out = nn.Conv2d(widths[0], classes, 1)
-        self.enlarged = 1 if finer else 4
 
     def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n k s s"]:
+        levels = iter(image.features)
         seen: list[Tensor] = []
-        for place, block in enumerate(self.down):
-            shown = [F.avg_pool2d(seen[-1], 2)] if seen else []
-            seen.append(block(torch.cat([*shown, *map(F.instance_norm, image.features[place : place + 1])], dim=1)))
+        for block, join in zip(self.down, self.joins, strict=True):
+            parts = [F.avg_pool2d(seen[-1], 2)] if seen else []
+            parts += [F.instance_norm(next(levels))] if join else []
+            seen.append(block(torch.cat(parts, dim=1)))
         found = seen.pop()
         for block in reversed(self.up):
             fine = seen.pop()
@@ -360,6 +385,9 @@ class UNetHead(Head):
         if self.enlarged == 1:
             return logits
         return F.interpolate(logits, scale_factor=self.enlarged, mode="bilinear", align_corners=False)
+
+    def drawn(self) -> dict[str, Tensor]:
+        return {"pixels": torch.tensor(self.pixels)} if self.pixels else {}
 
 
 def _normed(inside: int, outside: int) -> nn.Sequential:
@@ -414,7 +442,10 @@ class _Steps:
 
     def __call__(self, step: int, generator: torch.Generator) -> Tensor:
         rows = self.batches.draw(generator)
-        return self.loss(rows, noisy(self.seen.rows(rows), self.method.feature_noise, generator))
+        image = noisy(self.seen.rows(rows), self.method.feature_noise, generator)
+        if self.head.pixels:
+            image = _with_fewer_channels(image, self.method.feature_dropout, generator)
+        return self.loss(rows, image)
 
     def loss(self, rows: Tensor, image: ImageEmbeddings) -> Tensor:
         logits = against_background(self.head(image))
@@ -424,6 +455,15 @@ class _Steps:
     def held_out_loss(self, rows: Tensor) -> float:
         parts = torch.split(rows, CHUNK)
         return sum(len(part) * float(self.loss(part, self.seen.rows(part))) for part in parts) / len(rows)
+
+
+def _with_fewer_channels(image: ImageEmbeddings, share: float, generator: torch.Generator) -> ImageEmbeddings:
+    """Some channels of the embeddings cleared, others in each slice; the slice itself, which comes first, is whole."""
+    slices, *levels = image.features
+    kept = [(torch.rand(*level.shape[:2], 1, 1, generator=generator) >= share).to(level) for level in levels]
+    return dataclasses.replace(
+        image, features=(slices, *[level * few for level, few in zip(levels, kept, strict=True)])
+    )
 
 
 def _train_to_the_best(steps: _Steps, held: Int[Tensor, " h"], run: Run) -> None:

@@ -30,11 +30,12 @@ class Seen:
     """What the encoder saw of the support: v rows, each one view of one slice, truth in the model's square."""
 
     image: ImageEmbeddings
-    """Half precision, to keep many; rows become float32 on use."""
+    """Half precision, to keep many; rows become float32 on use. `with_pixels` where `look` was asked for pixels."""
     regions: Float[Tensor, "v k f f"]
     """Share of each feature cell that a label covers; the background comes last."""
     target: Bool[Tensor, "v l s s"] | Float[Tensor, "v l s s"]
-    """The truth, without the background, in the square of the mask logits; a share of each cell where it is soft."""
+    """The truth, without the background, in the square of the mask logits, or of the pixels where these were asked for;
+    a share of each cell where it is soft."""
     known: Bool[Tensor, "v s s"]
     cases: Int[Tensor, " v"]
     """Index into `names`, which is that of the case in the support set."""
@@ -53,15 +54,23 @@ class Seen:
 
 
 def look(
-    support: SupportSet, slicer: Slicer, backbone: Backbone, *, views: int, seed: int, target: Literal["hard", "soft"]
+    support: SupportSet,
+    slicer: Slicer,
+    backbone: Backbone,
+    *,
+    views: int,
+    seed: int,
+    target: Literal["hard", "soft"],
+    pixels: int = 0,
 ) -> Seen:
     """Encodes every view of every labelled slice, once; the first view is the slice itself, the others are random.
 
-    Of a support of many slices there are fewer views, so that what is kept fits into memory.
+    Of a support of many slices there are fewer views, so that what is kept fits into memory. With `pixels` the slices
+    themselves are kept beside their embeddings, and the truth is as fine as they are.
     """
     count = max(1, views)
     if count > FEW:  # only then the support is read once more, to be counted
-        count = kept_views(views, sum(len(labelled.slices) for labelled in support.slices(slicer)), backbone)
+        count = kept_views(views, sum(len(labelled.slices) for labelled in support.slices(slicer)), backbone, pixels)
     generator = torch.Generator().manual_seed(seed)
     sha = hashlib.sha256()
     names: list[str] = []
@@ -74,8 +83,9 @@ def look(
             sha.update(part.contiguous().numpy().tobytes())
         for view, rows, slices, masks, known in views_of(labelled, count, generator):
             with torch.no_grad():
-                images.append(backbone.encode(slices.to(backbone.device)).to(torch.float16))
-            maps.append(_in_square(backbone, masks, known, target))
+                image = with_pixels(backbone, slices, backbone.encode(slices.to(backbone.device)), pixels)
+            images.append(image.to(torch.float16))
+            maps.append(_in_square(backbone, masks, known, target, pixels or backbone.mask_side))
             origin += [(len(names) - 1, labelled.index[row], view) for row in rows]
     regions, truth, shown = (torch.cat(parts) for parts in zip(*maps, strict=True))
     cases, indices, numbers = torch.tensor(origin).unbind(1)
@@ -84,9 +94,20 @@ def look(
     )
 
 
-def kept_views(wanted: int, slices: int, backbone: Backbone) -> int:
+def with_pixels(
+    backbone: Backbone, slices: Float[Tensor, "n c h w"], image: ImageEmbeddings, pixels: int
+) -> ImageEmbeddings:
+    """The slices themselves, in the model's square of so many pixels and three channels, before their embeddings."""
+    if not pixels:
+        return image
+    square = backbone.to_square(slices.to(image.main), pixels).expand(-1, 3, -1, -1)
+    return dataclasses.replace(image, features=(square, *image.features))
+
+
+def kept_views(wanted: int, slices: int, backbone: Backbone, pixels: int = 0) -> int:
     """Views of each of so many slices: as many as wanted, yet beyond FEW no more than MOST_BYTES hold; at least 1."""
-    view = 7 * backbone.channels * backbone.feature_side**2 * 2  # three levels in half precision; SAM has only the last
+    # three levels in half precision, of which SAM has only the last, and three channels of pixels
+    view = 7 * backbone.channels * backbone.feature_side**2 * 2 + 3 * pixels**2 * 2
     return max(1, min(wanted, max(FEW, MOST_BYTES // (view * max(1, slices)))))
 
 
@@ -186,15 +207,15 @@ def views_of(
 
 
 def _in_square(
-    backbone: Backbone, masks: Tensor, known: Tensor, target: Literal["hard", "soft"]
+    backbone: Backbone, masks: Tensor, known: Tensor, target: Literal["hard", "soft"], side: int
 ) -> tuple[Float[Tensor, "n k f f"], Tensor, Bool[Tensor, "n s s"]]:
-    """Area fractions a class at the features' resolution; truth and known cells at that of the mask logits."""
+    """Area fractions a class at the features' resolution; truth and known cells on a square of that side."""
     shown = known[:, None].to(masks)
     labels = masks * shown
-    truth = backbone.to_square(labels, backbone.mask_side)
+    truth = backbone.to_square(labels, side)
     classes = torch.cat([labels, shown - labels.sum(dim=1, keepdim=True)], dim=1)
     return (
         backbone.to_square(classes, backbone.feature_side),
         truth >= 0.5 if target == "hard" else truth,
-        backbone.to_square(shown, backbone.mask_side)[:, 0] >= 0.5,
+        backbone.to_square(shown, side)[:, 0] >= 0.5,
     )
