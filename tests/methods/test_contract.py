@@ -18,7 +18,7 @@ from handful.methods.catalog import METHODS, build_method, method_settings
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 QUICK = {
-    "auto-sam": {"views": 2, "train.iterations": 240, "train.learning_rate": 2e-3},
+    "auto-sam": {"views": 2, "train.iterations": 120, "train.learning_rate": 1e-2},
     "few-shot-prompts": {
         "views": 2,
         "batch": 4,
