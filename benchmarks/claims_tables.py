@@ -116,6 +116,21 @@ def _efficiency(evidence: Evidence, data_set: str, measure: str, arms: Sequence[
     return table(("arm", *[f"{n} labelled" for n in shots]), rows)
 
 
+def glance(evidence: Evidence, words: Sequence[str]) -> str:
+    """Dice of a few arms with four labelled cases, or five, a row a data set, each row of one source."""
+    arms = ("nearest slice", "FATE", "few-shot prompts", "AutoSAM U-Net", BASELINE)
+    rows = []
+    for name in sets_of(evidence.scans, arms):
+        tried = [(pool, n) for n in (4, 5) for pool in evidence.scans]
+        pool, n = max(tried, key=lambda one: sum(bool(scores_of([one[0]], name, arm, one[1])) for arm in arms))
+        found = {arm: scores_of([pool], name, arm, n) for arm in arms}
+        if not any(found.values()):
+            continue
+        found = shared(found) if pool in evidence.benches else found
+        rows.append((name, str(n), *[_cell(estimate(found[arm]), "dice") if found.get(arm) else "–" for arm in arms]))
+    return table(("data set", "labelled", *arms), rows) if rows else UNMEASURED
+
+
 def fate(evidence: Evidence, words: Sequence[str]) -> str:
     """Training-free arms with four labelled volumes, Dice and HD95 a data set, from the benchmark's lines."""
     arms = ("nearest slice", "zero-shot, box", "FATE", "FATE, closer", "reader: 1 point", "reader: box")
@@ -156,10 +171,14 @@ def fate_settings(evidence: Evidence, words: Sequence[str]) -> str:
 
 
 def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
-    """The heads beside the U-Nets, a table a data set."""
-    arms = tuple(arm for arm in OURS if arm.startswith("AutoSAM")) + OTHERS[:3]
+    """The heads and few-shot prompts beside the U-Nets, two tables a data set."""
+    arms = tuple(arm for arm in OURS if arm.startswith(("AutoSAM", "few-shot"))) + OTHERS[:3]
     names = sets_of(evidence.plans, [arm for arm in arms if arm.startswith("AutoSAM")])
-    parts = [f"**{name}**, Dice\n\n{_efficiency(evidence, name, 'dice', arms)}" for name in names]
+    parts = [
+        f"**{name}**, {TITLES[measure]}\n\n{_efficiency(evidence, name, measure, arms)}"
+        for name in names
+        for measure in ("dice", "hd95")
+    ]
     return "\n\n".join(parts) or UNMEASURED
 
 
@@ -291,6 +310,7 @@ def draw_curves(evidence: Evidence, path: Path) -> None:
 TABLES: dict[str, Render] = {
     "label_efficiency": label_efficiency,
     "match": matches,
+    "glance": glance,
     "fate": fate,
     "fate_shots": fate_shots,
     "fate_settings": fate_settings,

@@ -141,6 +141,12 @@ def test_the_time_to_a_dice_is_that_of_the_shortest_fit_that_reached_it(load):
     assert "| FATE | 0.600, 1 s | – | – | not reached |" in text
 
 
+def test_a_glance_shows_the_arms_with_four_labelled_cases(load, measured):
+    means = {("hearts", "FATE", 4): 0.6, ("hearts", "U-Net", 4): 0.7, ("hearts", "FATE", 8): 0.8}
+    text = load("claims_tables").glance(measured(means, noise=0.0), [])
+    assert "| hearts | 4 | – | 0.600 [0.600, 0.600] | – | – | 0.700 [0.700, 0.700] |" in text
+
+
 def test_a_table_is_written_between_its_markers_and_again_the_same(load, measured):
     tables = load("claims_tables")
     evidence = measured({("hearts", "FATE", 1): 0.5, ("hearts", "FATE", 2): 0.6}, noise=0.0)
