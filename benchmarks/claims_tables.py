@@ -294,8 +294,9 @@ def draw_curves(evidence: Evidence, path: Path) -> None:
             reach = [[one.mean - one.low for one in found.values()], [one.high - one.mean for one in found.values()]]
             style = "--" if arm in READERS else ":" if arm in OTHERS else "-"
             colour, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
+            aside = 1.014 ** (number - len(ARMS) / 2)  # so that bars of one number do not hide each other
             lines[arm] = axes.errorbar(
-                list(found), means, reach, color=colour, linestyle=style, marker=marker, ms=4, capsize=2
+                [n * aside for n in found], means, reach, color=colour, linestyle=style, marker=marker, ms=4, capsize=2
             )
         axes.set(title=name, xlabel="labelled cases", ylabel="mean Dice of unseen cases", xscale="log", ylim=(0, 1))
         axes.set_xticks(ticks, [str(n) for n in ticks])
