@@ -26,6 +26,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
+import interactive_study
 import quality
 import suggest
 from claims_evidence import Difference, Evidence, Pool, compare, difference, read_evidence, sets_of
@@ -130,7 +131,7 @@ PARTS: dict[str, Part] = {
         "real_data.py --data {data} --threads 1 --controls --seeds 0",
         "real_data.py --data {data} --threads 1",
     ),
-    "clicks": bench("interactive", f"{_STUDY.format(part='clicks')} {_ASKED} --sets acdc chaos_mr_t2"),
+    "clicks": bench("interactive", f"{_STUDY.format(part='clicks')} {_ASKED} --sets acdc chaos_mr_t2 openkbp"),
     "generalise": bench(
         "interactive", f"{_STUDY.format(part='generalise')} {_ASKED} --fitted-on acdc --sets chaos_mr_t2"
     ),
@@ -187,14 +188,14 @@ class Figure:
     estimate: Estimate
     supports: bool | None
     """None where it is shown beside and decides nothing."""
-    unit: Literal["", "×", "%", "n"] = ""
+    unit: Literal["", "×", "%", "n", "share"] = ""
     cases: int = 0
     draws: int = 0
 
     def __str__(self) -> str:
         one = self.estimate
-        if self.unit == "n":
-            return f"{one.mean:,.0f}"
+        if self.unit in ("n", "share"):
+            return f"{one.mean:,.0f}" if self.unit == "n" else f"{100 * one.mean:.0f} %"
         scale, form = {"": (1, "+.3f"), "×": (1, ".2f"), "%": (100, "+.0f")}[self.unit]
         ends = "" if math.isnan(one.low) else f" [{scale * one.low:{form}}, {scale * one.high:{form}}]"
         space = " " if self.unit == "%" else ""
@@ -454,7 +455,7 @@ def pruning_is_as_good(evidence: Evidence) -> Finding:
     steps = []
     for name in sorted({line["set"] for line in pruned}):
         share = fmean(line["steps"] / line["iterations"] for line in pruned if line["set"] == name)
-        steps.append(Figure(name, "share of the steps made", "", exactly(share), share <= PRUNED, "%"))
+        steps.append(Figure(name, "share of the steps made", "", exactly(share), share <= PRUNED, "share"))
     return found + Finding(tuple(steps))
 
 
@@ -752,6 +753,12 @@ def suggest_table(evidence: Evidence, words: Sequence[str]) -> str:
     return suggest.tables(lines) if lines else UNMEASURED
 
 
+def pruning_table(evidence: Evidence, words: Sequence[str]) -> str:
+    """The rules of pruning: Dice of each organ, what they left out, and what that saved."""
+    lines = [line for line in evidence.raw("interactive") if line["part"] == "pruning"]
+    return interactive_study.pruning_tables(lines) if lines else UNMEASURED
+
+
 def quality_table(evidence: Evidence, words: Sequence[str]) -> str:
     """How well a predicted Dice agrees with the true one."""
     lines = list(evidence.raw("quality"))
@@ -838,7 +845,8 @@ def shown(one: Figure) -> str:
 
 def documents(evidence: Evidence, root: Path = ROOT) -> dict[Path, str]:
     """Every document that is made of results, and what it should hold."""
-    tables = TABLES | {"claims": claims_table, "suggest": suggest_table, "quality": quality_table}
+    own = {"claims": claims_table, "pruning": pruning_table, "suggest": suggest_table, "quality": quality_table}
+    tables = TABLES | own
     made = {root / "docs" / "claims.md": document(evidence)}
     for path in [root / "README.md", *sorted((root / "docs").glob("**/*.md"))]:
         if path not in made and MARKED in (text := path.read_text(encoding="utf-8")):

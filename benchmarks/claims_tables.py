@@ -221,22 +221,13 @@ def interactive(evidence: Evidence, words: Sequence[str]) -> str:
     return _asked((*evidence.clicks, *evidence.elsewhere), measures)
 
 
-def pruning(evidence: Evidence, words: Sequence[str]) -> str:
-    """The rules of pruning: Dice, and the share of the steps that they made."""
-    asked = [line for line in evidence.raw("interactive") if line["part"] == "pruning"]
-    shares = {(line["set"], line["arm"]): line["steps"] / line["iterations"] for line in asked}
-    return _asked(evidence.pruning, {"dice_1": "Dice after 1", "dice_3": "after 3"}, shares)
-
-
-def _asked(pools: Sequence[Pool], measures: Mapping[str, str], shares: Mapping[tuple[str, str], float] = {}) -> str:
+def _asked(pools: Sequence[Pool], measures: Mapping[str, str]) -> str:
     rows = []
     for pool in pools:
         for (name, arm, n), scores in sorted(pool.scores.items()):
             cells = [_cell(estimate(scores[one]), "dice") if one in scores else "–" for one in measures]
-            extra = [f"{100 * shares[name, arm]:.0f} %"] if (name, arm) in shares else ["–"] if shares else []
-            rows.append((name, f"{arm.removeprefix('interactive:')}, {n} labelled", *cells, *extra))
-    heads = ("set", "arm", *measures.values(), *(["steps made"] if shares else []))
-    return table(heads, rows) if rows else UNMEASURED
+            rows.append((name, f"{arm.removeprefix('interactive:')}, {n} labelled", *cells))
+    return table(("set", "arm", *measures.values()), rows) if rows else UNMEASURED
 
 
 def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
@@ -318,7 +309,6 @@ TABLES: dict[str, Render] = {
     "auto_sam": auto_sam,
     "time_to_dice": time_to_dice,
     "interactive": interactive,
-    "pruning": pruning,
 }
 
 

@@ -513,10 +513,14 @@ def _difference(found: Comparison) -> list[str]:
     one = found.difference
     return [
         f"{one.mean:+.3f} [{one.low:+.3f}, {one.high:+.3f}]",
-        f"{found.p:.3f}",
-        f"{found.p_holm:.3f}",
+        _chance(found.p),
+        _chance(found.p_holm),
         str(found.n),
     ]
+
+
+def _chance(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "< 0.001"
 
 
 def _took(lines: list[Line]) -> list[str]:
