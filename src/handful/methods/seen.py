@@ -106,7 +106,7 @@ def with_pixels(
 
 def kept_views(wanted: int, slices: int, backbone: Backbone, pixels: int = 0) -> int:
     """Views of each of so many slices: as many as wanted, yet beyond FEW no more than MOST_BYTES hold; at least 1."""
-    # in half precision the levels come to 4 of these at most, the rest is room for the truth; and three channels of pixels
+    # in half precision; the levels come to 4 of these at most, the rest is room for the truth
     view = 7 * backbone.channels * backbone.feature_side**2 * 2 + 3 * pixels**2 * 2
     return max(1, min(wanted, max(FEW, MOST_BYTES // (view * max(1, slices)))))
 
