@@ -242,7 +242,8 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
         for n, score in sorted(curves[BASELINE].items()):
             needed = {arm: shots_to_reach(curves[arm], score) for arm in OURS}
             reached = [(m, -curves[arm][m], arm) for arm, m in needed.items() if m is not None]
-            sentence = f"* **{name}**: to match a U-Net trained on {n} labelled case{'s' * (n > 1)} ({score:.3f}), handful needs "
+            cases = f"{n} labelled case" + "s" * (n > 1)
+            sentence = f"* **{name}**: to match a U-Net trained on {cases} ({score:.3f}), handful needs "
             if reached:
                 fewest, negative, arm = min(reached)
                 one = difference([pool], name, (arm, fewest), (BASELINE, n))
