@@ -75,10 +75,12 @@ class Part:
         return not self.needs and not (self.times and (ROOT / self.times).exists())
 
 
-def plan(name: str, needs: str = "") -> Part:
-    """A plan in experiments/claims, and its table taken over."""
+def plan(name: str, needs: str = "", *, alone: bool = False) -> Part:
+    """A plan in experiments/claims, and its table taken over; `alone` one fit after the other, for their times."""
     run = f"handful experiment run experiments/claims/{name}.toml -o runs/{name} --data {{data}}"
-    return Part((run, f"cp runs/{name}/results.parquet docs/results/{name}.parquet"), needs)
+    table_of = f"docs/results/{name}.parquet"
+    taken = f"cp runs/{name}/results.parquet {table_of}"
+    return Part((run + " --processes 1" * alone, taken), needs, times=table_of if alone else "")
 
 
 def bench(result: str, *commands: str) -> Part:
@@ -105,13 +107,7 @@ PARTS: dict[str, Part] = {
     "acdc": plan("acdc"),
     "hippocampus": plan("hippocampus"),
     "sets": plan("sets"),
-    "time": Part(
-        (
-            "handful experiment run experiments/claims/time.toml -o runs/time --data {data} --processes 1",
-            "cp runs/time/results.parquet docs/results/time.parquet",
-        ),
-        times="docs/results/time.parquet",
-    ),
+    "time": plan("time", alone=True),
     "fate": bench(
         "label_efficiency",
         f"{_EFFICIENCY} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 "

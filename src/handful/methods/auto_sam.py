@@ -115,7 +115,7 @@ class AutoSam:
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> AutoSamSegmenter:  # noqa: B008
         slicer = self.slicer.resolve(support.images())
-        edge = max(edge for volume in support.images() for edge in slicer.view(volume).size)
+        edge = max(max(slicer.view(volume).size) for volume in support.images()) if self.head == "unet" else 0
         head = self.new_head(backbone, 1 + len(support.labels), edge)
         seen = look(
             support, slicer, backbone, views=self.views, seed=self.train.seed, target="hard", pixels=head.pixels
