@@ -137,8 +137,8 @@ PARTS: dict[str, Part] = {
     "auto-sam-speed": stopwatch("auto_sam_speed", "auto_sam_speed.py"),
     "suggest": bench(
         "suggest",
-        "suggest.py --data {data} --sets acdc chaos_mr_t2 msd_hippocampus --method fate --budgets 4 8 16 "
-        "--draws 0 1 2 3 4",
+        "suggest.py --data {data} --sets acdc chaos_mr_t2 msd_hippocampus --method fate --budgets 4 16 "
+        "--draws 0 1 2 --cases 8",
     ),
     "quality": bench(
         "quality", "quality.py --data {data} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --draws 0 1 2 --cases 12"
