@@ -166,8 +166,9 @@ def tables(lines: list[Line]) -> str:
         rows = [row for line in own for row in line["rows"]]
         times = ", ".join(f"{np.mean([line[k] for line in own]):.1f} s {what}" for k, what in _TIMES.items())
         name, arm, shots, digest = key
+        draws = "1 draw" if len(own) == 1 else f"{len(own)} draws"
         parts.append(
-            f"**{name}**, {arm} fitted on {shots} ({digest}; {len(own)} draws, {len(rows)} cases and labels, "
+            f"**{name}**, {arm} fitted on {shots} ({digest}; {draws}, {len(rows)} cases and labels, "
             f"true Dice {np.mean([row['dice'] for row in rows]):.3f} ± {np.std([row['dice'] for row in rows]):.3f}; "
             f"{times})\n\n{_HEAD}\n" + "\n".join(_row(way, own) for way in WAYS) + f"\n{_usual(own)}"
         )
