@@ -79,6 +79,10 @@ def plan(name: str, needs: str = "", *, alone: bool = False) -> Part:
     """A plan in experiments/claims, and its table taken over; `alone` one fit after the other, for their times."""
     run = f"handful experiment run experiments/claims/{name}.toml -o runs/{name} --data {{data}}"
     table_of = f"docs/results/{name}.parquet"
+    if not alone:
+        run += (
+            f" --cache runs/embeddings --known {table_of}" if (ROOT / table_of).exists() else " --cache runs/embeddings"
+        )
     taken = f"cp runs/{name}/results.parquet {table_of}"
     return Part((run + " --processes 1" * alone, taken), needs, times=table_of if alone else "")
 

@@ -48,6 +48,7 @@ def result(**changes: Any) -> Result:
         "support": '["case-7"]',
         "device": "cpu",
         "handful": "0.1.0",
+        "cell": "cd",
     }
     return Result(**plain | changes)
 

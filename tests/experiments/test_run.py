@@ -97,6 +97,35 @@ def test_what_is_done_is_not_done_again(make_plan: Callable[..., Plan], tmp_path
     assert larger.done == ["phantoms, nearest, 3 labelled, draw 0"]
 
 
+def test_what_the_table_of_another_run_holds_is_not_measured_again(make_plan: Callable[..., Plan], tmp_path: Path):
+    run_experiment(make_plan(), tmp_path / "first", processes=1)
+    for path in write_experiment_report(tmp_path / "first")[:2]:
+        out, told = tmp_path / path.suffix[1:], Told()
+        known = read_results(path)
+        run_experiment(make_plan(shots=(2, 3)), out, processes=1, known=known, report=told)
+        assert told.done == ["phantoms, nearest, 3 labelled, draw 0"]
+        assert read_study(out).results[: len(known) // 2] == tuple(row for row in known if row.shots == 2)
+
+
+def test_a_table_of_other_fits_spares_nothing(make_plan: Callable[..., Plan], tmp_path: Path):
+    run_experiment(make_plan(shots=(1,)), tmp_path / "first", processes=1)
+    known, told = read_study(tmp_path / "first").results, Told()
+    run_experiment(make_plan(shots=(1,), tolerance=2.0), tmp_path / "second", processes=1, known=known, report=told)
+    assert len(told.done) == 1
+    assert {row.tolerance for row in read_study(tmp_path / "second").results} == {2.0}
+
+
+def test_arms_encode_a_slice_once_between_them(make_plan: Callable[..., Plan], tmp_path: Path):
+    arms = {name: Arm(method="auto-sam", settings={"head": name, "train.iterations": 1}) for name in ("vit", "linear")}
+    plan, kept = make_plan(arms={"vit": arms["vit"]}, shots=(1,)), tmp_path / "kept"
+    run_experiment(plan, tmp_path / "out", processes=1, cache=kept)
+    entries = sorted(path.name for path in kept.rglob("*") if path.is_file())
+    assert entries
+    found = run_experiment(make_plan(arms=arms, shots=(1,)), tmp_path / "out", processes=1, cache=kept)
+    assert (len(found.done), found.failed) == (2, ())
+    assert sorted(path.name for path in kept.rglob("*") if path.is_file()) == entries
+
+
 def test_another_name_of_an_arm_measures_nothing_anew(make_plan: Callable[..., Plan], tmp_path: Path):
     run_experiment(make_plan(), tmp_path, processes=1)
     told = Told()

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.experiment import Latex, Processes, carry_out
+from handful.cli.experiment import Cache, Latex, Processes, carry_out
 
 
 def compare(
@@ -24,6 +24,7 @@ def compare(
     cases: Annotated[int, typer.Option(help="Unseen cases scored a draw, at most.", min=1)] = 10,
     backbone: options.Backbone = "handful-tiny",
     processes: Processes = None,
+    cache: Cache = None,
     device: options.Device = "auto",
     latex: Latex = False,
     json: options.Json = False,
@@ -41,7 +42,7 @@ def compare(
     numbers = tuple(_number(text) for text in options.names_in(shots))
     chosen = tuple(options.names_in(methods))
     plan = compare_plan(input, chosen, numbers, draws, cases, backbone)
-    carry_out(plan, out, processes, device, latex, json, quiet)
+    carry_out(plan, out, processes, (), cache, device, latex, json, quiet)
 
 
 def _number(text: str) -> int:

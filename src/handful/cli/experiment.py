@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,14 @@ experiment = typer.Typer(
 Processes = Annotated[
     int | None, typer.Option(help="Processes that share the fits; else one a CPU core, up to eight.", min=1)
 ]
+Known = Annotated[
+    list[Path],
+    typer.Option(help="results.parquet or .csv of another run: its fits are not measured again. Repeatable."),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder of kept embeddings: arms encode a slice once between them; times are then lower."),
+]
 Latex = Annotated[bool, typer.Option("--latex", help="Write the tables for LaTeX, too.")]
 Folder = Annotated[Path, typer.Argument(help="The folder that the experiment was run into.", show_default=False)]
 
@@ -32,6 +41,8 @@ def run(
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results; it is gone on with.")],
     data: Annotated[Path | None, typer.Option(help="Where the plan's folders lie; else beside the plan.")] = None,
     processes: Processes = None,
+    known: Known = [],  # noqa: B006
+    cache: Cache = None,
     device: options.Device = "auto",
     latex: Latex = False,
     json: options.Json = False,
@@ -45,7 +56,7 @@ def run(
     """
     from handful import read_plan
 
-    carry_out(read_plan(plan, data), out, processes, device, latex, json, quiet)
+    carry_out(read_plan(plan, data), out, processes, known, cache, device, latex, json, quiet)
 
 
 @experiment.command("status")
@@ -78,13 +89,24 @@ def report(out: Folder, latex: Latex = False, json: options.Json = False) -> Non
         stdout().print("\n".join(map(str, paths)), soft_wrap=True, markup=False, highlight=False)
 
 
-def carry_out(plan: Plan, out: Path, processes: int | None, device: str, latex: bool, json: bool, quiet: bool) -> None:
+def carry_out(
+    plan: Plan,
+    out: Path,
+    processes: int | None,
+    known: Sequence[Path],
+    cache: Path | None,
+    device: str,
+    latex: bool,
+    json: bool,
+    quiet: bool,
+) -> None:
     """Runs a plan and writes its report."""
-    from handful import choose_device, run_experiment, write_experiment_report
+    from handful import choose_device, read_results, run_experiment, write_experiment_report
 
     command = shlex.join(["handful", *sys.argv[1:]])
     with progress("measuring", quiet) as tell:
-        found = run_experiment(plan, out, processes, choose_device(device).type, command, tell)
+        earlier = [result for path in known for result in read_results(path)]
+        found = run_experiment(plan, out, processes, choose_device(device).type, command, earlier, cache, tell)
     paths = write_experiment_report(out, latex)
     for one in found.left_out:
         say(f"left out: {one}")

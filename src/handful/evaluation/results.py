@@ -67,6 +67,8 @@ class Result:
     device: str
     handful: str
     """Version."""
+    cell: str
+    """Digest of all that decides the fit and its scores; by it a later run knows what need not be measured again."""
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Result))

@@ -19,11 +19,13 @@ from filelock import FileLock, Timeout
 
 from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
+from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
 from handful.errors import BusyError, HandfulError, SettingsError
+from handful.evaluation.results import Result
 from handful.experiments.measure import Fingerprints, measure
 from handful.experiments.plan import Cell, Plan, cells
-from handful.experiments.store import ExperimentStatus, experiment_status, is_done, write_manifest, write_outcome
+from handful.experiments.store import ExperimentStatus, adopt, experiment_status, is_done, write_manifest, write_outcome
 
 MOST_PROCESSES = 8
 """Unless more are asked for: each holds a backbone and a scan."""
@@ -35,6 +37,8 @@ def run_experiment(
     processes: int | None = None,
     device: str = "cpu",
     command: str = "",
+    known: Sequence[Result] = (),
+    cache: Path | None = None,
     report: Callable[[int, int, str], None] = lambda step, total, note: None,
 ) -> ExperimentStatus:
     """Measures what is missing in `out`, and says what is there then.
@@ -42,7 +46,10 @@ def run_experiment(
     A cell is a small file, written whole when it is known: a killed run loses no more than the cells it was at, and the
     same call goes on from there. A cell whose method, weights, scans or labels changed is measured anew, one that
     failed is tried again. `processes` share the cores of a CPU, as many as there are unless told otherwise; with one,
-    all happens in this process. `command` is noted for the report. Raises BusyError while another run works in `out`.
+    all happens in this process. `command` is noted for the report. Fits that `known` holds, the table of an earlier run
+    as `read_results` gives it, are taken over, without pictures. With a `cache`, a folder of kept embeddings, arms that
+    see the same slices encode them once; rounding then moves scores a little, and times are no longer those of a fit by
+    itself. Raises BusyError while another run works in `out`.
     """
     with _alone_in(out):
         every, left_out = cells(plan)
@@ -50,7 +57,9 @@ def run_experiment(
             raise SettingsError(f"plan {plan.name!r} has nothing to measure: {'; '.join(left_out)}")
         digests = {name: load_backbone(name).digest() for name in dict.fromkeys(cell.backbone for cell in every)}
         fingerprints = Fingerprints()
-        tasks = [_Task(out, fingerprints.of(cell, digests[cell.backbone]), cell) for cell in every]
+        tasks = [_Task(out, fingerprints.of(cell, digests[cell.backbone]), cell, cache) for cell in every]
+        wanted = {task.digest for task in tasks}
+        adopt(out, (result for result in known if result.cell in wanted))
         write_manifest(out, plan, [(task.cell, task.digest) for task in tasks], left_out, command)
         todo = [task for task in {task.digest: task for task in tasks}.values() if not is_done(out, task.digest)]
         if todo:
@@ -65,6 +74,7 @@ class _Task:
     out: Path
     digest: str
     cell: Cell
+    cache: Path | None
 
 
 @contextmanager
@@ -104,7 +114,8 @@ def _carry_out(task: _Task, backbones: dict[str, Backbone], device: str) -> str:
     name = task.cell.backbone
     try:
         if name not in backbones:
-            backbones[name] = load_backbone(name).to(device)
+            plain = load_backbone(name).to(device)
+            backbones[name] = cached(plain, task.cache) if task.cache else plain
         outcome = measure(task.cell, backbones[name])
     except Exception as error:  # whatever it is, it is this cell's
         reason = str(error) if isinstance(error, HandfulError) else f"{type(error).__name__}: {error}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,17 @@ def write_outcome(out: Path, digest: str, outcome: Mapping[str, Any]) -> None:
     write_atomically(_path(out, digest), json.dumps(outcome, ensure_ascii=False).encode())
 
 
+def adopt(out: Path, results: Iterable[Result]) -> None:
+    """Takes fits over from the table of another run, without their pictures, where they are not done in `out`."""
+    fits: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        row = {name: None if value != value else value for name, value in vars(result).items()}  # nan is no JSON
+        fits.setdefault(result.cell, []).append(row)
+    for digest, rows in fits.items():
+        if digest and not is_done(out, digest):
+            write_outcome(out, digest, {"shared": {}, "rows": rows, "pictures": []})
+
+
 def read_outcome(out: Path, digest: str) -> dict[str, Any] | None:
     """None where the cell was never tried."""
     path = _path(out, digest)
@@ -188,7 +199,7 @@ def _path(out: Path, digest: str) -> Path:
 
 
 def _results(title: str, entry: Entry, outcome: Mapping[str, Any]) -> Iterator[Result]:
-    about = {"experiment": title, "data_set": entry.data_set, "arm": entry.arm}
+    about = {"experiment": title, "data_set": entry.data_set, "arm": entry.arm, "cell": entry.digest}
     for row in outcome["rows"]:
         values = {**outcome["shared"], **row, **about}
         values |= {name: math.nan for name in ("hd95", "assd") if values[name] is None}

@@ -31,6 +31,7 @@ from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.methods.base import CHUNK, Segmenter, drawn, has_signal, to_classes
 from handful.methods.support_bank import TOKENS, Retrieval, Similarity, SupportBank, bank_of, joined, memorized
+from handful.tuning.precision import Precision, computing_in
 from handful.tuning.run import Run
 
 FARTHEST = 6
@@ -82,9 +83,10 @@ class Fate:
     """Answer each slice again with both sides' neighbours as the first sweep labelled them; encodes it once more."""
     largest_component: bool = False
     """Keep only the largest connected piece of each label in the volume."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """What encoder, memory attention and decoder compute in while predicting. 'bfloat16' is faster where the processor
-    knows it (AVX-512 BF16, AMX, GPUs) and the model is large; a few voxels along the borders differ."""
+    has it (AVX-512 BF16, AMX, GPUs) and the model is large, and float32 elsewhere; a few voxels along the borders
+    differ."""
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -203,8 +205,7 @@ class FateSegmenter(Segmenter):
 
     def _precision(self) -> torch.autocast:
         """Holds for all that is computed within."""
-        fewer_bits = self.method.precision == "bfloat16"
-        return torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=fewer_bits)
+        return computing_in(self.method.precision, self.backbone.device.type)
 
     def _classes(
         self, answers: Iterator[_Answer], notes: _Notes, size: tuple[int, int]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from handful.atomic import write_atomically
 from handful.errors import SettingsError
+from handful.tuning.precision import Precision, computing_in
 from handful.tuning.run import Run
 
 
@@ -44,9 +45,9 @@ class TrainConfig:
     """Largest gradient norm."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which then is the result; 0 keeps the last weights."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """What the forward pass computes in; weights, gradients and losses stay float32. 'bfloat16' takes about half the
-    time for convolutions where the processor knows it (AVX-512 BF16, AMX, GPUs), and is slow elsewhere."""
+    time for convolutions where the processor has it (AVX-512 BF16, AMX, GPUs), and is float32 elsewhere."""
     seed: int = 0
     """Seed of every random choice; one seed, one result."""
 
@@ -84,7 +85,7 @@ def train(
         with torch.random.fork_rng(devices=[]):
             seed = _step_seed(config.seed, step, rank)
             torch.manual_seed(seed)
-            with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            with computing_in(config.precision, device):
                 value = loss(step, torch.Generator().manual_seed(seed))
             state.update(value, step)
         step += 1
