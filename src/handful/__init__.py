@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from handful.methods.base import Method, Segmenter
     from handful.methods.catalog import METHODS, build_method, method_settings
     from handful.methods.closer import Closer
+    from handful.methods.ensemble import Ensemble
     from handful.methods.fate import Fate
     from handful.methods.few_shot_prompts import FewShotPrompts
     from handful.methods.interactive import Interactive
@@ -182,6 +183,7 @@ _ROOMS = {
     "handful.evaluation.report": ("print_table", "write_csv", "write_json", "write_nnunet_summary"),
     "handful.methods.base": ("Method", "Segmenter"),
     "handful.methods.catalog": ("METHODS", "build_method", "method_settings"),
+    "handful.methods.ensemble": ("Ensemble",),
     "handful.methods.fate": ("Fate",),
     "handful.methods.few_shot_prompts": ("FewShotPrompts",),
     "handful.methods.nearest_slice": ("NearestSlice",),
@@ -212,6 +214,7 @@ __all__ = [
     "DamagedFile",
     "DataSet",
     "EmbedResult",
+    "Ensemble",
     "ExperimentStatus",
     "Fate",
     "FewShotPrompts",

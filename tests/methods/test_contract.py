@@ -19,6 +19,15 @@ from phantoms import LABELS, phantom, phantom_case, support_set
 
 QUICK = {
     "auto-sam": {"views": 2, "train.iterations": 120, "train.learning_rate": 1e-2},
+    "ensemble": {
+        "auto_sam.views": 2,
+        "auto_sam.train.iterations": 120,
+        "auto_sam.train.learning_rate": 1e-2,
+        "unet.channels": 8,
+        "unet.side": 32,
+        "unet.batch": 4,
+        "unet.train.iterations": 150,
+    },
     "few-shot-prompts": {
         "views": 2,
         "batch": 4,
@@ -31,7 +40,7 @@ QUICK = {
 }
 """Settings that fit a method to the phantoms in seconds; a method not named here is quick as it is."""
 
-TRAINED = {"fate", "lora", "zero-shot"}
+TRAINED = {"ensemble", "fate", "lora", "zero-shot"}
 """Methods that lean on what the backbone knows already: only one that was trained can serve them."""
 
 everywhere = pytest.mark.parametrize("name", sorted(METHODS))
@@ -44,8 +53,10 @@ def quick(name: str) -> Method:
 
 def briefly(name: str) -> Method:
     """The same, trained for two steps, for tests in which the answer need not be good."""
-    trains = "train" in method_settings(METHODS[name]())
-    return build_method(name, QUICK.get(name, {}) | ({"train.iterations": 2} if trains else {}))
+    settings = method_settings(METHODS[name]())
+    trained = ["", *[f"{key}." for key, value in settings.items() if isinstance(value, dict)]]
+    few = {f"{where}train.iterations": 2 for where in trained if "train" in settings.get(where[:-1], settings)}
+    return build_method(name, QUICK.get(name, {}) | few)
 
 
 @pytest.fixture(scope="module")

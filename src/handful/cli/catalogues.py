@@ -41,7 +41,11 @@ def _methods() -> list[dict[str, Any]]:
         {
             "name": name,
             "what it does": (inspect.getdoc(METHODS[name]) or "").partition("\n")[0],
-            "settings": _dotted(method_settings(build_method(name, {}))),
+            "settings": {
+                key: value
+                for key, value in _dotted(method_settings(build_method(name, {}))).items()
+                if ".slicer." not in key  # members of an ensemble have none of their own
+            },
         }
         for name in sorted(METHODS)
     ]

@@ -13,6 +13,7 @@ from handful.errors import SettingsError
 from handful.methods.auto_sam import AutoSam
 from handful.methods.base import Method
 from handful.methods.closer import Closer
+from handful.methods.ensemble import Ensemble
 from handful.methods.fate import Fate
 from handful.methods.few_shot_prompts import FewShotPrompts
 from handful.methods.interactive import Interactive
@@ -27,6 +28,7 @@ CLOSER, PLANES = "closer", "planes"
 
 METHODS: dict[str, type[Method]] = {
     "auto-sam": AutoSam,
+    "ensemble": Ensemble,
     "fate": Fate,
     "few-shot-prompts": FewShotPrompts,
     "interactive": Interactive,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from handful.backbones.base import Backbone
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels
+from handful.data.vote import majority
 from handful.errors import SettingsError
 from handful.methods.base import Method, Segmenter, below
 from handful.methods.closer import Closer
@@ -88,10 +88,4 @@ class PlanesSegmenter(Segmenter):
         return {f"{plane}/{name}": tensor for plane, one in pairs for name, tensor in one.learned().items()}
 
     def segment(self, stack: SliceView) -> LabelMap:
-        votes = [one.predict(stack.volume).array for one in self.fitted]
-        winner, most = votes[0].copy(), np.ones(votes[0].shape, dtype=np.uint8)
-        for place, vote in enumerate(votes):
-            agreed = np.stack([vote == other for other in votes[place:]]).sum(axis=0, dtype=np.uint8)
-            better = agreed > most
-            winner[better], most[better] = vote[better], agreed[better]
-        return LabelMap(winner, stack.volume.geometry, self.labels)
+        return majority([one.predict(stack.volume) for one in self.fitted])
