@@ -142,7 +142,7 @@ PARTS: dict[str, Part] = {
     "suggest": bench(
         "suggest",
         "suggest.py --data {data} --sets acdc chaos_mr_t2 msd_hippocampus --method fate --budgets 4 16 "
-        "--draws 0 1 2 --cases 8",
+        "--draws 0 1 2 --cases 8 --cache runs/embeddings",
     ),
     "quality": bench(
         "quality", "quality.py --data {data} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --draws 0 1 2 --cases 12"

@@ -26,6 +26,7 @@ OURS = (
     "AutoSAM linear",
     "AutoSAM linear, ReLU",
     "AutoSAM U-Net",
+    "ensemble",
     "LoRA",
     "interactive",
 )
@@ -46,6 +47,9 @@ ARMS = OURS + OTHERS + READERS
 MATCHING = """The smallest number of labelled cases tried at which an arm's mean Dice is not below the U-Net's; nothing
 is interpolated, and of several arms the better one is named, which flatters a little. Intervals of the difference are
 of the unseen cases that both were scored on."""
+
+VOTERS = ("AutoSAM U-Net", BASELINE, "FATE, three planes", "FATE, closer")
+"""Arms of the plans that are members of their ensemble."""
 
 UNMEASURED = "(not measured yet)"
 MARKED = "<!-- table:"
@@ -182,6 +186,23 @@ def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
     return "\n\n".join(parts) or UNMEASURED
 
 
+def ensemble(evidence: Evidence, words: Sequence[str]) -> str:
+    """The vote beside those who vote, and by how much it differs from each."""
+    rows = []
+    for pool in evidence.plans:
+        for name in sets_of([pool], ("ensemble",)):
+            for shots in sorted(n for one, arm, n in pool.scores if (one, arm) == (name, "ensemble")):
+                of = {arm: scores_of([pool], name, arm, shots) for arm in ("ensemble", *VOTERS)}
+                found = {arm: scores for arm, scores in of.items() if scores}
+                for arm, scores in found.items():
+                    one = difference([pool], name, ("ensemble", shots), (arm, shots))
+                    gap = _signed(one.estimate) if one and arm != "ensemble" else ""
+                    draws = len({draw for draw, _ in scores})
+                    rows.append((name, str(shots), arm, _cell(estimate(scores), "dice"), gap, str(draws)))
+    heads = ("data set", "labelled", "arm", "Dice", "ensemble minus this", "draws")
+    return table(heads, rows) if rows else UNMEASURED
+
+
 def time_to_dice(evidence: Evidence, words: Sequence[str]) -> str:
     """Dice and seconds of fits of few and of many steps, and after how long each arm is as good as the U-Net's best."""
     parts = []
@@ -308,6 +329,7 @@ TABLES: dict[str, Render] = {
     "fate_shots": fate_shots,
     "fate_settings": fate_settings,
     "auto_sam": auto_sam,
+    "ensemble": ensemble,
     "time_to_dice": time_to_dice,
     "interactive": interactive,
 }

@@ -14,6 +14,7 @@ import torch
 
 from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
+from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
 
 Line = dict[str, Any]
@@ -29,11 +30,15 @@ def spread(
     out: Path,
     processes: int,
     backbone: str,
+    cache: Path | None = None,
 ) -> None:
-    """Adds the line of each cell to `out` as it ends, and prints what is `told` of it with the time that is left."""
+    """Adds the line of each cell to `out` as it ends, and prints what is `told` of it with the time that is left.
+
+    With a `cache`, a folder of kept embeddings, each slice is encoded once by all cells.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
     context, began = multiprocessing.get_context("spawn"), time.monotonic()
-    with ProcessPoolExecutor(processes, context, _start, (backbone,)) as pool:
+    with ProcessPoolExecutor(processes, context, _start, (backbone, cache)) as pool:
         for number, future in enumerate(as_completed([pool.submit(measure, cell) for cell in todo]), start=1):
             line = future.result()
             with out.open("a", encoding="utf-8") as file:
@@ -52,7 +57,8 @@ def read_lines(path: Path) -> list[Line]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def _start(backbone: str) -> None:
+def _start(backbone: str, cache: Path | None) -> None:
     tune_allocator()
     torch.set_num_threads(1)
-    _backbones["mine"] = load_backbone(backbone)
+    plain = load_backbone(backbone)
+    _backbones["mine"] = cached(plain, cache) if cache else plain

@@ -57,7 +57,15 @@ def main() -> None:
     arguments = _arguments()
     if not arguments.table:
         todo = list(cells(arguments))
-        spread(todo, measure, told, out=arguments.out, processes=arguments.processes, backbone=arguments.backbone)
+        spread(
+            todo,
+            measure,
+            told,
+            out=arguments.out,
+            processes=arguments.processes,
+            backbone=arguments.backbone,
+            cache=arguments.cache,
+        )
     lines = [line for line in read_lines(arguments.out) if not arguments.sets or line["set"] in arguments.sets]
     print(tables(lines))
 
@@ -301,6 +309,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--cases", type=int, default=12, help="unseen cases a draw, at most")
     parser.add_argument("--backbone", default="handful-tiny")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--cache", type=Path, help="folder of kept embeddings; slices are then encoded once")
     parser.add_argument("--table", action="store_true", help="print the table of what is there, compute nothing")
     found = parser.parse_args()
     if not found.table and not (found.data and found.sets):

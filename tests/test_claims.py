@@ -147,6 +147,15 @@ def test_a_glance_shows_the_arms_with_four_labelled_cases(load, measured):
     assert "| hearts | 4 | – | 0.600 [0.600, 0.600] | – | – | 0.700 [0.700, 0.700] |" in text
 
 
+def test_a_vote_stands_beside_those_who_vote(load, measured):
+    means = {("hearts", "ensemble", 1): 0.8, ("hearts", "U-Net", 1): 0.7, ("hearts", "U-Net", 4): 0.75}
+    text = load("claims_tables").ensemble(measured(means, noise=0.0), [])
+    assert text.splitlines()[2:] == [
+        "| hearts | 1 | ensemble | 0.800 [0.800, 0.800] |  | 3 |",
+        "| hearts | 1 | U-Net | 0.700 [0.700, 0.700] | +0.100 [+0.100, +0.100] | 3 |",
+    ]
+
+
 def test_a_table_is_written_between_its_markers_and_again_the_same(load, measured):
     tables = load("claims_tables")
     evidence = measured({("hearts", "FATE", 1): 0.5, ("hearts", "FATE", 2): 0.6}, noise=0.0)
