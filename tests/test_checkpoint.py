@@ -11,7 +11,7 @@ from handful.backbones.catalog import load_backbone
 from handful.checkpoint import describe_support, load, save
 from handful.errors import CheckpointError
 from handful.methods.base import Segmenter
-from handful.methods.fate import Fate
+from handful.methods.catalog import build_method
 from handful.methods.nearest_slice import NearestSlice
 from phantoms import support_set
 
@@ -73,8 +73,9 @@ def test_the_card_names_labels_cases_and_where_the_data_came_from(segmenter: Seg
         assert word in card
 
 
-def test_the_card_of_fate_says_that_the_folder_holds_pictures_of_patients(tmp_path: Path):
-    method = Fate()
+@pytest.mark.parametrize("settings", [{}, {"closer": 1.5}, {"planes": "axial,coronal"}])
+def test_the_card_of_fate_says_that_the_folder_holds_pictures_of_patients(settings: dict[str, object], tmp_path: Path):
+    method = build_method("fate", settings)
     fitted = method.fit(support_set(1), tiny_models.tiny_sam2_video(side=64))
     save(fitted, tmp_path / "s", method_name="fate", method=method, provenance={})
     card = " ".join((tmp_path / "s" / "README.md").read_text().split())
