@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from handful.evaluation.results import read_results, write_results
     from handful.evaluation.study import Study
     from handful.experiments.plan import Arm, DataSet, Plan, compare_plan, read_plan
-    from handful.experiments.run import run_experiment
+    from handful.experiments.run import ExperimentConfig, run_experiment
     from handful.experiments.store import ExperimentStatus, experiment_status, read_study, write_experiment_report
     from handful.methods.auto_sam import AutoSam
     from handful.methods.base import Method, Segmenter
@@ -92,7 +92,7 @@ _ROOMS = {
         "read_study",
         "write_experiment_report",
     ),
-    "handful.experiments.run": ("run_experiment",),
+    "handful.experiments.run": ("ExperimentConfig", "run_experiment"),
     "handful.experiments.plan": (
         "Arm",
         "DataSet",
@@ -215,6 +215,7 @@ __all__ = [
     "DataSet",
     "EmbedResult",
     "Ensemble",
+    "ExperimentConfig",
     "ExperimentStatus",
     "Fate",
     "FewShotPrompts",

@@ -57,6 +57,11 @@ def test_a_plan_becomes_a_table_and_a_report(plan: Path, cohort: Path, tmp_path:
     assert {Path(file).name for file in files} >= {"results.csv", "tables.md", "tables.tex", "report.html"}
     assert "Not complete: 3 of 4 fits are done." in (out / "report.html").read_text()
 
+    elsewhere = ("experiment", "run", plan, "-o", tmp_path / "elsewhere", "--data", cohort.parent, "--processes", "1")
+    result = handful(*elsewhere, "--known", out / "results.csv")
+    assert "1 of 4 fits to do" in result.stderr
+    assert "4 of 4 fits" in result.stdout
+
 
 def test_a_mistake_in_the_plan_answers_2_and_names_it(plan: Path, tmp_path: Path, handful: Handful):
     plan.write_text(plan.read_text().replace("zero-shot", "zero-shto"))

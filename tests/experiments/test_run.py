@@ -19,15 +19,16 @@ from handful.backbones.catalog import load_backbone
 from handful.data.cases import SupportSet
 from handful.data.files import read_cohort, read_label_map, write_label_map
 from handful.data.volume import LabelMap
-from handful.errors import BusyError, DamagedFile, InputError
+from handful.errors import BusyError, DamagedFile, InputError, SettingsError
 from handful.evaluation.evaluate import evaluate
 from handful.evaluation.results import Result, read_results
 from handful.experiments.memory import PeakMemory
 from handful.experiments.plan import Arm, DataSet, Plan
-from handful.experiments.run import run_experiment
+from handful.experiments.run import ExperimentConfig, run_experiment
 from handful.experiments.store import experiment_status, read_study, write_experiment_report
 from handful.methods.nearest_slice import NearestSlice
 
+ONE = ExperimentConfig(processes=1)
 SLOW = Arm(method="few-shot-prompts", settings={"train": {"iterations": 60}, "views": 1, "batch": 2})
 
 
@@ -57,7 +58,7 @@ def table(out: Path) -> list[dict[str, object]]:
 
 def test_the_table_has_a_row_for_each_case_and_label_of_every_fit(make_plan: Callable[..., Plan], tmp_path: Path):
     plan = make_plan(draws=(0, 1))
-    found = run_experiment(plan, tmp_path / "out", processes=1)
+    found = run_experiment(plan, tmp_path / "out", ONE)
     assert (len(found.done), found.failed, found.missing) == (4, (), ())
     write_experiment_report(tmp_path / "out")
     rows = read_results(tmp_path / "out" / "results.csv")
@@ -72,7 +73,7 @@ def test_the_table_has_a_row_for_each_case_and_label_of_every_fit(make_plan: Cal
 
 def test_scores_are_those_of_the_method_fitted_by_hand(make_plan: Callable[..., Plan], tmp_path: Path):
     plan = make_plan(shots=(2,), cases=None)
-    run_experiment(plan, tmp_path, processes=1)
+    run_experiment(plan, tmp_path, ONE)
     cohort = read_cohort(plan.data["phantoms"].folder)
     assert cohort.labels is not None
     drawn, rest = cohort.draw(2, 0)
@@ -89,28 +90,33 @@ def test_scores_are_those_of_the_method_fitted_by_hand(make_plan: Callable[..., 
 
 def test_what_is_done_is_not_done_again(make_plan: Callable[..., Plan], tmp_path: Path):
     first, second, larger = Told(), Told(), Told()
-    run_experiment(make_plan(), tmp_path, processes=1, report=first)
+    run_experiment(make_plan(), tmp_path, ONE, report=first)
     assert len(first.done) == 2
-    run_experiment(make_plan(), tmp_path, processes=1, report=second)
+    run_experiment(make_plan(), tmp_path, ONE, report=second)
     assert second.lines == []
-    run_experiment(make_plan(shots=(1, 2, 3)), tmp_path, processes=1, report=larger)
+    run_experiment(make_plan(shots=(1, 2, 3)), tmp_path, ONE, report=larger)
     assert larger.done == ["phantoms, nearest, 3 labelled, draw 0"]
 
 
 def test_what_the_table_of_another_run_holds_is_not_measured_again(make_plan: Callable[..., Plan], tmp_path: Path):
-    run_experiment(make_plan(), tmp_path / "first", processes=1)
+    run_experiment(make_plan(), tmp_path / "first", ONE)
     for path in write_experiment_report(tmp_path / "first")[:2]:
         out, told = tmp_path / path.suffix[1:], Told()
         known = read_results(path)
-        run_experiment(make_plan(shots=(2, 3)), out, processes=1, known=known, report=told)
+        run_experiment(make_plan(shots=(2, 3)), out, ExperimentConfig(processes=1, known=known), report=told)
         assert told.done == ["phantoms, nearest, 3 labelled, draw 0"]
         assert read_study(out).results[: len(known) // 2] == tuple(row for row in known if row.shots == 2)
 
 
 def test_a_table_of_other_fits_spares_nothing(make_plan: Callable[..., Plan], tmp_path: Path):
-    run_experiment(make_plan(shots=(1,)), tmp_path / "first", processes=1)
+    run_experiment(make_plan(shots=(1,)), tmp_path / "first", ONE)
     known, told = read_study(tmp_path / "first").results, Told()
-    run_experiment(make_plan(shots=(1,), tolerance=2.0), tmp_path / "second", processes=1, known=known, report=told)
+    run_experiment(
+        make_plan(shots=(1,), tolerance=2.0),
+        tmp_path / "second",
+        ExperimentConfig(processes=1, known=known),
+        report=told,
+    )
     assert len(told.done) == 1
     assert {row.tolerance for row in read_study(tmp_path / "second").results} == {2.0}
 
@@ -118,24 +124,51 @@ def test_a_table_of_other_fits_spares_nothing(make_plan: Callable[..., Plan], tm
 def test_arms_encode_a_slice_once_between_them(make_plan: Callable[..., Plan], tmp_path: Path):
     arms = {name: Arm(method="auto-sam", settings={"head": name, "train.iterations": 1}) for name in ("vit", "linear")}
     plan, kept = make_plan(arms={"vit": arms["vit"]}, shots=(1,)), tmp_path / "kept"
-    run_experiment(plan, tmp_path / "out", processes=1, cache=kept)
+    run_experiment(plan, tmp_path / "out", ExperimentConfig(processes=1, cache=kept))
     entries = sorted(path.name for path in kept.rglob("*") if path.is_file())
     assert entries
-    found = run_experiment(make_plan(arms=arms, shots=(1,)), tmp_path / "out", processes=1, cache=kept)
+    found = run_experiment(
+        make_plan(arms=arms, shots=(1,)), tmp_path / "out", ExperimentConfig(processes=1, cache=kept)
+    )
     assert (len(found.done), found.failed) == (2, ())
     assert sorted(path.name for path in kept.rglob("*") if path.is_file()) == entries
 
 
+def test_a_part_of_a_plan_may_be_measured_first(make_plan: Callable[..., Plan], tmp_path: Path):
+    arms = {"nearest": Arm(method="nearest-slice"), "carried": Arm(method="zero-shot")}
+    plan, told = make_plan(arms=arms, draws=(0, 1)), Told()
+    part = ExperimentConfig(processes=1, data_sets=("phantoms",), arms=("carried",), shots=(2,), draws=(1,))
+    found = run_experiment(plan, tmp_path, part, report=told)
+    assert told.done == ["phantoms, carried, 2 labelled, draw 1"]
+    assert (len(found.done), len(found.missing)) == (1, 7)
+    assert len(run_experiment(plan, tmp_path, ONE).done) == 8
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ({"arms": ("nearset",)}, "has no arm 'nearset'; did you mean 'nearest'"),
+        ({"data_sets": ("hearts",)}, "has no data set 'hearts'; it has phantoms"),
+        ({"shots": (7,)}, "nothing to measure: the chosen shots and draws are none of its own"),
+    ],
+)
+def test_a_part_that_the_plan_does_not_have_is_named(
+    make_plan: Callable[..., Plan], part: dict[str, tuple[object, ...]], said: str, tmp_path: Path
+):
+    with pytest.raises(SettingsError, match=said):
+        run_experiment(make_plan(), tmp_path, ExperimentConfig(**part))  # type: ignore[arg-type]
+
+
 def test_another_name_of_an_arm_measures_nothing_anew(make_plan: Callable[..., Plan], tmp_path: Path):
-    run_experiment(make_plan(), tmp_path, processes=1)
+    run_experiment(make_plan(), tmp_path, ONE)
     told = Told()
-    run_experiment(make_plan(arms={"by pixels": Arm(method="nearest-slice")}), tmp_path, processes=1, report=told)
+    run_experiment(make_plan(arms={"by pixels": Arm(method="nearest-slice")}), tmp_path, ONE, report=told)
     assert told.lines == []
     assert read_study(tmp_path).arms == ["by pixels"]
 
 
 def test_other_settings_and_other_weights_are_measured(make_plan: Callable[..., Plan], tmp_path: Path):
-    run_experiment(make_plan(shots=(1,)), tmp_path / "out", processes=1)
+    run_experiment(make_plan(shots=(1,)), tmp_path / "out", ONE)
     for changes in (
         {"arms": {"nearest": Arm(method="nearest-slice", settings={"similarity": "embedding"})}},
         {"backbone": "handful-tiny"},
@@ -143,7 +176,7 @@ def test_other_settings_and_other_weights_are_measured(make_plan: Callable[..., 
         {"cases": 1},
     ):
         told = Told()
-        run_experiment(make_plan(shots=(1,), **changes), tmp_path / "out", processes=1, report=told)
+        run_experiment(make_plan(shots=(1,), **changes), tmp_path / "out", ONE, report=told)
         assert len(told.done) == 1, changes
 
 
@@ -152,7 +185,7 @@ def test_a_corrected_label_map_is_noticed_by_the_fits_it_matters_to(
 ):
     own = Path(shutil.copytree(folder, tmp_path / "own"))
     plan = make_plan(data={"own": DataSet(folder=own)}, shots=(1,), draws=(0, 1, 2, 3), cases=1)
-    run_experiment(plan, tmp_path / "out", processes=1)
+    run_experiment(plan, tmp_path / "out", ONE)
     used = [{*json.loads(row.support), row.case} for row in read_study(tmp_path / "out").results if row.label == 1]
     case = sorted(used[0])[0]
     path = own / "labels" / f"{case}.nii.gz"
@@ -160,7 +193,7 @@ def test_a_corrected_label_map_is_noticed_by_the_fits_it_matters_to(
     array = np.roll(reference.array, 1, axis=0)
     write_label_map(path, LabelMap(array, reference.geometry, reference.labels))
     told = Told()
-    run_experiment(plan, tmp_path / "out", processes=1, report=told)
+    run_experiment(plan, tmp_path / "out", ONE, report=told)
     assert len(told.done) == sum(case in names for names in used)
     assert len(told.done) < 4
 
@@ -170,7 +203,7 @@ def test_a_reader_may_ask(make_plan: Callable[..., Plan], tmp_path: Path):
         "box": Arm(method="zero-shot", reader="box", jitter=0.1),
         "clicks": Arm(method="interactive", reader="clicks-2", settings={"train.iterations": 1, "regions": 1}),
     }
-    found = run_experiment(make_plan(arms=arms, shots=(1,)), tmp_path, processes=1)
+    found = run_experiment(make_plan(arms=arms, shots=(1,)), tmp_path, ONE)
     assert found.failed == ()
     study = read_study(tmp_path)
     assert study.readers == {"box", "clicks"}
@@ -179,19 +212,19 @@ def test_a_reader_may_ask(make_plan: Callable[..., Plan], tmp_path: Path):
 
 def test_a_fit_that_fails_is_told_and_the_others_go_on(make_plan: Callable[..., Plan], tmp_path: Path):
     plan = make_plan(arms={"bad": Arm(method="nearest-slice", reader="box"), "good": Arm(method="nearest-slice")})
-    found = run_experiment(plan, tmp_path, processes=1)
+    found = run_experiment(plan, tmp_path, ONE)
     assert len(found.done) == 2
     assert [failure.case for failure in found.failed] == [f"phantoms, bad, {n} labelled, draw 0" for n in (1, 2)]
     assert "cannot ask nearest-slice" in found.failed[0].reason
     again = Told()
-    run_experiment(plan, tmp_path, processes=1, report=again)
+    run_experiment(plan, tmp_path, ONE, report=again)
     assert len(again.done) == 2, "what failed is tried again"
 
 
 def test_several_processes_give_the_table_of_one(make_plan: Callable[..., Plan], tmp_path: Path):
     plan = make_plan(draws=(0, 1))
-    run_experiment(plan, tmp_path / "one", processes=1)
-    found = run_experiment(plan, tmp_path / "two", processes=2)
+    run_experiment(plan, tmp_path / "one", ONE)
+    found = run_experiment(plan, tmp_path / "two", ExperimentConfig(processes=2))
     assert len(found.done) == 4
     assert table(tmp_path / "one") == table(tmp_path / "two")
 
@@ -204,10 +237,10 @@ def test_a_process_that_dies_takes_one_fit_with_it(make_plan: Callable[..., Plan
         if step == 1:
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
-    found = run_experiment(plan, tmp_path, processes=2, report=kill_one)
+    found = run_experiment(plan, tmp_path, ExperimentConfig(processes=2), report=kill_one)
     assert len(found.done) == 3
     assert "by signal 9" in found.failed[0].reason
-    assert len(run_experiment(plan, tmp_path, processes=1).done) == 4
+    assert len(run_experiment(plan, tmp_path, ONE).done) == 4
 
 
 @pytest.mark.slow
@@ -234,9 +267,10 @@ import torch
 torch.set_num_threads(1)
 from pathlib import Path
 from handful.experiments.plan import read_plan
-from handful.experiments.run import run_experiment
+from handful.experiments.run import ExperimentConfig, run_experiment
 if __name__ == "__main__":
-    run_experiment(read_plan(Path({str(tmp_path / "plan.toml")!r})), Path({str(tmp_path / "killed")!r}), processes=1)
+    plan = read_plan(Path({str(tmp_path / "plan.toml")!r}))
+    run_experiment(plan, Path({str(tmp_path / "killed")!r}), ExperimentConfig(processes=1))
 """
     (tmp_path / "script.py").write_text(script)
     process = subprocess.Popen(
@@ -249,8 +283,8 @@ if __name__ == "__main__":
     plan = make_plan(arms={"slow": SLOW, "nearest": Arm(method="nearest-slice")}, draws=(0, 1))
     before = {path.name: path.stat().st_mtime_ns for path in kept.glob("[!.]*.json")}
     assert 2 <= len(before) < 8
-    run_experiment(plan, tmp_path / "killed", processes=1)
-    run_experiment(plan, tmp_path / "whole", processes=1)
+    run_experiment(plan, tmp_path / "killed", ONE)
+    run_experiment(plan, tmp_path / "whole", ONE)
     assert {name: (kept / name).stat().st_mtime_ns for name in before} == before
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
 
@@ -258,13 +292,13 @@ if __name__ == "__main__":
 def test_two_runs_do_not_work_in_one_folder(make_plan: Callable[..., Plan], tmp_path: Path):
     def begin_another(step: int, total: int, note: str) -> None:
         with pytest.raises(BusyError, match="another run works there"):
-            run_experiment(make_plan(), tmp_path, processes=1)
+            run_experiment(make_plan(), tmp_path, ONE)
 
-    run_experiment(make_plan(shots=(1,)), tmp_path, processes=1, report=begin_another)
+    run_experiment(make_plan(shots=(1,)), tmp_path, ONE, report=begin_another)
 
 
 def test_status_knows_what_is_missing_and_the_report_what_is_there(make_plan: Callable[..., Plan], tmp_path: Path):
-    run_experiment(make_plan(shots=(1, 9)), tmp_path, processes=1, command="as typed")
+    run_experiment(make_plan(shots=(1, 9)), tmp_path, ExperimentConfig(processes=1, command="as typed"))
     next((tmp_path / "cells").iterdir()).unlink()
     found = experiment_status(tmp_path)
     assert [one.name for one in found.missing] == ["phantoms, nearest, 1 labelled, draw 0"]
@@ -284,14 +318,14 @@ def test_a_folder_of_something_else_is_no_experiment(tmp_path: Path):
 
 
 def test_a_damaged_result_is_named(make_plan: Callable[..., Plan], tmp_path: Path):
-    run_experiment(make_plan(shots=(1,)), tmp_path, processes=1)
+    run_experiment(make_plan(shots=(1,)), tmp_path, ONE)
     next((tmp_path / "cells").iterdir()).write_text('{"rows": []}')
     with pytest.raises(DamagedFile, match="delete it and run the experiment again"):
         read_study(tmp_path)
 
 
 def test_only_fits_on_the_most_labels_keep_pictures(make_plan: Callable[..., Plan], tmp_path: Path):
-    run_experiment(make_plan(pictures=1), tmp_path, processes=1)
+    run_experiment(make_plan(pictures=1), tmp_path, ONE)
     (one,) = read_study(tmp_path).pictures
     assert one.shots == 2
     assert one.webp[:4] == b"RIFF"
@@ -317,7 +351,7 @@ def test_peak_memory_is_that_of_the_stretch_not_of_what_was_before():
 def test_a_setting_may_name_the_folder_of_the_data_set(make_plan: Callable[..., Plan], tmp_path: Path):
     settings = {"side": 32, "channels": 2, "train.iterations": 1, "contrast.iterations": 1, "contrast_batch": 2}
     arm = Arm(method="unet", settings={**settings, "pretrain": "simclr", "unlabelled": "{folder}"})
-    found = run_experiment(make_plan(arms={"U-Net": arm}), tmp_path / "out", processes=1)
+    found = run_experiment(make_plan(arms={"U-Net": arm}), tmp_path / "out", ONE)
     write_experiment_report(tmp_path / "out")
     assert not found.failed
     rows = read_results(tmp_path / "out" / "results.csv")

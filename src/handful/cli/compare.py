@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.experiment import Cache, Latex, Processes, carry_out
+from handful.cli.experiment import Cache, Latex, Processes, carry_out, typed
 
 
 def compare(
@@ -37,15 +37,9 @@ def compare(
     Each method learns from a few of your labelled cases and is scored on the others, over several random draws. Stopped
     by Ctrl-C or worse, the same command goes on where it was.
     """
-    from handful import compare_plan
+    from handful import ExperimentConfig, choose_device, compare_plan
 
-    numbers = tuple(_number(text) for text in options.names_in(shots))
-    chosen = tuple(options.names_in(methods))
-    plan = compare_plan(input, chosen, numbers, draws, cases, backbone)
-    carry_out(plan, out, processes, (), cache, device, latex, json, quiet)
-
-
-def _number(text: str) -> int:
-    if not text.isdecimal():
-        raise typer.BadParameter(f"--shots: {text!r} is no number; write them as 1,2,4")
-    return int(text)
+    numbers = options.numbers_in(shots, "--shots")
+    plan = compare_plan(input, tuple(options.names_in(methods)), numbers, draws, cases, backbone)
+    config = ExperimentConfig(processes=processes, device=choose_device(device).type, command=typed(), cache=cache)
+    carry_out(plan, out, config, latex, json, quiet)

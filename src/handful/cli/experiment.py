@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,7 @@ from handful.cli import options
 from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful import ExperimentStatus, Plan
+    from handful import ExperimentConfig, ExperimentStatus, Plan
 
 experiment = typer.Typer(
     help="Which method, how many labels: many fits from a plan, their table, and a report.", no_args_is_help=True
@@ -41,6 +40,10 @@ def run(
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results; it is gone on with.")],
     data: Annotated[Path | None, typer.Option(help="Where the plan's folders lie; else beside the plan.")] = None,
     processes: Processes = None,
+    data_set: Annotated[list[str], typer.Option(help="Measure this data set of the plan only. Repeatable.")] = [],  # noqa: B006
+    arm: Annotated[list[str], typer.Option(help="Measure this arm of the plan only. Repeatable.")] = [],  # noqa: B006
+    shots: Annotated[str, typer.Option(help="Measure these numbers of labelled cases only, by commas.")] = "",
+    draws: Annotated[str, typer.Option(help="Measure these draws only, by commas.")] = "",
     known: Known = [],  # noqa: B006
     cache: Cache = None,
     device: options.Device = "auto",
@@ -52,11 +55,23 @@ def run(
 
     Example: `handful experiment run plan.toml -o results --data my_data`
 
-    A killed run loses only the fits it was at; the same command goes on from there. Exit code 3 when a fit failed.
+    A killed run loses only the fits it was at; the same command goes on from there, and so does one that names other
+    parts of the plan: `--arm FATE --shots 1,4`. Exit code 3 when a fit failed.
     """
-    from handful import read_plan
+    from handful import ExperimentConfig, choose_device, read_plan, read_results
 
-    carry_out(read_plan(plan, data), out, processes, known, cache, device, latex, json, quiet)
+    config = ExperimentConfig(
+        processes=processes,
+        device=choose_device(device).type,
+        command=typed(),
+        known=[result for path in known for result in read_results(path)],
+        cache=cache,
+        data_sets=tuple(data_set),
+        arms=tuple(arm),
+        shots=options.numbers_in(shots, "--shots"),
+        draws=options.numbers_in(draws, "--draws"),
+    )
+    carry_out(read_plan(plan, data), out, config, latex, json, quiet)
 
 
 @experiment.command("status")
@@ -89,24 +104,12 @@ def report(out: Folder, latex: Latex = False, json: options.Json = False) -> Non
         stdout().print("\n".join(map(str, paths)), soft_wrap=True, markup=False, highlight=False)
 
 
-def carry_out(
-    plan: Plan,
-    out: Path,
-    processes: int | None,
-    known: Sequence[Path],
-    cache: Path | None,
-    device: str,
-    latex: bool,
-    json: bool,
-    quiet: bool,
-) -> None:
+def carry_out(plan: Plan, out: Path, config: ExperimentConfig, latex: bool, json: bool, quiet: bool) -> None:
     """Runs a plan and writes its report."""
-    from handful import choose_device, read_results, run_experiment, write_experiment_report
+    from handful import run_experiment, write_experiment_report
 
-    command = shlex.join(["handful", *sys.argv[1:]])
     with progress("measuring", quiet) as tell:
-        earlier = [result for path in known for result in read_results(path)]
-        found = run_experiment(plan, out, processes, choose_device(device).type, command, earlier, cache, tell)
+        found = run_experiment(plan, out, config, tell)
     paths = write_experiment_report(out, latex)
     for one in found.left_out:
         say(f"left out: {one}")
@@ -119,6 +122,11 @@ def carry_out(
         stdout().print("\n".join(said), soft_wrap=True, markup=False, highlight=False)
     if found.failed:
         raise typer.Exit(FAILED_CASES)
+
+
+def typed() -> str:
+    """The command line."""
+    return shlex.join(["handful", *sys.argv[1:]])
 
 
 def _print(found: ExperimentStatus) -> None:

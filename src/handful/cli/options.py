@@ -30,6 +30,14 @@ def names_in(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
+def numbers_in(text: str, option: str) -> tuple[int, ...]:
+    """The numbers of a text with commas."""
+    for name in names_in(text):
+        if not name.isdecimal():
+            raise typer.BadParameter(f"{option}: {name!r} is no number; write them as 1,2,4")
+    return tuple(int(name) for name in names_in(text))
+
+
 def settings_in(pairs: list[str]) -> dict[str, object]:
     """{key: value} of 'key=value' texts."""
     settings: dict[str, object] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import signal
 from collections import deque
@@ -31,40 +32,78 @@ MOST_PROCESSES = 8
 """Unless more are asked for: each holds a backbone and a scan."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """Circumstances of a run; of all this only the rounding of a cache shows in the scores."""
+
+    processes: int | None = None
+    """Processes that share the cores of a CPU, as many as there are unless told otherwise; with one, all happens in the
+    caller's own."""
+    device: str = "cpu"
+    command: str = ""
+    """What was typed, noted for the report."""
+    known: Sequence[Result] = ()
+    """The table of an earlier run, as `read_results` gives it: its fits are taken over, without pictures."""
+    cache: Path | None = None
+    """Folder of kept embeddings, so that arms which see the same slices encode them once; times are then no longer
+    those of a fit by itself."""
+    data_sets: tuple[str, ...] = ()
+    """What of the plan to measure now; empty for all of it. So are `arms`, `shots` and `draws`."""
+    arms: tuple[str, ...] = ()
+    shots: tuple[int, ...] = ()
+    draws: tuple[int, ...] = ()
+
+    def wants(self, cell: Cell) -> bool:
+        """Whether a cell is to be measured now."""
+        chosen = (
+            (self.data_sets, cell.data_set),
+            (self.arms, cell.arm_name),
+            (self.shots, cell.shots),
+            (self.draws, cell.draw),
+        )
+        return all(not some or one in some for some, one in chosen)
+
+    def require_known_names(self, plan: Plan) -> None:
+        """SettingsError for a data set or an arm that the plan does not have."""
+        for what, chosen, there in (("data set", self.data_sets, plan.data), ("arm", self.arms, plan.arms)):
+            for name in chosen:
+                if name not in there:
+                    near = difflib.get_close_matches(name, there, n=1)
+                    hint = f"did you mean {near[0]!r}? " if near else ""
+                    raise SettingsError(f"plan {plan.name!r} has no {what} {name!r}; {hint}it has {', '.join(there)}")
+
+
 def run_experiment(
     plan: Plan,
     out: Path,
-    processes: int | None = None,
-    device: str = "cpu",
-    command: str = "",
-    known: Sequence[Result] = (),
-    cache: Path | None = None,
+    config: ExperimentConfig | None = None,
     report: Callable[[int, int, str], None] = lambda step, total, note: None,
 ) -> ExperimentStatus:
     """Measures what is missing in `out`, and says what is there then.
 
     A cell is a small file, written whole when it is known: a killed run loses no more than the cells it was at, and the
     same call goes on from there. A cell whose method, weights, scans or labels changed is measured anew, one that
-    failed is tried again. `processes` share the cores of a CPU, as many as there are unless told otherwise; with one,
-    all happens in this process. `command` is noted for the report. Fits that `known` holds, the table of an earlier run
-    as `read_results` gives it, are taken over, without pictures. With a `cache`, a folder of kept embeddings, arms that
-    see the same slices encode them once; rounding then moves scores a little, and times are no longer those of a fit by
-    itself. Raises BusyError while another run works in `out`.
+    failed is tried again. Raises BusyError while another run works in `out`.
     """
+    config = config or ExperimentConfig()
+    config.require_known_names(plan)
     with _alone_in(out):
         every, left_out = cells(plan)
-        if not every:
-            raise SettingsError(f"plan {plan.name!r} has nothing to measure: {'; '.join(left_out)}")
+        if not any(config.wants(cell) for cell in every):
+            why = "; ".join(left_out) or "the chosen shots and draws are none of its own"
+            raise SettingsError(f"plan {plan.name!r} has nothing to measure: {why}")
         digests = {name: load_backbone(name).digest() for name in dict.fromkeys(cell.backbone for cell in every)}
         fingerprints = Fingerprints()
-        tasks = [_Task(out, fingerprints.of(cell, digests[cell.backbone]), cell, cache) for cell in every]
-        wanted = {task.digest for task in tasks}
-        adopt(out, (result for result in known if result.cell in wanted))
-        write_manifest(out, plan, [(task.cell, task.digest) for task in tasks], left_out, command)
-        todo = [task for task in {task.digest: task for task in tasks}.values() if not is_done(out, task.digest)]
+        tasks = [_Task(out, fingerprints.of(cell, digests[cell.backbone]), cell, config.cache) for cell in every]
+        planned = {task.digest for task in tasks}
+        adopt(out, (result for result in config.known if result.cell in planned))
+        write_manifest(out, plan, [(task.cell, task.digest) for task in tasks], left_out, config.command)
+        wanted = {task.digest: task for task in tasks if config.wants(task.cell)}
+        todo = [task for task in wanted.values() if not is_done(out, task.digest)]
         if todo:
-            report(0, len(todo), f"{len(todo)} of {len(tasks)} fits to do")
-        for number, (task, failure) in enumerate(_outcomes(todo, processes or _usual(device), device), start=1):
+            report(0, len(todo), f"{len(todo)} of {len(wanted)} fits to do")
+        outcomes = _outcomes(todo, config.processes or _usual(config.device), config.device)
+        for number, (task, failure) in enumerate(outcomes, start=1):
             report(number, len(todo), f"{task.cell.name}{': ' + failure if failure else ''}")
         return experiment_status(out)
 
