@@ -21,12 +21,11 @@ QUICK = {
     "auto-sam": {"views": 2, "train.iterations": 120, "train.learning_rate": 1e-2},
     "ensemble": {
         "auto_sam.views": 2,
-        "auto_sam.train.iterations": 120,
-        "auto_sam.train.learning_rate": 1e-2,
+        "auto_sam.train.iterations": 60,
         "unet.channels": 8,
         "unet.side": 32,
         "unet.batch": 4,
-        "unet.train.iterations": 150,
+        "unet.train.iterations": 80,
     },
     "few-shot-prompts": {
         "views": 2,
