@@ -112,12 +112,23 @@ def _efficiency(evidence: Evidence, data_set: str, measure: str, arms: Sequence[
     found = {n: {arm: scores_of([pool], data_set, arm, n, measure) for arm in arms} for n in shots}
     if pool in evidence.benches:  # a plan's arms see the same cases, benchmarks had more or fewer
         found = {n: shared(of_arms) for n, of_arms in found.items()}
+    most = max((_draws(scores) for of_arms in found.values() for scores in of_arms.values()), default=0)
     rows = []
     for arm in arms:
         cells = [found[n].get(arm) for n in shots]
         if any(cells):
-            rows.append((arm, *[_cell(estimate(one), measure) if one else "–" for one in cells]))
+            rows.append((arm, *[_drawn(one, measure, most) if one else "–" for one in cells]))
     return table(("arm", *[f"{n} labelled" for n in shots]), rows)
+
+
+def _drawn(scores: Scores, measure: str, most: int) -> str:
+    """A cell that says of how many draws it is, where others are of more."""
+    few = _draws(scores)
+    return _cell(estimate(scores), measure) + (f" ({few} draw{'s' * (few > 1)})" if few < most else "")
+
+
+def _draws(scores: Scores) -> int:
+    return len({draw for draw, _ in scores})
 
 
 def glance(evidence: Evidence, words: Sequence[str]) -> str:
@@ -197,8 +208,7 @@ def ensemble(evidence: Evidence, words: Sequence[str]) -> str:
                 for arm, scores in found.items():
                     one = difference([pool], name, ("ensemble", shots), (arm, shots))
                     gap = _signed(one.estimate) if one and arm != "ensemble" else ""
-                    draws = len({draw for draw, _ in scores})
-                    rows.append((name, str(shots), arm, _cell(estimate(scores), "dice"), gap, str(draws)))
+                    rows.append((name, str(shots), arm, _cell(estimate(scores), "dice"), gap, str(_draws(scores))))
     heads = ("data set", "labelled", "arm", "Dice", "ensemble minus this", "draws")
     return table(heads, rows) if rows else UNMEASURED
 

@@ -147,6 +147,15 @@ def test_a_glance_shows_the_arms_with_four_labelled_cases(load, measured):
     assert "| hearts | 4 | – | 0.600 [0.600, 0.600] | – | – | 0.700 [0.700, 0.700] |" in text
 
 
+def test_a_cell_of_fewer_draws_says_so(load, measured):
+    evidence = measured({("hearts", "FATE", 1): 0.5, ("hearts", "U-Net", 1): 0.6}, noise=0.0)
+    scores = evidence.plans[0].scores["hearts", "FATE", 1]
+    scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] == 0}
+    text = load("claims_tables").label_efficiency(evidence, ["hearts"])
+    assert "| FATE | 0.500 [0.500, 0.500] (1 draw) |" in text
+    assert "| U-Net | 0.600 [0.600, 0.600] |" in text
+
+
 def test_a_vote_stands_beside_those_who_vote(load, measured):
     means = {("hearts", "ensemble", 1): 0.8, ("hearts", "U-Net", 1): 0.7, ("hearts", "U-Net", 4): 0.75}
     text = load("claims_tables").ensemble(measured(means, noise=0.0), [])
