@@ -14,7 +14,6 @@ from claims_evidence import MEASURES, SECONDS, Evidence, Pool, Scores, differenc
 from handful.errors import SettingsError
 from handful.evaluation.evaluate import Estimate
 from handful.evaluation.results import LARGER_IS_BETTER, TITLES
-from handful.evaluation.statistics import shots_to_reach
 
 OURS = (
     "few-shot prompts",
@@ -44,9 +43,9 @@ READERS = (
 """They look at the truth of the scan that is scored: bounds for that much work, drawn dashed."""
 ARMS = OURS + OTHERS + READERS
 
-MATCHING = """The smallest number of labelled cases tried at which an arm's mean Dice is not below the U-Net's; nothing
-is interpolated, and of several arms the better one is named, which flatters a little. Intervals of the difference are
-of the unseen cases that both were scored on."""
+MATCHING = """The smallest number of labelled cases tried at which an arm's mean Dice is not below the U-Net's, over the
+draws and unseen cases that both were scored on; nothing is interpolated, and of several arms the better one is named,
+which flatters a little. Dice in brackets are over all draws of each."""
 
 VOTERS = ("AutoSAM U-Net", BASELINE, "FATE, three planes", "FATE, closer")
 """Arms of the plans that are members of their ensemble."""
@@ -271,8 +270,12 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
         pool = next(pool for pool in evidence.plans if name in sets_of([pool], (BASELINE,)))
         curves = {arm: _curve(pool, name, arm) for arm in (*OURS, BASELINE)}
         for n, score in sorted(curves[BASELINE].items()):
-            needed = {arm: shots_to_reach(curves[arm], score) for arm in OURS}
-            reached = [(m, -curves[arm][m], arm) for arm, m in needed.items() if m is not None]
+            reached = [
+                (m, -dice, arm)
+                for arm in OURS
+                for m, dice in curves[arm].items()
+                if (one := difference([pool], name, (arm, m), (BASELINE, n))) and one.estimate.mean >= 0
+            ]
             cases = f"{n} labelled case" + "s" * (n > 1)
             sentence = f"* **{name}**: to match a U-Net trained on {cases} ({score:.3f}), handful needs "
             if reached:
