@@ -291,7 +291,7 @@ def test_a_cache_round_the_backbone_changes_nothing_that_is_learned(sam: Backbon
 @pytest.mark.parametrize(
     ("model", "form", "iterations"),
     [
-        ("sam", {"head": "vit"}, 150),
+        ("sam", {"head": "vit"}, 300),
         ("sam", {"head": "vit", "shared_pass": False}, 150),
         ("sam", {"head": "vit", "faithful": True}, 100),
         ("sam", {"head": "cnn"}, 80),

@@ -114,8 +114,9 @@ def test_slices_are_answered_one_by_one(name: str, fitted: Fitted):
     with torch.inference_mode():
         together = segmenter(slices)
         apart = torch.cat([segmenter(one) for one in slices.split(1)])
-    # batching moves sums by 1e-7, which may tip an embedding kept in half precision over to its neighbour
-    assert torch.allclose(together, apart, atol=2e-3)
+    # batching moves sums by 1e-7, which may tip an embedding kept in half precision over to its neighbour: on some
+    # processors logits of up to 18 then differ by 0.003
+    assert torch.allclose(together, apart, atol=5e-3)
 
 
 @everywhere
