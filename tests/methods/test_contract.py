@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from handful.backbones.base import Backbone
+from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.checkpoint import load, save
 from handful.data.cases import SupportSet
 from handful.data.volume import LabelMap
@@ -108,15 +108,15 @@ def test_forward_gives_one_map_a_label_at_slice_size(name: str, fitted: Fitted):
 
 
 @everywhere
-def test_slices_are_answered_one_by_one(name: str, fitted: Fitted):
+def test_slices_are_answered_one_by_one(name: str, fitted: Fitted, monkeypatch: pytest.MonkeyPatch):
     segmenter = fitted(name)  # before inference mode, in which nothing can be fitted
+    # batching moves sums by 1e-7, which may tip an embedding kept in half precision over to its neighbour; so keep all
+    monkeypatch.setattr(ImageEmbeddings, "to", lambda image, kind: image)
     slices = torch.rand(3, 1, 24, 28, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         together = segmenter(slices)
         apart = torch.cat([segmenter(one) for one in slices.split(1)])
-    # batching moves sums by 1e-7, which may tip an embedding kept in half precision over to its neighbour: on some
-    # processors logits of up to 18 then differ by 0.003
-    assert torch.allclose(together, apart, atol=5e-3)
+    assert torch.allclose(together, apart, atol=2e-3)
 
 
 @everywhere
