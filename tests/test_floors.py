@@ -60,7 +60,7 @@ def test_the_doors_know_only_the_face(path: Path):
 
 @pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "methods"], ids=name_of)
 def test_methods_do_not_know_each_other(path: Path):
-    shared = {f"handful.methods.{name}" for name in ("base", "seen", "promptable", "closer", "support_bank")}
+    shared = {f"handful.methods.{name}" for name in ("base", "seen", "promptable", "closer", "support_bank", "voting")}
     if path.name not in ("catalog.py", "ensemble.py"):  # which put methods together
         assert [m for m in imported(path) if room_of(m) == "methods" and m not in shared] == []
 

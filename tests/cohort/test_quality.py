@@ -30,6 +30,7 @@ from handful.evaluation.metrics import overlap
 from handful.methods.base import Segmenter
 from handful.methods.fate import Fate
 from handful.methods.nearest_slice import NearestSlice
+from handful.methods.planes import Planes
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 CHEAP = QualityConfig(reverse="nearest-slice")
@@ -313,6 +314,17 @@ def test_fate_tells_its_own_confidence_of_the_labels_that_are_there(support: Sup
     areas = torch.from_numpy((fate.slicer.view(image).of(only_egg.array) == 3).sum(axis=(1, 2))).double()
     dice = torch.nan_to_num(2 * said.iou / (1 + said.iou) * said.object_score.sigmoid()).double()[:, 1]
     assert found[3] == pytest.approx(float((areas * dice).sum() / areas.sum()))
+
+
+def test_voters_are_as_sure_of_a_label_as_they_agree_with_it(support: SupportSet, backbone: Backbone):
+    planes = Planes(NearestSlice(), ("axial", "coronal", "sagittal")).fit(support, backbone)
+    image, truth = phantom(7)
+    only_egg = changed(truth, np.where(truth.array == 1, 0, truth.array))
+    found = own_confidence(planes, image, only_egg)
+    assert set(found) == {3}
+    dice = [overlap(one.predict(image).array == 3, truth.array == 3).dice for one in planes.fitted]
+    assert len(set(dice)) == 3
+    assert found[3] == pytest.approx(np.mean(dice))
 
 
 def test_a_backbone_with_a_memory_is_asked_back_by_fate(support: SupportSet):

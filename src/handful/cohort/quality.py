@@ -36,6 +36,7 @@ from handful.evaluation.preview import Retrieving, predict_with_reasons
 from handful.methods.base import CHUNK, Method, Segmenter, to_classes
 from handful.methods.fate import Fate, SliceConfidence
 from handful.methods.nearest_slice import NearestSlice
+from handful.methods.voting import VotingSegmenter
 
 MOST_SLICES = 24
 """Slices of a case that the reverse segmenter learns from or is scored on, at most: what bounds its cost."""
@@ -377,9 +378,23 @@ def own_confidence(
         areas = np.stack([(classes == value).sum(axis=(1, 2)) for value in segmenter.labels.values], axis=1)
         pairs = zip(segmenter.labels.values, (areas * sure).sum(axis=0), areas.sum(axis=0), strict=True)
         return {value: float(total / area) for value, total, area in pairs if area}
+    if isinstance(segmenter, VotingSegmenter):
+        return _agreement(segmenter, volume, prediction)
     if type(segmenter).segment is not Segmenter.segment:  # its logits are not what the prediction was made from
         return {}
     return _margins(segmenter, stack, classes)
+
+
+def _agreement(segmenter: VotingSegmenter, volume: Volume, prediction: LabelMap) -> dict[int, float]:
+    """Mean Dice of what each voter makes of a scan with the prediction."""
+    held = [value for value in segmenter.labels.values if (prediction.array == value).any()]
+    masks = [prediction.array == value for value in held]
+    known = prediction.array != IGNORE
+    dice = [
+        [overlap(vote.array == value, mask, known).dice for value, mask in zip(held, masks, strict=True)]
+        for vote in segmenter.votes(volume)
+    ]
+    return dict(zip(held, np.mean(dice, axis=0).tolist(), strict=True))
 
 
 def _margins(segmenter: Segmenter, stack: SliceView, classes: NDArray[np.integer]) -> dict[int, float]:

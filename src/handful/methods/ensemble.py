@@ -8,7 +8,7 @@ compares. nnU-Net gains likewise from several U-Nets, which differ less.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
 from handful.data.cases import SupportSet
-from handful.data.slicing import Slicer, SliceView
-from handful.data.volume import LabelMap, Labels, Volume
-from handful.data.vote import majority
+from handful.data.slicing import Slicer
+from handful.data.volume import Labels, Volume
 from handful.errors import SettingsError
 from handful.methods.auto_sam import AutoSam
 from handful.methods.base import Method, Segmenter, below
 from handful.methods.fate import Fate
 from handful.methods.planes import ALL, Planes
 from handful.methods.unet import UNet
+from handful.methods.voting import VotingSegmenter
 from handful.tuning.loop import TrainConfig
 from handful.tuning.run import Run
 
@@ -84,7 +84,7 @@ class Ensemble:
         return dataclasses.replace(train, seed=train.seed + self.seed)
 
 
-class EnsembleSegmenter(Segmenter):
+class EnsembleSegmenter(VotingSegmenter):
     """Three segmenters."""
 
     def __init__(self, fitted: dict[str, Segmenter], three_planes: bool) -> None:
@@ -103,8 +103,9 @@ class EnsembleSegmenter(Segmenter):
         parts = {f"{name}/{key}": value for name, one in self._all() for key, value in one.learned().items()}
         return parts | {"three_planes": torch.tensor(self.three_planes)}
 
-    def segment(self, stack: SliceView) -> LabelMap:
-        return majority([one.predict(stack.volume) for _, one in self._all()])
+    @property
+    def voters(self) -> Sequence[Segmenter]:
+        return [one for _, one in self._all()]
 
     def _all(self) -> list[tuple[str, Segmenter]]:
         return list(self.fitted.items())  # type: ignore[arg-type]

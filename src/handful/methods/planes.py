@@ -7,6 +7,7 @@ convolutional neural network", MICCAI 2013). For volumes with voxels about as hi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -14,12 +15,12 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.cases import SupportSet
-from handful.data.slicing import Slicer, SliceView
-from handful.data.volume import LabelMap, Labels
-from handful.data.vote import majority
+from handful.data.slicing import Slicer
+from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.methods.base import Method, Segmenter, below
 from handful.methods.closer import Closer
+from handful.methods.voting import VotingSegmenter
 from handful.tuning.run import Run
 
 ALL = ("axial", "coronal", "sagittal")
@@ -70,7 +71,7 @@ def _sliced(method: Method, slicer: Slicer) -> Method:
     return dataclasses.replace(method, slicer=slicer)  # type: ignore[type-var]
 
 
-class PlanesSegmenter(Segmenter):
+class PlanesSegmenter(VotingSegmenter):
     """A segmenter a plane."""
 
     def __init__(self, planes: tuple[str, ...], fitted: list[Segmenter]) -> None:
@@ -87,5 +88,6 @@ class PlanesSegmenter(Segmenter):
         pairs = zip(self.planes, self.fitted, strict=True)
         return {f"{plane}/{name}": tensor for plane, one in pairs for name, tensor in one.learned().items()}
 
-    def segment(self, stack: SliceView) -> LabelMap:
-        return majority([one.predict(stack.volume) for one in self.fitted])
+    @property
+    def voters(self) -> Sequence[Segmenter]:
+        return self.fitted
