@@ -47,8 +47,8 @@ MATCHING = """The smallest number of labelled cases tried at which an arm's mean
 draws and unseen cases that both were scored on; nothing is interpolated, and of several arms the better one is named,
 which flatters a little. Dice in brackets are over all draws of each."""
 
-VOTERS = ("AutoSAM U-Net", BASELINE, "FATE, three planes", "FATE, closer")
-"""Arms of the plans that are members of their ensemble."""
+VOTERS = ("AutoSAM U-Net", BASELINE, "FATE, three planes", "FATE, closer", "U-Net, three seeds")
+"""Arms of the plans that an ensemble is set beside: its members, and as many U-Nets."""
 
 UNMEASURED = "(not measured yet)"
 MARKED = "<!-- table:"
@@ -197,7 +197,7 @@ def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
 
 
 def ensemble(evidence: Evidence, words: Sequence[str]) -> str:
-    """The vote beside those who vote, and by how much it differs from each."""
+    """The vote beside those who vote and beside a vote of U-Nets, and by how much it differs from each."""
     rows = []
     for pool in evidence.plans:
         for name in sets_of([pool], ("ensemble",)):

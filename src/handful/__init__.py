@@ -70,6 +70,7 @@ if TYPE_CHECKING:
     from handful.methods.nearest_slice import NearestSlice
     from handful.methods.planes import Planes
     from handful.methods.promptable import PromptableSegmenter, Prompted, SimulatedReader, TransferredPrompts, oracle
+    from handful.methods.seeds import Seeds
     from handful.methods.unet import UNet
     from handful.methods.zero_shot import ZeroShot
     from handful.pretraining.pretrain import PretrainConfig, pretrain, processors
@@ -118,6 +119,7 @@ _ROOMS = {
         "import_nnunet",
     ),
     "handful.methods.planes": ("Planes",),
+    "handful.methods.seeds": ("Seeds",),
     "handful.methods.closer": ("Closer",),
     "handful.methods.promptable": (
         "Prompted",
@@ -250,6 +252,7 @@ __all__ = [
     "ReviewConfig",
     "ReviewResult",
     "Run",
+    "Seeds",
     "Segmenter",
     "Session",
     "SessionConfig",

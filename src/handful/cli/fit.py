@@ -42,8 +42,8 @@ def fit(
 
     Example: `handful fit few-shot-prompts -i my_cohort --cases anna,ben,carl -o model`
 
-    Any method takes `--set closer=1.4` (a window round the labelled region, for small organs) and
-    `--set planes=axial,coronal,sagittal` (several planes vote).
+    Any method takes `--set closer=1.4` (a window round the labelled region, for small organs),
+    `--set planes=axial,coronal,sagittal` (several planes vote) and, if it trains, `--set seeds=3` (several fits vote).
 
     Stopped by Ctrl-C or worse, the same command goes on where it was.
     """

@@ -20,10 +20,11 @@ from handful.methods.interactive import Interactive
 from handful.methods.lora import Lora
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.planes import Planes
+from handful.methods.seeds import Seeds
 from handful.methods.unet import UNet
 from handful.methods.zero_shot import ZeroShot
 
-CLOSER, PLANES = "closer", "planes"
+CLOSER, PLANES, SEEDS = COMMON = "closer", "planes", "seeds"
 """Settings that any method has."""
 
 METHODS: dict[str, type[Method]] = {
@@ -42,21 +43,25 @@ METHODS: dict[str, type[Method]] = {
 def build_method(name: str, settings: Mapping[str, object]) -> Method:
     """The method of that name; settings are values or their text, nested or with dotted keys ('train.iterations').
 
-    What is not set keeps the method's own default. Two settings are for all methods: 'closer' (1.3, say) shows them a
+    What is not set keeps the method's own default. Three settings are for all methods: 'closer' (1.3, say) shows them a
     window round the labelled region, that much larger than it; 'planes' ('axial,coronal,sagittal') lets several planes
-    vote. SettingsError names the field, the value and what is allowed.
+    vote; 'seeds' (3, say) fits from so many seeds, which vote. SettingsError names the field, the
+    value and what is allowed.
     """
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise SettingsError(f"there is no method {name!r}; {hint}methods are {', '.join(sorted(METHODS))}")
-    own = {key: value for key, value in settings.items() if key not in (CLOSER, PLANES)}
-    method: Method = read_settings(METHODS[name], own, name, (CLOSER, PLANES))
+    own = {key: value for key, value in settings.items() if key not in COMMON}
+    method: Method = read_settings(METHODS[name], own, name, COMMON)
     context = _common(CLOSER, settings, float, "a number such as 1.3")
     planes = _common(PLANES, settings, tuple[str, ...], "such as axial,coronal,sagittal")
+    seeds = _common(SEEDS, settings, int, "a whole number such as 3")
     if context is not None:
         method = Closer(method, context)
-    return method if planes is None else Planes(method, planes)
+    if planes is not None:
+        method = Planes(method, planes)
+    return method if seeds is None else Seeds(method, seeds)
 
 
 def read_settings(kind: type[Any], settings: Mapping[str, object], where: str, beside: tuple[str, ...] = ()) -> Any:
@@ -77,6 +82,8 @@ def method_settings(method: Method) -> dict[str, Any]:
         return method_settings(method.method) | {CLOSER: method.context}
     if isinstance(method, Planes):
         return method_settings(method.method) | {PLANES: list(method.planes)}
+    if isinstance(method, Seeds):
+        return method_settings(method.method) | {SEEDS: method.count}
     settings: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
     return settings
 

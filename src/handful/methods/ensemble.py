@@ -8,7 +8,7 @@ compares. nnU-Net gains likewise from several U-Nets, which differ less.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from handful.methods.base import Method, Segmenter, below
 from handful.methods.fate import Fate
 from handful.methods.planes import ALL, Planes
 from handful.methods.unet import UNet
-from handful.methods.voting import VotingSegmenter
+from handful.methods.voting import VotingSegmenter, mean_answer
 from handful.tuning.loop import TrainConfig
 from handful.tuning.run import Run
 
@@ -59,8 +59,7 @@ class Ensemble:
         three_planes = all(_has_three_planes(volume) for volume in support.images())
         fitted: dict[str, Segmenter] = {}
         for name, method in self._members(slicer, three_planes).items():
-            own = dataclasses.replace(run, scratch=run.scratch and run.scratch / name, report=_named(name, run.report))
-            fitted[name] = method.fit(support, backbone, own)
+            fitted[name] = method.fit(support, backbone, run.part(name))
         return EnsembleSegmenter(fitted, three_planes)
 
     def restore(
@@ -95,9 +94,7 @@ class EnsembleSegmenter(VotingSegmenter):
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Logits of the mean of what the three hold for likely, each by itself."""
-        likely = torch.stack([_with_background(one(slices)).softmax(dim=1) for _, one in self._all()]).mean(dim=0)
-        logs = likely.clamp_min(torch.finfo(likely.dtype).tiny).log()
-        return logs[:, 1:] - logs[:, :1]
+        return mean_answer(self.voters, slices)
 
     def learned(self) -> dict[str, Tensor]:
         parts = {f"{name}/{key}": value for name, one in self._all() for key, value in one.learned().items()}
@@ -111,15 +108,7 @@ class EnsembleSegmenter(VotingSegmenter):
         return list(self.fitted.items())  # type: ignore[arg-type]
 
 
-def _with_background(logits: Float[Tensor, "n k h w"]) -> Float[Tensor, "n l h w"]:
-    return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
-
-
 def _has_three_planes(volume: Volume) -> bool:
     """Whether other planes than the one that is cut show as much."""
     edges = volume.geometry.spacing
     return min(volume.geometry.shape) >= FEWEST and bool(edges.max() <= FLATTEST * edges.min())
-
-
-def _named(name: str, report: Callable[[int, int, str], None]) -> Callable[[int, int, str], None]:
-    return lambda step, total, note: report(step, total, f"{name}: {note}")

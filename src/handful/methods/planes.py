@@ -45,11 +45,9 @@ class Planes:
         return dataclasses.replace(self.method.slicer, plane=self.planes[0])  # type: ignore[arg-type]
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> PlanesSegmenter:  # noqa: B008
-        fitted = []
-        for plane in self.planes:
-            scratch = run.scratch and run.scratch / plane
-            fitted.append(self._of(plane).fit(support, backbone, dataclasses.replace(run, scratch=scratch)))
-        return PlanesSegmenter(self.planes, fitted)
+        return PlanesSegmenter(
+            self.planes, [self._of(plane).fit(support, backbone, run.part(plane)) for plane in self.planes]
+        )
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]

@@ -5,6 +5,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from handful.data.slicing import SliceView
 from handful.data.volume import LabelMap, Volume
 from handful.data.vote import majority
@@ -25,3 +29,14 @@ class VotingSegmenter(Segmenter):
 
     def segment(self, stack: SliceView) -> LabelMap:
         return majority(list(self.votes(stack.volume)))
+
+
+def mean_answer(voters: Sequence[Segmenter], slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+    """Logits of the mean of what several segmenters hold for likely, each by itself."""
+    likely = torch.stack([_with_background(one(slices)).softmax(dim=1) for one in voters]).mean(dim=0)
+    logs = likely.clamp_min(torch.finfo(likely.dtype).tiny).log()
+    return logs[:, 1:] - logs[:, :1]
+
+
+def _with_background(logits: Float[Tensor, "n k h w"]) -> Float[Tensor, "n l h w"]:
+    return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
@@ -21,3 +21,12 @@ class Run:
     """Called with (steps done, steps in all, a short note such as the loss)."""
     save_every_s: float = 30.0
     """Seconds between two checkpoints in `scratch`."""
+
+    def part(self, name: str) -> Run:
+        """The same for one of several jobs: a scratch folder of its own, its name before each note."""
+        report = self.report
+        return replace(
+            self,
+            scratch=self.scratch and self.scratch / name,
+            report=lambda step, total, note: report(step, total, f"{name}: {note}"),
+        )
