@@ -30,7 +30,7 @@ OURS = (
     "interactive",
 )
 BASELINE = "U-Net"
-OTHERS = (BASELINE, "U-Net + SimCLR", "zero-shot, box", "nearest slice")
+OTHERS = (BASELINE, "U-Net + SimCLR", "zero-shot, box", "U-Net, 16 channels", "U-Net, three seeds", "nearest slice")
 READERS = (
     "reader: box",
     "reader: 1 point",

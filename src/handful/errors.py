@@ -11,6 +11,9 @@ HandfulError
 └── BusyError                   another process works in the same output folder
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class HandfulError(Exception):
     """Any mistake handful explains; the command line prints its message without a traceback."""
@@ -46,3 +49,9 @@ class CheckpointError(HandfulError):
 
 class BusyError(HandfulError):
     """Another process works in the same output folder."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The words of a message that name the likeliest of what is known, and a space; nothing where none is like it."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -83,6 +83,20 @@ def test_how_few_labels_match_a_unet():
     assert found == {1: {"fate": 1, "weak": None}, 2: {"fate": 1, "weak": None}, 4: {"fate": 4, "weak": None}}
 
 
+def test_labels_are_matched_on_the_draws_and_cases_that_both_have():
+    rows = grid(["my net"], lambda arm, n, case: 0.6 + 0.01 * case, method="unet", shots=(2,))
+    rows += grid(["fate"], lambda arm, n, case: 0.55 + 0.01 * case, shots=(1, 2))
+    # fate alone has an easy draw and an easy case, which would lift its mean above that of the U-Net
+    rows += [result(arm="fate", shots=n, draw=9, case=f"case-{case}", dice=1.0) for n in (1, 2) for case in range(7)]
+    rows += [result(arm="fate", shots=n, draw=0, case="easy", dice=1.0) for n in (1, 2)]
+    found = study(rows)
+    ours, theirs = (found.estimate("hearts", arm, 2, "dice") for arm in ("fate", "my net"))
+    assert ours is not None
+    assert theirs is not None
+    assert ours.mean > theirs.mean
+    assert [match.needed for match in found.matches("hearts")] == [{"fate": None}]
+
+
 def test_arms_are_compared_where_most_of_them_are():
     rows = grid(["a", "b"], lambda arm, n, case: 0.5) + grid(["a"], lambda arm, n, case: 0.5, shots=(8,))
     assert study(rows).shared_shots("hearts") == 4

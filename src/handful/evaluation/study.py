@@ -44,7 +44,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Match:
-    """How many labelled cases the baseline had, and how few each arm needs to be as good, among those tried."""
+    """How many labelled cases the baseline had, and how few each arm needs to be as good, among those tried.
+
+    As good on average over the draws and cases that both were scored on.
+    """
 
     baseline: str
     shots: int
@@ -157,7 +160,7 @@ class Study:
         for shots in self.shots_of(data_set):
             target = self.estimate(data_set, baseline, shots, self.main)
             if target is not None:
-                needed = {arm: self._shots_to_reach(data_set, arm, target.mean) for arm in others}
+                needed = {arm: self._shots_to_match(data_set, arm, (baseline, shots)) for arm in others}
                 found.append(Match(baseline, shots, target.mean, needed))
         return found
 
@@ -184,9 +187,20 @@ class Study:
                     by_case.setdefault(case, []).append(score)
         return {case: fmean(scores) for case, scores in by_case.items()}
 
-    def _shots_to_reach(self, data_set: str, arm: str, target: float) -> int | None:
-        found = {n: self.estimate(data_set, arm, n, self.main) for n in self.shots_of(data_set)}
-        return shots_to_reach({n: one.mean for n, one in found.items() if one is not None}, target)
+    def _shots_to_match(self, data_set: str, arm: str, other: tuple[str, int]) -> int | None:
+        gaps = {n: self._gap(data_set, (arm, n), other) for n in self.shots_of(data_set)}
+        return shots_to_reach({n: gap for n, gap in gaps.items() if gap is not None}, 0.0)
+
+    def _gap(self, data_set: str, first: tuple[str, int], second: tuple[str, int]) -> float | None:
+        """Mean difference over the draws and cases that both were scored on; None where there are none."""
+        ours, theirs = (_by_draw(self.rows(data_set, *one)) for one in (first, second))
+        by_draw = []
+        for draw in ours.keys() & theirs.keys():
+            mine, other = (case_scores(rows[draw], self.main) for rows in (ours, theirs))
+            if shared := mine.keys() & other.keys():
+                by_draw.append(fmean(mine[case] - other[case] for case in shared))
+        # Rounded, so that scores equal but for the order of a sum are equal.
+        return round(fmean(by_draw), 12) if by_draw else None
 
 
 def _by_draw(rows: Iterable[Result]) -> dict[int, list[Result]]:

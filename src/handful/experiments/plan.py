@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 import tomllib
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort
-from handful.errors import HandfulError, InputError, SettingsError
+from handful.errors import HandfulError, InputError, SettingsError, did_you_mean
 from handful.evaluation.results import MEASURES
 from handful.methods.base import Method
 from handful.methods.catalog import METHODS, build_method, method_settings
@@ -278,9 +277,7 @@ def _said(error: Any) -> str:
     if error["type"] == "unexpected_keyword_argument":
         kind = DataSet if above[:1] == ["data"] else Arm if above[:1] == ["arms"] else Plan
         known = [one.name for one in dataclasses.fields(kind)]
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"there is no entry {where!r}; {hint}entries are {', '.join(known)}"
+        return f"there is no entry {where!r}; {did_you_mean(key, known)}entries are {', '.join(known)}"
     if error["type"].startswith("missing"):
         return f"{where!r} is missing"
     return f"{where} = {error['input']!r}: {error['msg']}"

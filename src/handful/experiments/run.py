@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import signal
 from collections import deque
@@ -22,7 +21,7 @@ from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
-from handful.errors import BusyError, HandfulError, SettingsError
+from handful.errors import BusyError, HandfulError, SettingsError, did_you_mean
 from handful.evaluation.results import Result
 from handful.experiments.measure import Fingerprints, measure
 from handful.experiments.plan import Cell, Plan, cells
@@ -68,8 +67,7 @@ class ExperimentConfig:
         for what, chosen, there in (("data set", self.data_sets, plan.data), ("arm", self.arms, plan.arms)):
             for name in chosen:
                 if name not in there:
-                    near = difflib.get_close_matches(name, there, n=1)
-                    hint = f"did you mean {near[0]!r}? " if near else ""
+                    hint = did_you_mean(name, there)
                     raise SettingsError(f"plan {plan.name!r} has no {what} {name!r}; {hint}it has {', '.join(there)}")
 
 

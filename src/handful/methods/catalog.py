@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from handful.errors import SettingsError
+from handful.errors import SettingsError, did_you_mean
 from handful.methods.auto_sam import AutoSam
 from handful.methods.base import Method
 from handful.methods.closer import Closer
@@ -49,8 +48,7 @@ def build_method(name: str, settings: Mapping[str, object]) -> Method:
     value and what is allowed.
     """
     if name not in METHODS:
-        near = difflib.get_close_matches(name, METHODS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(name, METHODS)
         raise SettingsError(f"there is no method {name!r}; {hint}methods are {', '.join(sorted(METHODS))}")
     own = {key: value for key, value in settings.items() if key not in COMMON}
     method: Method = read_settings(METHODS[name], own, name, COMMON)
@@ -129,8 +127,7 @@ def _require_known(changes: Mapping[str, Any], kind: type[Any], where: str, besi
     allowed = get_type_hints(kind)
     for key, value in changes.items():
         if key not in allowed:
-            near = difflib.get_close_matches(key, [*allowed, *beside], n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(key, [*allowed, *beside])
             raise SettingsError(
                 f"{where} has no setting {key!r} (value {value!r}); {hint}settings are {', '.join([*allowed, *beside])}"
             )

@@ -60,14 +60,17 @@ def seeded(method: Method, further: int) -> Method:
     """The same method from a later seed; SettingsError where nothing depends on one."""
     own: Any = method
     if hasattr(own, "method"):  # closer and planes have it inside
-        return dataclasses.replace(own, method=seeded(own.method, further))
-    if hasattr(own, "train"):
-        return dataclasses.replace(own, train=dataclasses.replace(own.train, seed=own.train.seed + further))
-    if hasattr(own, "seed"):
-        return dataclasses.replace(own, seed=own.seed + further)
-    raise SettingsError(
-        f"seeds is for methods that train, and {type(method).__name__} gives the same from any seed; leave it out"
-    )
+        changes: dict[str, Any] = {"method": seeded(own.method, further)}
+    elif hasattr(own, "train"):
+        changes = {"train": dataclasses.replace(own.train, seed=own.train.seed + further)}
+    elif hasattr(own, "seed"):
+        changes = {"seed": own.seed + further}
+    else:
+        raise SettingsError(
+            f"seeds is for methods that train, and {type(method).__name__} gives the same from any seed; leave it out"
+        )
+    later: Method = dataclasses.replace(own, **changes)
+    return later
 
 
 class SeedsSegmenter(VotingSegmenter):
