@@ -15,6 +15,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import CheckpointError, LabelError, SettingsError
 from handful.methods.auto_sam import AutoSam, Head, VitHead
+from handful.methods.catalog import build_method
 from handful.methods.seen import Batches, look, with_pixels
 from handful.tuning.loop import TrainConfig
 from handful.tuning.run import Run
@@ -68,6 +69,12 @@ def vit_b() -> Backbone:
 
 def size_of(head: Head) -> int:
     return sum(parameter.numel() for parameter in head.parameters())
+
+
+@pytest.mark.parametrize(("head", "rate"), [("unet", 2e-3), ("vit", 2e-3), ("linear", 2e-3), ("cnn", 1e-3)])
+def test_a_head_learns_at_its_own_rate_unless_told_otherwise(head: str, rate: float):
+    assert build_method("auto-sam", {"head": head, "train.iterations": 9}).training().learning_rate == rate
+    assert build_method("auto-sam", {"head": head, "train.learning_rate": 3e-4}).training().learning_rate == 3e-4
 
 
 @pytest.mark.parametrize(
@@ -297,7 +304,7 @@ def test_a_cache_round_the_backbone_changes_nothing_that_is_learned(sam: Backbon
         ("sam", {"head": "cnn"}, 80),
         ("sam2", {"head": "vit"}, 300),
         ("sam2", {"head": "cnn"}, 60),
-        ("sam", {"head": "unet"}, 120),
+        ("sam", {"head": "unet"}, 300),
         ("sam2", {"head": "unet"}, 60),
     ],
     ids=str,

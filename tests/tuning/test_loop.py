@@ -28,6 +28,11 @@ def _loss(model: nn.Module):  # type: ignore[no-untyped-def]
 CONFIG = TrainConfig(iterations=40, learning_rate=3e-2, ema=0.9, seed=5)
 
 
+def test_a_method_without_a_rate_of_its_own_needs_one():
+    with pytest.raises(SettingsError, match="give a number such as 1e-3"):
+        train(nn.Linear(1, 1), lambda step, generator: torch.zeros(()), TrainConfig(learning_rate=None))
+
+
 def test_training_lowers_the_loss() -> None:
     model = _problem()
     history = train(model, _loss(model), CONFIG)

@@ -45,6 +45,8 @@ CHECKS = 20
 PATIENCE = 5
 """Checks without a better one after which a training stops."""
 PUBLISHED_MASK_TOKENS = 2
+RATES = {"unet": 2e-3, "vit": 2e-3, "cnn": 1e-3, "linear": 2e-3}
+"""Peak learning rates that suit the heads on handful-tiny."""
 COARSEST = 4
 """Cells along the coarsest level of the head 'unet', at least."""
 
@@ -85,10 +87,10 @@ class AutoSam:
     """Where the support has at least so many patients, hold one of them out, keep the weights that did best on it, and
     stop when it no longer gains; 0 trains on all, to the end. It is one without whom every label is still shown."""
     train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(iterations=1500, learning_rate=2e-3, weight_decay=1e-4)
+        default_factory=lambda: TrainConfig(iterations=1500, learning_rate=None, weight_decay=1e-4)
     )
-    """Length and rate of the training. Both suit handful-tiny; for SAM's own weights take the paper's rate of 5e-4, and
-    its 120 epochs of one patient are 840."""
+    """Length and rate of the training. Left out, the rate is 2e-3, and 1e-3 for 'cnn', whose ten layers have no norms:
+    they suit handful-tiny. For SAM's own weights take the paper's 5e-4, and 840 steps, its 120 epochs of a patient."""
 
     def __post_init__(self) -> None:
         for name, least in (("views", 0), ("batch", 1), ("validate_from", 0)):
@@ -128,7 +130,7 @@ class AutoSam:
         if len(held):
             _train_to_the_best(steps, held, run)
         else:
-            train(head, steps, self.train, run)
+            train(head, steps, self.training(), run)
         return AutoSamSegmenter(support.labels, slicer, backbone, head)
 
     def restore(
@@ -140,6 +142,11 @@ class AutoSam:
         for name, value in drawn.items():
             value.copy_(learned[name])
         return AutoSamSegmenter(labels, slicer, backbone, head)
+
+    def training(self) -> TrainConfig:
+        """`train` with the head's own rate where it has none."""
+        rate = self.train.learning_rate
+        return dataclasses.replace(self.train, learning_rate=RATES[self.head] if rate is None else rate)
 
     def new_head(self, backbone: Backbone, classes: int, edge: int = 0) -> Head:
         """The head before any training, for so many classes, the background counted; one seed, one head.
@@ -468,7 +475,7 @@ def _with_fewer_channels(image: ImageEmbeddings, share: float, generator: torch.
 
 def _train_to_the_best(steps: _Steps, held: Int[Tensor, " h"], run: Run) -> None:
     """Trains, and leaves the head with the weights that did best on the held-out rows."""
-    config = steps.method.train
+    config = steps.method.training()
     every = max(1, config.iterations // CHECKS)
     kept = _Best(steps.head, lambda: steps.held_out_loss(held), run.scratch)
 

@@ -33,8 +33,8 @@ class TrainConfig:
 
     iterations: int = 600
     """Optimiser steps."""
-    learning_rate: float = 1e-4
-    """Peak learning rate of AdamW."""
+    learning_rate: float | None = 1e-4
+    """Peak learning rate of AdamW; None where a method has one for each of its forms."""
     weight_decay: float = 1e-2
     """Decoupled weight decay; not applied to biases and norms."""
     warmup: float = 0.05
@@ -73,10 +73,12 @@ def train(
     rank = dist.get_rank() if dist.is_initialized() else 0
     if config.iterations < 1:
         raise SettingsError(f"iterations must be at least 1, got {config.iterations}")
+    if config.learning_rate is None:
+        raise SettingsError("learning_rate is None, and this method has none of its own; give a number such as 1e-3")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise SettingsError("nothing to train: no parameter of the model asks for gradients")
-    state = _State(named, config)
+    state = _State(named, config, config.learning_rate)
     device = next(iter(named.values())).device.type
     step = state.load(run.scratch) if run.scratch else 0
     saved = time.monotonic()
@@ -103,20 +105,21 @@ def train(
 class _State:
     """Parameters, optimiser and moving average, with an exact checkpoint of all three."""
 
-    def __init__(self, named: dict[str, nn.Parameter], config: TrainConfig) -> None:
+    def __init__(self, named: dict[str, nn.Parameter], config: TrainConfig, peak: float) -> None:
         self.named, self.config, self.history = named, config, History()
+        self.peak = peak
         decayed = [p for p in named.values() if p.ndim > 1]
         plain = [p for p in named.values() if p.ndim <= 1]
         groups = [
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.peak)
         self.average = {n: p.detach().clone() for n, p in named.items()} if config.ema else {}
 
     def update(self, value: Tensor, step: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.learning_rate * rate(step, self.config)
+            group["lr"] = self.peak * rate(step, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         if dist.is_initialized():
