@@ -212,6 +212,21 @@ def ensemble(evidence: Evidence, words: Sequence[str]) -> str:
     return table(heads, rows) if rows else UNMEASURED
 
 
+def rates(evidence: Evidence, words: Sequence[str]) -> str:
+    """What the learning rate is worth to the head 'cnn': its arm beside the one that learns twice as fast."""
+    slow, fast = "AutoSAM CNN", "AutoSAM CNN, 2e-3"
+    rows = []
+    for pool in evidence.plans:
+        for name in sets_of([pool], (fast,)):
+            for shots in sorted(n for one, arm, n in pool.scores if (one, arm) == (name, fast)):
+                one = difference([pool], name, (slow, shots), (fast, shots))
+                if one:
+                    means = [f"{mean:.3f}" for mean in one.means]
+                    rows.append((name, str(shots), *means, _signed(one.estimate), str(one.draws)))
+    heads = ("data set", "labelled", "Dice at 1e-3", "at 2e-3", "difference", "draws")
+    return table(heads, rows) if rows else UNMEASURED
+
+
 def time_to_dice(evidence: Evidence, words: Sequence[str]) -> str:
     """Dice and seconds of fits of few and of many steps, and after how long each arm is as good as the U-Net's best."""
     parts = []
@@ -343,6 +358,7 @@ TABLES: dict[str, Render] = {
     "fate_settings": fate_settings,
     "auto_sam": auto_sam,
     "ensemble": ensemble,
+    "rates": rates,
     "time_to_dice": time_to_dice,
     "interactive": interactive,
 }
