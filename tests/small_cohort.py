@@ -42,7 +42,7 @@ def write_backbone(folder: Path) -> Path:
 
 
 def start(*arguments: str | Path) -> subprocess.Popen[str]:
-    """`handful` with these arguments, as a process of its own; Ctrl-C reaches it even where the tests run under nohup."""
+    """`handful` with these arguments, as a process of its own, which Ctrl-C reaches even under nohup."""
     heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code = heeding + "import torch; torch.set_num_threads(1); from handful.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
