@@ -53,11 +53,29 @@ def test_single_slices_get_the_mean_of_what_is_held_for_likely(three: SeedsSegme
     assert torch.allclose(again, torch.stack(shares).mean(0), atol=1e-6)
 
 
-def test_a_saved_segmenter_answers_exactly_as_before(three: SeedsSegmenter, sam: Backbone, tmp_path):
-    method = build_method("unet", BRIEF | {"seeds": 3})
-    save(three, tmp_path / "kept", method_name="unet", method=method, provenance={})
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("unet", BRIEF),
+        ("auto-sam", {"head": "vit", "faithful": True, "views": 1, "train.iterations": 3}),
+        ("few-shot-prompts", {"views": 1, "train.iterations": 3}),
+    ],
+)
+def test_a_saved_segmenter_answers_exactly_as_before(name: str, settings: dict, sam: Backbone, tmp_path):
+    method = build_method(name, settings | {"seeds": 3})
+    segmenter = method.fit(support_set(1), sam)
+    save(segmenter, tmp_path / "kept", method_name=name, method=method, provenance={})
     image, _ = phantom(7)
-    assert np.array_equal(load(tmp_path / "kept", sam).predict(image).array, three.predict(image).array)
+    again = load(tmp_path / "kept", sam)
+    for one, kept in zip(segmenter.voters, again.voters, strict=True):
+        assert np.array_equal(kept.predict(image).array, one.predict(image).array)
+    assert np.array_equal(again.predict(image).array, segmenter.predict(image).array)
+
+
+def test_pre_training_has_a_seed_of_its_own_each_time_too():
+    method = build_method("unet", {"train.seed": 4, "contrast.seed": 7})
+    later = seeded(method, 2)
+    assert (later.train.seed, later.contrast.seed) == (6, 9)
 
 
 def test_each_fit_keeps_its_half_done_work_apart_and_says_its_name(sam: Backbone, tmp_path):

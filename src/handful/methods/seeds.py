@@ -21,6 +21,7 @@ from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.methods.base import Method, Segmenter, below
 from handful.methods.voting import VotingSegmenter, mean_answer
+from handful.tuning.loop import TrainConfig
 from handful.tuning.run import Run
 
 FEWEST = 3
@@ -52,8 +53,8 @@ class Seeds:
         return SeedsSegmenter([seeded(self.method, n).fit(support, backbone, run.part(f"seed-{n}")) for n in every])
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> SeedsSegmenter:
-        parts = [below(f"seed-{number}", learned) for number in range(self.count)]
-        return SeedsSegmenter([self.method.restore(labels, slicer, backbone, part) for part in parts])
+        parts = [(seeded(self.method, n), below(f"seed-{n}", learned)) for n in range(self.count)]
+        return SeedsSegmenter([method.restore(labels, slicer, backbone, part) for method, part in parts])
 
 
 def seeded(method: Method, further: int) -> Method:
@@ -61,11 +62,12 @@ def seeded(method: Method, further: int) -> Method:
     own: Any = method
     if hasattr(own, "method"):  # closer and planes have it inside
         changes: dict[str, Any] = {"method": seeded(own.method, further)}
-    elif hasattr(own, "train"):
-        changes = {"train": dataclasses.replace(own.train, seed=own.train.seed + further)}
     elif hasattr(own, "seed"):
         changes = {"seed": own.seed + further}
     else:
+        trainings = {key: value for key, value in vars(own).items() if isinstance(value, TrainConfig)}
+        changes = {key: dataclasses.replace(one, seed=one.seed + further) for key, one in trainings.items()}
+    if not changes:
         raise SettingsError(
             f"seeds is for methods that train, and {type(method).__name__} gives the same from any seed; leave it out"
         )
