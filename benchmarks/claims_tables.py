@@ -141,7 +141,9 @@ def glance(evidence: Evidence, words: Sequence[str]) -> str:
         if not any(found.values()):
             continue
         found = shared(found) if pool in evidence.benches else found
-        rows.append((name, str(n), *[_cell(estimate(found[arm]), "dice") if found.get(arm) else "–" for arm in arms]))
+        most = max(_draws(scores) for scores in found.values())
+        cells = [_drawn(found[arm], "dice", most) if found.get(arm) else "–" for arm in arms]
+        rows.append((name, str(n), *cells))
     return table(("data set", "labelled", *arms), rows) if rows else UNMEASURED
 
 
