@@ -210,6 +210,33 @@ def test_a_reader_may_ask(make_plan: Callable[..., Plan], tmp_path: Path):
     assert {row.reader for row in study.results} == {"box, jitter 0.1", "clicks-2"}
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_readers_of_one_method_ask_one_fit_and_get_what_they_get_alone(
+    make_plan: Callable[..., Plan], processes: int, tmp_path: Path
+):
+    settings = {"train.iterations": 1, "regions": 1}
+    arms = {f"{n} clicks": Arm(method="interactive", reader=f"clicks-{n}", settings=settings) for n in (1, 3)}
+    plan = make_plan(arms=arms, shots=(1, 2))
+    config = ExperimentConfig(processes=processes)
+    found = run_experiment(plan, tmp_path / "together", config)
+    assert (len(found.done), found.failed) == (4, ())
+    for shots in (1, 2):
+        rows = [row for row in read_study(tmp_path / "together").results if row.shots == shots]
+        assert len({row.fit_s for row in rows}) == 1
+        assert len({row.cell for row in rows}) == 2
+    for arm in arms:
+        run_experiment(plan, tmp_path / "alone", ExperimentConfig(processes=1, arms=(arm,)))
+    assert len({row.fit_s for row in read_study(tmp_path / "alone").results}) == 4
+    assert table(tmp_path / "together") == table(tmp_path / "alone")
+
+
+def test_a_reader_that_cannot_ask_does_not_hold_up_the_others(make_plan: Callable[..., Plan], tmp_path: Path):
+    arms = {"clicked": Arm(method="zero-shot", reader="clicks-3"), "alone": Arm(method="zero-shot")}
+    found = run_experiment(make_plan(arms=arms, shots=(1,)), tmp_path, ONE)
+    assert [one.arm for one in found.done] == ["alone"]
+    assert [failure.case for failure in found.failed] == ["phantoms, clicked, 1 labelled, draw 0"]
+
+
 def test_a_fit_that_fails_is_told_and_the_others_go_on(make_plan: Callable[..., Plan], tmp_path: Path):
     plan = make_plan(arms={"bad": Arm(method="nearest-slice", reader="box"), "good": Arm(method="nearest-slice")})
     found = run_experiment(plan, tmp_path, ONE)

@@ -1,4 +1,4 @@
-"""One cell measured: a method fitted on its few cases and tried on its unseen ones."""
+"""A method fitted on the few cases of a cell, and tried on its unseen ones."""
 
 from __future__ import annotations
 
@@ -68,26 +68,43 @@ class Fingerprints:
         return self._files[path]
 
 
-def measure(cell: Cell, backbone: Backbone) -> Outcome:
-    """Fits and scores a cell in this process. A case that cannot be segmented counts as missed; its reason is kept."""
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A method fitted on the few cases of a cell."""
+
+    segmenter: Segmenter
+    support: Sequence[Case]
+    seconds: float
+    peak_mib: float
+
+
+def fit(cell: Cell, backbone: Backbone) -> Fit:
+    """Fits what a cell, and all of the same `fit`, is about; in this process."""
     cohort = read_cohort(cell.folder)
     if cohort.labels is None:
         raise InputError(f"{cell.folder} has no labelled case; put label maps into its labels/ folder")
-    written, seed = cell.arm.build(cell.draw)
     method, _ = cell.arm.build(cell.draw, cell.folder)
-    drawn, unseen = cell.split(cohort)
+    drawn, _ = cell.split(cohort)
     support = SupportSet(tuple(drawn), cohort.labels)
     memory, began = PeakMemory(backbone.device), time.perf_counter()
     segmenter = method.fit(support, backbone)
-    fit_s = time.perf_counter() - began
-    segment = asked(segmenter, cell.arm, cell.draw)
+    return Fit(segmenter, drawn, time.perf_counter() - began, memory.mib())
+
+
+def measure(cell: Cell, fitted: Fit) -> Outcome:
+    """Scores a cell on its unseen cases. One that cannot be segmented counts as missed; its reason is kept."""
+    _, unseen = cell.split(read_cohort(cell.folder))
+    written, seed = cell.arm.build(cell.draw)
+    backbone = fitted.segmenter.backbone
+    memory = PeakMemory(backbone.device)
+    segment = asked(fitted.segmenter, cell.arm, cell.draw)
     tried = [_try(segment, case, cell.tolerance) for case in unseen]
-    peak = memory.mib()
+    peak = max(fitted.peak_mib, memory.mib())
     shared = {
         "shots": cell.shots,
         "draw": cell.draw,
         "tolerance": cell.tolerance,
-        "fit_s": round(fit_s, 3),
+        "fit_s": round(fitted.seconds, 3),
         "peak_mib": round(peak, 1),
         "method": cell.arm.method,
         "settings": json.dumps(method_settings(written)),
@@ -95,12 +112,12 @@ def measure(cell: Cell, backbone: Backbone) -> Outcome:
         "backbone": cell.backbone,
         "backbone_sha256": backbone.digest(),
         "seed": seed,
-        "support": json.dumps([case.name for case in drawn]),
+        "support": json.dumps([case.name for case in fitted.support]),
         "device": backbone.device.type,
         "handful": version("handful"),
     }
     rows = [row for one in tried for row in one.rows]
-    return {"shared": shared, "rows": rows, "pictures": _pictures(tried, segmenter, cell.pictures)}
+    return {"shared": shared, "rows": rows, "pictures": _pictures(tried, fitted.segmenter, cell.pictures)}
 
 
 @dataclass(frozen=True, eq=False)

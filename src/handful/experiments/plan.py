@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -142,6 +143,13 @@ class Cell:
     @cached_property
     def name(self) -> str:
         return f"{self.data_set}, {self.arm_name}, {self.shots} labelled, draw {self.draw}"
+
+    @cached_property
+    def fit(self) -> str:
+        """What is fitted on what: the same of cells that differ in name or in who asks."""
+        method, _ = self.arm.build(self.draw, self.folder)
+        decides = (str(self.folder), self.shots, self.draw, self.backbone, self.arm.method, method_settings(method))
+        return json.dumps(decides, sort_keys=True)
 
     def split(self, cohort: Cohort) -> tuple[list[Case], list[Case]]:
         """The labelled cases to learn from, and unseen ones with references to be scored on."""

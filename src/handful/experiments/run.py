@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -23,7 +23,7 @@ from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
 from handful.errors import BusyError, HandfulError, SettingsError, did_you_mean
 from handful.evaluation.results import Result
-from handful.experiments.measure import Fingerprints, measure
+from handful.experiments.measure import Fingerprints, Fit, fit, measure
 from handful.experiments.plan import Cell, Plan, cells
 from handful.experiments.store import ExperimentStatus, adopt, experiment_status, is_done, write_manifest, write_outcome
 
@@ -100,7 +100,7 @@ def run_experiment(
         todo = [task for task in wanted.values() if not is_done(out, task.digest)]
         if todo:
             report(0, len(todo), f"{len(todo)} of {len(wanted)} fits to do")
-        outcomes = _outcomes(todo, config.processes or _usual(config.device), config.device)
+        outcomes = _outcomes(_jobs(todo), config.processes or _usual(config.device), config.device)
         for number, (task, failure) in enumerate(outcomes, start=1):
             report(number, len(todo), f"{task.cell.name}{': ' + failure if failure else ''}")
         return experiment_status(out)
@@ -112,6 +112,18 @@ class _Task:
     digest: str
     cell: Cell
     cache: Path | None
+
+
+_Job = list[_Task]
+"""Tasks of one fit, which differ in who asks."""
+
+
+def _jobs(tasks: Iterable[_Task]) -> list[_Job]:
+    """Each at the place of its first task."""
+    of_fit: dict[str, _Job] = {}
+    for task in tasks:
+        of_fit.setdefault(task.cell.fit, []).append(task)
+    return list(of_fit.values())
 
 
 @contextmanager
@@ -136,53 +148,67 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _outcomes(tasks: Sequence[_Task], processes: int, device: str) -> Iterator[tuple[_Task, str]]:
+def _outcomes(jobs: Sequence[_Job], processes: int, device: str) -> Iterator[tuple[_Task, str]]:
     """Each task as it ends, with the reason where it failed."""
-    if processes > 1 and len(tasks) > 1:
-        yield from _spread(tasks, min(processes, len(tasks)), device)
+    if processes > 1 and len(jobs) > 1:
+        yield from _spread(jobs, min(processes, len(jobs)), device)
         return
     backbones: dict[str, Backbone] = {}
-    for task in tasks:
-        yield task, _carry_out(task, backbones, device)
+    for job in jobs:
+        yield from zip(job, _carry_out(job, backbones, device), strict=True)
 
 
-def _carry_out(task: _Task, backbones: dict[str, Backbone], device: str) -> str:
-    """Measures and keeps a cell; the reason where that failed, which is kept, too, so that the others go on."""
-    name = task.cell.backbone
+def _carry_out(job: _Job, backbones: dict[str, Backbone], device: str) -> list[str]:
+    """Fits once, measures and keeps each cell; the reasons where that failed, so that the others go on."""
+    name = job[0].cell.backbone
     try:
         if name not in backbones:
             plain = load_backbone(name).to(device)
-            backbones[name] = cached(plain, task.cache) if task.cache else plain
-        outcome = measure(task.cell, backbones[name])
+            backbones[name] = cached(plain, job[0].cache) if job[0].cache else plain
+        fitted = fit(job[0].cell, backbones[name])
+    except Exception as error:  # whatever it is, it is this fit's
+        return _failed(job, error)
+    return [_tried(task, fitted) for task in job]
+
+
+def _tried(task: _Task, fitted: Fit) -> str:
+    try:
+        outcome = measure(task.cell, fitted)
     except Exception as error:  # whatever it is, it is this cell's
-        reason = str(error) if isinstance(error, HandfulError) else f"{type(error).__name__}: {error}"
-        write_outcome(task.out, task.digest, {"failure": reason})
-        return reason
+        return _failed([task], error)[0]
     write_outcome(task.out, task.digest, outcome)
     return ""
 
 
-def _spread(tasks: Sequence[_Task], processes: int, device: str) -> Iterator[tuple[_Task, str]]:
-    """Over processes that each do one task after the other; one that dies takes only its task with it."""
+def _failed(job: _Job, error: Exception | str) -> list[str]:
+    """The reason, a task, which is kept."""
+    reason = str(error) if isinstance(error, HandfulError | str) else f"{type(error).__name__}: {error}"
+    for task in job:
+        write_outcome(task.out, task.digest, {"failure": reason})
+    return [reason] * len(job)
+
+
+def _spread(jobs: Sequence[_Job], processes: int, device: str) -> Iterator[tuple[_Task, str]]:
+    """Over processes that each do one job after the other; one that dies takes only its job with it."""
     threads = max(1, _cores() // processes)
-    waiting = deque(tasks)
-    busy: dict[Connection, tuple[BaseProcess, _Task]] = {}
+    waiting = deque(jobs)
+    busy: dict[Connection, tuple[BaseProcess, _Job]] = {}
     try:
         for _ in range(processes):
             _give(waiting.popleft(), *_start(threads, device), busy)
         while busy:
             for ready in cast(list[Connection], wait(list(busy))):
-                process, task = busy.pop(ready)
+                process, job = busy.pop(ready)
                 try:
-                    failure: str = ready.recv()
+                    failures: list[str] = ready.recv()
                 except (EOFError, OSError):
-                    failure = _buried(process, task)
+                    failures = _buried(process, job)
                     process, ready = _start(threads, device) if waiting else (process, ready)
                 if waiting:
                     _give(waiting.popleft(), process, ready, busy)
                 else:
                     ready.close()  # tells it to end
-                yield task, failure
+                yield from zip(job, failures, strict=True)
     finally:
         for connection, (process, _) in busy.items():
             process.terminate()
@@ -191,12 +217,12 @@ def _spread(tasks: Sequence[_Task], processes: int, device: str) -> Iterator[tup
 
 
 def _give(
-    task: _Task, process: BaseProcess, connection: Connection, busy: dict[Connection, tuple[BaseProcess, _Task]]
+    job: _Job, process: BaseProcess, connection: Connection, busy: dict[Connection, tuple[BaseProcess, _Job]]
 ) -> None:
-    """The task is the process's now; whether that still lives is seen when its answer is due."""
+    """The job is the process's now; whether that still lives is seen when its answer is due."""
     with suppress(OSError):
-        connection.send(task)
-    busy[connection] = (process, task)
+        connection.send(job)
+    busy[connection] = (process, job)
 
 
 def _start(threads: int, device: str) -> tuple[BaseProcess, Connection]:
@@ -208,14 +234,13 @@ def _start(threads: int, device: str) -> tuple[BaseProcess, Connection]:
     return process, ours
 
 
-def _buried(process: BaseProcess, task: _Task) -> str:
-    """What is noted of a task whose process ended under it."""
+def _buried(process: BaseProcess, job: _Job) -> list[str]:
+    """What is noted of tasks whose process ended under them; those that were done already stay."""
     process.join()
     code = process.exitcode or 0
     how = f"by signal {-code}" if code < 0 else f"with code {code}"
     reason = f"its process was ended {how}; where memory ran out, take fewer --processes"
-    write_outcome(task.out, task.digest, {"failure": reason})
-    return reason
+    return ["" if is_done(task.out, task.digest) else _failed([task], reason)[0] for task in job]
 
 
 def _work(connection: Connection, threads: int, device: str) -> None:
@@ -226,7 +251,7 @@ def _work(connection: Connection, threads: int, device: str) -> None:
     backbones: dict[str, Backbone] = {}
     while True:
         try:
-            task: _Task = connection.recv()
-            connection.send(_carry_out(task, backbones, device))
+            job: _Job = connection.recv()
+            connection.send(_carry_out(job, backbones, device))
         except (EOFError, OSError):
             return
