@@ -50,6 +50,10 @@ which flatters a little. Dice in brackets are over all draws of each."""
 VOTERS = ("AutoSAM U-Net", BASELINE, "FATE, three planes", "FATE, closer", "U-Net, three seeds")
 """Arms of the plans that an ensemble is set beside: its members, and as many U-Nets."""
 
+DRAWS = 3
+"""Draws of the labelled cases that the plans ask for."""
+CURVE = 3
+"""Numbers of labelled cases that make a curve."""
 UNMEASURED = "(not measured yet)"
 MARKED = "<!-- table:"
 STEPS = re.compile(r"(?P<arm>.+), (?P<steps>\d+) steps")
@@ -131,20 +135,67 @@ def _draws(scores: Scores) -> int:
 
 
 def glance(evidence: Evidence, words: Sequence[str]) -> str:
-    """Dice of a few arms with four labelled cases, or five, a row a data set, each row of one source."""
+    """Dice of a few arms with four labelled cases, or five, a row a data set."""
     arms = ("nearest slice", "FATE", "few-shot prompts", "AutoSAM U-Net", BASELINE)
     rows = []
-    for name in sets_of(evidence.scans, arms):
-        tried = [(pool, n) for n in (4, 5) for pool in evidence.scans]
-        pool, n = max(tried, key=lambda one: sum(bool(scores_of([one[0]], name, arm, one[1])) for arm in arms))
-        found = {arm: scores_of([pool], name, arm, n) for arm in arms}
-        if not any(found.values()):
-            continue
-        found = shared(found) if pool in evidence.benches else found
+    for name, (n, found) in _with_about(evidence, (4, 5), arms).items():
         most = max(_draws(scores) for scores in found.values())
         cells = [_drawn(found[arm], "dice", most) if found.get(arm) else "–" for arm in arms]
         rows.append((name, str(n), *cells))
     return table(("data set", "labelled", *arms), rows) if rows else UNMEASURED
+
+
+def methods(evidence: Evidence, words: Sequence[str]) -> str:
+    """Mean Dice of every arm, a row, on every data set, a column, with about as many labelled cases as `words` say.
+
+    Where not all of three draws were measured, their number stands behind.
+    """
+    about = tuple(int(word) for word in words)
+    of_set = _with_about(evidence, about, ARMS)
+    rows = []
+    for arm in ARMS:
+        scores = [found.get(arm) for _, found in of_set.values()]
+        if any(scores):
+            cells = [f"{estimate(one).mean:.3f}{_few(one)}" if one else "–" for one in scores]
+            rows.append((arm, *cells))
+    return table(("arm", *[f"{name}, {n}" for name, (n, _) in of_set.items()]), rows) if rows else UNMEASURED
+
+
+def measured(evidence: Evidence, words: Sequence[str]) -> str:
+    """Numbers of labelled cases that each arm, a row, was measured with on each data set, a column, by any source."""
+    names = sets_of(evidence.scans)
+    rows = []
+    for arm in ARMS:
+        cells = []
+        for name in names:
+            of_n: dict[int, Scores] = {}
+            for pool in evidence.scans:
+                for one, other, n in pool.scores:
+                    if (one, other) == (name, arm):
+                        of_n[n] = max(of_n.get(n, {}), scores_of([pool], name, arm, n), key=_draws)
+            cells.append(", ".join(f"{n}{_few(scores)}" for n, scores in sorted(of_n.items())) or "–")
+        if set(cells) != {"–"}:
+            rows.append((arm, *cells))
+    return table(("arm", *names), rows) if rows else UNMEASURED
+
+
+def _few(scores: Scores) -> str:
+    count = _draws(scores)
+    return f" ({count})" if count < DRAWS else ""
+
+
+def _with_about(
+    evidence: Evidence, about: Sequence[int], arms: Sequence[str]
+) -> dict[str, tuple[int, dict[str, Scores]]]:
+    """Of each data set the number of labels and the scores of the source that has the most arms, of one source each."""
+    chosen = {}
+    for name in sets_of(evidence.scans, arms):
+        tried = [(pool, n) for n in about for pool in evidence.scans]
+        pool, n = max(tried, key=lambda one: sum(bool(scores_of([one[0]], name, arm, one[1])) for arm in arms))
+        found = {arm: scores_of([pool], name, arm, n) for arm in arms}
+        if any(found.values()):
+            chosen[name] = n, shared(found) if pool in evidence.benches else found
+    return chosen
 
 
 def fate(evidence: Evidence, words: Sequence[str]) -> str:
@@ -187,9 +238,9 @@ def fate_settings(evidence: Evidence, words: Sequence[str]) -> str:
 
 
 def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
-    """The heads and few-shot prompts beside the U-Nets, two tables a data set."""
+    """The heads and few-shot prompts beside the U-Nets, two tables a data set of which there is a curve."""
     arms = tuple(arm for arm in OURS if arm.startswith(("AutoSAM", "few-shot"))) + OTHERS[:3]
-    names = sets_of(evidence.plans, [arm for arm in arms if arm.startswith("AutoSAM")])
+    names = _with_curves(evidence)
     parts = [
         f"**{name}**, {TITLES[measure]}\n\n{_efficiency(evidence, name, measure, arms)}"
         for name in names
@@ -314,11 +365,20 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
     return "\n\n".join((MATCHING, "\n".join(sentences), table(heads, rows)))
 
 
+def _with_curves(evidence: Evidence) -> list[str]:
+    """Data sets of the plans that were tried with enough numbers of labelled cases to show a curve."""
+    tried = {
+        name: {n for pool in evidence.plans for one, _, n in pool.scores if one == name}
+        for name in sets_of(evidence.plans)
+    }
+    return [name for name, numbers in tried.items() if len(numbers) >= CURVE]
+
+
 def draw_curves(evidence: Evidence, path: Path) -> None:
     """Dice over the number of labelled cases, a panel a data set of the plans; bars are the intervals."""
     from matplotlib.figure import Figure
 
-    names = sets_of(evidence.plans)
+    names = _with_curves(evidence)
     if not names:
         return
     columns = min(3, len(names))
@@ -355,6 +415,8 @@ TABLES: dict[str, Render] = {
     "label_efficiency": label_efficiency,
     "match": matches,
     "glance": glance,
+    "methods": methods,
+    "measured": measured,
     "fate": fate,
     "fate_shots": fate_shots,
     "fate_settings": fate_settings,

@@ -147,6 +147,28 @@ def test_a_glance_shows_the_arms_with_four_labelled_cases(load, measured):
     assert "| hearts | 4 | – | 0.600 [0.600, 0.600] | – | – | 0.700 [0.700, 0.700] |" in text
 
 
+def test_all_methods_stand_in_one_table_and_what_was_measured_in_another(load, measured):
+    means = {("hearts", "FATE", 4): 0.6, ("hearts", "U-Net", 4): 0.7, ("hearts", "FATE", 16): 0.8}
+    evidence = measured(means | {("livers", "U-Net", 5): 0.5}, noise=0.0)
+    scores = evidence.plans[0].scores["hearts", "FATE", 4]
+    scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] == 0}
+    tables = load("claims_tables")
+    assert tables.methods(evidence, ["4", "5"]).splitlines() == [
+        "| arm | hearts, 4 | livers, 5 |",
+        "| --- | --- | --- |",
+        "| FATE | 0.600 (1) | – |",
+        "| U-Net | 0.700 | 0.500 |",
+    ]
+    assert tables.measured(evidence, []).splitlines()[2:] == ["| FATE | 4 (1), 16 | – |", "| U-Net | 4 | 5 |"]
+
+
+def test_curves_are_of_sets_with_at_least_three_numbers_of_labels(load, measured):
+    means = {("hearts", "AutoSAM CNN", n): 0.6 for n in (1, 2, 4)} | {("livers", "AutoSAM CNN", 4): 0.5}
+    text = load("claims_tables").auto_sam(measured(means, noise=0.0), [])
+    assert "**hearts**, Dice" in text
+    assert "livers" not in text
+
+
 def test_a_cell_of_fewer_draws_says_so(load, measured):
     evidence = measured({("hearts", "FATE", 1): 0.5, ("hearts", "U-Net", 1): 0.6}, noise=0.0)
     scores = evidence.plans[0].scores["hearts", "FATE", 1]
