@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from handful.cohort.choice import DEVICES, choose_cases, choose_device, choose_support
     from handful.cohort.demo import draw_episodes, write_phantom_cohort
     from handful.cohort.embed import EmbedResult, embed_cohort
-    from handful.cohort.fit import FitConfig, fit_to_folder
+    from handful.cohort.fit import FitConfig, FitResult, dice_on_support, fit_to_folder
     from handful.cohort.nnunet import NnunetDataset, export_nnunet, import_nnunet
     from handful.cohort.predict import (
         CohortResult,
@@ -138,7 +138,7 @@ _ROOMS = {
     "handful.cohort.choice": ("DEVICES", "choose_cases", "choose_device", "choose_support"),
     "handful.cohort.demo": ("draw_episodes", "write_phantom_cohort"),
     "handful.cohort.embed": ("EmbedResult", "embed_cohort"),
-    "handful.cohort.fit": ("FitConfig", "fit_to_folder"),
+    "handful.cohort.fit": ("FitConfig", "FitResult", "dice_on_support", "fit_to_folder"),
     "handful.allocator": ("tune_allocator",),
     "handful.cohort.predict": (
         "CohortResult",
@@ -223,6 +223,7 @@ __all__ = [
     "FewShotPrompts",
     "Finding",
     "FitConfig",
+    "FitResult",
     "Geometry",
     "GeometryMismatch",
     "HandfulError",
@@ -279,6 +280,7 @@ __all__ = [
     "compare_plan",
     "decode_zoomed",
     "describe_support",
+    "dice_on_support",
     "draw_episodes",
     "embed_cohort",
     "evaluate",

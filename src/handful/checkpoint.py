@@ -189,6 +189,9 @@ def _versions() -> dict[str, str]:
 def _card(record: Record, size: int, with_pictures: bool) -> str:
     labels = "\n".join(f"- {value}: {name}" for value, name in record.labels.items())
     support = "\n".join(f"- {_support_line(case)}" for case in record.provenance.get("support", ["not recorded"]))
+    own = record.provenance.get("dice_on_support") or {}
+    dice = "\n".join(f"- {name}: {value:.2f}" for name, value in own.items())
+    learned = f"Dice on these very cases, no measure of what is to be expected of others:\n\n{dice}\n\n" if own else ""
     known = BACKBONES.get(record.backbone)
     licence = known.licence if known else f"as where the weights {record.backbone!r} come from says"
     pictures = ",\nand small pictures of these slices with their labels" if with_pictures else ""
@@ -206,7 +209,7 @@ Fitted by handful {record.versions["handful"]} with the method `{record.method}`
 
 {support}
 
-Slices: {json.dumps(record.slicer)}.
+{learned}Slices: {json.dumps(record.slicer)}.
 
 ## Licence and privacy
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,12 @@ import small_cohort
 from handful.backbones.base import Backbone
 from handful.checkpoint import load
 from handful.cohort.choice import choose_support
-from handful.cohort.fit import FitConfig, fit_to_folder
+from handful.cohort.fit import FitConfig, dice_on_support, fit_to_folder
 from handful.cohort.lock import locked
 from handful.data.cases import Cohort, SupportSet
+from handful.data.volume import IGNORE
 from handful.errors import BusyError, CheckpointError, LabelError
+from handful.evaluation.evaluate import evaluate
 from handful.methods.few_shot_prompts import FewShotPrompts
 from handful.methods.nearest_slice import NearestSlice
 from handful.tuning.loop import TrainConfig
@@ -31,14 +34,14 @@ def stop_at(step: int):
 
 
 def test_a_model_folder_is_all_that_is_left(support: SupportSet, backbone: Backbone, tmp_path: Path):
-    assert fit_to_folder("few-shot-prompts", few_shot(), support, backbone, tmp_path / "m")
+    assert fit_to_folder("few-shot-prompts", few_shot(), support, backbone, tmp_path / "m").anew
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
     assert load(tmp_path / "m", backbone).labels == support.labels
 
 
 def test_the_same_fit_again_is_already_done(support: SupportSet, backbone: Backbone, tmp_path: Path):
     for expected in (True, False):
-        assert fit_to_folder("few-shot-prompts", few_shot(2), support, backbone, tmp_path / "m") is expected
+        assert fit_to_folder("few-shot-prompts", few_shot(2), support, backbone, tmp_path / "m").anew is expected
         assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
@@ -53,7 +56,7 @@ def test_another_model_is_not_replaced_unless_told_to(
     with pytest.raises(CheckpointError, match="overwrite"):
         fit_to_folder("nearest-slice", method, other, backbone, tmp_path / "m")
     assert (tmp_path / "m" / "weights.safetensors").read_bytes() == before
-    assert fit_to_folder("nearest-slice", method, other, backbone, tmp_path / "m", FitConfig(overwrite=True))
+    assert fit_to_folder("nearest-slice", method, other, backbone, tmp_path / "m", FitConfig(overwrite=True)).anew
     assert (tmp_path / "m" / "weights.safetensors").read_bytes() != before
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
@@ -101,6 +104,37 @@ def test_a_fit_that_fails_leaves_nothing(cohort: Cohort, backbone: Backbone, tmp
     with pytest.raises(LabelError):
         fit_to_folder("nearest-slice", Failing(), choose_support(cohort), backbone, tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fit_tells_how_it_does_on_the_cases_it_was_learned_from(
+    cohort: Cohort, support: SupportSet, backbone: Backbone, tmp_path: Path
+):
+    first = fit_to_folder("few-shot-prompts", few_shot(), support, backbone, tmp_path / "m")
+    again = fit_to_folder("few-shot-prompts", few_shot(), support, backbone, tmp_path / "m")
+    assert (first.anew, again.anew) == (True, False)
+    assert first.dice_on_support == again.dice_on_support
+    assert list(first.dice_on_support) == list(support.labels.names)
+    segmenter = load(tmp_path / "m", backbone)
+    rows = evaluate(segmenter.predict, support.cases, labels=support.labels).rows
+    for name, dice in first.dice_on_support.items():
+        own = max((row for row in rows if row.name == name), key=lambda row: row.counts.n_ref)
+        assert dice == pytest.approx(own.dice, abs=1e-4)
+    assert f"{name}: {dice:.2f}" in (tmp_path / "m" / "README.md").read_text()
+
+
+def test_cases_labelled_in_part_and_methods_that_train_nothing_are_not_looked_at(
+    support: SupportSet, backbone: Backbone, tmp_path: Path
+):
+    whole = support.cases[0]
+    reference = whole.read_reference()
+    assert reference is not None
+    array = reference.array.copy()
+    array[:, :, 0] = IGNORE
+    part = replace(whole, reference=replace(reference, array=array))
+    segmenter = NearestSlice().fit(support, backbone)
+    assert dice_on_support(segmenter, SupportSet((part,), support.labels)) == {}
+    assert list(dice_on_support(segmenter, SupportSet((whole,), support.labels))) == list(support.labels.names)
+    assert fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m").dice_on_support == {}
 
 
 def test_the_provenance_names_content_and_nothing_of_this_machine(model: Path, folder: Path):

@@ -15,6 +15,8 @@ from handful.cli.terminal import print_json, progress, say, stdout
 if TYPE_CHECKING:
     from handful import Method
 
+UNLEARNED = 0.1
+"""Dice on the very case it was learned from, below which a label was not learned."""
 CACHE = Path(".handful") / "embeddings"
 """Where a cohort's embeddings lie unless told otherwise: beside its images, as they tell as much about the patients."""
 
@@ -45,6 +47,8 @@ def fit(
     Any method takes `--set closer=1.4` (a window round the labelled region, for small organs),
     `--set planes=axial,coronal,sagittal` (several planes vote) and, if it trains, `--set seeds=3` (several fits vote).
 
+    After a training it tells the Dice on the labelled cases themselves: a label that fails even there was not learned.
+
     Stopped by Ctrl-C or worse, the same command goes on where it was.
     """
     from handful import (
@@ -64,18 +68,25 @@ def fit(
         model = cached(model, cache or input / CACHE)
     began = time.monotonic()
     with progress(f"fitting {method}", quiet) as report:
-        anew = fit_to_folder(
+        result = fit_to_folder(
             method, built, support, model, out, FitConfig(overwrite=overwrite, save_every_s=save_every), report
         )
     names, seconds = [case.name for case in support.cases], time.monotonic() - began
     if json:
         said = {"model": str(out), "method": method, "backbone": backbone, "cases": names}
-        print_json(said | {"already_fitted": not anew, "seconds": round(seconds, 1)})
+        came_to = {"already_fitted": not result.anew, "dice_on_support": result.dice_on_support}
+        print_json(said | came_to | {"seconds": round(seconds, 1)})
         return
-    took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if anew else "already fitted"
-    stdout().print(
-        f"{took}: {out}\nnext: handful predict {out} -i {input} -o predictions", soft_wrap=True, markup=False
-    )
+    took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
+    told = ", ".join(f"{name} {dice:.2f}" for name, dice in result.dice_on_support.items())
+    lines = [f"{took}: {out}", *([f"Dice on the labelled cases themselves: {told}"] if told else [])]
+    if unlearned := [name for name, dice in result.dice_on_support.items() if dice < UNLEARNED]:
+        lines.append(
+            f"not learned: {', '.join(unlearned)}; train longer (--set train.iterations=...), or, where organs are "
+            "small in their scans, look closer (--set closer=1.4)"
+        )
+    lines.append(f"next: handful predict {out} -i {input} -o predictions")
+    stdout().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
 
 
 def _build(name: str, pairs: list[str], config: Path | None, seed: int | None) -> Method:

@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from handful.atomic import write_atomically
 from handful.backbones.base import Backbone
@@ -19,11 +20,14 @@ from handful.checkpoint import RECORD, describe_support, load, save
 from handful.cohort.estimate import estimate
 from handful.cohort.lock import LOCK, locked
 from handful.cohort.progress import Report, silent
-from handful.data.cases import SupportSet
+from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer
+from handful.data.volume import IGNORE
 from handful.errors import CheckpointError
-from handful.methods.base import Method
+from handful.evaluation.metrics import overlap
+from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import method_settings
+from handful.methods.seeds import trains
 from handful.tuning.run import Run
 
 FINGERPRINT, TRAINING = "fingerprint.txt", "training"
@@ -39,6 +43,16 @@ class FitConfig:
     """Seconds between two checkpoints of the training."""
 
 
+@dataclass(frozen=True)
+class FitResult:
+    """What a fit came to."""
+
+    anew: bool
+    """False where this very segmenter lay there already."""
+    dice_on_support: dict[str, float]
+    """Of each label, by name; see `dice_on_support`. Empty for methods that train nothing."""
+
+
 def fit_to_folder(
     name: str,
     method: Method,
@@ -47,8 +61,8 @@ def fit_to_folder(
     out: Path,
     config: FitConfig | None = None,
     report: Report = silent,
-) -> bool:
-    """Fits `method`, called `name` in METHODS, and saves the segmenter into `out`; False where that was done before.
+) -> FitResult:
+    """Fits `method`, called `name` in METHODS, and saves the segmenter into `out`, unless that was done before.
 
     Half-done work lies in `<out>.partial` until the segmenter is saved. The same fit, begun again after a kill, goes on
     from there and ends with the very bytes of an undisturbed one; another fit begins anew. What makes two fits the same
@@ -64,16 +78,44 @@ def fit_to_folder(
             provenance = _provenance(name, method, support, backbone)
             _remove_leftovers(out)
             if _is_fitted(out, str(provenance["fingerprint"]), backbone, config.overwrite):
-                return False
+                return FitResult(False, _provenance_in(out).get("dice_on_support", {}))
             training = _begin(scratch, str(provenance["fingerprint"]))
             report(0, 1, str(estimate(backbone, support.cases, Slicer()) or ""))
             segmenter = method.fit(support, backbone, Run(training, report, config.save_every_s))
+            dice: dict[str, float] = {}
+            if trains(method):
+                provenance["dice_on_support"] = dice = dice_on_support(segmenter, support)
             save(segmenter, out, method_name=name, method=method, provenance=provenance)
             shutil.rmtree(training)
-            return True
+            return FitResult(True, dice)
         finally:
             if not any((scratch / TRAINING).glob("**/*.*")):  # nothing that a later run could go on from
                 shutil.rmtree(scratch)
+
+
+def dice_on_support(segmenter: Segmenter, support: SupportSet) -> dict[str, float]:
+    """Dice of each label, by name, on the very case it was learned from: that which shows most of it.
+
+    No measure of what is to be expected of other cases, but a label that fails here was not learned. Cases of which
+    only some slices are labelled are passed by, so it may be of fewer labels, or of none.
+    """
+    richest: dict[int, tuple[int, Case]] = {}
+    for case in support.cases:
+        reference = case.read_reference()
+        if reference is not None and not (reference.array == IGNORE).any():
+            for value in support.labels.values:
+                size = int((reference.array == value).sum())
+                if size > richest.get(value, (0, case))[0]:
+                    richest[value] = size, case
+    found: dict[str, float] = {}
+    for case in {case.name: case for _, case in richest.values()}.values():
+        prediction, reference = segmenter.predict(case.read_image()), case.read_reference()
+        assert reference is not None
+        for value, (_, own) in richest.items():
+            if own is case:
+                dice = overlap(prediction.array == value, reference.array == value).dice
+                found[support.labels.as_dict()[value]] = round(dice, 4)
+    return found
 
 
 def _require_ours(folder: Path, *marks: str) -> None:
@@ -109,7 +151,7 @@ def _is_fitted(out: Path, fingerprint: str, backbone: Backbone, overwrite: bool)
     """Whether this very segmenter lies there, whole; raises where another one does that may not be replaced."""
     if not (out / RECORD).exists():
         return False
-    if _fingerprint_of(out) == fingerprint:
+    if _provenance_in(out).get("fingerprint") == fingerprint:
         try:
             load(out, backbone)
         except CheckpointError:
@@ -125,12 +167,12 @@ def _is_fitted(out: Path, fingerprint: str, backbone: Backbone, overwrite: bool)
     return False
 
 
-def _fingerprint_of(out: Path) -> object:
-    """None where the record cannot be read or names none."""
+def _provenance_in(out: Path) -> dict[str, Any]:
+    """Empty where the record cannot be read or has none."""
     try:
-        return json.loads((out / RECORD).read_text("utf-8"))["provenance"]["fingerprint"]
+        return dict(json.loads((out / RECORD).read_text("utf-8"))["provenance"])
     except (ValueError, KeyError, TypeError):
-        return None
+        return {}
 
 
 def _begin(scratch: Path, fingerprint: str) -> Path:

@@ -44,7 +44,8 @@ from handful.evaluation.markup import Element, element, page
 from handful.evaluation.overlay import write_overlay
 from handful.evaluation.page_style import STYLE
 from handful.methods.base import Segmenter
-from handful.methods.catalog import build_method, method_settings
+from handful.methods.catalog import build_method
+from handful.methods.seeds import trains
 
 TABLE, PAGE, PICTURES, NOTES = "review.csv", "review.html", "pictures", ".handful"
 MOST_ROWS = 300
@@ -238,10 +239,9 @@ def _opened(model: Path, config: ReviewConfig) -> Segmenter:
 def _refit(record: dict[str, Any], segmenter: Segmenter, config: ReviewConfig) -> Refit | None:
     """Fits the model's method to other cases, on the backbone as it was before; None where nothing is calibrated."""
     method = build_method(record["method"], record["settings"])
-    trains = "train" in method_settings(method)
-    if config.calibrate is False or (config.calibrate is None and trains):
+    if config.calibrate is False or (config.calibrate is None and trains(method)):
         return None
-    if not trains:
+    if not trains(method):
         return lambda cases: method.fit(cases, segmenter.backbone)
     backbone = load_backbone(record["backbone"]).to(segmenter.backbone.device)
     return lambda cases: method.fit(cases, backbone)

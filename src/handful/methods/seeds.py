@@ -75,6 +75,15 @@ def seeded(method: Method, further: int) -> Method:
     return later
 
 
+def trains(method: Method) -> bool:
+    """Whether a fit trains anything, which is what seeds are for."""
+    try:
+        seeded(method, 0)
+    except SettingsError:
+        return False
+    return True
+
+
 class SeedsSegmenter(VotingSegmenter):
     """A segmenter a seed."""
 
