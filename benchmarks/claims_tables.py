@@ -25,6 +25,7 @@ OURS = (
     "AutoSAM linear",
     "AutoSAM linear, ReLU",
     "AutoSAM U-Net",
+    "AutoSAM U-Net, balanced",
     "ensemble",
     "LoRA",
     "interactive",

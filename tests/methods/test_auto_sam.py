@@ -384,10 +384,29 @@ def test_half_of_each_batch_holds_a_label(sam: Backbone):
 WINDOW = Slicer(window=(0.0, 350.0))
 
 
+@pytest.mark.parametrize("dice", ["batch", "slice"])
+def test_balance_and_dice_have_a_say_in_the_training(dice: str, sam: Backbone):
+    fitted = [
+        AutoSam(slicer=WINDOW, head="linear", views=1, batch=2, dice=dice, balance=balance, train=SHORT)
+        .fit(support_set(1), sam)
+        .learned()
+        for balance in (0.0, 0.5)
+    ]
+    other = AutoSam(slicer=WINDOW, head="linear", views=1, batch=2, balance=0.5, train=SHORT)
+    fitted.append(replace(other, dice="slice" if dice == "batch" else "batch").fit(support_set(1), sam).learned())
+    for one, another in itertools.combinations(fitted, 2):
+        assert any(not torch.equal(one[name], another[name]) for name in one)
+
+
+def test_a_negative_balance_is_refused():
+    with pytest.raises(SettingsError, match="balance must be 0 or more, got -1"):
+        AutoSam(balance=-1)
+
+
 def spoiling(patients: int) -> AutoSam:
-    """Trains a step between two checks, at a rate that does harm soon."""
+    """Trains a step between two checks, at a rate that does harm soon; no step depends on how many there are."""
     config = TrainConfig(iterations=20, learning_rate=1.0, warmup=0.0, schedule="constant")
-    return AutoSam(slicer=WINDOW, head="linear", views=1, batch=2, validate_from=patients, train=config)
+    return AutoSam(slicer=WINDOW, head="linear", views=1, batch=2, balance=0, validate_from=patients, train=config)
 
 
 def test_a_training_stops_when_the_held_out_patient_gains_no_more_and_keeps_the_best_weights(sam: Backbone):

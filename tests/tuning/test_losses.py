@@ -1,6 +1,6 @@
 import torch
 
-from handful.tuning.losses import bce, dice, dice_bce, dice_ce, dice_focal, focal
+from handful.tuning.losses import bce, dice, dice_bce, dice_ce, dice_focal, focal, whole_batch
 
 TARGET = torch.zeros(2, 2, 8, 8)
 TARGET[0, 0, 2:6, 2:6] = 1
@@ -69,3 +69,43 @@ def test_a_soft_target_is_best_met_by_its_own_value():
     exact = torch.logit(target)
     for off in (-2.0, 2.0):
         assert dice_bce(exact, target, KNOWN[:1]) < dice_bce(exact + off, target, KNOWN[:1])
+
+
+def test_finding_nothing_is_no_bargain_where_most_slices_lack_the_label():
+    target = torch.zeros(4, 1, 8, 8)
+    target[0, 0, 2:6, 2:6] = 1
+    known = torch.ones(4, 8, 8, dtype=torch.bool)
+    nothing = torch.full_like(target, -20)
+    assert dice_ce(nothing, target, known) - bce(nothing, target, known) < 0.3, "each slice by itself"
+    assert dice_ce(*whole_batch(nothing, target, known)) - bce(nothing, target, known) > 0.9
+
+
+def test_the_dice_of_a_batch_is_that_of_all_its_pixels():
+    target, answer = torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), -50.0)
+    target[0, :, :2], answer[:, :, 0] = 1, 50.0  # eight true, eight found, four of them right
+    known = torch.ones(2, 4, 4, dtype=torch.bool)
+    assert torch.isclose(dice(*whole_batch(answer, target, known)), torch.tensor(1 - (8 + 1) / (16 + 1)))
+
+
+def test_a_balanced_entropy_hears_rare_labels_louder_and_is_no_louder_in_all():
+    target = torch.zeros(1, 1, 8, 8)
+    target[..., 0, 0] = 1
+    known = torch.ones(1, 8, 8, dtype=torch.bool)
+
+    def pull(balance: float) -> torch.Tensor:
+        logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
+        (gradient,) = torch.autograd.grad(dice_ce(logits, target, known, balance), logits)
+        return gradient[0, 0]
+
+    even, halfway = pull(0.0), pull(0.5)
+    assert halfway[0, 0] < 3 * even[0, 0] < 0
+    assert 0 < halfway[4, 4] < even[4, 4]
+    undecided = torch.zeros(1, 1, 8, 8)
+    assert torch.isclose(dice_ce(undecided, target, known, 0.5), dice_ce(undecided, target, known), rtol=1e-3)
+
+
+def test_a_label_that_no_pixel_shows_does_not_upset_the_balance():
+    nothing = torch.zeros(1, 2, 8, 8)
+    value = dice_ce(nothing, nothing, KNOWN[:1], 0.5)
+    assert torch.isfinite(value)
+    assert torch.isfinite(dice_ce(nothing, nothing, torch.zeros_like(KNOWN[:1]), 0.5))

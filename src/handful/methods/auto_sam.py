@@ -36,7 +36,7 @@ from handful.errors import LabelError, SettingsError
 from handful.methods.base import CHUNK, Segmenter
 from handful.methods.seen import Batches, Seen, attended, fingerprint, look, no_memory, noisy, with_pixels
 from handful.tuning.loop import TrainConfig, train
-from handful.tuning.losses import dice_ce
+from handful.tuning.losses import dice_ce, whole_batch
 from handful.tuning.run import Run
 from handful.tuning.trainable import load_trainable_state, trainable_state
 
@@ -78,6 +78,13 @@ class AutoSam:
     the support has many slices they are fewer, so that all fit into 2 GiB."""
     batch: int = 4
     """Slices a training step; every other one holds a label drawn at random, the rest are any."""
+    dice: Literal["batch", "slice"] = "batch"
+    """Whose Dice is trained on: that of all slices of a batch together, as published, or of each slice by itself, which
+    rewards a head for finding nothing where most slices hold few of the labels."""
+    balance: float = 0.5
+    """How much more a pixel of a rare class counts than one of a common one in the cross entropy: the power of how many
+    times rarer it is, at the start of the training; it falls to 0 towards its end. At 0 all count alike, as published,
+    and labels of few pixels are found late, or never."""
     feature_noise: float = 0.1
     """Noise on the image embeddings in training, as a share of their standard deviation."""
     feature_dropout: float = 0.5
@@ -98,7 +105,7 @@ class AutoSam:
                 raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.validate_from == 1:
             raise SettingsError("validate_from = 1 leaves nobody to train on; take 2 or more, or 0 for never")
-        for name in ("feature_noise", "spread"):
+        for name in ("feature_noise", "spread", "balance"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.feature_dropout < 1:
@@ -452,11 +459,12 @@ class _Steps:
         image = noisy(self.seen.rows(rows), self.method.feature_noise, generator)
         if self.head.pixels:
             image = _with_fewer_channels(image, self.method.feature_dropout, generator)
-        return self.loss(rows, image)
+        return self.loss(rows, image, self.method.balance * (1 - step / self.method.train.iterations))
 
-    def loss(self, rows: Tensor, image: ImageEmbeddings) -> Tensor:
+    def loss(self, rows: Tensor, image: ImageEmbeddings, balance: float = 0.0) -> Tensor:
         logits = against_background(self.head(image))
-        return dice_ce(logits, self.seen.target[rows].to(logits), self.seen.known[rows].to(logits.device))
+        shown = logits, self.seen.target[rows].to(logits), self.seen.known[rows].to(logits.device)
+        return dice_ce(*(whole_batch(*shown) if self.method.dice == "batch" else shown), balance)
 
     @torch.no_grad()
     def held_out_loss(self, rows: Tensor) -> float:

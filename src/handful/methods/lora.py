@@ -30,7 +30,7 @@ from handful.tuning.adapters import add_adapters
 from handful.tuning.augment import augmented
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.lora import add_lora, merge_lora
-from handful.tuning.losses import dice_ce
+from handful.tuning.losses import dice_ce, whole_batch
 from handful.tuning.run import Run
 from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
 
@@ -146,7 +146,7 @@ class _Steps:
             targets.append(target)
             knowns.append(known)
         logits = self.network(ImageEmbeddings.cat(images))
-        return dice_ce(logits, torch.cat(targets).to(logits), torch.cat(knowns).to(logits.device))
+        return dice_ce(*whole_batch(logits, torch.cat(targets).to(logits), torch.cat(knowns).to(logits.device)))
 
     def _draw(self, generator: torch.Generator) -> dict[int, list[int]]:
         """Rows by case, for slices of one case are of one size; the first half hold a label drawn at random."""

@@ -372,7 +372,7 @@ class _Steps:
         exits = self.net(slices.to(device)).unbind(1)
         target = rearrange(masks, "b k d h w -> 1 k (b d h) w").to(device)
         shown = rearrange(known, "b d h w -> 1 (b d h) w").to(device)
-        # Dice over the whole batch at once, as nnU-Net has it for slices: many hold but a sliver of a label, or none
+        # the Dice of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none
         losses = [dice_ce(rearrange(said, "b k d h w -> 1 k (b d h) w"), target, shown) for said in exits]
         weights = torch.tensor([0.5**place for place in range(len(losses))], device=device)
         return (torch.stack(losses) * weights).sum() / weights.sum()

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float
 from monai.losses import FocalLoss, MaskedDiceLoss
 from torch import Tensor
+
+RAREST = 1e-4
+"""Share of the pixels below which no class counts for more."""
 
 
 def dice(
@@ -52,15 +56,45 @@ def dice_focal(
 
 
 def dice_ce(
-    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
+    logits: Float[Tensor, "n k h w"],
+    target: Float[Tensor, "n k h w"],
+    known: Bool[Tensor, "n h w"],
+    balance: float = 0.0,
 ) -> Float[Tensor, ""]:
-    """Dice of the labels + cross entropy, both of one softmax over {background with logit 0, labels}."""
+    """Dice of the labels + cross entropy, both of one softmax over {background with logit 0, labels}.
+
+    The entropy weighs a class by the power -`balance` of its share of the known pixels: with 0 all pixels count alike.
+    """
     logits = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).float()
     target = torch.cat([(1 - target.sum(dim=1, keepdim=True)).clamp_min(0), target], dim=1)
     overlap = MaskedDiceLoss(softmax=True, include_background=False, smooth_nr=1, smooth_dr=1, soft_label=True)
-    entropy = -(target * logits.log_softmax(dim=1)).sum(dim=1, keepdim=True)
+    entropies = -(target * logits.log_softmax(dim=1))
+    if balance:
+        entropies = entropies * _weights(target, known, balance)
+    entropy = entropies.sum(dim=1, keepdim=True)
     loss: Tensor = overlap(logits, target, known[:, None]) + _known_mean(entropy, known)
     return loss
+
+
+def whole_batch(
+    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
+) -> tuple[Float[Tensor, "1 k h m"], Float[Tensor, "1 k h m"], Bool[Tensor, "1 h m"]]:
+    """All slices of a batch side by side, so that the Dice of a label is that of the batch.
+
+    Taken slice by slice it rewards an answer that finds nothing, wherever most slices hold few of the labels.
+    """
+    return (
+        rearrange(logits, "n k h w -> 1 k h (n w)"),
+        rearrange(target, "n k h w -> 1 k h (n w)"),
+        rearrange(known, "n h w -> 1 h (n w)"),
+    )
+
+
+def _weights(target: Float[Tensor, "n l h w"], known: Bool[Tensor, "n h w"], balance: float) -> Float[Tensor, "l 1 1"]:
+    """Of classes, so that the mean weight of a pixel is 1."""
+    share = (target * known[:, None]).sum(dim=(0, 2, 3)) / known.sum().clamp_min(1)
+    weights = (share + RAREST) ** -balance
+    return (weights / (weights * share).sum().clamp_min(RAREST))[:, None, None]
 
 
 def _known_mean(values: Tensor, known: Tensor) -> Tensor:
