@@ -268,17 +268,31 @@ def ensemble(evidence: Evidence, words: Sequence[str]) -> str:
 
 def rates(evidence: Evidence, words: Sequence[str]) -> str:
     """What the learning rate is worth to the head 'cnn': its arm beside the one that learns twice as fast."""
-    slow, fast = "AutoSAM CNN", "AutoSAM CNN, 2e-3"
-    rows = []
-    for pool in evidence.plans:
-        for name in sets_of([pool], (fast,)):
-            for shots in sorted(n for one, arm, n in pool.scores if (one, arm) == (name, fast)):
-                one = difference([pool], name, (slow, shots), (fast, shots))
-                if one:
-                    means = [f"{mean:.3f}" for mean in one.means]
-                    rows.append((name, str(shots), *means, _signed(one.estimate), str(one.draws)))
+    rows = [row[1:] for row in _beside(evidence, "AutoSAM CNN", "AutoSAM CNN, 2e-3")]
     heads = ("data set", "labelled", "Dice at 1e-3", "at 2e-3", "difference", "draws")
     return table(heads, rows) if rows else UNMEASURED
+
+
+def losses(evidence: Evidence, words: Sequence[str]) -> str:
+    """What AutoSAM's loss is worth: that of the batch, balanced, beside that of each slice, where all pixels count."""
+    pairs = [("AutoSAM U-Net, balanced", "AutoSAM U-Net")]
+    pairs += [(head, f"{head}, slice") for head in ("AutoSAM ViT", "AutoSAM CNN", "AutoSAM linear")]
+    rows = [row for pair in pairs for row in _beside(evidence, *pair)]
+    heads = ("arm", "data set", "labelled", "Dice by batch, balanced", "by slice", "difference", "draws")
+    return table(heads, [(row[0].removesuffix(", balanced"), *row[1:]) for row in rows]) if rows else UNMEASURED
+
+
+def _beside(evidence: Evidence, first: str, second: str) -> list[tuple[str, ...]]:
+    """Two arms wherever one plan has both: their Dice, the difference and its draws."""
+    rows = []
+    for pool in evidence.plans:
+        for name in sets_of([pool], (second,)):
+            for shots in sorted(n for one, arm, n in pool.scores if (one, arm) == (name, second)):
+                one = difference([pool], name, (first, shots), (second, shots))
+                if one:
+                    means = [f"{mean:.3f}" for mean in one.means]
+                    rows.append((first, name, str(shots), *means, _signed(one.estimate), str(one.draws)))
+    return rows
 
 
 def time_to_dice(evidence: Evidence, words: Sequence[str]) -> str:
@@ -332,9 +346,11 @@ def _asked(pools: Sequence[Pool], measures: Mapping[str, str]) -> str:
 def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
     """How few labelled cases match a U-Net with more: of the numbers that were tried, nothing is interpolated.
 
-    A sentence a data set, and all numbers below; with the word "short" a sentence a number and nothing below.
+    A sentence a data set of which there is a curve, and all numbers below; with the word "short" a sentence a number
+    and nothing below.
     """
     rows, sentences = [], []
+    told = _with_curves(evidence)
     for name in sets_of(evidence.plans, (BASELINE,)):
         pool = next(pool for pool in evidence.plans if name in sets_of([pool], (BASELINE,)))
         curves = {arm: _curve(pool, name, arm) for arm in (*OURS, BASELINE)}
@@ -356,7 +372,7 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
             else:
                 rows.append((name, f"{n} ({score:.3f})", "more than tried", "", ""))
                 sentence += f"more than the {max(max(curve, default=0) for curve in curves.values())} that were tried."
-            if "short" in words or n == max(curves[BASELINE]):
+            if name in told and ("short" in words or n == max(curves[BASELINE])):
                 sentences.append(sentence)
     if not rows:
         return "Not run yet: it takes the plans `acdc`, `hippocampus` and `sets`."
@@ -424,6 +440,7 @@ TABLES: dict[str, Render] = {
     "auto_sam": auto_sam,
     "ensemble": ensemble,
     "rates": rates,
+    "losses": losses,
     "time_to_dice": time_to_dice,
     "interactive": interactive,
 }

@@ -120,8 +120,10 @@ def test_fifty_percent_is_part_of_the_first_claim(claims: ModuleType, measured, 
 
 def test_the_fewest_labels_that_match_a_unet_are_of_those_tried(load, measured):
     curve = {("hearts", "FATE", n): score for n, score in ((1, 0.5), (2, 0.61), (4, 0.6), (8, 0.75))}
-    unet = {("hearts", "U-Net", 8): 0.6, ("hearts", "U-Net", 16): 0.9}
+    unet = {("hearts", "U-Net", 8): 0.6, ("hearts", "U-Net", 16): 0.9, ("livers", "U-Net", 4): 0.9}
     text = load("claims_tables").matches(measured(curve | unet, noise=0.0))
+    assert "| livers | 4 (0.900) | more than tried |" in text
+    assert "**livers**" not in text, "one number makes no sentence"
     assert "| hearts | 8 (0.600) | **2** | FATE (0.610) |" in text
     assert "trained on 16 labelled cases (0.900), handful needs more than the 16 that were tried" in text
 

@@ -77,7 +77,9 @@ def test_restored_from_what_it_learned_it_answers_alike(method: UNet, sam: Backb
 
 
 @pytest.mark.parametrize(
-    "option", [{"deep_supervision": False}, {"elastic": 0.05}, {"batch": 3}, {"side": 48}, {"channels": 5}], ids=str
+    "option",
+    [{"deep_supervision": False}, {"elastic": 0.05}, {"batch": 3}, {"side": 48}, {"channels": 5}, {"balance": 0.5}],
+    ids=str,
 )
 def test_every_option_changes_the_answer(option: dict[str, object], sam: Backbone):
     slices = torch.rand(2, 1, 24, 28)
@@ -305,7 +307,8 @@ def test_half_done_work_of_other_settings_or_scans_is_not_taken_up(sam: Backbone
         ({"side": 40}, "side must be a multiple of 16"),
         ({"depth": 6}, "depth must be a multiple of 4"),
         ({"batch": 0}, "batch must be at least 1"),
-        ({"elastic": -0.1}, "elastic must be a share"),
+        ({"elastic": -0.1}, "elastic must be 0 or more, got -0.1"),
+        ({"balance": -1}, "balance must be 0 or more, got -1"),
         ({"dims": 3, "pretrain": "simclr"}, "set dims=2"),
     ],
     ids=str,

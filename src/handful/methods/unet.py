@@ -70,6 +70,10 @@ class UNet:
     """Strongest bending of a training slice, as a share of its side; 0, as in nnU-Net, leaves it straight."""
     batch: int = 8
     """Slices (or stacks) a training step; every other one holds a label drawn at random, the rest are any."""
+    balance: float = 0.0
+    """How much more a pixel of a rare class counts than one of a common one in the cross entropy: the power of how many
+    times rarer it is, at the start of the training; it falls to 0 towards its end. At 0, as in nnU-Net, all count
+    alike; in short trainings 0.5 finds labels of few pixels sooner."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=1000, learning_rate=5e-3))
     """Length and rate of the training."""
     pretrain: Literal["none", "simclr"] = "none"
@@ -89,8 +93,9 @@ class UNet:
             raise SettingsError(f"side must be a multiple of 16 from 32 on, got {self.side}")
         if self.depth % 4:
             raise SettingsError(f"depth must be a multiple of 4, got {self.depth}")
-        if not 0 <= self.elastic < math.inf:
-            raise SettingsError(f"elastic must be a share of 0 or more, got {self.elastic}")
+        for name in ("elastic", "balance"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SettingsError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.pretrain == "simclr" and self.dims == 3:
             raise SettingsError("SimCLR trains the encoder of single slices; set dims=2 or pretrain=none")
 
@@ -373,7 +378,8 @@ class _Steps:
         target = rearrange(masks, "b k d h w -> 1 k (b d h) w").to(device)
         shown = rearrange(known, "b d h w -> 1 (b d h) w").to(device)
         # the Dice of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none
-        losses = [dice_ce(rearrange(said, "b k d h w -> 1 k (b d h) w"), target, shown) for said in exits]
+        balance = self.method.balance * (1 - step / self.method.train.iterations)
+        losses = [dice_ce(rearrange(said, "b k d h w -> 1 k (b d h) w"), target, shown, balance) for said in exits]
         weights = torch.tensor([0.5**place for place in range(len(losses))], device=device)
         return (torch.stack(losses) * weights).sum() / weights.sum()
 
