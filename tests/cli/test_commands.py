@@ -70,6 +70,7 @@ def test_fit_prints_one_json_object(cohort: Path, backbone: Path, tmp_path: Path
     )
     assert len(first["cases"]) == 2
     assert (first["already_fitted"], again["already_fitted"]) == (False, True)
+    assert first["dice_on_support"] == {}, "nothing was trained"
 
 
 def test_settings_come_from_file_then_set_then_seed(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):
@@ -85,6 +86,14 @@ def test_settings_come_from_file_then_set_then_seed(cohort: Path, backbone: Path
     assert isinstance(train, dict)
     assert (found["views"], found["batch"]) == (1, 2)
     assert (train["iterations"], train["learning_rate"], train["seed"]) == (2, 1e-3, 9)
+    assert "Dice on the labelled cases themselves: " in result.stdout
+
+
+def test_a_fit_names_the_labels_that_it_did_not_learn(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):
+    fit = ("fit", "auto-sam", "-i", cohort, "-o", tmp_path / "m", "--backbone", backbone, "--no-cache", "--shots", "1")
+    said = handful(*fit, "--set", "head=linear", "--set", "views=1", "--set", "train.iterations=1").stdout
+    assert "not learned: " in said
+    assert "train longer (--set train.iterations=...)" in said
 
 
 def test_a_method_without_chance_says_that_the_seed_changes_nothing(
