@@ -47,10 +47,15 @@ class Curve:
 
 
 def curve_chart(curves: Sequence[Curve], measure: str, largest: float | None) -> Element:
-    """Means with their intervals over the shots; `largest` is the measure's upper bound, None where it has none."""
+    """Means with their intervals over the shots; `largest` is the measure's upper bound, None where it has none.
+
+    Of a single number of shots there is no curve: the arms stand below each other.
+    """
     shots = sorted({n for curve in curves for n in curve.points})
     ends = [end for curve in curves for one in curve.points.values() for end in (one.mean, one.low, one.high)]
     scale = _Scale.of([end for end in ends if not math.isnan(end)], largest)
+    if len(shots) == 1:
+        return _rows(curves, shots[0], scale, measure)
     drawing = _svg(WIDTH, HEIGHT, f"{measure} over the number of labelled cases")
     drawing.extend(_y_axis(scale, measure))
     drawing.extend(_x_axis(shots))
@@ -122,9 +127,11 @@ class _Scale:
     def ticks(self) -> list[float]:
         return [self.low + k * self.step for k in range(round((self.high - self.low) / self.step) + 1)]
 
+    def share(self, value: float) -> float:
+        return (value - self.low) / (self.high - self.low)
+
     def y(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low)
-        return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+        return HEIGHT - BOTTOM - self.share(value) * (HEIGHT - TOP - BOTTOM)
 
 
 def _round_step(rough: float) -> float:
@@ -174,15 +181,48 @@ def _curve(curve: Curve, shots: Sequence[int], scale: _Scale, nudge: float, meas
     path = " ".join(f"{x:.4g},{scale.y(one.mean):.4g}" for x, one, _ in places)
     drawn.append(element("polyline", {"class": "curve", "points": path, "stroke-dasharray": curve.style.dash}))
     for x, one, n in places:
-        said = f"{curve.name}, {n} labelled: {measure} {one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]"
-        drawn.append(element("g", None, element("title", None, said), marker(curve.style, x, scale.y(one.mean))))
+        title = element("title", None, _said(curve, n, measure))
+        drawn.append(element("g", None, title, marker(curve.style, x, scale.y(one.mean))))
     return drawn
 
 
-def _box(name: str, style: Style, values: np.ndarray, y: float, left: float, right: float) -> Element:
+def _rows(curves: Sequence[Curve], shots: int, scale: _Scale, measure: str) -> Element:
+    """Each arm's mean and interval in a row of its own."""
+    height = len(curves) * ROW + 28
+    drawing = _svg(WIDTH, height, f"{measure} with {shots} labelled")
+    left, right = NAME_WIDTH, WIDTH - RIGHT
+
+    def x(value: float) -> float:
+        return left + scale.share(value) * (right - left)
+
+    for tick in scale.ticks():
+        drawing.append(element("line", {"class": "grid", "x1": x(tick), "x2": x(tick), "y1": 4, "y2": height - 22}))
+        text: Attributes = {"class": "tick", "x": x(tick), "y": height - 7, "text-anchor": "middle"}
+        drawing.append(element("text", text, f"{round(tick, 6):g}"))
+    for number, curve in enumerate(curves):
+        one, y = curve.points[shots], 4 + (number + 0.5) * ROW
+        row = element("g", {"class": curve.style.colour}, element("title", None, _said(curve, shots, measure)))
+        row.append(_name(curve.name, left, y))
+        if not math.isnan(one.low):
+            row.append(element("line", {"class": "bar", "x1": x(one.low), "x2": x(one.high), "y1": y, "y2": y}))
+        row.append(marker(curve.style, x(one.mean), y))
+        drawing.append(row)
+    return drawing
+
+
+def _said(curve: Curve, shots: int, measure: str) -> str:
+    one = curve.points[shots]
+    return f"{curve.name}, {shots} labelled: {measure} {one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]"
+
+
+def _name(name: str, left: float, y: float) -> Element:
+    """An arm's name before its row."""
     short = name if len(name) <= 19 else f"{name[:18]}…"
-    drawn = element("g", {"class": style.colour}, element("title", None, name))
-    drawn.append(element("text", {"class": "name", "x": left - 8, "y": y + 4, "text-anchor": "end"}, short))
+    return element("text", {"class": "name", "x": left - 8, "y": y + 4, "text-anchor": "end"}, short)
+
+
+def _box(name: str, style: Style, values: np.ndarray, y: float, left: float, right: float) -> Element:
+    drawn = element("g", {"class": style.colour}, element("title", None, name), _name(name, left, y))
     if not len(values):
         return drawn
     q1, middle, q3 = np.quantile(values, [0.25, 0.5, 0.75])
