@@ -13,7 +13,7 @@ from handful.cli import options
 from handful.cli.terminal import print_json, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful import Method
+    from handful import FitResult, Method
 
 UNLEARNED = 0.1
 """Dice on the very case it was learned from, below which a label was not learned."""
@@ -78,15 +78,22 @@ def fit(
         print_json(said | came_to | {"seconds": round(seconds, 1)})
         return
     took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
+    lines = [f"{took}: {out}", *_learned(result), f"next: handful predict {out} -i {input} -o predictions"]
+    stdout().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+
+
+def _learned(result: FitResult) -> list[str]:
+    """How the model does on its own labelled cases, and what it failed to learn; nothing where nothing was trained."""
+    if not result.dice_on_support:
+        return []
     told = ", ".join(f"{name} {dice:.2f}" for name, dice in result.dice_on_support.items())
-    lines = [f"{took}: {out}", *([f"Dice on the labelled cases themselves: {told}"] if told else [])]
-    if unlearned := [name for name, dice in result.dice_on_support.items() if dice < UNLEARNED]:
+    lines = [f"Dice on the labelled cases themselves: {told}"]
+    if failed := [name for name, dice in result.dice_on_support.items() if dice < UNLEARNED]:
         lines.append(
-            f"not learned: {', '.join(unlearned)}; train longer (--set train.iterations=...), or, where organs are "
+            f"not learned: {', '.join(failed)}; train longer (--set train.iterations=...), or, where organs are "
             "small in their scans, look closer (--set closer=1.4)"
         )
-    lines.append(f"next: handful predict {out} -i {input} -o predictions")
-    stdout().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+    return lines
 
 
 def _build(name: str, pairs: list[str], config: Path | None, seed: int | None) -> Method:
