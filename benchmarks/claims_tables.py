@@ -17,12 +17,16 @@ from handful.evaluation.results import LARGER_IS_BETTER, TITLES
 
 OURS = (
     "few-shot prompts",
+    "few-shot prompts, balanced",
     "FATE",
     "FATE, closer",
     "FATE, three planes",
     "AutoSAM ViT",
+    "AutoSAM ViT, balanced",
     "AutoSAM CNN",
+    "AutoSAM CNN, balanced",
     "AutoSAM linear",
+    "AutoSAM linear, balanced",
     "AutoSAM linear, ReLU",
     "AutoSAM U-Net",
     "AutoSAM U-Net, balanced",
@@ -274,12 +278,20 @@ def rates(evidence: Evidence, words: Sequence[str]) -> str:
 
 
 def losses(evidence: Evidence, words: Sequence[str]) -> str:
-    """What AutoSAM's loss is worth: that of the batch, balanced, beside that of each slice, where all pixels count."""
-    pairs = [("AutoSAM U-Net, balanced", "AutoSAM U-Net")]
-    pairs += [(head, f"{head}, slice") for head in ("AutoSAM ViT", "AutoSAM CNN", "AutoSAM linear")]
+    """What the loss is worth: that of the batch, balanced, beside that of each slice, where all pixels count alike.
+
+    Of the arms whose names begin with the words, AutoSAM's heads without any.
+    """
+    begins = " ".join(words) or "AutoSAM"
+    pairs = [
+        pair
+        for arm in OURS
+        if arm.startswith(begins) and ", " not in arm
+        for pair in ((f"{arm}, balanced", arm), (arm, f"{arm}, slice"))
+    ]
     rows = [row for pair in pairs for row in _beside(evidence, *pair)]
-    heads = ("arm", "data set", "labelled", "Dice by batch, balanced", "by slice", "difference", "draws")
-    return table(heads, [(row[0].removesuffix(", balanced"), *row[1:]) for row in rows]) if rows else UNMEASURED
+    titles = ("arm", "data set", "labelled", "Dice by batch, balanced", "by slice", "difference", "draws")
+    return table(titles, [(row[0].removesuffix(", balanced"), *row[1:]) for row in rows]) if rows else UNMEASURED
 
 
 def _beside(evidence: Evidence, first: str, second: str) -> list[tuple[str, ...]]:

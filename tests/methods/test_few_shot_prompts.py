@@ -11,7 +11,7 @@ from handful.backbones.cached import cached
 from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
-from handful.errors import LabelError
+from handful.errors import LabelError, SettingsError
 from handful.methods.few_shot_prompts import FewShotPrompts, FewShotSegmenter, pool
 from handful.tuning.loop import TrainConfig
 from handful.tuning.run import Run
@@ -189,6 +189,7 @@ def test_sam2_does_not_fall_back_on_its_untrained_masks(sam2: Backbone):
         {"type_embedding": True},
         {"background": True},
         {"loss": "dice-focal"},
+        {"dice": "slice"},
         {"target": "soft"},
         {"leave_out": "slice"},
         {"max_tokens": 2},
@@ -206,6 +207,19 @@ def test_every_option_changes_the_answer_and_comes_back(option: dict, sam: Backb
         assert changed(slices).shape == (2, 2, 24, 28)
         assert not torch.allclose(changed(slices), plain(slices))
         assert torch.equal(changed(slices), again(slices))
+
+
+def test_balance_has_a_say_in_the_training(sam: Backbone):
+    even, balanced = (
+        FewShotPrompts(views=1, batch=3, balance=balance, train=SHORT).fit(support_set(2), sam).learned()
+        for balance in (0.0, 0.5)
+    )
+    assert any(not torch.equal(even[name], balanced[name]) for name in even)
+
+
+def test_a_negative_balance_is_refused():
+    with pytest.raises(SettingsError, match="balance must be 0 or more, got -1"):
+        FewShotPrompts(balance=-1)
 
 
 def test_losses_fall(sam: Backbone):

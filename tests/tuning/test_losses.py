@@ -1,6 +1,6 @@
 import torch
 
-from handful.tuning.losses import bce, dice, dice_bce, dice_ce, dice_focal, focal, whole_batch
+from handful.tuning.losses import bce, dice, dice_bce, dice_ce, dice_focal, fading, focal, whole_batch
 
 TARGET = torch.zeros(2, 2, 8, 8)
 TARGET[0, 0, 2:6, 2:6] = 1
@@ -109,3 +109,7 @@ def test_a_label_that_no_pixel_shows_does_not_upset_the_balance():
     value = dice_ce(nothing, nothing, KNOWN[:1], 0.5)
     assert torch.isfinite(value)
     assert torch.isfinite(dice_ce(nothing, nothing, torch.zeros_like(KNOWN[:1]), 0.5))
+
+
+def test_a_fading_balance_is_whole_at_first_and_nothing_in_the_end():
+    assert [fading(0.5, step, 10) for step in (0, 5, 10)] == [0.5, 0.25, 0.0]

@@ -36,7 +36,7 @@ from handful.errors import LabelError, SettingsError
 from handful.methods.base import CHUNK, Segmenter
 from handful.methods.seen import Batches, Seen, attended, fingerprint, look, no_memory, noisy, with_pixels
 from handful.tuning.loop import TrainConfig, train
-from handful.tuning.losses import dice_ce, whole_batch
+from handful.tuning.losses import dice_ce, fading, whole_batch
 from handful.tuning.run import Run
 from handful.tuning.trainable import load_trainable_state, trainable_state
 
@@ -459,7 +459,7 @@ class _Steps:
         image = noisy(self.seen.rows(rows), self.method.feature_noise, generator)
         if self.head.pixels:
             image = _with_fewer_channels(image, self.method.feature_dropout, generator)
-        return self.loss(rows, image, self.method.balance * (1 - step / self.method.train.iterations))
+        return self.loss(rows, image, fading(self.method.balance, step, self.method.train.iterations))
 
     def loss(self, rows: Tensor, image: ImageEmbeddings, balance: float = 0.0) -> Tensor:
         logits = against_background(self.head(image))

@@ -28,7 +28,7 @@ from handful.errors import LabelError, SettingsError
 from handful.methods.base import Segmenter, below
 from handful.methods.seen import Batches, Seen, attended, fingerprint, integer, look, no_memory, noise_like, noisy
 from handful.tuning.loop import TrainConfig, train
-from handful.tuning.losses import dice_bce, dice_ce, dice_focal
+from handful.tuning.losses import dice_bce, dice_ce, dice_focal, fading, whole_batch
 from handful.tuning.run import Run
 from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
 
@@ -66,6 +66,12 @@ class FewShotPrompts:
     """Slices a training step; every other one holds a label drawn at random, the rest are any."""
     loss: Literal["dice-bce", "dice-focal"] = "dice-bce"
     """Dice with cross entropy, or with SAM's focal loss; with `background` it is always Dice with softmax entropy."""
+    dice: Literal["batch", "slice"] = "batch"
+    """Whose Dice is trained on: that of all slices of a batch together, or of each slice by itself, which rewards a
+    decoder for finding nothing where most slices hold few of the labels."""
+    balance: float = 0.5
+    """With `background`, how much more a pixel of a rare class counts than one of a common one in the cross entropy:
+    the power of how many times rarer it is, at the start of the training; it falls to 0 towards its end."""
     target: Literal["hard", "soft"] = "hard"
     """The truth at the decoder's resolution: inside or outside, or the share of each cell that is inside."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=700, learning_rate=2e-3))
@@ -79,6 +85,8 @@ class FewShotPrompts:
         for name in ("token_noise", "feature_noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be a share of 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.balance < math.inf:
+            raise SettingsError(f"balance must be 0 or more, got {self.balance}")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FewShotSegmenter:  # noqa: B008
         slicer = self.slicer.resolve(support.images())
@@ -333,10 +341,12 @@ class _Episodes:
         image = noisy(self.seen.rows(rows), self.method.feature_noise, generator)
         asked = asked + self.noise * noise_like(asked, generator)
         logits = self.decoder(image, asked.to(image.main))
-        target, known = self.seen.target[rows].to(logits), self.seen.known[rows].to(logits.device)
+        shown = logits, self.seen.target[rows].to(logits), self.seen.known[rows].to(logits.device)
+        if self.method.dice == "batch":
+            shown = whole_batch(*shown)
         if self.method.background:
-            return dice_ce(logits, target, known)
-        return (dice_bce if self.method.loss == "dice-bce" else dice_focal)(logits, target, known)
+            return dice_ce(*shown, fading(self.method.balance, step, self.method.train.iterations))
+        return (dice_bce if self.method.loss == "dice-bce" else dice_focal)(*shown)
 
     def _draw_tokens(self, row: int, count: int, generator: torch.Generator) -> Float[Tensor, "k t c"]:
         """`count` embeddings of each class, repeated only where the pool has fewer."""

@@ -37,7 +37,7 @@ from handful.methods.base import CHUNK, Segmenter, below, drawn, has_signal, to_
 from handful.methods.seen import integer
 from handful.tuning.augment import augmented, coarsened
 from handful.tuning.loop import History, TrainConfig, train
-from handful.tuning.losses import dice_ce
+from handful.tuning.losses import dice_ce, fading
 from handful.tuning.run import Run
 from handful.tuning.trainable import load_trainable_state, trainable_state
 
@@ -378,7 +378,7 @@ class _Steps:
         target = rearrange(masks, "b k d h w -> 1 k (b d h) w").to(device)
         shown = rearrange(known, "b d h w -> 1 (b d h) w").to(device)
         # the Dice of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none
-        balance = self.method.balance * (1 - step / self.method.train.iterations)
+        balance = fading(self.method.balance, step, self.method.train.iterations)
         losses = [dice_ce(rearrange(said, "b k d h w -> 1 k (b d h) w"), target, shown, balance) for said in exits]
         weights = torch.tensor([0.5**place for place in range(len(losses))], device=device)
         return (torch.stack(losses) * weights).sum() / weights.sum()

@@ -90,6 +90,12 @@ def whole_batch(
     )
 
 
+def fading(balance: float, step: int, iterations: int) -> float:
+    """A balance that is whole at the first step and falls to nothing: rare labels are found, and in the end no pixel
+    counts for more than another."""
+    return balance * (1 - step / iterations)
+
+
 def _weights(target: Float[Tensor, "n l h w"], known: Bool[Tensor, "n h w"], balance: float) -> Float[Tensor, "l 1 1"]:
     """Of classes, so that the mean weight of a pixel is 1."""
     share = (target * known[:, None]).sum(dim=(0, 2, 3)) / known.sum().clamp_min(1)
