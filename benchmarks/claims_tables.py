@@ -59,6 +59,8 @@ DRAWS = 3
 """Draws of the labelled cases that the plans ask for."""
 CURVE = 3
 """Numbers of labelled cases that make a curve."""
+LINE = 2
+"""Numbers of labelled cases without which an arm is no line, and not drawn."""
 UNMEASURED = "(not measured yet)"
 MARKED = "<!-- table:"
 STEPS = re.compile(r"(?P<arm>.+), (?P<steps>\d+) steps")
@@ -404,7 +406,7 @@ def _with_curves(evidence: Evidence) -> list[str]:
 
 
 def draw_curves(evidence: Evidence, path: Path) -> None:
-    """Dice over the number of labelled cases, a panel a data set of the plans; bars are the intervals."""
+    """Dice over the number of labelled cases, a panel a data set that has a curve; bars are the intervals."""
     from matplotlib.figure import Figure
 
     names = _with_curves(evidence)
@@ -420,7 +422,7 @@ def draw_curves(evidence: Evidence, path: Path) -> None:
         ticks = sorted({n for one, _, n in pool.scores if one == name})
         for number, arm in enumerate(ARMS):
             found = {n: estimate(one) for n in ticks if (one := scores_of([pool], name, arm, n))}
-            if not found:
+            if len(found) < LINE:
                 continue
             means = [one.mean for one in found.values()]
             reach = [[one.mean - one.low for one in found.values()], [one.high - one.mean for one in found.values()]]
@@ -428,7 +430,14 @@ def draw_curves(evidence: Evidence, path: Path) -> None:
             colour, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
             aside = 1.014 ** (number - len(ARMS) / 2)  # so that bars of one number do not hide each other
             lines[arm] = axes.errorbar(
-                [n * aside for n in found], means, reach, color=colour, linestyle=style, marker=marker, ms=4, capsize=2
+                [n * aside for n in found],
+                means,
+                reach,
+                color=colour,
+                linestyle=style,
+                marker=marker,
+                ms=4,
+                elinewidth=0.6,
             )
         axes.set(title=name, xlabel="labelled cases", ylabel="mean Dice of unseen cases", xscale="log", ylim=(0, 1))
         axes.set_xticks(ticks, [str(n) for n in ticks])
