@@ -428,7 +428,7 @@ def linear_is_worst(evidence: Evidence) -> Finding:
 def of_both_losses(
     evidence: Evidence, pairs: Sequence[tuple[str, str]], rule: Rule, shots: Callable[[int], bool] = lambda n: True
 ) -> Finding:
-    """As `contests`; where a plan has arms with the later loss, too, they stand beside, so that nothing counts twice."""
+    """As `contests`; arms with the later loss, where a plan has them, stand beside, so that nothing counts twice."""
     later = [(balanced(first), balanced(second)) for first, second in pairs]
     return contests(evidence.plans, pairs, rule, shots=shots) + contests(evidence.plans, later, beside, shots=shots)
 
