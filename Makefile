@@ -8,7 +8,7 @@ demo: $(READY)
 	$(VENV)/bin/handful demo -o demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

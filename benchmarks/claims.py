@@ -30,7 +30,7 @@ from typing import Literal
 import interactive_study
 import quality
 import suggest
-from claims_evidence import Difference, Evidence, Pool, compare, difference, read_evidence, sets_of
+from claims_evidence import Difference, Evidence, Pool, balanced, compare, difference, read_evidence, sets_of
 from claims_tables import MARKED, TABLES, UNMEASURED, draw_curves, matches, table, with_tables
 from handful.errors import SettingsError
 from handful.evaluation.evaluate import Estimate
@@ -433,11 +433,6 @@ def of_both_losses(
     return contests(evidence.plans, pairs, rule, shots=shots) + contests(evidence.plans, later, beside, shots=shots)
 
 
-def balanced(arm: str) -> str:
-    """The arm that has the default loss, where the plan has an earlier one under the plain name."""
-    return f"{arm}, balanced" if arm.startswith(("AutoSAM", "few-shot")) else arm
-
-
 def one_pass_is_faster(evidence: Evidence) -> Finding:
     times = {line["variant"]: line for line in evidence.raw("auto_sam_speed")}
     together, alone = (times.get(name) for name in ("all classes in one pass", "one pass a class"))
@@ -530,7 +525,10 @@ _SLICE = (
     "on acdc and msd_hippocampus the heads were trained on each slice's Dice, the authors' on the batch's, as here on "
     'the other sets; arms called "balanced" have that, too, and stand beside'
 )
-_EARLIER = "each slice's own Dice was trained on; arms called \"balanced\" have today's loss and stand beside"
+_EARLIER = (
+    "on acdc and msd_hippocampus each slice's own Dice was trained on, on the other sets the batch's, now the default; "
+    'arms called "balanced" have that, too, and stand beside'
+)
 _TINY = "handful-tiny in place of the paper's SAM"
 
 CLAIMS = (

@@ -151,6 +151,11 @@ def estimate(scores: Scores) -> Estimate:
     return over_draws(list(by_draw.values()))
 
 
+def balanced(arm: str) -> str:
+    """The arm that has the default loss, where the plan has an earlier one under the plain name."""
+    return f"{arm}, balanced" if arm.startswith(("AutoSAM", "few-shot")) else arm
+
+
 def sets_of(pools: Iterable[Pool], arms: Collection[str] = ()) -> list[str]:
     """Data sets on which any of the arms (any arm at all, when left out) was measured."""
     return sorted({name for pool in pools for name, arm, _ in pool.scores if not arms or arm in arms})

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from claims_evidence import MEASURES, SECONDS, Evidence, Pool, Scores, difference, estimate, sets_of
+from claims_evidence import MEASURES, SECONDS, Evidence, Pool, Scores, balanced, difference, estimate, sets_of
 from handful.errors import SettingsError
 from handful.evaluation.evaluate import Estimate
 from handful.evaluation.results import LARGER_IS_BETTER, TITLES
@@ -142,13 +142,16 @@ def _draws(scores: Scores) -> int:
 
 
 def glance(evidence: Evidence, words: Sequence[str]) -> str:
-    """Dice of a few arms with four labelled cases, or five, a row a data set."""
+    """Dice of a few arms with four labelled cases, or five, a row a data set.
+
+    Of the default loss and an earlier one the former is shown, unless the latter was measured in more draws.
+    """
     arms = ("nearest slice", "FATE", "few-shot prompts", "AutoSAM U-Net", BASELINE)
     rows = []
-    for name, (n, found) in _with_about(evidence, (4, 5), arms).items():
-        most = max(_draws(scores) for scores in found.values())
-        cells = [_drawn(found[arm], "dice", most) if found.get(arm) else "–" for arm in arms]
-        rows.append((name, str(n), *cells))
+    for name, (n, found) in _with_about(evidence, (4, 5), (*arms, *map(balanced, arms))).items():
+        shown = [max(found.get(balanced(arm), {}), found.get(arm, {}), key=_draws) for arm in arms]
+        most = max(_draws(scores) for scores in shown)
+        rows.append((name, str(n), *[_drawn(scores, "dice", most) if scores else "–" for scores in shown]))
     return table(("data set", "labelled", *arms), rows) if rows else UNMEASURED
 
 
@@ -280,20 +283,24 @@ def rates(evidence: Evidence, words: Sequence[str]) -> str:
 
 
 def losses(evidence: Evidence, words: Sequence[str]) -> str:
-    """What the loss is worth: that of the batch, balanced, beside that of each slice, where all pixels count alike.
-
-    Of the arms whose names begin with the words, AutoSAM's heads without any.
-    """
-    begins = " ".join(words) or "AutoSAM"
-    pairs = [
-        pair
-        for arm in OURS
-        if arm.startswith(begins) and ", " not in arm
-        for pair in ((f"{arm}, balanced", arm), (arm, f"{arm}, slice"))
-    ]
+    """What the loss is worth to AutoSAM's heads: that of the batch, balanced, beside that of each slice, unweighted."""
+    heads = [arm for arm in OURS if arm.startswith("AutoSAM") and ", " not in arm]
+    pairs = [pair for arm in heads for pair in ((balanced(arm), arm), (arm, f"{arm}, slice"))]
     rows = [row for pair in pairs for row in _beside(evidence, *pair)]
     titles = ("arm", "data set", "labelled", "Dice by batch, balanced", "by slice", "difference", "draws")
     return table(titles, [(row[0].removesuffix(", balanced"), *row[1:]) for row in rows]) if rows else UNMEASURED
+
+
+def prompts(evidence: Evidence, words: Sequence[str]) -> str:
+    """What the defaults of few-shot prompts are worth beside what they were: the loss, the views, and both."""
+    arm = "few-shot prompts"
+    pairs = {
+        "loss: by batch, balanced; by slice": [(f"{arm}, 16 views", f"{arm}, slice")],
+        "views: 4; 16": [(arm, f"{arm}, 16 views")],
+        "both": [(arm, f"{arm}, slice"), (balanced(arm), arm)],
+    }
+    rows = [(what, *row[1:]) for what, both in pairs.items() for pair in both for row in _beside(evidence, *pair)]
+    return table(("what", "data set", "labelled", "now", "before", "difference", "draws"), rows) if rows else UNMEASURED
 
 
 def _beside(evidence: Evidence, first: str, second: str) -> list[tuple[str, ...]]:
@@ -462,6 +469,7 @@ TABLES: dict[str, Render] = {
     "ensemble": ensemble,
     "rates": rates,
     "losses": losses,
+    "prompts": prompts,
     "time_to_dice": time_to_dice,
     "interactive": interactive,
 }

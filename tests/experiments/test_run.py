@@ -29,7 +29,7 @@ from handful.experiments.store import experiment_status, read_study, write_exper
 from handful.methods.nearest_slice import NearestSlice
 
 ONE = ExperimentConfig(processes=1)
-SLOW = Arm(method="few-shot-prompts", settings={"train": {"iterations": 60}, "views": 1, "batch": 2})
+SLOW = Arm(method="few-shot-prompts", settings={"train": {"iterations": 30}, "views": 1, "batch": 2})
 
 
 class Told:
@@ -288,7 +288,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
         folder = "{folder}"
         [arms.slow]
         method = "few-shot-prompts"
-        settings = {{ train.iterations = 60, views = 1, batch = 2 }}
+        settings = {{ train.iterations = 30, views = 1, batch = 2 }}
         [arms.nearest]
         method = "nearest-slice"
         """

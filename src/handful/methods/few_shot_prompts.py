@@ -51,7 +51,7 @@ class FewShotPrompts:
     """Add the prompt encoder's embedding of a positive click."""
     background: bool = True
     """Ask for the background with embeddings of its own; softmax over all takes the place of a sigmoid a label."""
-    views: int = 16
+    views: int = 4
     """Augmented views kept of each support slice, the slice itself being the first; 0 and 1 keep the slice alone. Where
     the support has many slices they are fewer, so that all fit into 2 GiB."""
     leave_out: Literal["case", "slice"] = "case"
