@@ -526,8 +526,8 @@ _SLICE = (
     'the other sets; arms called "balanced" have that, too, and stand beside'
 )
 _EARLIER = (
-    "on acdc and msd_hippocampus each slice's own Dice was trained on, on the other sets the batch's, now the default; "
-    'arms called "balanced" have that, too, and stand beside'
+    "on acdc and msd_hippocampus 16 views a slice and each slice's own Dice were trained on, on the other sets 4 views "
+    'and the Dice of the batch, now the defaults; arms called "balanced" have these, too, and stand beside'
 )
 _TINY = "handful-tiny in place of the paper's SAM"
 
