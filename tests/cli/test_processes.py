@@ -10,6 +10,8 @@ import pytest
 import small_cohort
 from small_cohort import FEW_SHOT, Handful
 
+STOPS = [pytest.param(signal.SIGINT, 130, id="ctrl-c"), pytest.param(signal.SIGKILL, -signal.SIGKILL, id="kill-9")]
+
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -17,12 +19,16 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_fit_goes_on_to_the_same_bytes(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):
+@pytest.mark.parametrize(("stop", "code"), STOPS)
+def test_a_stopped_fit_goes_on_to_the_same_bytes(
+    stop: signal.Signals, code: int, cohort: Path, backbone: Path, tmp_path: Path, handful: Handful
+):
     fit = ("fit", "few-shot-prompts", "-i", cohort, "--backbone", backbone, "--no-cache", *FEW_SHOT)
     process = small_cohort.start(*fit, "-o", tmp_path / "m", "--save-every", "0")
     small_cohort.wait_until(lambda: any((tmp_path / "m.partial").rglob("train.safetensors")), process)
-    os.kill(process.pid, signal.SIGKILL)
+    os.kill(process.pid, stop)
     process.communicate()
+    assert process.returncode == code
     assert not (tmp_path / "m").exists()
 
     resumed, whole = (handful(*fit, "-o", tmp_path / name) for name in ("m", "whole"))
@@ -34,15 +40,16 @@ def test_a_killed_fit_goes_on_to_the_same_bytes(cohort: Path, backbone: Path, tm
 
 
 @pytest.mark.slow
-def test_a_prediction_stopped_by_ctrl_c_goes_on_to_the_same_bytes(
-    many: Path, model: Path, tmp_path: Path, handful: Handful
+@pytest.mark.parametrize(("stop", "code"), STOPS)
+def test_a_stopped_prediction_goes_on_to_the_same_bytes(
+    stop: signal.Signals, code: int, many: Path, model: Path, tmp_path: Path, handful: Handful
 ):
     predict = ("predict", model, "-i", many)
     process = small_cohort.start(*predict, "-o", tmp_path / "p")
     small_cohort.wait_until(lambda: len(list((tmp_path / "p" / ".handful").glob("case-*.json"))) >= 3, process)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, stop)
     process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == code
     assert len(list((tmp_path / "p").glob("*.nii.gz"))) < 40
 
     resumed = json.loads(handful(*predict, "-o", tmp_path / "p", "--json").stdout)
