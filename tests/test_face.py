@@ -43,8 +43,13 @@ def test_the_version_is_that_of_the_package():
     assert handful.__version__ == version("handful")
 
 
-@pytest.mark.parametrize("module", ["handful", "handful.cli"])
-def test_importing_the_doors_brings_nothing_heavy(module: str):
-    heavy = ("torch", "transformers", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "matplotlib", "pydantic")
+HEAVY = ("torch", "transformers", "monai", "numpy", "scipy", "nibabel", "SimpleITK", "matplotlib", "pydantic")
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [("handful", HEAVY), ("handful.cli", HEAVY), ("handful.cohort.predict", ("monai", "scipy.stats"))],
+)
+def test_importing_the_doors_brings_nothing_heavy(module: str, heavy: tuple[str, ...]):
     code = f"import sys, {module}; print([name for name in {heavy} if name in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

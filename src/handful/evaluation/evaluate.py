@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap
 
 from handful.data.cases import Case
 from handful.data.files import SUFFIXES, read_label_map, stem
@@ -89,6 +88,8 @@ class Estimate:
         nan = float("nan")
         if not values:
             return cls(nan, nan, nan, nan)
+        from scipy.stats import bootstrap  # a second, not needed to predict
+
         mean = float(np.mean(values))
         if len(values) == 1:
             return cls(mean, nan, nan, nan)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from monai.metrics.utils import get_mask_edges, get_surface_distance
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 
@@ -104,6 +103,8 @@ def surface_distances(
     spacing: Sequence[float] | NDArray[np.float64],
 ) -> SurfaceDistances:
     """The distances between the surfaces of two masks, in the unit of `spacing` (voxel edge lengths along i, j, k)."""
+    from monai.metrics.utils import get_mask_edges, get_surface_distance  # seconds, not needed to predict
+
     if 1 in prediction.shape:
         flat = prediction.shape.index(1)
         prediction, reference, spacing = prediction.squeeze(flat), reference.squeeze(flat), np.delete(spacing, flat)

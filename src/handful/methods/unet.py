@@ -22,8 +22,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
-from monai.losses import ContrastiveLoss
-from monai.networks.nets import DynUNet
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
@@ -239,6 +237,8 @@ class Net(nn.Module):
     """MONAI's DynUNet between slices in [0, 1] and logits less that of the background."""
 
     def __init__(self, plan: Plan, method: UNet, labels: int) -> None:
+        from monai.networks.nets import DynUNet  # seconds, not needed by other methods
+
         super().__init__()
         self.plan = plan
         stages, flat = len(plan.strides), plan.depth == 1
@@ -439,6 +439,8 @@ def pretrain_encoder(
     other slices of the batch. The projection head is dropped afterwards. It sees the means of the four quarters, not
     one mean as in the paper: instance norm has taken that out of every channel, and there was nothing to learn from.
     """
+    from monai.losses import ContrastiveLoss  # seconds, not needed by other methods
+
     if len(slices) < 2:
         raise SettingsError(
             f"SimCLR tells slices apart and got {len(slices)} with any signal; name an unlabelled cohort"

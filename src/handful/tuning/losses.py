@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
-from monai.losses import FocalLoss, MaskedDiceLoss
-from torch import Tensor
+from torch import Tensor, nn
 
 RAREST = 1e-4
 """Share of the pixels below which no class counts for more."""
@@ -22,8 +21,7 @@ def dice(
     logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, ""]:
     """Soft Dice loss of each label's own sigmoid, smoothed by one pixel so that an absent label has a gradient too."""
-    overlap = MaskedDiceLoss(sigmoid=True, smooth_nr=1, smooth_dr=1, soft_label=True)
-    loss: Tensor = overlap(logits.float(), target, known[:, None])
+    loss: Tensor = _overlap(sigmoid=True)(logits.float(), target, known[:, None])
     return loss
 
 
@@ -38,6 +36,8 @@ def focal(
     logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, ""]:
     """Focal loss (gamma 2), averaged over labels and known pixels."""
+    from monai.losses import FocalLoss
+
     return _known_mean(FocalLoss(reduction="none")(logits.float(), target), known)
 
 
@@ -67,7 +67,7 @@ def dice_ce(
     """
     logits = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).float()
     target = torch.cat([(1 - target.sum(dim=1, keepdim=True)).clamp_min(0), target], dim=1)
-    overlap = MaskedDiceLoss(softmax=True, include_background=False, smooth_nr=1, smooth_dr=1, soft_label=True)
+    overlap = _overlap(softmax=True, include_background=False)
     entropies = -(target * logits.log_softmax(dim=1))
     if balance:
         entropies = entropies * _weights(target, known, balance)
@@ -101,6 +101,14 @@ def _weights(target: Float[Tensor, "n l h w"], known: Bool[Tensor, "n h w"], bal
     share = (target * known[:, None]).sum(dim=(0, 2, 3)) / known.sum().clamp_min(1)
     weights = (share + RAREST) ** -balance
     return (weights / (weights * share).sum().clamp_min(RAREST))[:, None, None]
+
+
+def _overlap(**form: bool) -> nn.Module:
+    """MONAI's soft Dice loss, imported only where something trains: that takes seconds, and predicting needs none."""
+    from monai.losses import MaskedDiceLoss
+
+    overlap: nn.Module = MaskedDiceLoss(smooth_nr=1, smooth_dr=1, soft_label=True, **form)
+    return overlap
 
 
 def _known_mean(values: Tensor, known: Tensor) -> Tensor:
