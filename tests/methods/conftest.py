@@ -6,6 +6,9 @@ import torch
 import tiny_models
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
+from handful.methods.interactive import Interactive, InteractiveSegmenter
+from handful.tuning.loop import TrainConfig
+from phantoms import support_set
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +31,10 @@ def sam2() -> Backbone:
 def handful_tiny() -> Backbone:
     """The one that was trained, for answers that must be good without any training of the method's own."""
     return load_backbone("handful-tiny")
+
+
+@pytest.fixture(scope="session")
+def tuned(sam: Backbone) -> InteractiveSegmenter:
+    """`interactive` fitted on three phantoms, for the tests that only ask."""
+    quick = TrainConfig(iterations=100, learning_rate=2e-3)
+    return Interactive(rounds=1, error_head=True, train=quick).fit(support_set(3), sam)

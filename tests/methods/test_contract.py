@@ -18,10 +18,10 @@ from handful.methods.catalog import METHODS, build_method, method_settings
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 QUICK = {
-    "auto-sam": {"views": 2, "train.iterations": 120, "train.learning_rate": 1e-2},
+    "auto-sam": {"views": 2, "train.iterations": 80, "train.learning_rate": 1e-2},
     "ensemble": {
         "auto_sam.views": 2,
-        "auto_sam.train.iterations": 60,
+        "auto_sam.train.iterations": 30,
         "unet.channels": 8,
         "unet.side": 32,
         "unet.batch": 4,
@@ -30,7 +30,7 @@ QUICK = {
     "few-shot-prompts": {
         "views": 2,
         "batch": 4,
-        "train.iterations": 240,
+        "train.iterations": 120,
         "train.learning_rate": 2e-3,
     },
     "interactive": {"rounds": 1, "error_head": True, "train.iterations": 100, "train.learning_rate": 2e-3},
@@ -59,12 +59,14 @@ def briefly(name: str) -> Method:
 
 
 @pytest.fixture(scope="module")
-def fitted(sam: Backbone, handful_tiny: Backbone) -> Fitted:
+def fitted(sam: Backbone, handful_tiny: Backbone, request: pytest.FixtureRequest) -> Fitted:
     """Each method fitted once on three phantoms, for the tests that only look at the result."""
     done: dict[str, Segmenter] = {}
 
     def fit(name: str) -> Segmenter:
-        if name not in done:
+        if name == "interactive":
+            done[name] = request.getfixturevalue("tuned")
+        elif name not in done:
             done[name] = quick(name).fit(support_set(3), handful_tiny if name in TRAINED else sam)
         return done[name]
 

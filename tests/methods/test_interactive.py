@@ -32,12 +32,6 @@ def moving(iterations: int) -> TrainConfig:
 
 
 @pytest.fixture(scope="module")
-def tuned(sam: Backbone) -> InteractiveSegmenter:
-    """Fitted on three phantoms, for the tests that only ask."""
-    return Interactive(rounds=1, error_head=True, train=moving(100)).fit(support_set(3), sam)
-
-
-@pytest.fixture(scope="module")
 def brief(sam: Backbone) -> InteractiveSegmenter:
     return BRIEF.fit(support_set(1), sam)
 

@@ -68,11 +68,15 @@ def test_the_answer_lies_on_the_grid_of_the_scan(sam: Backbone):
 
 def test_a_saved_segmenter_answers_exactly_as_before(handful_tiny: Backbone, tmp_path):
     method = build_method("fate", THREE | {"closer": 1.5})
-    segmenter = method.fit(support_set(2), handful_tiny)
+    segmenter = method.fit(support_set(1), handful_tiny)
     save(segmenter, tmp_path / "kept", method_name="fate", method=method, provenance={})
     image, _ = phantom(7)
+    geometry = dataclasses.replace(image.geometry, shape=(10, 6, 20))  # fewer slices to wait for
+    part = dataclasses.replace(image, array=image.array[:, 6:16, :, 4:24], geometry=geometry)
     again = load(tmp_path / "kept", handful_tiny)
-    assert np.array_equal(again.predict(image).array, segmenter.predict(image).array)
+    found = segmenter.predict(part).array
+    assert set(np.unique(found)) == {0, *LABELS.values}
+    assert np.array_equal(again.predict(part).array, found)
 
 
 def test_planes_and_closer_come_back_from_settings():
