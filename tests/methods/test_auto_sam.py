@@ -318,7 +318,7 @@ def test_a_head_learns_the_phantoms(model: str, form: dict, iterations: int, req
 
 
 def test_the_linear_head_learns_the_phantoms_from_trained_features(handful_tiny: Backbone):
-    method = AutoSam(head="linear", views=2, train=TrainConfig(iterations=300, learning_rate=2e-3))
+    method = AutoSam(head="linear", views=2, train=TrainConfig(iterations=120, learning_rate=2e-3))
     image, truth = phantom(7)
     assert mean_dice(method.fit(support_set(2), handful_tiny).predict(image), truth) > 0.6
 
