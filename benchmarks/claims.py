@@ -377,10 +377,10 @@ def retrieval_and_support_help(evidence: Evidence) -> Finding:
     found = contests(pools, [("FATE", "fate:shuffled=1"), ("FATE", "fate:top_k=1"), ("FATE", "fate:top_k=3")])
     more: list[Figure] = []
     for name in sets_of(evidence.scans, ("FATE",)):
-        pairs = itertools.combinations(sorted(tried(evidence.scans, name, "FATE")), 2)
-        widest_first = sorted(pairs, key=lambda pair: pair[0] / pair[1])
-        tried_of = (difference(evidence.scans, name, ("FATE", most), ("FATE", few)) for few, most in widest_first)
-        more += [figure(one, above) for one in itertools.islice(filter(None, tried_of), 1)]
+        shots = sorted(tried(evidence.scans, name, "FATE"))
+        pairs = sorted(itertools.combinations(shots, 2), key=lambda pair: pair[0] / pair[1])
+        both = (difference(evidence.scans, name, ("FATE", most), ("FATE", fewest)) for fewest, most in pairs)
+        more += [figure(one, above) for one in itertools.islice(filter(None, both), 1)]
     return found + Finding(tuple(more), () if more else ("FATE with more − FATE with fewer",))
 
 
@@ -603,7 +603,7 @@ CLAIMS = (
         "Retrieval and more support help.",
         "unknown",
         f"{_ABOVE} over supports dealt out at random, over 1 and 3 supports in place of 5, and over the fewest "
-        "labelled cases that were measured beside the most.",
+        "labelled cases (of the numbers that one source has both of, the two farthest apart).",
         f"{_TINY}; one draw of four labelled volumes, but for the number of them.",
         ("fate", *GRID),
         retrieval_and_support_help,

@@ -66,6 +66,7 @@ def fitted(sam: Backbone, handful_tiny: Backbone, request: pytest.FixtureRequest
     def fit(name: str) -> Segmenter:
         if name == "interactive":
             done[name] = request.getfixturevalue("tuned")
+            assert done[name].method == quick(name)
         elif name not in done:
             done[name] = quick(name).fit(support_set(3), handful_tiny if name in TRAINED else sam)
         return done[name]

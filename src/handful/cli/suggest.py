@@ -11,7 +11,7 @@ from handful.cli import options
 from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful import Suggestion, SuggestResult
+    from handful import Backbone, Segmenter, Suggestion, SuggestResult
 
 
 def suggest(
@@ -42,28 +42,14 @@ def suggest(
     Chosen are slices that look like many others and unlike those that are labelled. With a model, those count more
     in which it contradicts itself. Run again after labelling; earlier suggestions are replaced.
     """
-    from handful import (
-        PredictConfig,
-        Slicer,
-        SuggestConfig,
-        cached,
-        choose_device,
-        load_backbone,
-        open_segmenter,
-        read_cohort,
-        write_suggestions,
-    )
+    from handful import PredictConfig, Slicer, SuggestConfig, open_segmenter, read_cohort, write_suggestions
     from handful import suggest as suggested
 
     cut: dict[str, Any] = {"plane": plane, "window": window}
     config = SuggestConfig(count=count, whole_cases=whole_cases, slicer=Slicer(**cut))
     cohort = read_cohort(input)
     segmenter = open_segmenter(model, PredictConfig(device=device, cache=cache)) if model else None
-    if segmenter is not None and backbone is None:
-        encoder = segmenter.backbone
-    else:
-        loaded = load_backbone(backbone or "handful-tiny").to(choose_device(device))
-        encoder = cached(loaded, cache) if cache else loaded
+    encoder = _encoder(backbone, segmenter, device, cache)
     with progress("looking", quiet) as report:
         result = suggested(cohort, encoder, segmenter, config, report)
     files = write_suggestions(out, cohort, result)
@@ -75,6 +61,16 @@ def suggest(
         say(f"{one.case}: {one.reason}", lead="[bold red]failed[/] ")
     if result.failures:
         raise typer.Exit(FAILED_CASES)
+
+
+def _encoder(name: str | None, segmenter: Segmenter | None, device: str, cache: Path | None) -> Backbone:
+    """What slices are compared by: the backbone of that name, else the model's own, else handful-tiny."""
+    from handful import cached, choose_device, load_backbone
+
+    if segmenter is not None and name is None:
+        return segmenter.backbone
+    loaded = load_backbone(name or "handful-tiny").to(choose_device(device))
+    return cached(loaded, cache) if cache else loaded
 
 
 def _as_json(result: SuggestResult, files: tuple[Path, ...]) -> dict[str, object]:

@@ -88,13 +88,13 @@ class Estimate:
         nan = float("nan")
         if not values:
             return cls(nan, nan, nan, nan)
-        from scipy.stats import bootstrap  # a second, not needed to predict
-
         mean = float(np.mean(values))
         if len(values) == 1:
             return cls(mean, nan, nan, nan)
         if min(values) == max(values):
             return cls(mean, 0.0, mean, mean)
+        from scipy.stats import bootstrap  # a second, not needed to predict
+
         rng = np.random.default_rng(seed)
         interval = bootstrap(
             (values,), np.mean, n_resamples=RESAMPLES, method="percentile", rng=rng
