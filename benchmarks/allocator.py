@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from handful.allocator import tune_allocator
+from handful.jobs.allocator import tune_allocator
 from measure import Cell, Check, Section, Spread, Table, child, peak_mib
 
 WORK = ("tiny", "larger")

@@ -18,8 +18,8 @@ import torch
 from torch import Generator
 from transformers import Sam2VideoModel
 
-from handful.allocator import tune_allocator
 from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.jobs.allocator import tune_allocator
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.pretraining.pretrain import PretrainConfig, make_batch
 from handful.pretraining.skills import practise

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from transformers import SamConfig, SamModel
 
-from handful.allocator import tune_allocator
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.sam import SamBackbone
-from handful.methods.auto_sam import AutoSam, Head, against_background
+from handful.jobs.allocator import tune_allocator
+from handful.methods.auto_sam.method import AutoSam, Head, against_background
 from handful.tuning.losses import dice_ce
 from measure import Timing, interleaved, short
 

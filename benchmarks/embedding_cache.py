@@ -12,7 +12,7 @@ from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.cached import cached
 from handful.data.cases import SupportSet
 from handful.methods.base import Segmenter
-from handful.methods.few_shot_prompts import FewShotPrompts, TokenDecoder
+from handful.methods.few_shot_prompts.method import FewShotPrompts, TokenDecoder
 from handful.tuning.loop import TrainConfig
 from handful.tuning.losses import dice_bce
 from material import support, tiny

@@ -40,15 +40,15 @@ import torch
 from torch import Tensor
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
-from handful.allocator import tune_allocator
 from handful.backbones.base import ImageEmbeddings, Memory, MemoryBackbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.data.cases import Case, LabelledSlices, SupportSet
 from handful.data.files import read_cohort
 from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Volume
+from handful.jobs.allocator import tune_allocator
 from handful.methods.base import drawn, to_classes
-from handful.methods.fate import Fate, FateSegmenter
+from handful.methods.fate.method import Fate, FateSegmenter
 from handful.pretraining.architecture import initialise
 from measure import short
 

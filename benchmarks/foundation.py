@@ -40,7 +40,6 @@ from scipy import ndimage
 from torch import Generator, Tensor
 from transformers import Sam2VideoModel
 
-from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone, ImageEmbeddings, Memory, MemoryBackbone
 from handful.backbones.catalog import BACKBONES, load_backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
@@ -50,6 +49,7 @@ from handful.data.files import read_cohort
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap
 from handful.evaluation.evaluate import Estimate, score_case
+from handful.jobs.allocator import tune_allocator
 from handful.methods.base import CHUNK, Segmenter
 from handful.methods.catalog import build_method
 from handful.pretraining.architecture import initialise, tiny_config

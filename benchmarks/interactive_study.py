@@ -44,14 +44,14 @@ from handful.data.cases import Case, SupportSet
 from handful.data.files import read_cohort
 from handful.data.slicing import Slicer
 from handful.evaluation.statistics import Comparison, compare_pairs
+from handful.jobs.progress import Run
 from handful.methods.base import CHUNK
 from handful.methods.catalog import build_method
-from handful.methods.interactive import InteractiveSegmenter
+from handful.methods.interactive.method import InteractiveSegmenter
 from handful.prompts.behaviours import BEHAVIOURS, SLOTS, Behaviours, behave, packed
 from handful.prompts.heuristics import append_points
 from handful.prompts.prompts import PADDING, Prompts
 from handful.prompts.simulation import Reader, clicks_to_reach, correct, hard_dice
-from handful.tuning.run import Run
 from spread import Line, my_backbone, read_lines, spread
 
 ARMS = ("backbone", "interactive:prompts=centre", "interactive")

@@ -36,7 +36,7 @@ from handful.data.volume import LabelMap
 from handful.evaluation.evaluate import Estimate, score_case
 from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method, method_settings
-from handful.methods.fate import FateSegmenter
+from handful.methods.fate.method import FateSegmenter
 from handful.methods.promptable import PromptKind, oracle
 from handful.methods.zero_shot import ZeroShot
 from spread import Line, my_backbone, read_lines, spread

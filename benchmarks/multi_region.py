@@ -22,7 +22,7 @@ from transformers import SamConfig, SamModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.sam import SamBackbone
-from handful.methods.interactive import Interactive, TunedBackbone
+from handful.methods.interactive.method import Interactive, TunedBackbone
 from handful.prompts.prompts import Prompts
 from material import slices, tiny
 from measure import Cell, Check, Section, Spread, Table, Timing, interleaved

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 
-from handful.allocator import tune_allocator
+from handful.jobs.allocator import tune_allocator
 from measure import Check, Section, Table, child, peak_mib
 
 SHAPE = (512, 512, 300)
@@ -31,7 +31,7 @@ def main() -> dict[str, float]:
     import numpy as np
 
     from handful.data.volume import Geometry, Volume
-    from handful.methods.few_shot_prompts import FewShotPrompts
+    from handful.methods.few_shot_prompts.method import FewShotPrompts
     from handful.tuning.loop import TrainConfig
     from material import support, tiny
 

@@ -30,7 +30,7 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from handful.backbones.catalog import load_backbone
-from handful.cohort.quality import SIGNALS, Compared, calibrate, judging
+from handful.curation.quality import SIGNALS, Compared, calibrate, judging
 from handful.data.cases import Case, SupportSet
 from handful.data.files import read_cohort
 from handful.data.volume import LabelMap

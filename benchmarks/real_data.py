@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.data.cases import Case, SupportSet
 from handful.data.files import read_cohort
 from handful.evaluation.evaluate import Estimate, score_case
+from handful.jobs.allocator import tune_allocator
 from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method
-from handful.methods.few_shot_prompts import FewShotSegmenter
+from handful.methods.few_shot_prompts.method import FewShotSegmenter
 
 SHOTS = {"3D": 4, "2D": 16}
 SETS = {"msd_hippocampus": "3D", "acdc": "3D", "chaos_mr_t2": "3D", "cxr_covid": "2D", "kvasir_seg": "2D"}

@@ -60,7 +60,7 @@ def main() -> int:
 
 def _machine() -> dict[str, str | int | float]:
     """What the figures depend on; torch is tuned here as the command line tunes it."""
-    from handful.allocator import tune_allocator
+    from handful.jobs.allocator import tune_allocator
 
     tuned = tune_allocator()
     import torch

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
+from handful.jobs.allocator import tune_allocator
 from handful.session.session import Session, SessionConfig
 from handful.synthesis.episodes import phantom_cohort
 from measure import Spread

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
+from handful.jobs.allocator import tune_allocator
 
 Line = dict[str, Any]
 Cell = TypeVar("Cell")

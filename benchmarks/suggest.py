@@ -34,7 +34,7 @@ import numpy as np
 
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
-from handful.cohort.suggest import SuggestConfig, suggest
+from handful.curation.suggest import SuggestConfig, suggest
 from handful.data.cases import Case, Cohort, SupportSet
 from handful.data.files import read_cohort
 from handful.data.slicing import Slicer

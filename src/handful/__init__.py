@@ -10,17 +10,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from handful.allocator import tune_allocator
     from handful.backbones.base import Backbone, ImageEmbeddings, MemoryBackbone, PromptEmbeddings
     from handful.backbones.cached import CachedBackbone, cached
     from handful.backbones.catalog import BACKBONES, load_backbone
     from handful.backbones.zoom import decode_zoomed
     from handful.checkpoint import describe_support, load, save
-    from handful.cohort.choice import DEVICES, choose_cases, choose_device, choose_support
+    from handful.cohort.choice import choose_cases, choose_support
     from handful.cohort.demo import draw_episodes, write_phantom_cohort
     from handful.cohort.embed import EmbedResult, embed_cohort
     from handful.cohort.fit import FitConfig, FitResult, dice_on_support, fit_to_folder
-    from handful.cohort.nnunet import NnunetDataset, export_nnunet, import_nnunet
     from handful.cohort.predict import (
         CohortResult,
         PredictConfig,
@@ -29,12 +27,12 @@ if TYPE_CHECKING:
         predict_file,
         support_among,
     )
-    from handful.cohort.quality import CaseQuality, LabelQuality, QualityConfig, predict_quality
     from handful.cohort.review import ReviewConfig, ReviewResult, review_folder
-    from handful.cohort.suggest import SuggestConfig, Suggestion, SuggestResult, suggest
-    from handful.cohort.suggest_picture import write_suggestions
+    from handful.curation.quality import CaseQuality, LabelQuality, QualityConfig, predict_quality
+    from handful.curation.suggest import SuggestConfig, Suggestion, SuggestResult, suggest
     from handful.data.cases import Case, Cohort, Finding, SupportSet, check_case
     from handful.data.files import SUFFIXES, read_cohort, read_label_map, read_volume, write_label_map, write_volume
+    from handful.data.nnunet import NnunetDataset, export_nnunet, import_nnunet
     from handful.data.slicing import Slicer
     from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
     from handful.errors import (
@@ -49,40 +47,43 @@ if TYPE_CHECKING:
         UnsupportedInput,
     )
     from handful.evaluation.evaluate import Report, evaluate, evaluate_cases, evaluate_folders
-    from handful.evaluation.html_report import write_html
-    from handful.evaluation.overlay import write_overlay
-    from handful.evaluation.preview import write_preview
-    from handful.evaluation.report import print_table, write_csv, write_json, write_nnunet_summary
     from handful.evaluation.results import read_results, write_results
     from handful.evaluation.study import Study
     from handful.experiments.plan import Arm, DataSet, Plan, compare_plan, read_plan
     from handful.experiments.run import ExperimentConfig, run_experiment
     from handful.experiments.store import ExperimentStatus, experiment_status, read_study, write_experiment_report
-    from handful.methods.auto_sam import AutoSam
+    from handful.jobs.allocator import tune_allocator
+    from handful.jobs.devices import DEVICES, choose_device
+    from handful.jobs.progress import Run
+    from handful.methods.auto_sam.method import AutoSam
     from handful.methods.base import Method, Segmenter
     from handful.methods.catalog import METHODS, build_method, method_settings
-    from handful.methods.closer import Closer
-    from handful.methods.ensemble import Ensemble
-    from handful.methods.fate import Fate
-    from handful.methods.few_shot_prompts import FewShotPrompts
-    from handful.methods.interactive import Interactive
+    from handful.methods.fate.method import Fate
+    from handful.methods.few_shot_prompts.method import FewShotPrompts
+    from handful.methods.interactive.method import Interactive
     from handful.methods.lora import Lora
     from handful.methods.nearest_slice import NearestSlice
-    from handful.methods.planes import Planes
     from handful.methods.promptable import PromptableSegmenter, Prompted, SimulatedReader, TransferredPrompts, oracle
-    from handful.methods.seeds import Seeds
-    from handful.methods.unet import UNet
+    from handful.methods.unet.method import UNet
+    from handful.methods.wrappers.ensemble import Ensemble
+    from handful.methods.wrappers.planes import Planes
+    from handful.methods.wrappers.roi_crop import Closer
+    from handful.methods.wrappers.seeds import Seeds
     from handful.methods.zero_shot import ZeroShot
     from handful.pretraining.pretrain import PretrainConfig, pretrain, processors
     from handful.prompts.prompts import Prompts
-    from handful.session.reading import Reading, read_through
+    from handful.reports.explanation import write_preview
+    from handful.reports.overlay import write_overlay
+    from handful.reports.score_tables import print_table, write_csv, write_json, write_nnunet_summary
+    from handful.reports.study_page import write_html
+    from handful.reports.suggestions import write_suggestions
     from handful.session.session import Change, Session, SessionConfig
+    from handful.session.simulated_annotator import Reading, read_through
     from handful.tuning.loop import TrainConfig
-    from handful.tuning.run import Run
 
 _ROOMS = {
     "handful.evaluation.study": ("Study",),
-    "handful.evaluation.html_report": ("write_html",),
+    "handful.reports.study_page": ("write_html",),
     "handful.evaluation.results": (
         "read_results",
         "write_results",
@@ -101,7 +102,7 @@ _ROOMS = {
         "compare_plan",
         "read_plan",
     ),
-    "handful.session.reading": (
+    "handful.session.simulated_annotator": (
         "Reading",
         "read_through",
     ),
@@ -110,17 +111,17 @@ _ROOMS = {
         "Session",
         "SessionConfig",
     ),
-    "handful.methods.auto_sam": ("AutoSam",),
-    "handful.methods.interactive": ("Interactive",),
-    "handful.methods.unet": ("UNet",),
-    "handful.cohort.nnunet": (
+    "handful.methods.auto_sam.method": ("AutoSam",),
+    "handful.methods.interactive.method": ("Interactive",),
+    "handful.methods.unet.method": ("UNet",),
+    "handful.data.nnunet": (
         "NnunetDataset",
         "export_nnunet",
         "import_nnunet",
     ),
-    "handful.methods.planes": ("Planes",),
-    "handful.methods.seeds": ("Seeds",),
-    "handful.methods.closer": ("Closer",),
+    "handful.methods.wrappers.planes": ("Planes",),
+    "handful.methods.wrappers.seeds": ("Seeds",),
+    "handful.methods.wrappers.roi_crop": ("Closer",),
     "handful.methods.promptable": (
         "Prompted",
         "PromptableSegmenter",
@@ -135,11 +136,12 @@ _ROOMS = {
     "handful.backbones.catalog": ("BACKBONES", "load_backbone"),
     "handful.backbones.zoom": ("decode_zoomed",),
     "handful.checkpoint": ("describe_support", "load", "save"),
-    "handful.cohort.choice": ("DEVICES", "choose_cases", "choose_device", "choose_support"),
+    "handful.cohort.choice": ("choose_cases", "choose_support"),
+    "handful.jobs.devices": ("DEVICES", "choose_device"),
     "handful.cohort.demo": ("draw_episodes", "write_phantom_cohort"),
     "handful.cohort.embed": ("EmbedResult", "embed_cohort"),
     "handful.cohort.fit": ("FitConfig", "FitResult", "dice_on_support", "fit_to_folder"),
-    "handful.allocator": ("tune_allocator",),
+    "handful.jobs.allocator": ("tune_allocator",),
     "handful.cohort.predict": (
         "CohortResult",
         "PredictConfig",
@@ -148,9 +150,9 @@ _ROOMS = {
         "predict_file",
         "support_among",
     ),
-    "handful.cohort.suggest": ("SuggestConfig", "SuggestResult", "Suggestion", "suggest"),
-    "handful.cohort.suggest_picture": ("write_suggestions",),
-    "handful.cohort.quality": ("CaseQuality", "LabelQuality", "QualityConfig", "predict_quality"),
+    "handful.curation.suggest": ("SuggestConfig", "SuggestResult", "Suggestion", "suggest"),
+    "handful.reports.suggestions": ("write_suggestions",),
+    "handful.curation.quality": ("CaseQuality", "LabelQuality", "QualityConfig", "predict_quality"),
     "handful.cohort.review": ("ReviewConfig", "ReviewResult", "review_folder"),
     "handful.data.cases": ("Case", "Cohort", "Finding", "SupportSet", "check_case"),
     "handful.data.files": (
@@ -180,19 +182,19 @@ _ROOMS = {
         "evaluate_cases",
         "evaluate_folders",
     ),
-    "handful.evaluation.overlay": ("write_overlay",),
-    "handful.evaluation.preview": ("write_preview",),
-    "handful.evaluation.report": ("print_table", "write_csv", "write_json", "write_nnunet_summary"),
+    "handful.reports.overlay": ("write_overlay",),
+    "handful.reports.explanation": ("write_preview",),
+    "handful.reports.score_tables": ("print_table", "write_csv", "write_json", "write_nnunet_summary"),
     "handful.methods.base": ("Method", "Segmenter"),
     "handful.methods.catalog": ("METHODS", "build_method", "method_settings"),
-    "handful.methods.ensemble": ("Ensemble",),
-    "handful.methods.fate": ("Fate",),
-    "handful.methods.few_shot_prompts": ("FewShotPrompts",),
+    "handful.methods.wrappers.ensemble": ("Ensemble",),
+    "handful.methods.fate.method": ("Fate",),
+    "handful.methods.few_shot_prompts.method": ("FewShotPrompts",),
     "handful.methods.nearest_slice": ("NearestSlice",),
     "handful.pretraining.pretrain": ("PretrainConfig", "pretrain", "processors"),
     "handful.prompts.prompts": ("Prompts",),
     "handful.tuning.loop": ("TrainConfig",),
-    "handful.tuning.run": ("Run",),
+    "handful.jobs.progress": ("Run",),
 }
 
 __all__ = [

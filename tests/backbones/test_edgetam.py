@@ -23,7 +23,7 @@ from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import CheckpointError
-from handful.methods.fate import Fate, FateSegmenter, SliceConfidence
+from handful.methods.fate.method import Fate, FateSegmenter, SliceConfidence
 from phantoms import LABELS, phantom, support_set
 
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

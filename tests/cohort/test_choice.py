@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from handful.cohort.choice import choose_cases, choose_device, choose_support
+from handful.cohort.choice import choose_cases, choose_support
 from handful.data.cases import Case, Cohort
 from handful.errors import InputError, SettingsError
+from handful.jobs.devices import choose_device
 
 
 def names(cases: tuple[Case, ...]) -> list[str]:

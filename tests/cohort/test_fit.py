@@ -9,12 +9,12 @@ from handful.backbones.base import Backbone
 from handful.checkpoint import load
 from handful.cohort.choice import choose_support
 from handful.cohort.fit import FitConfig, dice_on_support, fit_to_folder
-from handful.cohort.lock import locked
 from handful.data.cases import Cohort, SupportSet
 from handful.data.volume import IGNORE
 from handful.errors import BusyError, CheckpointError, LabelError
 from handful.evaluation.evaluate import evaluate
-from handful.methods.few_shot_prompts import FewShotPrompts
+from handful.jobs.lock import locked
+from handful.methods.few_shot_prompts.method import FewShotPrompts
 from handful.methods.nearest_slice import NearestSlice
 from handful.tuning.loop import TrainConfig
 

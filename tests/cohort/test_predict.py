@@ -16,7 +16,7 @@ from handful.data.cases import Case, Cohort, SupportSet
 from handful.data.files import read_cohort, read_label_map, write_label_map, write_volume
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import BusyError, CheckpointError, InputError, UnsupportedInput
-from handful.methods.fate import Fate
+from handful.methods.fate.method import Fate
 from handful.methods.nearest_slice import NearestSlice
 
 NAMES = ("case-0", "case-1", "case-2", "case-3")
@@ -195,7 +195,7 @@ def test_a_fate_preview_is_drawn_from_the_fitted_folder_alone(cohort: Cohort, su
 
 
 def test_a_folder_in_use_is_refused(model: Path, cohort: Cohort, tmp_path: Path):
-    from handful.cohort.lock import locked
+    from handful.jobs.lock import locked
 
     with locked(tmp_path / ".handful"), pytest.raises(BusyError, match=str(os.getpid())):
         predict_cohort(model, cohort.cases, tmp_path)

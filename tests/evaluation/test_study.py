@@ -8,9 +8,9 @@ import pytest
 
 from evaluation.studies import absent, grid, result, study
 from handful.errors import DamagedFile, SettingsError, UnsupportedInput
-from handful.evaluation.paper_tables import latex, markdown
 from handful.evaluation.results import COLUMNS, case_scores, read_results, write_results
 from handful.evaluation.study import Study
+from handful.reports.paper_tables import latex, markdown
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

@@ -22,10 +22,10 @@ from handful.data.volume import LabelMap
 from handful.errors import BusyError, DamagedFile, InputError, SettingsError
 from handful.evaluation.evaluate import evaluate
 from handful.evaluation.results import Result, read_results
-from handful.experiments.memory import PeakMemory
 from handful.experiments.plan import Arm, DataSet, Plan
 from handful.experiments.run import ExperimentConfig, run_experiment
 from handful.experiments.store import experiment_status, read_study, write_experiment_report
+from handful.jobs.memory import PeakMemory
 from handful.methods.nearest_slice import NearestSlice
 
 ONE = ExperimentConfig(processes=1)

@@ -6,7 +6,7 @@ import torch
 import tiny_models
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
-from handful.methods.interactive import Interactive, InteractiveSegmenter
+from handful.methods.interactive.method import Interactive, InteractiveSegmenter
 from handful.tuning.loop import TrainConfig
 from phantoms import support_set
 

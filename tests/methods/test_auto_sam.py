@@ -14,11 +14,11 @@ from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import CheckpointError, LabelError, SettingsError
-from handful.methods.auto_sam import AutoSam, Head, VitHead
+from handful.jobs.progress import Run
+from handful.methods.auto_sam.method import AutoSam, Head, VitHead
 from handful.methods.catalog import build_method
-from handful.methods.seen import Batches, look, with_pixels
+from handful.methods.encoded_support import Batches, look, with_pixels
 from handful.tuning.loop import TrainConfig
-from handful.tuning.run import Run
 from handful.tuning.trainable import count_trainable
 from phantoms import LABELS, phantom, phantom_case, support_set
 

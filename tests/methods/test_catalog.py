@@ -2,7 +2,7 @@ import pytest
 
 from handful.errors import SettingsError
 from handful.methods.catalog import build_method, method_settings
-from handful.methods.few_shot_prompts import FewShotPrompts
+from handful.methods.few_shot_prompts.method import FewShotPrompts
 
 
 def test_no_settings_give_the_defaults():

@@ -20,7 +20,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.methods.catalog import build_method
-from handful.methods.fate import Fate, FateSegmenter, SliceConfidence, keep_largest
+from handful.methods.fate.method import Fate, FateSegmenter, SliceConfidence, keep_largest
 from handful.synthesis.episodes import phantom_cohort
 from phantoms import LABELS, phantom, phantom_case, support_set
 

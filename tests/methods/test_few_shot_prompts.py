@@ -12,9 +12,9 @@ from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import LabelError, SettingsError
-from handful.methods.few_shot_prompts import FewShotPrompts, FewShotSegmenter, pool
+from handful.jobs.progress import Run
+from handful.methods.few_shot_prompts.method import FewShotPrompts, FewShotSegmenter, pool
 from handful.tuning.loop import TrainConfig
-from handful.tuning.run import Run
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 SHORT = TrainConfig(iterations=2)

@@ -14,13 +14,13 @@ from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE
 from handful.errors import LabelError, SettingsError
-from handful.methods.interactive import Interactive, InteractiveSegmenter
+from handful.jobs.progress import Run
+from handful.methods.interactive.method import Interactive, InteractiveSegmenter
 from handful.prompts.behaviours import Behaviours, behave
 from handful.prompts.prompts import PADDING, Prompts
 from handful.prompts.simulation import Reader, simulate
 from handful.tuning.loop import TrainConfig
 from handful.tuning.pruning import Pruning
-from handful.tuning.run import Run
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 SHORT = TrainConfig(iterations=2)

@@ -11,9 +11,9 @@ import tiny_models
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.errors import SettingsError
+from handful.jobs.progress import Run
 from handful.methods.lora import Lora, LoraSegmenter, TunedBackbone
 from handful.tuning.loop import TrainConfig
-from handful.tuning.run import Run
 from handful.tuning.trainable import trainable_state
 from phantoms import LABELS, phantom, support_set
 

@@ -13,9 +13,9 @@ from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import SettingsError
-from handful.methods.unet import Net, Plan, UNet, UNetSegmenter, pretrain_encoder, standardised
+from handful.jobs.progress import Run
+from handful.methods.unet.method import Net, Plan, UNet, UNetSegmenter, pretrain_encoder, standardised
 from handful.tuning.loop import TrainConfig
-from handful.tuning.run import Run
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 SHORT = TrainConfig(iterations=2)

@@ -10,10 +10,10 @@ from transformers import Sam2VideoModel
 
 from handful.backbones.base import MaskPrediction
 from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.jobs.progress import Run
 from handful.pretraining.pretrain import PretrainConfig, make_batch, pretrain
 from handful.pretraining.skills import REHEARSED, Skill, choose_supports, largest_pieces, practise, rehearse, score
 from handful.tuning.loop import TrainConfig
-from handful.tuning.run import Run
 
 SHORT = TrainConfig(iterations=25, ema=0.5)
 SMALL = PretrainConfig(side=64, subjects=2, slices=2, targets=2, matching=5, train=SHORT)

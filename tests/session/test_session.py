@@ -17,9 +17,9 @@ from handful.data.files import read_label_map
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import CheckpointError, DamagedFile, InputError, LabelError, SettingsError
-from handful.methods.fate import Fate, FateSegmenter
-from handful.methods.few_shot_prompts import FewShotPrompts, FewShotSegmenter
-from handful.methods.interactive import Interactive
+from handful.methods.fate.method import Fate, FateSegmenter
+from handful.methods.few_shot_prompts.method import FewShotPrompts, FewShotSegmenter
+from handful.methods.interactive.method import Interactive
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.zero_shot import ZeroShot
 from handful.prompts.heuristics import boxes, centre_points

@@ -8,8 +8,8 @@ from torch import Generator, Tensor, nn
 
 import joined
 from handful.errors import SettingsError
+from handful.jobs.progress import Run
 from handful.tuning.loop import TrainConfig, rate, train
-from handful.tuning.run import Run
 
 
 def _problem() -> nn.Module:

@@ -1,16 +1,12 @@
-"""What a person chooses by name: cases of a cohort, the support among them, and the device to compute on."""
+"""What a person chooses by name: cases of a cohort, and the support among them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-import torch
-
 from handful.data.cases import Case, Cohort, SupportSet
 from handful.errors import InputError, SettingsError
-
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def choose_cases(cohort: Cohort, names: Sequence[str]) -> tuple[Case, ...]:
@@ -36,15 +32,3 @@ def choose_support(cohort: Cohort, names: Sequence[str] = (), shots: int | None 
     else:
         cases = tuple(case for case in cohort.cases if case.reference is not None)
     return SupportSet(cases, cohort.labels)
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """The device of that name; "auto" takes a CUDA one where there is one, else the CPU."""
-    if name not in DEVICES:
-        raise SettingsError(f"device {name!r}; choose {', '.join(DEVICES)}")
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device("cuda" if available["cuda"] else "cpu")
-    if not available[name]:
-        raise SettingsError(f"this machine offers no {name} device to PyTorch; take cpu")
-    return torch.device(name)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from handful.atomic import write_atomically
 from handful.data.files import write_label_map, write_volume
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
+from handful.jobs.atomic import write_atomically
 from handful.pretraining.pretrain import PretrainConfig
 from handful.synthesis.episodes import phantom_cohort, random_episode
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
-from handful.cohort.estimate import estimate
-from handful.cohort.progress import Report, silent
 from handful.data.cases import Case
 from handful.data.slicing import Slicer
 from handful.errors import HandfulError
 from handful.evaluation.evaluate import Failure
+from handful.jobs.progress import Report, silent
 from handful.methods.base import CHUNK
+from handful.methods.cost import estimate
 
 
 @dataclass(frozen=True)

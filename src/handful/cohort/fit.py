@@ -13,22 +13,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from handful.atomic import write_atomically
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import BACKBONES
 from handful.checkpoint import RECORD, describe_support, load, save
-from handful.cohort.estimate import estimate
-from handful.cohort.lock import LOCK, locked
-from handful.cohort.progress import Report, silent
 from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE
 from handful.errors import CheckpointError
 from handful.evaluation.metrics import overlap
+from handful.jobs.atomic import write_atomically
+from handful.jobs.lock import LOCK, locked
+from handful.jobs.progress import Report, Run, silent
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import method_settings
-from handful.methods.seeds import trains
-from handful.tuning.run import Run
+from handful.methods.cost import estimate
+from handful.methods.wrappers.seeds import trains
 
 FINGERPRINT, TRAINING = "fingerprint.txt", "training"
 

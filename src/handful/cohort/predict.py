@@ -13,23 +13,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from handful.atomic import write_atomically
 from handful.backbones.cached import cached
 from handful.checkpoint import RECORD, load
-from handful.cohort.choice import choose_device
-from handful.cohort.estimate import estimate
-from handful.cohort.lock import locked
-from handful.cohort.progress import Report, silent
 from handful.data.cases import Case
 from handful.data.files import file_digest, read_volume, stem, write_label_map
 from handful.data.volume import Volume
 from handful.errors import CheckpointError, InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
-from handful.evaluation.preview import predict_with_reasons, write_preview
+from handful.jobs.atomic import write_atomically
+from handful.jobs.devices import choose_device
+from handful.jobs.lock import locked
+from handful.jobs.notes import NOTES
+from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
+from handful.methods.cost import estimate
+from handful.reports.explanation import predict_with_reasons, write_preview
 
-NOTES = ".handful"
-"""Folder inside the output folder: the lock, a note a case, and outputs that somebody had changed."""
 WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 """Suffixes that label maps cannot have (lossy, or two files), and what they get instead."""
 _LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp(\..+)?")

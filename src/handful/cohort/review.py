@@ -16,14 +16,10 @@ from urllib.parse import quote
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from handful.atomic import write_atomically
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
 from handful.checkpoint import RECORD, load
-from handful.cohort.choice import choose_device
-from handful.cohort.lock import locked
-from handful.cohort.progress import Report, silent
-from handful.cohort.quality import (
+from handful.curation.quality import (
     SIGNALS,
     Calibration,
     CaseQuality,
@@ -40,12 +36,16 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import CheckpointError, HandfulError, InputError, SettingsError
 from handful.evaluation.evaluate import Failure
-from handful.evaluation.markup import Element, element, page
-from handful.evaluation.overlay import write_overlay
-from handful.evaluation.page_style import STYLE
+from handful.jobs.atomic import write_atomically
+from handful.jobs.devices import choose_device
+from handful.jobs.lock import locked
+from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method
-from handful.methods.seeds import trains
+from handful.methods.wrappers.seeds import trains
+from handful.reports.markup import Element, element, page
+from handful.reports.overlay import write_overlay
+from handful.reports.page_style import STYLE
 
 TABLE, PAGE, PICTURES, NOTES = "review.csv", "review.html", "pictures", ".handful"
 MOST_ROWS = 300

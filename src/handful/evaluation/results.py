@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from handful.atomic import write_atomically
 from handful.errors import DamagedFile, UnsupportedInput
 from handful.evaluation.evaluate import Status
+from handful.jobs.atomic import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)

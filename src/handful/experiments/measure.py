@@ -20,12 +20,12 @@ from handful.data.files import file_digest, read_cohort
 from handful.data.volume import LabelMap, Volume
 from handful.errors import HandfulError, InputError
 from handful.evaluation.evaluate import Row, score_case
-from handful.experiments.memory import PeakMemory
-from handful.experiments.picture import worst_slice
 from handful.experiments.plan import Cell
 from handful.experiments.readers import asked
+from handful.jobs.memory import PeakMemory
 from handful.methods.base import Segmenter
 from handful.methods.catalog import method_settings
+from handful.reports.worst_slice import worst_slice
 
 Outcome = dict[str, Any]
 """What is kept of a cell, as JSON has it: what its rows share, the rows, and pictures."""

@@ -15,7 +15,7 @@ from handful.data.volume import LabelMap
 from handful.errors import InputError, SettingsError
 from handful.experiments.plan import CLICKS, Arm
 from handful.methods.base import Segmenter, drawn, to_classes
-from handful.methods.interactive import CAREFUL, InteractiveSegmenter
+from handful.methods.interactive.method import CAREFUL, InteractiveSegmenter
 from handful.methods.promptable import NOT_ASKED, Prompted, oracle
 from handful.prompts.heuristics import centre_points
 from handful.prompts.prompts import Prompts

@@ -17,7 +17,6 @@ from typing import cast
 import torch
 from filelock import FileLock, Timeout
 
-from handful.allocator import tune_allocator
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
@@ -26,6 +25,7 @@ from handful.evaluation.results import Result
 from handful.experiments.measure import Fingerprints, Fit, fit, measure
 from handful.experiments.plan import Cell, Plan, cells
 from handful.experiments.store import ExperimentStatus, adopt, experiment_status, is_done, write_manifest, write_outcome
+from handful.jobs.allocator import tune_allocator
 
 MOST_PROCESSES = 8
 """Unless more are asked for: each holds a backbone and a scan."""

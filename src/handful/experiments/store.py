@@ -10,14 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from handful.atomic import write_atomically
 from handful.errors import DamagedFile, InputError
 from handful.evaluation.evaluate import Failure
-from handful.evaluation.html_report import write_html
-from handful.evaluation.paper_tables import latex, markdown
 from handful.evaluation.results import COLUMNS, Result, has_parquet, write_results
 from handful.evaluation.study import Picture, Study
 from handful.experiments.plan import Cell, Plan
+from handful.jobs.atomic import write_atomically
+from handful.reports.paper_tables import latex, markdown
+from handful.reports.study_page import write_html
 
 MANIFEST, CELLS = "experiment.json", "cells"
 FORMAT = 1

@@ -15,7 +15,7 @@ from handful.backbones.base import Backbone
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels, Volume
-from handful.tuning.run import Run
+from handful.jobs.progress import Run
 
 CHUNK = 8
 """Slices that go through a model at once: bounds memory, and more does not run faster on a CPU."""

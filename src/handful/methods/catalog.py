@@ -9,18 +9,18 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from handful.errors import SettingsError, did_you_mean
-from handful.methods.auto_sam import AutoSam
+from handful.methods.auto_sam.method import AutoSam
 from handful.methods.base import Method
-from handful.methods.closer import Closer
-from handful.methods.ensemble import Ensemble
-from handful.methods.fate import Fate
-from handful.methods.few_shot_prompts import FewShotPrompts
-from handful.methods.interactive import Interactive
+from handful.methods.fate.method import Fate
+from handful.methods.few_shot_prompts.method import FewShotPrompts
+from handful.methods.interactive.method import Interactive
 from handful.methods.lora import Lora
 from handful.methods.nearest_slice import NearestSlice
-from handful.methods.planes import Planes
-from handful.methods.seeds import Seeds
-from handful.methods.unet import UNet
+from handful.methods.unet.method import UNet
+from handful.methods.wrappers.ensemble import Ensemble
+from handful.methods.wrappers.planes import Planes
+from handful.methods.wrappers.roi_crop import Closer
+from handful.methods.wrappers.seeds import Seeds
 from handful.methods.zero_shot import ZeroShot
 
 CLOSER, PLANES, SEEDS = COMMON = "closer", "planes", "seeds"

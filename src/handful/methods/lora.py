@@ -24,14 +24,14 @@ from handful.data.cases import LabelledSlices, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import SettingsError
+from handful.jobs.progress import Run
 from handful.methods.base import Segmenter
-from handful.methods.seen import fingerprint, integer
+from handful.methods.encoded_support import fingerprint, integer
 from handful.tuning.adapters import add_adapters
 from handful.tuning.augment import augmented
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.lora import add_lora, merge_lora
 from handful.tuning.losses import dice_ce, whole_batch
-from handful.tuning.run import Run
 from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
 
 

@@ -14,9 +14,9 @@ from handful.backbones.base import Backbone
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
+from handful.jobs.progress import Run
 from handful.methods.base import CHUNK, Segmenter
 from handful.methods.promptable import thumbnails
-from handful.tuning.run import Run
 
 CELLS = 16
 """Cells along the feature maps that are compared."""

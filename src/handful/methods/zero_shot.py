@@ -19,9 +19,9 @@ from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import SettingsError
+from handful.jobs.progress import Run
 from handful.methods.promptable import PromptableSegmenter, Prompted, PromptKind, TransferredPrompts
 from handful.prompts.prompts import Prompts
-from handful.tuning.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

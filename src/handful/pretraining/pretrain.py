@@ -19,17 +19,17 @@ import torch.distributed as dist
 from torch import Generator, Tensor
 from transformers import Sam2VideoModel
 
-from handful.allocator import tune_allocator
-from handful.atomic import write_atomically
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.catalog import load_backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import SettingsError
+from handful.jobs.allocator import tune_allocator
+from handful.jobs.atomic import write_atomically
+from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.pretraining.skills import REHEARSED, Batch, Skill, practise, rehearse
 from handful.synthesis.episodes import random_episode
 from handful.tuning.loop import TrainConfig, train
-from handful.tuning.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

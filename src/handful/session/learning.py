@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from handful.data.cases import Case, SupportSet
 from handful.errors import InputError, LabelError, SettingsError
 from handful.methods.base import Segmenter
-from handful.methods.fate import FateSegmenter
-from handful.methods.few_shot_prompts import FewShotSegmenter
-from handful.methods.support_bank import SupportBank
+from handful.methods.fate.method import FateSegmenter
+from handful.methods.fate.support_bank import SupportBank
+from handful.methods.few_shot_prompts.method import FewShotSegmenter
 
 
 @dataclass(frozen=True)

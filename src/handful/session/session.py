@@ -26,12 +26,12 @@ from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError
 from handful.methods.base import Segmenter
-from handful.session.answers import Source, respondent
 from handful.session.embeddings import Sights
 from handful.session.learning import refreshed
-from handful.session.pages import Page, Said, answered, as_prompts, drawn
-from handful.session.states import read_state, write_state
-from handful.session.walk import merged, walked
+from handful.session.predictors import Source, respondent
+from handful.session.propagation import merged, walked
+from handful.session.slice_state import Page, Said, answered, as_prompts, drawn
+from handful.session.state_file import read_state, write_state
 
 STROKE = 8
 """Points of a scribble that are asked with: as many as readers' strokes have in training."""

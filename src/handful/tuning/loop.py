@@ -21,10 +21,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from handful.atomic import write_atomically
 from handful.errors import SettingsError
+from handful.jobs.atomic import write_atomically
+from handful.jobs.progress import Run
 from handful.tuning.precision import Precision, computing_in
-from handful.tuning.run import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from jaxtyping import Bool, Float, Float64, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handful.atomic import write_atomically
 from handful.errors import CheckpointError, SettingsError
+from handful.jobs.atomic import write_atomically
 
 UNSEEN = 3.0
 """Loss that InfoBatch takes a sample to have before anybody has seen it."""

@@ -1,0 +1,114 @@
+"""Ensemble: three ways to learn from the same labels, and each voxel gets the label that two of them give it.
+
+Segmenters that err for different reasons correct each other (Dietterich, "Ensemble methods in machine learning", 2000):
+AutoSAM reads a foundation model's embeddings, the U-Net has only ever seen these slices, and FATE trains nothing and
+compares. nnU-Net gains likewise from several U-Nets, which differ less.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from handful.backbones.base import Backbone
+from handful.data.cases import SupportSet
+from handful.data.slicing import Slicer
+from handful.data.volume import Labels, Volume
+from handful.errors import SettingsError
+from handful.jobs.progress import Run
+from handful.methods.auto_sam.method import AutoSam
+from handful.methods.base import Method, Segmenter, below
+from handful.methods.fate.method import Fate
+from handful.methods.unet.method import UNet
+from handful.methods.wrappers.planes import ALL, Planes
+from handful.methods.wrappers.voting import VotingSegmenter, mean_answer
+from handful.tuning.loop import TrainConfig
+
+FLATTEST, FEWEST = 2.0, 16
+"""FATE looks at three planes where no voxel's longest edge is more than so many times its shortest, and no side of a
+scan has fewer voxels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """AutoSAM, a U-Net and FATE learn from the same support and vote; where no two agree, AutoSAM decides."""
+
+    slicer: Slicer = Slicer()
+    """Plane and window of all three, the same when fitting and when predicting."""
+    auto_sam: AutoSam = AutoSam()
+    """Settings of AutoSAM."""
+    unet: UNet = UNet()
+    """Settings of the U-Net."""
+    fate: Fate = Fate()
+    """Settings of FATE."""
+    seed: int = 0
+    """Added to the seeds of those that train."""
+
+    def __post_init__(self) -> None:
+        for name, member in (("auto_sam", self.auto_sam), ("unet", self.unet), ("fate", self.fate)):
+            if member.slicer != Slicer():
+                raise SettingsError(f"{name}.slicer is set, but the three see the same slices; set slicer instead")
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> EnsembleSegmenter:  # noqa: B008
+        slicer = self.slicer.resolve(support.images())
+        three_planes = all(_has_three_planes(volume) for volume in support.images())
+        fitted: dict[str, Segmenter] = {}
+        for name, method in self._members(slicer, three_planes).items():
+            fitted[name] = method.fit(support, backbone, run.part(name))
+        return EnsembleSegmenter(fitted, three_planes)
+
+    def restore(
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
+    ) -> EnsembleSegmenter:
+        three_planes = bool(learned["three_planes"])
+        methods = self._members(slicer, three_planes)
+        fitted = {name: one.restore(labels, slicer, backbone, below(name, learned)) for name, one in methods.items()}
+        return EnsembleSegmenter(fitted, three_planes)
+
+    def _members(self, slicer: Slicer, three_planes: bool) -> dict[str, Method]:
+        """The three, the one that decides first."""
+        fate: Method = dataclasses.replace(self.fate, slicer=slicer)
+        return {
+            "auto-sam": dataclasses.replace(self.auto_sam, slicer=slicer, train=self._seeded(self.auto_sam.train)),
+            "unet": dataclasses.replace(self.unet, slicer=slicer, train=self._seeded(self.unet.train)),
+            "fate": Planes(fate, ALL) if three_planes else fate,
+        }
+
+    def _seeded(self, train: TrainConfig) -> TrainConfig:
+        return dataclasses.replace(train, seed=train.seed + self.seed)
+
+
+class EnsembleSegmenter(VotingSegmenter):
+    """Three segmenters."""
+
+    def __init__(self, fitted: dict[str, Segmenter], three_planes: bool) -> None:
+        first = next(iter(fitted.values()))
+        super().__init__(first.labels, first.slicer, first.backbone)
+        self.fitted = nn.ModuleDict(fitted)
+        self.three_planes = three_planes
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        """Logits of the mean of what the three hold for likely, each by itself."""
+        return mean_answer(self.voters, slices)
+
+    def learned(self) -> dict[str, Tensor]:
+        parts = {f"{name}/{key}": value for name, one in self._all() for key, value in one.learned().items()}
+        return parts | {"three_planes": torch.tensor(self.three_planes)}
+
+    @property
+    def voters(self) -> Sequence[Segmenter]:
+        return [one for _, one in self._all()]
+
+    def _all(self) -> list[tuple[str, Segmenter]]:
+        return list(self.fitted.items())  # type: ignore[arg-type]
+
+
+def _has_three_planes(volume: Volume) -> bool:
+    """Whether other planes than the one that is cut show as much."""
+    edges = volume.geometry.spacing
+    return min(volume.geometry.shape) >= FEWEST and bool(edges.max() <= FLATTEST * edges.min())

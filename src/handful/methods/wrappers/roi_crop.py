@@ -1,0 +1,225 @@
+"""A closer look: any method, shown a window round the labelled region instead of whole slices.
+
+A model that sees a whole slice in a fixed square has few cells left for small organs. So the support is cut to windows
+of one size round what is labelled, the method learns from these, and in a new scan the window is put where the most
+similar support slices have their labels: first where, then what, as cascades for CT do it (Roth et al., "Hierarchical
+3D fully convolutional networks for multi-organ segmentation", 2017). The window is one for all slices of a scan, and no
+slice is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handful.backbones.base import Backbone
+from handful.data.cases import Case, SupportSet
+from handful.data.slicing import Slicer, SliceView
+from handful.data.volume import LabelMap, Labels, Volume
+from handful.errors import SettingsError
+from handful.jobs.progress import Run
+from handful.methods.base import Method, Segmenter, below
+from handful.methods.promptable import TransferredPrompts
+
+OUTLIERS = 0.02
+"""Share of the labelled pixels that may lie outside on either side when the region of a new scan is looked for."""
+
+
+@dataclass(frozen=True)
+class Closer:
+    """A method that looks at a window round the labelled region."""
+
+    method: Method
+    context: float
+    """Side of the window over the longest side of the labelled region, the largest one of the support; 1.3 or so."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.context < np.inf:
+            raise SettingsError(
+                f"closer must be 1 or more, got {self.context}: how much larger the window is than what is labelled"
+            )
+
+    @property
+    def slicer(self) -> Slicer:
+        return self.method.slicer
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> CloserSegmenter:  # noqa: B008
+        slicer = self.slicer.resolve(support.images())
+        regions = [_labelled_region(case, support.labels, slicer) for case in support.cases]
+        windows = Windows.of(regions, self.context)
+        where = TransferredPrompts.of(support, slicer, "box", seed=0)
+        cut = tuple(
+            _cut(case, windows.round_about(region)) for case, region in zip(support.cases, regions, strict=True)
+        )
+        method = dataclasses.replace(self.method, slicer=slicer)  # type: ignore[type-var]
+        inner = method.fit(SupportSet(cut, support.labels), backbone, run)
+        return CloserSegmenter(inner, where, windows)
+
+    def restore(
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
+    ) -> CloserSegmenter:
+        inner = self.method.restore(labels, slicer, backbone, below("inner", learned))
+        where = TransferredPrompts.unpack(below("where", learned))
+        return CloserSegmenter(inner, where, Windows(*learned["windows"].tolist()))
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where something is in all slices of a view: rows and columns, and how large these are."""
+
+    view: SliceView
+    top: float
+    left: float
+    bottom: float
+    right: float
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        return self.bottom - self.top, self.right - self.left
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        return (self.top + self.bottom) / 2, (self.left + self.right) / 2
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How large windows are, and where they are put if nothing tells."""
+
+    world: float
+    """Side in mm, for scans that know them."""
+    share: float
+    """Side as a share of the longer side of the slice, for pictures."""
+    down: float
+    across: float
+    """Usual middle of the labelled region, as shares of the slice's height and width."""
+
+    @classmethod
+    def of(cls, regions: Sequence[Region], context: float) -> Windows:
+        world, share, middles = [], [], []
+        for region in regions:
+            _, row, column = region.view.spacing
+            world.append(max(region.sides[0] * row, region.sides[1] * column))
+            share.append(max(region.sides) / max(region.view.size))
+            middles.append(np.divide(region.middle, region.view.size))
+        down, across = np.mean(middles, axis=0).tolist()
+        return cls(context * max(world), context * max(share), down, across)
+
+    def round_about(self, region: Region) -> Region:
+        """A window of the usual size in the region's middle, of whole pixels and within the slice."""
+        return self._at(region.view, region.middle)
+
+    def usual(self, view: SliceView) -> Region:
+        """A window where the support had its labels."""
+        return self._at(view, (self.down * view.size[0], self.across * view.size[1]))
+
+    def _at(self, view: SliceView, middle: tuple[float, float]) -> Region:
+        _, *pixel = view.spacing
+        in_mm = view.volume.geometry.unit == "mm"
+        edges = []
+        for place, edge, length in zip(middle, pixel, view.size, strict=True):
+            side = min(length, max(1, round(self.world / edge if in_mm else self.share * max(view.size))))
+            start = min(max(0, round(place - side / 2)), length - side)
+            edges.append((start, start + side))
+        (top, bottom), (left, right) = edges
+        return Region(view, top, left, bottom, right)
+
+
+class CloserSegmenter(Segmenter):
+    """A segmenter for windows, and what tells where to put them."""
+
+    def __init__(self, inner: Segmenter, where: TransferredPrompts, windows: Windows) -> None:
+        super().__init__(inner.labels, inner.slicer, inner.backbone)
+        self.inner = inner
+        self.where = where
+        self.windows = windows
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        """Logits for slices that are windows already."""
+        logits: Tensor = self.inner(slices)
+        return logits
+
+    def learned(self) -> dict[str, Tensor]:
+        inner = {f"inner/{name}": tensor for name, tensor in self.inner.learned().items()}
+        where = {f"where/{name}": tensor for name, tensor in self.where.pack().items()}
+        return inner | where | {"windows": torch.tensor(dataclasses.astuple(self.windows), dtype=torch.float64)}
+
+    def segment(self, stack: SliceView) -> LabelMap:
+        window = self.window(stack)
+        cut = _voxels(window)
+        found = self.inner.predict(_cropped(stack.volume, cut))
+        whole = np.zeros(stack.volume.geometry.shape, dtype=found.array.dtype)
+        whole[cut] = found.array
+        return LabelMap(whole, stack.volume.geometry, self.labels)
+
+    def window(self, stack: SliceView) -> Region:
+        """Where in the slices of a scan the method looks."""
+        boxes = self.where(stack).boxes
+        assert boxes is not None
+        asked = (boxes != 0).any(dim=2)
+        if not asked.any():
+            return self.windows.usual(stack)
+        left, top, right, bottom = boxes[asked].numpy().T
+        rows, columns = _without_outliers(top, bottom), _without_outliers(left, right)
+        return self.windows.round_about(Region(stack, rows[0], columns[0], rows[1], columns[1]))
+
+
+def _without_outliers(low: NDArray[np.floating], high: NDArray[np.floating]) -> tuple[float, float]:
+    """From where to where boxes reach, a few of them apart."""
+    return float(np.quantile(low, OUTLIERS)), float(np.quantile(high, 1 - OUTLIERS)) + 1
+
+
+def _labelled_region(case: Case, labels: Labels, slicer: Slicer) -> Region:
+    """The extent of all labels of a case; the whole slice where there are none."""
+    view, reference = slicer.view(case.read_image()), case.read_reference()
+    assert reference is not None  # a support set has made sure
+    labelled = np.isin(view.of(reference.array), labels.values)
+    rows, columns = (np.flatnonzero(labelled.any(axis=axes)) for axes in ((0, 2), (0, 1)))
+    if not len(rows):
+        return Region(view, 0, 0, *view.size)
+    return Region(view, int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+
+
+def _cut(case: Case, window: Region) -> Case:
+    """The same case, of which nothing outside the window is left."""
+    reference = case.read_reference()
+    assert reference is not None
+    cut = _voxels(window)
+    labels = dataclasses.replace(
+        reference, array=reference.array[cut], geometry=_cropped(window.view.volume, cut).geometry
+    )
+    return dataclasses.replace(case, image=_cropped(window.view.volume, cut), reference=labels)
+
+
+def _voxels(window: Region) -> tuple[slice, slice, slice]:
+    """The window in all slices, as ranges of voxels i, j, k."""
+    view, shape = window.view, window.view.volume.geometry.shape
+    ranges = []
+    for axis, length in enumerate(shape):
+        along = np.arange(length).reshape([-1 if other == axis else 1 for other in range(3)])
+        numbers = view.of(np.broadcast_to(along, shape))
+        corners = (
+            int(numbers[0, int(window.top), int(window.left)]),
+            int(numbers[-1, int(window.bottom) - 1, int(window.right) - 1]),
+        )
+        ranges.append(slice(min(corners), max(corners) + 1))
+    i, j, k = ranges
+    return i, j, k
+
+
+def _cropped(volume: Volume, cut: tuple[slice, slice, slice]) -> Volume:
+    """The voxels of a block, where they lay in the world."""
+    array = np.ascontiguousarray(volume.array[(slice(None), *cut)])
+    affine = volume.geometry.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [part.start for part in cut]
+    i, j, k = array.shape[1:]
+    return dataclasses.replace(
+        volume, array=array, geometry=dataclasses.replace(volume.geometry, shape=(i, j, k), affine=affine)
+    )

@@ -1,0 +1,172 @@
+"""A report put where people and programs look: a table on the terminal, CSV, JSON, and nnU-Net's summary.json."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from handful.evaluation.evaluate import METRICS, Estimate, Report, Row, Summary
+from handful.jobs.atomic import write_atomically
+
+FORMAT = 1
+"""Version of the JSON form; raised when a reader of the old one would misread the new one."""
+
+COUNTS = ("tp", "fp", "fn", "tn", "n_pred", "n_ref")
+
+
+def print_table(report: Report, console: Console) -> None:
+    """A line a label and their mean: mean and 95 % interval over cases, and what was missed or invented."""
+    summaries = report.summary()
+    unit = summaries[-1].unit
+    tolerance = f"{report.tolerance_mm:g} {unit}"
+    caption = _caption(summaries[-1], tolerance)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    table.add_column("label", overflow="fold")
+    for title in ("n", "Dice", f"HD95, {unit}", f"surface Dice, {tolerance}", "missed", "invented"):
+        width = len("[0.000–1.000]") if "Dice" in title else None
+        table.add_column(title, justify="right", overflow="fold", min_width=width)
+    for summary in summaries:
+        if summary.label is None:
+            table.add_section()
+        table.add_row(*_cells(summary), style="bold" if summary.label is None else None)
+    console.print(table)
+    for failure in report.failures:
+        console.print(f"[bold red]failed[/] {escape(failure.case)}: {escape(failure.reason)}", soft_wrap=True)
+
+
+def write_csv(report: Report, path: Path) -> None:
+    """One line a case and label; an undefined value is an empty cell."""
+    text = io.StringIO()
+    fields = ("case", "label", "name", "status", "unit", *METRICS, *COUNTS)
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    for row in report.rows:
+        writer.writerow({name: _defined(value) for name, value in _flat(row).items()})
+    write_atomically(path, text.getvalue().encode())
+
+
+def write_json(report: Report, path: Path) -> None:
+    """Rows, summary, failures and the setting they depend on; an undefined value is null."""
+    content = {
+        "format": FORMAT,
+        "handful": version("handful"),
+        "tolerance_mm": report.tolerance_mm,
+        "summary": [asdict(summary) for summary in report.summary()],
+        "rows": [_flat(row) for row in report.rows],
+        "failures": [asdict(failure) for failure in report.failures],
+    }
+    _write_json(path, content)
+
+
+def write_nnunet_summary(report: Report, path: Path) -> None:
+    """nnU-Net's `summary.json`, for the tools that read it.
+
+    Dice and IoU of an absent label are null, as nnU-Net leaves them undefined; means are over the other cases, and
+    `foreground_mean` is the mean of the labels' means. A case that never was a file stands under its name.
+    """
+    by_case: dict[str, dict[str, dict[str, float]]] = {}
+    for row in report.rows:
+        by_case.setdefault(row.case, {})[str(row.label)] = _nnunet_metrics(row)
+    labels = {str(row.label): None for row in sorted(report.rows, key=lambda row: row.label)}
+    mean = {label: _nnunet_mean(case[label] for case in by_case.values() if label in case) for label in labels}
+    content = {
+        "metric_per_case": [
+            {
+                "reference_file": report.files[case].reference if case in report.files else case,
+                "prediction_file": report.files[case].prediction if case in report.files else case,
+                "metrics": metrics,
+            }
+            for case, metrics in by_case.items()
+        ],
+        "mean": mean,
+        "foreground_mean": _nnunet_mean(mean.values()),
+    }
+    _write_json(path, content)
+
+
+def _caption(overall: Summary, tolerance: str) -> str:
+    absent = f", {overall.absent} absent from both maps and left out" if overall.absent else ""
+    return (
+        f"mean [95 % interval over cases]; missed and invented labels count as Dice 0 and an image diagonal{absent}; "
+        f"surface Dice within {tolerance}; n: cases"
+    )
+
+
+def _cells(summary: Summary) -> list[str]:
+    lost = f"{summary.missed} of {summary.missed_of}"
+    return [
+        escape(summary.name),
+        str(summary.n),
+        _interval(summary.estimates["dice"], 3),
+        _interval(summary.estimates["hd95"], 1),
+        _interval(summary.estimates["surface_dice"], 3),
+        f"[red]{lost}[/]" if summary.missed else lost,
+        f"[red]{summary.invented}[/]" if summary.invented else "0",
+    ]
+
+
+def _interval(estimate: Estimate, digits: int) -> str:
+    if math.isnan(estimate.mean):
+        return "–"
+    if math.isnan(estimate.low):
+        return f"{estimate.mean:.{digits}f}"
+    # No blank within the brackets: a narrow terminal then breaks the cell before the interval, not inside.
+    return rf"{estimate.mean:.{digits}f} \[{estimate.low:.{digits}f}–{estimate.high:.{digits}f}]"
+
+
+def _flat(row: Row) -> dict[str, object]:
+    """The row's fields and counts under one another."""
+    named = {name: getattr(row, name) for name in ("case", "label", "name", "status", "unit", *METRICS)}
+    return named | {name: getattr(row.counts, name) for name in COUNTS}
+
+
+def _nnunet_metrics(row: Row) -> dict[str, float]:
+    counts, undefined = row.counts, row.status == "absent"
+    return {
+        "Dice": math.nan if undefined else row.dice,
+        "IoU": math.nan if undefined else row.iou,
+        "FP": counts.fp,
+        "TP": counts.tp,
+        "FN": counts.fn,
+        "TN": counts.tn,
+        "n_pred": counts.n_pred,
+        "n_ref": counts.n_ref,
+    }
+
+
+def _nnunet_mean(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    columns: dict[str, list[float]] = {}
+    for one in metrics:
+        for name, value in one.items():
+            columns.setdefault(name, []).append(value)
+    return {name: _mean_of_defined(values) for name, values in columns.items()}
+
+
+def _mean_of_defined(values: Iterable[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def _write_json(path: Path, content: Mapping[str, object]) -> None:
+    text = json.dumps(_defined(content), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, (text + "\n").encode())
+
+
+def _defined(value: object) -> object:
+    """The same content with None for nan, which JSON has no word for."""
+    if isinstance(value, Mapping):
+        return {key: _defined(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_defined(inner) for inner in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

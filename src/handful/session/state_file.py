@@ -1,0 +1,93 @@
+"""The file in which a session survives a restart: plain numbers and JSON in one .npz, nothing that could run."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from handful.backbones.base import Backbone
+from handful.data.slicing import Slicer
+from handful.data.volume import Labels, Volume
+from handful.errors import CheckpointError, DamagedFile
+from handful.jobs.atomic import write_atomically
+from handful.session.slice_state import Page, Said, deflated
+
+FORMAT = 1
+
+
+def write_state(
+    path: Path, pages: Sequence[Page], volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone
+) -> None:
+    """Writes a file, whole or not at all: the pages, and digests of what they belong to. No path, no name is in it."""
+    said = [(number, label, one) for number, page in enumerate(pages) for label, one in page.said.items()]
+    notes = {
+        "of": _belonging(volume, labels, slicer, backbone),
+        "said": [{"slice": n, "label": label, "points": one.points, "box": one.box} for n, label, one in said],
+    }
+    side = backbone.mask_side
+    content = io.BytesIO()
+    np.savez_compressed(
+        content,
+        notes=np.frombuffer(json.dumps(notes).encode(), np.uint8),
+        below=np.stack([page.proposed() for page in pages]),
+        top=np.stack([page.classes() for page in pages]),
+        accepted=np.array([page.accepted for page in pages]),
+        logits=np.stack([np.zeros((side, side), np.float16), *[one.logits.numpy() for *_, one in said]])[1:],
+        bits=np.array([list(one.bits) for *_, one in said], np.uint8),
+    )
+    write_atomically(path, content.getvalue())
+
+
+def read_state(path: Path, volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> list[Page]:
+    """The pages that were written; DamagedFile where it is no such file, CheckpointError where they do not belong."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in ("notes", "below", "top", "accepted", "logits", "bits")}
+        notes = json.loads(bytes(arrays["notes"]))
+        _require_belonging(path, notes["of"], _belonging(volume, labels, slicer, backbone))
+        return _pages(arrays, notes["said"])
+    except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise DamagedFile(f"{path} is no state of a session ({error}); start a new one") from error
+
+
+def _pages(arrays: dict[str, Any], said: Sequence[dict[str, Any]]) -> list[Page]:
+    size = (int(arrays["top"].shape[1]), int(arrays["top"].shape[2]))
+    answers: dict[int, dict[int, Said]] = {}
+    for one, logits, bits in zip(said, arrays["logits"], arrays["bits"], strict=True):
+        points = tuple((float(x), float(y), bool(positive)) for x, y, positive in one["points"])
+        x0, y0, x1, y1 = one["box"] or (0.0, 0.0, 0.0, 0.0)
+        box = (float(x0), float(y0), float(x1), float(y1)) if one["box"] else None
+        answer = Said(points, box, torch.from_numpy(logits.copy()), bits.tobytes())
+        answers.setdefault(int(one["slice"]), {})[int(one["label"])] = answer
+    rows = zip(arrays["below"], arrays["top"], arrays["accepted"].tolist(), strict=True)
+    return [
+        Page(size, deflated(below), deflated(top), answers.get(number, {}), accepted)
+        for number, (below, top, accepted) in enumerate(rows)
+    ]
+
+
+def _belonging(volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> dict[str, Any]:
+    """By what a state is known to belong to a scan, its labels, its slices, and to who answered."""
+    scan = hashlib.sha256(f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}".encode())
+    scan.update(np.ascontiguousarray(volume.array).data)
+    return {
+        "format": FORMAT,
+        "scan": scan.hexdigest(),
+        "labels": {str(value): name for value, name in labels.as_dict().items()},
+        "slicer": TypeAdapter(Slicer).dump_python(slicer, mode="json"),
+        "backbone": backbone.digest(),
+    }
+
+
+def _require_belonging(path: Path, written: dict[str, Any], here: dict[str, Any]) -> None:
+    if other := [name for name in here if written[name] != here[name]]:
+        raise CheckpointError(f"{path} was written with another {' and '.join(other)}; open the session as it was then")

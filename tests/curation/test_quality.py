@@ -1,0 +1,361 @@
+"""What is said of predictions whose references nobody looks at."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+import tiny_models
+from handful.backbones.base import Backbone
+from handful.curation.quality import (
+    Calibration,
+    CaseQuality,
+    Compared,
+    LabelQuality,
+    QualityConfig,
+    Signals,
+    calibrate,
+    judging,
+    own_confidence,
+    predict_quality,
+)
+from handful.data.cases import Case, SupportSet
+from handful.data.slicing import Slicer
+from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
+from handful.errors import GeometryMismatch, LabelError, SettingsError
+from handful.evaluation.metrics import overlap
+from handful.methods.base import Segmenter
+from handful.methods.fate.method import Fate
+from handful.methods.nearest_slice import NearestSlice
+from handful.methods.wrappers.planes import Planes
+from phantoms import LABELS, phantom, phantom_case, support_set
+
+CHEAP = QualityConfig(reverse="nearest-slice")
+
+
+@pytest.fixture(scope="module")
+def support() -> SupportSet:
+    return support_set(2)
+
+
+@pytest.fixture(scope="module")
+def segmenter(support: SupportSet, backbone: Backbone) -> Segmenter:
+    return NearestSlice().fit(support, backbone)
+
+
+def unlabelled(seed: int) -> Case:
+    """A phantom whose reference nobody has."""
+    return replace(phantom_case(seed), reference=None)
+
+
+def changed(reference: LabelMap, array: np.ndarray) -> LabelMap:
+    return replace(reference, array=np.ascontiguousarray(array))
+
+
+def judged(segmenter: Segmenter, support: SupportSet, seed: int, prediction: LabelMap) -> CaseQuality:
+    (found,) = predict_quality(segmenter, support, [(unlabelled(seed), prediction)], config=CHEAP)
+    return found
+
+
+def of(quality: CaseQuality, name: str) -> LabelQuality:
+    return next(one for one in quality.labels if one.name == name)
+
+
+def test_the_truth_is_expected_to_be_better_than_what_is_shifted(segmenter: Segmenter, support: SupportSet):
+    _, truth = phantom(7)
+    shifted = changed(truth, np.roll(truth.array, 6, axis=2))
+    right, wrong = (judged(segmenter, support, 7, one) for one in (truth, shifted))
+    for name in LABELS.names:
+        assert of(right, name).signals.reverse > of(wrong, name).signals.reverse + 0.1
+        assert of(right, name).predicted_dice > of(wrong, name).predicted_dice
+    assert right.worst == min(one.predicted_dice for one in right.labels)
+
+
+def test_the_cases_come_back_in_the_order_given(segmenter: Segmenter, support: SupportSet):
+    pairs = [(unlabelled(seed), phantom(seed)[1]) for seed in (6, 5)]
+    told: list[tuple[int, int, str]] = []
+    found = predict_quality(segmenter, support, pairs, None, CHEAP, lambda *step: told.append(step))
+    assert [one.case for one in found] == ["phantom-6", "phantom-5"]
+    assert told == [(1, 2, "phantom-6"), (2, 2, "phantom-5")]
+
+
+def test_a_reference_of_a_judged_case_changes_nothing(segmenter: Segmenter, support: SupportSet):
+    prediction = phantom(6)[1]
+    (with_reference,) = predict_quality(segmenter, support, [(phantom_case(6), prediction)], config=CHEAP)
+    assert with_reference == judged(segmenter, support, 6, prediction)
+
+
+def test_without_a_calibration_the_plain_mean_of_the_signals_is_said(segmenter: Segmenter, support: SupportSet):
+    one = of(judged(segmenter, support, 7, phantom(7)[1]), "egg")
+    signals = [one.signals.confidence, one.signals.consistency, one.signals.reverse]
+    assert one.predicted_dice == pytest.approx(np.mean(signals))
+
+
+def test_a_signal_that_is_not_wanted_is_left_out_of_the_mean(segmenter: Segmenter, support: SupportSet):
+    config = QualityConfig(reverse="none", confidence=False)
+    (found,) = predict_quality(segmenter, support, [(unlabelled(7), phantom(7)[1])], config=config)
+    one = of(found, "ball")
+    assert np.isnan([one.signals.confidence, one.signals.reverse]).all()
+    assert one.predicted_dice == one.signals.consistency
+
+
+def test_a_label_that_all_of_the_support_shows_and_nobody_found_is_expected_to_be_missed(
+    segmenter: Segmenter, support: SupportSet
+):
+    _, truth = phantom(7)
+    found = judged(segmenter, support, 7, changed(truth, np.where(truth.array == 1, 0, truth.array)))
+    assert (of(found, "ball").predicted_dice, of(found, "ball").flags) == (0.0, ("empty",))
+    assert of(found, "egg").predicted_dice > 0.5
+
+
+def test_a_label_that_half_of_the_support_lacks_may_well_be_absent(backbone: Backbone):
+    whole, other = phantom_case(0), phantom_case(1)
+    _, reference = phantom(1)
+    lacking = replace(other, reference=changed(reference, np.where(reference.array == 1, 0, reference.array)))
+    support = SupportSet((whole, lacking), LABELS)
+    segmenter = NearestSlice().fit(support, backbone)
+    nothing = changed(reference, np.zeros_like(reference.array))
+    assert of(judged(segmenter, support, 7, nothing), "ball").predicted_dice == 0.5
+
+
+def test_a_mask_that_leaps_from_slice_to_slice_is_less_consistent(segmenter: Segmenter, support: SupportSet):
+    _, truth = phantom(7)
+    gaps = truth.array.copy()
+    gaps[:, 2] = 0  # the slices lie along j
+    found = of(judged(segmenter, support, 7, changed(truth, gaps)), "egg").signals.consistency
+    whole = of(judged(segmenter, support, 7, truth), "egg").signals.consistency
+    assert found < 0.6 < whole
+
+
+def test_what_is_odd_beside_the_references_is_flagged(segmenter: Segmenter, support: SupportSet):
+    _, truth = phantom(7)
+
+    def flags(array: np.ndarray) -> tuple[str, ...]:
+        return of(judged(segmenter, support, 7, changed(truth, array)), "ball").flags
+
+    assert flags(truth.array) == ()
+    apart = truth.array.copy()
+    apart[20:23, 2:5, 2:6] = 1
+    assert flags(apart) == ("several pieces",)
+    at_edge = truth.array.copy()
+    at_edge[:8, 2, 8] = 1
+    assert flags(at_edge) == ("touches the border",)
+    few = np.where(truth.array == 1, 0, truth.array)
+    few[8:10, 2:4, 8:10] = 1
+    assert flags(few) == ("too small",)
+    many = truth.array.copy()
+    many[2:22, 1:5, 2:26] = 1
+    assert flags(many) == ("too large",)
+
+
+def test_a_support_of_a_few_labelled_slices_judges_too(backbone: Backbone):
+    cases = []
+    for seed in (0, 1):
+        array = phantom(seed)[1].array.copy()
+        array[:, [0, 4, 5]] = IGNORE
+        cases.append(replace(phantom_case(seed), reference=changed(phantom(seed)[1], array)))
+    support = SupportSet(tuple(cases), LABELS)
+    segmenter = NearestSlice().fit(support, backbone)
+    one = of(judged(segmenter, support, 7, phantom(7)[1]), "ball")
+    assert one.flags == ()  # how large the label is in all of a case is not known
+    assert one.signals.reverse > 0.5
+
+
+def test_pictures_have_no_neighbours_to_agree_with(backbone: Backbone):
+    def picture(seed: int, labelled: bool = True) -> tuple[Case, LabelMap]:
+        image, reference = phantom(seed)
+        grid = Geometry((24, 28, 1), np.eye(4), unit="pixel")
+        volume = Volume(np.ascontiguousarray(image.array[:, :, 3, :, None]), grid)
+        truth = LabelMap(np.ascontiguousarray(reference.array[:, 3, :, None]), grid, LABELS)
+        return Case(f"picture-{seed}", volume, truth if labelled else None, LABELS), truth
+
+    support = SupportSet(tuple(picture(seed)[0] for seed in (0, 1)), LABELS)
+    segmenter = NearestSlice().fit(support, backbone)
+    ((egg,),) = (
+        [one for one in case.labels if one.name == "egg"]
+        for case in predict_quality(segmenter, support, [picture(7, labelled=False)], config=CHEAP)
+    )
+    assert np.isnan(egg.signals.consistency)
+    assert egg.predicted_dice == pytest.approx((egg.signals.confidence + egg.signals.reverse) / 2)
+    assert 0 < egg.size < 1
+
+
+def test_each_left_out_case_of_the_support_teaches_what_the_signals_are_worth(backbone: Backbone):
+    support = support_set(4)
+    segmenter = NearestSlice().fit(support, backbone)
+    with judging(segmenter, support, CHEAP) as judge:
+        found = judge.calibrated(support, lambda cases: NearestSlice().fit(cases, backbone))
+    assert found is not None
+    assert found.cases == 4
+    assert set(found.weights) == {"confidence", "consistency", "reverse"}
+    assert all(weight >= 0 for weight in found.weights.values())
+    reached = []
+    for seed in range(4):
+        others = SupportSet(tuple(phantom_case(n) for n in range(4) if n != seed), LABELS)
+        image, reference = phantom(seed)
+        left_out = NearestSlice().fit(others, backbone).predict(image)
+        reached.append(overlap(left_out.array == 1, reference.array == 1).dice)
+    assert found.offsets[1] == pytest.approx(np.mean(reached), abs=0.05)
+
+
+def test_with_a_calibration_the_calibrated_dice_is_said(backbone: Backbone):
+    support = support_set(3)
+    segmenter = NearestSlice().fit(support, backbone)
+    pairs = [(unlabelled(7), phantom(7)[1])]
+
+    def refit(cases: SupportSet) -> Segmenter:
+        return NearestSlice().fit(cases, backbone)
+
+    (plain,) = predict_quality(segmenter, support, pairs, None, CHEAP)
+    (calibrated,) = predict_quality(segmenter, support, pairs, refit, CHEAP)
+    with judging(segmenter, support, CHEAP) as judge:
+        calibration = judge.calibrated(support, refit)
+    assert calibration is not None
+    assert of(calibrated, "ball").signals == of(plain, "ball").signals
+    assert of(calibrated, "ball").predicted_dice == calibration.dice(1, of(plain, "ball").signals)
+    assert of(calibrated, "ball").predicted_dice != of(plain, "ball").predicted_dice
+
+
+def test_two_labelled_cases_are_too_few_to_calibrate_on(segmenter: Segmenter, support: SupportSet, backbone: Backbone):
+    with judging(segmenter, support, CHEAP) as judge:
+        assert judge.calibrated(support, lambda cases: NearestSlice().fit(cases, backbone)) is None
+
+
+def signals(confidence: float, consistency: float, reverse: float) -> Signals:
+    return Signals(confidence=confidence, consistency=consistency, reverse=reverse)
+
+
+def learnt(slope: float, noise: float = 0.0) -> Calibration:
+    """From 40 cases whose Dice follows the reverse signal alone."""
+    rng = np.random.default_rng(0)
+    seen = []
+    for case in range(40):
+        x, y, z = rng.uniform(0.2, 0.9, 3).tolist()
+        dice = 0.1 + slope * z + float(rng.normal(0, noise))
+        seen.append(Compared(f"case-{case}", 1, signals(x, y, z), dice))
+    found = calibrate(seen, Labels((1,), ("ball",)))
+    assert found is not None
+    return found
+
+
+def test_the_signal_that_the_dice_follows_gets_the_weight():
+    found = learnt(slope=0.8)
+    assert found.weights["reverse"] > 0.7
+    assert max(found.weights["confidence"], found.weights["consistency"]) < 0.1
+    assert found.dice(1, signals(0.5, 0.5, 0.75)) == pytest.approx(0.7, abs=0.05)
+    assert found.error < 0.05
+
+
+def test_a_better_signal_never_lowers_the_predicted_dice():
+    found = learnt(slope=-0.1)
+    assert min(found.weights.values()) >= 0
+    assert found.dice(1, signals(0.5, 0.5, 0.9)) >= found.dice(1, signals(0.5, 0.5, 0.1))
+
+
+def test_the_error_on_cases_left_out_grows_with_what_signals_do_not_explain():
+    assert learnt(slope=0.8, noise=0.15).error > 0.08
+
+
+def test_few_cases_move_the_weights_little():
+    dice = {0.5: 0.4, 0.6: 0.8, 0.7: 0.9}
+    seen = [Compared(f"case-{reverse}", 1, signals(0.6, 0.6, reverse), dice[reverse]) for reverse in dice]
+    found = calibrate(seen, Labels((1,), ("ball",)))
+    assert found is not None
+    assert 1 / 3 < found.weights["reverse"] < 1  # the three alone would say 2.5
+
+
+def test_a_signal_that_a_case_lacks_counts_as_usual():
+    found = learnt(slope=0.8)
+    usual = signals(found.usual["confidence"], found.usual["consistency"], found.usual["reverse"])
+    assert found.dice(1, signals(np.nan, np.nan, np.nan)) == found.dice(1, usual) == pytest.approx(found.offsets[1])
+
+
+def test_labels_of_another_usual_dice_have_offsets_of_their_own():
+    seen = [Compared(f"case-{i}", 1 + i % 2, signals(0.5, 0.5, 0.5), 0.4 + 0.4 * (i % 2)) for i in range(20)]
+    found = calibrate(seen, Labels((1, 2), ("ball", "egg")))
+    assert found is not None
+    assert found.offsets[2] - found.offsets[1] > 0.3
+
+
+class Sure(Segmenter):
+    """Says one logit of the first label everywhere, and that there is nothing else."""
+
+    def __init__(self, backbone: Backbone, logit: float) -> None:
+        super().__init__(LABELS, Slicer(), backbone)
+        self.logit = logit
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        said = torch.full((len(slices), 2, *slices.shape[-2:]), -30.0)
+        said[:, 0] = self.logit
+        return said
+
+    def learned(self) -> dict[str, Tensor]:
+        return {}
+
+
+def test_the_margin_is_how_far_a_label_is_above_the_background(backbone: Backbone):
+    image, truth = phantom(0)
+    share = 1 / (1 + np.exp(-2.0))
+    found = own_confidence(Sure(backbone, 2.0), image, truth)
+    assert found[1] == pytest.approx(2 * share - 1, abs=1e-5)
+    assert found[3] == 0
+
+
+def test_fate_tells_its_own_confidence_of_the_labels_that_are_there(support: SupportSet):
+    fate = Fate().fit(support, tiny_models.tiny_sam2_video())
+    image, truth = phantom(7)
+    only_egg = changed(truth, np.where(truth.array == 1, 0, truth.array))
+    found = own_confidence(fate, image, only_egg)
+    assert set(found) == {3}
+    _, said = fate.segment_with_confidence(image)
+    areas = torch.from_numpy((fate.slicer.view(image).of(only_egg.array) == 3).sum(axis=(1, 2))).double()
+    dice = torch.nan_to_num(2 * said.iou / (1 + said.iou) * said.object_score.sigmoid()).double()[:, 1]
+    assert found[3] == pytest.approx(float((areas * dice).sum() / areas.sum()))
+
+
+def test_voters_are_as_sure_of_a_label_as_they_agree_with_it(support: SupportSet, backbone: Backbone):
+    planes = Planes(NearestSlice(), ("axial", "coronal", "sagittal")).fit(support, backbone)
+    image, truth = phantom(7)
+    only_egg = changed(truth, np.where(truth.array == 1, 0, truth.array))
+    found = own_confidence(planes, image, only_egg)
+    assert set(found) == {3}
+    dice = [overlap(one.predict(image).array == 3, truth.array == 3).dice for one in planes.fitted]
+    assert len(set(dice)) == 3
+    assert found[3] == pytest.approx(np.mean(dice))
+
+
+def test_a_backbone_with_a_memory_is_asked_back_by_fate(support: SupportSet):
+    fate = Fate(window=0).fit(support, tiny_models.tiny_sam2_video())
+    with judging(fate, support) as judge:
+        assert isinstance(judge.reverse, Fate)
+        one = of(judge(unlabelled(7), phantom(7)[1]), "egg")
+    assert 0 <= one.signals.reverse <= 1
+    assert 0 <= one.predicted_dice <= 1
+
+
+def test_a_prediction_on_another_grid_is_refused(segmenter: Segmenter, support: SupportSet):
+    _, truth = phantom(7)
+    array = np.ascontiguousarray(truth.array[:-1])
+    cut = LabelMap(array, replace(truth.geometry, shape=(23, 6, 28)), LABELS)
+    with pytest.raises(GeometryMismatch, match="phantom-7"):
+        judged(segmenter, support, 7, cut)
+
+
+def test_a_prediction_of_other_labels_is_refused(segmenter: Segmenter, support: SupportSet):
+    _, truth = phantom(7)
+    other = LabelMap(np.where(truth.array == 3, 5, truth.array), truth.geometry, Labels((1, 5), ("ball", "cube")))
+    with pytest.raises(LabelError, match=r"phantom-7.* holds 5"):
+        judged(segmenter, support, 7, other)
+
+
+def test_a_support_of_other_labels_is_refused(segmenter: Segmenter, support: SupportSet):
+    with pytest.raises(LabelError, match="fitted on"):
+        predict_quality(segmenter, SupportSet(support.cases, Labels((3,), ("egg",))), [])
+
+
+def test_an_unknown_reverse_segmenter_is_refused():
+    with pytest.raises(SettingsError, match="unet"):
+        QualityConfig(reverse="unet")
