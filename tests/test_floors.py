@@ -1,10 +1,8 @@
-"""The house stands: an import goes down, never up, never sideways between rooms; the doors use the face alone."""
+"""The rooms stand on floors: an import goes down, never up or sideways; the command line imports rooms when it runs."""
 
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 import handful
 
@@ -23,7 +21,15 @@ FLOORS = (
     ("cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-MODULES = sorted(ROOT.rglob("*.py"))
+SHARED_BY_METHODS = ("base", "cost", "encoded_support", "promptable")
+"""Modules of `handful.methods` that any method may import."""
+
+
+def name_of(path: Path) -> str:
+    return ".".join(("handful", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+
+
+TREES = {name_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in sorted(ROOT.rglob("*.py"))}
 
 
 def room_of(module: str) -> str:
@@ -31,42 +37,74 @@ def room_of(module: str) -> str:
     return module.partition(".")[2].partition(".")[0]
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Every module of the package that a file imports, wherever in the file."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import; write the full name"
-            names = [node.module or ""]
-        yield from (name for name in names if name.split(".")[0] == "handful")
+def method_of(module: str) -> str:
+    """'fate' of 'handful.methods.fate.method', 'lora' of 'handful.methods.lora'."""
+    return ".".join(module.split(".")[2:3])
 
 
-def name_of(path: Path) -> str:
-    return ".".join(("handful", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+def imported(node: ast.AST) -> Iterator[str]:
+    """Every module of the package that is imported anywhere under a node."""
+    for one in ast.walk(node):
+        names = [alias.name for alias in one.names] if isinstance(one, ast.Import) else []
+        if isinstance(one, ast.ImportFrom):
+            names = ["." * one.level + (one.module or "")]
+        yield from (name for name in names if name.split(".")[0] in ("handful", ""))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_no_import_runs_up_or_sideways(path: Path):
-    own = room_of(name_of(path))
-    assert own in FLOOR_OF, f"the room {own!r} has no floor yet"
-    for module in imported(path):
-        room = room_of(module)
-        below = FLOOR_OF[room] < FLOOR_OF[own] or room == own
-        assert below, f"{name_of(path)} (floor {FLOOR_OF[own]}) imports {module} (floor {FLOOR_OF[room]})"
+def imported_at_once(tree: ast.Module) -> Iterator[str]:
+    """The modules of the package that come with the import of a module."""
+    for statement in tree.body:
+        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not is_typing(
+            statement
+        ):
+            yield from imported(statement)
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if room_of(name_of(p)) in ("cli", "service")], ids=name_of)
-def test_the_doors_know_only_the_face(path: Path):
-    own = room_of(name_of(path))
-    assert [module for module in imported(path) if room_of(module) not in ("", own)] == []
+def is_typing(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.parent.name == "methods"], ids=name_of)
-def test_methods_do_not_know_each_other(path: Path):
-    shared = {f"handful.methods.{name}" for name in ("base", "seen", "promptable", "closer", "support_bank", "voting")}
-    if path.name not in ("catalog.py", "ensemble.py"):  # which put methods together
-        assert [m for m in imported(path) if room_of(m) == "methods" and m not in shared] == []
+def test_every_import_is_absolute():
+    relative = [f"{own}: {module}" for own, tree in TREES.items() for module in imported(tree) if module[0] == "."]
+    assert relative == []
+
+
+def test_every_room_has_a_floor():
+    assert {room_of(module) for module in TREES} - set(FLOOR_OF) == set()
+
+
+def test_no_import_runs_up_or_sideways():
+    wrong = [
+        f"{own} (floor {FLOOR_OF[room_of(own)]}) imports {module} (floor {FLOOR_OF[room_of(module)]})"
+        for own, tree in TREES.items()
+        for module in imported(tree)
+        if room_of(module) != room_of(own) and FLOOR_OF[room_of(module)] >= FLOOR_OF[room_of(own)]
+    ]
+    assert wrong == []
+
+
+def test_the_command_line_imports_rooms_inside_functions_only():
+    early = [
+        f"{own}: {module}"
+        for own, tree in TREES.items()
+        if room_of(own) == "cli"
+        for module in imported_at_once(tree)
+        if module != "handful.errors" and room_of(module) != "cli"
+    ]
+    assert early == []
+
+
+def test_methods_do_not_know_each_other():
+    combining = ("", "catalog", "wrappers")
+    wrong = [
+        f"{own}: {module}"
+        for own, tree in TREES.items()
+        if room_of(own) == "methods" and method_of(own) not in combining
+        for module in imported(tree)
+        if room_of(module) == "methods" and method_of(module) not in (method_of(own), *SHARED_BY_METHODS)
+    ]
+    assert wrong == []
 
 
 def test_errors_stands_on_nothing():
-    assert list(imported(ROOT / "errors.py")) == []
+    assert list(imported(TREES["handful.errors"])) == []

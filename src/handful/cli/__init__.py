@@ -1,6 +1,7 @@
 """The command line: `main` is what `handful` runs, `app` what its commands hang on.
 
-The doors are thin: parse, one call of the face, print. Nothing heavy is imported before a command has begun.
+The doors are thin: parse, call, print. They import rooms inside functions, so nothing heavy is imported before a
+command has begun.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ from handful.cli import options
 from handful.cli.terminal import print_json, progress, stdout
 
 if TYPE_CHECKING:
-    from handful import Backbone, Reading, Segmenter
+    from handful.backbones.base import Backbone
+    from handful.methods.base import Segmenter
+    from handful.session.simulated_annotator import Reading
 
 LEVELS = (0.85, 0.90)
 
@@ -48,7 +50,10 @@ def annotate(
     Dice is that of each label on its slice after each click; NoC@0.85 is the mean number of clicks to a Dice of 0.85,
     where slices that never reach it count as all clicks.
     """
-    from handful import InputError, Session, read_label_map, read_through, read_volume
+    from handful.data.files import read_label_map, read_volume
+    from handful.errors import InputError
+    from handful.session.session import Session
+    from handful.session.simulated_annotator import read_through
 
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists; name another file, or say --overwrite")
@@ -69,7 +74,10 @@ def annotate(
 
 def _source(source: str, device: str, cache: Path | None) -> tuple[Segmenter | Backbone, bool]:
     """What is asked, and whether it is a fitted model, which knows its labels."""
-    from handful import PredictConfig, cached, choose_device, load_backbone, open_segmenter
+    from handful.backbones.cached import cached
+    from handful.backbones.catalog import load_backbone
+    from handful.cohort.predict import PredictConfig, open_segmenter
+    from handful.jobs.devices import choose_device
 
     if (Path(source) / "segmenter.json").is_file():
         return open_segmenter(Path(source), PredictConfig(device=device, cache=cache)), True

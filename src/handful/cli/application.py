@@ -79,7 +79,7 @@ app.command("pretrain", rich_help_panel="For tinkerers")(pretrain.pretrain)
 
 def main() -> None:
     """Runs the command line of this process."""
-    from handful import tune_allocator
+    from handful.jobs.allocator import tune_allocator
 
     tune_allocator()
     app()

@@ -35,7 +35,7 @@ def list_catalogue(
 
 
 def _methods() -> list[dict[str, Any]]:
-    from handful import METHODS, build_method, method_settings
+    from handful.methods.catalog import METHODS, build_method, method_settings
 
     return [
         {
@@ -52,7 +52,7 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _backbones() -> list[dict[str, Any]]:
-    from handful import BACKBONES
+    from handful.backbones.catalog import BACKBONES
 
     return [
         {

@@ -37,7 +37,9 @@ def compare(
     Each method learns from a few of your labelled cases and is scored on the others, over several random draws. Stopped
     by Ctrl-C or worse, the same command goes on where it was.
     """
-    from handful import ExperimentConfig, choose_device, compare_plan
+    from handful.experiments.plan import compare_plan
+    from handful.experiments.run import ExperimentConfig
+    from handful.jobs.devices import choose_device
 
     numbers = options.numbers_in(shots, "--shots")
     plan = compare_plan(input, tuple(options.names_in(methods)), numbers, draws, cases, backbone)

@@ -14,7 +14,7 @@ from handful.cli.evaluate import draw_overlays, of_cases
 from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful import Report
+    from handful.evaluation.evaluate import Report
 
 METHOD = "few-shot-prompts"
 SHOTS = 3
@@ -35,7 +35,8 @@ def demo(
 
     Example: `handful demo`
     """
-    from handful import print_table, write_json, write_phantom_cohort
+    from handful.cohort.demo import write_phantom_cohort
+    from handful.reports.score_tables import print_table, write_json
 
     places = _Places(out / "cohort", out / "model", out / "predictions", out / "overlays", out / "report.json")
     say(f"writing 8 phantom scans into {places.cohort}")
@@ -67,15 +68,12 @@ def _learn(
     places: _Places, seed: int, backbone: str, settings: dict[str, object], device: str, quiet: bool
 ) -> list[str]:
     """Fits on the drawn cases; their names."""
-    from handful import (
-        FitConfig,
-        build_method,
-        choose_device,
-        choose_support,
-        fit_to_folder,
-        load_backbone,
-        read_cohort,
-    )
+    from handful.backbones.catalog import load_backbone
+    from handful.cohort.choice import choose_support
+    from handful.cohort.fit import FitConfig, fit_to_folder
+    from handful.data.files import read_cohort
+    from handful.jobs.devices import choose_device
+    from handful.methods.catalog import build_method
 
     method = build_method(METHOD, {"train.seed": seed, "train.iterations": ITERATIONS} | settings)
     support = choose_support(read_cohort(places.cohort), shots=SHOTS, draw=seed)
@@ -86,7 +84,8 @@ def _learn(
 
 
 def _segment(places: _Places, support: list[str], device: str, quiet: bool) -> int:
-    from handful import PredictConfig, predict_cohort, read_cohort
+    from handful.cohort.predict import PredictConfig, predict_cohort
+    from handful.data.files import read_cohort
 
     others = [case for case in read_cohort(places.cohort).cases if case.name not in support]
     with progress("segmenting", quiet) as report:
@@ -95,7 +94,8 @@ def _segment(places: _Places, support: list[str], device: str, quiet: bool) -> i
 
 
 def _score(places: _Places, support: list[str]) -> Report:
-    from handful import evaluate_folders, read_cohort
+    from handful.data.files import read_cohort
+    from handful.evaluation.evaluate import evaluate_folders
 
     cohort = read_cohort(places.cohort)
     report = evaluate_folders(places.predictions, places.cohort / "labels", labels=cohort.labels)

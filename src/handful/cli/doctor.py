@@ -10,7 +10,7 @@ from handful.cli import options
 from handful.cli.terminal import FAILED_CASES, print_json, progress, stdout
 
 if TYPE_CHECKING:
-    from handful import Cohort, Finding
+    from handful.data.cases import Cohort, Finding
 
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -24,7 +24,9 @@ def doctor(
 
     Exit code 3 when a case has an error.
     """
-    from handful import check_case, choose_cases, read_cohort
+    from handful.cohort.choice import choose_cases
+    from handful.data.cases import check_case
+    from handful.data.files import read_cohort
 
     cohort = read_cohort(input)
     chosen = choose_cases(cohort, options.names_in(cases)) if cases else cohort.cases

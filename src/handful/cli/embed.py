@@ -29,7 +29,12 @@ def embed(
 
     Embeddings are patient data: they lie beside the scans unless told otherwise.
     """
-    from handful import Slicer, choose_cases, choose_device, embed_cohort, load_backbone, read_cohort
+    from handful.backbones.catalog import load_backbone
+    from handful.cohort.choice import choose_cases
+    from handful.cohort.embed import embed_cohort
+    from handful.data.files import read_cohort
+    from handful.data.slicing import Slicer
+    from handful.jobs.devices import choose_device
 
     cut: dict[str, Any] = {"plane": plane, "window": window}
     slicer = Slicer(**cut)

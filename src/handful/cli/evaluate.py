@@ -13,7 +13,8 @@ from handful.cli import options
 from handful.cli.terminal import FAILED_CASES, print_json, say, stdout
 
 if TYPE_CHECKING:
-    from handful import Labels, Report
+    from handful.data.volume import Labels
+    from handful.evaluation.evaluate import Report
 
 
 def evaluate(
@@ -40,7 +41,9 @@ def evaluate(
     Cases that the model was fitted on are left out: their scores say nothing about new ones. A reference without a
     prediction counts as missed and makes exit code 3; --cases scores only the cases named.
     """
-    from handful import evaluate_folders, print_table, support_among, write_csv, write_json, write_nnunet_summary
+    from handful.cohort.predict import support_among
+    from handful.evaluation.evaluate import evaluate_folders
+    from handful.reports.score_tables import print_table, write_csv, write_json, write_nnunet_summary
 
     if overlays and not images:
         raise typer.BadParameter("--overlays needs the scans: add -i IMAGES")
@@ -66,7 +69,8 @@ def evaluate(
 
 def _label_names(references: Path) -> tuple[Path, Labels | None, int | None]:
     """The folder of label maps, what their values are called and which one is no label, as dataset.json says."""
-    from handful import HandfulError, read_cohort
+    from handful.data.files import read_cohort
+    from handful.errors import HandfulError
 
     inside = [references / name for name in ("labels", "labelsTr") if (references / name).is_dir()]
     folder = inside[0] if inside else references
@@ -98,7 +102,8 @@ def of_cases(report: Report, names: list[str], without: list[str]) -> Report:
 
 def draw_overlays(report: Report, images: Path, overlays: Path, labels: Labels | None, ignore: int | None) -> int:
     """Writes the pictures of all cases that have a scan and both maps; says which have no scan."""
-    from handful import read_cohort, read_label_map, write_overlay
+    from handful.data.files import read_cohort, read_label_map
+    from handful.reports.overlay import write_overlay
 
     scans = {case.name: case for case in read_cohort(images).cases}
     failed = {one.case for one in report.failures}

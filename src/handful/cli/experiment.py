@@ -13,7 +13,9 @@ from handful.cli import options
 from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful import ExperimentConfig, ExperimentStatus, Plan
+    from handful.experiments.plan import Plan
+    from handful.experiments.run import ExperimentConfig
+    from handful.experiments.store import ExperimentStatus
 
 experiment = typer.Typer(
     help="Which method, how many labels: many fits from a plan, their table, and a report.", no_args_is_help=True
@@ -58,7 +60,10 @@ def run(
     A killed run loses only the fits it was at; the same command goes on from there, and so does one that names other
     parts of the plan: `--arm FATE --shots 1,4`. Exit code 3 when a fit failed.
     """
-    from handful import ExperimentConfig, choose_device, read_plan, read_results
+    from handful.evaluation.results import read_results
+    from handful.experiments.plan import read_plan
+    from handful.experiments.run import ExperimentConfig
+    from handful.jobs.devices import choose_device
 
     config = ExperimentConfig(
         processes=processes,
@@ -80,7 +85,7 @@ def status(out: Folder, json: options.Json = False) -> None:
 
     Example: `handful experiment status results`
     """
-    from handful import experiment_status
+    from handful.experiments.store import experiment_status
 
     found = experiment_status(out)
     if json:
@@ -95,7 +100,7 @@ def report(out: Folder, latex: Latex = False, json: options.Json = False) -> Non
 
     Example: `handful experiment report results --latex`
     """
-    from handful import write_experiment_report
+    from handful.experiments.store import write_experiment_report
 
     paths = write_experiment_report(out, latex)
     if json:
@@ -106,7 +111,8 @@ def report(out: Folder, latex: Latex = False, json: options.Json = False) -> Non
 
 def carry_out(plan: Plan, out: Path, config: ExperimentConfig, latex: bool, json: bool, quiet: bool) -> None:
     """Runs a plan and writes its report."""
-    from handful import run_experiment, write_experiment_report
+    from handful.experiments.run import run_experiment
+    from handful.experiments.store import write_experiment_report
 
     with progress("measuring", quiet) as tell:
         found = run_experiment(plan, out, config, tell)

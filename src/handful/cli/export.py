@@ -34,7 +34,9 @@ def nnunet(
 
     The cases are chosen as by `handful fit`, so that both learn from the same ones.
     """
-    from handful import choose_support, export_nnunet, read_cohort
+    from handful.cohort.choice import choose_support
+    from handful.data.files import read_cohort
+    from handful.data.nnunet import export_nnunet
 
     cohort = read_cohort(input)
     support = choose_support(cohort, options.names_in(cases), shots, draw)
@@ -65,7 +67,7 @@ def nnunet_predictions(
 
     The cases that nnU-Net was trained on are noted: `handful evaluate` leaves them out.
     """
-    from handful import import_nnunet
+    from handful.data.nnunet import import_nnunet
 
     names = import_nnunet(predictions, dataset, out)
     if json:

@@ -13,7 +13,8 @@ from handful.cli import options
 from handful.cli.terminal import print_json, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful import FitResult, Method
+    from handful.cohort.fit import FitResult
+    from handful.methods.base import Method
 
 UNLEARNED = 0.1
 """Dice on the very case it was learned from, below which a label was not learned."""
@@ -51,15 +52,12 @@ def fit(
 
     Stopped by Ctrl-C or worse, the same command goes on where it was.
     """
-    from handful import (
-        FitConfig,
-        cached,
-        choose_device,
-        choose_support,
-        fit_to_folder,
-        load_backbone,
-        read_cohort,
-    )
+    from handful.backbones.cached import cached
+    from handful.backbones.catalog import load_backbone
+    from handful.cohort.choice import choose_support
+    from handful.cohort.fit import FitConfig, fit_to_folder
+    from handful.data.files import read_cohort
+    from handful.jobs.devices import choose_device
 
     built = _build(method, settings, config, seed)
     support = choose_support(read_cohort(input), options.names_in(cases), shots, draw)
@@ -98,7 +96,7 @@ def _learned(result: FitResult) -> list[str]:
 
 def _build(name: str, pairs: list[str], config: Path | None, seed: int | None) -> Method:
     """The method with the settings of file, --set and --seed, later ones first."""
-    from handful import build_method, method_settings
+    from handful.methods.catalog import build_method, method_settings
 
     settings = _read_toml(config) | options.settings_in(pairs)
     if seed is not None:

@@ -11,7 +11,7 @@ from handful.cli import options
 from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful import CohortResult, PredictConfig
+    from handful.cohort.predict import CohortResult, PredictConfig
 
 
 def predict(
@@ -38,7 +38,8 @@ def predict(
     `--preview` draws slices with what was found into `previews/`. With a model of fate each stands beside the labelled
     slices that it was answered from: pictures of the patients it was fitted on, to be kept as their scans are.
     """
-    from handful import SUFFIXES, PredictConfig, predict_file
+    from handful.cohort.predict import PredictConfig, predict_file
+    from handful.data.files import SUFFIXES
 
     config = PredictConfig(device=device, overwrite=overwrite, preview=preview, cache=cache)
     if input.is_file() and not out.is_dir() and out.name.lower().endswith(SUFFIXES):
@@ -57,7 +58,9 @@ def predict(
 def _predict_folder(
     model: Path, folder: Path, out: Path, names: list[str], config: PredictConfig, quiet: bool
 ) -> CohortResult:
-    from handful import choose_cases, predict_cohort, read_cohort
+    from handful.cohort.choice import choose_cases
+    from handful.cohort.predict import predict_cohort
+    from handful.data.files import read_cohort
 
     cohort = read_cohort(folder)
     chosen = choose_cases(cohort, names) if names else cohort.cases

@@ -42,8 +42,11 @@ def pretrain(
 
     Stopped by Ctrl-C or worse, the same command goes on where it was.
     """
-    from handful import PretrainConfig, Run, TrainConfig, draw_episodes, processors
-    from handful import pretrain as train_backbone
+    from handful.cohort.demo import draw_episodes
+    from handful.jobs.progress import Run
+    from handful.pretraining.pretrain import PretrainConfig, processors
+    from handful.pretraining.pretrain import pretrain as train_backbone
+    from handful.tuning.loop import TrainConfig
 
     if out is None and preview is None:
         raise typer.BadParameter("give -o FOLDER to pre-train, --preview FILE.png to look, or both")

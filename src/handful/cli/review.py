@@ -13,7 +13,8 @@ from handful.cli import options
 from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful import CaseQuality, ReviewResult
+    from handful.cohort.review import ReviewResult
+    from handful.curation.quality import CaseQuality
 
 FIRST = 5
 """Cases that are named in the terminal."""
@@ -53,7 +54,9 @@ def review(
     Writes review.csv, a line a case and label, the worst first, and review.html with pictures of the worst cases. Only
     references of cases that the model was fitted on are read. Run again, only what has changed is judged.
     """
-    from handful import ReviewConfig, choose_cases, read_cohort, review_folder
+    from handful.cohort.choice import choose_cases
+    from handful.cohort.review import ReviewConfig, review_folder
+    from handful.data.files import read_cohort
 
     config = ReviewConfig(
         device=device, reverse=reverse, confidence=not no_confidence, cache=cache, calibrate=calibrate, worst=worst

@@ -11,7 +11,9 @@ from handful.cli import options
 from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful import Backbone, Segmenter, Suggestion, SuggestResult
+    from handful.backbones.base import Backbone
+    from handful.curation.suggest import Suggestion, SuggestResult
+    from handful.methods.base import Segmenter
 
 
 def suggest(
@@ -42,8 +44,12 @@ def suggest(
     Chosen are slices that look like many others and unlike those that are labelled. With a model, those count more
     in which it contradicts itself. Run again after labelling; earlier suggestions are replaced.
     """
-    from handful import PredictConfig, Slicer, SuggestConfig, open_segmenter, read_cohort, write_suggestions
-    from handful import suggest as suggested
+    from handful.cohort.predict import PredictConfig, open_segmenter
+    from handful.curation.suggest import SuggestConfig
+    from handful.curation.suggest import suggest as suggested
+    from handful.data.files import read_cohort
+    from handful.data.slicing import Slicer
+    from handful.reports.suggestions import write_suggestions
 
     cut: dict[str, Any] = {"plane": plane, "window": window}
     config = SuggestConfig(count=count, whole_cases=whole_cases, slicer=Slicer(**cut))
@@ -65,7 +71,9 @@ def suggest(
 
 def _encoder(name: str | None, segmenter: Segmenter | None, device: str, cache: Path | None) -> Backbone:
     """What slices are compared by: the backbone of that name, else the model's own, else handful-tiny."""
-    from handful import cached, choose_device, load_backbone
+    from handful.backbones.cached import cached
+    from handful.backbones.catalog import load_backbone
+    from handful.jobs.devices import choose_device
 
     if segmenter is not None and name is None:
         return segmenter.backbone

@@ -113,7 +113,7 @@ def _plain_lines(title: str) -> Callable[[int, int, str], None]:
 
 def _exit_code(error: Exception) -> int | None:
     """2 for a mistake in the command itself, 1 for any other that handful explains, None for a bug."""
-    from handful import HandfulError, InputError, SettingsError
+    from handful.errors import HandfulError, InputError, SettingsError
 
     if not isinstance(error, HandfulError):
         return None
