@@ -5,7 +5,6 @@ Run as a script with "on" or "off" and the number of rounds, it is that process.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import resource
 import statistics
@@ -56,6 +55,7 @@ def main(mode: str, rounds: int) -> Found:
     tuned = mode == "on" and tune_allocator()
     import torch
 
+    from handful.jobs.digests import digest_of
     from material import sam2_tiny, slices, tiny
 
     found: Found = {"tuned": tuned}
@@ -63,14 +63,12 @@ def main(mode: str, rounds: int) -> Found:
         backbone = make()
         shown = slices(count, backbone.side)
         with torch.inference_mode():
-            sha = hashlib.sha256()
-            for level in backbone.encode(shown).features:
-                sha.update(level.contiguous().numpy().tobytes())
+            digest = digest_of(*backbone.encode(shown).features)
             samples = [_sample(partial(backbone.encode, shown)) for _ in range(rounds)]
         for what, column in zip(FIGURES, zip(*samples, strict=True), strict=True):
             found[f"{work} {what}"] = statistics.median(column)
         found[f"{work} name"] = f"{backbone.name}, {count} slice{'s' * (count > 1)}"
-        found[f"{work} hash"] = sha.hexdigest()
+        found[f"{work} hash"] = digest
         found[f"{work} peak"] = peak_mib()
     return found
 

@@ -7,7 +7,6 @@ with no others.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -27,6 +26,7 @@ from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import CheckpointError, SettingsError
+from handful.jobs.digests import digest_of
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import build_method, method_settings, read_settings
 
@@ -74,7 +74,7 @@ def save(
         slicer=TypeAdapter(Slicer).dump_python(segmenter.slicer, mode="json"),
         backbone=segmenter.backbone.name,
         backbone_sha256=segmenter.backbone.digest(),
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        weights_sha256=digest_of(weights),
         versions=_versions(),
         provenance=dict(provenance),
     )
@@ -110,7 +110,7 @@ def describe_support(support: SupportSet) -> dict[str, object]:
     for case in support.cases:
         reference = case.read_reference()
         arrays = {"image": case.read_image().array} | ({"labels": reference.array} if reference else {})
-        hashes = {f"{what}_sha256": hashlib.sha256(array.tobytes()).hexdigest() for what, array in arrays.items()}
+        hashes = {f"{what}_sha256": digest_of(array) for what, array in arrays.items()}
         cases.append({"case": case.name, **hashes})
     return {"support": cases}
 
@@ -139,7 +139,7 @@ def _read_record(folder: Path) -> Record:
 
 def _read_weights(folder: Path, record: Record) -> dict[str, Any]:
     weights = (folder / WEIGHTS).read_bytes()
-    digest = hashlib.sha256(weights).hexdigest()
+    digest = digest_of(weights)
     if digest != record.weights_sha256:
         raise CheckpointError(
             f"{folder / WEIGHTS} is damaged: its SHA-256 is {digest[:12]}, {RECORD} says {record.weights_sha256[:12]}; "

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from handful.data.files import file_digest, read_label_map, read_volume, stem, write_label_map, write_volume
+from handful.data.files import read_label_map, read_volume, stem, write_label_map, write_volume
 from handful.data.formats import read_geometry, read_notes
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, UnsupportedInput
+from handful.jobs.digests import digest_of_file
 
 GREY = ["scan.nii.gz", "scan.nii", "scan.nrrd", "scan.mha"]
 
@@ -70,7 +71,7 @@ def test_equal_label_maps_give_equal_bytes(tmp_path: Path, label_map: LabelMap, 
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
         write_label_map(tmp_path / folder / name, label_map)
-    assert file_digest(tmp_path / "first" / name) == file_digest(tmp_path / "second" / name)
+    assert digest_of_file(tmp_path / "first" / name) == digest_of_file(tmp_path / "second" / name)
 
 
 def test_gzip_carries_no_time_and_no_name(tmp_path: Path, label_map: LabelMap) -> None:

@@ -7,7 +7,6 @@ the model's square: its side, padding, means. `to_square` and `to_slice` are the
 from __future__ import annotations
 
 import copy
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from handful.errors import SettingsError
+from handful.jobs.digests import digest_of_tensors
 from handful.prompts.prompts import Prompts
 
 
@@ -185,11 +185,7 @@ class Backbone(nn.Module, ABC):
 
     def digest(self) -> str:
         """SHA-256 over all weights: two backbones with one digest answer alike."""
-        sha = hashlib.sha256()
-        for key, tensor in sorted(self.state_dict().items()):
-            sha.update(f"{key}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-            sha.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return sha.hexdigest()
+        return digest_of_tensors(sorted(self.state_dict().items()))
 
 
 class MemoryBackbone(Backbone):

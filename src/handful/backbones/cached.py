@@ -7,7 +7,6 @@ that the answer never depends on what the cache holds.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import tempfile
@@ -31,6 +30,7 @@ from handful.backbones.base import (
     PromptEmbeddings,
 )
 from handful.errors import SettingsError
+from handful.jobs.digests import digest_of, digest_of_tensors
 from handful.prompts.prompts import Prompts
 
 FORMAT = 1
@@ -134,7 +134,7 @@ class CachedBackbone(Backbone):
             f"{FORMAT}:{type(self.inner).__name__}:{self.side}:{self._encoder_digest()}:{tuple(slices.shape[1:])}:"
         )
         pixels = slices.detach().to("cpu", torch.float32).contiguous().numpy()
-        return [hashlib.sha256(made_by.encode() + one.tobytes()).hexdigest() for one in pixels]
+        return [digest_of(made_by, one) for one in pixels]
 
     def _encoder_digest(self) -> str:
         """Hashed again only when a weight was written to, which PyTorch counts for each tensor."""
@@ -145,11 +145,7 @@ class CachedBackbone(Backbone):
         ]
         seen = [(name, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for name, tensor in tensors]
         if seen != self._weights[0]:
-            sha = hashlib.sha256()
-            for name, tensor in tensors:
-                sha.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
-                sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-            self._weights = (seen, sha.hexdigest())
+            self._weights = (seen, digest_of_tensors(tensors))
         return self._weights[1]
 
 
@@ -193,7 +189,7 @@ class EmbeddingCache:
             with safe_open(path, framework="pt") as file:
                 expected = (file.metadata() or {}).get("sha256")
                 tensors = tuple(file.get_tensor(f"level{i}") for i in range(len(file.keys())))
-            if _checksum(tensors) != expected:
+            if digest_of(*tensors) != expected:
                 raise SafetensorError("its checksum is wrong")
         except FileNotFoundError:
             tensors = None
@@ -215,7 +211,7 @@ class EmbeddingCache:
         if not self._writable:
             return
         levels = {f"level{i}": tensor.contiguous() for i, tensor in enumerate(tensors)}
-        content = save(levels, {"sha256": _checksum(tensors)})
+        content = save(levels, {"sha256": digest_of(*tensors)})
         try:
             self._write(self._path(key), content)
             self._unweighed += len(content)
@@ -257,13 +253,6 @@ class EmbeddingCache:
             surplus -= size
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-
-
-def _checksum(tensors: Sequence[Tensor]) -> str:
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        sha.update(tensor.contiguous().numpy().tobytes())
-    return sha.hexdigest()
 
 
 def _refuse_training(backbone: Backbone) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from handful.data.volume import IGNORE
 from handful.errors import CheckpointError
 from handful.evaluation.metrics import overlap
 from handful.jobs.atomic import write_atomically
+from handful.jobs.digests import digest_of_json
 from handful.jobs.lock import LOCK, locked
 from handful.jobs.progress import Report, Run, silent
 from handful.methods.base import Method, Segmenter
@@ -140,7 +140,7 @@ def _provenance(name: str, method: Method, support: SupportSet, backbone: Backbo
         grids,
         backbone.digest(),
     ]
-    fingerprint = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    fingerprint = digest_of_json(decides)
     entry = BACKBONES.get(backbone.name)
     licence = {"backbone_licence": entry.licence} if entry else {}
     return {"fingerprint": fingerprint, **described, **licence}

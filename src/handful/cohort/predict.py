@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -16,12 +15,13 @@ from typing import Any
 from handful.backbones.cached import cached
 from handful.checkpoint import RECORD, load
 from handful.data.cases import Case
-from handful.data.files import file_digest, read_volume, stem, write_label_map
+from handful.data.files import read_volume, stem, write_label_map
 from handful.data.volume import Volume
 from handful.errors import CheckpointError, InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import write_atomically
 from handful.jobs.devices import choose_device
+from handful.jobs.digests import digest_of, digest_of_file
 from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES
 from handful.jobs.progress import Report, silent
@@ -165,7 +165,7 @@ def _task(case: Case, out: Path, model: str) -> _Task:
 def _is_done(task: _Task, config: PredictConfig) -> bool:
     if not task.output.exists() or (config.preview and not task.preview.exists()):
         return False
-    made_of = {**task.made_of, "output": file_digest(task.output)}
+    made_of = {**task.made_of, "output": digest_of_file(task.output)}
     return made_of.items() <= (_read_note(task.note) or {}).items()
 
 
@@ -177,7 +177,7 @@ def _make_way(task: _Task, config: PredictConfig) -> None:
     if note is None:
         raise InputError(f"{task.output.name} exists and handful did not write it; name another folder or --overwrite")
     written = note.get("output")
-    if written is not None and written != (now := file_digest(task.output)):
+    if written is not None and written != (now := digest_of_file(task.output)):
         aside = task.note.parent / "changed" / f"{now[:12]}.{task.output.name}"
         aside.parent.mkdir(exist_ok=True)
         os.replace(task.output, aside)
@@ -192,8 +192,8 @@ def _carry_out(task: _Task, segmenter: Segmenter, support: Set[str], config: Pre
     write_label_map(task.output, label_map)
     if config.preview:
         write_preview(task.preview, volume, label_map, segmenter, reasons, task.case.name)
-    fitted_on = hashlib.sha256(volume.array.tobytes()).hexdigest() in support
-    _write_json(task.note, {**task.made_of, "output": file_digest(task.output), "fitted_on": fitted_on})
+    fitted_on = digest_of(volume.array) in support
+    _write_json(task.note, {**task.made_of, "output": digest_of_file(task.output), "fitted_on": fitted_on})
 
 
 def _segment(
@@ -218,18 +218,17 @@ def _segment(
 def _input_digest(case: Case) -> str:
     """Of the file's bytes; of voxels and grid where they are in memory or in a second file beside the header."""
     if isinstance(case.image, Path) and case.image.suffix.lower() not in (".mhd", ".nhdr"):
-        return file_digest(case.image)
+        return digest_of_file(case.image)
     volume: Volume = case.read_image()
-    sha = hashlib.sha256(volume.array.tobytes())
-    sha.update(f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}".encode())
-    return sha.hexdigest()
+    grid = f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}"
+    return digest_of(volume.array, grid)
 
 
 def _model_digest(model: Path) -> str:
     """Of the record, which names the digests of all weights."""
     if not (model / RECORD).is_file():
         raise CheckpointError(f"{model} holds no {RECORD}: not a fitted model; make one with handful fit")
-    return file_digest(model / RECORD)
+    return digest_of_file(model / RECORD)
 
 
 def _support(model: Path) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -30,7 +29,7 @@ from handful.curation.quality import (
     judging,
 )
 from handful.data.cases import Case, Cohort, SupportSet
-from handful.data.files import file_digest, read_label_map, stem
+from handful.data.files import read_label_map, stem
 from handful.data.formats import is_scan
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
@@ -38,6 +37,7 @@ from handful.errors import CheckpointError, HandfulError, InputError, SettingsEr
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import write_atomically
 from handful.jobs.devices import choose_device
+from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.lock import locked
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
@@ -183,8 +183,8 @@ def _judged(work: _Work, judge: Judge, case: Case) -> tuple[CaseQuality, bool]:
         raise InputError(f"no prediction of case {case.name!r}; predict it first, or name the cases that are")
     path = work.predictions[case.name]
     prediction = read_label_map(path, work.labels)
-    scan = hashlib.sha256(case.read_image().array.tobytes()).hexdigest()
-    key = hashlib.sha256(f"{work.key} {scan} {file_digest(path)}".encode()).hexdigest()
+    scan = digest_of(case.read_image().array)
+    key = digest_of(f"{work.key} {scan} {digest_of_file(path)}")
     note = work.out / NOTES / "cases" / f"{case.name}.json"
     kept = _read_note(note, key, CaseQuality)
     if kept is not None:
@@ -220,7 +220,7 @@ def _support(record: dict[str, Any], cohort: Cohort, model: Path) -> tuple[tuple
             "and nothing can be judged without one; name the folder that has them by --support"
         )
     for case in support:
-        digest = hashlib.sha256(case.read_image().array.tobytes()).hexdigest()
+        digest = digest_of(case.read_image().array)
         if digest != fitted.get(case.name, digest):
             raise InputError(
                 f"case {case.name!r} of cohort {cohort.name!r} is not the scan of that name that the model was fitted "
@@ -253,10 +253,10 @@ def _key(model: Path, support: Sequence[Case], config: ReviewConfig) -> str:
     for case in support:
         reference = case.read_reference()
         assert reference is not None
-        references.append((case.name, hashlib.sha256(np.ascontiguousarray(reference.array).tobytes()).hexdigest()))
+        references.append((case.name, digest_of(reference.array)))
     settings = (config.reverse, config.confidence, config.calibrate)
-    made_of = [version("handful"), file_digest(model / RECORD), references, settings]
-    return hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
+    made_of = [version("handful"), digest_of_file(model / RECORD), references, settings]
+    return digest_of_json(made_of)
 
 
 def _read_note(path: Path, key: str, kind: Any) -> tuple[Any] | None:

@@ -13,7 +13,6 @@ import numpy as np
 from handful.data.cases import Case, Cohort
 from handful.data.formats import (
     SUFFIXES,
-    file_digest,
     is_scan,
     read_label_map,
     read_volume,
@@ -26,7 +25,6 @@ from handful.errors import HandfulError, InputError, UnsupportedInput
 
 __all__ = [
     "SUFFIXES",
-    "file_digest",
     "read_cohort",
     "read_label_map",
     "read_volume",

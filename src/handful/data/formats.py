@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import uuid
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from handful.data.itk import itk_geometry, read_itk, write_itk
 from handful.data.nifti import nifti_geometry, nifti_notes, read_nifti, write_nifti
 from handful.data.pictures import picture_geometry, read_label_picture, read_picture, write_picture
-from handful.data.verified import MAX_BYTES, open_file
+from handful.data.verified import MAX_BYTES
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import InputError, LabelError, UnsupportedInput
 
@@ -106,12 +105,6 @@ def stem(path: str | Path) -> str:
 def is_scan(path: Path) -> bool:
     """Whether a file's name says that it can be read here; hidden files are none."""
     return not path.name.startswith(".") and bool(_suffix(path.name)) and path.is_file()
-
-
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of the file's bytes, in hexadecimal."""
-    with open_file(Path(path)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_known(classes: NDArray[Any], labels: Labels, what: str) -> None:

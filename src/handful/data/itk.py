@@ -12,9 +12,10 @@ import numpy as np
 import SimpleITK as sitk  # noqa: N813 - the name everybody knows it by
 from numpy.typing import NDArray
 
-from handful.data.verified import open_file, verify_payload
+from handful.data.verified import verify_payload
 from handful.data.volume import Geometry
 from handful.errors import DamagedFile, UnsupportedInput
+from handful.jobs.files import open_file
 
 _MAX_HEADER = 2**16
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])

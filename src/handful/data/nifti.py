@@ -13,9 +13,10 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from handful.data.verified import Inflated, is_gzip, open_file, read_head, read_verified
+from handful.data.verified import Inflated, is_gzip, read_head, read_verified
 from handful.data.volume import Geometry
 from handful.errors import DamagedFile, UnsupportedInput
+from handful.jobs.files import open_file
 
 _NIFTI1_HEADER, _NIFTI2_HEADER = 348, 540
 """Bytes, as both headers state themselves in their first field."""

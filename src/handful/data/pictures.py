@@ -14,9 +14,9 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from handful.data.verified import open_file
 from handful.data.volume import Geometry
 from handful.errors import DamagedFile, UnsupportedInput
+from handful.jobs.files import open_file
 
 _GREY = {"1": "L", "L": "L", "LA": "L", "La": "L", "I;16": "I;16", "I;16B": "I;16B", "I": "I", "F": "F"}
 """Pillow's modes of one channel, and the mode without alpha; all others become RGB."""

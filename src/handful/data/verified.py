@@ -8,23 +8,14 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from handful.errors import DamagedFile, InputError
+from handful.errors import DamagedFile
+from handful.jobs.files import open_file
 
 MAX_BYTES = 8 * 2**30
 """Default bound on the voxels of one file, inflated: a 512 x 512 x 4000 CT in 64-bit floats."""
 _CHUNK = 2**20
 _SURPLUS = 2**20
 """Bytes a stream may hold beyond what its header declares: padding, not a bomb."""
-
-
-def open_file(path: Path) -> BufferedReader:
-    """The file, open for reading; InputError where it is not there or may not be read."""
-    try:
-        return path.open("rb")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the name") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check that it is a file you may read") from error
 
 
 def read_verified(path: Path, size: int, max_bytes: int) -> bytearray:

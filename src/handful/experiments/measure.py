@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -16,12 +15,13 @@ import numpy as np
 
 from handful.backbones.base import Backbone
 from handful.data.cases import Case, Cohort, SupportSet
-from handful.data.files import file_digest, read_cohort
+from handful.data.files import read_cohort
 from handful.data.volume import LabelMap, Volume
 from handful.errors import HandfulError, InputError
 from handful.evaluation.evaluate import Row, score_case
 from handful.experiments.plan import Cell
 from handful.experiments.readers import asked
+from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.memory import PeakMemory
 from handful.methods.base import Segmenter
 from handful.methods.catalog import method_settings
@@ -54,17 +54,17 @@ class Fingerprints:
             "support": [self._of_case(case) for case in drawn],
             "unseen": [self._of_case(case) for case in unseen],
         }
-        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+        return digest_of_json(decides)
 
     def _of_case(self, case: Case) -> list[object]:
         files = [self._of_file(part) for part in (case.image, case.reference) if isinstance(part, Path)]
         if isinstance(case.image, Path) and case.image.suffix.lower() in _IN_TWO_FILES:
-            files.append(hashlib.sha256(case.read_image().array.tobytes()).hexdigest())
+            files.append(digest_of(case.read_image().array))
         return [case.name, case.patient, case.modality, case.ignore, *files]
 
     def _of_file(self, path: Path) -> str:
         if path not in self._files:
-            self._files[path] = file_digest(path)
+            self._files[path] = digest_of_file(path)
         return self._files[path]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.data.cases import LabelledSlices, SupportSet
 from handful.data.slicing import Slicer
+from handful.jobs.digests import Digest, digest_of
 from handful.methods.base import CHUNK
 from handful.tuning.augment import augmented
 
@@ -72,15 +72,14 @@ def look(
     if count > FEW:  # only then the support is read once more, to be counted
         count = kept_views(views, sum(len(labelled.slices) for labelled in support.slices(slicer)), backbone, pixels)
     generator = torch.Generator().manual_seed(seed)
-    sha = hashlib.sha256()
+    digest = Digest()
     names: list[str] = []
     images: list[ImageEmbeddings] = []
     maps: list[tuple[Tensor, Tensor, Tensor]] = []
     origin: list[tuple[int, int, int]] = []
     for labelled in support.slices(slicer):
         names.append(labelled.case)
-        for part in (labelled.slices, labelled.masks, labelled.known):
-            sha.update(part.contiguous().numpy().tobytes())
+        digest.add(labelled.slices, labelled.masks, labelled.known)
         for view, rows, slices, masks, known in views_of(labelled, count, generator):
             with torch.no_grad():
                 image = with_pixels(backbone, slices, backbone.encode(slices.to(backbone.device)), pixels)
@@ -89,9 +88,7 @@ def look(
             origin += [(len(names) - 1, labelled.index[row], view) for row in rows]
     regions, truth, shown = (torch.cat(parts) for parts in zip(*maps, strict=True))
     cases, indices, numbers = torch.tensor(origin).unbind(1)
-    return Seen(
-        ImageEmbeddings.cat(images), regions, truth, shown, cases, indices, numbers, tuple(names), sha.hexdigest()
-    )
+    return Seen(ImageEmbeddings.cat(images), regions, truth, shown, cases, indices, numbers, tuple(names), digest.hex())
 
 
 def with_pixels(
@@ -180,7 +177,7 @@ def fingerprint(method: Any, digest: str, backbone: Backbone) -> str:
 
     `digest` is of the pixels, labels and known voxels of the support."""
     settings = json.dumps(dataclasses.asdict(method), sort_keys=True)
-    return hashlib.sha256(f"{settings}:{digest}:{backbone.digest()}".encode()).hexdigest()[:16]
+    return digest_of(f"{settings}:{digest}:{backbone.digest()}")[:16]
 
 
 def integer(below: int, generator: torch.Generator) -> int:

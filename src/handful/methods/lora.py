@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from handful.data.cases import LabelledSlices, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import SettingsError
+from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.methods.base import Segmenter
 from handful.methods.encoded_support import fingerprint, integer
@@ -189,8 +189,4 @@ def _used_parts(decoder: Any) -> list[nn.Module]:
 
 def _digest(shown: Sequence[LabelledSlices]) -> str:
     """SHA-256 of the pixels, labels and known voxels."""
-    sha = hashlib.sha256()
-    for labelled in shown:
-        for part in (labelled.slices, labelled.masks, labelled.known):
-            sha.update(part.contiguous().numpy().tobytes())
-    return sha.hexdigest()
+    return digest_of(*(part for one in shown for part in (one.slices, one.masks, one.known)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -25,6 +24,7 @@ from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import SettingsError
 from handful.jobs.allocator import tune_allocator
 from handful.jobs.atomic import write_atomically
+from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.pretraining.skills import REHEARSED, Batch, Skill, practise, rehearse
@@ -206,7 +206,7 @@ def _join(meeting: str, rank: int, processes: int) -> None:
 
 def _fingerprint(config: PretrainConfig) -> str:
     settings = json.dumps(asdict(config), default=str, sort_keys=True)
-    return hashlib.sha256(settings.encode()).hexdigest()[:16]
+    return digest_of(settings)[:16]
 
 
 def save_half(model: Sam2VideoModel, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import zipfile
@@ -19,6 +18,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Labels, Volume
 from handful.errors import CheckpointError, DamagedFile
 from handful.jobs.atomic import write_atomically
+from handful.jobs.digests import digest_of
 from handful.session.slice_state import Page, Said, deflated
 
 FORMAT = 1
@@ -77,11 +77,10 @@ def _pages(arrays: dict[str, Any], said: Sequence[dict[str, Any]]) -> list[Page]
 
 def _belonging(volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> dict[str, Any]:
     """By what a state is known to belong to a scan, its labels, its slices, and to who answered."""
-    scan = hashlib.sha256(f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}".encode())
-    scan.update(np.ascontiguousarray(volume.array).data)
+    grid = f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}"
     return {
         "format": FORMAT,
-        "scan": scan.hexdigest(),
+        "scan": digest_of(grid, volume.array),
         "labels": {str(value): name for value, name in labels.as_dict().items()},
         "slicer": TypeAdapter(Slicer).dump_python(slicer, mode="json"),
         "backbone": backbone.digest(),

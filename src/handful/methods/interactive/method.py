@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,6 +25,7 @@ from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
+from handful.jobs.digests import Digest
 from handful.jobs.progress import Run
 from handful.methods.base import CHUNK, Segmenter, below
 from handful.methods.encoded_support import fingerprint, integer, views_of
@@ -363,7 +363,7 @@ class _Seen:
 def _look(method: Interactive, support: SupportSet, slicer: Slicer, backbone: Backbone) -> _Seen:
     """Encodes every view of every labelled slice, once; where the encoder learns, it keeps them as they are."""
     generator = torch.Generator().manual_seed(method.train.seed)
-    sha = hashlib.sha256()
+    digest = Digest()
     frame = min(FRAME, backbone.side)
     images: list[ImageEmbeddings] = []
     pixels: list[Tensor] = []
@@ -371,8 +371,7 @@ def _look(method: Interactive, support: SupportSet, slicer: Slicer, backbone: Ba
     views: list[int] = []
     places: list[tuple[Tensor, Tensor]] = []
     for labelled in support.slices(slicer):
-        for part in (labelled.slices, labelled.masks, labelled.known):
-            sha.update(part.contiguous().numpy().tobytes())
+        digest.add(labelled.slices, labelled.masks, labelled.known)
         for view, _, slices, masks, known in views_of(labelled, method.views, generator):
             if method.encoder_rank:
                 pixels += slices
@@ -388,7 +387,7 @@ def _look(method: Interactive, support: SupportSet, slicer: Slicer, backbone: Ba
     masks, known = (torch.cat(parts) for parts in zip(*truth, strict=True))
     box, centre = (torch.cat(parts) for parts in zip(*places, strict=True))
     plain = torch.nonzero(torch.tensor(views) == 0)[:, 0]
-    return _Seen(source, masks, known, plain, box, centre, sha.hexdigest())
+    return _Seen(source, masks, known, plain, box, centre, digest.hex())
 
 
 def _places(masks: Bool[Tensor, "n k h w"]) -> tuple[Float[Tensor, "n k 4"], Float[Tensor, "n k 2"]]:

@@ -10,7 +10,6 @@ the net works on its device and looks at no more pixels than it would.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from handful.data.files import read_cohort
 from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels
 from handful.errors import SettingsError
+from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.methods.base import CHUNK, Segmenter, below, drawn, has_signal, to_classes
 from handful.methods.encoded_support import integer
@@ -305,10 +305,7 @@ class _Seen:
 
     def digest(self) -> str:
         """SHA-256 of all that training sees."""
-        sha = hashlib.sha256()
-        for part in (self.slices, self.classes, self.first):
-            sha.update(part.contiguous().numpy().tobytes())
-        return sha.hexdigest()
+        return digest_of(self.slices, self.classes, self.first)
 
 
 def _look(support: SupportSet, slicer: Slicer, plan: Plan) -> _Seen:
@@ -518,6 +515,4 @@ def _phases(method: UNet, run: Run, fingerprint: str) -> tuple[Run, Run]:
 def _fingerprint(method: UNet, plan: Plan, seen: _Seen, unlabelled: Tensor) -> str:
     """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
     settings = json.dumps(dataclasses.asdict(method), sort_keys=True, default=str)
-    sha = hashlib.sha256(f"{settings}:{plan}:{seen.digest()}".encode())
-    sha.update(unlabelled.contiguous().numpy().tobytes())
-    return sha.hexdigest()[:16]
+    return digest_of(f"{settings}:{plan}:{seen.digest()}", unlabelled)[:16]

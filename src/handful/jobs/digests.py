@@ -1,0 +1,81 @@
+"""SHA-256 digests, in hexadecimal, of what a result depends on: arrays, tensors, files, settings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handful.jobs.files import open_file
+
+Part = str | bytes | NDArray[Any] | Tensor
+"""Text counts as UTF-8; arrays and tensors as their elements in row-major order, without shape and type."""
+
+
+class Digest:
+    """The digest of parts that are added one after another."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+
+    def add(self, *parts: Part) -> None:
+        for part in parts:
+            for block in _blocks(_plain(part)):
+                self._sha.update(block)
+
+    def hex(self) -> str:
+        return self._sha.hexdigest()
+
+
+def digest_of(*parts: Part) -> str:
+    """The digest of all parts in this order."""
+    digest = Digest()
+    digest.add(*parts)
+    return digest.hex()
+
+
+def digest_of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
+    """The digest of names, shapes, types and elements."""
+    digest = Digest()
+    for name, tensor in named:
+        digest.add(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}", tensor)
+    return digest.hex()
+
+
+def digest_of_file(path: str | Path) -> str:
+    """The digest of the file's bytes, read piece by piece; InputError where it cannot be read."""
+    with open_file(Path(path)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_json(content: object) -> str:
+    """The digest of plain JSON content; the order of keys does not count."""
+    return digest_of(json.dumps(content, sort_keys=True))
+
+
+def _plain(part: Part) -> bytes | NDArray[Any]:
+    if isinstance(part, str):
+        return part.encode()
+    if isinstance(part, Tensor):  # as bytes, since NumPy does not have all of PyTorch's types
+        return part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return part
+
+
+def _blocks(part: bytes | NDArray[Any]) -> Iterator[bytes | memoryview]:
+    """Contiguous blocks; of an array in another memory order, no more than a plane is copied at a time."""
+    if isinstance(part, bytes):
+        yield part
+    elif part.flags.c_contiguous:
+        yield part.data
+    elif part.ndim > 2:
+        for inner in part:
+            yield from _blocks(inner)
+    else:
+        yield np.ascontiguousarray(part).data
