@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +24,7 @@ from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import CheckpointError, SettingsError
+from handful.jobs.atomic import replacing_folder
 from handful.jobs.digests import digest_of
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import build_method, method_settings, read_settings
@@ -79,7 +78,10 @@ def save(
         provenance=dict(provenance),
     )
     card = _card(record, len(weights), any(name.rpartition("/")[2] == PICTURES for name in learned))
-    _place(folder, {RECORD: _json(record).encode(), WEIGHTS: weights, CARD: card.encode()})
+    files = {RECORD: _json(record).encode(), WEIGHTS: weights, CARD: card.encode()}
+    with replacing_folder(folder) as fresh:
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
 
 
 def load(folder: Path, backbone: Backbone | None = None) -> Segmenter:
@@ -149,22 +151,6 @@ def _read_weights(folder: Path, record: Record) -> dict[str, Any]:
         return safetensors.torch.load(weights)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS} is not a safetensors file ({error}); fit again") from error
-
-
-def _place(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Writes beside the folder, then renames, so that no reader ever meets half a segmenter."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.new")
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    for leftover in (fresh, aside):
-        shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir()
-    for name, content in files.items():
-        (fresh / name).write_bytes(content)
-    if folder.exists():
-        os.replace(folder, aside)
-    os.replace(fresh, folder)
-    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _json(record: Record) -> str:

@@ -151,7 +151,7 @@ def test_two_fits_into_one_folder_do_not_meet(support: SupportSet, backbone: Bac
 
 
 def test_what_a_killed_save_left_is_cleared_away(support: SupportSet, backbone: Backbone, tmp_path: Path):
-    for leftover in (".m.123.new", ".m.123.old", ".m.other"):
+    for leftover in (".0123456789ab.tmp.m", ".0123456789ab.old.m", ".m.other"):
         (tmp_path / leftover).mkdir()
     fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".m.other", "m"]

@@ -124,8 +124,9 @@ def test_a_foreign_file_is_never_replaced_unless_told_to(model: Path, cohort: Co
 
 def test_temporary_files_of_a_killed_run_go_and_those_of_others_stay(model: Path, cohort: Cohort, tmp_path: Path):
     (tmp_path / ".handful").mkdir()
-    ours = [".case-0.0123456789ab.tmp.nii.gz", ".handful/.case-1.json.0123456789ab.tmp", ".run.json.0123456789ab.tmp"]
-    theirs = [".case-0.tmp.nii.gz", ".somebody.0123456789ab.tmp.nii.gz"]
+    mark = ".0123456789ab.tmp."
+    ours = [f"{mark}case-0.nii.gz", f".handful/{mark}case-1.json", f"{mark}run.json"]
+    theirs = [".tmp.case-0.nii.gz", f"{mark}somebody.nii.gz"]
     for name in (*ours, *theirs):
         (tmp_path / name).touch()
     predict_cohort(model, cohort.cases, tmp_path)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import tempfile
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +28,7 @@ from handful.backbones.base import (
     PromptEmbeddings,
 )
 from handful.errors import SettingsError
+from handful.jobs.atomic import remove_leftovers, write_atomically
 from handful.jobs.digests import digest_of, digest_of_tensors
 from handful.prompts.prompts import Prompts
 
@@ -213,7 +212,7 @@ class EmbeddingCache:
         levels = {f"level{i}": tensor.contiguous() for i, tensor in enumerate(tensors)}
         content = save(levels, {"sha256": digest_of(*tensors)})
         try:
-            self._write(self._path(key), content)
+            write_atomically(self._path(key), content, sync=False)  # a damaged entry is noticed
             self._unweighed += len(content)
             if self._unweighed > self.max_bytes / 16:
                 self._shrink()
@@ -225,34 +224,20 @@ class EmbeddingCache:
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}.safetensors"
 
-    def _write(self, path: Path, content: bytes) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(name, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(name)
-
     def _shrink(self) -> None:
         """Removes what was used longest ago until the rest fits; another process may be doing the same."""
-        entries: list[tuple[float, int, str]] = []
-        for entry in os.scandir(self.folder):
+        remove_leftovers(self.folder, min_age_s=STALE)
+        entries: list[tuple[float, int, Path]] = []
+        for path in self.folder.glob("[!.]*.safetensors"):
             with contextlib.suppress(FileNotFoundError):
-                status = entry.stat()
-                if entry.name.endswith(".tmp") and time.time() - status.st_mtime > STALE:
-                    os.unlink(entry.path)
-                elif entry.name.endswith(".safetensors"):
-                    entries.append((status.st_mtime, status.st_size, entry.path))
+                status = path.stat()
+                entries.append((status.st_mtime, status.st_size, path))
         surplus = sum(size for _, size, _ in entries) - self.max_bytes
         for _, size, path in sorted(entries):
             if surplus <= 0:
                 return
             surplus -= size
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
+            path.unlink(missing_ok=True)
 
 
 def _refuse_training(backbone: Backbone) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import torch
 
 from handful.data.files import write_label_map, write_volume
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
-from handful.jobs.atomic import write_atomically
+from handful.jobs.atomic import write_atomically, write_json
 from handful.pretraining.pretrain import PretrainConfig
 from handful.synthesis.episodes import phantom_cohort, random_episode
 
@@ -28,7 +27,7 @@ def write_phantom_cohort(folder: Path, cases: int = 8, seed: int = 0) -> Path:
         write_label_map(folder / "labels" / f"{phantom.name}.nii.gz", label_map)
     labels = {"0": "background"} | {str(value): name for value, name in names.items()}
     content = {"name": "phantoms", "description": "synthetic scans of nobody", "labels": labels}
-    write_atomically(folder / "dataset.json", (json.dumps(content, indent=2) + "\n").encode())
+    write_json(folder / "dataset.json", content)
     return folder
 
 

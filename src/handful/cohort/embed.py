@@ -48,5 +48,5 @@ def embed_cohort(
         except (HandfulError, RuntimeError, MemoryError) as error:
             failures.append(Failure(case.name, str(error)))
         report(number, len(cases), case.name)
-    size = sum(entry.stat().st_size for entry in folder.glob("*.safetensors")) if folder.exists() else 0
+    size = sum(entry.stat().st_size for entry in folder.glob("[!.]*.safetensors")) if folder.exists() else 0
     return EmbedResult(keeping.hits + keeping.misses, keeping.misses, size / 2**20, tuple(failures))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
-import re
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,7 +17,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE
 from handful.errors import CheckpointError
 from handful.evaluation.metrics import overlap
-from handful.jobs.atomic import write_atomically
+from handful.jobs.atomic import remove_leftovers, write_atomically
 from handful.jobs.digests import digest_of_json
 from handful.jobs.lock import LOCK, locked
 from handful.jobs.progress import Report, Run, silent
@@ -75,7 +72,7 @@ def fit_to_folder(
     with locked(scratch):
         try:
             provenance = _provenance(name, method, support, backbone)
-            _remove_leftovers(out)
+            remove_leftovers(out.parent, lambda name: name == out.name)
             if _is_fitted(out, str(provenance["fingerprint"]), backbone, config.overwrite):
                 return FitResult(False, _provenance_in(out).get("dice_on_support", {}))
             training = _begin(scratch, str(provenance["fingerprint"]))
@@ -183,13 +180,3 @@ def _begin(scratch: Path, fingerprint: str) -> Path:
         write_atomically(note, fingerprint.encode())
     training.mkdir(exist_ok=True)
     return training
-
-
-def _remove_leftovers(out: Path) -> None:
-    """What a save that was killed left beside the folder; an earlier segmenter gets its place back."""
-    for path in out.parent.glob(f".{glob.escape(out.name)}.*"):
-        if re.fullmatch(r"\d+\.(new|old)", path.name[len(out.name) + 2 :]):
-            if path.suffix == ".old" and not out.exists():
-                os.replace(path, out)
-            else:
-                shutil.rmtree(path)

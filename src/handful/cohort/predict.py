@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from handful.data.files import read_volume, stem, write_label_map
 from handful.data.volume import Volume
 from handful.errors import CheckpointError, InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
-from handful.jobs.atomic import write_atomically
+from handful.jobs.atomic import remove_leftovers, write_json
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of, digest_of_file
 from handful.jobs.lock import locked
@@ -31,8 +30,6 @@ from handful.reports.explanation import predict_with_reasons, write_preview
 
 WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 """Suffixes that label maps cannot have (lossy, or two files), and what they get instead."""
-_LEFTOVER = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{12}\.tmp(\..+)?")
-"""Temporary names of this package's writers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +106,7 @@ def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | No
 
 def support_among(out: Path) -> set[str]:
     """Names of the cases in an output folder that the model had been fitted on, as far as handful wrote it."""
-    notes = {path.stem: _read_note(path) for path in (out / NOTES).glob("*.json")}
+    notes = {path.stem: _read_note(path) for path in (out / NOTES).glob("[!.]*.json")}
     return {name for name, note in notes.items() if note and note.get("fitted_on")}
 
 
@@ -188,12 +185,12 @@ def _carry_out(task: _Task, segmenter: Segmenter, support: Set[str], config: Pre
     label_map, reasons = predict_with_reasons(segmenter, volume)
     if task.note.exists():
         task.preview.unlink(missing_ok=True)  # of an earlier answer
-    _write_json(task.note, {**task.made_of, "output": None})  # from here on the output is known to be handful's own
+    write_json(task.note, {**task.made_of, "output": None})  # from here on the output is known to be handful's own
     write_label_map(task.output, label_map)
     if config.preview:
         write_preview(task.preview, volume, label_map, segmenter, reasons, task.case.name)
     fitted_on = digest_of(volume.array) in support
-    _write_json(task.note, {**task.made_of, "output": digest_of_file(task.output), "fitted_on": fitted_on})
+    write_json(task.note, {**task.made_of, "output": digest_of_file(task.output), "fitted_on": fitted_on})
 
 
 def _segment(
@@ -252,11 +249,11 @@ def _write_notes(
     """run.json: what happened, without paths or names; failures.json: which cases failed, and why."""
     failures = out / "failures.json"
     if result.failures:
-        _write_json(failures, [{"case": one.case, "reason": one.reason} for one in result.failures])
+        write_json(failures, [{"case": one.case, "reason": one.reason} for one in result.failures])
     else:
         failures.unlink(missing_ok=True)
     record = json.loads((model / RECORD).read_text("utf-8"))
-    _write_json(
+    write_json(
         out / "run.json",
         {
             "handful": version("handful"),
@@ -276,18 +273,11 @@ def _write_notes(
     )
 
 
-def _write_json(path: Path, content: object) -> None:
-    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
 def _remove_leftovers(out: Path, names: Iterable[str]) -> None:
     """Temporary files that a killed run of these cases left behind."""
     own = {"run", "failures", *names}
     for folder in (out, out / NOTES, out / "previews"):
-        for path in folder.glob(".*.tmp*"):
-            match = _LEFTOVER.fullmatch(path.name)
-            if match and match["name"].removesuffix(".json").removesuffix(".png") in own:
-                path.unlink(missing_ok=True)
+        remove_leftovers(folder, lambda name: stem(name) in own)
 
 
 def _reason(error: Exception, case: Case) -> str:

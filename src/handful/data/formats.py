@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +17,7 @@ from handful.data.pictures import picture_geometry, read_label_picture, read_pic
 from handful.data.verified import MAX_BYTES
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import InputError, LabelError, UnsupportedInput
+from handful.jobs.atomic import replacing
 
 
 def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Volume:
@@ -224,18 +222,5 @@ def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         raise UnsupportedInput(f"{path}: two files cannot be replaced at once; write .mha or .nrrd")
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         kind.write(temporary, array, geometry)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A hidden name in the same folder that takes the place of `path` when all went well, and vanishes if not."""
-    temporary = path.with_name(f".{stem(path)}.{uuid.uuid4().hex[:12]}.tmp{_suffix(path.name)}")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -7,12 +7,8 @@ without a gap, and what nobody has labelled bears the value after the last one, 
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,7 @@ from handful.data.files import read_label_map, stem, write_label_map, write_volu
 from handful.data.formats import is_scan
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput
-from handful.jobs.atomic import write_atomically
+from handful.jobs.atomic import replacing_folder, write_json
 from handful.jobs.notes import NOTES
 
 RECORD = "handful.json"
@@ -76,12 +72,12 @@ def export_nnunet(
     values = {place + 1: value for place, value in enumerate(support.labels.values)}
     tests = [] if cohort is None else _of_other_patients(cohort, support)
     everyone = {case.name for case in (*support.cases, *(cohort.cases if cohort else ()))}
-    with _whole(folder) as fresh:
+    with replacing_folder(folder) as fresh:
         scans = [_write_image(case, fresh / "imagesTr") for case in support.cases]
         for case in support.cases:
             _write_labels(case, values, ignore, fresh / "labelsTr")
         scans += [_write_image(case, fresh / "imagesTs") for case in tests]
-        _write_json(
+        write_json(
             fresh / "dataset.json",
             {
                 "channel_names": _channel_names(scans),
@@ -92,7 +88,7 @@ def export_nnunet(
             },
         )
         seen = sorted(everyone - {case.name for case in tests})
-        _write_json(fresh / RECORD, {"values": values, "labels": support.labels.as_dict(), "not_to_be_scored": seen})
+        write_json(fresh / RECORD, {"values": values, "labels": support.labels.as_dict(), "not_to_be_scored": seen})
     return NnunetDataset(
         folder, tuple(case.name for case in support.cases), tuple(case.name for case in tests), values, ignore
     )
@@ -115,12 +111,12 @@ def import_nnunet(predictions: Path, dataset: Path, out: Path) -> list[str]:
     values = {int(here): int(value) for here, value in record["values"].items()}
     labels = Labels.of({int(value): name for value, name in record["labels"].items()})
     taught = Labels(tuple(values), labels.names)
-    with _whole(out) as fresh:
+    with replacing_folder(out) as fresh:
         for path in files:
             said = read_label_map(path, taught)
             write_label_map(fresh / path.name, LabelMap(_mapped(said.array, values), said.geometry, labels))
         for case in record["not_to_be_scored"]:
-            _write_json(fresh / NOTES / f"{case}.json", {"output": None, "fitted_on": True})
+            write_json(fresh / NOTES / f"{case}.json", {"output": None, "fitted_on": True})
     return [stem(path) for path in files]
 
 
@@ -216,23 +212,3 @@ def _read_record(dataset: Path) -> dict[str, Any]:
 
 
 _RECORD_KINDS = {"values": dict, "labels": dict, "not_to_be_scored": list}
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder` that takes its place when all went well, and vanishes if not."""
-    mark = uuid.uuid4().hex[:12]
-    fresh, aside = (folder.with_name(f".{folder.name}.{mark}.{kind}") for kind in ("new", "old"))
-    fresh.mkdir(parents=True)
-    try:
-        yield fresh
-        if folder.exists():
-            os.replace(folder, aside)
-        os.replace(fresh, folder)
-        shutil.rmtree(aside, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-
-
-def _write_json(path: Path, content: object) -> None:
-    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -15,7 +15,7 @@ from handful.evaluation.evaluate import Failure
 from handful.evaluation.results import COLUMNS, Result, has_parquet, write_results
 from handful.evaluation.study import Picture, Study
 from handful.experiments.plan import Cell, Plan
-from handful.jobs.atomic import write_atomically
+from handful.jobs.atomic import write_atomically, write_json
 from handful.reports.paper_tables import latex, markdown
 from handful.reports.study_page import write_html
 
@@ -75,7 +75,7 @@ def write_manifest(
     entries = tuple(Entry(cell.data_set, cell.arm_name, cell.shots, cell.draw, digest) for cell, digest in digested)
     manifest = Manifest(plan.name, command, tuple(plan.measures), tuple(plan.arms), entries, tuple(left_out))
     content = {"format": FORMAT, **asdict(manifest)}
-    write_atomically(out / MANIFEST, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_json(out / MANIFEST, content, indent=1)
 
 
 def read_manifest(out: Path) -> Manifest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from handful.evaluation.evaluate import METRICS, Estimate, Report, Row, Summary
-from handful.jobs.atomic import write_atomically
+from handful.jobs import atomic
 
 FORMAT = 1
 """Version of the JSON form; raised when a reader of the old one would misread the new one."""
@@ -53,7 +52,7 @@ def write_csv(report: Report, path: Path) -> None:
     writer.writeheader()
     for row in report.rows:
         writer.writerow({name: _defined(value) for name, value in _flat(row).items()})
-    write_atomically(path, text.getvalue().encode())
+    atomic.write_atomically(path, text.getvalue().encode())
 
 
 def write_json(report: Report, path: Path) -> None:
@@ -66,7 +65,7 @@ def write_json(report: Report, path: Path) -> None:
         "rows": [_flat(row) for row in report.rows],
         "failures": [asdict(failure) for failure in report.failures],
     }
-    _write_json(path, content)
+    atomic.write_json(path, _defined(content))
 
 
 def write_nnunet_summary(report: Report, path: Path) -> None:
@@ -92,7 +91,7 @@ def write_nnunet_summary(report: Report, path: Path) -> None:
         "mean": mean,
         "foreground_mean": _nnunet_mean(mean.values()),
     }
-    _write_json(path, content)
+    atomic.write_json(path, _defined(content))
 
 
 def _caption(overall: Summary, tolerance: str) -> str:
@@ -156,11 +155,6 @@ def _nnunet_mean(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def _mean_of_defined(values: Iterable[float]) -> float:
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
-
-
-def _write_json(path: Path, content: Mapping[str, object]) -> None:
-    text = json.dumps(_defined(content), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, (text + "\n").encode())
 
 
 def _defined(value: object) -> object:
