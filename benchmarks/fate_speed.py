@@ -275,7 +275,7 @@ class Ours:
         return self.segmenter.method.window
 
     def answer(self, volume: Volume) -> Answer:
-        found, confidence = self.segmenter.segment_with_confidence(volume)
+        found, confidence = self.segmenter.predict_explained(volume)
         return Answer(found, confidence.object_score, list(confidence.retrieved))
 
 

@@ -83,10 +83,17 @@ def test_the_card_of_fate_says_that_the_folder_holds_pictures_of_patients(settin
     assert "small pictures of these slices" in card
 
 
-def test_the_card_speaks_of_no_pictures_where_none_are_kept(segmenter: Segmenter, tmp_path: Path):
-    card = (keep(segmenter, tmp_path / "s") / "README.md").read_text()
+@pytest.mark.parametrize(("similarity", "kept"), [("embedding", False), ("pixels", True)])
+def test_the_card_speaks_of_pictures_only_where_some_are_kept(
+    similarity: str, kept: bool, backbone: Backbone, tmp_path: Path
+):
+    method = NearestSlice(similarity=similarity)
+    save(
+        method.fit(support_set(1), backbone), tmp_path / "s", method_name="nearest-slice", method=method, provenance={}
+    )
+    card = (tmp_path / "s" / "README.md").read_text()
     assert "patient-derived data" in card
-    assert "pictures" not in card
+    assert ("pictures" in card) == kept
 
 
 def test_the_support_is_described_by_name_and_content():

@@ -21,10 +21,8 @@ FLOORS = (
     ("cli",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-SHARED_BY_METHODS = ("base", "cost", "encoded_support", "promptable")
+SHARED_BY_METHODS = ("base", "encoded_support", "explained", "promptable")
 """Modules of `handful.methods` that any method may import."""
-OWED = {("handful.curation.quality", "handful.reports.explanation")}
-"""Imports that run up and are to go: prediction with reasons belongs to the segmenter."""
 
 
 def name_of(path: Path) -> str:
@@ -81,7 +79,6 @@ def test_no_import_runs_up_or_sideways():
         for own, tree in TREES.items()
         for module in imported(tree)
         if room_of(module) != room_of(own) and FLOOR_OF[room_of(module)] >= FLOOR_OF[room_of(own)]
-        if (own, module) not in OWED
     ]
     assert wrong == []
 

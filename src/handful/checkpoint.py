@@ -31,8 +31,6 @@ from handful.methods.catalog import build_method, method_settings, read_settings
 
 FORMAT = 1
 """Version of the folder's layout; a reader refuses newer ones."""
-PICTURES = "thumbnails"
-"""What a method, or a member of one, calls the pictures of its support, where it keeps any."""
 RECORD, WEIGHTS, CARD = "segmenter.json", "weights.safetensors", "README.md"
 LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")
 
@@ -77,7 +75,7 @@ def save(
         versions=_versions(),
         provenance=dict(provenance),
     )
-    card = _card(record, len(weights), any(name.rpartition("/")[2] == PICTURES for name in learned))
+    card = _card(record, len(weights), segmenter.holds_pictures)
     files = {RECORD: _json(record).encode(), WEIGHTS: weights, CARD: card.encode()}
     with replacing_folder(folder) as fresh:
         for name, content in files.items():

@@ -220,7 +220,7 @@ def test_with_edgetams_own_neck_a_tracked_slice_equals_the_session() -> None:
 def answered(backbone: EdgeTamBackbone, support: SupportSet, volume: Volume, method: Fate) -> SliceConfidence:
     """What FATE is sure of: unlike a label map of random weights it feels every change of a mask or a memory."""
     segmenter: FateSegmenter = method.fit(support, backbone)
-    found, confidence = segmenter.segment_with_confidence(volume)
+    found, confidence = segmenter.predict_explained(volume)
     assert found.array.shape == volume.geometry.shape
     assert (confidence.object_score > 0).any()
     return confidence

@@ -19,7 +19,6 @@ from handful.curation.quality import (
     Signals,
     calibrate,
     judging,
-    own_confidence,
     predict_quality,
 )
 from handful.data.cases import Case, SupportSet
@@ -299,7 +298,7 @@ class Sure(Segmenter):
 def test_the_margin_is_how_far_a_label_is_above_the_background(backbone: Backbone):
     image, truth = phantom(0)
     share = 1 / (1 + np.exp(-2.0))
-    found = own_confidence(Sure(backbone, 2.0), image, truth)
+    found = Sure(backbone, 2.0).confidence(image, truth)
     assert found[1] == pytest.approx(2 * share - 1, abs=1e-5)
     assert found[3] == 0
 
@@ -308,9 +307,9 @@ def test_fate_tells_its_own_confidence_of_the_labels_that_are_there(support: Sup
     fate = Fate().fit(support, tiny_models.tiny_sam2_video())
     image, truth = phantom(7)
     only_egg = changed(truth, np.where(truth.array == 1, 0, truth.array))
-    found = own_confidence(fate, image, only_egg)
+    found = fate.confidence(image, only_egg)
     assert set(found) == {3}
-    _, said = fate.segment_with_confidence(image)
+    _, said = fate.predict_explained(image)
     areas = torch.from_numpy((fate.slicer.view(image).of(only_egg.array) == 3).sum(axis=(1, 2))).double()
     dice = torch.nan_to_num(2 * said.iou / (1 + said.iou) * said.object_score.sigmoid()).double()[:, 1]
     assert found[3] == pytest.approx(float((areas * dice).sum() / areas.sum()))
@@ -320,9 +319,9 @@ def test_voters_are_as_sure_of_a_label_as_they_agree_with_it(support: SupportSet
     planes = Planes(NearestSlice(), ("axial", "coronal", "sagittal")).fit(support, backbone)
     image, truth = phantom(7)
     only_egg = changed(truth, np.where(truth.array == 1, 0, truth.array))
-    found = own_confidence(planes, image, only_egg)
+    found = planes.confidence(image, only_egg)
     assert set(found) == {3}
-    dice = [overlap(one.predict(image).array == 3, truth.array == 3).dice for one in planes.fitted]
+    dice = [overlap(one.predict(image).array == 3, truth.array == 3).dice for one in planes.voters]
     assert len(set(dice)) == 3
     assert found[3] == pytest.approx(np.mean(dice))
 

@@ -44,7 +44,7 @@ def fitted(video: Backbone, support: SupportSet | None = None, **settings: objec
 
 def answered(segmenter: FateSegmenter, volume: Volume) -> SliceConfidence:
     """Confidence says more than a label map of random weights does: it feels every change of a mask or a memory."""
-    confidence = segmenter.segment_with_confidence(volume)[1]
+    confidence = segmenter.predict_explained(volume)[1]
     assert (confidence.object_score > 0).any()
     return confidence
 
@@ -146,8 +146,8 @@ def test_labels_that_change_their_numbers_keep_their_answers(video: MemoryBackbo
 
     image, some = phantom(7)[0], support_set(2)
     turned = dataclasses.replace(some, cases=tuple(map(swapped, some.cases)))
-    found, confidence = fitted(video, some, window=6).segment_with_confidence(image)
-    found_turned, confidence_turned = fitted(video, turned, window=6).segment_with_confidence(image)
+    found, confidence = fitted(video, some, window=6).predict_explained(image)
+    found_turned, confidence_turned = fitted(video, turned, window=6).predict_explained(image)
     assert same(confidence.object_score, confidence_turned.object_score.flip(1), 1e-5)
     assert np.mean(found.array == np.choose(found_turned.array, [0, 3, 2, 1])) > 0.999
 
@@ -186,8 +186,8 @@ def test_the_first_walk_knows_nothing_of_the_other_side(video: MemoryBackbone):
 def test_a_mirrored_stack_gets_the_mirrored_answer(video: MemoryBackbone):
     image = odd(phantom(7)[0])
     segmenter = fitted(video, window=6, forward_uses_reverse=False)
-    found, confidence = segmenter.segment_with_confidence(image)
-    turned, confidence_turned = segmenter.segment_with_confidence(mirrored(image))
+    found, confidence = segmenter.predict_explained(image)
+    turned, confidence_turned = segmenter.predict_explained(mirrored(image))
     assert same(confidence.object_score, confidence_turned.object_score.flip(0), 1e-5)
     assert np.mean(found.array[:, ::-1] == turned.array) > 0.999
     carried = answered(fitted(video, window=6), image)  # where the second walk remembers the first, it cannot be
@@ -230,7 +230,7 @@ def test_what_no_retrieved_support_holds_stays_absent(video: MemoryBackbone, all
     empty = dataclasses.replace(phantom_case(0), name="air", image=air, reference=nothing)
     support = SupportSet((*support_set(1).cases, empty), LABELS)
     segmenter = fitted(video, support, top_k=3, allow_empty=allow_empty)
-    found, confidence = segmenter.segment_with_confidence(air)
+    found, confidence = segmenter.predict_explained(air)
     assert not found.array.any()
     assert confidence.object_score.isnan().all()
     always = fitted(video, support, top_k=3, foreground_only=True)
@@ -248,7 +248,7 @@ def test_an_object_whose_score_is_negative_is_absent(video: MemoryBackbone):
     doubting = tiny_models.tiny_sam2_video(side=64)
     with torch.no_grad():
         doubting.model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(-30.0)
-    found, confidence = fitted(doubting, window=1).segment_with_confidence(phantom(7)[0])
+    found, confidence = fitted(doubting, window=1).predict_explained(phantom(7)[0])
     assert (confidence.object_score[~confidence.object_score.isnan()] < 0).all()
     assert not found.array.any()
 
@@ -267,7 +267,7 @@ def test_how_sure_the_model_must_be_is_a_setting(video: MemoryBackbone):
 def test_a_slice_without_signal_stays_empty(video: MemoryBackbone):
     image, _ = phantom(7)
     blank = dataclasses.replace(image, array=np.full_like(image.array, 100))
-    found, confidence = fitted(video, foreground_only=True).segment_with_confidence(blank)
+    found, confidence = fitted(video, foreground_only=True).predict_explained(blank)
     assert not found.array.any()
     assert confidence.retrieved == ((),) * 6
 
@@ -360,7 +360,7 @@ def test_pictures_of_several_sizes_need_no_neighbours(video: MemoryBackbone):
 
     support = SupportSet((picture(0, 20, 30), picture(1, 33, 21)), LABELS)
     query = picture(2, 40, 26).image
-    found, confidence = Fate(window=6).fit(support, video).segment_with_confidence(query)
+    found, confidence = Fate(window=6).fit(support, video).predict_explained(query)
     assert found.array.shape == (26, 40, 1)
     assert sorted(confidence.retrieved[0]) == [("picture-0", 0), ("picture-1", 0)]
     assert not confidence.object_score.isnan().any()
@@ -399,7 +399,7 @@ def test_each_support_slice_is_kept_as_a_small_picture_of_its_shape_in_the_patie
     case = Case("wide", Volume(image, geometry), LabelMap(labels, geometry, LABELS), LABELS)
     segmenter = fitted(video, SupportSet((case,), LABELS))
     for seen in (segmenter, segmenter.method.restore(LABELS, PLAIN, video, segmenter.learned())):
-        picture = seen.picture("wide", 0)
+        picture = seen.support_picture("wide", 0)
         assert picture.image.shape == (96, 96, 3)
         assert (picture.image[24:72] == 128).all()
         assert not picture.image[:24].any()
@@ -413,7 +413,7 @@ def test_the_finest_structure_stays_to_be_seen_in_a_picture(video: MemoryBackbon
     labels[100, 100], labels[200:220, 200:220] = 1, 3
     image = np.random.default_rng(0).uniform(0, 400, (1, *geometry.shape)).astype(np.float32)
     case = Case("fine", Volume(image, geometry), LabelMap(labels, geometry, LABELS), LABELS)
-    picture = fitted(video, SupportSet((case,), LABELS)).picture("fine", 0)
+    picture = fitted(video, SupportSet((case,), LABELS)).support_picture("fine", 0)
     assert (picture.labels == 1).any()
 
 
@@ -504,7 +504,7 @@ def test_half_the_bits_move_no_more_than_borders(handful_tiny: MemoryBackbone, m
     image, _ = phantom(7)
     exact = Fate().fit(support_set(2), handful_tiny)
     coarse = Fate(precision="bfloat16").restore(exact.labels, exact.slicer, handful_tiny, exact.learned())
-    (one, sure), (other, less_sure) = (x.segment_with_confidence(image) for x in (exact, coarse))
+    (one, sure), (other, less_sure) = (x.predict_explained(image) for x in (exact, coarse))
     assert not torch.equal(sure.object_score, less_sure.object_score)
     assert torch.allclose(sure.object_score, less_sure.object_score, atol=0.5, equal_nan=True)
     assert (one.array != other.array).sum() < 0.1 * (one.array > 0).sum()

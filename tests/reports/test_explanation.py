@@ -15,7 +15,7 @@ from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch
 from handful.methods.fate.method import Fate, FateSegmenter
 from handful.methods.nearest_slice import NearestSlice
-from handful.reports.explanation import predict_with_reasons, write_preview
+from handful.reports.explanation import write_preview
 from handful.reports.overlay import PALETTE, write_overlay
 from look import near, pixels
 from phantoms import LABELS, phantom, phantom_case, support_set
@@ -37,7 +37,7 @@ def segmenter(video: MemoryBackbone) -> FateSegmenter:
 def preview(path: Path, segmenter: FateSegmenter, prediction: LabelMap | None = None, seed: int = 7) -> np.ndarray:
     """The picture of a phantom; the prediction is drawn by hand, as random weights find nothing."""
     image, truth = phantom(seed)
-    _, reasons = predict_with_reasons(segmenter, image)
+    _, reasons = segmenter.predict_explained(image)
     write_preview(path, image, prediction or truth, segmenter, reasons, "case")
     return pixels(path)
 
@@ -89,7 +89,7 @@ def test_other_supports_make_another_picture(segmenter: FateSegmenter, video: Me
 def test_a_method_without_supports_gets_the_contact_sheet(video: MemoryBackbone, tmp_path: Path):
     image, truth = phantom(7)
     nearest = NearestSlice().fit(support_set(1), video)
-    found, reasons = predict_with_reasons(nearest, image)
+    found, reasons = nearest.predict_explained(image)
     assert reasons is None
     assert np.array_equal(found.array, nearest.predict(image).array)
     write_preview(tmp_path / "a.png", image, truth, nearest, reasons, "case")
@@ -100,7 +100,7 @@ def test_a_method_without_supports_gets_the_contact_sheet(video: MemoryBackbone,
 def test_a_slice_without_signal_says_that_it_was_shown_nothing(segmenter: FateSegmenter, tmp_path: Path):
     image, _ = phantom(7)
     blank = dataclasses.replace(image, array=np.full_like(image.array, 100))
-    found, reasons = predict_with_reasons(segmenter, blank)
+    found, reasons = segmenter.predict_explained(blank)
     write_preview(tmp_path / "a.png", blank, found, segmenter, reasons)
     assert near(pixels(tmp_path / "a.png")[130:-80, SUPPORTS_LEFT:], "#8B9096") > 200
 
@@ -119,7 +119,7 @@ def test_a_coloured_picture_stands_beside_coloured_ones_and_grey_ones(video: Mem
     support = SupportSet((picture("red", 3, 200), picture("grey", 1, 200)), Labels((1,), ("a $patch$",)))
     segmenter = Fate(slicer=Slicer(window="none")).fit(support, video)
     query = picture("query", 3, 100)
-    _, reasons = predict_with_reasons(segmenter, query.image)
+    _, reasons = segmenter.predict_explained(query.image)
     write_preview(tmp_path / "a.png", query.image, query.reference, segmenter, reasons)
     shown = pixels(tmp_path / "a.png")
     assert near(shown[:, :360], "#640000", 10) > 10_000
@@ -129,7 +129,7 @@ def test_a_coloured_picture_stands_beside_coloured_ones_and_grey_ones(video: Mem
 
 def test_a_prediction_on_another_grid_is_refused_and_nothing_written(segmenter: FateSegmenter, tmp_path: Path):
     image, truth = phantom(7)
-    _, reasons = predict_with_reasons(segmenter, image)
+    _, reasons = segmenter.predict_explained(image)
     moved = LabelMap(truth.array, Geometry(truth.array.shape, np.eye(4)), LABELS)
     with pytest.raises(GeometryMismatch, match="preview"):
         write_preview(tmp_path / "a.png", image, moved, segmenter, reasons)
@@ -144,7 +144,7 @@ def test_no_label_is_left_out_of_the_picture_silently(video: MemoryBackbone, tmp
     known = Labels(tuple(range(1, 12)), tuple(f"part {value}" for value in range(1, 12)))
     case = Case("many", Volume(array, geometry), LabelMap(labels, geometry, known), known)
     segmenter = Fate().fit(SupportSet((case,), known), video)
-    _, reasons = predict_with_reasons(segmenter, case.image)
+    _, reasons = segmenter.predict_explained(case.image)
     assert not torch.isnan(reasons.object_score).any()
     write_preview(tmp_path / "a.png", case.image, case.reference, segmenter, reasons)
     shown = pixels(tmp_path / "a.png")[130 : 130 + 330, 360:SUPPORTS_LEFT]

@@ -305,7 +305,7 @@ def test_fate_is_shown_the_accepted_slices(scan: Scan, truth: np.ndarray, handfu
     session.accept(MIDDLE)
     better = session.refresh(name="mine")
     assert isinstance(better, FateSegmenter)
-    _, confidence = better.segment_with_confidence(scan[0])
+    _, confidence = better.predict_explained(scan[0])
     assert confidence.retrieved[MIDDLE] == (("mine", MIDDLE),)
     of_others = {better.bank.source(support) for support in range(len(better.bank.cases))} - {("mine", MIDDLE)}
     assert of_others == {segmenter.bank.source(support) for support in range(len(segmenter.bank.cases))}

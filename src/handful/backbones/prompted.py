@@ -12,7 +12,6 @@ from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
 from handful.backbones.framing import points_in_square
-from handful.errors import SettingsError
 from handful.prompts.prompts import Prompts
 
 
@@ -56,7 +55,7 @@ class PromptedBackbone(Backbone):
     def embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
         """Tokens of points and boxes (unused slots are SAM's own 'not a point'); of masks, a dense map a label."""
         prompts = prompts.to(self.device)
-        n, k = _leading(prompts)
+        n, k = prompts.shape
         sparse, _ = self.model.prompt_encoder(*points_in_square(prompts, size, self._content(size)), None)
         if sparse is None:
             sparse = torch.zeros(n, k, 0, self.channels, device=self.device)
@@ -103,10 +102,3 @@ class PromptedBackbone(Backbone):
         self, image: ImageEmbeddings, sparse: Tensor, dense: Tensor, multimask: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Masks (n, k, m, s, s), their IoUs (n, k, m) and tokens (n, k, m, c), object scores where there are any."""
-
-
-def _leading(prompts: Prompts) -> tuple[int, int]:
-    for tensor in (prompts.points, prompts.boxes, prompts.masks):
-        if tensor is not None:
-            return tensor.shape[0], tensor.shape[1]
-    raise SettingsError("empty prompts: give points, boxes or masks")

@@ -24,7 +24,6 @@ from handful.jobs.progress import Report, Run, silent
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import method_settings
 from handful.methods.cost import estimate
-from handful.methods.wrappers.seeds import trains
 
 FINGERPRINT, TRAINING = "fingerprint.txt", "training"
 
@@ -79,7 +78,7 @@ def fit_to_folder(
             report(0, 1, str(estimate(backbone, support.cases, Slicer()) or ""))
             segmenter = method.fit(support, backbone, Run(training, report, config.save_every_s))
             dice: dict[str, float] = {}
-            if trains(method):
+            if method.trains:
                 provenance["dice_on_support"] = dice = dice_on_support(segmenter, support)
             save(segmenter, out, method_name=name, method=method, provenance=provenance)
             shutil.rmtree(training)

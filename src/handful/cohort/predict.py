@@ -26,7 +26,7 @@ from handful.jobs.notes import NOTES
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
 from handful.methods.cost import estimate
-from handful.reports.explanation import predict_with_reasons, write_preview
+from handful.reports.explanation import write_preview
 
 WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 """Suffixes that label maps cannot have (lossy, or two files), and what they get instead."""
@@ -95,7 +95,7 @@ def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | No
     segmenter = open_segmenter(model, config)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
-    label_map, reasons = predict_with_reasons(segmenter, volume)
+    label_map, reasons = segmenter.predict_explained(volume)
     preview = out.with_name(f"{stem(out)}.preview.png")
     if config.overwrite:
         preview.unlink(missing_ok=True)  # of an earlier answer
@@ -182,7 +182,7 @@ def _make_way(task: _Task, config: PredictConfig) -> None:
 
 def _carry_out(task: _Task, segmenter: Segmenter, support: Set[str], config: PredictConfig) -> None:
     volume = task.case.read_image()
-    label_map, reasons = predict_with_reasons(segmenter, volume)
+    label_map, reasons = segmenter.predict_explained(volume)
     if task.note.exists():
         task.preview.unlink(missing_ok=True)  # of an earlier answer
     write_json(task.note, {**task.made_of, "output": None})  # from here on the output is known to be handful's own

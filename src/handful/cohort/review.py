@@ -42,7 +42,6 @@ from handful.jobs.lock import locked
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method
-from handful.methods.wrappers.seeds import trains
 from handful.reports.markup import Element, element, page
 from handful.reports.overlay import write_overlay
 from handful.reports.page_style import STYLE
@@ -239,9 +238,9 @@ def _opened(model: Path, config: ReviewConfig) -> Segmenter:
 def _refit(record: dict[str, Any], segmenter: Segmenter, config: ReviewConfig) -> Refit | None:
     """Fits the model's method to other cases, on the backbone as it was before; None where nothing is calibrated."""
     method = build_method(record["method"], record["settings"])
-    if config.calibrate is False or (config.calibrate is None and trains(method)):
+    if config.calibrate is False or (config.calibrate is None and method.trains):
         return None
-    if not trains(method):
+    if not method.trains:
         return lambda cases: method.fit(cases, segmenter.backbone)
     backbone = load_backbone(record["backbone"]).to(segmenter.backbone.device)
     return lambda cases: method.fit(cases, backbone)

@@ -33,10 +33,8 @@ from handful.errors import LabelError, SettingsError
 from handful.evaluation.metrics import overlap
 from handful.jobs.progress import Report, silent
 from handful.methods.base import CHUNK, Method, Segmenter, to_classes
-from handful.methods.fate.method import Fate, SliceConfidence
-from handful.methods.nearest_slice import NearestSlice
-from handful.methods.wrappers.voting import VotingSegmenter
-from handful.reports.explanation import Retrieving, predict_with_reasons
+from handful.methods.catalog import build_method
+from handful.methods.explained import SliceConfidence
 
 MOST_SLICES = 24
 """Slices of a case that the reverse segmenter learns from or is scored on, at most: what bounds its cost."""
@@ -257,7 +255,7 @@ class Judge:
         """The signals of a case beside its true Dice, for the labels that were found in it."""
         volume, reference = case.read_image(), case.read_reference()
         assert reference is not None  # a support set has made sure
-        prediction, reasons = predict_with_reasons(self.segmenter, volume)
+        prediction, reasons = self.segmenter.predict_explained(volume)
         looks = self._looks(volume, prediction)
         signals = self._signals(volume, prediction, looks, reasons)
         known = reference.array != IGNORE
@@ -278,7 +276,7 @@ class Judge:
         nothing = Signals(confidence=np.nan, consistency=np.nan, reverse=np.nan)
         if not held:
             return dict.fromkeys(looks, nothing)
-        sure = own_confidence(self.segmenter, volume, prediction, reasons) if self.config.confidence else {}
+        sure = self.segmenter.confidence(volume, prediction, reasons) if self.config.confidence else {}
         back = self._reversed(volume, prediction, Labels.of(held)) if self.reverse else {}
         return {
             value: Signals(
@@ -358,61 +356,6 @@ def _fitted(seen: Sequence[Compared], names: Sequence[str], labels: Labels, case
         cases=cases,
         error=error,
     )
-
-
-@torch.inference_mode()
-def own_confidence(
-    segmenter: Segmenter, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
-) -> dict[int, float]:
-    """How sure the segmenter is of the labels of a prediction; empty where it cannot say.
-
-    `reasons` are what it said when it made the prediction; without them it is asked again.
-    """
-    segmenter.eval()
-    stack = segmenter.slicer.view(volume)
-    classes = stack.of(prediction.array)
-    if isinstance(segmenter, Retrieving):
-        said = reasons or segmenter.segment_with_confidence(volume)[1]
-        dice = 2 * said.iou / (1 + said.iou) * said.object_score.sigmoid()
-        sure = np.nan_to_num(dice.double().numpy())
-        areas = np.stack([(classes == value).sum(axis=(1, 2)) for value in segmenter.labels.values], axis=1)
-        pairs = zip(segmenter.labels.values, (areas * sure).sum(axis=0), areas.sum(axis=0), strict=True)
-        return {value: float(total / area) for value, total, area in pairs if area}
-    if isinstance(segmenter, VotingSegmenter):
-        return _agreement(segmenter, volume, prediction)
-    if type(segmenter).segment is not Segmenter.segment:  # its logits are not what the prediction was made from
-        return {}
-    return _margins(segmenter, stack, classes)
-
-
-def _agreement(segmenter: VotingSegmenter, volume: Volume, prediction: LabelMap) -> dict[int, float]:
-    """Mean Dice of what each voter makes of a scan with the prediction."""
-    held = [value for value in segmenter.labels.values if (prediction.array == value).any()]
-    masks = [prediction.array == value for value in held]
-    known = prediction.array != IGNORE
-    dice = [
-        [overlap(vote.array == value, mask, known).dice for value, mask in zip(held, masks, strict=True)]
-        for vote in segmenter.votes(volume)
-    ]
-    return dict(zip(held, np.mean(dice, axis=0).tolist(), strict=True))
-
-
-def _margins(segmenter: Segmenter, stack: SliceView, classes: NDArray[np.integer]) -> dict[int, float]:
-    """Mean over a label's voxels of its probability less that of the next best class, at least 0."""
-    values = segmenter.labels.values
-    total, count = np.zeros(len(values)), np.zeros(len(values))
-    numbers = np.flatnonzero(np.isin(classes, values).any(axis=(1, 2)))
-    for start in range(0, len(numbers), CHUNK):
-        chosen = numbers[start : start + CHUNK]
-        logits: Tensor = segmenter(stack.take(chosen.tolist()).to(segmenter.backbone.device)).float()
-        shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).softmax(dim=1)
-        for index, value in enumerate(values):
-            inside = torch.from_numpy(np.ascontiguousarray(classes[chosen] == value)).to(shares.device)
-            others = torch.cat([shares[:, : index + 1], shares[:, index + 2 :]], dim=1).amax(dim=1)
-            margin = (shares[:, index + 1] - others).clamp_min(0)
-            total[index] += float(margin[inside].double().sum())
-            count[index] += int(inside.sum())
-    return {value: float(total[i] / count[i]) for i, value in enumerate(values) if count[i]}
 
 
 @dataclass(frozen=True)
@@ -537,8 +480,8 @@ def _reverse_method(config: QualityConfig, backbone: Backbone, slicer: Slicer) -
         return None
     has_memory = isinstance(backbone, MemoryBackbone)
     if config.reverse == "nearest-slice" or (config.reverse == "auto" and not has_memory):
-        return NearestSlice(slicer=slicer)
-    return Fate(slicer=slicer, window=0)
+        return build_method("nearest-slice", {}).with_slicer(slicer)
+    return build_method("fate", {"window": 0}).with_slicer(slicer)
 
 
 @contextmanager

@@ -163,6 +163,15 @@ class SupportSet:
 
 
 @dataclass(frozen=True)
+class AcceptedSlices(SupportSet):
+    """Labelled slices that join a support: they need not hold every label, for the others do."""
+
+    def __post_init__(self) -> None:
+        if not self.cases:
+            raise InputError("no accepted slices; accept some first")
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something about a case that its owner should know."""
 

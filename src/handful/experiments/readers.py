@@ -14,12 +14,11 @@ from handful.data.cases import Case
 from handful.data.volume import LabelMap
 from handful.errors import InputError, SettingsError
 from handful.experiments.plan import CLICKS, Arm
-from handful.methods.base import Segmenter, drawn, to_classes
-from handful.methods.interactive.method import CAREFUL, InteractiveSegmenter
-from handful.methods.promptable import NOT_ASKED, Prompted, oracle
+from handful.methods.base import NOT_ASKED, PromptableSegmenter, Segmenter, drawn, to_classes
+from handful.methods.promptable import oracle
 from handful.prompts.heuristics import centre_points
 from handful.prompts.prompts import Prompts
-from handful.prompts.simulation import simulate
+from handful.prompts.simulation import CAREFUL, simulate
 
 
 def asked(segmenter: Segmenter, arm: Arm, draw: int) -> Callable[[Case], LabelMap]:
@@ -30,22 +29,23 @@ def asked(segmenter: Segmenter, arm: Arm, draw: int) -> Callable[[Case], LabelMa
     if arm.reader is None:
         return lambda case: segmenter.predict(case.read_image())
     clicks = CLICKS.fullmatch(arm.reader)
-    if clicks and isinstance(segmenter, InteractiveSegmenter):
-        return lambda case: _clicked(segmenter, case, int(clicks[1]), draw)
-    if not clicks and isinstance(segmenter, Prompted):
-        kind = arm.reader
-        return oracle(segmenter.promptable, kind, arm.jitter, draw)  # type: ignore[arg-type]  # checked by Arm
-    raise SettingsError(
-        f"reader {arm.reader!r} cannot ask {arm.method}; boxes and points are for zero-shot, clicks for interactive"
-    )
+    promptable = segmenter.promptable()
+    if promptable is None or (clicks and promptable.encoder is None):
+        raise SettingsError(
+            f"reader {arm.reader!r} cannot ask {arm.method}; boxes and points are for zero-shot, clicks for interactive"
+        )
+    if clicks:
+        return lambda case: _clicked(promptable, case, int(clicks[1]), draw)
+    return oracle(promptable, arm.reader, arm.jitter, draw)  # type: ignore[arg-type]  # checked by Arm
 
 
-def _clicked(segmenter: InteractiveSegmenter, case: Case, clicks: int, draw: int) -> LabelMap:
+def _clicked(segmenter: PromptableSegmenter, case: Case, clicks: int, draw: int) -> LabelMap:
     """A click in the middle of each label on each slice that holds it, then corrections of the largest errors."""
     reference = case.read_reference()
     if reference is None:
         raise InputError(f"case {case.name!r} has no reference to click into; leave it out")
-    stack = segmenter.slicer.view(case.read_image())
+    stack, encoder = segmenter.slicer.view(case.read_image()), segmenter.encoder
+    assert encoder is not None  # `asked` has made sure
     truth = stack.of(reference.array)
     masks = torch.from_numpy(np.stack([truth == value for value in segmenter.labels.values], axis=1))
     generator = Generator().manual_seed(draw)
@@ -54,12 +54,11 @@ def _clicked(segmenter: InteractiveSegmenter, case: Case, clicks: int, draw: int
     def answers() -> Iterator[tuple[Sequence[int], Tensor]]:
         for number in torch.nonzero(masks.flatten(1).any(dim=1))[:, 0].tolist():
             slices, wanted = stack.take([number]).to(segmenter.backbone.device), masks[number : number + 1]
-            image = encoded(segmenter.encoder, slices)
-            size = (slices.shape[-2], slices.shape[-1])
+            image, size = encoded(encoder, slices), (slices.shape[-2], slices.shape[-1])
             there = wanted.flatten(2).any(dim=2)[0]
 
-            def ask(prompts: Prompts, image: ImageEmbeddings = image, size: tuple[int, int] = size) -> Tensor:
-                return segmenter.ask(image, prompts, size).logits
+            def ask(prompts: Prompts, image: ImageEmbeddings = image) -> Tensor:
+                return segmenter.answer_encoded(image, prompts)
 
             rounds = simulate(
                 ask,

@@ -17,14 +17,12 @@ from handful.methods.interactive.method import Interactive
 from handful.methods.lora import Lora
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.unet.method import UNet
+from handful.methods.wrappers.base import MethodWrapper
 from handful.methods.wrappers.ensemble import Ensemble
 from handful.methods.wrappers.planes import Planes
-from handful.methods.wrappers.roi_crop import Closer
+from handful.methods.wrappers.roi_crop import RoiCrop
 from handful.methods.wrappers.seeds import Seeds
 from handful.methods.zero_shot import ZeroShot
-
-CLOSER, PLANES, SEEDS = COMMON = "closer", "planes", "seeds"
-"""Settings that any method has."""
 
 METHODS: dict[str, type[Method]] = {
     "auto-sam": AutoSam,
@@ -37,6 +35,8 @@ METHODS: dict[str, type[Method]] = {
     "unet": UNet,
     "zero-shot": ZeroShot,
 }
+WRAPPERS: dict[str, type[Any]] = {"closer": RoiCrop, "planes": Planes, "seeds": Seeds}
+"""By the setting that asks for them, which all methods have; of several the first is the innermost."""
 
 
 def build_method(name: str, settings: Mapping[str, object]) -> Method:
@@ -50,16 +50,13 @@ def build_method(name: str, settings: Mapping[str, object]) -> Method:
     if name not in METHODS:
         hint = did_you_mean(name, METHODS)
         raise SettingsError(f"there is no method {name!r}; {hint}methods are {', '.join(sorted(METHODS))}")
-    own = {key: value for key, value in settings.items() if key not in COMMON}
-    method: Method = read_settings(METHODS[name], own, name, COMMON)
-    context = _common(CLOSER, settings, float, "a number such as 1.3")
-    planes = _common(PLANES, settings, tuple[str, ...], "such as axial,coronal,sagittal")
-    seeds = _common(SEEDS, settings, int, "a whole number such as 3")
-    if context is not None:
-        method = Closer(method, context)
-    if planes is not None:
-        method = Planes(method, planes)
-    return method if seeds is None else Seeds(method, seeds)
+    own = {key: value for key, value in settings.items() if key not in WRAPPERS}
+    method: Method = read_settings(METHODS[name], own, name, tuple(WRAPPERS))
+    for wrapper in WRAPPERS.values():
+        value = _wrapper_setting(wrapper, settings)
+        if value is not None:
+            method = wrapper(method, value)
+    return method
 
 
 def read_settings(kind: type[Any], settings: Mapping[str, object], where: str, beside: tuple[str, ...] = ()) -> Any:
@@ -76,25 +73,21 @@ def read_settings(kind: type[Any], settings: Mapping[str, object], where: str, b
 
 def method_settings(method: Method) -> dict[str, Any]:
     """All settings of a method as JSON has them; `build_method` takes them back."""
-    if isinstance(method, Closer):
-        return method_settings(method.method) | {CLOSER: method.context}
-    if isinstance(method, Planes):
-        return method_settings(method.method) | {PLANES: list(method.planes)}
-    if isinstance(method, Seeds):
-        return method_settings(method.method) | {SEEDS: method.count}
+    if isinstance(method, MethodWrapper):
+        return method_settings(method.method) | {method.key: method.value}
     settings: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
     return settings
 
 
-def _common(key: str, settings: Mapping[str, object], kind: Any, example: str) -> Any:
-    """A setting that any method has; None where it is left out."""
-    value = _listed(settings.get(key))
+def _wrapper_setting(wrapper: type[MethodWrapper], settings: Mapping[str, object]) -> Any:
+    """The value of the wrapper's setting; None where it is left out."""
+    value = _listed(settings.get(wrapper.key))
     if value in (None, "", "none"):
         return None
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return TypeAdapter(wrapper.kind).validate_python(value)
     except ValidationError:
-        raise SettingsError(f"{key} = {settings[key]!r}: give {example}, or none") from None
+        raise SettingsError(f"{wrapper.key} = {settings[wrapper.key]!r}: give {wrapper.example}, or none") from None
 
 
 def _nested(settings: Mapping[str, object]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
-from handful.methods.base import Segmenter
+from handful.methods.base import Method, Segmenter
 from handful.methods.encoded_support import fingerprint, integer
 from handful.tuning.adapters import add_adapters
 from handful.tuning.augment import augmented
@@ -36,7 +36,7 @@ from handful.tuning.trainable import freeze_all_but, load_trainable_state, train
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lora:
+class Lora(Method):
     """Tunes encoder and decoder for the labels; asked without prompts, and without a cache, for embeddings change."""
 
     slicer: Slicer = Slicer()

@@ -15,7 +15,7 @@ from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.jobs.progress import Run
-from handful.methods.base import CHUNK, Segmenter
+from handful.methods.base import CHUNK, Method, Segmenter
 from handful.methods.promptable import thumbnails
 
 CELLS = 16
@@ -25,7 +25,7 @@ CERTAIN = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class NearestSlice:
+class NearestSlice(Method):
     """Copies labels from the most similar support slice; learns nothing."""
 
     slicer: Slicer = Slicer()
@@ -76,6 +76,10 @@ class NearestSliceSegmenter(Segmenter):
         copied = torch.cat([self._labels_of(int(row), tuple(slices.shape[-2:])) for row in nearest]).to(slices.device)
         values = torch.arange(1, len(self.labels) + 1, device=slices.device)[:, None, None]
         return torch.where(copied == values, CERTAIN, -CERTAIN).to(slices)
+
+    @property
+    def holds_pictures(self) -> bool:
+        return self.similarity == "pixels"  # thumbnails
 
     def learned(self) -> dict[str, Tensor]:
         return {"signatures": self.signatures} | {f"classes/{case}": maps for case, maps in enumerate(self.classes)}

@@ -1,13 +1,11 @@
-"""Segmenters that must be asked, and who asks them: prompts carried over from labelled slices, or a simulated reader.
+"""Who prompts a promptable segmenter: prompts carried over from labelled slices, or a simulated reader.
 
-A `PromptableSegmenter` is no `Segmenter`: one that ignored its prompts in silence would lie. `Prompted` makes it one,
-so that prediction and evaluation have one path.
+`Prompted` makes a segmenter of both, so that prediction and evaluation have one path.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,97 +14,88 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
-from handful.backbones.base import Backbone
+from handful.backbones.base import Backbone, ImageEmbeddings
+from handful.backbones.cached import encoded
+from handful.backbones.zoom import decode_zoomed
 from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import InputError, SettingsError
-from handful.methods.base import CHUNK, Segmenter, drawn, has_signal, to_classes
+from handful.methods.base import CHUNK, PromptableSegmenter, Segmenter
+from handful.methods.explained import SliceConfidence
 from handful.prompts.heuristics import append_points, boxes, centre_points, inside_points
-from handful.prompts.prompts import PADDING, Prompts
+from handful.prompts.prompts import Prompts
 
 PromptKind = Literal["box", "points-1", "points-3", "points-5"]
 """A box round a label, or points inside it: the deepest one, and two or four drawn at random."""
 Prompter = Callable[[SliceView], Prompts]
 """Prompts for every slice of a stack, in its order."""
 
-NOT_ASKED = -1024.0
-"""Logit of a label that has no prompt in a slice."""
 SIDE = 32
 """Pixels along the thumbnails by which slices are compared: coarse enough to forgive a small shift."""
-
-
-class PromptableSegmenter(nn.Module, ABC):
-    """Segments what prompts ask for; a label without a prompt in a slice is not there."""
-
-    def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone) -> None:
-        super().__init__()
-        self.labels = labels
-        self.slicer = slicer
-        self.backbone = backbone
-
-    @abstractmethod
-    def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        """Logits of each label; what is said of labels without a prompt does not matter."""
-
-    @abstractmethod
-    def learned(self) -> dict[str, Tensor]:
-        """All that was learned beside the backbone, by name."""
-
-    def forward(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        """Logits of each label for slices in [0, 1]; NOT_ASKED where a label has no prompt.
-
-        Raises SettingsError where the prompts are not for these slices and labels.
-        """
-        wanted = asked(prompts)
-        if wanted.shape != (len(slices), len(self.labels)):
-            raise SettingsError(
-                f"prompts for (slices, labels) = {tuple(wanted.shape)}, but there are "
-                f"{(len(slices), len(self.labels))}; give one row a slice and one prompt a label"
-            )
-        absent = ~wanted[..., None, None].to(slices.device)
-        return self.answer(slices, prompts.to(slices.device)).masked_fill(absent, NOT_ASKED)
-
-    def predict(self, volume: Volume, prompts: Prompts) -> LabelMap:
-        """The label map of a volume, on its very grid; `prompts` has a row for each of its slices, as `slicer` cuts."""
-        return Prompted(self, lambda stack: prompts).predict(volume)
 
 
 class Prompted(Segmenter):
     """A promptable segmenter with a prompter that asks it: a segmenter like any other."""
 
-    def __init__(self, promptable: PromptableSegmenter, prompter: Prompter) -> None:
-        super().__init__(promptable.labels, promptable.slicer, promptable.backbone)
-        self.promptable = promptable
+    def __init__(self, inner: PromptableSegmenter, prompter: Prompter) -> None:
+        super().__init__(inner.labels, inner.slicer, inner.backbone)
+        self.inner = inner
         self.prompter = prompter
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        logits: Tensor = self.promptable(slices, self.prompter(_stacked(slices)))
+        logits: Tensor = self.inner(slices, self.prompter(_stacked(slices)))
         return logits
 
     def learned(self) -> dict[str, Tensor]:
         """What the promptable one learned; a prompter learns nothing."""
-        return self.promptable.learned()
+        return self.inner.learned()
 
     def segment(self, stack: SliceView) -> LabelMap:
-        """As always, but slices in which nothing is asked for cost nothing."""
-        prompts = self.prompter(stack)
-        wanted = asked(prompts)
-        if len(wanted) != len(stack):
-            raise SettingsError(f"prompts for {len(wanted)} slices, but there are {len(stack)}; give a row a slice")
-        return drawn(stack, self.labels, self._answered(stack, prompts, wanted.any(dim=1)))
+        return self.inner.segment(stack, self.prompter(stack))
 
-    def _answered(
-        self, stack: SliceView, prompts: Prompts, wanted: Bool[Tensor, " n"]
-    ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        chosen = torch.nonzero(wanted)[:, 0].tolist()
-        for start in range(0, len(chosen), CHUNK):
-            numbers = chosen[start : start + CHUNK]
-            slices = stack.take(numbers).to(self.backbone.device)
-            logits = self.promptable(slices, _rows(prompts, torch.tensor(numbers)))
-            yield numbers, to_classes(logits) * has_signal(slices)[:, None, None]
+    def confidence(
+        self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
+    ) -> dict[int, float]:
+        """Unknown: the prompts of a slice depend on the others."""
+        return {}
+
+    def promptable(self) -> PromptableSegmenter:
+        return self.inner
+
+
+class FrozenPromptable(PromptableSegmenter):
+    """A backbone as it is; all labels of a slice are asked for in one decoder call."""
+
+    def __init__(
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, zoom: bool = False, multimask: bool = False
+    ) -> None:
+        super().__init__(labels, slicer, backbone)
+        self.zoom = zoom
+        self.multimask = multimask
+
+    @torch.no_grad()
+    def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
+        """Raises SettingsError where `zoom` is set and there is no box to look at closely."""
+        if not self.zoom:
+            return self.answer_encoded(encoded(self.backbone, slices), prompts)
+        if prompts.boxes is None:
+            raise SettingsError("zoom looks round boxes, but the prompts have none; give boxes or zoom=False")
+        return decode_zoomed(self.backbone, slices, prompts.boxes)
+
+    @property
+    def encoder(self) -> Backbone | None:
+        return None if self.zoom else self.backbone
+
+    @torch.no_grad()
+    def answer_encoded(self, image: ImageEmbeddings, prompts: Prompts) -> Float[Tensor, "n k h w"]:
+        answer = self.backbone.decode_square(image, self.backbone.embed(prompts, image.size), self.multimask)
+        return self.backbone.to_slice(answer.logits, image.size)
+
+    def learned(self) -> dict[str, Tensor]:
+        return {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +128,7 @@ class SimulatedReader:
             masks = torch.from_numpy(np.stack([classes == value for value in self.labels.values]))[None]
             generator = Generator().manual_seed(self.seed * 1_000_003 + number)
             parts.append(as_prompts(masks, self.kind, self.jitter, generator))
-        return _joined(parts)
+        return Prompts.cat(parts)
 
 
 def oracle(
@@ -182,13 +171,13 @@ class TransferredPrompts:
                 looks.append(thumbnails(slices))
                 sizes += [(slices.shape[-2], slices.shape[-1])] * len(slices)
                 parts.append(as_prompts(masks > 0, kind, 0.0, generator))
-        return cls(torch.cat(looks), torch.tensor(sizes), _joined(parts))
+        return cls(torch.cat(looks), torch.tensor(sizes), Prompts.cat(parts))
 
     def __call__(self, stack: SliceView) -> Prompts:
         starts = range(0, len(stack), CHUNK)
         looks = torch.cat([thumbnails(stack.cut(start, start + CHUNK)) for start in starts])
         nearest = torch.cdist(looks, self.thumbnails).argmin(dim=1)
-        return _resized(_rows(self.prompts, nearest), self.sizes[nearest], stack.size)
+        return self.prompts.rows(nearest).resized(self.sizes[nearest], stack.size)
 
     def pack(self) -> dict[str, Tensor]:
         """All as tensors, by name."""
@@ -212,57 +201,11 @@ def as_prompts(masks: Bool[Tensor, "n k h w"], kind: PromptKind, jitter: float, 
     return append_points(deepest, inside_points(masks, more, generator)) if more else deepest
 
 
-def asked(prompts: Prompts) -> Bool[Tensor, "n k"]:
-    """Which labels are asked for in which slices: by a box, a point, or a mask that is not empty."""
-    found: list[Tensor] = []
-    if prompts.boxes is not None:
-        found.append((prompts.boxes != 0).any(dim=-1))
-    if prompts.point_labels is not None:
-        found.append((prompts.point_labels != PADDING).any(dim=-1))
-    if prompts.masks is not None:
-        found.append((prompts.masks > 0).flatten(2).any(dim=-1))
-    if not found:
-        raise SettingsError("empty prompts: give points, boxes or masks")
-    return torch.stack(found).any(dim=0)
-
-
 def thumbnails(slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p"]:
     """Small grey pictures of zero mean and unit variance; near in Euclid's sense is alike."""
     grey = slices.mean(dim=1, keepdim=True)
     small = F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False).flatten(1)
     return (small - small.mean(dim=1, keepdim=True)) / small.std(dim=1, keepdim=True).clamp_min(1e-6)
-
-
-def _rows(prompts: Prompts, rows: Int[Tensor, " m"]) -> Prompts:
-    def chosen(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[rows.to(tensor.device)]
-
-    return Prompts(chosen(prompts.points), chosen(prompts.point_labels), chosen(prompts.boxes), chosen(prompts.masks))
-
-
-def _joined(parts: Sequence[Prompts]) -> Prompts:
-    """Boxes or points of one kind, one part after the other."""
-
-    def all_of(tensors: list[Tensor | None]) -> Tensor | None:
-        there = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(there) if there else None
-
-    return Prompts(
-        all_of([part.points for part in parts]),
-        all_of([part.point_labels for part in parts]),
-        all_of([part.boxes for part in parts]),
-    )
-
-
-def _resized(prompts: Prompts, sizes: Int[Tensor, "n 2"], size: tuple[int, int]) -> Prompts:
-    """Prompts of slices of `sizes` (h, w) for slices of one size: a box keeps its outer edges, a point its place."""
-    scale = (torch.tensor(size) / sizes).flip(1)[:, None]  # (n, 1, xy)
-    points = None if prompts.points is None else (prompts.points + 0.5) * scale[:, :, None] - 0.5
-    if prompts.boxes is None:
-        return Prompts(points, prompts.point_labels)
-    low, high = prompts.boxes[..., :2], prompts.boxes[..., 2:]
-    moved = torch.cat([low * scale, (high + 1) * scale - 1], dim=-1)
-    return Prompts(points, prompts.point_labels, moved * asked(prompts)[..., None])
 
 
 def _stacked(slices: Float[Tensor, "n c h w"]) -> SliceView:

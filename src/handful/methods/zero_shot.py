@@ -8,24 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.backbones.cached import encoded
-from handful.backbones.zoom import decode_zoomed
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.promptable import PromptableSegmenter, Prompted, PromptKind, TransferredPrompts
-from handful.prompts.prompts import Prompts
+from handful.methods.base import Method
+from handful.methods.promptable import FrozenPromptable, Prompted, PromptKind, TransferredPrompts
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShot:
+class ZeroShot(Method):
     """Asks the frozen backbone with the prompts of the most similar labelled slice; learns nothing."""
 
     slicer: Slicer = Slicer()
@@ -65,32 +61,13 @@ class ZeroShotSegmenter(Prompted):
 
     prompter: TransferredPrompts
 
-    def __init__(self, promptable: FrozenPromptable, prompter: TransferredPrompts) -> None:
-        super().__init__(promptable, prompter)
+    def __init__(self, inner: FrozenPromptable, prompter: TransferredPrompts) -> None:
+        super().__init__(inner, prompter)
+
+    @property
+    def holds_pictures(self) -> bool:
+        return True  # the thumbnails
 
     def learned(self) -> dict[str, Tensor]:
         """Thumbnails of the labelled slices, and their prompts."""
         return self.prompter.pack()
-
-
-class FrozenPromptable(PromptableSegmenter):
-    """A backbone as it is; all labels of a slice are asked for in one decoder call."""
-
-    def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone, zoom: bool, multimask: bool) -> None:
-        super().__init__(labels, slicer, backbone)
-        self.zoom = zoom
-        self.multimask = multimask
-
-    @torch.no_grad()
-    def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        """Raises SettingsError where `zoom` is set and there is no box to look at closely."""
-        if self.zoom:
-            if prompts.boxes is None:
-                raise SettingsError("zoom looks round boxes, but the prompts have none; give boxes or zoom=False")
-            return decode_zoomed(self.backbone, slices, prompts.boxes)
-        image = encoded(self.backbone, slices)
-        answer = self.backbone.decode_square(image, self.backbone.embed(prompts, image.size), self.multimask)
-        return self.backbone.to_slice(answer.logits, image.size)
-
-    def learned(self) -> dict[str, Tensor]:
-        return {}

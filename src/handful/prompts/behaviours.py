@@ -89,7 +89,7 @@ def behave(masks: Bool[Tensor, "n k h w"], behaviours: Behaviours, rng: Generato
         rows = torch.nonzero((drawn == number) & regions.flatten(1).any(dim=1))[:, 0]
         if len(rows):
             _write(said, rows, behaviour(regions[rows], rng))
-    prompts = _unfolded(said, n, k)
+    prompts = said.reshaped(n, k)
     if behaviours.confusion:
         prompts = append_points(prompts, confusion_negatives(masks, None, behaviours.confusion, rng))
     return packed(prompts)
@@ -125,7 +125,7 @@ def packed(prompts: Prompts, slots: int = SLOTS) -> Prompts:
 
     A box of zeros is none. What answers prompts sees padding too, so it has to be the same in training and later.
     """
-    n, k, device = _leading(prompts)
+    (n, k), device = prompts.shape, prompts.device
     points, labels = prompts.points, prompts.point_labels
     if points is None or labels is None:
         points = torch.zeros(n, k, 0, 2, device=device)
@@ -272,15 +272,3 @@ def _write(said: Prompts, rows: Tensor, prompts: Prompts) -> None:
     full = packed(prompts, LONGEST)
     for name in ("points", "point_labels", "boxes"):
         getattr(said, name)[rows] = getattr(full, name)
-
-
-def _unfolded(said: Prompts, n: int, k: int) -> Prompts:
-    parts = (said.points, said.point_labels, said.boxes)
-    return Prompts(*[None if part is None else part.reshape(n, k, *part.shape[2:]) for part in parts])
-
-
-def _leading(prompts: Prompts) -> tuple[int, int, torch.device]:
-    for tensor in (prompts.points, prompts.boxes, prompts.masks):
-        if tensor is not None:
-            return tensor.shape[0], tensor.shape[1], tensor.device
-    raise SettingsError("empty prompts: give points, boxes or masks")

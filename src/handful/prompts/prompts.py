@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from handful.errors import SettingsError
@@ -30,8 +31,98 @@ class Prompts:
         if (self.points is None) != (self.point_labels is None):
             raise SettingsError("points and point_labels go together; give both or neither")
 
-    def to(self, device: torch.device | str) -> Prompts:
-        def move(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of slices and of labels; SettingsError where there is no point, box or mask at all."""
+        first = self._first()
+        return int(first.shape[0]), int(first.shape[1])
 
-        return Prompts(move(self.points), move(self.point_labels), move(self.boxes), move(self.masks))
+    @property
+    def device(self) -> torch.device:
+        """Where the prompts are; SettingsError where there are none."""
+        return self._first().device
+
+    def to(self, device: torch.device | str) -> Prompts:
+        """The same prompts on another device."""
+        return self._each(lambda part: part.to(device))
+
+    def rows(self, index: Int[Tensor, " m"]) -> Prompts:
+        """The prompts of some slices, in the order of `index`."""
+        return self._each(lambda part: part[index.to(part.device)])
+
+    def labels(self, index: slice | Int[Tensor, " m"]) -> Prompts:
+        """The prompts of some labels."""
+        return self._each(lambda part: part[:, index])
+
+    def reshaped(self, slices: int, labels: int) -> Prompts:
+        """The same prompts in the same order, counted as other numbers of slices and labels."""
+        return self._each(lambda part: part.reshape(slices, labels, *part.shape[2:]))
+
+    def among(self, label: int, count: int, absent: float) -> Prompts:
+        """Prompts for one label as prompts for `count` labels, of which the others are not prompted.
+
+        `absent` is the logit of their masks, where there is a mask.
+        """
+
+        def spread(part: Tensor | None, value: float) -> Tensor | None:
+            if part is None:
+                return None
+            full = part.new_full((len(part), count, *part.shape[2:]), value)
+            full[:, label] = part[:, 0]
+            return full
+
+        return Prompts(
+            spread(self.points, 0),
+            spread(self.point_labels, PADDING),
+            spread(self.boxes, 0),
+            spread(self.masks, absent),
+        )
+
+    def is_prompted(self) -> Bool[Tensor, "n k"]:
+        """Which labels have a prompt in which slices: a box, a point, or a mask that is not empty."""
+        found: list[Tensor] = []
+        if self.boxes is not None:
+            found.append((self.boxes != 0).any(dim=-1))
+        if self.point_labels is not None:
+            found.append((self.point_labels != PADDING).any(dim=-1))
+        if self.masks is not None:
+            found.append((self.masks > 0).flatten(2).any(dim=-1))
+        if not found:
+            raise SettingsError("empty prompts: give points, boxes or masks")
+        return torch.stack(found).any(dim=0)
+
+    def resized(self, sizes: Int[Tensor, "n 2"], size: tuple[int, int]) -> Prompts:
+        """Points and boxes of slices of `sizes` (h, w), moved to slices of one size.
+
+        A box keeps its outer edges, a point its place. Masks are dropped.
+        """
+        scale = (torch.tensor(size) / sizes).flip(1)[:, None]  # (n, 1, xy)
+        points = None if self.points is None else (self.points + 0.5) * scale[:, :, None] - 0.5
+        if self.boxes is None:
+            return Prompts(points, self.point_labels)
+        low, high = self.boxes[..., :2], self.boxes[..., 2:]
+        moved = torch.cat([low * scale, (high + 1) * scale - 1], dim=-1)
+        return Prompts(points, self.point_labels, moved * self.is_prompted()[..., None])
+
+    @staticmethod
+    def cat(parts: Sequence[Prompts]) -> Prompts:
+        """The slices of all parts, one part after the other; the parts have prompts of one kind."""
+
+        def joined(tensors: list[Tensor | None]) -> Tensor | None:
+            there = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(there) if there else None
+
+        return Prompts(*[joined([getattr(part, name) for part in parts]) for name in _KINDS])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Prompts:
+        parts = [getattr(self, name) for name in _KINDS]
+        return Prompts(*[None if part is None else change(part) for part in parts])
+
+    def _first(self) -> Tensor:
+        for part in (self.points, self.boxes, self.masks):
+            if part is not None:
+                return part
+        raise SettingsError("empty prompts: give points, boxes or masks")
+
+
+_KINDS = ("points", "point_labels", "boxes", "masks")

@@ -42,6 +42,10 @@ class Reader:
             raise SettingsError(f"shares of a reader must be 0 or more, and one above 0; got {shares}")
 
 
+CAREFUL = Reader(careful=1.0, quick=0.0, sloppy=0.0)
+"""Always corrects the largest error in its deepest point."""
+
+
 @dataclass(frozen=True, eq=False)
 class Rounds:
     """What a simulated reader came to, round by round."""

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from handful.data.slicing import SliceView
 from handful.data.volume import LabelMap, Volume
 from handful.jobs.atomic import write_atomically
 from handful.methods.base import Segmenter
-from handful.methods.fate.method import SliceConfidence, SupportPicture
+from handful.methods.explained import SliceConfidence, SupportPicture
 from handful.reports.overlay import (
     BACKGROUND,
     DPI,
@@ -52,26 +52,6 @@ NOTE = 0.28
 _PRIVACY = "The supports show patients the model was fitted on: share this only where you might share their scans."
 
 
-@runtime_checkable
-class Retrieving(Protocol):
-    """A segmenter that answers from labelled slices and can tell and show which."""
-
-    def segment_with_confidence(self, volume: Volume) -> tuple[LabelMap, SliceConfidence]:
-        """What `predict` says, how sure the model was of it, and the supports it was shown."""
-        ...
-
-    def picture(self, case: str, number: int) -> SupportPicture:
-        """One of those supports."""
-        ...
-
-
-def predict_with_reasons(segmenter: Segmenter, volume: Volume) -> tuple[LabelMap, SliceConfidence | None]:
-    """What `predict` says and what it rests on; None where the segmenter shows its model no supports."""
-    if isinstance(segmenter, Retrieving):
-        return segmenter.segment_with_confidence(volume)
-    return segmenter.predict(volume), None
-
-
 def write_preview(
     path: Path,
     volume: Volume,
@@ -88,7 +68,7 @@ def write_preview(
     `case` is the title, the file's stem when left out. Raises GeometryMismatch where the prediction does not lie on the
     volume's grid.
     """
-    if reasons is None or not isinstance(segmenter, Retrieving):
+    if reasons is None:
         write_overlay(path, volume, prediction, slicer=segmenter.slicer, case=case)
         return
     volume.geometry.require_same(prediction.geometry, f"preview of {case or path.stem!r}: image and prediction")
@@ -114,7 +94,7 @@ class _Row:
     """How many supports the model was shown; more, it may be, than are drawn."""
 
 
-def _rows(view: SliceView, prediction: LabelMap, segmenter: Retrieving, reasons: SliceConfidence) -> Iterator[_Row]:
+def _rows(view: SliceView, prediction: LabelMap, segmenter: Segmenter, reasons: SliceConfidence) -> Iterator[_Row]:
     predicted = view.of(prediction.array)
     for index in evenly(predicted > 0, ROWS):
         yield _Row(
@@ -123,7 +103,7 @@ def _rows(view: SliceView, prediction: LabelMap, segmenter: Retrieving, reasons:
             predicted[index],
             reasons.object_score[index].double().sigmoid().numpy(),
             reasons.iou[index].double().numpy(),
-            tuple(segmenter.picture(case, number) for case, number in reasons.retrieved[index][:SUPPORTS]),
+            tuple(segmenter.support_picture(case, number) for case, number in reasons.retrieved[index][:SUPPORTS]),
             len(reasons.retrieved[index]),
         )
 

@@ -21,7 +21,7 @@ from handful.methods.base import has_signal
 from handful.prompts.heuristics import boxes
 from handful.prompts.prompts import Prompts
 from handful.session.embeddings import Sights
-from handful.session.predictors import Respondent
+from handful.session.predictors import Predictor
 from handful.session.slice_state import drawn
 
 Masks = Mapping[int, Bool[NDArray[np.bool_], "h w"]]
@@ -29,7 +29,7 @@ Masks = Mapping[int, Bool[NDArray[np.bool_], "h w"]]
 
 
 def walked(
-    who: Respondent,
+    who: Predictor,
     sights: Sights,
     known: Mapping[int, Masks],
     supports: int,
@@ -91,7 +91,7 @@ class _Found:
 class _Walker(ABC):
     """Looks for one label on slice after slice."""
 
-    def __init__(self, who: Respondent, sights: Sights, label: int, known: Masks) -> None:
+    def __init__(self, who: Predictor, sights: Sights, label: int, known: Masks) -> None:
         self.who, self.sights, self.label, self.known = who, sights, label, known
 
     @abstractmethod
@@ -99,7 +99,7 @@ class _Walker(ABC):
         """Logits on a slice that is not known, reached from the one `before` it; None where the label is absent."""
 
 
-def _walker(who: Respondent, sights: Sights, label: int, known: Masks, supports: int) -> _Walker:
+def _walker(who: Predictor, sights: Sights, label: int, known: Masks, supports: int) -> _Walker:
     if isinstance(who.backbone, MemoryBackbone):
         return _Remembering(who, sights, label, known, who.backbone, supports)
     return _Passing(who, sights, label, known)
@@ -108,7 +108,7 @@ def _walker(who: Respondent, sights: Sights, label: int, known: Masks, supports:
 class _Passing(_Walker):
     """Hands each answer on to the next slice as its prompt."""
 
-    def __init__(self, who: Respondent, sights: Sights, label: int, known: Masks) -> None:
+    def __init__(self, who: Predictor, sights: Sights, label: int, known: Masks) -> None:
         super().__init__(who, sights, label, known)
         self._last: Float[Tensor, "h w"] | None = None
 
@@ -126,7 +126,7 @@ class _Remembering(_Walker):
     """Sees each slice in the light of the nearest known ones and of the answer next door."""
 
     def __init__(
-        self, who: Respondent, sights: Sights, label: int, known: Masks, backbone: MemoryBackbone, supports: int
+        self, who: Predictor, sights: Sights, label: int, known: Masks, backbone: MemoryBackbone, supports: int
     ) -> None:
         super().__init__(who, sights, label, known)
         self._backbone, self._supports = backbone, supports

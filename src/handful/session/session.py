@@ -20,15 +20,14 @@ from jaxtyping import Bool, Float, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handful.data.cases import Case
+from handful.data.cases import AcceptedSlices, Case
 from handful.data.files import write_label_map
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError
 from handful.methods.base import Segmenter
 from handful.session.embeddings import Sights
-from handful.session.learning import refreshed
-from handful.session.predictors import Source, respondent
+from handful.session.predictors import Source, predictor
 from handful.session.propagation import merged, walked
 from handful.session.slice_state import Page, Said, answered, as_prompts, drawn
 from handful.session.state_file import read_state, write_state
@@ -94,7 +93,7 @@ class Session:
         """
         self.volume = volume
         self.config = config or SessionConfig()
-        who = respondent(source, labels, slicer)
+        who = predictor(source, labels, slicer)
         self.labels, self.slicer = who.labels, who.slicer.resolve([volume])
         self._who, self._source = who, source
         self._lock = threading.RLock()
@@ -272,7 +271,10 @@ class Session:
         chosen = segmenter or self._source
         if not isinstance(chosen, Segmenter):
             raise SettingsError("this session was opened with nothing that has a support; give a fitted segmenter")
-        return refreshed(chosen, self.case(name))
+        case = self.case(name)
+        if case.labels != chosen.labels:
+            raise LabelError(f"the slices are labelled with {case.labels}, the segmenter with {chosen.labels}")
+        return chosen.extend(AcceptedSlices((case,), chosen.labels))
 
     # Going out, and coming back.
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
 from handful.checkpoint import load, save
@@ -42,7 +42,7 @@ def fitted(backbone: Backbone, planes: str = THREE["planes"]) -> PlanesSegmenter
 
 
 def test_each_plane_is_cut_its_own_way(sam: Backbone):
-    assert [one.slicer.plane for one in fitted(sam).fitted] == ["axial", "coronal", "sagittal"]
+    assert [one.slicer.plane for one in fitted(sam).voters] == ["axial", "coronal", "sagittal"]
 
 
 def test_the_label_with_most_votes_wins_and_the_first_plane_breaks_ties(sam: Backbone):
@@ -53,7 +53,7 @@ def test_the_label_with_most_votes_wins_and_the_first_plane_breaks_ties(sam: Bac
     for voxel, said in cases.items():
         for array, value in zip(votes, said, strict=True):
             array[voxel, 0, 0] = value
-    segmenter.fitted = [Saying(segmenter, array) for array in votes]
+    segmenter.fitted = nn.ModuleDict({str(place): Saying(segmenter, array) for place, array in enumerate(votes)})
     found = segmenter.predict(image).array
     assert [int(found[voxel, 0, 0]) for voxel in cases] == [1, 3, 1, 1, 3, 3]
     assert not found[6:].any()

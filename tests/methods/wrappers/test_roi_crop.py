@@ -11,7 +11,7 @@ from handful.data.cases import Case, SupportSet
 from handful.data.volume import Geometry, LabelMap, Volume
 from handful.errors import SettingsError
 from handful.methods.catalog import build_method, method_settings
-from handful.methods.wrappers.roi_crop import CloserSegmenter
+from handful.methods.wrappers.roi_crop import RoiCropSegmenter
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 
@@ -61,7 +61,7 @@ def test_the_answer_lies_on_the_grid_of_the_whole_scan(handful_tiny: Backbone):
 
 def test_the_window_holds_what_is_labelled_in_an_unseen_scan(handful_tiny: Backbone):
     segmenter = build_method("nearest-slice", {"closer": 1.4}).fit(far_support(), handful_tiny)
-    assert isinstance(segmenter, CloserSegmenter)
+    assert isinstance(segmenter, RoiCropSegmenter)
     image, truth = far_away(9)
     view = segmenter.slicer.view(image)
     window = segmenter.window(view)
@@ -109,7 +109,7 @@ def test_where_nothing_is_recognised_the_window_is_where_the_support_had_its_lab
     nothing = dataclasses.replace(empty, reference=dataclasses.replace(reference, array=0 * reference.array))
     support = SupportSet((phantom_case(0), nothing), LABELS)
     segmenter = build_method("nearest-slice", {"closer": 1.2}).fit(support, handful_tiny)
-    assert isinstance(segmenter, CloserSegmenter)
+    assert isinstance(segmenter, RoiCropSegmenter)
     view = segmenter.slicer.view(empty.read_image())
     window = segmenter.window(view)
     assert 0 <= window.top < window.bottom <= view.size[0]
@@ -128,7 +128,7 @@ def test_a_picture_is_looked_at_in_shares_of_its_size(handful_tiny: Backbone):
 
     support = SupportSet((picture(0, 64), picture(1, 96)), LABELS)
     segmenter = build_method("nearest-slice", {"closer": 1.2}).fit(support, handful_tiny)
-    assert isinstance(segmenter, CloserSegmenter)
+    assert isinstance(segmenter, RoiCropSegmenter)
     sides = [max(segmenter.window(segmenter.slicer.view(picture(2, side).read_image())).sides) for side in (80, 160)]
     assert sides[1] == pytest.approx(2 * sides[0], abs=2)
 

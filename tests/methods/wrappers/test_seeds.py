@@ -9,7 +9,7 @@ from handful.checkpoint import load, save
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.catalog import build_method, method_settings
-from handful.methods.wrappers.seeds import Seeds, SeedsSegmenter, seeded
+from handful.methods.wrappers.seeds import Seeds, SeedsSegmenter
 from phantoms import phantom, support_set
 
 BRIEF = {"channels": 4, "side": 32, "train.iterations": 3}
@@ -74,7 +74,7 @@ def test_a_saved_segmenter_answers_exactly_as_before(name: str, settings: dict, 
 
 def test_pre_training_has_a_seed_of_its_own_each_time_too():
     method = build_method("unet", {"train.seed": 4, "contrast.seed": 7})
-    later = seeded(method, 2)
+    later = method.seeded(2)
     assert (later.train.seed, later.contrast.seed) == (6, 9)
 
 
@@ -96,7 +96,7 @@ def test_seeds_reach_the_method_inside_planes_and_a_closer_look_and_come_back_fr
 def test_an_ensemble_counts_its_seed_on():
     method = build_method("ensemble", {"seeds": 3, "seed": 5})
     assert isinstance(method, Seeds)
-    assert [method_settings(seeded(method.method, further))["seed"] for further in range(3)] == [5, 6, 7]
+    assert [method_settings(method.method.seeded(further))["seed"] for further in range(3)] == [5, 6, 7]
 
 
 @pytest.mark.parametrize("count", [1, 2, 0, -3])

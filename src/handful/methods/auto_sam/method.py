@@ -34,7 +34,7 @@ from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.jobs.atomic import write_atomically
 from handful.jobs.progress import Run
-from handful.methods.base import CHUNK, Segmenter
+from handful.methods.base import CHUNK, Method, Segmenter
 from handful.methods.encoded_support import Batches, Seen, attended, fingerprint, look, no_memory, noisy, with_pixels
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_ce, fading, whole_batch
@@ -52,7 +52,7 @@ COARSEST = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoSam:
+class AutoSam(Method):
     """A head without prompts learns all classes, the background among them; the encoder stays frozen."""
 
     slicer: Slicer = Slicer()

@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Integer, UInt8
+from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
@@ -30,7 +30,8 @@ from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import CHUNK, Segmenter, drawn, has_signal, to_classes
+from handful.methods.base import CHUNK, Method, Segmenter, drawn, has_signal, require_same_labels, to_classes
+from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.fate.support_bank import TOKENS, Retrieval, Similarity, SupportBank, bank_of, joined, memorized
 from handful.tuning.precision import Precision, computing_in
 
@@ -43,7 +44,7 @@ CERTAIN = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fate:
+class Fate(Method):
     """SAM 2's memory is shown the labelled slices that look most alike, and its own answers next door; no training."""
 
     slicer: Slicer = Slicer()
@@ -118,33 +119,6 @@ class Fate:
         return FateSegmenter(labels, slicer, _with_memory(backbone), self, SupportBank(learned))
 
 
-@dataclass(frozen=True, eq=False)
-class SliceConfidence:
-    """How sure the model was of each slice and label of a volume, slices counted as the slicer cuts them."""
-
-    object_score: Float[Tensor, "n k"]
-    """Logit that the label is in the slice at all; nan where no retrieved support holds it."""
-    iou: Float[Tensor, "n k"]
-    """Predicted IoU of the mask, in [0, 1]; nan as above."""
-    retrieved: tuple[tuple[tuple[str, int], ...], ...]
-    """For each slice the supports it was shown, the most similar first: case and number of the slice in it."""
-
-
-@dataclass(frozen=True, eq=False)
-class SupportPicture:
-    """A support slice and its labels, small, as the fitted segmenter keeps them to be looked at.
-
-    Pixels are square in the patient; what the slice leaves of the square is 0 in both.
-    """
-
-    case: str
-    number: int
-    """Of the slice in its case."""
-    image: UInt8[np.ndarray, "h w 3"]
-    labels: Integer[np.ndarray, "h w"]
-    """Label values."""
-
-
 class FateSegmenter(Segmenter):
     """The support's memories, and the walk through a stack that asks them."""
 
@@ -173,17 +147,40 @@ class FateSegmenter(Segmenter):
         return self._segmented(stack)[0]
 
     @torch.inference_mode()
-    def segment_with_confidence(self, volume: Volume) -> tuple[LabelMap, SliceConfidence]:
-        """What `predict` says, and how sure the model was of it slice by slice."""
+    def predict_explained(self, volume: Volume) -> Explained:
+        """What `predict` returns, how sure the model was of it slice by slice, and the supports it was shown."""
         self.eval()
-        return self._segmented(self.slicer.view(volume))
+        return Explained(*self._segmented(self.slicer.view(volume)))
 
-    def picture(self, case: str, number: int) -> SupportPicture:
-        """What a support slice looks like, by its name in `SliceConfidence.retrieved`."""
+    def support_picture(self, case: str, number: int) -> SupportPicture:
+        """A support slice, by its name in `SliceConfidence.retrieved`."""
         image, classes = self.bank.picture(case, number)
         values = np.array([0, *self.labels.values])
         shown = image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
         return SupportPicture(case, number, shown, values[classes.cpu().numpy()])
+
+    def confidence(
+        self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
+    ) -> dict[int, float]:
+        """Dice from the predicted IoU of each slice, times the probability that the label is in it, over its voxels."""
+        sure = reasons or self.predict_explained(volume).reasons
+        assert sure is not None
+        dice = np.nan_to_num((2 * sure.iou / (1 + sure.iou) * sure.object_score.sigmoid()).double().numpy())
+        classes = self.slicer.view(volume).of(prediction.array)
+        areas = np.stack([(classes == value).sum(axis=(1, 2)) for value in self.labels.values], axis=1)
+        pairs = zip(self.labels.values, (areas * dice).sum(axis=0), areas.sum(axis=0), strict=True)
+        return {value: float(total / area) for value, total, area in pairs if area}
+
+    def extend(self, support: SupportSet) -> FateSegmenter:
+        """A segmenter that remembers the new labelled slices, too."""
+        require_same_labels(support, self.labels)
+        same = self.method.with_slicer(self.slicer)  # as resolved then, whatever this scan asks for
+        bank = SupportBank.joined([self.bank, same.fit(support, self.backbone).bank])
+        return FateSegmenter(self.labels, self.slicer, self.backbone, self.method, bank)
+
+    @property
+    def holds_pictures(self) -> bool:
+        return True  # those of `support_picture`
 
     def _segmented(self, stack: SliceView) -> tuple[LabelMap, SliceConfidence]:
         if self.method.window == 0:

@@ -26,7 +26,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Segmenter, below
+from handful.methods.base import Method, Segmenter, below, require_same_labels
 from handful.methods.encoded_support import (
     Batches,
     Seen,
@@ -44,7 +44,7 @@ from handful.tuning.trainable import freeze_all_but, load_trainable_state, train
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShotPrompts:
+class FewShotPrompts(Method):
     """Class embeddings of the labelled slices ask the mask decoder for every label at once; only the decoder trains."""
 
     slicer: Slicer = Slicer()
@@ -151,11 +151,7 @@ class FewShotSegmenter(Segmenter):
 
     def extend(self, support: SupportSet) -> FewShotSegmenter:
         """A segmenter that is also asked with embeddings of new labelled slices; nothing is trained again."""
-        if support.labels != self.labels:
-            raise LabelError(
-                f"the new slices are labelled with {support.labels.as_dict()}, "
-                f"the segmenter with {self.labels.as_dict()}; label them alike"
-            )
+        require_same_labels(support, self.labels)
         plain = dataclasses.replace(self.method, views=1)
         seen = plain._look(support, self.slicer, self.backbone)
         tokens = self.tokens.joined(_class_embeddings(plain, seen, self.backbone))

@@ -27,13 +27,12 @@ from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.jobs.digests import Digest
 from handful.jobs.progress import Run
-from handful.methods.base import CHUNK, Segmenter, below
+from handful.methods.base import CHUNK, Method, PromptableSegmenter, Segmenter, below
 from handful.methods.encoded_support import fingerprint, integer, views_of
-from handful.methods.promptable import PromptableSegmenter
 from handful.prompts.behaviours import Behaviours, behave, confusion_negatives, packed
 from handful.prompts.heuristics import append_points, boxes, centre_points
 from handful.prompts.prompts import PADDING, Prompts
-from handful.prompts.simulation import Reader, correct
+from handful.prompts.simulation import CAREFUL, Reader, correct
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.lora import add_lora, merge_lora
 from handful.tuning.pruning import Draw, Pruning, PruningReport, Sampler
@@ -47,11 +46,10 @@ CELLS = 8
 """Cells along the maps by which slices are compared."""
 OUTSIDE = -10.0
 """Logit of a label that is not asked for."""
-CAREFUL = Reader(careful=1.0, quick=0.0, sloppy=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interactive:
+class Interactive(Method):
     """Tunes a backbone to be asked and corrected, by simulated readers of the labelled slices."""
 
     slicer: Slicer = Slicer()
@@ -155,7 +153,7 @@ class InteractiveSegmenter(Segmenter):
         Masks of the prompts are logits of the answer before. Many labels are decoded a few at once.
         """
         fork, at_once = self.tuned.fork, self.method.regions
-        some = [_columns(prompts, start, at_once) for start in range(0, _count(prompts), at_once)]
+        some = [prompts.labels(slice(start, start + at_once)) for start in range(0, prompts.shape[1], at_once)]
         parts = [self.tuned(image, part, size) for part in some]
         errors = [self.tuned.errors(image, part) for part in parts]
         logits = fork.to_slice(torch.cat([part.logits for part in parts], dim=1), size)
@@ -193,8 +191,7 @@ class InteractiveSegmenter(Segmenter):
             lent = self.table.lent(nearest, (h, w), self.method.prompts == "centre")
             there = torch.nonzero(self.table.boxes[nearest].any(dim=1))[:, 0]
             if len(there):
-                some = Prompts(*[None if part is None else part[:, there] for part in _parts(lent)])
-                logits[row, there] = self.ask(image[row], some, (h, w)).logits[0]
+                logits[row, there] = self.ask(image[row], lent.labels(there), (h, w)).logits[0]
         return logits
 
     def learned(self) -> dict[str, Tensor]:
@@ -203,14 +200,20 @@ class InteractiveSegmenter(Segmenter):
 
 
 class InteractivePromptable(PromptableSegmenter):
-    """A tuned backbone that says nothing unasked. Whoever asks again and again should keep embeddings and `ask`."""
+    """A tuned backbone that finds nothing without a prompt."""
 
     def __init__(self, segmenter: InteractiveSegmenter) -> None:
         super().__init__(segmenter.labels, segmenter.slicer, segmenter.backbone)
         self.segmenter = segmenter
 
     def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        image = encoded(self.segmenter.encoder, slices)
+        return self.answer_encoded(encoded(self.segmenter.encoder, slices), prompts)
+
+    @property
+    def encoder(self) -> Backbone:
+        return self.segmenter.encoder
+
+    def answer_encoded(self, image: ImageEmbeddings, prompts: Prompts) -> Float[Tensor, "n k h w"]:
         return self.segmenter.ask(image, prompts, image.size).logits
 
     def learned(self) -> dict[str, Tensor]:
@@ -594,20 +597,6 @@ def _by_label(losses: Float[Tensor, "b r"], labels: Int[Tensor, "b r"], count: i
     table = torch.full((len(labels), count + 2), torch.nan)  # the last column takes what pads
     table.scatter_(1, torch.where(labels >= 0, labels, count + 1), losses.detach().cpu().float())
     return table[:, :-1]
-
-
-def _parts(prompts: Prompts) -> tuple[Tensor | None, ...]:
-    return (prompts.points, prompts.point_labels, prompts.boxes, prompts.masks)
-
-
-def _columns(prompts: Prompts, start: int, count: int) -> Prompts:
-    """The prompts of some labels."""
-    return Prompts(*[None if part is None else part[:, start : start + count] for part in _parts(prompts)])
-
-
-def _count(prompts: Prompts) -> int:
-    """Number of labels."""
-    return next(part.shape[1] for part in _parts(packed(prompts)) if part is not None)
 
 
 def _gumbel(shape: torch.Size, generator: Generator) -> Tensor:

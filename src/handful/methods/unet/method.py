@@ -32,7 +32,7 @@ from handful.data.volume import LabelMap, Labels
 from handful.errors import SettingsError
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
-from handful.methods.base import CHUNK, Segmenter, below, drawn, has_signal, to_classes
+from handful.methods.base import CHUNK, Method, Segmenter, below, drawn, has_signal, to_classes
 from handful.methods.encoded_support import integer
 from handful.tuning.augment import augmented, coarsened
 from handful.tuning.loop import History, TrainConfig, train
@@ -48,7 +48,7 @@ MOST_UNLABELLED = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNet:
+class UNet(Method):
     """A U-Net trained on the labelled slices alone; of the backbone it takes the device and the largest side."""
 
     slicer: Slicer = Slicer()

@@ -7,13 +7,12 @@ compares. nnU-Net gains likewise from several U-Nets, which differ less.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.cases import SupportSet
@@ -22,12 +21,12 @@ from handful.data.volume import Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.auto_sam.method import AutoSam
-from handful.methods.base import Method, Segmenter, below
+from handful.methods.base import Method, Segmenter
 from handful.methods.fate.method import Fate
 from handful.methods.unet.method import UNet
+from handful.methods.wrappers.base import Wrapper
 from handful.methods.wrappers.planes import ALL, Planes
 from handful.methods.wrappers.voting import VotingSegmenter, mean_answer
-from handful.tuning.loop import TrainConfig
 
 FLATTEST, FEWEST = 2.0, 16
 """FATE looks at three planes where no voxel's longest edge is more than so many times its shortest, and no side of a
@@ -35,7 +34,7 @@ scan has fewer voxels."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ensemble:
+class Ensemble(Wrapper):
     """AutoSAM, a U-Net and FATE learn from the same support and vote; where no two agree, AutoSAM decides."""
 
     slicer: Slicer = Slicer()
@@ -57,55 +56,40 @@ class Ensemble:
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> EnsembleSegmenter:  # noqa: B008
         slicer = self.slicer.resolve(support.images())
         three_planes = all(_has_three_planes(volume) for volume in support.images())
-        fitted: dict[str, Segmenter] = {}
-        for name, method in self._members(slicer, three_planes).items():
-            fitted[name] = method.fit(support, backbone, run.part(name))
-        return EnsembleSegmenter(fitted, three_planes)
+        members = self._members(slicer, three_planes)
+        return EnsembleSegmenter(self.fit_members(members, support, backbone, run), three_planes)
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> EnsembleSegmenter:
         three_planes = bool(learned["three_planes"])
-        methods = self._members(slicer, three_planes)
-        fitted = {name: one.restore(labels, slicer, backbone, below(name, learned)) for name, one in methods.items()}
+        members = self._members(slicer, three_planes)
+        fitted = self.restore_members(members, labels, slicer, backbone, learned)
         return EnsembleSegmenter(fitted, three_planes)
 
     def _members(self, slicer: Slicer, three_planes: bool) -> dict[str, Method]:
         """The three, the one that decides first."""
-        fate: Method = dataclasses.replace(self.fate, slicer=slicer)
+        fate: Method = self.fate.with_slicer(slicer)
         return {
-            "auto-sam": dataclasses.replace(self.auto_sam, slicer=slicer, train=self._seeded(self.auto_sam.train)),
-            "unet": dataclasses.replace(self.unet, slicer=slicer, train=self._seeded(self.unet.train)),
+            "auto-sam": self.auto_sam.with_slicer(slicer).seeded(self.seed),
+            "unet": self.unet.with_slicer(slicer).seeded(self.seed),
             "fate": Planes(fate, ALL) if three_planes else fate,
         }
 
-    def _seeded(self, train: TrainConfig) -> TrainConfig:
-        return dataclasses.replace(train, seed=train.seed + self.seed)
-
 
 class EnsembleSegmenter(VotingSegmenter):
-    """Three segmenters."""
+    """Three segmenters; the first decides where no two agree."""
 
-    def __init__(self, fitted: dict[str, Segmenter], three_planes: bool) -> None:
-        first = next(iter(fitted.values()))
-        super().__init__(first.labels, first.slicer, first.backbone)
-        self.fitted = nn.ModuleDict(fitted)
+    def __init__(self, fitted: Mapping[str, Segmenter], three_planes: bool) -> None:
+        super().__init__(fitted)
         self.three_planes = three_planes
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        """Logits of the mean of what the three hold for likely, each by itself."""
+        """Logits of the mean of the members' probabilities."""
         return mean_answer(self.voters, slices)
 
     def learned(self) -> dict[str, Tensor]:
-        parts = {f"{name}/{key}": value for name, one in self._all() for key, value in one.learned().items()}
-        return parts | {"three_planes": torch.tensor(self.three_planes)}
-
-    @property
-    def voters(self) -> Sequence[Segmenter]:
-        return [one for _, one in self._all()]
-
-    def _all(self) -> list[tuple[str, Segmenter]]:
-        return list(self.fitted.items())  # type: ignore[arg-type]
+        return super().learned() | {"three_planes": torch.tensor(self.three_planes)}
 
 
 def _has_three_planes(volume: Volume) -> bool:

@@ -7,7 +7,6 @@ convolutional neural network", MICCAI 2013). For volumes with voxels about as hi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jaxtyping import Float
@@ -19,18 +18,21 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, below
-from handful.methods.wrappers.roi_crop import Closer
+from handful.methods.base import Method, below
+from handful.methods.wrappers.base import MethodWrapper
 from handful.methods.wrappers.voting import VotingSegmenter
 
 ALL = ("axial", "coronal", "sagittal")
 
 
 @dataclass(frozen=True)
-class Planes:
-    """A method that looks at slices of several planes."""
+class Planes(MethodWrapper):
+    """A method that is fitted on slices of several planes."""
 
-    method: Method
+    key = "planes"
+    kind = tuple[str, ...]
+    example = "such as axial,coronal,sagittal"
+
     planes: tuple[str, ...]
     """Two or three of axial, coronal, sagittal; where their votes are equal, the plane named first decides."""
 
@@ -41,51 +43,41 @@ class Planes:
             )
 
     @property
-    def slicer(self) -> Slicer:
-        return dataclasses.replace(self.method.slicer, plane=self.planes[0])  # type: ignore[arg-type]
+    def slicer(self) -> Slicer:  # type: ignore[override]
+        return _in_plane(self.method.slicer, self.planes[0])
+
+    @property
+    def value(self) -> list[str]:
+        return list(self.planes)
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> PlanesSegmenter:  # noqa: B008
-        return PlanesSegmenter(
-            self.planes, [self._of(plane).fit(support, backbone, run.part(plane)) for plane in self.planes]
-        )
+        members = {plane: self._of(plane, self.method.slicer) for plane in self.planes}
+        return PlanesSegmenter(self.fit_members(members, support, backbone, run))
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> PlanesSegmenter:
-        fitted = []
-        for plane in self.planes:
-            sliced = dataclasses.replace(slicer, plane=plane)  # type: ignore[arg-type]
-            fitted.append(self._of(plane).restore(labels, sliced, backbone, below(plane, learned)))
-        return PlanesSegmenter(self.planes, fitted)
+        return PlanesSegmenter(
+            {
+                plane: self._of(plane, slicer).restore(
+                    labels, _in_plane(slicer, plane), backbone, below(plane, learned)
+                )
+                for plane in self.planes
+            }
+        )
 
-    def _of(self, plane: str) -> Method:
-        return _sliced(self.method, dataclasses.replace(self.method.slicer, plane=plane))  # type: ignore[arg-type]
+    def _of(self, plane: str, slicer: Slicer) -> Method:
+        return self.method.with_slicer(_in_plane(slicer, plane))
 
 
-def _sliced(method: Method, slicer: Slicer) -> Method:
-    """The same method on slices that are cut otherwise."""
-    if isinstance(method, Closer):
-        return dataclasses.replace(method, method=_sliced(method.method, slicer))
-    return dataclasses.replace(method, slicer=slicer)  # type: ignore[type-var]
+def _in_plane(slicer: Slicer, plane: str) -> Slicer:
+    return dataclasses.replace(slicer, plane=plane)  # type: ignore[arg-type]
 
 
 class PlanesSegmenter(VotingSegmenter):
-    """A segmenter a plane."""
-
-    def __init__(self, planes: tuple[str, ...], fitted: list[Segmenter]) -> None:
-        super().__init__(fitted[0].labels, fitted[0].slicer, fitted[0].backbone)
-        self.planes = planes
-        self.fitted = fitted
+    """One segmenter per plane."""
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Logits for slices of the first plane."""
-        logits: Tensor = self.fitted[0](slices)
+        logits: Tensor = self.voters[0](slices)
         return logits
-
-    def learned(self) -> dict[str, Tensor]:
-        pairs = zip(self.planes, self.fitted, strict=True)
-        return {f"{plane}/{name}": tensor for plane, one in pairs for name, tensor in one.learned().items()}
-
-    @property
-    def voters(self) -> Sequence[Segmenter]:
-        return self.fitted

@@ -25,18 +25,23 @@ from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, below
+from handful.methods.base import Segmenter, below
+from handful.methods.explained import SliceConfidence
 from handful.methods.promptable import TransferredPrompts
+from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
 
 OUTLIERS = 0.02
 """Share of the labelled pixels that may lie outside on either side when the region of a new scan is looked for."""
 
 
 @dataclass(frozen=True)
-class Closer:
-    """A method that looks at a window round the labelled region."""
+class RoiCrop(MethodWrapper):
+    """A method that is shown a window round the labelled region."""
 
-    method: Method
+    key = "closer"
+    kind = float
+    example = "a number such as 1.3"
+
     context: float
     """Side of the window over the longest side of the labelled region, the largest one of the support; 1.3 or so."""
 
@@ -47,10 +52,10 @@ class Closer:
             )
 
     @property
-    def slicer(self) -> Slicer:
-        return self.method.slicer
+    def value(self) -> float:
+        return self.context
 
-    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> CloserSegmenter:  # noqa: B008
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> RoiCropSegmenter:  # noqa: B008
         slicer = self.slicer.resolve(support.images())
         regions = [_labelled_region(case, support.labels, slicer) for case in support.cases]
         windows = Windows.of(regions, self.context)
@@ -58,16 +63,15 @@ class Closer:
         cut = tuple(
             _cut(case, windows.round_about(region)) for case, region in zip(support.cases, regions, strict=True)
         )
-        method = dataclasses.replace(self.method, slicer=slicer)  # type: ignore[type-var]
-        inner = method.fit(SupportSet(cut, support.labels), backbone, run)
-        return CloserSegmenter(inner, where, windows)
+        inner = self.method.with_slicer(slicer).fit(SupportSet(cut, support.labels), backbone, run)
+        return RoiCropSegmenter(inner, where, windows)
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
-    ) -> CloserSegmenter:
+    ) -> RoiCropSegmenter:
         inner = self.method.restore(labels, slicer, backbone, below("inner", learned))
         where = TransferredPrompts.unpack(below("where", learned))
-        return CloserSegmenter(inner, where, Windows(*learned["windows"].tolist()))
+        return RoiCropSegmenter(inner, where, Windows(*learned["windows"].tolist()))
 
 
 @dataclass(frozen=True)
@@ -132,12 +136,11 @@ class Windows:
         return Region(view, top, left, bottom, right)
 
 
-class CloserSegmenter(Segmenter):
+class RoiCropSegmenter(WrapperSegmenter):
     """A segmenter for windows, and what tells where to put them."""
 
     def __init__(self, inner: Segmenter, where: TransferredPrompts, windows: Windows) -> None:
-        super().__init__(inner.labels, inner.slicer, inner.backbone)
-        self.inner = inner
+        super().__init__({"inner": inner})
         self.where = where
         self.windows = windows
 
@@ -147,9 +150,9 @@ class CloserSegmenter(Segmenter):
         return logits
 
     def learned(self) -> dict[str, Tensor]:
-        inner = {f"inner/{name}": tensor for name, tensor in self.inner.learned().items()}
         where = {f"where/{name}": tensor for name, tensor in self.where.pack().items()}
-        return inner | where | {"windows": torch.tensor(dataclasses.astuple(self.windows), dtype=torch.float64)}
+        windows = torch.tensor(dataclasses.astuple(self.windows), dtype=torch.float64)
+        return super().learned() | where | {"windows": windows}
 
     def segment(self, stack: SliceView) -> LabelMap:
         window = self.window(stack)
@@ -158,6 +161,21 @@ class CloserSegmenter(Segmenter):
         whole = np.zeros(stack.volume.geometry.shape, dtype=found.array.dtype)
         whole[cut] = found.array
         return LabelMap(whole, stack.volume.geometry, self.labels)
+
+    def confidence(
+        self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
+    ) -> dict[int, float]:
+        """Unknown: the logits are those of windows."""
+        return {}
+
+    @property
+    def holds_pictures(self) -> bool:
+        return True  # thumbnails of the whole slices
+
+    @property
+    def inner(self) -> Segmenter:
+        """The segmenter of windows."""
+        return self.members["inner"]
 
     def window(self, stack: SliceView) -> Region:
         """Where in the slices of a scan the method looks."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,17 +10,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from handful.data.slicing import SliceView
-from handful.data.volume import LabelMap, Volume
+from handful.data.volume import IGNORE, LabelMap, Volume
+from handful.evaluation.metrics import overlap
 from handful.methods.base import Segmenter
+from handful.methods.explained import SliceConfidence
+from handful.methods.wrappers.base import WrapperSegmenter
 
 
-class VotingSegmenter(Segmenter):
+class VotingSegmenter(WrapperSegmenter):
     """Several segmenters of the same labels, made one."""
 
     @property
-    @abstractmethod
     def voters(self) -> Sequence[Segmenter]:
         """The one that decides where votes are equal comes first."""
+        return list(self.members.values())
 
     def votes(self, volume: Volume) -> Iterator[LabelMap]:
         """What each makes of a scan, one after the other."""
@@ -29,6 +31,21 @@ class VotingSegmenter(Segmenter):
 
     def segment(self, stack: SliceView) -> LabelMap:
         return majority(list(self.votes(stack.volume)))
+
+    @torch.inference_mode()
+    def confidence(
+        self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
+    ) -> dict[int, float]:
+        """Mean Dice of each voter's label map with the prediction."""
+        self.eval()
+        held = [value for value in self.labels.values if (prediction.array == value).any()]
+        masks = [prediction.array == value for value in held]
+        known = prediction.array != IGNORE
+        dice = [
+            [overlap(vote.array == value, mask, known).dice for value, mask in zip(held, masks, strict=True)]
+            for vote in self.votes(volume)
+        ]
+        return dict(zip(held, np.mean(dice, axis=0).tolist(), strict=True))
 
 
 def majority(maps: Sequence[LabelMap]) -> LabelMap:
