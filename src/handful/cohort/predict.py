@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from handful.backbones.cached import cached
 from handful.checkpoint import RECORD, load
@@ -22,7 +21,7 @@ from handful.jobs.atomic import remove_leftovers, write_json
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of, digest_of_file
 from handful.jobs.lock import locked
-from handful.jobs.notes import NOTES
+from handful.jobs.notes import NOTES, Notes
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
 from handful.methods.cost import estimate
@@ -106,8 +105,7 @@ def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | No
 
 def support_among(out: Path) -> set[str]:
     """Names of the cases in an output folder that the model had been fitted on, as far as handful wrote it."""
-    notes = {path.stem: _read_note(path) for path in (out / NOTES).glob("[!.]*.json")}
-    return {name for name, note in notes.items() if note and note.get("fitted_on")}
+    return {name for name, note in Notes(out / NOTES, _Note).items() if note.fitted_on}
 
 
 def open_segmenter(model: Path, config: PredictConfig) -> Segmenter:
@@ -119,15 +117,27 @@ def open_segmenter(model: Path, config: PredictConfig) -> Segmenter:
     return segmenter.to(device)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Note:
+    """What an output was made of; nothing of a case that another program predicted."""
+
+    input: str | None = None
+    model: str | None = None
+    output: str | None
+    """Digest of the output; None while it is being written."""
+    fitted_on: bool = False
+    """Whether the model was fitted on this scan."""
+
+
 @dataclass(frozen=True)
 class _Task:
-    """A case to do: where its output and its note go, and what they were made of."""
+    """A case to do: where its output and its note go, and what the note will say."""
 
     case: Case
     output: Path
-    note: Path
+    notes: Notes[_Note]
     preview: Path
-    made_of: Mapping[str, str]
+    note: _Note
 
 
 def _plan(
@@ -152,30 +162,28 @@ def _plan(
 def _task(case: Case, out: Path, model: str) -> _Task:
     if case.name in (".", "..") or any(mark in case.name for mark in "/\\\0"):
         raise InputError(f"case {case.name!r} cannot name a file; rename it")
-    note = out / NOTES / f"{case.name}.json"
     suffix = case.image.name[len(stem(case.image)) :] if isinstance(case.image, Path) else ".nii.gz"
     output = out / f"{case.name}{WRITTEN_AS.get(suffix.lower(), suffix)}"
-    made_of = {"input": _input_digest(case), "model": model}
-    return _Task(case, output, note, out / "previews" / f"{case.name}.png", made_of)
+    note = _Note(input=_input_digest(case), model=model, output=None)
+    return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png", note)
 
 
 def _is_done(task: _Task, config: PredictConfig) -> bool:
     if not task.output.exists() or (config.preview and not task.preview.exists()):
         return False
-    made_of = {**task.made_of, "output": digest_of_file(task.output)}
-    return made_of.items() <= (_read_note(task.note) or {}).items()
+    made_of = {"input": task.note.input, "model": task.note.model}
+    return task.notes.find(task.case.name, **made_of, output=digest_of_file(task.output)) is not None
 
 
 def _make_way(task: _Task, config: PredictConfig) -> None:
     """Refuses to replace a foreign file; keeps an output that was changed by hand after it was written."""
     if not task.output.exists() or config.overwrite:
         return
-    note = _read_note(task.note)
+    note = task.notes.read(task.case.name)
     if note is None:
         raise InputError(f"{task.output.name} exists and handful did not write it; name another folder or --overwrite")
-    written = note.get("output")
-    if written is not None and written != (now := digest_of_file(task.output)):
-        aside = task.note.parent / "changed" / f"{now[:12]}.{task.output.name}"
+    if note.output is not None and note.output != (now := digest_of_file(task.output)):
+        aside = task.notes.folder / "changed" / f"{now[:12]}.{task.output.name}"
         aside.parent.mkdir(exist_ok=True)
         os.replace(task.output, aside)
 
@@ -183,14 +191,15 @@ def _make_way(task: _Task, config: PredictConfig) -> None:
 def _carry_out(task: _Task, segmenter: Segmenter, support: Set[str], config: PredictConfig) -> None:
     volume = task.case.read_image()
     label_map, reasons = segmenter.predict_explained(volume)
-    if task.note.exists():
+    if task.notes.path(task.case.name).exists():
         task.preview.unlink(missing_ok=True)  # of an earlier answer
-    write_json(task.note, {**task.made_of, "output": None})  # from here on the output is known to be handful's own
+    task.notes.write(task.case.name, task.note)  # from here on the output is known to be handful's own
     write_label_map(task.output, label_map)
     if config.preview:
         write_preview(task.preview, volume, label_map, segmenter, reasons, task.case.name)
     fitted_on = digest_of(volume.array) in support
-    write_json(task.note, {**task.made_of, "output": digest_of_file(task.output), "fitted_on": fitted_on})
+    note = replace(task.note, output=digest_of_file(task.output), fitted_on=fitted_on)
+    task.notes.write(task.case.name, note)
 
 
 def _segment(
@@ -232,15 +241,6 @@ def _support(model: Path) -> set[str]:
     """Digests of the images that the model was fitted on."""
     provenance = json.loads((model / RECORD).read_text("utf-8"))["provenance"]
     return {case["image_sha256"] for case in provenance.get("support", [])}
-
-
-def _read_note(path: Path) -> dict[str, Any] | None:
-    """None where there is none, or none that can be read."""
-    try:
-        note = json.loads(path.read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return note if isinstance(note, dict) else None
 
 
 def _write_notes(

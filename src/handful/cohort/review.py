@@ -6,14 +6,13 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
@@ -39,6 +38,7 @@ from handful.jobs.atomic import write_atomically
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.lock import locked
+from handful.jobs.notes import NOTES, Notes
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method
@@ -46,7 +46,7 @@ from handful.reports.markup import Element, element, page
 from handful.reports.overlay import write_overlay
 from handful.reports.page_style import STYLE
 
-TABLE, PAGE, PICTURES, NOTES = "review.csv", "review.html", "pictures", ".handful"
+TABLE, PAGE, PICTURES = "review.csv", "review.html", "pictures"
 MOST_ROWS = 300
 """Lines of the queue on the page; the table has all."""
 SHEETS = ".sheet { margin: 0 0 34px; } .sheet img { width: 100%; max-width: 900px; height: auto; border-radius: 8px; }"
@@ -138,6 +138,22 @@ class _Work:
     refit: Refit | None
 
 
+@dataclass(frozen=True)
+class _CalibrationNote:
+    """The calibration, and the key of what it was learnt from."""
+
+    made_of: str
+    content: Calibration | None
+
+
+@dataclass(frozen=True)
+class _CaseNote:
+    """The quality of a case's prediction, and the key of what it was judged by."""
+
+    made_of: str
+    content: CaseQuality
+
+
 def _reviewed(
     work: _Work, judge: Judge, support: tuple[Case, ...], wanted: Sequence[Case], config: ReviewConfig, report: Report
 ) -> ReviewResult:
@@ -167,13 +183,12 @@ def _reviewed(
 
 def _calibrated(work: _Work, judge: Judge, support: SupportSet, report: Report) -> Judge:
     """The judge with the calibration learnt before, or learnt now."""
-    note = work.out / NOTES / "calibration.json"
-    kept = _read_note(note, work.key, Calibration | None)
-    if kept is not None:
-        return replace(judge, calibration=kept[0])
-    calibration = judge.calibrated(support, work.refit, report) if work.refit else None
-    _write_note(note, work.key, calibration and asdict(calibration))
-    return replace(judge, calibration=calibration)
+    notes = Notes(work.out / NOTES, _CalibrationNote)
+    note = notes.find("calibration", made_of=work.key)
+    if note is None:
+        note = _CalibrationNote(work.key, judge.calibrated(support, work.refit, report) if work.refit else None)
+        notes.write("calibration", note)
+    return replace(judge, calibration=note.content)
 
 
 def _judged(work: _Work, judge: Judge, case: Case) -> tuple[CaseQuality, bool]:
@@ -184,13 +199,13 @@ def _judged(work: _Work, judge: Judge, case: Case) -> tuple[CaseQuality, bool]:
     prediction = read_label_map(path, work.labels)
     scan = digest_of(case.read_image().array)
     key = digest_of(f"{work.key} {scan} {digest_of_file(path)}")
-    note = work.out / NOTES / "cases" / f"{case.name}.json"
-    kept = _read_note(note, key, CaseQuality)
-    if kept is not None:
-        return kept[0], False
+    notes = Notes(work.out / NOTES / "cases", _CaseNote)
+    note = notes.find(case.name, made_of=key)
+    if note is not None:
+        return note.content, False
     quality = judge(case, prediction)
     _picture(work.out, case.name).unlink(missing_ok=True)  # of another prediction
-    _write_note(note, key, asdict(quality))
+    notes.write(case.name, _CaseNote(key, quality))
     return quality, True
 
 
@@ -256,19 +271,6 @@ def _key(model: Path, support: Sequence[Case], config: ReviewConfig) -> str:
     settings = (config.reverse, config.confidence, config.calibrate)
     made_of = [version("handful"), digest_of_file(model / RECORD), references, settings]
     return digest_of_json(made_of)
-
-
-def _read_note(path: Path, key: str, kind: Any) -> tuple[Any] | None:
-    """What was noted, of that type, if it was made of the same; None where there is nothing that can be read."""
-    try:
-        note = json.loads(path.read_text("utf-8"))
-        return (TypeAdapter(kind).validate_python(note["content"]),) if note["made_of"] == key else None
-    except (FileNotFoundError, ValueError, KeyError, TypeError, ValidationError):
-        return None
-
-
-def _write_note(path: Path, key: str, content: object) -> None:
-    write_atomically(path, (json.dumps({"made_of": key, "content": content}, indent=1) + "\n").encode())
 
 
 def _draw(work: _Work, cases: Sequence[Case], shown: Sequence[CaseQuality]) -> None:
