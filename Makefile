@@ -14,14 +14,15 @@ check: $(READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m reproduction --check
 
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/run.py
 
-# Rewrites docs/claims.md and all tables from docs/results. DATA=folder measures what is missing first, which may take
+# Rewrites docs/claims.md and all tables from reproduction/results. DATA=folder measures what is missing first, which may take
 # days and goes on where it was stopped; PART="acdc fate" takes some of it.
 claims: $(READY)
-	$(VENV)/bin/python benchmarks/claims.py --curves $(if $(DATA),--data "$(DATA)") $(if $(PART),--part $(PART))
+	$(VENV)/bin/python -m reproduction --curves $(if $(DATA),--data "$(DATA)") $(if $(PART),--part $(PART))
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=6, help="CPU minutes a shape")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
-    parser.add_argument("--out", type=Path, default=Path("docs/results/architectures.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("reproduction/results/architectures.jsonl"))
     arguments = parser.parse_args()
     tune_allocator()
     torch.set_num_threads(1)

@@ -461,7 +461,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the draw of the support")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/fate_speed.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("reproduction/results/fate_speed.jsonl"))
     arguments = parser.parse_args()
     if arguments.slices is not None and arguments.slices < 2:
         parser.error(f"--slices must be at least 2, got {arguments.slices}")

@@ -1,6 +1,6 @@
 """Which parameters each method trains, whether the image encoder is touched, and what keeping embeddings saves.
 
-    python benchmarks/what_trains.py [--out docs/results/what_trains.jsonl] [--rounds 5]
+    python benchmarks/what_trains.py [--out reproduction/results/what_trains.jsonl] [--rounds 5]
 
 On two phantoms, with a few steps of training: what is counted does not depend on how long. Lines are written anew.
 """
@@ -24,7 +24,7 @@ METHODS = ("fate", "few-shot-prompts", "auto-sam", "interactive", "nearest-slice
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/what_trains.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("reproduction/results/what_trains.jsonl"))
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.manual_seed(0)

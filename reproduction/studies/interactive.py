@@ -1,8 +1,8 @@
 """Interactive tuning on real scans: clicks to a Dice, sensitivity to how people ask, other organs, and pruning.
 
-    python benchmarks/interactive_study.py clicks --data FOLDER --sets chaos_mr_t2 acdc --shots 4 --draws 0 --out FILE
-    python benchmarks/interactive_study.py generalise --fitted-on acdc --data FOLDER --sets chaos_mr_t2 --out FILE
-    python benchmarks/interactive_study.py pruning --data FOLDER --sets chaos_mr_t2 acdc --seeds 0 1 2 --out FILE
+    python -m reproduction.studies.interactive clicks --data FOLDER --sets chaos_mr_t2 acdc --shots 4 --out FILE
+    python -m reproduction.studies.interactive generalise --fitted-on acdc --data FOLDER --sets chaos_mr_t2 --out FILE
+    python -m reproduction.studies.interactive pruning --data FOLDER --sets chaos_mr_t2 acdc --seeds 0 1 2 --out FILE
 
 FOLDER holds one data set a subfolder (images/, labels/, dataset.json). Every cell is one line in the file, written when
 it is known; one that is there already is not computed again, so a stopped run goes on where it was. Cells are spread
@@ -52,7 +52,7 @@ from handful.prompts.behaviours import BEHAVIOURS, SLOTS, Behaviours, behave, pa
 from handful.prompts.heuristics import append_points
 from handful.prompts.prompts import PADDING, Prompts
 from handful.prompts.simulation import Reader, clicks_to_reach, correct, hard_dice
-from spread import Line, my_backbone, read_lines, spread
+from reproduction.study import Line, my_backbone, read_lines, spread
 
 ARMS = ("backbone", "interactive:prompts=centre", "interactive")
 RULES = ("none", "random", "infobatch", "cbdp")
@@ -554,7 +554,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("clicks", "generalise", "pruning"))
     parser.add_argument("--data", type=Path, help="folder of data sets")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/interactive_study.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("reproduction/results/interactive_study.jsonl"))
     parser.add_argument("--sets", nargs="+", default=[], help="sets that are asked about")
     parser.add_argument("--fitted-on", help="with generalise: the set that arms are fitted on")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="ARM[:KEY=VALUE,…]")

@@ -1,19 +1,28 @@
-"""Tables and curves that documents show of the evidence: by name, between `<!-- table: NAME -->` and `<!-- end -->`.
-
-A name may be followed by a data set and a measure: `<!-- table: label_efficiency acdc hd95 -->`.
-"""
+"""The tables that documents show of the evidence, by name."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from claims_evidence import MEASURES, SECONDS, Evidence, Pool, Scores, balanced, difference, estimate, sets_of
-from handful.errors import SettingsError
-from handful.evaluation.evaluate import Estimate
-from handful.evaluation.results import LARGER_IS_BETTER, TITLES
+from handful.evaluation.results import TITLES
+from reproduction.evidence import (
+    MEASURES,
+    SECONDS,
+    Evidence,
+    Pool,
+    Scores,
+    balanced,
+    difference,
+    estimate,
+    scores_of,
+    sets_of,
+    shared,
+)
+from reproduction.markdown import UNMEASURED, Render, interval, signed, table
+from reproduction.studies import interactive as interactive_study
+from reproduction.studies import quality as quality_study
+from reproduction.studies import suggest as suggest_study
 
 OURS = (
     "few-shot prompts",
@@ -59,48 +68,8 @@ DRAWS = 3
 """Draws of the labelled cases that the plans ask for."""
 CURVE = 3
 """Numbers of labelled cases that make a curve."""
-LINE = 2
-"""Numbers of labelled cases without which an arm is no line, and not drawn."""
-UNMEASURED = "(not measured yet)"
-MARKED = "<!-- table:"
 STEPS = re.compile(r"(?P<arm>.+), (?P<steps>\d+) steps")
 """Arms that a plan trains for different times."""
-_PLACE = re.compile(r"(<!-- table: (?P<name>[^>]*?) -->\n)(?P<old>.*?)(?P<end><!-- end -->)", re.DOTALL)
-
-Render = Callable[[Evidence, Sequence[str]], str]
-
-
-def with_tables(text: str, tables: Mapping[str, Render], evidence: Evidence, where: str) -> str:
-    """`text` with what is between markers written anew; SettingsError names an unknown table or a missing end."""
-    if text.count(MARKED) != len(_PLACE.findall(text)):
-        raise SettingsError(f"{where}: a table's marker is not closed; put <!-- end --> on a line after it")
-
-    def made(place: re.Match[str]) -> str:
-        name, *words = place["name"].split()
-        if name not in tables:
-            raise SettingsError(f"{where}: there is no table {name!r}; there are {', '.join(sorted(tables))}")
-        return f"{place[1]}{tables[name](evidence, words)}\n{place['end']}"
-
-    return _PLACE.sub(made, text)
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def scores_of(pools: Iterable[Pool], data_set: str, arm: str, shots: int, measure: str = "dice") -> Scores:
-    """Of the first pool that has them; none where no pool does."""
-    found = (pool.scores.get((data_set, arm, shots), {}).get(measure) for pool in pools)
-    return next((one for one in found if one), {})
-
-
-def shared(found: Mapping[str, Scores]) -> dict[str, Scores]:
-    """Scores of several arms, each on the draws and cases that all of them have; arms without any are left out."""
-    measured = {arm: scores for arm, scores in found.items() if scores}
-    keys = set.intersection(*[set(scores) for scores in measured.values()]) if measured else set()
-    return {arm: {key: scores[key] for key in sorted(keys)} for arm, scores in measured.items()}
 
 
 def label_efficiency(evidence: Evidence, words: Sequence[str]) -> str:
@@ -134,7 +103,7 @@ def _efficiency(evidence: Evidence, data_set: str, measure: str, arms: Sequence[
 def _drawn(scores: Scores, measure: str, most: int) -> str:
     """A cell that says of how many draws it is, where others are of more."""
     few = _draws(scores)
-    return _cell(estimate(scores), measure) + (f" ({few} draw{'s' * (few > 1)})" if few < most else "")
+    return interval(estimate(scores), measure) + (f" ({few} draw{'s' * (few > 1)})" if few < most else "")
 
 
 def _draws(scores: Scores) -> int:
@@ -225,7 +194,7 @@ def fate_shots(evidence: Evidence, words: Sequence[str]) -> str:
         found = {n: shared({arm: scores_of([pool], name, arm, n, "dice") for arm in arms}) for n in shots}
         if len(shots) > 1:
             rows = [
-                [arm, *[_cell(estimate(of[arm]), "dice") if arm in of else "–" for of in found.values()]]
+                [arm, *[interval(estimate(of[arm]), "dice") if arm in of else "–" for of in found.values()]]
                 for arm in arms
                 if any(arm in of for of in found.values())
             ]
@@ -242,7 +211,7 @@ def fate_settings(evidence: Evidence, words: Sequence[str]) -> str:
         cells = [arm]
         for name in names:
             one = difference(evidence.benches, name, (arm, 4), ("FATE", 4))
-            cells += [f"{one.means[0]:.3f}", _signed(one.estimate)] if one else ["–", "–"]
+            cells += [f"{one.means[0]:.3f}", signed(one.estimate)] if one else ["–", "–"]
         rows.append(cells)
     return table(("setting", *[head for name in names for head in (f"{name}, Dice", "to the default")]), rows)
 
@@ -250,7 +219,7 @@ def fate_settings(evidence: Evidence, words: Sequence[str]) -> str:
 def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
     """The heads and few-shot prompts beside the U-Nets, two tables a data set of which there is a curve."""
     arms = tuple(arm for arm in OURS if arm.startswith(("AutoSAM", "few-shot"))) + OTHERS[:3]
-    names = _with_curves(evidence)
+    names = sets_with_curves(evidence)
     parts = [
         f"**{name}**, {TITLES[measure]}\n\n{_efficiency(evidence, name, measure, arms)}"
         for name in names
@@ -269,8 +238,8 @@ def ensemble(evidence: Evidence, words: Sequence[str]) -> str:
                 found = {arm: scores for arm, scores in of.items() if scores}
                 for arm, scores in found.items():
                     one = difference([pool], name, ("ensemble", shots), (arm, shots))
-                    gap = _signed(one.estimate) if one and arm != "ensemble" else ""
-                    rows.append((name, str(shots), arm, _cell(estimate(scores), "dice"), gap, str(_draws(scores))))
+                    gap = signed(one.estimate) if one and arm != "ensemble" else ""
+                    rows.append((name, str(shots), arm, interval(estimate(scores), "dice"), gap, str(_draws(scores))))
     heads = ("data set", "labelled", "arm", "Dice", "ensemble minus this", "draws")
     return table(heads, rows) if rows else UNMEASURED
 
@@ -312,7 +281,7 @@ def _beside(evidence: Evidence, first: str, second: str) -> list[tuple[str, ...]
                 one = difference([pool], name, (first, shots), (second, shots))
                 if one:
                     means = [f"{mean:.3f}" for mean in one.means]
-                    rows.append((first, name, str(shots), *means, _signed(one.estimate), str(one.draws)))
+                    rows.append((first, name, str(shots), *means, signed(one.estimate), str(one.draws)))
     return rows
 
 
@@ -359,7 +328,7 @@ def _asked(pools: Sequence[Pool], measures: Mapping[str, str]) -> str:
     rows = []
     for pool in pools:
         for (name, arm, n), scores in sorted(pool.scores.items()):
-            cells = [_cell(estimate(scores[one]), "dice") if one in scores else "–" for one in measures]
+            cells = [interval(estimate(scores[one]), "dice") if one in scores else "–" for one in measures]
             rows.append((name, f"{arm.removeprefix('interactive:')}, {n} labelled", *cells))
     return table(("set", "arm", *measures.values()), rows) if rows else UNMEASURED
 
@@ -371,7 +340,7 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
     and nothing below.
     """
     rows, sentences = [], []
-    told = _with_curves(evidence)
+    told = sets_with_curves(evidence)
     for name in sets_of(evidence.plans, (BASELINE,)):
         pool = next(pool for pool in evidence.plans if name in sets_of([pool], (BASELINE,)))
         curves = {arm: _curve(pool, name, arm) for arm in (*OURS, BASELINE)}
@@ -387,7 +356,7 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
             if reached:
                 fewest, negative, arm = min(reached)
                 one = difference([pool], name, (arm, fewest), (BASELINE, n))
-                gap = _signed(one.estimate) if one else "–"
+                gap = signed(one.estimate) if one else "–"
                 rows.append((name, f"{n} ({score:.3f})", f"**{fewest}**", f"{arm} ({-negative:.3f})", gap))
                 sentence += f"**{fewest}** ({arm}, {-negative:.3f})."
             else:
@@ -403,7 +372,7 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
     return "\n\n".join((MATCHING, "\n".join(sentences), table(heads, rows)))
 
 
-def _with_curves(evidence: Evidence) -> list[str]:
+def sets_with_curves(evidence: Evidence) -> list[str]:
     """Data sets of the plans that were tried with enough numbers of labelled cases to show a curve."""
     tried = {
         name: {n for pool in evidence.plans for one, _, n in pool.scores if one == name}
@@ -412,48 +381,39 @@ def _with_curves(evidence: Evidence) -> list[str]:
     return [name for name, numbers in tried.items() if len(numbers) >= CURVE]
 
 
-def draw_curves(evidence: Evidence, path: Path) -> None:
-    """Dice over the number of labelled cases, a panel a data set that has a curve; bars are the intervals."""
-    from matplotlib.figure import Figure
+def _by_set(pools: Sequence[Pool], arms: Sequence[str], names: Sequence[str], shots: int) -> str:
+    """A row a data set, first all of Dice, then all of HD95."""
+    parts = []
+    for measure, title in (("dice", "Dice"), ("hd95", "HD95")):
+        rows = []
+        for name in names:
+            found = shared({arm: scores_of(pools, name, arm, shots, measure) for arm in arms})
+            rows.append([name, *[interval(estimate(found[arm]), measure) if arm in found else "–" for arm in arms]])
+        parts.append(table((title, *arms), rows))
+    return "\n\n".join(parts)
 
-    names = _with_curves(evidence)
-    if not names:
-        return
-    columns = min(3, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(5.2 * columns + 2.4, 4.2 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    lines = {}
-    for name, axes in zip(names, panels, strict=False):
-        pool = next(pool for pool in evidence.plans if name in sets_of([pool]))
-        ticks = sorted({n for one, _, n in pool.scores if one == name})
-        for number, arm in enumerate(ARMS):
-            found = {n: estimate(one) for n in ticks if (one := scores_of([pool], name, arm, n))}
-            if len(found) < LINE:
-                continue
-            means = [one.mean for one in found.values()]
-            reach = [[one.mean - one.low for one in found.values()], [one.high - one.mean for one in found.values()]]
-            style = "--" if arm in READERS else ":" if arm in OTHERS else "-"
-            colour, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
-            aside = 1.014 ** (number - len(ARMS) / 2)  # so that bars of one number do not hide each other
-            lines[arm] = axes.errorbar(
-                [n * aside for n in found],
-                means,
-                reach,
-                color=colour,
-                linestyle=style,
-                marker=marker,
-                ms=4,
-                elinewidth=0.6,
-            )
-        axes.set(title=name, xlabel="labelled cases", ylabel="mean Dice of unseen cases", xscale="log", ylim=(0, 1))
-        axes.set_xticks(ticks, [str(n) for n in ticks])
-        axes.minorticks_off()
-        axes.grid(alpha=0.25)
-    for axes in panels[len(names) :]:
-        axes.remove()
-    figure.legend(list(lines.values()), list(lines), loc="outside right upper", frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
+
+def _curve(pool: Pool, data_set: str, arm: str) -> dict[int, float]:
+    shots = {n for name, one, n in pool.scores if (name, one) == (data_set, arm)}
+    return {n: estimate(scores_of([pool], data_set, arm, n)).mean for n in sorted(shots)}
+
+
+def suggest(evidence: Evidence, words: Sequence[str]) -> str:
+    """What suggested slices are worth compared with random ones."""
+    lines = list(evidence.raw("suggest"))
+    return suggest_study.tables(lines) if lines else UNMEASURED
+
+
+def pruning(evidence: Evidence, words: Sequence[str]) -> str:
+    """The rules of pruning: Dice of each organ, what they left out, and what that saved."""
+    lines = [line for line in evidence.raw("interactive") if line["part"] == "pruning"]
+    return interactive_study.pruning_tables(lines) if lines else UNMEASURED
+
+
+def quality(evidence: Evidence, words: Sequence[str]) -> str:
+    """How well a predicted Dice agrees with the true one."""
+    lines = list(evidence.raw("quality"))
+    return quality_study.tables(lines) if lines else UNMEASURED
 
 
 TABLES: dict[str, Render] = {
@@ -472,32 +432,7 @@ TABLES: dict[str, Render] = {
     "prompts": prompts,
     "time_to_dice": time_to_dice,
     "interactive": interactive,
+    "pruning": pruning,
+    "suggest": suggest,
+    "quality": quality,
 }
-
-
-def _by_set(pools: Sequence[Pool], arms: Sequence[str], names: Sequence[str], shots: int) -> str:
-    """A row a data set, first all of Dice, then all of HD95."""
-    parts = []
-    for measure, title in (("dice", "Dice"), ("hd95", "HD95")):
-        rows = []
-        for name in names:
-            found = shared({arm: scores_of(pools, name, arm, shots, measure) for arm in arms})
-            rows.append([name, *[_cell(estimate(found[arm]), measure) if arm in found else "–" for arm in arms]])
-        parts.append(table((title, *arms), rows))
-    return "\n\n".join(parts)
-
-
-def _curve(pool: Pool, data_set: str, arm: str) -> dict[int, float]:
-    shots = {n for name, one, n in pool.scores if (name, one) == (data_set, arm)}
-    return {n: estimate(scores_of([pool], data_set, arm, n)).mean for n in sorted(shots)}
-
-
-def _cell(one: Estimate, measure: str) -> str:
-    digits = 3 if measure in LARGER_IS_BETTER else 1
-    if math.isnan(one.low):
-        return f"{one.mean:.{digits}f}"
-    return f"{one.mean:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
-
-
-def _signed(one: Estimate) -> str:
-    return f"{one.mean:+.3f}" + ("" if math.isnan(one.low) else f" [{one.low:+.3f}, {one.high:+.3f}]")

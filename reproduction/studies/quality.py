@@ -1,6 +1,6 @@
 """How well the quality that is predicted without a reference agrees with the true one, on unseen cases of real scans.
 
-    python benchmarks/quality.py --data FOLDER --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --draws 0 1 2
+    python -m reproduction.studies.quality --data FOLDER --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --draws 0 1 2
 
 FOLDER holds one data set a subfolder (images/, labels/, dataset.json). An arm is a method, or a method with settings
 such as "fate:window=0". It is fitted on a draw of the labelled cases and predicts up to --cases cases of other
@@ -37,7 +37,7 @@ from handful.data.volume import LabelMap
 from handful.evaluation.evaluate import score_case
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import build_method, method_settings
-from spread import Line, my_backbone, read_lines, spread
+from reproduction.study import Line, my_backbone, read_lines, spread
 
 WAYS = ("calibrated", "plain mean", *SIGNALS)
 
@@ -250,7 +250,7 @@ def draw(lines: list[Line], path: Path) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of data sets")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/quality.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("reproduction/results/quality.jsonl"))
     parser.add_argument("--sets", nargs="+", default=[])
     parser.add_argument("--arms", nargs="+", default=["fate"], metavar="METHOD[:KEY=VALUE,…]")
     parser.add_argument("--shots", nargs="+", type=int, default=[4])

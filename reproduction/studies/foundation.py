@@ -1,6 +1,6 @@
 """What a backbone can do on real scans with nothing trained on them: prompts, memory from four volumes, and its speed.
 
-    python benchmarks/foundation.py --data FOLDER --name "first handful-tiny"
+    python -m reproduction.studies.foundation --data FOLDER --name "first handful-tiny"
 
 FOLDER holds one data set a subfolder (images/, labels/, dataset.json). Every result is one line in the file, with the
 value of each case, written when it is known; a line that is there already is not computed again, so a stopped run goes
@@ -449,7 +449,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of fate")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("docs/results/foundation.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("reproduction/results/foundation.jsonl"))
     parser.add_argument("--table", action="store_true", help="print the tables of what is there, compute nothing")
     arguments = parser.parse_args()
     if arguments.data is None and not arguments.table:

@@ -1,6 +1,6 @@
 """What each method makes of 1, 2, 4, 8 … labelled volumes of real scans: Dice and HD95 of unseen ones, and curves.
 
-    python benchmarks/label_efficiency.py --data FOLDER --sets acdc --arms fate "few-shot-prompts" unet --shots 1 2 4 8
+    python -m reproduction.studies.label_efficiency --data FOLDER --sets acdc --arms fate unet --shots 1 2 4 8
 
 FOLDER holds one data set a subfolder (images/, labels/, dataset.json). An arm is a method, or a method with settings
 such as "fate:window=0,closer=1.4"; the pseudo-setting "shuffled=1" of fate deals its supports out at random, for
@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foundation import called_present
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.data.cases import Case, SupportSet
@@ -39,7 +38,8 @@ from handful.methods.catalog import build_method, method_settings
 from handful.methods.fate.method import FateSegmenter
 from handful.methods.promptable import PromptKind, oracle
 from handful.methods.zero_shot import ZeroShot
-from spread import Line, my_backbone, read_lines, spread
+from reproduction.studies.foundation import called_present
+from reproduction.study import Line, my_backbone, read_lines, spread
 
 SETS = (
     "msd_hippocampus",
@@ -251,7 +251,7 @@ def draw(lines: list[Line], arms: list[str], path: Path) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of data sets")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/label_efficiency.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("reproduction/results/label_efficiency.jsonl"))
     parser.add_argument("--sets", nargs="+", default=[], choices=SETS)
     parser.add_argument("--arms", nargs="+", default=[], metavar="METHOD[:KEY=VALUE,…]")
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4, 8])

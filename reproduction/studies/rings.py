@@ -1,6 +1,6 @@
 """Does a backbone tell a ring from what it surrounds? Boxes round the walls and chambers of invented hearts.
 
-    python benchmarks/rings.py --backbone handful-tiny
+    python -m reproduction.studies.rings --backbone handful-tiny
 
 Forty chests, each with a ring of muscle round a chamber, at 256 px: both are asked for with their own boxes, a side off
 by up to 2 % of it, on the whole slice and closer. Mean Dice; a disc in place of the wall scores what the last column

@@ -1,6 +1,6 @@
 """Do suggested slices help more than random ones? Dice of unseen real scans at equal labels.
 
-    python benchmarks/suggest.py --data FOLDER --sets acdc chaos_mr_t2 --method fate --budgets 4 8 16 --draws 0 1 2 3 4
+    python -m reproduction.studies.suggest --data FOLDER --sets acdc --method fate --budgets 4 8 16 --draws 0 1
 
 FOLDER holds one data set a subfolder (images/, labels/, dataset.json). A draw takes patients at random: one whose
 slices are all labelled, `--pool` more whose slices may be labelled, and, of the rest, up to `--cases` unseen ones to be
@@ -43,7 +43,7 @@ from handful.errors import InputError
 from handful.evaluation.evaluate import Estimate, score_case
 from handful.methods.base import Segmenter, has_signal
 from handful.methods.catalog import build_method, method_settings
-from spread import Line, my_backbone, read_lines, spread
+from reproduction.study import Line, my_backbone, read_lines, spread
 
 ARMS = ("start", "random", "coverage", "model")
 TRIES = 1000
@@ -298,7 +298,7 @@ def _difference(ours: dict[int, list[float]], random: dict[int, list[float]]) ->
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of data sets")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/suggest.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("reproduction/results/suggest.jsonl"))
     parser.add_argument("--sets", nargs="+", default=[], help="names of data sets in it")
     parser.add_argument("--method", default="fate", metavar="METHOD[:KEY=VALUE,…]")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)

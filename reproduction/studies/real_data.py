@@ -1,6 +1,6 @@
 """Accuracy on real scans from a few labels: methods side by side on the same draws, and what becomes of wrong prompts.
 
-    python benchmarks/real_data.py --data FOLDER --out docs/results/few_shot_prompts.jsonl
+    python -m reproduction.studies.real_data --data FOLDER --out reproduction/results/few_shot_prompts.jsonl
 
 FOLDER holds one data set a subfolder (images/, labels/, dataset.json). Every result is one line in the file, written
 when it is known; a line that is there already is not computed again, so a stopped run goes on where it was. With
@@ -148,7 +148,7 @@ def read_lines(path: Path) -> list[dict[str, object]]:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
-    parser.add_argument("--out", type=Path, default=Path("docs/results/few_shot_prompts.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("reproduction/results/few_shot_prompts.jsonl"))
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))

@@ -161,6 +161,19 @@ def sets_of(pools: Iterable[Pool], arms: Collection[str] = ()) -> list[str]:
     return sorted({name for pool in pools for name, arm, _ in pool.scores if not arms or arm in arms})
 
 
+def scores_of(pools: Iterable[Pool], data_set: str, arm: str, shots: int, measure: str = "dice") -> Scores:
+    """Of the first pool that has them; none where no pool does."""
+    found = (pool.scores.get((data_set, arm, shots), {}).get(measure) for pool in pools)
+    return next((one for one in found if one), {})
+
+
+def shared(found: Mapping[str, Scores]) -> dict[str, Scores]:
+    """Scores of several arms, each on the draws and cases that all of them have; arms without any are left out."""
+    measured = {arm: scores for arm, scores in found.items() if scores}
+    keys = set.intersection(*[set(scores) for scores in measured.values()]) if measured else set()
+    return {arm: {key: scores[key] for key in sorted(keys)} for arm, scores in measured.items()}
+
+
 def _read_lines(path: Path) -> tuple[Line, ...]:
     return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
 

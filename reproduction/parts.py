@@ -1,0 +1,155 @@
+"""What is measured for the claims: the parts, their commands, and how they are run."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from handful.errors import SettingsError
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "reproduction" / "results"
+SOME_FAILED = 3
+"""Exit code of an experiment of which some fits failed; its table has the others."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Commands that make a result file; {data} is the folder of data sets.
+
+    Plans and studies continue where they were stopped; a benchmark that only takes times starts again.
+    """
+
+    commands: tuple[str, ...]
+    needs: str = ""
+    """What is not available everywhere; such a part runs only when it is named."""
+    times: str = ""
+    """File of times: once it exists, such a part runs only when it is named."""
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether it runs without being named."""
+        return not self.needs and not (self.times and (ROOT / self.times).exists())
+
+
+def plan(name: str, needs: str = "") -> Part:
+    """A plan in reproduction/plans; its table is copied to the results, which spare the next run what they hold."""
+    table = _table_of(name)
+    run = f"{_run_of(name)} --cache runs/embeddings"
+    if (ROOT / table).exists():
+        run += f" --known {table}"
+    return Part((run, _copy_of(name)), needs)
+
+
+def timed_plan(name: str) -> Part:
+    """A plan whose times count: one fit after the other, and nothing taken from a cache or an earlier run."""
+    return Part((f"{_run_of(name)} --processes 1", _copy_of(name)), times=_table_of(name))
+
+
+def study(result: str, *commands: str) -> Part:
+    """Studies that add lines to a file."""
+    start, out = "python -m reproduction.studies.", f"--out reproduction/results/{result}.jsonl"
+    return Part(tuple(f"{start}{command} {out}" for command in commands))
+
+
+def benchmark(name: str) -> Part:
+    """A benchmark that replaces its file."""
+    out = f"reproduction/results/{name}.jsonl"
+    return Part((f"python benchmarks/{name}.py --out {out}",), times=out)
+
+
+def _run_of(plan: str) -> str:
+    return f"handful experiment run reproduction/plans/{plan}.toml -o runs/{plan} --data {{data}}"
+
+
+def _copy_of(plan: str) -> str:
+    return f"cp runs/{plan}/results.parquet {_table_of(plan)}"
+
+
+def _table_of(plan: str) -> str:
+    return f"reproduction/results/{plan}.parquet"
+
+
+_EFFICIENCY = "label_efficiency --data {data} --cases 8"
+_SETTINGS = (
+    "window=0 window=6 pointers=false top_k=1 top_k=3 top_k=9 shuffled=1 allow_empty=true foreground_only=true "
+    "diverse=true fuse=true second_sweep=true largest_component=true start=best similarity=l1 absent_below=-2"
+)
+_FEW = "--data {data} --shots 4 --draws 0 --cases 6 --slices 4 --people 1"
+
+PARTS: dict[str, Part] = {
+    "acdc": plan("acdc"),
+    "hippocampus": plan("hippocampus"),
+    "sets": plan("sets"),
+    "time": timed_plan("time"),
+    "fate": study(
+        "label_efficiency",
+        f"{_EFFICIENCY} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 "
+        "--arms nearest-slice zero-shot fate fate:closer=1.4 reader-points-1 reader-box",
+        f"{_EFFICIENCY} --sets acdc --shots 1 2 8 --arms nearest-slice fate fate:closer=1.4",
+        f"{_EFFICIENCY} --sets msd_hippocampus chaos_mr_t2 --shots 1 2 8 --arms nearest-slice fate",
+        f"{_EFFICIENCY} --sets busi camus cxr_covid drishti_gs dsb2018 kvasir_seg --shots 1 2 4 8 "
+        "--arms nearest-slice zero-shot fate reader-box",
+        f"{_EFFICIENCY} --sets msd_hippocampus --shots 4 --arms fate:planes=axial,coronal,sagittal",
+        f"{_EFFICIENCY} --sets openkbp --shots 4 "
+        "--arms nearest-slice fate fate:closer=1.4 fate:closer=1.4,absent_below=-2",
+        f"{_EFFICIENCY} --sets acdc msd_hippocampus --shots 4 --draws 0 --arms "
+        + " ".join(f"fate:{setting}" for setting in _SETTINGS.split()),
+    ),
+    "controls": study(
+        "few_shot_prompts",
+        "real_data --data {data} --threads 1 --controls --seeds 0",
+        "real_data --data {data} --threads 1",
+    ),
+    "clicks": study("interactive", f"interactive clicks {_FEW} --sets acdc chaos_mr_t2 openkbp"),
+    "generalise": study("interactive", f"interactive generalise {_FEW} --fitted-on acdc --sets chaos_mr_t2"),
+    "pruning": study(
+        "interactive",
+        "interactive pruning --data {data} --shots 4 --sets chaos_mr_t2 --seeds 0 1 2 --iterations 200",
+    ),
+    "auto-sam-speed": benchmark("auto_sam_speed"),
+    "suggest": study(
+        "suggest",
+        "suggest --data {data} --sets acdc chaos_mr_t2 msd_hippocampus --method fate --budgets 4 16 "
+        "--draws 0 1 2 --cases 8 --cache runs/embeddings",
+    ),
+    "quality": study(
+        "quality", "quality --data {data} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --draws 0 1 2 --cases 12"
+    ),
+    "multi-region": benchmark("multi_region"),
+    "what-trains": benchmark("what_trains"),
+    "encoder-size": plan("encoder_size", "the weights of SAM ViT-B, ViT-L and ViT-H, and a GPU"),
+    "btcv": plan("btcv", "BTCV's scans in FOLDER/btcv, and the weights of SAM ViT-B and SAM 2.1 Hiera-tiny"),
+}
+
+
+def usual_parts() -> list[str]:
+    """Those that run without being named."""
+    return [name for name, part in PARTS.items() if part.is_usual]
+
+
+def measure(parts: Iterable[str], data: Path | None) -> None:
+    """Runs the commands of each part, one after the other, from the repository's root; some need no data."""
+    for name in parts:
+        for command in PARTS[name].commands:
+            if data is None and "{data}" in command:
+                raise SettingsError(f"part {name!r} measures scans; name their folder, with --data or DATA=")
+            _carry_out(name, [word.format(data=data) for word in shlex.split(command)])
+
+
+def _carry_out(part: str, words: list[str]) -> None:
+    print("$", shlex.join(words), flush=True)
+    if words[0] == "cp":
+        shutil.copyfile(ROOT / words[1], ROOT / words[2])
+        return
+    program = sys.executable if words[0] == "python" else str(Path(sys.executable).with_name(words[0]))
+    ended = subprocess.run([program, *words[1:]], cwd=ROOT)
+    if words[0] == "handful" and ended.returncode == SOME_FAILED:
+        print(f"part {part!r}: some fits failed and are left out; handful experiment status lists them")
+    else:
+        ended.check_returncode()

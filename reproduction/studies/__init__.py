@@ -1,0 +1,1 @@
+"""What no plan of `handful experiment` can measure; each study is a command, `python -m reproduction.studies.NAME`."""

@@ -1,0 +1,177 @@
+"""Tables say what the results say, and only between their markers."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from handful.errors import SettingsError
+from handful.evaluation.results import Result, write_results
+from reproduction import tables
+from reproduction.document import documents
+from reproduction.evidence import Evidence, Pool, read_evidence
+from reproduction.markdown import with_tables
+
+Measured = Callable[..., Evidence]
+
+
+def test_the_fewest_labels_that_match_a_unet_are_of_those_tried(measured: Measured):
+    curve = {("hearts", "FATE", n): score for n, score in ((1, 0.5), (2, 0.61), (4, 0.6), (8, 0.75))}
+    unet = {("hearts", "U-Net", 8): 0.6, ("hearts", "U-Net", 16): 0.9, ("livers", "U-Net", 4): 0.9}
+    text = tables.matches(measured(curve | unet, noise=0.0))
+    assert "| livers | 4 (0.900) | more than tried |" in text
+    assert "**livers**" not in text, "one number makes no sentence"
+    assert "| hearts | 8 (0.600) | **2** | FATE (0.610) |" in text
+    assert "trained on 16 labelled cases (0.900), handful needs more than the 16 that were tried" in text
+
+
+def test_the_time_to_a_dice_is_that_of_the_shortest_fit_that_reached_it():
+    pool = Pool("made up")
+    fits = {"U-Net, 50 steps": (0.5, 10), "U-Net, 100 steps": (0.7, 20), "FATE, 0 steps": (0.6, 1)}
+    fits |= {"AutoSAM CNN, 50 steps": (0.7, 15), "AutoSAM CNN, 100 steps": (0.72, 30)}
+    for arm, (dice, seconds) in fits.items():
+        pool.add(("hearts", arm, 4), "dice", 0, "case", dice)
+        pool.add(("hearts", arm, 4), "fit_s", 0, "case", seconds)
+    text = tables.time_to_dice(Evidence(plans=(pool,)), [])
+    assert "| arm | 0 steps | 50 steps | 100 steps | Dice 0.700 after |" in text
+    assert "| AutoSAM CNN | – | 0.700, 15 s | 0.720, 30 s | 15 s |" in text
+    assert "| U-Net | – | 0.500, 10 s | 0.700, 20 s | 20 s |" in text
+    assert "| FATE | 0.600, 1 s | – | – | not reached |" in text
+
+
+def test_a_glance_shows_the_arms_with_four_labelled_cases(measured: Measured):
+    means = {("hearts", "FATE", 4): 0.6, ("hearts", "U-Net", 4): 0.7, ("hearts", "FATE", 8): 0.8}
+    text = tables.glance(measured(means, noise=0.0), [])
+    assert "| hearts | 4 | – | 0.600 [0.600, 0.600] | – | – | 0.700 [0.700, 0.700] |" in text
+
+
+def test_all_methods_stand_in_one_table_and_what_was_measured_in_another(measured: Measured):
+    means = {("hearts", "FATE", 4): 0.6, ("hearts", "U-Net", 4): 0.7, ("hearts", "FATE", 16): 0.8}
+    evidence = measured(means | {("livers", "U-Net", 5): 0.5}, noise=0.0)
+    scores = evidence.plans[0].scores["hearts", "FATE", 4]
+    scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] == 0}
+    assert tables.methods(evidence, ["4", "5"]).splitlines() == [
+        "| arm | hearts, 4 | livers, 5 |",
+        "| --- | --- | --- |",
+        "| FATE | 0.600 (1) | – |",
+        "| U-Net | 0.700 | 0.500 |",
+    ]
+    assert tables.measured(evidence, []).splitlines()[2:] == ["| FATE | 4 (1), 16 | – |", "| U-Net | 4 | 5 |"]
+
+
+def test_curves_are_of_sets_with_at_least_three_numbers_of_labels(measured: Measured):
+    means = {("hearts", "AutoSAM CNN", n): 0.6 for n in (1, 2, 4)} | {("livers", "AutoSAM CNN", 4): 0.5}
+    text = tables.auto_sam(measured(means, noise=0.0), [])
+    assert "**hearts**, Dice" in text
+    assert "livers" not in text
+
+
+def test_a_cell_of_fewer_draws_says_so(measured: Measured):
+    evidence = measured({("hearts", "FATE", 1): 0.5, ("hearts", "U-Net", 1): 0.6}, noise=0.0)
+    scores = evidence.plans[0].scores["hearts", "FATE", 1]
+    scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] == 0}
+    text = tables.label_efficiency(evidence, ["hearts"])
+    assert "| FATE | 0.500 [0.500, 0.500] (1 draw) |" in text
+    assert "| U-Net | 0.600 [0.600, 0.600] |" in text
+
+
+def test_a_vote_stands_beside_those_who_vote(measured: Measured):
+    means = {("hearts", "ensemble", 1): 0.8, ("hearts", "U-Net", 1): 0.7, ("hearts", "U-Net", 4): 0.75}
+    text = tables.ensemble(measured(means, noise=0.0), [])
+    assert text.splitlines()[2:] == [
+        "| hearts | 1 | ensemble | 0.800 [0.800, 0.800] |  | 3 |",
+        "| hearts | 1 | U-Net | 0.700 [0.700, 0.700] | +0.100 [+0.100, +0.100] | 3 |",
+    ]
+
+
+def test_a_table_is_written_between_its_markers_and_again_the_same(measured: Measured):
+    evidence = measured({("hearts", "FATE", 1): 0.5, ("hearts", "FATE", 2): 0.6}, noise=0.0)
+    text = "before\n<!-- table: label_efficiency hearts -->\nold\n<!-- end -->\nafter\n"
+    once = with_tables(text, tables.TABLES, evidence, "page.md")
+    assert "| FATE | 0.500 [0.500, 0.500] | 0.600 [0.600, 0.600] |" in once
+    assert "old" not in once
+    assert once.startswith("before\n")
+    assert once.endswith("<!-- end -->\nafter\n")
+    assert with_tables(once, tables.TABLES, evidence, "page.md") == once
+
+
+def test_a_table_of_benchmarks_shows_all_arms_on_the_same_cases(tmp_path: Path):
+    plain = {"set": "hearts", "shots": 4, "draw": 0, "digest": "d", "hd95": [1.0, 1.0]}
+    lines = [
+        plain | {"arm": "fate", "cases": ["a", "b"], "dice": [0.5, 0.7]},
+        plain | {"arm": "nearest-slice", "cases": ["b", "c"], "dice": [0.4, 0.9]},
+    ]
+    (tmp_path / "label_efficiency.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    evidence = read_evidence(tmp_path)
+    text = tables.label_efficiency(evidence, ["hearts"])
+    assert "| FATE | 0.700 |" in text
+    assert "| nearest slice | 0.400 |" in text
+
+
+def test_only_pages_with_markers_are_rewritten(measured: Measured, tmp_path: Path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("<!-- table: claims docs/claims.md -->\n<!-- end -->\n", "utf-8")
+    (tmp_path / "docs" / "plain.md").write_text("nothing\n", "utf-8")
+    found = documents(measured({}), tmp_path)
+    assert sorted(path.name for path in found) == ["README.md", "claims.md"]
+    assert "| [4.4](docs/claims.md#claim-4-4) |" in found[tmp_path / "README.md"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("<!-- table: labels -->\n<!-- end -->\n", "page.md: there is no table 'labels'"),
+        ("<!-- table: fate -->\nno end\n", "page.md: a table's marker is not closed"),
+    ],
+)
+def test_a_wrong_marker_is_named(measured: Measured, text: str, said: str):
+    with pytest.raises(SettingsError, match=said):
+        with_tables(text, tables.TABLES, measured({}), "page.md")
+
+
+def test_a_table_of_results_is_read_with_missed_labels_and_without_absent_ones(tmp_path: Path):
+    rows = [row(1, "scored", 0.8), row(2, "missed", 0.0), row(3, "absent", 1.0)]
+    write_results(rows, tmp_path / "hearts.parquet")
+    (pool,) = read_evidence(tmp_path).plans
+    assert pool.scores["hearts", "FATE", 4]["dice"] == {(0, "case-0"): pytest.approx(0.4)}
+    assert pool.scores["hearts", "FATE", 4]["hd95"] == {(0, "case-0"): pytest.approx(12.5)}
+
+
+def row(label: int, status: str, dice: float) -> Result:
+    distance = math.nan if status == "absent" else 25 * (1 - dice) if status == "missed" else 0.0
+    return Result(
+        experiment="trial",
+        data_set="hearts",
+        arm="FATE",
+        shots=4,
+        draw=0,
+        case="case-0",
+        label=label,
+        name=f"label {label}",
+        status=status,
+        dice=dice,
+        iou=dice / (2 - dice),
+        hd95=distance,
+        assd=distance,
+        surface_dice=dice,
+        reference_volume=1.0,
+        predicted_volume=1.0,
+        unit="mm",
+        tolerance=1.0,
+        failure="",
+        predict_s=1.0,
+        fit_s=1.0,
+        peak_mib=1.0,
+        method="fate",
+        settings="{}",
+        reader="",
+        backbone="handful-tiny",
+        backbone_sha256="ab",
+        seed=None,
+        support="[]",
+        device="cpu",
+        handful="0.1.0",
+        cell="cd",
+    )
