@@ -13,7 +13,7 @@ from statistics import fmean
 
 from handful.evaluation.evaluate import Estimate
 from reproduction.evidence import Difference, Evidence, Pool, balanced, compare, difference, sets_of
-from reproduction.verdicts import MARGIN, Figure, Finding, Rule, above, beside, contests, figure, not_below
+from reproduction.verdicts import MARGIN, Figure, Finding, Rule, above, contests, figure, for_context, not_below
 
 FEW = 5
 """Labelled cases that are few."""
@@ -36,7 +36,7 @@ def prompts_beat_points(evidence: Evidence) -> Finding:
             found += Finding((), (f"{ours} − {reader}",))
         most = {one.data_set: max(d.shots[0] for d in differences if d.data_set == one.data_set) for one in differences}
         for one in differences:
-            found += Finding((figure(one, above if ours == plain else beside),))
+            found += Finding((figure(one, above if ours == plain else for_context),))
             if ours == plain and one.shots[0] == most[one.data_set] and one.measure == "iou":
                 found += Finding((gain(one),))
     return found
@@ -60,14 +60,14 @@ def gain(one: Difference) -> Figure:
 
 def prompts_need_fewer_labels(evidence: Evidence) -> Finding:
     ours, baseline, pools = "few-shot prompts", "U-Net", evidence.plans
-    found = of_both_losses(evidence, [(ours, baseline)], beside)
+    found = of_both_losses(evidence, [(ours, baseline)], for_context)
     compared: list[Figure] = []
     for name in sets_of(pools, (baseline,)):
         few, many = (sorted(tried(pools, name, arm)) for arm in (ours, baseline))
         for n in many:
             most = max((m for m in few if FACTOR * m <= n), default=None)
             one = difference(pools, name, (ours, most), (baseline, n)) if most else None
-            compared += [figure(one, not_below if n == many[-1] else beside)] if one else []
+            compared += [figure(one, not_below if n == many[-1] else for_context)] if one else []
     missing = () if compared else (f"{ours} − {baseline} with {FACTOR} times the labels",)
     return Finding(tuple(compared), missing) + found
 
@@ -102,28 +102,30 @@ def exactly(value: float) -> Estimate:
 
 def tokens_carry_the_information(evidence: Evidence) -> Finding:
     pairs = [("few-shot prompts", "wrong tokens"), ("few-shot prompts", "zero tokens")]
-    return contests(evidence.benches, pairs)
+    return contests(evidence.studies, pairs)
 
 
 def fate_beats_zero_shot(evidence: Evidence) -> Finding:
     closer, reader = ("FATE, closer", "zero-shot, box"), ("FATE, closer", "reader: 1 point")
-    return contests(evidence.scans, [("FATE", "zero-shot, box")]) + contests(evidence.scans, [closer, reader], beside)
+    return contests(evidence.scans, [("FATE", "zero-shot, box")]) + contests(
+        evidence.scans, [closer, reader], for_context
+    )
 
 
 def fate_beats_low_data_supervised(evidence: Evidence) -> Finding:
     found = contests(evidence.plans, [("FATE", "U-Net")], shots=lambda n: n <= FEW)
-    found += contests(evidence.plans, [("FATE", "U-Net")], beside, shots=lambda n: n > FEW)
-    return found + contests(evidence.plans, [("FATE, closer", "U-Net")], beside)
+    found += contests(evidence.plans, [("FATE", "U-Net")], for_context, shots=lambda n: n > FEW)
+    return found + contests(evidence.plans, [("FATE, closer", "U-Net")], for_context)
 
 
 def consistency_helps(evidence: Evidence) -> Finding:
     neighbours, pointers = ("FATE", "fate:window=0"), ("FATE", "fate:pointers=false")
     far = [("fate:window=0", "FATE")]
-    return contests(evidence.benches, [neighbours, pointers]) + contests(evidence.benches, far, beside, "hd95")
+    return contests(evidence.studies, [neighbours, pointers]) + contests(evidence.studies, far, for_context, "hd95")
 
 
 def retrieval_and_support_help(evidence: Evidence) -> Finding:
-    pools = evidence.benches
+    pools = evidence.studies
     found = contests(pools, [("FATE", "fate:shuffled=1"), ("FATE", "fate:top_k=1"), ("FATE", "fate:top_k=3")])
     more: list[Figure] = []
     for name in sets_of(evidence.scans, ("FATE",)):
@@ -155,7 +157,7 @@ def fate_trains_nothing(evidence: Evidence) -> Finding:
 
 def fixes_matter(evidence: Evidence) -> Finding:
     theirs = ("fate:foreground_only=true", "fate:similarity=l1", "fate:window=6")
-    return contests(evidence.benches, [("FATE", one) for one in theirs])
+    return contests(evidence.studies, [("FATE", one) for one in theirs])
 
 
 def heads_beat_zero_shot(evidence: Evidence) -> Finding:
@@ -166,22 +168,24 @@ def heads_beat_zero_shot(evidence: Evidence) -> Finding:
 
 def heads_beat_unets(evidence: Evidence) -> Finding:
     pairs = [(head, unet) for unet in ("U-Net", "U-Net + SimCLR") for head in ("AutoSAM ViT", "AutoSAM CNN")]
-    more = of_both_losses(evidence, pairs[:2], beside, lambda n: n > FEW)
-    more += of_both_losses(evidence, [("AutoSAM U-Net", "U-Net")], beside)
+    more = of_both_losses(evidence, pairs[:2], for_context, lambda n: n > FEW)
+    more += of_both_losses(evidence, [("AutoSAM U-Net", "U-Net")], for_context)
     return of_both_losses(evidence, pairs, above, lambda n: n <= FEW) + more
 
 
 def linear_is_worst(evidence: Evidence) -> Finding:
     found = of_both_losses(evidence, [("AutoSAM ViT", "AutoSAM linear"), ("AutoSAM CNN", "AutoSAM linear")], above)
-    return found + contests(evidence.plans, [("AutoSAM linear", "AutoSAM linear, ReLU")], beside)
+    return found + contests(evidence.plans, [("AutoSAM linear", "AutoSAM linear, ReLU")], for_context)
 
 
 def of_both_losses(
     evidence: Evidence, pairs: Sequence[tuple[str, str]], rule: Rule, shots: Callable[[int], bool] = lambda n: True
 ) -> Finding:
-    """As `contests`; arms with the later loss, where a plan has them, stand beside, so that nothing counts twice."""
+    """As `contests`; arms with the later loss, where a plan has them, are for context, so that nothing counts twice."""
     later = [(balanced(first), balanced(second)) for first, second in pairs]
-    return contests(evidence.plans, pairs, rule, shots=shots) + contests(evidence.plans, later, beside, shots=shots)
+    return contests(evidence.plans, pairs, rule, shots=shots) + contests(
+        evidence.plans, later, for_context, shots=shots
+    )
 
 
 def one_pass_is_faster(evidence: Evidence) -> Finding:
@@ -210,7 +214,9 @@ def pruning_is_as_good(evidence: Evidence) -> Finding:
     measured = sorted({one for pool in evidence.pruning for scores in pool.scores.values() for one in scores})
     last = max((one for one in measured if one.startswith("dice_")), default="dice_3")
     found = contests(evidence.pruning, [(arm("cbdp"), arm("none"))], not_below, last)
-    found += contests(evidence.pruning, [(arm("cbdp"), arm("random")), (arm("cbdp"), arm("infobatch"))], beside, last)
+    found += contests(
+        evidence.pruning, [(arm("cbdp"), arm("random")), (arm("cbdp"), arm("infobatch"))], for_context, last
+    )
     pruned = [line for line in evidence.raw("interactive") if line["arm"] == arm("cbdp")]
     steps = []
     for name in sorted({line["set"] for line in pruned}):
@@ -223,7 +229,7 @@ def people_matter_less(evidence: Evidence) -> Finding:
     """Sensitivity is better where it is less, so the method is the second of each pair."""
     pairs = [("interactive:prompts=centre", "interactive"), ("backbone", "interactive")]
     return contests(evidence.clicks, pairs, measure="sensitivity_1") + contests(
-        evidence.clicks, [(second, first) for first, second in pairs], beside, "dice_1"
+        evidence.clicks, [(second, first) for first, second in pairs], for_context, "dice_1"
     )
 
 
@@ -341,7 +347,7 @@ CLAIMS = (
         "unknown",
         f"{_ABOVE} over no neighbouring slices (window=0), and over none of their object pointers.",
         f"{_TINY}; one draw of four labelled volumes.",
-        ("fate",),
+        ("fate-settings",),
         consistency_helps,
     ),
     Claim(
@@ -351,7 +357,7 @@ CLAIMS = (
         f"{_ABOVE} over supports dealt out at random, over 1 and 3 supports in place of 5, and over the fewest "
         "labelled cases (of the numbers that one source has both of, the two farthest apart).",
         f"{_TINY}; one draw of four labelled volumes, but for the number of them.",
-        ("fate", *GRID),
+        ("fate", "fate-settings", *GRID),
         retrieval_and_support_help,
     ),
     Claim(
@@ -370,7 +376,7 @@ CLAIMS = (
         f"{_ABOVE} over each switch that brings back what the code does: labelled slices only, L1 similarity, six "
         "neighbours.",
         f"{_TINY}; ours to claim, not the paper's. Stale supports and pointers of one direction were not measured.",
-        ("fate",),
+        ("fate-settings",),
         fixes_matter,
     ),
     Claim(

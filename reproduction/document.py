@@ -64,8 +64,8 @@ def said(claim: Claim, finding: Finding) -> str:
     """The verdict, with the reason where there is none."""
     if finding.verdict != "not tested here":
         return f"**{finding.verdict}**"
-    needs = next((PARTS[part].needs for part in claim.parts if PARTS[part].needs), "")
-    return f"{finding.verdict}: {f'needs {needs}' if needs and len(claim.parts) == 1 else 'not run yet'}"
+    needs = PARTS[claim.parts[0]].needs if len(claim.parts) == 1 else ""
+    return f"{finding.verdict}: needs {needs}" if needs else f"{finding.verdict}: not run yet"
 
 
 def headline(finding: Finding) -> str:
@@ -135,7 +135,10 @@ def grid(figures: Sequence[Figure]) -> str:
 
 
 def shown(one: Figure) -> str:
-    return f"({one})" if one.supports is None else f"**{one}**" if one.supports else str(one)
+    """Bold where it supports the claim, in brackets where it decides nothing."""
+    if one.supports is None:
+        return f"({one})"
+    return f"**{one}**" if one.supports else str(one)
 
 
 def documents(evidence: Evidence, root: Path = ROOT) -> dict[Path, str]:

@@ -1,6 +1,6 @@
 """All that was measured, in one form: the score of each unseen case, by data set, arm, labelled cases and draw.
 
-What is compared comes from one pool: a table that an experiment made, or the lines of the benchmarks with one set of
+What is compared comes from one pool: a table that an experiment made, or the lines of the studies with one set of
 weights. So both sides of a difference saw the same labelled cases and are scored on the same unseen ones.
 """
 
@@ -27,7 +27,9 @@ NAMES = {
     "reader-points-3": "reader: 3 points",
     "reader-points-5": "reader: 5 points",
 }
-"""Arms of the benchmarks, as the plans name them."""
+"""Arms of the studies, as the plans name them."""
+STUDY_PLANS = ("fate",)
+"""Plans that measure again, label by label, what lines of a study hold; their tables come before these lines."""
 MEASURES = ("dice", "iou", "hd95")
 SECONDS = "fit_s"
 """Of the fit, told with each of its cases."""
@@ -75,8 +77,8 @@ class Evidence:
 
     plans: tuple[Pool, ...] = ()
     """Tables of experiments."""
-    benches: tuple[Pool, ...] = ()
-    """Lines of benchmarks, those of the newest weights first."""
+    studies: tuple[Pool, ...] = ()
+    """Tables of STUDY_PLANS, then lines of studies, those of the newest weights first."""
     clicks: tuple[Pool, ...] = ()
     """Readers of interactive tuning on the set that was fitted on."""
     elsewhere: tuple[Pool, ...] = ()
@@ -88,7 +90,7 @@ class Evidence:
     @property
     def scans(self) -> tuple[Pool, ...]:
         """Where arms on unseen scans are looked for, in this order."""
-        return self.plans + self.benches
+        return self.plans + self.studies
 
     def raw(self, name: str) -> tuple[Line, ...]:
         return self.lines.get(name, ())
@@ -97,10 +99,14 @@ class Evidence:
 def read_evidence(folder: Path) -> Evidence:
     """Of all files in `folder`."""
     lines = {path.stem: _read_lines(path) for path in sorted(folder.glob("*.jsonl"))}
+    tables = {path.stem: _table(path) for path in sorted(folder.glob("*.parquet"))}
     asked = lines.get("interactive", ())
     return Evidence(
-        plans=tuple(_table(path) for path in sorted(folder.glob("*.parquet"))),
-        benches=_benches(lines.get("few_shot_prompts", ()), lines.get("label_efficiency", ())),
+        plans=tuple(pool for name, pool in tables.items() if name not in STUDY_PLANS),
+        studies=(
+            *[pool for name, pool in tables.items() if name in STUDY_PLANS],
+            *_pools_of_lines(lines.get("few_shot_prompts", ()), lines.get("label_efficiency", ())),
+        ),
         clicks=_asked([one for one in asked if one["part"] == "clicks" and one["set"] == one["fitted_on"]]),
         elsewhere=_asked(_elsewhere(asked)),
         pruning=_asked([one for one in asked if one["part"] == "pruning"]),
@@ -198,11 +204,12 @@ def _table(path: Path) -> Pool:
     return pool
 
 
-def _benches(few_shot: Iterable[Line], efficiency: Iterable[Line]) -> tuple[Pool, ...]:
+def _pools_of_lines(few_shot: Iterable[Line], efficiency: Iterable[Line]) -> tuple[Pool, ...]:
+    """Lines have one value a case, so they cannot become rows of a table, which has one per label."""
     pools: dict[str, Pool] = {}
-    told = [{"arm": line["method"], "draw": line["seed"], **line} for line in few_shot if not line["settings"]]
-    for line in [*told, *efficiency]:
-        pool = pools.setdefault(line["digest"], Pool(f"benchmarks with weights {line['digest']}"))
+    plain = [{"arm": line["method"], "draw": line["seed"], **line} for line in few_shot if not line["settings"]]
+    for line in [*plain, *efficiency]:
+        pool = pools.setdefault(line["digest"], Pool(f"studies with weights {line['digest']}"))
         point = (line["set"], NAMES.get(line["arm"], line["arm"]), line["shots"])
         for measure in ("dice", "hd95"):
             for case, value in zip(line["cases"], line[measure], strict=True):

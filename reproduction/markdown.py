@@ -53,6 +53,11 @@ def interval(one: Estimate, measure: str = "dice") -> str:
     return f"{one.mean:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
 
 
+def count(number: int, what: str) -> str:
+    """A number with its noun, as in "1 draw" and "2 draws"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def signed(one: Estimate) -> str:
     """A difference of Dice with its sign, and its 95 % interval."""
     return f"{one.mean:+.3f}" + ("" if math.isnan(one.low) else f" [{one.low:+.3f}, {one.high:+.3f}]")

@@ -75,10 +75,10 @@ def _table_of(plan: str) -> str:
     return f"reproduction/results/{plan}.parquet"
 
 
-_EFFICIENCY = "label_efficiency --data {data} --cases 8"
 _SETTINGS = (
     "window=0 window=6 pointers=false top_k=1 top_k=3 top_k=9 shuffled=1 allow_empty=true foreground_only=true "
-    "diverse=true fuse=true second_sweep=true largest_component=true start=best similarity=l1 absent_below=-2"
+    "diverse=true fuse=true second_sweep=true largest_component=true start=best similarity=l1 absent_below=-2 "
+    "absent_below=-4 closer=1.2 closer=1.4 closer=1.7 closer=1.4,absent_below=-2"
 )
 _FEW = "--data {data} --shots 4 --draws 0 --cases 6 --slices 4 --people 1"
 
@@ -87,25 +87,16 @@ PARTS: dict[str, Part] = {
     "hippocampus": plan("hippocampus"),
     "sets": plan("sets"),
     "time": timed_plan("time"),
-    "fate": study(
+    "fate": plan("fate"),
+    "fate-settings": study(
         "label_efficiency",
-        f"{_EFFICIENCY} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 "
-        "--arms nearest-slice zero-shot fate fate:closer=1.4 reader-points-1 reader-box",
-        f"{_EFFICIENCY} --sets acdc --shots 1 2 8 --arms nearest-slice fate fate:closer=1.4",
-        f"{_EFFICIENCY} --sets msd_hippocampus chaos_mr_t2 --shots 1 2 8 --arms nearest-slice fate",
-        f"{_EFFICIENCY} --sets busi camus cxr_covid drishti_gs dsb2018 kvasir_seg --shots 1 2 4 8 "
-        "--arms nearest-slice zero-shot fate reader-box",
-        f"{_EFFICIENCY} --sets msd_hippocampus --shots 4 --arms fate:planes=axial,coronal,sagittal",
-        f"{_EFFICIENCY} --sets openkbp --shots 4 "
-        "--arms nearest-slice fate fate:closer=1.4 fate:closer=1.4,absent_below=-2",
-        f"{_EFFICIENCY} --sets acdc msd_hippocampus --shots 4 --draws 0 --arms "
+        "fate_settings --data {data} --sets acdc msd_hippocampus --draws 0 --arms fate "
         + " ".join(f"fate:{setting}" for setting in _SETTINGS.split()),
+        "fate_settings --data {data} --sets msd_hippocampus --arms fate:planes=axial,coronal,sagittal",
+        "fate_settings --data {data} --sets openkbp --cases 6 "
+        "--arms nearest-slice fate fate:closer=1.4 fate:closer=1.4,absent_below=-2",
     ),
-    "controls": study(
-        "few_shot_prompts",
-        "real_data --data {data} --threads 1 --controls --seeds 0",
-        "real_data --data {data} --threads 1",
-    ),
+    "controls": study("few_shot_prompts", "controls --data {data} --controls --draws 0", "controls --data {data}"),
     "clicks": study("interactive", f"interactive clicks {_FEW} --sets acdc chaos_mr_t2 openkbp"),
     "generalise": study("interactive", f"interactive generalise {_FEW} --fitted-on acdc --sets chaos_mr_t2"),
     "pruning": study(

@@ -1,64 +1,197 @@
-"""Cells of a benchmark over processes of one thread each; a JSON line a cell, written as soon as it is known."""
+"""A study: cells measured over processes of one thread each, one JSON line per result, and tables of the lines.
+
+A line is written as soon as it is known. What is in the file is not measured again, so a stopped run continues.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from statistics import fmean
+from typing import Any, ClassVar
 
 import torch
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
+from handful.data.cases import Case, SupportSet
+from handful.data.files import read_cohort
+from handful.data.volume import Labels
 from handful.jobs.allocator import tune_allocator
+from reproduction.parts import RESULTS
 
 Line = dict[str, Any]
-Cell = TypeVar("Cell")
-_backbones: dict[str, Backbone] = {}
+_IDENTITY = ("part", "set", "measure", "method", "arm", "fitted_on", "budget", "shots", "draw", "seed")
+"""Entries of a line that name it where progress is printed."""
 
 
-def spread(
-    todo: Sequence[Cell],
-    measure: Callable[[Cell], Line],
-    told: Callable[[Line], str],
-    *,
-    out: Path,
-    processes: int,
-    backbone: str,
-    cache: Path | None = None,
-) -> None:
-    """Adds the line of each cell to `out` as it ends, and prints what is `told` of it with the time that is left.
+@dataclass(frozen=True)
+class Split:
+    """Labelled cases of a random draw, and unseen ones with a reference."""
 
-    With a `cache`, a folder of kept embeddings, each slice is encoded once by all cells.
-    """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    context, began = multiprocessing.get_context("spawn"), time.monotonic()
-    with ProcessPoolExecutor(processes, context, _start, (backbone, cache)) as pool:
-        for number, future in enumerate(as_completed([pool.submit(measure, cell) for cell in todo]), start=1):
-            line = future.result()
+    drawn: tuple[Case, ...]
+    unseen: tuple[Case, ...]
+    labels: Labels
+
+    @classmethod
+    def of(cls, folder: Path, shots: int, draw: int, most_unseen: int | None = None) -> Split:
+        cohort = read_cohort(folder)
+        assert cohort.labels is not None, folder
+        drawn, rest = cohort.draw(shots, draw)
+        unseen = [case for case in rest if case.reference is not None]
+        return cls(tuple(drawn), tuple(unseen[:most_unseen]), cohort.labels)
+
+    @cached_property
+    def support(self) -> SupportSet:
+        return SupportSet(self.drawn, self.labels)
+
+    def names(self) -> Line:
+        """What a line says of it."""
+        return {"support": [case.name for case in self.drawn], "cases": [case.name for case in self.unseen]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(ABC):
+    """What is measured at once. Its fields, except those in `unkeyed`, identify its lines in the file."""
+
+    unkeyed: ClassVar[tuple[str, ...]] = ("data",)
+
+    data: Path
+    """Folder of data sets."""
+    set: str
+    digest: str
+    """Of the backbone's weights."""
+
+    @property
+    def folder(self) -> Path:
+        return self.data / self.set
+
+    def key(self) -> Line:
+        fields = {name: value for name, value in asdict(self).items() if name not in self.unkeyed}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+
+    def line_keys(self) -> list[Line]:
+        """Of all its lines."""
+        return [self.key()]
+
+    @abstractmethod
+    def results(self, backbone: Backbone) -> list[Line]:
+        """Measures, in this process; each line with its key."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which cells there are for what a command names, and how their lines are shown."""
+
+    about: str
+    results: str
+    """Name of its file in reproduction/results."""
+    cells: Callable[[argparse.Namespace, str], Iterable[Cell]]
+    """Of the arguments and the digest of the backbone's weights."""
+    tables: Callable[[list[Line]], str]
+    """Markdown of the lines."""
+    sets: tuple[str, ...] = ()
+    """Data sets that are measured where none is named."""
+
+    def parser(self, *, draws: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+        """What every study can be asked for; a study adds its own arguments."""
+        parser = argparse.ArgumentParser(description=self.about, formatter_class=argparse.RawDescriptionHelpFormatter)
+        parser.add_argument("--data", type=Path, help="folder of data sets")
+        parser.add_argument("--sets", nargs="+", default=[], help="names of data sets in it")
+        parser.add_argument("--draws", "--seeds", dest="draws", nargs="+", type=int, default=list(draws))
+        parser.add_argument("--backbone", default="handful-tiny", help="name, hub id or folder")
+        parser.add_argument("--processes", type=int, default=2, help="of one thread each")
+        parser.add_argument("--cache", type=Path, help="folder of kept embeddings; slices are then encoded once")
+        parser.add_argument("--out", type=Path, default=RESULTS / f"{self.results}.jsonl", help="file of the lines")
+        parser.add_argument("--table", action="store_true", help="print the tables of the file, measure nothing")
+        return parser
+
+    def main(self, parser: argparse.ArgumentParser) -> None:
+        """Measures what the command line names, and prints the tables."""
+        arguments = parser.parse_args()
+        named = arguments.sets
+        if not arguments.table:
+            arguments.sets = named or list(self.sets)
+            if not (arguments.data and arguments.sets):
+                parser.error("give --data and --sets, or --table")
+            digest = digest_of(load_backbone(arguments.backbone))
+            self.measure(list(self.cells(arguments, digest)), arguments, arguments.processes)
+        print(self.tables([line for line in read_lines(arguments.out) if not named or line["set"] in named]))
+
+    def measure(self, cells: Sequence[Cell], arguments: argparse.Namespace, processes: int) -> None:
+        """Adds the lines of each cell as it ends, and prints them with the time that is left."""
+        out: Path = arguments.out
+        out.parent.mkdir(parents=True, exist_ok=True)
+        done = read_lines(out)
+        todo = [cell for cell in cells if not all(_holds(done, key) for key in cell.line_keys())]
+        began = time.monotonic()
+        results = _results(todo, processes, (arguments.backbone, arguments.cache))
+        for number, (cell, found) in enumerate(results, start=1):
+            names = cell.key().keys()
+            lines = [line for line in found if not _holds(done, {name: line[name] for name in names})]
             with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            left = (time.monotonic() - began) / number * (len(todo) - number) / 60
-            print(f"{number}/{len(todo)} {told(line)}; {left:.0f} min left", flush=True)
-
-
-def my_backbone() -> Backbone:
-    """The backbone of this process, loaded once."""
-    return _backbones["mine"]
+                file.writelines(json.dumps(line) + "\n" for line in lines)
+            minutes = (time.monotonic() - began) / number * (len(todo) - number) / 60
+            for line in lines:
+                print(f"{number}/{len(todo)} {summary(line)}; {minutes:.0f} min left", flush=True)
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines that are there; none where the file is not."""
+    """The lines of a file; none where there is no file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def digest_of(backbone: Backbone) -> str:
+    """As lines have it."""
+    return backbone.digest()[:12]
+
+
+def summary(line: Line) -> str:
+    """A line in short: what it is of, mean scores, and seconds."""
+    name = ", ".join(f"{entry} {line[entry]}" for entry in _IDENTITY if line.get(entry) is not None)
+    scores = [f"{entry} {fmean(line[entry]):.3f}" for entry in line if entry.startswith("dice") and line[entry]]
+    seconds = [f"{entry} {line[entry]:.1f}" for entry in line if entry.endswith("_s")]
+    return f"{name}: {', '.join([*scores, *seconds])}"
+
+
+def _holds(lines: Iterable[Line], key: Line) -> bool:
+    return any(all(line.get(name) == value for name, value in key.items()) for line in lines)
+
+
+Source = tuple[str, Path | None]
+"""Backbone, and the folder of kept embeddings."""
+_backbones: dict[str, Backbone] = {}
+"""The one of this process, loaded once."""
+
+
+def _results(cells: Sequence[Cell], processes: int, source: Source) -> Iterator[tuple[Cell, list[Line]]]:
+    """Each cell with its lines as it ends; with one process, in the caller's own."""
+    if processes == 1:
+        _start(*source)
+        for cell in cells:
+            yield cell, _measured(cell)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, source) as pool:
+        running = {pool.submit(_measured, cell): cell for cell in cells}
+        for future in as_completed(running):
+            yield running[future], future.result()
 
 
 def _start(backbone: str, cache: Path | None) -> None:
     tune_allocator()
     torch.set_num_threads(1)
     plain = load_backbone(backbone)
-    _backbones["mine"] = cached(plain, cache) if cache else plain
+    _backbones["own"] = cached(plain, cache) if cache else plain
+
+
+def _measured(cell: Cell) -> list[Line]:
+    return cell.results(_backbones["own"])

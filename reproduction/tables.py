@@ -19,8 +19,11 @@ from reproduction.evidence import (
     sets_of,
     shared,
 )
-from reproduction.markdown import UNMEASURED, Render, interval, signed, table
-from reproduction.studies import interactive as interactive_study
+from reproduction.markdown import UNMEASURED, Render, count, interval, signed, table
+from reproduction.studies import controls as controls_study
+from reproduction.studies import fate_settings as fate_study
+from reproduction.studies import foundation as foundation_study
+from reproduction.studies import interactive_tables
 from reproduction.studies import quality as quality_study
 from reproduction.studies import suggest as suggest_study
 
@@ -89,7 +92,7 @@ def _efficiency(evidence: Evidence, data_set: str, measure: str, arms: Sequence[
     pool = next(pool for pool in evidence.scans if data_set in sets_of([pool]))
     shots = sorted({n for name, arm, n in pool.scores if name == data_set and arm in arms})
     found = {n: {arm: scores_of([pool], data_set, arm, n, measure) for arm in arms} for n in shots}
-    if pool in evidence.benches:  # a plan's arms see the same cases, benchmarks had more or fewer
+    if pool in evidence.studies:  # a plan's arms see the same cases, benchmarks had more or fewer
         found = {n: shared(of_arms) for n, of_arms in found.items()}
     most = max((_draws(scores) for of_arms in found.values() for scores in of_arms.values()), default=0)
     rows = []
@@ -102,8 +105,9 @@ def _efficiency(evidence: Evidence, data_set: str, measure: str, arms: Sequence[
 
 def _drawn(scores: Scores, measure: str, most: int) -> str:
     """A cell that says of how many draws it is, where others are of more."""
-    few = _draws(scores)
-    return interval(estimate(scores), measure) + (f" ({few} draw{'s' * (few > 1)})" if few < most else "")
+    draws = _draws(scores)
+    few = f" ({count(draws, 'draw')})" if draws < most else ""
+    return interval(estimate(scores), measure) + few
 
 
 def _draws(scores: Scores) -> int:
@@ -159,8 +163,8 @@ def measured(evidence: Evidence, words: Sequence[str]) -> str:
 
 
 def _few(scores: Scores) -> str:
-    count = _draws(scores)
-    return f" ({count})" if count < DRAWS else ""
+    draws = _draws(scores)
+    return f" ({draws})" if draws < DRAWS else ""
 
 
 def _with_about(
@@ -173,23 +177,23 @@ def _with_about(
         pool, n = max(tried, key=lambda one: sum(bool(scores_of([one[0]], name, arm, one[1])) for arm in arms))
         found = {arm: scores_of([pool], name, arm, n) for arm in arms}
         if any(found.values()):
-            chosen[name] = n, shared(found) if pool in evidence.benches else found
+            chosen[name] = n, shared(found) if pool in evidence.studies else found
     return chosen
 
 
 def fate(evidence: Evidence, words: Sequence[str]) -> str:
     """Training-free arms with four labelled volumes, Dice and HD95 a data set, from the benchmark's lines."""
     arms = ("nearest slice", "zero-shot, box", "FATE", "FATE, closer", "reader: 1 point", "reader: box")
-    names = [name for name in sets_of(evidence.benches, ("FATE",)) if scores_of(evidence.benches, name, arms[0], 4)]
-    return _by_set(evidence.benches, arms, names, 4)
+    names = [name for name in sets_of(evidence.studies, ("FATE",)) if scores_of(evidence.studies, name, arms[0], 4)]
+    return _by_set(evidence.studies, arms, names, 4)
 
 
 def fate_shots(evidence: Evidence, words: Sequence[str]) -> str:
     """FATE and the floor over the number of labelled volumes, from the benchmark's lines, a table a data set."""
     arms = ("nearest slice", "FATE", "FATE, closer")
     tables = []
-    for name in sets_of(evidence.benches, ("FATE",)):
-        pools = [(sorted(n for one, arm, n in p.scores if (one, arm) == (name, "FATE")), p) for p in evidence.benches]
+    for name in sets_of(evidence.studies, ("FATE",)):
+        pools = [(sorted(n for one, arm, n in p.scores if (one, arm) == (name, "FATE")), p) for p in evidence.studies]
         shots, pool = max(pools, key=lambda one: len(one[0]))
         found = {n: shared({arm: scores_of([pool], name, arm, n, "dice") for arm in arms}) for n in shots}
         if len(shots) > 1:
@@ -203,17 +207,34 @@ def fate_shots(evidence: Evidence, words: Sequence[str]) -> str:
 
 
 def fate_settings(evidence: Evidence, words: Sequence[str]) -> str:
-    """Each setting of FATE by itself, on the draws that it was measured on."""
-    settings = sorted({arm for pool in evidence.benches for _, arm, _ in pool.scores if arm.startswith("fate:")})
-    names = sets_of(evidence.benches, settings)
-    rows = []
-    for arm in settings:
-        cells = [arm]
-        for name in names:
-            one = difference(evidence.benches, name, (arm, 4), ("FATE", 4))
-            cells += [f"{one.means[0]:.3f}", signed(one.estimate)] if one else ["–", "–"]
-        rows.append(cells)
-    return table(("setting", *[head for name in names for head in (f"{name}, Dice", "to the default")]), rows)
+    """Each setting of FATE by itself, on the first draw of four volumes of the data sets that `words` name."""
+    lines = [line for line in evidence.raw("label_efficiency") if line["set"] in words and line["shots"] == 4]
+    return fate_study.by_setting([line for line in lines if line["draw"] == 0]) if lines else UNMEASURED
+
+
+def fate_arms(evidence: Evidence, words: Sequence[str]) -> str:
+    """All arms of FATE's study on one data set with four labelled cases."""
+    lines = [line for line in evidence.raw("label_efficiency") if line["set"] in words and line["shots"] == 4]
+    return fate_study.table_of(lines) if lines else UNMEASURED
+
+
+def few_shot(evidence: Evidence, words: Sequence[str]) -> str:
+    """The study of few-shot prompts: `methods` with the first weights, all `weights`, or the controls' `tokens`."""
+    lines = evidence.raw("few_shot_prompts")
+    made = {
+        "methods": lambda: controls_study.methods_table(
+            lines, next(iter(controls_study.WEIGHTS)), controls_study.METHODS
+        ),
+        "weights": lambda: controls_study.weights_table(lines),
+        "tokens": lambda: controls_study.tokens_table(lines),
+    }
+    return made[words[0]]() if lines else UNMEASURED
+
+
+def foundation(evidence: Evidence, words: Sequence[str]) -> str:
+    """What the backbone that `words` name makes of prompts and memories, untrained."""
+    lines = evidence.raw("foundation")
+    return foundation_study.table_of(" ".join(words), lines) if lines else UNMEASURED
 
 
 def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
@@ -351,8 +372,9 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
                 for m, dice in curves[arm].items()
                 if (one := difference([pool], name, (arm, m), (BASELINE, n))) and one.estimate.mean >= 0
             ]
-            cases = f"{n} labelled case" + "s" * (n > 1)
-            sentence = f"* **{name}**: to match a U-Net trained on {cases} ({score:.3f}), handful needs "
+            sentence = (
+                f"* **{name}**: to match a U-Net trained on {count(n, 'labelled case')} ({score:.3f}), handful needs "
+            )
             if reached:
                 fewest, negative, arm = min(reached)
                 one = difference([pool], name, (arm, fewest), (BASELINE, n))
@@ -407,7 +429,7 @@ def suggest(evidence: Evidence, words: Sequence[str]) -> str:
 def pruning(evidence: Evidence, words: Sequence[str]) -> str:
     """The rules of pruning: Dice of each organ, what they left out, and what that saved."""
     lines = [line for line in evidence.raw("interactive") if line["part"] == "pruning"]
-    return interactive_study.pruning_tables(lines) if lines else UNMEASURED
+    return interactive_tables.pruning_tables(lines) if lines else UNMEASURED
 
 
 def quality(evidence: Evidence, words: Sequence[str]) -> str:
@@ -425,6 +447,9 @@ TABLES: dict[str, Render] = {
     "fate": fate,
     "fate_shots": fate_shots,
     "fate_settings": fate_settings,
+    "fate_arms": fate_arms,
+    "few_shot": few_shot,
+    "foundation": foundation,
     "auto_sam": auto_sam,
     "ensemble": ensemble,
     "rates": rates,

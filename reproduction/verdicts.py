@@ -25,7 +25,7 @@ class Figure:
     column: str
     estimate: Estimate
     supports: bool | None
-    """None where it is shown beside and decides nothing."""
+    """None where it is for context and decides nothing."""
     unit: Literal["", "×", "%", "n", "share"] = ""
     cases: int = 0
     draws: int = 0
@@ -79,8 +79,8 @@ def not_below(one: Difference) -> bool:
     return one.estimate.low > -MARGIN
 
 
-def beside(one: Difference) -> None:
-    """Shown, and decides nothing."""
+def for_context(one: Difference) -> None:
+    """Decides nothing."""
 
 
 def figure(one: Difference, rule: Rule) -> Figure:
@@ -105,6 +105,6 @@ def contests(
     for first, second in pairs:
         found = compare(pools, first, second, measure, shots)
         figures += [figure(one, rule) for one in found]
-        if not found and rule is not beside:
+        if not found and rule is not for_context:
             missing.append(f"{first} − {second}")
     return Finding(tuple(figures), tuple(missing))

@@ -2,11 +2,11 @@
 
     python -m reproduction.studies.foundation --data FOLDER --name "first handful-tiny"
 
-FOLDER holds one data set a subfolder (images/, labels/, dataset.json). Every result is one line in the file, with the
-value of each case, written when it is known; a line that is there already is not computed again, so a stopped run goes
-on where it was. With --table nothing is computed: the tables of the lines so far are printed, one a backbone.
+FOLDER holds one subfolder per data set (images/, labels/, dataset.json). Every result is one line in the file, with the
+value of each case. With --table the tables of the lines are printed, one per backbone, and nothing is measured.
 
 Four volumes or 16 images are drawn as support; all else is measured on the same at most --cases unseen cases.
+Intervals are the two-stage bootstrap of the package, over draws and cases; of a mean over sets, over sets and cases.
 
 - prompts: the reference's box, each side moved by up to 5 % of the box, and as a floor the ellipse that fills this box,
   which asks no backbone; closer: each object seen in a window three times its box, encoded by itself, without and with
@@ -25,12 +25,11 @@ Four volumes or 16 images are drawn as support; all else is measured on the same
 from __future__ import annotations
 
 import argparse
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -41,20 +40,20 @@ from torch import Generator, Tensor
 from transformers import Sam2VideoModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings, Memory, MemoryBackbone
-from handful.backbones.catalog import BACKBONES, load_backbone
+from handful.backbones.catalog import BACKBONES
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.backbones.zoom import decode_zoomed
-from handful.data.cases import Case, Cohort, SupportSet
-from handful.data.files import read_cohort
+from handful.data.cases import Case
 from handful.data.slicing import Slicer
-from handful.data.volume import IGNORE, LabelMap
-from handful.evaluation.evaluate import Estimate, score_case
-from handful.jobs.allocator import tune_allocator
+from handful.evaluation.statistics import over_draws
 from handful.methods.base import CHUNK, Segmenter
 from handful.methods.catalog import build_method
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.prompts.heuristics import append_points, boxes, centre_points, deepest_corrections, ellipses
 from handful.prompts.prompts import Prompts
+from reproduction.markdown import interval, table
+from reproduction.scoring import called_present, reference_of, score
+from reproduction.study import Cell, Line, Split, Study, digest_of
 
 SHOTS = {"3D": 4, "2D": 16}
 SETS = {
@@ -83,120 +82,101 @@ PROMPTS = ("ellipse in box", "box", "box, closer", "box and ellipse, closer", "1
 FLOOR, MEMORY, RANDOM = "nearest slice", "memory", "memory, random weights"
 ABSENT = "absent called present"
 LABELS, SUPPORTS, ROUNDS = 4, 5, 20
-
-Line = dict[str, Any]
+PARTS = ("prompts", "memory", "speed")
 
 
 def main() -> None:
-    arguments = _arguments()
-    if not arguments.table:
-        tune_allocator()
-        torch.set_num_threads(arguments.threads)
-        backbone = load_backbone(arguments.backbone)
-        log = Log(arguments.out, arguments.name or str(arguments.backbone))
-        if "speed" in arguments.parts:
-            measure_speed(log, backbone, arguments.backbone)
-        for name in arguments.sets:
-            cohort = read_cohort(arguments.data / name)
-            for seed in arguments.seeds:
-                draw = Draw.of(name, cohort, seed, arguments.cases)
-                if "prompts" in arguments.parts:
-                    measure_prompts(log, backbone, draw)
-                if "memory" in arguments.parts:
-                    measure_memory(log, backbone, draw, arguments.set)
-    print(tables(read_lines(arguments.out)))
+    parser = STUDY.parser(draws=(0,))
+    parser.add_argument("--name", help="what the backbone is called in the tables; its name where none is given")
+    parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--cases", type=int, default=25, help="at most so many unseen cases a set")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of fate")
+    STUDY.main(parser)
 
 
-@dataclass(frozen=True)
-class Log:
-    """The file of results, a line each."""
+def cells(arguments: argparse.Namespace, digest: str) -> Iterator[Cell]:
+    """Speed is measured alone, before the others keep the machine busy."""
+    name = arguments.name or str(arguments.backbone)
+    if "speed" in arguments.parts:
+        speed = SpeedCell(data=arguments.data, set="speed", digest=digest, name=name, source=str(arguments.backbone))
+        STUDY.measure([speed], arguments, processes=1)
+    for data_set in arguments.sets:
+        for seed in arguments.draws:
+            place = {"data": arguments.data, "set": data_set, "seed": seed, "most_cases": arguments.cases, "name": name}
+            if "prompts" in arguments.parts:
+                yield PromptCell(**place, digest=digest)
+            if "memory" in arguments.parts:
+                settings = tuple(arguments.set)
+                yield FloorCell(**place, digest="pixels")
+                yield RandomCell(**place, digest=digest_of(random_backbone()), settings=settings)
+                yield MemoryCell(**place, digest=digest, settings=settings)
 
-    path: Path
+
+@dataclass(frozen=True, kw_only=True)
+class FoundationCell(Cell):
+    """Something measured on the unseen cases of one draw of a set."""
+
+    unkeyed: ClassVar[tuple[str, ...]] = ("data", "name")
+
+    measure: str
+    seed: int
+    settings: tuple[str, ...] = ()
+    most_cases: int
     name: str
     """What the backbone is called in the tables."""
 
-    def holds(self, key: Line) -> bool:
-        return any({part: line.get(part) for part in key} == key for line in read_lines(self.path))
+    def split(self, most: int | None = None) -> Split:
+        return Split.of(self.folder, SHOTS[SETS[self.set]], self.seed, most or self.most_cases)
 
-    def add(self, key: Line, found: Line) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(key | {"name": self.name} | found) + "\n")
-        mean = f"{np.mean(found['dice']):.3f}" if "dice" in found else ""
-        print(key["set"], key["measure"], mean, f"{found['seconds']:.0f} s", flush=True)
+    def line(self, split: Split, found: Line) -> Line:
+        return self.key() | {"name": self.name} | split.names() | found
 
 
-@dataclass(frozen=True)
-class Draw:
-    """The support and the unseen cases of a set."""
+@dataclass(frozen=True, kw_only=True)
+class PromptCell(FoundationCell):
+    """What the backbone answers to each kind of prompt; every slice is encoded once for all kinds."""
 
-    name: str
-    seed: int
-    support: SupportSet
-    unseen: tuple[Case, ...]
-    most: int
+    measure: str = "prompts"
 
-    @classmethod
-    def of(cls, name: str, cohort: Cohort, seed: int, most: int) -> Draw:
-        assert cohort.labels is not None
-        drawn, rest = cohort.draw(SHOTS[SETS[name]], seed)
-        unseen = tuple(case for case in rest if case.reference is not None)[:most]
-        return cls(name, seed, SupportSet(tuple(drawn), cohort.labels), unseen, most)
+    def line_keys(self) -> list[Line]:
+        return [self.key() | {"measure": kind} for kind in PROMPTS]
 
-    def key(self, measure: str, digest: str, settings: Sequence[str] = ()) -> Line:
-        return {
-            "set": self.name,
-            "measure": measure,
-            "seed": self.seed,
-            "digest": digest,
-            "settings": list(settings),
-            "most_cases": self.most,
-        }
+    @torch.inference_mode()
+    def results(self, backbone: Backbone) -> list[Line]:
+        began, split = time.monotonic(), self.split()
+        slicer = Slicer().resolve(split.support.images())
+        scores = [self._case(backbone, slicer, case, split.labels.values) for case in split.unseen]
+        seconds = round(time.monotonic() - began, 1)
+        return [
+            self.line(split, {"measure": kind, "dice": [dice[kind] for dice in scores], "seconds": seconds})
+            for kind in PROMPTS
+        ]
 
-    def cases(self) -> Line:
-        return {"support": [case.name for case in self.support.cases], "cases": [case.name for case in self.unseen]}
-
-
-@torch.inference_mode()
-def measure_prompts(log: Log, backbone: Backbone, draw: Draw) -> None:
-    digest = backbone.digest()[:12]
-    keys = {kind: draw.key(kind, digest) for kind in PROMPTS}
-    if all(log.holds(key) for key in keys.values()):
-        return
-    began = time.monotonic()
-    slicer = Slicer().resolve(draw.support.images())
-    scores = [prompted_case(backbone, draw, slicer, case) for case in draw.unseen]
-    seconds = round(time.monotonic() - began, 1)
-    for kind, key in keys.items():
-        if log.holds(key):
-            continue
-        log.add(key, draw.cases() | {"dice": [dice[kind] for dice in scores], "seconds": seconds})
+    def _case(self, backbone: Backbone, slicer: Slicer, case: Case, values: Sequence[int]) -> dict[str, float]:
+        """Mean Dice over labels for each kind of prompt."""
+        rng = Generator().manual_seed(self.seed)
+        view = slicer.view(case.read_image())
+        classes, labels = view.of(reference_of(case).array), np.array(values)
+        shown = np.flatnonzero(np.isin(classes, labels).any(axis=(1, 2)))[:: EVERY.get(self.set, 1)]
+        counts = {kind: np.zeros((len(labels), 2)) for kind in PROMPTS}
+        for chunk in (shown[start : start + CHUNK] for start in range(0, len(shown), CHUNK)):
+            slices = view.take(chunk.tolist())
+            image = backbone.encode(slices.to(backbone.device))
+            objects = [o for row, n in enumerate(chunk) for o in objects_of(self.set, row, classes[n], labels)]
+            for some in (objects[start : start + OBJECTS] for start in range(0, len(objects), OBJECTS)):
+                truth = torch.from_numpy(np.stack([one.mask for one in some]))
+                rows = [one.row for one in some]
+                for kind, masks in answers(backbone, slices[rows], image[rows], truth, rng).items():
+                    np.add.at(counts[kind], [one.label for one in some], overlaps(masks, truth))
+        present = next(iter(counts.values()))[:, 1] > 0
+        return {kind: float(np.mean(c[present, 0] / c[present, 1])) for kind, c in counts.items()}
 
 
-def prompted_case(backbone: Backbone, draw: Draw, slicer: Slicer, case: Case) -> dict[str, float]:
-    """Mean Dice over labels for each kind of prompt; every slice is encoded once."""
-    rng = Generator().manual_seed(draw.seed)
-    reference = case.read_reference()
-    assert reference is not None
-    view = slicer.view(case.read_image())
-    classes = view.of(reference.array)
-    labels = np.array(draw.support.labels.values)
-    shown = np.flatnonzero(np.isin(classes, labels).any(axis=(1, 2)))[:: EVERY.get(draw.name, 1)]
-    counts = {kind: np.zeros((len(labels), 2)) for kind in PROMPTS}
-    for chunk in (shown[start : start + CHUNK] for start in range(0, len(shown), CHUNK)):
-        slices = view.take(chunk.tolist())
-        image = backbone.encode(slices.to(backbone.device))
-        objects = [o for row, number in enumerate(chunk) for o in objects_of(draw.name, row, classes[number], labels)]
-        for some in (objects[start : start + OBJECTS] for start in range(0, len(objects), OBJECTS)):
-            truth = torch.from_numpy(np.stack([one.mask for one in some]))
-            rows = [one.row for one in some]
-            found = answers(backbone, slices[rows], image[rows], truth, rng)
-            for kind, masks in found.items():
-                twice = 2 * (masks & truth).sum(dim=(1, 2)).numpy()
-                both = (masks.sum(dim=(1, 2)) + truth.sum(dim=(1, 2))).numpy()
-                np.add.at(counts[kind], [one.label for one in some], np.stack([twice, both], axis=1))
-    present = next(iter(counts.values()))[:, 1] > 0
-    return {kind: float(np.mean(c[present, 0] / c[present, 1])) for kind, c in counts.items()}
+def overlaps(masks: Bool[Tensor, "o h w"], truth: Bool[Tensor, "o h w"]) -> Float[np.ndarray[Any, Any], "o 2"]:
+    """Twice the pixels in both masks, and the sum of the pixels in each: Dice, once summed over objects and divided."""
+    twice = 2 * (masks & truth).sum(dim=(1, 2)).numpy()
+    both = (masks.sum(dim=(1, 2)) + truth.sum(dim=(1, 2))).numpy()
+    return np.stack([twice, both], axis=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,59 +231,52 @@ def answers(
     return {kind: found[:, 0] for kind, found in zip(PROMPTS, given, strict=True)}
 
 
-def measure_memory(log: Log, backbone: Backbone, draw: Draw, settings: list[str]) -> None:
-    """The floor looks at pixels and the random weights are always the same: both are measured once for all."""
-    values: dict[str, object] = {}
-    values |= dict(pair.split("=", 1) for pair in settings)
-    noise = random_backbone()
-    draw = replace(draw, unseen=draw.unseen[: FEWER.get(draw.name)])
-    for measure, method, model, own in (
-        (FLOOR, "nearest-slice", None, ()),
-        (RANDOM, "fate", noise, settings),
-        (MEMORY, "fate", backbone, settings),
-    ):
-        key = draw.key(measure, "pixels" if model is None else model.digest()[:12], own)
-        if log.holds(key):
-            continue
+@dataclass(frozen=True, kw_only=True)
+class MemoryCell(FoundationCell):
+    """FATE on the support."""
+
+    measure: str = MEMORY
+
+    def results(self, backbone: Backbone) -> list[Line]:
+        split = self.split(FEWER.get(self.set))
         began = time.monotonic()
-        segmenter = build_method(method, values if own else {}).fit(draw.support, model or backbone)
+        segmenter = self.fitted(split, backbone)
         fitted = time.monotonic()
-        scores = [memory_case(segmenter, case) for case in draw.unseen]
+        predictions = [(case, segmenter.predict(case.read_image())) for case in split.unseen]
         ended = time.monotonic()
         found: Line = {
-            "dice": [dice for dice, _ in scores],
-            "absent": [absent for _, absent in scores],
+            "dice": [score(prediction, case, split.labels).dice for case, prediction in predictions],
+            "absent": [called_present(segmenter.slicer, case, prediction) for case, prediction in predictions],
             "fit_s": round(fitted - began, 1),
-            "case_s": round((ended - fitted) / len(scores), 3),
+            "case_s": round((ended - fitted) / len(predictions), 3),
             "seconds": round(ended - began, 1),
         }
-        log.add(key, draw.cases() | found)
+        return [self.line(split, found)]
+
+    def fitted(self, split: Split, backbone: Backbone) -> Segmenter:
+        values: dict[str, object] = {}
+        values |= dict(pair.split("=", 1) for pair in self.settings)
+        return build_method("fate", values).fit(split.support, backbone)
 
 
-def memory_case(segmenter: Segmenter, case: Case) -> tuple[float, tuple[int, int, int]]:
-    """Mean Dice over the labels that are not absent; pairs of slice and absent label, those called, their voxels."""
-    reference = case.read_reference()
-    assert reference is not None
-    prediction = segmenter.predict(case.read_image())
-    rows = score_case(case.name, prediction, reference, labels=segmenter.labels)
-    dice = float(np.mean([row.dice for row in rows if row.status != "absent"]))
-    return dice, called_present(segmenter.slicer, case, prediction)
+@dataclass(frozen=True, kw_only=True)
+class RandomCell(MemoryCell):
+    """FATE with random weights, which are the same whatever the backbone."""
+
+    measure: str = RANDOM
+
+    def fitted(self, split: Split, backbone: Backbone) -> Segmenter:
+        return super().fitted(split, random_backbone())
 
 
-def called_present(slicer: Slicer, case: Case, prediction: LabelMap) -> tuple[int, int, int]:
-    """Pairs of slice and label of which the reference holds nothing; those in which something is found; its voxels."""
-    reference = case.read_reference()
-    assert reference is not None
-    view = slicer.view(case.read_image())
-    truth, shown = view.of(reference.array), view.of(prediction.array)
-    pairs = called = voxels = 0
-    for value in prediction.labels.values:
-        absent = (truth != IGNORE).any(axis=(1, 2)) & ~(truth == value).any(axis=(1, 2))
-        invented = ((shown == value) & (truth != IGNORE)).sum(axis=(1, 2))[absent]
-        pairs += int(absent.sum())
-        called += int((invented > 0).sum())
-        voxels += int(invented.sum())
-    return pairs, called, voxels
+@dataclass(frozen=True, kw_only=True)
+class FloorCell(MemoryCell):
+    """The nearest slice, which depends on pixels alone."""
+
+    measure: str = FLOOR
+
+    def fitted(self, split: Split, backbone: Backbone) -> Segmenter:
+        return build_method("nearest-slice", {}).fit(split.support, backbone)
 
 
 def random_backbone() -> Sam2VideoBackbone:
@@ -313,14 +286,32 @@ def random_backbone() -> Sam2VideoBackbone:
     return Sam2VideoBackbone(model, "random weights")
 
 
-@torch.inference_mode()
-def measure_speed(log: Log, backbone: Backbone, source: str) -> None:
+@dataclass(frozen=True, kw_only=True)
+class SpeedCell(Cell):
     """Milliseconds a slice: encode, decode of four boxes, and one label recalled from five memories and decoded."""
-    key = {"set": "speed", "measure": "speed", "digest": backbone.digest()[:12]}
-    if log.holds(key):
-        return
-    threads, began = torch.get_num_threads(), time.monotonic()
-    torch.set_num_threads(2)
+
+    unkeyed: ClassVar[tuple[str, ...]] = ("data", "name", "source")
+
+    measure: str = "speed"
+    name: str
+    source: str
+    """Name, hub id or folder of the backbone."""
+
+    @torch.inference_mode()
+    def results(self, backbone: Backbone) -> list[Line]:
+        threads, began = torch.get_num_threads(), time.monotonic()
+        torch.set_num_threads(2)
+        found = speeds(backbone)
+        torch.set_num_threads(threads)
+        found["parameters"] = sum(parameter.numel() for parameter in backbone.parameters())
+        entry = BACKBONES.get(self.source)
+        files = list(Path(entry.source if entry else self.source).glob("*.safetensors"))
+        found["megabytes"] = round(sum(file.stat().st_size for file in files) / 1e6, 2) if files else None
+        return [self.key() | {"name": self.name} | found | {"seconds": round(time.monotonic() - began, 1)}]
+
+
+def speeds(backbone: Backbone) -> Line:
+    """Of slices of the backbone's own side."""
     side = backbone.side
     shown = torch.rand(CHUNK, 1, side, side, generator=Generator().manual_seed(0))
     image = backbone.encode(shown)
@@ -334,13 +325,7 @@ def measure_speed(log: Log, backbone: Backbone, source: str) -> None:
         masks[:, : side // 2, : side // 2] = 1.0
         memory = Memory.cat([backbone.memorize(image, masks)] * SUPPORTS)
         found["recall_ms"] = _least_ms(lambda: backbone.decode_recalled(backbone.recall(image, memory)))
-    torch.set_num_threads(threads)
-    found["parameters"] = sum(parameter.numel() for parameter in backbone.parameters())
-    entry = BACKBONES.get(source)
-    folder = entry.source if entry else source
-    files = list(Path(folder).glob("*.safetensors"))
-    found["megabytes"] = round(sum(file.stat().st_size for file in files) / 1e6, 2) if files else None
-    log.add(key, found | {"seconds": round(time.monotonic() - began, 1)})
+    return found
 
 
 def _least_ms(call: Callable[[], object]) -> float:
@@ -354,108 +339,76 @@ def _least_ms(call: Callable[[], object]) -> float:
 
 
 def tables(lines: list[Line]) -> str:
-    """A table a backbone, in the order in which they were measured; of two lines that say the same the later counts."""
-    shared = [line for line in lines if line["measure"] in (FLOOR, RANDOM)]
-    own = [line for line in lines if line["measure"] not in (FLOOR, RANDOM)]
-    names = dict.fromkeys(line["name"] for line in own)
-    return "\n\n".join(table(name, [line for line in own if line["name"] == name], shared) for name in names)
+    """A table per backbone, in the order in which they were measured."""
+    names = dict.fromkeys(line["name"] for line in lines if line["measure"] not in (FLOOR, RANDOM))
+    return "\n\n".join(table_of(name, lines) for name in names)
 
 
-def table(name: str, own: list[Line], shared: list[Line]) -> str:
-    """Means over the unseen cases of all draws with 95 % bootstrap intervals, then the means over sets."""
-    digests = ", ".join(dict.fromkeys(line["digest"] for line in own))
+def table_of(name: str, lines: Sequence[Line]) -> str:
+    """Means over the unseen cases of all draws, then the means over sets; of two lines for the same the later counts.
+
+    The floor and the random weights, which depend on no backbone, are measured once for all.
+    """
+    own = [line for line in lines if line["name"] == name and line["measure"] not in (FLOOR, RANDOM)]
+    settings = [line["settings"] for line in own if line["measure"] == MEMORY][-1:]
+    own += [x for x in lines if x["measure"] == FLOOR or (x["measure"] == RANDOM and x["settings"] in settings)]
     columns = (*PROMPTS, FLOOR, MEMORY, RANDOM)
-    rows = [f"**{name}** ({digests})", ""]
-    rows += ["| data set | cases | " + " | ".join((*columns, ABSENT)) + " |"]
-    rows += ["|---" * (len(columns) + 3) + "|"]
-    asked = [line["settings"] for line in own if line["measure"] == MEMORY]
-    lines = own + [line for line in shared if line["measure"] == FLOOR or line["settings"] in asked[-1:]]
-    found = {one: {column: _of(lines, one, column) for column in columns} for one in SETS}
+    found = {one: {column: _newest(own, one, column) for column in columns} for one in SETS}
     found = {one: by_column for one, by_column in found.items() if any(by_column.values())}
-    for one, by_column in found.items():
-        values = {column: [d for line in some for d in line["dice"]] for column, some in by_column.items()}
-        cases = sorted({len(dice) for dice in values.values() if dice}, reverse=True)
-        cells = [one, " / ".join(map(str, cases))]
-        cells += [_cell(Estimate.of(values[column])) for column in columns]
-        rows += ["| " + " | ".join([*cells, _absent(by_column[MEMORY])]) + " |"]
+    rows = [_set_row(one, by_column) for one, by_column in found.items()]
     for dimension in SHOTS:
         chosen = [by_column for one, by_column in found.items() if SETS[one] == dimension]
-        cells = [f"mean {dimension}", ""]
-        for column in columns:
-            sets = [
-                [d for line in by_column[column] for d in line["dice"]] for by_column in chosen if by_column[column]
-            ]
-            cells.append(_cell(_over_sets(sets)) + (f" ({len(sets)} sets)" if 0 < len(sets) < len(chosen) else ""))
         if chosen:
-            rows += ["| " + " | ".join([*cells, ""]) + " |"]
-    return "\n".join(rows + [_speed(line) for line in own if line["measure"] == "speed"][-1:])
+            rows.append([f"mean {dimension}", "", *[_mean_of_sets(chosen, column) for column in columns], ""])
+    digests = dict.fromkeys(x["digest"] for x in own if x["measure"] not in (FLOOR, RANDOM))
+    speed = [_speed(line) for line in own if line["measure"] == "speed"][-1:]
+    title = f"**{name}** ({', '.join(digests)})"
+    return "\n\n".join([title, table(("data set", "cases", *columns, ABSENT), rows), *speed])
 
 
-def _of(lines: list[Line], name: str, measure: str) -> list[Line]:
+def _newest(lines: Iterable[Line], name: str, measure: str) -> list[Line]:
     """The newest line of each seed."""
     found = {line["seed"]: line for line in lines if line["set"] == name and line["measure"] == measure}
     return list(found.values())
 
 
-def _over_sets(sets: list[list[float]]) -> Estimate:
-    """The mean of the means of sets, each counting once; the interval draws cases again within each set."""
-    if not sets:
-        return Estimate.of([])
-    rng = np.random.default_rng(0)
-    means = [rng.choice(dice, (2000, len(dice))).mean(axis=1) for dice in sets]
-    low, high = np.percentile(np.mean(means, axis=0), (2.5, 97.5))
-    mean = float(np.mean([np.mean(dice) for dice in sets]))
-    return Estimate(mean, float("nan"), float(low), float(high))
+def _set_row(name: str, by_column: dict[str, list[Line]]) -> list[str]:
+    sizes = {sum(len(line["dice"]) for line in lines) for lines in by_column.values() if lines}
+    cells = [interval(over_draws(_dice(lines))) for lines in by_column.values()]
+    return [name, " / ".join(map(str, sorted(sizes, reverse=True))), *cells, _absent(by_column[MEMORY])]
 
 
-def _cell(estimate: Estimate) -> str:
-    if np.isnan(estimate.mean):
-        return "–"
-    return f"{estimate.mean:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+def _mean_of_sets(chosen: Sequence[dict[str, list[Line]]], column: str) -> str:
+    """Of the means of sets; the interval is over sets and cases."""
+    sets = [[dice for line in of_set[column] for dice in line["dice"]] for of_set in chosen if of_set[column]]
+    few = f" ({len(sets)} sets)" if 0 < len(sets) < len(chosen) else ""
+    return interval(over_draws(sets)) + few
 
 
-def _absent(lines: list[Line]) -> str:
+def _dice(lines: Sequence[Line]) -> list[list[float]]:
+    return [line["dice"] for line in lines]
+
+
+def _absent(lines: Sequence[Line]) -> str:
     """Shares of cases, averaged, with their interval, and voxels a pair; sets of whole objects have no such pairs."""
-    counts = [count for line in lines for count in line["absent"] if count[0]]
-    if not counts:
+    draws = [[count for count in line["absent"] if count[0]] for line in lines]
+    if not any(draws):
         return "–"
-    share = Estimate.of([100 * called / pairs for pairs, called, _ in counts])
-    voxels = sum(count[2] for count in counts) / sum(count[0] for count in counts)
-    return f"{share.mean:.1f} % [{share.low:.1f}, {share.high:.1f}], {voxels:.0f} voxels"
+    share = over_draws([[100 * called / pairs for pairs, called, _ in counts] for counts in draws])
+    pairs, voxels = (sum(count[entry] for counts in draws for count in counts) for entry in (0, 2))
+    return f"{share.mean:.1f} % [{share.low:.1f}, {share.high:.1f}], {voxels / pairs:.0f} voxels"
 
 
 def _speed(line: Line) -> str:
     recall = f", recall and decode of a label {line['recall_ms']:.1f}" if "recall_ms" in line else ""
     size = "" if line["megabytes"] is None else f", {line['megabytes']:.1f} MB"
     return (
-        f"\nMilliseconds a slice on two threads: encode {line['encode_ms']:.1f}, decode of {LABELS} boxes "
+        f"Milliseconds a slice on two threads: encode {line['encode_ms']:.1f}, decode of {LABELS} boxes "
         f"{line['decode_ms']:.1f}{recall}. {line['parameters'] / 1e6:.1f} M parameters{size}."
     )
 
 
-def read_lines(path: Path) -> list[Line]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of data sets")
-    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--backbone", default="handful-tiny", help="name, hub id or folder")
-    parser.add_argument("--name", help="what the backbone is called in the tables; its name where none is given")
-    parts = ["prompts", "memory", "speed"]
-    parser.add_argument("--parts", nargs="+", default=parts, choices=parts)
-    parser.add_argument("--cases", type=int, default=25, help="at most so many unseen cases a set")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of fate")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("reproduction/results/foundation.jsonl"))
-    parser.add_argument("--table", action="store_true", help="print the tables of what is there, compute nothing")
-    arguments = parser.parse_args()
-    if arguments.data is None and not arguments.table:
-        parser.error("--data is needed, unless --table only prints")
-    return arguments
-
+STUDY = Study(__doc__, "foundation", cells, tables, tuple(SETS))
 
 if __name__ == "__main__":
     main()

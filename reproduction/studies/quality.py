@@ -2,14 +2,10 @@
 
     python -m reproduction.studies.quality --data FOLDER --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --draws 0 1 2
 
-FOLDER holds one data set a subfolder (images/, labels/, dataset.json). An arm is a method, or a method with settings
+FOLDER holds one subfolder per data set (images/, labels/, dataset.json). An arm is a method, or a method with settings
 such as "fate:window=0". It is fitted on a draw of the labelled cases and predicts up to --cases cases of other
 patients; `predict_quality` then judges each prediction from the image, the prediction and the support alone, and only
 afterwards the reference is read. The true Dice of a label that neither map holds is left out, as in all means.
-
-A cell (set, arm, shots, draw) is one line in the file, written when it is known; one that is there already is not
-computed again, so a stopped run goes on where it was. Cells are spread over processes of one thread each. With --table
-nothing is computed; --figure draws predicted against true Dice.
 
 The table, of each set and arm and of each way to predict (calibrated, the plain mean of the signals, each signal by
 itself): Pearson and Spearman correlation with the true Dice over all cases and labels, and Spearman within a label and
@@ -29,108 +25,91 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from handful.backbones.catalog import load_backbone
-from handful.curation.quality import SIGNALS, Compared, calibrate, judging
+from handful.backbones.base import Backbone
+from handful.curation.quality import SIGNALS, Calibration, CaseQuality, Compared, calibrate, judging
 from handful.data.cases import Case, SupportSet
-from handful.data.files import read_cohort
 from handful.data.volume import LabelMap
 from handful.evaluation.evaluate import score_case
-from handful.methods.base import Method, Segmenter
-from handful.methods.catalog import build_method, method_settings
-from reproduction.study import Line, my_backbone, read_lines, spread
+from handful.methods.base import Segmenter
+from reproduction.arms import build, parse
+from reproduction.markdown import count, table
+from reproduction.scoring import reference_of
+from reproduction.study import Cell, Line, Split, Study
 
 WAYS = ("calibrated", "plain mean", *SIGNALS)
 
 
 def main() -> None:
-    arguments = _arguments()
-    if not arguments.table:
-        todo = list(cells(arguments))
-        spread(todo, measure, told, out=arguments.out, processes=arguments.processes, backbone=arguments.backbone)
-    lines = [line for line in read_lines(arguments.out) if not arguments.sets or line["set"] in arguments.sets]
-    print(tables(lines))
-    if arguments.figure:
-        draw(lines, arguments.figure)
+    parser = STUDY.parser()
+    parser.add_argument("--arms", nargs="+", default=["fate"], metavar="METHOD[:KEY=VALUE,…]")
+    parser.add_argument("--shots", nargs="+", type=int, default=[4])
+    parser.add_argument("--cases", type=int, default=12, help="unseen cases a draw, at most")
+    STUDY.main(parser)
 
 
-@dataclass(frozen=True)
-class Cell:
+@dataclass(frozen=True, kw_only=True)
+class QualityCell(Cell):
     """One fit, what it predicts, and what is said of that."""
 
-    folder: Path
     arm: str
     shots: int
     draw: int
-    most: int
-    digest: str
+    most_cases: int
 
-    def key(self) -> Line:
-        return {
-            "set": self.folder.name,
-            "arm": self.arm,
-            "shots": self.shots,
-            "draw": self.draw,
-            "most_cases": self.most,
-            "digest": self.digest,
+    def results(self, backbone: Backbone) -> list[Line]:
+        """Fits, predicts, judges, and only then scores."""
+        split = Split.of(self.folder, self.shots, self.draw, self.most_cases)
+        method = build(*parse(self.arm), self.draw)
+
+        def fit(cases: SupportSet) -> Segmenter:
+            return method.fit(cases, backbone)
+
+        segmenter = fit(split.support)
+        predicted = [(case, segmenter.predict(case.read_image())) for case in split.unseen]
+        began = time.monotonic()
+        with judging(segmenter, split.support) as judge:
+            compared = judge.left_out(split.support, fit)
+            calibration = calibrate(compared, split.labels)
+            calibrated = time.monotonic()
+            judged = [(case, prediction, judge(case, prediction)) for case, prediction in predicted]
+        ended = time.monotonic()
+        line = self.key() | {
+            "support": [case.name for case in split.drawn],
+            "calibration": asdict(calibration) if calibration else None,
+            "left_out": [asdict(one) for one in compared],
+            "usual": {name: _usual_dice(compared, value) for value, name in split.labels.as_dict().items()},
+            "rows": [row for one in judged for row in _rows(*one, calibration)],
+            "calibrate_s": round(calibrated - began, 1),
+            "judge_s": round((ended - calibrated) / len(split.unseen), 2),
         }
+        return [line]
 
 
-def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
-    """All cells asked for and not in the file."""
-    digest = load_backbone(arguments.backbone).digest()[:12]
-    done = read_lines(arguments.out)
+def cells(arguments: argparse.Namespace, digest: str) -> Iterator[Cell]:
     for shots in arguments.shots:
-        for seed in arguments.draws:
+        for draw in arguments.draws:
             for name in arguments.sets:
                 for arm in arguments.arms:
-                    cell = Cell(arguments.data / name, arm, shots, seed, arguments.cases, digest)
-                    if not any({k: line[k] for k in cell.key()} == cell.key() for line in done):
-                        yield cell
+                    yield QualityCell(
+                        data=arguments.data,
+                        set=name,
+                        digest=digest,
+                        arm=arm,
+                        shots=shots,
+                        draw=draw,
+                        most_cases=arguments.cases,
+                    )
 
 
-def told(line: Line) -> str:
-    what = f"{line['set']} {line['arm']} {line['shots']} shots, draw {line['draw']}"
-    return f"{what}: calibrated in {line['calibrate_s']:.0f} s, {line['judge_s']:.1f} s a case to judge"
-
-
-def measure(cell: Cell) -> Line:
-    """Fits, predicts, judges, and only then scores a cell, in this process."""
-    cohort = read_cohort(cell.folder)
-    assert cohort.labels is not None
-    drawn, rest = cohort.draw(cell.shots, cell.draw)
-    unseen = [case for case in rest if case.reference is not None][: cell.most]
-    support, method = SupportSet(tuple(drawn), cohort.labels), _method(cell)
-
-    def fit(cases: SupportSet) -> Segmenter:
-        return method.fit(cases, my_backbone())
-
-    segmenter = fit(support)
-    predicted = [(case, segmenter.predict(case.read_image())) for case in unseen]
-    began = time.monotonic()
-    with judging(segmenter, support) as judge:
-        compared = judge.left_out(support, fit)
-        calibration = calibrate(compared, support.labels)
-        calibrated = time.monotonic()
-        plain = [judge(case, prediction) for case, prediction in predicted]
-    judged = time.monotonic()
-    rows: list[Line] = []
-    for (case, prediction), quality in zip(predicted, plain, strict=True):
-        truth = _truth(case, prediction)
-        for one in quality.labels:
-            if one.label in truth:
-                found = "empty" not in one.flags
-                said = calibration.dice(one.label, one.signals) if calibration and found else one.predicted_dice
-                row = {"case": case.name, "label": one.name, "dice": truth[one.label], "calibrated": said}
-                rows.append(row | {"plain mean": one.predicted_dice, "flags": one.flags} | asdict(one.signals))
-    return cell.key() | {
-        "support": [case.name for case in drawn],
-        "calibration": asdict(calibration) if calibration else None,
-        "left_out": [asdict(one) for one in compared],
-        "usual": {name: _usual_dice(compared, value) for value, name in cohort.labels.as_dict().items()},
-        "rows": rows,
-        "calibrate_s": round(calibrated - began, 1),
-        "judge_s": round((judged - calibrated) / len(unseen), 2),
-    }
+def _rows(case: Case, prediction: LabelMap, quality: CaseQuality, calibration: Calibration | None) -> Iterator[Line]:
+    """One per label that either map holds."""
+    truth = _truth(case, prediction)
+    for one in quality.labels:
+        if one.label in truth:
+            found = "empty" not in one.flags
+            said = calibration.dice(one.label, one.signals) if calibration and found else one.predicted_dice
+            row = {"case": case.name, "label": one.name, "dice": truth[one.label], "calibrated": said}
+            yield row | {"plain mean": one.predicted_dice, "flags": one.flags} | asdict(one.signals)
 
 
 def _usual_dice(compared: list[Compared], label: int) -> float | None:
@@ -141,57 +120,48 @@ def _usual_dice(compared: list[Compared], label: int) -> float | None:
 
 def _truth(case: Case, prediction: LabelMap) -> dict[int, float]:
     """Dice of each label that either map holds."""
-    reference = case.read_reference()
-    assert reference is not None
+    reference = reference_of(case)
     rows = score_case(case.name, prediction, reference, labels=reference.labels)
     return {row.label: row.dice for row in rows if row.status != "absent"}
 
 
-def _method(cell: Cell) -> Method:
-    name, _, text = cell.arm.partition(":")
-    settings: dict[str, object] = {}
-    for pair in filter(None, text.split(",")):
-        key, _, value = pair.partition("=")
-        settings[key] = value
-    if "train" in method_settings(build_method(name, {})):
-        settings["train.seed"] = cell.draw
-    return build_method(name, settings)
-
-
 def tables(lines: list[Line]) -> str:
-    """A Markdown table a set and arm, a row a way to predict."""
+    """A table per set and arm, with one row per way to predict."""
     parts = []
     for key in dict.fromkeys((line["set"], line["arm"], line["shots"], line["digest"]) for line in lines):
         own = [line for line in lines if (line["set"], line["arm"], line["shots"], line["digest"]) == key]
         rows = [row for line in own for row in line["rows"]]
         times = ", ".join(f"{np.mean([line[k] for line in own]):.1f} s {what}" for k, what in _TIMES.items())
         name, arm, shots, digest = key
-        draws = "1 draw" if len(own) == 1 else f"{len(own)} draws"
-        parts.append(
-            f"**{name}**, {arm} fitted on {shots} ({digest}; {draws}, {len(rows)} cases and labels, "
+        title = (
+            f"**{name}**, {arm} fitted on {shots} ({digest}; {count(len(own), 'draw')}, {len(rows)} cases and labels, "
             f"true Dice {np.mean([row['dice'] for row in rows]):.3f} ± {np.std([row['dice'] for row in rows]):.3f}; "
-            f"{times})\n\n{_HEAD}\n" + "\n".join(_row(way, own) for way in WAYS) + f"\n{_usual(own)}"
+            f"{times})"
         )
+        parts.append(f"{title}\n\n{table(_HEADS, [*[_row(way, own) for way in WAYS], _usual(own)])}")
     return "\n\n".join(parts)
 
 
 _TIMES = {"calibrate_s": "to calibrate", "judge_s": "to judge a case"}
-_HEAD = (
-    "| predicted by | Pearson | Spearman | Spearman within a label | mean absolute error | worst quarter found |\n"
-    "|---|---|---|---|---|---|"
+_HEADS = (
+    "predicted by",
+    "Pearson",
+    "Spearman",
+    "Spearman within a label",
+    "mean absolute error",
+    "worst quarter found",
 )
 
 
-def _row(way: str, lines: list[Line]) -> str:
+def _row(way: str, lines: list[Line]) -> list[str]:
     rows = [row for line in lines for row in line["rows"] if not np.isnan(row[way])]
     if len(rows) < 3 or np.ptp([row[way] for row in rows]) == 0:
-        return f"| {way} | – | – | – | – | – |"
+        return [way, *["–"] * 5]
     said, true = (np.array([row[key] for row in rows]) for key in (way, "dice"))
-    within = _within(way, lines)
+    correlations = (pearsonr(said, true).statistic, spearmanr(said, true).statistic, _within(way, lines))
     found, of = (sum(part) for part in zip(*[_queue(way, line) for line in lines], strict=True))
     error = f"{np.abs(said - true).mean():.3f}" if way in WAYS[:2] else "–"
-    cells = [f"{pearsonr(said, true).statistic:.2f}", f"{spearmanr(said, true).statistic:.2f}"]
-    return f"| {' | '.join([way, *cells, f'{within:.2f}', error, f'{found} of {of} ({found / of:.0%})'])} |"
+    return [way, *[f"{one:.2f}" for one in correlations], error, f"{found} of {of} ({found / of:.0%})"]
 
 
 def _within(way: str, lines: list[Line]) -> float:
@@ -219,16 +189,16 @@ def _queue(way: str, line: Line) -> tuple[int, int]:
     return len(first & worst), quarter
 
 
-def _usual(lines: list[Line]) -> str:
+def _usual(lines: list[Line]) -> list[str]:
     """The error of saying of every case what is usual for its label."""
     pairs = [(line["usual"][row["label"]], row["dice"]) for line in lines for row in line["rows"]]
     known = [abs(usual - dice) for usual, dice in pairs if usual is not None]
     error = f"{np.mean(known):.3f}" if known else "–"
-    return f"| usual, without looking | – | – | – | {error} | by chance 25% |"
+    return ["usual, without looking", "–", "–", "–", error, "by chance 25%"]
 
 
 def draw(lines: list[Line], path: Path) -> None:
-    """Predicted against true Dice, a panel a set and arm, a colour a label."""
+    """Predicted against true Dice: one panel per set and arm, one colour per label."""
     from matplotlib.figure import Figure
 
     keys = list(dict.fromkeys((line["set"], line["arm"]) for line in lines))
@@ -247,24 +217,7 @@ def draw(lines: list[Line], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of data sets")
-    parser.add_argument("--out", type=Path, default=Path("reproduction/results/quality.jsonl"))
-    parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--arms", nargs="+", default=["fate"], metavar="METHOD[:KEY=VALUE,…]")
-    parser.add_argument("--shots", nargs="+", type=int, default=[4])
-    parser.add_argument("--draws", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cases", type=int, default=12, help="unseen cases a draw, at most")
-    parser.add_argument("--backbone", default="handful-tiny")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--table", action="store_true", help="print the tables of what is there, compute nothing")
-    parser.add_argument("--figure", type=Path, help="picture to draw")
-    found = parser.parse_args()
-    if not found.table and not (found.data and found.sets):
-        parser.error("give --data and --sets, or --table")
-    return found
-
+STUDY = Study(__doc__, "quality", cells, tables)
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,7 @@
 
     python -m reproduction.studies.suggest --data FOLDER --sets acdc --method fate --budgets 4 8 16 --draws 0 1
 
-FOLDER holds one data set a subfolder (images/, labels/, dataset.json). A draw takes patients at random: one whose
+FOLDER holds one subfolder per data set (images/, labels/, dataset.json). A draw takes patients at random: one whose
 slices are all labelled, `--pool` more whose slices may be labelled, and, of the rest, up to `--cases` unseen ones to be
 scored. With `--start N` the beginning is N slices instead, dealt at random from the first patient and the pool. Each
 arm then gets as many more slices of the pool as the budget says, with their reference, and the method is fitted on all
@@ -13,13 +13,10 @@ that is labelled:
     coverage    what `handful suggest` says without a model
     model       what it says with the method fitted on the beginning
 
-All arms of a draw and budget share beginning, pool and unseen scans, so differences are paired, scan by scan. A cell
-(set, method, start, pool, cases, budget, draw, arm) is one line in the file, written when it is known; one that is
-there already is not computed again, so a stopped run goes on where it was. Cells are spread over processes of one
-thread each. With --table nothing is computed.
+All arms of a draw and budget share beginning, pool and unseen scans, so differences are paired, scan by scan.
 
-A case's Dice is the mean over its labels; one that is missed counts as 0. Intervals are 95 % bootstrap intervals over
-all unseen cases of all draws.
+A case's Dice is the mean over its labels; one that is missed counts as 0. Intervals are the two-stage bootstrap of the
+package, over draws and cases.
 """
 
 from __future__ import annotations
@@ -28,22 +25,21 @@ import argparse
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
 from handful.backbones.base import Backbone
-from handful.backbones.catalog import load_backbone
 from handful.curation.suggest import SuggestConfig, suggest
 from handful.data.cases import Case, Cohort, SupportSet
-from handful.data.files import read_cohort
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Labels
 from handful.errors import InputError
-from handful.evaluation.evaluate import Estimate, score_case
+from handful.evaluation.statistics import over_draws
 from handful.methods.base import Segmenter, has_signal
-from handful.methods.catalog import build_method, method_settings
-from reproduction.study import Line, my_backbone, read_lines, spread
+from reproduction.arms import build, parse
+from reproduction.markdown import signed, table
+from reproduction.scoring import reference_of, score
+from reproduction.study import Cell, Line, Split, Study
 
 ARMS = ("start", "random", "coverage", "model")
 TRIES = 1000
@@ -51,30 +47,25 @@ TRIES = 1000
 
 Slices = dict[str, set[int]]
 """Numbers of the labelled slices of each case."""
+Dice = dict[int, list[float]]
+"""Of each draw's unseen cases."""
 
 
 def main() -> None:
-    arguments = _arguments()
-    if not arguments.table:
-        todo = list(cells(arguments))
-        spread(
-            todo,
-            measure,
-            told,
-            out=arguments.out,
-            processes=arguments.processes,
-            backbone=arguments.backbone,
-            cache=arguments.cache,
-        )
-    lines = [line for line in read_lines(arguments.out) if not arguments.sets or line["set"] in arguments.sets]
-    print(tables(lines))
+    parser = STUDY.parser()
+    parser.add_argument("--method", default="fate", metavar="METHOD[:KEY=VALUE,…]")
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--budgets", nargs="+", type=int, default=[4, 8, 16], help="slices labelled beyond the first")
+    parser.add_argument("--start", type=int, default=0, help="begin with so many random slices, not with a patient")
+    parser.add_argument("--pool", type=int, default=8, help="patients whose slices may be labelled")
+    parser.add_argument("--cases", type=int, default=12, help="unseen cases a draw, at most")
+    STUDY.main(parser)
 
 
-@dataclass(frozen=True)
-class Cell:
+@dataclass(frozen=True, kw_only=True)
+class SuggestCell(Cell):
     """One choice of slices, one fit, and its evaluation."""
 
-    folder: Path
     method: str
     arm: str
     start: int
@@ -82,88 +73,64 @@ class Cell:
     pool: int
     budget: int
     draw: int
-    cases: int
-    digest: str
+    most_cases: int
 
-    def key(self) -> Line:
-        return {
-            "set": self.folder.name,
-            "method": self.method,
-            "arm": self.arm,
-            "start": self.start,
-            "pool": self.pool,
-            "budget": self.budget,
-            "draw": self.draw,
-            "most_cases": self.cases,
-            "digest": self.digest,
+    def results(self, backbone: Backbone) -> list[Line]:
+        split = Split.of(self.folder, 1 + self.pool, self.draw, self.most_cases)
+        slicer = replace(Slicer().resolve(case.read_image() for case in split.drawn), neighbours=False)
+        site = Site(split.drawn, split.labels, slicer)
+        known = site.beginning(self.start, self.draw)
+        began = time.monotonic()
+        chosen = choice(self, site, known, backbone)
+        for case, number in chosen:
+            known.setdefault(case, set()).add(number)
+        chose = time.monotonic()
+        segmenter = self.fitted(site.support(known), backbone)
+        fitted = time.monotonic()
+        scores = [score(segmenter.predict(case.read_image()), case, split.labels) for case in split.unseen]
+        ended = time.monotonic()
+        line = self.key() | {
+            "chosen": chosen,
+            "labelled": sum(map(len, known.values())),
+            "cases": [case.name for case in split.unseen],
+            "dice": [round(one.dice, 5) for one in scores],
+            "choose_s": round(chose - began, 1),
+            "fit_s": round(fitted - chose, 1),
+            "score_s": round(ended - fitted, 1),
         }
+        return [line]
+
+    def fitted(self, support: SupportSet, backbone: Backbone) -> Segmenter:
+        """The method on these labels, cutting slices as they were labelled."""
+        return build(*parse(self.method), self.draw).fit(support, backbone)
 
 
-def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
-    """All cells asked for and not in the file, draw by draw."""
-    digest = load_backbone(arguments.backbone).digest()[:12]
-    done = read_lines(arguments.out)
+def cells(arguments: argparse.Namespace, digest: str) -> Iterator[Cell]:
+    """Draw by draw."""
+    chosen = [("start", 0)] if "start" in arguments.arms else []
+    chosen += [(arm, budget) for budget in arguments.budgets for arm in arguments.arms if arm != "start"]
     for draw in arguments.draws:
         for name in arguments.sets:
-            for budget, arm in [(0, "start")] * ("start" in arguments.arms) + [
-                (budget, arm) for budget in arguments.budgets for arm in arguments.arms if arm != "start"
-            ]:
-                cell = Cell(
-                    arguments.data / name,
-                    arguments.method,
-                    arm,
-                    arguments.start,
-                    arguments.pool,
-                    budget,
-                    draw,
-                    arguments.cases,
-                    digest,
+            for arm, budget in chosen:
+                yield SuggestCell(
+                    data=arguments.data,
+                    set=name,
+                    digest=digest,
+                    method=arguments.method,
+                    arm=arm,
+                    start=arguments.start,
+                    pool=arguments.pool,
+                    budget=budget,
+                    draw=draw,
+                    most_cases=arguments.cases,
                 )
-                if not any({k: line[k] for k in cell.key()} == cell.key() for line in done):
-                    yield cell
-
-
-def told(line: Line) -> str:
-    what = f"{line['set']} {line['arm']} + {line['budget']} slices, draw {line['draw']}"
-    took = f"choice {line['choose_s']:.0f} s, fit {line['fit_s']:.0f} s, scores {line['score_s']:.0f} s"
-    return f"{what}: Dice {np.mean(line['dice']):.3f}, {took}"
-
-
-def measure(cell: Cell) -> Line:
-    """Chooses, fits and scores in this process."""
-    cohort = read_cohort(cell.folder)
-    labels, backbone = cohort.labels, my_backbone()
-    assert labels is not None
-    drawn, rest = cohort.draw(1 + cell.pool, cell.draw)
-    unseen = [case for case in rest if case.reference is not None][: cell.cases]
-    slicer = replace(Slicer().resolve(case.read_image() for case in drawn), neighbours=False)
-    site = Site(drawn, labels, slicer)
-    known = site.beginning(cell.start, cell.draw)
-    began = time.monotonic()
-    chosen = choice(cell, site, known, backbone)
-    for case, number in chosen:
-        known.setdefault(case, set()).add(number)
-    chose = time.monotonic()
-    segmenter = fitted(cell, site.support(known), backbone)
-    fit = time.monotonic()
-    dice = [_dice(segmenter, case, labels) for case in unseen]
-    ended = time.monotonic()
-    return cell.key() | {
-        "chosen": chosen,
-        "labelled": sum(map(len, known.values())),
-        "cases": [case.name for case in unseen],
-        "dice": dice,
-        "choose_s": round(chose - began, 1),
-        "fit_s": round(fit - chose, 1),
-        "score_s": round(ended - fit, 1),
-    }
 
 
 @dataclass(frozen=True)
 class Site:
     """The scans that may be labelled: the first one, and the pool."""
 
-    cases: list[Case]
+    cases: tuple[Case, ...]
     labels: Labels
     slicer: Slicer
 
@@ -208,14 +175,13 @@ class Site:
         """The label values in each slice."""
         found = {}
         for case in self.cases:
-            truth = case.read_reference()
-            assert truth is not None
+            truth = reference_of(case)
             for number, classes in enumerate(self.slicer.view(case.read_image()).of(truth.array)):
                 found[case.name, number] = set(np.unique(classes).tolist()) - {0, IGNORE}
         return found
 
 
-def choice(cell: Cell, site: Site, known: Slices, backbone: Backbone) -> list[tuple[str, int]]:
+def choice(cell: SuggestCell, site: Site, known: Slices, backbone: Backbone) -> list[tuple[str, int]]:
     """The slices that this arm labels beyond the beginning."""
     if cell.arm == "start":
         return []
@@ -223,23 +189,11 @@ def choice(cell: Cell, site: Site, known: Slices, backbone: Backbone) -> list[tu
         free = [where for where in site.lit() if where[1] not in known.get(where[0], set())]
         order = np.random.default_rng([cell.draw, 1]).permutation(len(free))
         return [free[i] for i in order[: cell.budget]]
-    segmenter = fitted(cell, site.support(known), backbone) if cell.arm == "model" else None
+    segmenter = cell.fitted(site.support(known), backbone) if cell.arm == "model" else None
     config = SuggestConfig(count=cell.budget, slicer=site.slicer)
     found = suggest(site.cohort(known), backbone, segmenter, config)
     assert not found.failures, found.failures
     return [(one.slice.case, one.slice.number) for one in found.suggestions]
-
-
-def fitted(cell: Cell, support: SupportSet, backbone: Backbone) -> Segmenter:
-    """The method on these labels, cutting slices as they were labelled."""
-    name, _, text = cell.method.partition(":")
-    settings: dict[str, object] = {}
-    for pair in filter(None, text.split(",")):
-        key, _, value = pair.partition("=")
-        settings[key] = value
-    if "train" in method_settings(build_method(name, {})):
-        settings.setdefault("train.seed", cell.draw)
-    return build_method(name, settings).fit(support, backbone)
 
 
 def _by_case(slices: Iterable[tuple[str, int]]) -> Slices:
@@ -249,73 +203,43 @@ def _by_case(slices: Iterable[tuple[str, int]]) -> Slices:
     return found
 
 
-def _dice(segmenter: Segmenter, case: Case, labels: Labels) -> float:
-    reference = case.read_reference()
-    assert reference is not None
-    rows = score_case(case.name, segmenter.predict(case.read_image()), reference, labels=labels)
-    return round(float(np.mean([row.dice for row in rows if row.status != "absent"])), 5)
-
-
 def tables(lines: list[Line]) -> str:
-    """Markdown: a row a set, method, beginning and budget; Dice of each arm and its paired difference to random."""
-    heads = ["data set", "method", "begins with", "more slices", "none more", "random", "coverage", "with model"]
-    heads += ["coverage − random", "with model − random"]
-    rows = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    """One row per set, method, beginning and budget: Dice of each arm and its paired difference to random."""
+    heads = ("data set", "method", "begins with", "more slices", "none more", "random", "coverage", "with model")
+    heads += ("coverage − random", "with model − random")
     settings = ("set", "method", "start", "pool", "most_cases", "digest")
-    groups = dict.fromkeys(tuple(line[k] for k in settings) for line in lines)
-    for group in groups:
+    rows = []
+    for group in dict.fromkeys(tuple(line[k] for k in settings) for line in lines):
         own = [line for line in lines if tuple(line[k] for k in settings) == group]
         begin = f"{group[2]} random slices" if group[2] else "one patient"
         for budget in sorted({line["budget"] for line in own} - {0}):
             by_arm = {arm: _of(own, arm, 0 if arm == "start" else budget) for arm in ARMS}
-            row = [group[0], group[1], begin, str(budget), *[_dice_of(by_arm[arm]) for arm in ARMS]]
-            row += [_difference(by_arm[arm], by_arm["random"]) for arm in ("coverage", "model")]
-            rows.append("| " + " | ".join(row) + " |")
+            means = [_mean(by_arm[arm]) for arm in ARMS]
+            differences = [_difference(by_arm[arm], by_arm["random"]) for arm in ("coverage", "model")]
+            rows.append((group[0], group[1], begin, str(budget), *means, *differences))
     note = "Mean Dice of unseen scans [95 % interval]; differences are paired by scan, then the draws that gained."
-    return "\n".join([*rows, "", note])
+    return f"{table(heads, rows)}\n\n{note}"
 
 
-def _of(lines: list[Line], arm: str, budget: int) -> dict[int, list[float]]:
-    """The Dice of each draw's unseen cases."""
+def _of(lines: list[Line], arm: str, budget: int) -> Dice:
     return {line["draw"]: line["dice"] for line in lines if (line["arm"], line["budget"]) == (arm, budget)}
 
 
-def _dice_of(draws: dict[int, list[float]]) -> str:
-    values = [dice for own in draws.values() for dice in own]
-    return f"{np.mean(values):.3f}" if values else "–"
+def _mean(dice: Dice) -> str:
+    return f"{over_draws(list(dice.values())).mean:.3f}" if dice else "–"
 
 
-def _difference(ours: dict[int, list[float]], random: dict[int, list[float]]) -> str:
-    """Over draws that both have: mean and interval over scans, and how many draws gained."""
+def _difference(ours: Dice, random: Dice) -> str:
+    """Over draws that both have: mean and interval, and how many draws gained."""
     both = sorted(ours.keys() & random.keys())
     if not both:
         return "–"
-    found = Estimate.of([a - b for draw in both for a, b in zip(ours[draw], random[draw], strict=True)])
-    gained = sum(float(np.mean(ours[draw])) > float(np.mean(random[draw])) for draw in both)
-    return f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}], {gained} of {len(both)}"
+    gains = [[a - b for a, b in zip(ours[draw], random[draw], strict=True)] for draw in both]
+    gained = sum(float(np.mean(gain)) > 0 for gain in gains)
+    return f"{signed(over_draws(gains))}, {gained} of {len(both)}"
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder of data sets")
-    parser.add_argument("--out", type=Path, default=Path("reproduction/results/suggest.jsonl"))
-    parser.add_argument("--sets", nargs="+", default=[], help="names of data sets in it")
-    parser.add_argument("--method", default="fate", metavar="METHOD[:KEY=VALUE,…]")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--budgets", nargs="+", type=int, default=[4, 8, 16], help="slices labelled beyond the first")
-    parser.add_argument("--start", type=int, default=0, help="begin with so many random slices, not with a patient")
-    parser.add_argument("--pool", type=int, default=8, help="patients whose slices may be labelled")
-    parser.add_argument("--draws", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--cases", type=int, default=12, help="unseen cases a draw, at most")
-    parser.add_argument("--backbone", default="handful-tiny")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--cache", type=Path, help="folder of kept embeddings; slices are then encoded once")
-    parser.add_argument("--table", action="store_true", help="print the table of what is there, compute nothing")
-    found = parser.parse_args()
-    if not found.table and not (found.data and found.sets):
-        parser.error("give --data and --sets, or --table")
-    return found
-
+STUDY = Study(__doc__, "suggest", cells, tables)
 
 if __name__ == "__main__":
     main()

@@ -97,7 +97,7 @@ def test_a_table_is_written_between_its_markers_and_again_the_same(measured: Mea
     assert with_tables(once, tables.TABLES, evidence, "page.md") == once
 
 
-def test_a_table_of_benchmarks_shows_all_arms_on_the_same_cases(tmp_path: Path):
+def test_a_table_of_studies_shows_all_arms_on_the_same_cases(tmp_path: Path):
     plain = {"set": "hearts", "shots": 4, "draw": 0, "digest": "d", "hd95": [1.0, 1.0]}
     lines = [
         plain | {"arm": "fate", "cases": ["a", "b"], "dice": [0.5, 0.7]},
@@ -108,6 +108,15 @@ def test_a_table_of_benchmarks_shows_all_arms_on_the_same_cases(tmp_path: Path):
     text = tables.label_efficiency(evidence, ["hearts"])
     assert "| FATE | 0.700 |" in text
     assert "| nearest slice | 0.400 |" in text
+
+
+def test_the_plan_of_a_study_comes_before_its_lines(tmp_path: Path):
+    write_results([row(1, "scored", 0.8)], tmp_path / "fate.parquet")
+    line = {"set": "hearts", "shots": 4, "draw": 0, "digest": "d", "arm": "fate", "cases": ["a"]}
+    (tmp_path / "label_efficiency.jsonl").write_text(json.dumps(line | {"dice": [0.5], "hd95": [1.0]}) + "\n", "utf-8")
+    evidence = read_evidence(tmp_path)
+    assert evidence.plans == ()
+    assert [pool.name for pool in evidence.studies] == ["fate.parquet", "studies with weights d"]
 
 
 def test_only_pages_with_markers_are_rewritten(measured: Measured, tmp_path: Path):

@@ -1,0 +1,31 @@
+"""Arms of a study as text: METHOD, or METHOD:KEY=VALUE,… with settings, such as "fate:window=0,closer=1.4"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from handful.errors import SettingsError
+from handful.methods.base import Method
+from handful.methods.catalog import build_method, method_settings
+
+
+def parse(arm: str) -> tuple[str, dict[str, object]]:
+    """Method and settings; commas between values of a list belong to the list, as in "planes=axial,coronal"."""
+    name, _, text = arm.partition(":")
+    settings: dict[str, object] = {}
+    last = ""
+    for part in filter(None, text.split(",")):
+        key, equals, value = part.partition("=")
+        if equals:
+            last, settings[key] = key, value
+        elif last:
+            settings[last] = f"{settings[last]},{part}"
+        else:
+            raise SettingsError(f"arm {arm!r}: {part!r} is no setting; write KEY=VALUE")
+    return name, settings
+
+
+def build(name: str, settings: Mapping[str, object], seed: int) -> Method:
+    """The method with these settings; where it trains, by `seed` unless the settings name another."""
+    trains = "train" in method_settings(build_method(name, {}))
+    return build_method(name, {"train.seed": seed, **settings} if trains else dict(settings))

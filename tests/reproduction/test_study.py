@@ -1,0 +1,100 @@
+"""A study measures what its file lacks; arms are read from text; studies use the intervals of the package."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from handful.backbones.base import Backbone
+from handful.errors import SettingsError
+from handful.evaluation.statistics import over_draws
+from reproduction.arms import build, parse
+from reproduction.markdown import signed
+from reproduction.studies import suggest
+from reproduction.study import Cell, Line, Study, read_lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair(Cell):
+    """A cell of two lines, which notes that it was measured."""
+
+    unkeyed: ClassVar[tuple[str, ...]] = ("data", "notes")
+
+    arm: str
+    settings: tuple[str, ...] = ()
+    notes: Path
+
+    def line_keys(self) -> list[Line]:
+        return [self.key() | {"arm": f"{self.arm} {n}"} for n in (1, 2)]
+
+    def results(self, backbone: Backbone) -> list[Line]:
+        with self.notes.open("a", encoding="utf-8") as file:
+            file.write(self.arm + "\n")
+        return [key | {"dice": [0.5]} for key in self.line_keys()]
+
+
+@pytest.fixture
+def measured(tmp_path: Path):
+    """Measures arms into one file, and says which had to be measured."""
+    notes, out = tmp_path / "notes", tmp_path / "lines.jsonl"
+    arguments = argparse.Namespace(out=out, backbone="handful-tiny", cache=None)
+    study = Study("about", "lines", lambda arguments, digest: (), lambda lines: "")
+
+    def run(*arms: str, digest: str = "d") -> list[str]:
+        notes.write_text("", "utf-8")
+        made = [
+            Pair(data=tmp_path, set="hearts", digest=digest, arm=arm, settings=("a=1",), notes=notes) for arm in arms
+        ]
+        study.measure(made, arguments, processes=1)
+        return notes.read_text("utf-8").split()
+
+    return run, out
+
+
+def test_what_the_file_holds_is_not_measured_again(measured):
+    run, out = measured
+    assert run("fate") == ["fate"]
+    assert run("fate", "unet") == ["unet"]
+    assert run("fate", digest="other weights") == ["fate"]
+    arms = [(line["arm"], line["digest"]) for line in read_lines(out)]
+    assert arms == [
+        (f"{arm} {n}", d) for arm, d in (("fate", "d"), ("unet", "d"), ("fate", "other weights")) for n in (1, 2)
+    ]
+
+
+def test_of_a_cell_with_some_lines_only_the_missing_ones_are_added(measured):
+    run, out = measured
+    run("fate")
+    first, second = out.read_text("utf-8").splitlines()
+    out.write_text(second + "\n", "utf-8")
+    assert run("fate") == ["fate"]
+    assert [json.loads(text) for text in (second, first)] == read_lines(out)
+
+
+def test_an_arm_is_a_method_with_settings():
+    assert parse("fate") == ("fate", {})
+    expected = {"planes": "axial,coronal", "closer": "1.4"}
+    assert parse("fate:planes=axial,coronal,closer=1.4") == ("fate", expected)
+    with pytest.raises(SettingsError, match="'axial' is no setting"):
+        parse("fate:axial")
+
+
+def test_a_method_that_trains_gets_the_seed_unless_its_settings_name_one():
+    assert build("lora", {}, 2).train.seed == 2
+    assert build("lora", {"train.seed": "5"}, 2).train.seed == 5
+    assert build("fate", {}, 2) == build("fate", {}, 3)
+
+
+def test_differences_of_suggested_slices_have_the_interval_over_draws_and_cases():
+    plain = {"set": "hearts", "method": "fate", "start": 0, "pool": 8, "most_cases": 2, "digest": "d", "budget": 4}
+    random, model = ([0.5, 0.6], [0.4, 0.7]), ([0.6, 0.8], [0.5, 0.6])
+    lines = [
+        plain | {"arm": arm, "draw": draw, "dice": dice}
+        for arm, draws in (("random", random), ("model", model))
+        for draw, dice in enumerate(draws)
+    ]
+    gains = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(model, random, strict=True)]
+    assert f"| {signed(over_draws(gains))}, 1 of 2 |" in suggest.tables(lines)
