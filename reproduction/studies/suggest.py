@@ -205,8 +205,8 @@ def _by_case(slices: Iterable[tuple[str, int]]) -> Slices:
 
 def tables(lines: list[Line]) -> str:
     """One row per set, method, beginning and budget: Dice of each arm and its paired difference to random."""
-    heads = ("data set", "method", "begins with", "more slices", "none more", "random", "coverage", "with model")
-    heads += ("coverage − random", "with model − random")
+    heads = ["data set", "method", "begins with", "more slices", "none more", "random", "coverage", "with model"]
+    heads += ["coverage − random", "with model − random"]
     settings = ("set", "method", "start", "pool", "most_cases", "digest")
     rows = []
     for group in dict.fromkeys(tuple(line[k] for k in settings) for line in lines):
