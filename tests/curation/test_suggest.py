@@ -1,4 +1,3 @@
-import csv
 import json
 import shutil
 from dataclasses import replace
@@ -6,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from handful.backbones.base import Backbone
 from handful.checkpoint import load
@@ -16,7 +14,6 @@ from handful.data.files import read_cohort
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError
-from handful.reports.suggestions import write_suggestions
 from phantoms import LABELS, phantom
 
 SLICES = 6
@@ -200,31 +197,6 @@ def test_where_no_scan_can_be_read_the_first_reason_is_told(
 def test_an_empty_cohort_is_refused(backbone: Backbone):
     with pytest.raises(InputError, match="'nobody' is empty"):
         suggest(Cohort((), None, "nobody"), backbone)
-
-
-def test_the_files_say_what_was_suggested(model: Path, cohort: Cohort, tmp_path: Path):
-    segmenter = load(model)
-    cases = tuple(replace(case, reference=None) if case.name != "case-0" else case for case in cohort.cases)
-    cohort = replace(cohort, cases=cases)
-    result = suggest(cohort, segmenter.backbone, segmenter, SuggestConfig(count=3))
-    table, picture = write_suggestions(tmp_path / "new" / "suggestions", cohort, result)
-    lines = list(csv.DictReader(table.open(encoding="utf-8")))
-    assert [line["rank"] for line in lines] == ["1", "2", "3"]
-    for line, one in zip(lines, result.suggestions, strict=True):
-        assert (line["case"], int(line["slice"])) == (one.slice.case, one.slice.number + 1)
-        assert (int(line["axis"]), int(line["index"])) == (one.axis, one.index)
-        assert line["reason"] == one.reason
-        assert line["nearest_case"] == "case-0"
-    with Image.open(picture) as shown:
-        assert shown.width > 800
-        assert len(shown.convert("RGB").getcolors(2**24) or []) > 1000
-    assert sorted(path.name for path in picture.parent.iterdir()) == ["suggestions.csv", "suggestions.png"]
-
-
-def test_a_sheet_without_labels_or_model_can_be_drawn(backbone: Backbone, tmp_path: Path):
-    cohort = Cohort((case_of(1), case_of(2)), None, "new")
-    _, picture = write_suggestions(tmp_path, cohort, suggest(cohort, backbone, config=SuggestConfig(count=5)))
-    assert picture.is_file()
 
 
 def test_the_index_is_what_the_sidecar_of_a_label_map_takes(folder: Path, backbone: Backbone, tmp_path: Path):

@@ -15,8 +15,9 @@ from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch
 from handful.methods.fate.method import Fate, FateSegmenter
 from handful.methods.nearest_slice import NearestSlice
+from handful.reports.canvas import PALETTE
 from handful.reports.explanation import write_preview
-from handful.reports.overlay import PALETTE, write_overlay
+from handful.reports.overlay import write_overlay
 from look import near, pixels
 from phantoms import LABELS, phantom, phantom_case, support_set
 

@@ -6,7 +6,8 @@ import pytest
 from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch
-from handful.reports.overlay import PALETTE, write_overlay
+from handful.reports.canvas import PALETTE
+from handful.reports.overlay import write_overlay
 from look import near, pixels
 
 SIZE = (40, 30, 20)

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handful.data.slicing import SliceView
-from handful.data.volume import LabelMap, Volume
+from handful.data.volume import LabelMap, Labels, Volume
 from handful.jobs.atomic import write_atomically
 from handful.methods.base import Segmenter
 from handful.methods.explained import SliceConfidence, SupportPicture
-from handful.reports.overlay import (
-    BACKGROUND,
-    DPI,
+from handful.reports.canvas import (
+    DIM,
     INK,
+    LEGEND_LINE,
+    NOTE,
+    Canvas,
+    Panel,
     colours,
-    draw_contour,
-    draw_image,
-    draw_legend,
-    draw_title,
     evenly,
     legend_lines,
-    plain,
+    legend_of,
     shortened,
-    write_overlay,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.figure import Figure
+from handful.reports.overlay import write_overlay
 
 ROWS = 7
 """Slices of a case, at most."""
@@ -42,13 +36,11 @@ SUPPORTS = 5
 """Supports beside a slice, at most: the most similar ones."""
 LINES = 9
 """Labels whose confidence stands beside a slice, at most."""
-DIM = "#8B9096"
 QUERY, WORDS, SUPPORT, CAPTION, GAP = 2.2, 2.3, 1.75, 0.22, 0.1
 """Inches: sides of a slice and of a support, width of the words between them, height of a caption, and air."""
 THERE, IOU = 1.6, 2.05
 """Where the columns of the words end."""
 HEADER = 0.85
-NOTE = 0.28
 _PRIVACY = "The supports show patients the model was fitted on: share this only where you might share their scans."
 
 
@@ -74,7 +66,7 @@ def write_preview(
     volume.geometry.require_same(prediction.geometry, f"preview of {case or path.stem!r}: image and prediction")
     view = replace(segmenter.slicer, neighbours=False).view(volume)
     rows = list(_rows(view, prediction, segmenter, reasons))
-    write_atomically(path, _draw(view, prediction, rows, case or path.stem))
+    write_atomically(path, _draw(view, prediction.labels, rows, case or path.stem))
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,115 +100,72 @@ def _rows(view: SliceView, prediction: LabelMap, segmenter: Segmenter, reasons: 
         )
 
 
-def _draw(view: SliceView, prediction: LabelMap, rows: list[_Row], title: str) -> bytes:
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
+def _draw(view: SliceView, labels: Labels, rows: list[_Row], title: str) -> bytes:
     supports = max(1, max(len(row.supports) for row in rows))
     width = max(GAP + QUERY + GAP + WORDS + supports * (SUPPORT + GAP), 8.0)
-    footer = NOTE + 0.3 + 0.26 * legend_lines(len(prediction.labels), width)
-    height = HEADER + len(rows) * (QUERY + GAP) + footer
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor=BACKGROUND)
-    draw_title(figure, title, view.plane if len(view) > 1 else None)
-    _write_heads(figure, most=max(row.retrieved for row in rows))
+    footer = NOTE + 0.3 + LEGEND_LINE * legend_lines(len(labels), width)
+    canvas = Canvas(width, HEADER + len(rows) * (QUERY + GAP) + footer, halo=True)
+    canvas.title(title, view.plane if len(view) > 1 else None)
+    _write_heads(canvas, most=max(row.retrieved for row in rows))
     for number, row in enumerate(rows):
-        _draw_row(figure, view, prediction, row, HEADER + number * (QUERY + GAP))
-    entries: list[Artist] = [
-        Patch(facecolor=(colour, 0.5), edgecolor=colour, label=plain(name))
-        for _, name, colour in colours(prediction.labels)
-    ]
-    draw_legend(figure, entries, bottom=NOTE)
-    _write(figure, width / 2, height - NOTE / 2, _PRIVACY, ha="center")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor=BACKGROUND)
-    return buffer.getvalue()
+        _draw_row(canvas, view, labels, row, HEADER + number * (QUERY + GAP))
+    canvas.legend(legend_of(labels), bottom=NOTE)
+    canvas.note(_PRIVACY)
+    return canvas.png()
 
 
-def _write_heads(figure: Figure, most: int) -> None:
+def _write_heads(canvas: Canvas, most: int) -> None:
     left, top = 2 * GAP + QUERY, HEADER - 0.13
     shown = "labelled slices it was shown, the most similar first"
-    _write(figure, GAP, top, "what was found")
-    _write(figure, left, top, "label")
-    _write(figure, left + THERE, top, "it is there", ha="right")
-    _write(figure, left + IOU, top, "IoU", ha="right")
-    _write(figure, left + WORDS, top, shown if most <= SUPPORTS else f"{shown} ({SUPPORTS} of {most})")
+    canvas.write(GAP, top, "what was found")
+    canvas.write(left, top, "label")
+    canvas.write(left + THERE, top, "it is there", align="right")
+    canvas.write(left + IOU, top, "IoU", align="right")
+    canvas.write(left + WORDS, top, shown if most <= SUPPORTS else f"{shown} ({SUPPORTS} of {most})")
 
 
-def _draw_row(figure: Figure, view: SliceView, prediction: LabelMap, row: _Row, top: float) -> None:
+def _draw_row(canvas: Canvas, view: SliceView, labels: Labels, row: _Row, top: float) -> None:
     """From `top` inches below the upper edge on."""
     _, pixel_height, pixel_width = view.spacing
-    _draw_panel(figure, (GAP, top), QUERY, row.image, row.predicted, prediction, pixel_height / pixel_width)
+    canvas.panel(Panel(row.image, row.predicted, pixel_height / pixel_width), labels, (GAP, top), QUERY)
     if len(view) > 1:
-        place = f"{row.index + 1} / {len(view)}"
-        _write(figure, GAP + 0.06, top + 0.13, place, colour=INK, size=8)
-    _write_confidence(figure, prediction, row, (2 * GAP + QUERY, top))
+        canvas.write(GAP + 0.06, top + 0.13, f"{row.index + 1} / {len(view)}", colour=INK, size=8)
+    _write_confidence(canvas, labels, row, (2 * GAP + QUERY, top))
     above = top + (QUERY - SUPPORT - CAPTION) / 2
     left = 2 * GAP + QUERY + WORDS
     if not row.supports:
-        _write(figure, left, top + QUERY / 2, "none: there is no signal in this slice")
-    for place_in_row, picture in enumerate(row.supports):
-        corner = (left + place_in_row * (SUPPORT + GAP), above)
-        _draw_panel(
-            figure, corner, SUPPORT, np.asarray(picture.image / 255, dtype=np.float32), picture.labels, prediction, 1.0
-        )
+        canvas.write(left, top + QUERY / 2, "none: there is no signal in this slice")
+    for place, picture in enumerate(row.supports):
+        corner = (left + place * (SUPPORT + GAP), above)
+        panel = Panel(np.asarray(picture.image / 255, dtype=np.float32), picture.labels, pixel_aspect=1.0)
+        canvas.panel(panel, labels, corner, SUPPORT)
         caption = shortened(picture.case, 16) + (f"  slice {picture.number + 1}" if len(view) > 1 else "")
-        _write(figure, corner[0] + SUPPORT / 2, above + SUPPORT + CAPTION / 2, caption, ha="center")
+        canvas.write(corner[0] + SUPPORT / 2, above + SUPPORT + CAPTION / 2, caption, align="center")
 
 
-def _draw_panel(
-    figure: Figure,
-    corner: tuple[float, float],
-    side: float,
-    image: NDArray[np.float32],
-    labelled: NDArray[Any],
-    prediction: LabelMap,
-    pixel_aspect: float,
-) -> None:
-    """A slice with its labels drawn round, in a square whose upper left corner is so many inches from the figure's."""
-    width, height = figure.get_size_inches()
-    left, top = corner
-    axes = figure.add_axes((left / width, 1 - (top + side) / height, side / width, side / height))
-    draw_image(axes, image, pixel_aspect)
-    for value, _, colour in colours(prediction.labels):
-        draw_contour(axes, labelled == value, colour, linewidth=1.2)
-
-
-def _write_confidence(figure: Figure, prediction: LabelMap, row: _Row, corner: tuple[float, float]) -> None:
+def _write_confidence(canvas: Canvas, labels: Labels, row: _Row, corner: tuple[float, float]) -> None:
     """A line for each label that was asked for; those that were found in their colour, and these first to be shown."""
     left, top = corner
-    found = [bool((row.predicted == value).any()) for value in prediction.labels.values]
+    found = [bool((row.predicted == value).any()) for value in labels.values]
     asked = [k for k in range(len(found)) if not np.isnan(row.there[k])]
     shown = sorted(sorted(asked, key=lambda k: (not found[k], -row.there[k]))[:LINES])
-    known = list(colours(prediction.labels))
+    known = list(colours(labels))
     for line, k in enumerate(shown):
         _, name, colour = known[k]
         y = top + 0.13 + 0.21 * line
-        _write(figure, left, y, shortened(name, 16), colour=colour if found[k] else DIM, size=8.5)
-        _write(figure, left + THERE, y, _percent(row.there[k]), colour=INK if found[k] else DIM, size=8.5, ha="right")
+        canvas.write(left, y, shortened(name, 16), colour=colour if found[k] else DIM, size=8.5)
+        canvas.write(left + THERE, y, _percent(row.there[k]), colour=INK if found[k] else DIM, size=8.5, align="right")
         if found[k]:
-            _write(figure, left + IOU, y, f"{row.iou[k]:.2f}", colour=INK, size=8.5, ha="right")
+            canvas.write(left + IOU, y, f"{row.iou[k]:.2f}", colour=INK, size=8.5, align="right")
     unsaid = []
     if len(asked) > len(shown):
         unsaid.append(f"{len(asked) - len(shown)} more")
     if row.supports and len(asked) < len(found):
         unsaid.append(f"in none of its supports: {len(found) - len(asked)} of {len(found)}")
-    _write(figure, left, top + 0.13 + 0.21 * len(shown), ", ".join(unsaid))
+    canvas.write(left, top + 0.13 + 0.21 * len(shown), ", ".join(unsaid))
 
 
 def _percent(probability: float) -> str:
     if probability < 0.01:
         return "< 1 %"
     return "> 99 %" if probability > 0.99 else f"{probability:.0%}".replace("%", " %")
-
-
-def _write(
-    figure: Figure, left: float, top: float, text: str, *, colour: str = DIM, size: float = 7.5, ha: str = "left"
-) -> None:
-    """Words whose middle is `top` inches below the upper edge."""
-    from matplotlib.patheffects import withStroke
-
-    width, height = figure.get_size_inches()
-    words = figure.text(
-        left / width, 1 - top / height, text, color=colour, fontsize=size, va="center", ha=ha, parse_math=False
-    )
-    words.set_path_effects([withStroke(linewidth=2, foreground=BACKGROUND)])

@@ -6,39 +6,22 @@ import csv
 import io
 import math
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from handful.curation.suggest import SliceName, Suggestion, SuggestResult
 from handful.data.cases import Case, Cohort
 from handful.data.slicing import SliceView
+from handful.data.volume import Labels
 from handful.jobs.atomic import write_atomically
-from handful.reports.overlay import (
-    BACKGROUND,
-    DPI,
-    INK,
-    colours,
-    draw_contour,
-    draw_image,
-    draw_legend,
-    draw_title,
-    legend_lines,
-    plain,
-    shortened,
-)
-
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.figure import Figure
+from handful.reports.canvas import INK, LEGEND_LINE, NOTE, Canvas, Panel, legend_lines, legend_of, shortened
 
 TABLE, PICTURE = "suggestions.csv", "suggestions.png"
 MOST = 24
 """Suggestions in the picture, at most: the first ones."""
-DIM = "#8B9096"
 SIDE, GAP, HEADER = 2.3, 0.12, 0.5
 """Inches: sides of a panel, air, and the height of the title."""
 HEAD, LINE, LINES = 0.42, 0.16, 3
@@ -47,7 +30,6 @@ INDENT = 0.26
 """Inches from a suggestion's rank to its name."""
 LETTERS = 17
 """Letters of a reason that fit into an inch."""
-NOTE = 0.28
 _OUTLINES = "Outlines: what the model finds (left), the labels (right). "
 _PRIVACY = "These are slices of patients: share this only where you might share their scans."
 
@@ -92,24 +74,12 @@ def _table(result: SuggestResult) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class _Panel:
-    """A slice, and what is drawn round in it."""
-
-    name: SliceName
-    image: NDArray[np.float32]
-    """(h, w, c)"""
-    labels: NDArray[Any] | None
-    """Label values (h, w)."""
-    pixel_aspect: float
-
-
-@dataclass(frozen=True, eq=False)
 class _Cell:
-    """A suggestion, its slice, and the labelled one beside it."""
+    """A suggestion, its slice, and the most similar labelled one."""
 
     suggestion: Suggestion
-    panel: _Panel
-    nearest: _Panel | None
+    panel: Panel
+    nearest: Panel | None
 
 
 def _cells(cohort: Cohort, result: SuggestResult) -> list[_Cell]:
@@ -117,7 +87,7 @@ def _cells(cohort: Cohort, result: SuggestResult) -> list[_Cell]:
     shown = result.suggestions[:MOST]
     names = {one.slice for one in shown} | {one.nearest for one in shown if one.nearest is not None}
     cases = {case.name: case for case in cohort.cases}
-    panels: dict[SliceName, _Panel] = {}
+    panels: dict[SliceName, Panel] = {}
     for case in dict.fromkeys(name.case for name in names):
         view = result.slicer.view(cases[case].read_image())
         truth = _reference(cases[case], view)
@@ -126,7 +96,7 @@ def _cells(cohort: Cohort, result: SuggestResult) -> list[_Cell]:
     return [
         _Cell(
             one,
-            _Panel(one.slice, panels[one.slice].image, one.predicted, panels[one.slice].pixel_aspect),
+            replace(panels[one.slice], label_values=one.predicted),
             None if one.nearest is None else panels[one.nearest],
         )
         for one in shown
@@ -138,42 +108,31 @@ def _reference(case: Case, view: SliceView) -> NDArray[Any] | None:
     return None if reference is None else view.of(reference.array)
 
 
-def _panel(name: SliceName, view: SliceView, truth: NDArray[Any] | None) -> _Panel:
+def _panel(name: SliceName, view: SliceView, truth: NDArray[Any] | None) -> Panel:
     _, row, column = view.spacing
     image = view.take([name.number])[0].permute(1, 2, 0).numpy()
-    return _Panel(name, image, None if truth is None else truth[name.number].copy(), row / column)
+    return Panel(image, None if truth is None else truth[name.number].copy(), row / column)
 
 
 def _draw(cells: list[_Cell], result: SuggestResult, cohort: str) -> bytes:
-    from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
-
     panels = 2 if any(cell.nearest is not None for cell in cells) else 1
+    predicted = cells[0].suggestion.predicted is not None
     columns = min(len(cells), 2 if panels == 2 else 4)
     rows = math.ceil(len(cells) / columns)
     cell_width, cell_height = panels * SIDE + panels * GAP, HEAD + SIDE + LINES * LINE + 2 * GAP
     width = max(columns * (cell_width + GAP) + GAP, 6.5)
-    entries: list[Artist] = []
-    if result.labels is not None and panels + (cells[0].suggestion.predicted is not None) > 1:
-        entries = [
-            Patch(facecolor=(colour, 0.5), edgecolor=colour, label=plain(name))
-            for _, name, colour in colours(result.labels)
-        ]
-    footer = NOTE + 0.1 + (0.26 * legend_lines(len(entries), width) if entries else 0)
-    figure = Figure(figsize=(width, HEADER + rows * cell_height + footer), dpi=DPI, facecolor=BACKGROUND)
-    draw_title(figure, f"{cohort}: {_title(result, len(cells))}", None)
+    entries = legend_of(result.labels) if result.labels is not None and (panels == 2 or predicted) else []
+    footer = NOTE + 0.1 + LEGEND_LINE * legend_lines(len(entries), width)
+    canvas = Canvas(width, HEADER + rows * cell_height + footer)
+    canvas.title(f"{cohort}: {_title(result, len(cells))}", None)
     for place, cell in enumerate(cells):
         line, column = divmod(place, columns)
         corner = (GAP + column * (cell_width + GAP), HEADER + line * cell_height)
-        _draw_cell(figure, cell, place + 1, corner, result)
+        _draw_cell(canvas, cell, place + 1, corner, result.labels)
     if entries:
-        draw_legend(figure, entries, bottom=NOTE)
-    both = panels == 2 and cells[0].suggestion.predicted is not None
-    note = f"{_OUTLINES if both else ''}{_PRIVACY}"
-    _write(figure, width / 2, figure.get_size_inches()[1] - NOTE / 2, note, ha="center")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor=BACKGROUND)
-    return buffer.getvalue()
+        canvas.legend(entries, bottom=NOTE)
+    canvas.note(f"{_OUTLINES if panels == 2 and predicted else ''}{_PRIVACY}")
+    return canvas.png()
 
 
 def _title(result: SuggestResult, shown: int) -> str:
@@ -183,60 +142,24 @@ def _title(result: SuggestResult, shown: int) -> str:
     return f"{shown} {what} to label next" if shown > 1 else f"the {what[:-1]} to label next"
 
 
-def _draw_cell(figure: Figure, cell: _Cell, rank: int, corner: tuple[float, float], result: SuggestResult) -> None:
-    """A name, one panel or two, and the reason, from a corner so many inches from the upper left one."""
+def _draw_cell(canvas: Canvas, cell: _Cell, rank: int, corner: tuple[float, float], labels: Labels | None) -> None:
+    """A name, one panel or two, and the reason; `corner` is the upper left one."""
     left, top = corner
     one = cell.suggestion
     upper, lower = top + 0.1, top + 0.28
     place = f"slice {one.slice.number + 1} of {one.slice.slices}" if one.slice.slices > 1 else ""
-    _write(figure, left, upper, f"{rank}", colour=INK, size=10, weight="bold")
-    _write(figure, left + INDENT, upper, shortened(one.slice.case, 24), colour=INK, size=9, weight="bold")
-    _write(figure, left + INDENT, lower, place)
-    _draw_panel(figure, cell.panel, (left, top + HEAD), result)
+    canvas.write(left, upper, f"{rank}", colour=INK, size=10, weight="bold")
+    canvas.write(left + INDENT, upper, shortened(one.slice.case, 24), colour=INK, size=9, weight="bold")
+    canvas.write(left + INDENT, lower, place)
+    canvas.panel(cell.panel, labels, (left, top + HEAD), SIDE)
     span = SIDE
     if cell.nearest is not None:
         second = left + SIDE + GAP
-        _write(figure, second, upper, "the labelled slice that looks most alike")
-        _write(figure, second, lower, shortened(str(cell.nearest.name), 38))
-        _draw_panel(figure, cell.nearest, (second, top + HEAD), result)
+        canvas.write(second, upper, "the labelled slice that looks most alike")
+        canvas.write(second, lower, shortened(str(one.nearest), 38))
+        canvas.panel(cell.nearest, labels, (second, top + HEAD), SIDE)
         span = 2 * SIDE + GAP
     below = top + HEAD + SIDE + GAP
     lines = textwrap.wrap(one.reason, int(span * LETTERS), max_lines=LINES, placeholder=" …")
     for number, text in enumerate(lines):
-        _write(figure, left, below + (number + 0.2) * LINE, text, colour=INK, size=8)
-
-
-def _draw_panel(figure: Figure, panel: _Panel, corner: tuple[float, float], result: SuggestResult) -> None:
-    width, height = figure.get_size_inches()
-    left, top = corner
-    axes = figure.add_axes((left / width, 1 - (top + SIDE) / height, SIDE / width, SIDE / height))
-    draw_image(axes, panel.image, panel.pixel_aspect)
-    if panel.labels is not None and result.labels is not None:
-        for value, _, colour in colours(result.labels):
-            draw_contour(axes, panel.labels == value, colour, linewidth=1.2)
-
-
-def _write(
-    figure: Figure,
-    left: float,
-    top: float,
-    text: str,
-    *,
-    colour: str = DIM,
-    size: float = 7.5,
-    ha: str = "left",
-    weight: str = "normal",
-) -> None:
-    """Words whose middle is `top` inches below the upper edge."""
-    width, height = figure.get_size_inches()
-    figure.text(
-        left / width,
-        1 - top / height,
-        text,
-        color=colour,
-        fontsize=size,
-        fontweight=weight,
-        va="center",
-        ha=ha,
-        parse_math=False,
-    )
+        canvas.write(left, below + (number + 0.2) * LINE, text, colour=INK, size=8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Volume
-from handful.reports.overlay import BACKGROUND, colours, draw_contour, draw_image
+from handful.reports.canvas import Canvas, colours, draw_contour, draw_image, draw_reference
 
 SIDE = 2.6
 """Inches."""
@@ -19,8 +18,6 @@ DPI = 140
 
 def worst_slice(volume: Volume, prediction: LabelMap, reference: LabelMap, slicer: Slicer) -> bytes:
     """A WebP picture, square: the prediction filled in colour, the reference a dashed white line, as in overlays."""
-    from matplotlib.figure import Figure
-
     view = replace(slicer, neighbours=False).view(volume)
     predicted, truth = view.of(prediction.array), view.of(reference.array)
     wrong = (predicted != truth) & (truth != IGNORE)
@@ -28,20 +25,15 @@ def worst_slice(volume: Volume, prediction: LabelMap, reference: LabelMap, slice
     held = (predicted[number] > 0) | (truth[number] > 0)
     _, pixel_height, pixel_width = view.spacing
     rows, columns = _square(held, float(pixel_height / pixel_width))
-    figure = Figure(figsize=(SIDE, SIDE), dpi=DPI, facecolor=BACKGROUND)
-    axes = figure.add_axes((0, 0, 1, 1))
+    canvas = Canvas(SIDE, SIDE, dpi=DPI)
+    axes = canvas.axes(0, 0, SIDE, SIDE)
     image = view.take([number])[0, :, rows, columns].permute(1, 2, 0).numpy()
     draw_image(axes, image, float(pixel_height / pixel_width))
     for value, _, colour in colours(reference.labels):
         draw_contour(axes, predicted[number, rows, columns] == value, colour, alpha=0.32, linewidth=1.2)
     for value in reference.labels.values:
-        mask = np.pad(truth[number, rows, columns] == value, 1).astype(np.float32)
-        if mask.any():
-            x, y = np.arange(-1, mask.shape[1] - 1), np.arange(-1, mask.shape[0] - 1)
-            axes.contour(x, y, mask, levels=[0.5], colors=["white"], linewidths=1.0, linestyles=[(0, (3, 1.6))])
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="webp", dpi=DPI, facecolor=BACKGROUND, pil_kwargs={"quality": 78})
-    return buffer.getvalue()
+        draw_reference(axes, truth[number, rows, columns] == value, linewidth=1.0, rim=False)
+    return canvas.webp(quality=78)
 
 
 def _square(held: NDArray[np.bool_], pixel_aspect: float) -> tuple[slice, slice]:

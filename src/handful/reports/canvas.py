@@ -1,0 +1,235 @@
+"""What every picture of slices is made of: panels, outlines, words, a title, a legend, and the bytes of the file."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handful.data.volume import Labels
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
+PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
+"""Okabe and Ito's colours, which remain distinct for colour-blind people; the eighth label has the first one again.
+
+Blue comes first: tissue in colour pictures is red and yellow.
+"""
+DPI = 150
+BACKGROUND = "#101214"
+INK = "#E8EAED"
+DIM = "#8B9096"
+"""Of words that only explain."""
+NOTE = 0.28
+"""Inches that the note at the lower edge takes up."""
+LEGEND_LINE, LEGEND_ENTRY = 0.26, 2.3
+"""Inches: height of a line of the legend, and width of a label with its Dice in it."""
+DASHES = (0, (3, 1.6))
+"""How the outline of a reference is dashed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """A slice, and the label map whose labels are outlined in it."""
+
+    image: NDArray[np.float32]
+    """(h, w, c), values in [0, 1]."""
+    label_values: NDArray[Any] | None
+    """(h, w); None for a slice alone."""
+    pixel_aspect: float
+    """Height of a pixel over its width, in the patient."""
+
+
+class Canvas:
+    """A dark figure. All places and lengths are in inches, from the upper left corner."""
+
+    def __init__(self, width: float, height: float, *, dpi: int = DPI, halo: bool = False) -> None:
+        """`halo`: words have a rim in the colour of the background, for those that lie on an image."""
+        from matplotlib.figure import Figure
+
+        self.width, self.height, self.halo = width, height, halo
+        self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor=BACKGROUND)
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """An empty rectangle to draw in."""
+        bottom = (self.height - top - height) / self.height
+        return self.figure.add_axes((left / self.width, bottom, width / self.width, height / self.height))
+
+    def panel(self, panel: Panel, labels: Labels | None, corner: tuple[float, float], side: float) -> None:
+        """A slice with its labels outlined, in a square; `corner` is the upper left one."""
+        left, top = corner
+        bottom = (
+            1 - (top + side) / self.height
+        )  # `axes` may differ in the last digit, which can move a panel by a pixel
+        axes = self.figure.add_axes((left / self.width, bottom, side / self.width, side / self.height))
+        draw_image(axes, panel.image, panel.pixel_aspect)
+        if panel.label_values is not None and labels is not None:
+            for value, _, colour in colours(labels):
+                draw_contour(axes, panel.label_values == value, colour, linewidth=1.2)
+
+    def write(
+        self,
+        left: float,
+        middle: float,
+        text: str,
+        *,
+        colour: str = DIM,
+        size: float = 7.5,
+        align: str = "left",
+        weight: str = "normal",
+    ) -> None:
+        """Words whose vertical middle is `middle` inches below the upper edge."""
+        from matplotlib.patheffects import withStroke
+
+        words = self.figure.text(
+            left / self.width,
+            1 - middle / self.height,
+            text,
+            color=colour,
+            fontsize=size,
+            fontweight=weight,
+            va="center",
+            ha=align,
+            parse_math=False,
+        )
+        if self.halo:
+            words.set_path_effects([withStroke(linewidth=2, foreground=BACKGROUND)])
+
+    def title(self, title: str, plane: str | None) -> None:
+        """The title in the upper left corner, and the plane of the slices in the right one."""
+        margin, middle = 0.12 / self.width, 1 - 0.25 / self.height
+        words = self.figure.text
+        words(margin, middle, title, color=INK, fontsize=13, fontweight="bold", va="center", parse_math=False)
+        if plane is not None:
+            words(1 - margin, middle, plane, color=INK, fontsize=11, va="center", ha="right")
+
+    def note(self, text: str) -> None:
+        """A line of words in the middle of the lower edge."""
+        self.write(self.width / 2, self.height - NOTE / 2, text, align="center")
+
+    def legend(self, entries: Sequence[Artist], bottom: float = 0.02) -> None:
+        """Names after their colours, `bottom` inches above the lower edge, in as many lines as they need."""
+        self.figure.legend(
+            handles=list(entries),
+            loc="lower center",
+            bbox_to_anchor=(0.5, bottom / self.height),
+            ncols=math.ceil(len(entries) / legend_lines(len(entries), self.width)),
+            frameon=False,
+            labelcolor=INK,
+            fontsize=10,
+        )
+
+    def png(self) -> bytes:
+        """The picture as a PNG file."""
+        return self._saved("png")
+
+    def webp(self, quality: int) -> bytes:
+        """The picture as a WebP file, smaller and with some loss; quality from 0 to 100."""
+        return self._saved("webp", pil_kwargs={"quality": quality})
+
+    def _saved(self, kind: str, **options: Any) -> bytes:
+        content = io.BytesIO()
+        self.figure.savefig(content, format=kind, dpi=self.figure.dpi, facecolor=BACKGROUND, **options)
+        return content.getvalue()
+
+
+def colours(labels: Labels) -> Iterator[tuple[int, str, str]]:
+    """Value, name and colour of each label, the same in every picture."""
+    for index, (value, name) in enumerate(labels.as_dict().items()):
+        yield value, name, PALETTE[index % len(PALETTE)]
+
+
+def evenly(labelled: NDArray[np.bool_], most: int) -> list[int]:
+    """Up to `most` of the slices (n, h, w), from the first labelled to the last; from all where none is."""
+    held = np.flatnonzero(labelled.any(axis=(1, 2)))
+    first, last = (int(held[0]), int(held[-1])) if held.size else (0, len(labelled) - 1)
+    return sorted({round(index) for index in np.linspace(first, last, min(most, last - first + 1))})
+
+
+def draw_image(axes: Axes, image: NDArray[Any], pixel_aspect: float) -> None:
+    """A slice (h, w, c), grey or coloured, values in [0, 1], without ticks or frame."""
+    height, width = image.shape[:2]
+    axes.imshow(
+        image if image.shape[2] == 3 else image[..., 0],
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        aspect=pixel_aspect,
+        interpolation="bilinear",
+    )
+    axes.set_xlim(-0.5, width - 0.5)
+    axes.set_ylim(height - 0.5, -0.5)
+    axes.set_axis_off()
+
+
+def draw_contour(axes: Axes, mask: NDArray[np.bool_], colour: str, alpha: float = 0.0, linewidth: float = 1.5) -> None:
+    """The outline of a mask, in pixels of the image on these axes; its inside is filled with `alpha`."""
+    from matplotlib.patheffects import withStroke
+
+    if mask.any():
+        x, y, height = _surface(mask)
+        if alpha > 0:
+            axes.contourf(x, y, height, levels=[0.5, 1.5], colors=[colour], alpha=alpha, antialiased=True)
+        line = axes.contour(x, y, height, levels=[0.5], colors=[colour], linewidths=linewidth)
+        line.set_path_effects([withStroke(linewidth=linewidth + 1, foreground=(0, 0, 0, 0.5))])
+
+
+def draw_reference(axes: Axes, mask: NDArray[np.bool_], linewidth: float = 0.9, rim: bool = True) -> None:
+    """The outline of a reference mask, white and dashed; with a dark rim it stands out on bright tissue as well."""
+    from matplotlib.patheffects import withStroke
+
+    if mask.any():
+        x, y, height = _surface(mask)
+        line = axes.contour(x, y, height, levels=[0.5], colors=["white"], linewidths=linewidth, linestyles=[DASHES])
+        if rim:
+            line.set_path_effects([withStroke(linewidth=1.7, foreground=(0, 0, 0, 0.55))])
+
+
+def _surface(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Column and row of each value, and the mask with a rim of zeros: without one a contour at the frame stays open."""
+    height, width = mask.shape
+    return np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(mask, 1).astype(np.float32)
+
+
+def legend_of(labels: Labels) -> list[Artist]:
+    """An entry for each label."""
+    return [label_entry(plain(name), colour) for _, name, colour in colours(labels)]
+
+
+def label_entry(text: str, colour: str) -> Artist:
+    """A patch of a label's colour, and the text for it."""
+    from matplotlib.patches import Patch
+
+    return Patch(facecolor=(colour, 0.5), edgecolor=colour, label=text)
+
+
+def reference_entry() -> Artist:
+    """The dashed line of a reference."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color="white", linewidth=1.2, linestyle=DASHES, label="reference")
+
+
+def legend_lines(entries: int, width: float) -> int:
+    """Lines of the legend in a figure so many inches wide."""
+    return math.ceil(entries / max(1, int(width / LEGEND_ENTRY)))
+
+
+def plain(text: str) -> str:
+    """Text for a legend, where matplotlib would typeset what stands between two dollars as mathematics."""
+    return text.replace("$", r"\$")
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many letters: the beginning and the end, where names differ, with dots between."""
+    if len(text) <= most:
+        return text
+    half = (most - 1) // 2
+    return f"{text[: most - 1 - half]}…{text[-half:]}"
