@@ -1,12 +1,8 @@
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from handful.cohort.demo import draw_episodes, write_phantom_cohort
+from handful.cohort.demo import write_phantom_cohort
 from handful.data.cases import check_case
 from handful.data.files import read_cohort
-from handful.pretraining.pretrain import PretrainConfig
 
 
 def test_the_phantom_cohort_reads_back_without_findings(tmp_path: Path):
@@ -21,8 +17,3 @@ def test_one_seed_writes_one_cohort(tmp_path: Path):
     a, b, c = (write_phantom_cohort(tmp_path / name, 1, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     file = Path("images") / "phantom_00.nii.gz"
     assert (a / file).read_bytes() == (b / file).read_bytes() != (c / file).read_bytes()
-
-
-def test_a_look_at_the_episodes_shows_something(tmp_path: Path):
-    draw_episodes(PretrainConfig(side=64, episodes=1, subjects=2, targets=2), tmp_path / "look.png")
-    assert np.asarray(Image.open(tmp_path / "look.png").convert("L")).std() > 10

@@ -42,10 +42,10 @@ def pretrain(
 
     Stopped by Ctrl-C or worse, the same command goes on where it was.
     """
-    from handful.cohort.demo import draw_episodes
     from handful.jobs.progress import Run
     from handful.pretraining.pretrain import PretrainConfig, processors
     from handful.pretraining.pretrain import pretrain as train_backbone
+    from handful.reports.episodes_picture import draw_episodes
     from handful.tuning.loop import TrainConfig
 
     if out is None and preview is None:

@@ -13,8 +13,8 @@ from handful.cli import options
 from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful.cohort.review import ReviewResult
     from handful.curation.quality import CaseQuality
+    from handful.reports.review_page import ReviewResult
 
 FIRST = 5
 """Cases that are named in the terminal."""

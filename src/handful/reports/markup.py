@@ -31,9 +31,33 @@ def append(parent: Element, child: Content) -> None:
         parent.append(child)
 
 
-def page(root: Element) -> bytes:
-    """The HTML file of an `<html>` element; what Unicode cannot say is replaced by question marks."""
-    return b"<!doctype html>\n" + Tree.tostring(root, encoding="unicode", method="html").encode("utf-8", "replace")
+def paragraph(text: str, soft: bool = False) -> Element:
+    """A paragraph; `soft` ones explain."""
+    return element("p", {"class": "soft"} if soft else None, text)
+
+
+def card(figure: str, text: str, soft: bool = False) -> Element:
+    """A figure in large print above what it counts."""
+    return element("div", {"class": "card"}, element("b", None, figure), paragraph(text, soft))
+
+
+def page(title: str, style: str, body: Element, policy: str | None = None) -> bytes:
+    """An HTML file; what Unicode cannot encode is replaced by question marks.
+
+    `policy` is a Content-Security-Policy: what the browser may load.
+    """
+    secure = {"http-equiv": "Content-Security-Policy", "content": policy or ""}
+    head = element(
+        "head",
+        None,
+        element("meta", {"charset": "utf-8"}),
+        element("meta", secure) if policy else None,
+        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+        element("title", None, title),
+        element("style", None, style),
+    )
+    text = Tree.tostring(element("html", {"lang": "en"}, head, body), encoding="unicode", method="html")
+    return b"<!doctype html>\n" + text.encode("utf-8", "replace")
 
 
 def _text(value: str | float) -> str:

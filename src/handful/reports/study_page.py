@@ -14,7 +14,7 @@ from handful.evaluation.statistics import Comparison
 from handful.evaluation.study import Picture, Study
 from handful.jobs.atomic import write_atomically
 from handful.reports.charts import Curve, Style, box_chart, curve_chart, swatch
-from handful.reports.markup import Content, Element, element, page
+from handful.reports.markup import Content, Element, card, element, page, paragraph
 from handful.reports.page_style import STYLE
 
 WORST = 2
@@ -48,24 +48,15 @@ def write_html(study: Study, path: Path) -> None:
     for key, title, content in shown:
         main.append(element("section", {"id": key}, element("h2", None, title), *content))
     body.extend([main, _footer()])
-    head = element(
-        "head",
-        None,
-        element("meta", {"charset": "utf-8"}),
-        element("meta", {"http-equiv": "Content-Security-Policy", "content": POLICY}),
-        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        element("title", None, f"{study.title} · handful"),
-        element("style", None, STYLE),
-    )
-    write_atomically(path, page(element("html", {"lang": "en"}, head, body)))
+    write_atomically(path, page(f"{study.title} · handful", STYLE, body, POLICY))
 
 
 def _header(study: Study) -> Element:
     made = element("header", None, element("h1", None, study.title))
     if not study.results:
-        made.append(_paragraph("Nothing has been measured yet."))
+        made.append(paragraph("Nothing has been measured yet."))
         return made
-    made.append(_paragraph(_what_was_done(study)))
+    made.append(paragraph(_what_was_done(study)))
     for note in _notes(study):
         made.append(element("p", {"class": "note"}, note))
     made.append(element("div", {"class": "cards"}, *_counts(study)))
@@ -109,12 +100,12 @@ def _counts(study: Study) -> list[Element]:
     asked = status["missed"] + status["scored"]
     seconds = sum(scans.values()) + sum(fits.values())
     return [
-        _card(f"{len(study.arms)}", "arm" if len(study.arms) == 1 else "arms"),
-        _card(f"{len(fits):,}", "fits"),
-        _card(f"{len(scans):,}", "scans segmented"),
-        _card(f"{status['missed'] / asked:.1%}" if asked else "–", f"labels missed ({status['missed']:,})"),
-        _card(f"{status['invented']:,}", "labels invented"),
-        _card(_duration(seconds), "computing time"),
+        card(f"{len(study.arms)}", "arm" if len(study.arms) == 1 else "arms", soft=True),
+        card(f"{len(fits):,}", "fits", soft=True),
+        card(f"{len(scans):,}", "scans segmented", soft=True),
+        card(f"{status['missed'] / asked:.1%}" if asked else "–", f"labels missed ({status['missed']:,})", soft=True),
+        card(f"{status['invented']:,}", "labels invented", soft=True),
+        card(_duration(seconds), "computing time", soft=True),
     ]
 
 
@@ -131,11 +122,11 @@ def _winner(study: Study, data_set: str) -> Element:
         if place == 0:
             made.append(element("b", None, f"{arm} {best.mean:.3f}"))
             second = f"; next {ranking[1][0]} {ranking[1][1].mean:.3f}" if len(ranking) > 1 else ""
-            made.append(_paragraph(f"{title} with {shots} labelled, {_interval(best)}{second}"))
+            made.append(paragraph(f"{title} with {shots} labelled, {_interval(best)}{second}"))
         else:
-            made.append(_paragraph(f"With {shots} labelled: {arm} {best.mean:.3f}"))
+            made.append(paragraph(f"With {shots} labelled: {arm} {best.mean:.3f}"))
     if sentence := _matched(study, data_set):
-        made.append(_paragraph(sentence))
+        made.append(paragraph(sentence))
     return made
 
 
@@ -153,7 +144,7 @@ def _matched(study: Study, data_set: str) -> str:
 def _curves(study: Study, styles: dict[str, Style]) -> list[Content]:
     legend = [element("li", None, swatch(styles[arm]), arm) for arm in study.arms]
     made: list[Content] = [
-        _paragraph(
+        paragraph(
             "Means over unseen cases and draws. A bar is the 95 % bootstrap interval: draws are drawn again, and the "
             "cases within each. A case's score is the mean over its labels; a missed or invented label counts as 0, in "
             "distances as the diagonal of the image.",
@@ -183,7 +174,7 @@ def _chart(study: Study, data_set: str, measure: str, styles: dict[str, Style], 
         if points:
             curves.append(Curve(arm, styles[arm], points))
     largest = 1.0 if measure in LARGER_IS_BETTER else None
-    drawing = curve_chart(curves, TITLES[measure], largest) if curves else _paragraph("nothing to score")
+    drawing = curve_chart(curves, TITLES[measure], largest) if curves else paragraph("nothing to score")
     return element("figure", None, element("figcaption", None, caption), drawing)
 
 
@@ -234,7 +225,7 @@ def _tests(study: Study) -> list[Content]:
     if len(study.arms) < 2:
         return []
     made: list[Content] = [
-        _paragraph(
+        paragraph(
             f"Row minus column, {TITLES[study.main]}, over the cases that both segmented; a case seen in several draws "
             "counts once, with its mean. Below it p of Wilcoxon's signed-rank test after Holm's correction for all "
             f"pairs of the table; shaded where it is below {SURE}, which takes six cases at least. Arms with a "
@@ -275,7 +266,7 @@ def _matrix(found: Sequence[Comparison]) -> Element:
 
 def _boxes(study: Study, styles: dict[str, Style]) -> list[Content]:
     made: list[Content] = [
-        _paragraph(
+        paragraph(
             "Dice of each label, a value a case and draw, with the most labels at which the arms can be compared: "
             "median, quartiles, whiskers to the last value within 1.5 times their distance, dots beyond. Cases that "
             "lack a label are left out.",
@@ -314,7 +305,7 @@ def _gallery(study: Study, styles: dict[str, Style]) -> list[Content]:
             "Each arm's worst cases, on the slice where prediction (colour) and reference (dashed white) differ most. "
             "The pictures show patients: share this page only where you might share their scans."
         )
-        made.insert(0, _paragraph(text, soft=True))
+        made.insert(0, paragraph(text, soft=True))
     return made
 
 
@@ -351,7 +342,7 @@ def _failures(study: Study) -> list[Content]:
     if not listed:
         return made
     listed.sort(key=lambda row: -max(row.reference_volume, row.predicted_volume))
-    made.append(_paragraph("The largest ones, with the most labels at which the arms can be compared:", soft=True))
+    made.append(paragraph("The largest ones, with the most labels at which the arms can be compared:", soft=True))
     rows = [
         element(
             "tr",
@@ -367,7 +358,7 @@ def _failures(study: Study) -> list[Content]:
     ]
     made.append(_table(["arm", "data set", "case", "label", "what", "size", "draw"], rows, texts=5))
     if len(listed) > MOST_FAILURES:
-        made.append(_paragraph(f"And {len(listed) - MOST_FAILURES} more; all are in results.csv.", soft=True))
+        made.append(paragraph(f"And {len(listed) - MOST_FAILURES} more; all are in results.csv.", soft=True))
     return made
 
 
@@ -405,15 +396,15 @@ def _costs(study: Study) -> list[Content]:
         f"Medians; memory is the most that any fit with its predictions held. On {devices}, beside whatever else ran."
     )
     heads = ["data set", "arm", "labelled", "fit, s", "a case, s", "peak, MiB"]
-    return [_paragraph(said, soft=True), _table(heads, rows, texts=2)]
+    return [paragraph(said, soft=True), _table(heads, rows, texts=2)]
 
 
 def _origin(study: Study) -> list[Content]:
     made: list[Content] = []
     if study.command:
-        made += [_paragraph("Made by"), element("pre", None, study.command)]
+        made += [paragraph("Made by"), element("pre", None, study.command)]
     if not study.results:
-        return made or [_paragraph("No command was noted.")]
+        return made or [paragraph("No command was noted.")]
     arms = {row.arm: row for row in reversed(study.results)}
     rows = [
         element(
@@ -429,10 +420,10 @@ def _origin(study: Study) -> list[Content]:
     made.append(_table(["arm", "method", "backbone", "settings"], rows, texts=4))
     digests = sorted({(row.backbone, row.backbone_sha256) for row in study.results})
     versions = ", ".join(sorted({row.handful for row in study.results}))
-    made.append(_paragraph(f"handful {versions}. Weights, SHA-256:"))
+    made.append(paragraph(f"handful {versions}. Weights, SHA-256:"))
     made.append(element("pre", None, "\n".join(f"{digest}  {name}" for name, digest in digests)))
     made.append(
-        _paragraph(
+        paragraph(
             "Which cases each fit learned from, seeds and every single score are in results.csv beside this page."
         )
     )
@@ -453,14 +444,6 @@ def _table(heads: Sequence[str], rows: Sequence[Element], kind: str = "", texts:
     table = element("table", {"class": kind} if kind else None, element("thead", None, element("tr", None, *top)))
     table.append(element("tbody", None, *rows))
     return element("div", {"class": "scroll"}, table)
-
-
-def _card(figure: str, text: str) -> Element:
-    return element("div", {"class": "card"}, element("b", None, figure), _paragraph(text, soft=True))
-
-
-def _paragraph(text: str, soft: bool = False) -> Element:
-    return element("p", {"class": "soft"} if soft else None, text)
 
 
 def _with_unit(rows: Sequence[Result], measure: str) -> str:
