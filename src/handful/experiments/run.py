@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import cast
-
-import torch
-from filelock import FileLock, Timeout
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
-from handful.errors import BusyError, HandfulError, SettingsError, did_you_mean
+from handful.errors import HandfulError, SettingsError, did_you_mean
 from handful.evaluation.results import Result
 from handful.experiments.measure import Fingerprints, Fit, fit, measure
 from handful.experiments.plan import Cell, Plan, cells
 from handful.experiments.store import ExperimentStatus, adopt, experiment_status, is_done, write_manifest, write_outcome
-from handful.jobs.allocator import tune_allocator
+from handful.jobs.executors import Executor, Lost, Processes, Serial, cores
+from handful.jobs.lock import locked
+from handful.jobs.notes import NOTES
+from handful.jobs.progress import Report, silent
 
 MOST_PROCESSES = 8
 """Unless more are asked for: each holds a backbone and a scan."""
@@ -75,7 +67,7 @@ def run_experiment(
     plan: Plan,
     out: Path,
     config: ExperimentConfig | None = None,
-    report: Callable[[int, int, str], None] = lambda step, total, note: None,
+    report: Report = silent,
 ) -> ExperimentStatus:
     """Measures what is missing in `out`, and says what is there then.
 
@@ -85,7 +77,7 @@ def run_experiment(
     """
     config = config or ExperimentConfig()
     config.require_known_names(plan)
-    with _alone_in(out):
+    with locked(out / NOTES):
         every, left_out = cells(plan)
         if not any(config.wants(cell) for cell in every):
             why = "; ".join(left_out) or "the chosen shots and draws are none of its own"
@@ -126,49 +118,38 @@ def _jobs(tasks: Iterable[_Task]) -> list[_Job]:
     return list(of_fit.values())
 
 
-@contextmanager
-def _alone_in(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise BusyError(f"{out}: another run works there; wait until it is done, or name another folder") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _usual(device: str) -> int:
-    return min(_cores(), MOST_PROCESSES) if device == "cpu" else 1
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores(), MOST_PROCESSES) if device == "cpu" else 1
 
 
 def _outcomes(jobs: Sequence[_Job], processes: int, device: str) -> Iterator[tuple[_Task, str]]:
     """Each task as it ends, with the reason where it failed."""
-    if processes > 1 and len(jobs) > 1:
-        yield from _spread(jobs, min(processes, len(jobs)), device)
-        return
-    backbones: dict[str, Backbone] = {}
-    for job in jobs:
-        yield from zip(job, _carry_out(job, backbones, device), strict=True)
+    executor: Executor = Processes(processes) if processes > 1 and len(jobs) > 1 else Serial()
+    for job, reasons in executor.run(_Worker(device), jobs):
+        yield from zip(job, _buried(job, reasons) if isinstance(reasons, Lost) else reasons, strict=True)
 
 
-def _carry_out(job: _Job, backbones: dict[str, Backbone], device: str) -> list[str]:
-    """Fits once, measures and keeps each cell; the reasons where that failed, so that the others go on."""
-    name = job[0].cell.backbone
-    try:
-        if name not in backbones:
-            plain = load_backbone(name).to(device)
-            backbones[name] = cached(plain, job[0].cache) if job[0].cache else plain
-        fitted = fit(job[0].cell, backbones[name])
-    except Exception as error:  # whatever it is, it is this fit's
-        return _failed(job, error)
-    return [_tried(task, fitted) for task in job]
+class _Worker:
+    """Carries out jobs; each backbone is loaded once."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.backbones: dict[str, Backbone] = {}
+
+    def __call__(self, job: _Job) -> list[str]:
+        """Fits once, measures and keeps each cell; the reasons where that failed, so that the others go on."""
+        try:
+            fitted = fit(job[0].cell, self._backbone(job[0]))
+        except Exception as error:  # whatever it is, it is this fit's
+            return _failed(job, error)
+        return [_tried(task, fitted) for task in job]
+
+    def _backbone(self, task: _Task) -> Backbone:
+        name = task.cell.backbone
+        if name not in self.backbones:
+            plain = load_backbone(name).to(self.device)
+            self.backbones[name] = cached(plain, task.cache) if task.cache else plain
+        return self.backbones[name]
 
 
 def _tried(task: _Task, fitted: Fit) -> str:
@@ -188,70 +169,7 @@ def _failed(job: _Job, error: Exception | str) -> list[str]:
     return [reason] * len(job)
 
 
-def _spread(jobs: Sequence[_Job], processes: int, device: str) -> Iterator[tuple[_Task, str]]:
-    """Over processes that each do one job after the other; one that dies takes only its job with it."""
-    threads = max(1, _cores() // processes)
-    waiting = deque(jobs)
-    busy: dict[Connection, tuple[BaseProcess, _Job]] = {}
-    try:
-        for _ in range(processes):
-            _give(waiting.popleft(), *_start(threads, device), busy)
-        while busy:
-            for ready in cast(list[Connection], wait(list(busy))):
-                process, job = busy.pop(ready)
-                try:
-                    failures: list[str] = ready.recv()
-                except (EOFError, OSError):
-                    failures = _buried(process, job)
-                    process, ready = _start(threads, device) if waiting else (process, ready)
-                if waiting:
-                    _give(waiting.popleft(), process, ready, busy)
-                else:
-                    ready.close()  # tells it to end
-                yield from zip(job, failures, strict=True)
-    finally:
-        for connection, (process, _) in busy.items():
-            process.terminate()
-            process.join()
-            connection.close()
-
-
-def _give(
-    job: _Job, process: BaseProcess, connection: Connection, busy: dict[Connection, tuple[BaseProcess, _Job]]
-) -> None:
-    """The job is the process's now; whether that still lives is seen when its answer is due."""
-    with suppress(OSError):
-        connection.send(job)
-    busy[connection] = (process, job)
-
-
-def _start(threads: int, device: str) -> tuple[BaseProcess, Connection]:
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, threads, device), daemon=True)
-    process.start()
-    theirs.close()
-    return process, ours
-
-
-def _buried(process: BaseProcess, job: _Job) -> list[str]:
+def _buried(job: _Job, lost: Lost) -> list[str]:
     """What is noted of tasks whose process ended under them; those that were done already stay."""
-    process.join()
-    code = process.exitcode or 0
-    how = f"by signal {-code}" if code < 0 else f"with code {code}"
-    reason = f"its process was ended {how}; where memory ran out, take fewer --processes"
+    reason = f"its process was ended {lost.how}; where memory ran out, take fewer --processes"
     return ["" if is_done(task.out, task.digest) else _failed([task], reason)[0] for task in job]
-
-
-def _work(connection: Connection, threads: int, device: str) -> None:
-    """What each process does, until nobody is left to tell."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    tune_allocator()
-    torch.set_num_threads(threads)
-    backbones: dict[str, Backbone] = {}
-    while True:
-        try:
-            job: _Job = connection.recv()
-            connection.send(_carry_out(job, backbones, device))
-        except (EOFError, OSError):
-            return

@@ -1,0 +1,32 @@
+"""Work for the tests of executors, which other processes must be able to import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import torch
+
+KILL, EXIT, RAISE, UNPICKLABLE, SLEEP = "kill", "exit", "raise", "unpicklable", "sleep"
+
+
+class Work:
+    """Numbers its tasks, and says in which process and with how many threads they were done."""
+
+    def __init__(self) -> None:
+        self.done = 0
+
+    def __call__(self, task: str) -> object:
+        self.done += 1
+        if task == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif task == EXIT:
+            os._exit(3)
+        elif task == RAISE:
+            raise ValueError("no such task")
+        elif task == UNPICKLABLE:
+            return lambda: None
+        elif task == SLEEP:
+            time.sleep(600)
+        return task, self.done, os.getpid(), torch.get_num_threads()
