@@ -26,7 +26,9 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from handful.backbones.base import Backbone
-from handful.curation.quality import SIGNALS, Calibration, CaseQuality, Compared, calibrate, judging
+from handful.curation.calibration import Calibration, Compared, calibrate
+from handful.curation.quality import CaseQuality, judging
+from handful.curation.signals import SIGNALS
 from handful.data.cases import Case, SupportSet
 from handful.data.volume import LabelMap
 from handful.evaluation.evaluate import score_case

@@ -1,35 +1,20 @@
-"""What is said of predictions whose references nobody looks at."""
+"""The quality of predictions that is estimated without their references."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 import tiny_models
 from handful.backbones.base import Backbone
-from handful.curation.quality import (
-    Calibration,
-    CaseQuality,
-    Compared,
-    LabelQuality,
-    QualityConfig,
-    Signals,
-    calibrate,
-    judging,
-    predict_quality,
-)
+from handful.curation.quality import CaseQuality, LabelQuality, QualityConfig, judging, predict_quality
 from handful.data.cases import Case, SupportSet
-from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch, LabelError, SettingsError
 from handful.evaluation.metrics import overlap
 from handful.methods.base import Segmenter
 from handful.methods.fate.method import Fate
 from handful.methods.nearest_slice import NearestSlice
-from handful.methods.wrappers.planes import Planes
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 CHEAP = QualityConfig(reverse="nearest-slice")
@@ -221,109 +206,6 @@ def test_with_a_calibration_the_calibrated_dice_is_said(backbone: Backbone):
 def test_two_labelled_cases_are_too_few_to_calibrate_on(segmenter: Segmenter, support: SupportSet, backbone: Backbone):
     with judging(segmenter, support, CHEAP) as judge:
         assert judge.calibrated(support, lambda cases: NearestSlice().fit(cases, backbone)) is None
-
-
-def signals(confidence: float, consistency: float, reverse: float) -> Signals:
-    return Signals(confidence=confidence, consistency=consistency, reverse=reverse)
-
-
-def learnt(slope: float, noise: float = 0.0) -> Calibration:
-    """From 40 cases whose Dice follows the reverse signal alone."""
-    rng = np.random.default_rng(0)
-    seen = []
-    for case in range(40):
-        x, y, z = rng.uniform(0.2, 0.9, 3).tolist()
-        dice = 0.1 + slope * z + float(rng.normal(0, noise))
-        seen.append(Compared(f"case-{case}", 1, signals(x, y, z), dice))
-    found = calibrate(seen, Labels((1,), ("ball",)))
-    assert found is not None
-    return found
-
-
-def test_the_signal_that_the_dice_follows_gets_the_weight():
-    found = learnt(slope=0.8)
-    assert found.weights["reverse"] > 0.7
-    assert max(found.weights["confidence"], found.weights["consistency"]) < 0.1
-    assert found.dice(1, signals(0.5, 0.5, 0.75)) == pytest.approx(0.7, abs=0.05)
-    assert found.error < 0.05
-
-
-def test_a_better_signal_never_lowers_the_predicted_dice():
-    found = learnt(slope=-0.1)
-    assert min(found.weights.values()) >= 0
-    assert found.dice(1, signals(0.5, 0.5, 0.9)) >= found.dice(1, signals(0.5, 0.5, 0.1))
-
-
-def test_the_error_on_cases_left_out_grows_with_what_signals_do_not_explain():
-    assert learnt(slope=0.8, noise=0.15).error > 0.08
-
-
-def test_few_cases_move_the_weights_little():
-    dice = {0.5: 0.4, 0.6: 0.8, 0.7: 0.9}
-    seen = [Compared(f"case-{reverse}", 1, signals(0.6, 0.6, reverse), dice[reverse]) for reverse in dice]
-    found = calibrate(seen, Labels((1,), ("ball",)))
-    assert found is not None
-    assert 1 / 3 < found.weights["reverse"] < 1  # the three alone would say 2.5
-
-
-def test_a_signal_that_a_case_lacks_counts_as_usual():
-    found = learnt(slope=0.8)
-    usual = signals(found.usual["confidence"], found.usual["consistency"], found.usual["reverse"])
-    assert found.dice(1, signals(np.nan, np.nan, np.nan)) == found.dice(1, usual) == pytest.approx(found.offsets[1])
-
-
-def test_labels_of_another_usual_dice_have_offsets_of_their_own():
-    seen = [Compared(f"case-{i}", 1 + i % 2, signals(0.5, 0.5, 0.5), 0.4 + 0.4 * (i % 2)) for i in range(20)]
-    found = calibrate(seen, Labels((1, 2), ("ball", "egg")))
-    assert found is not None
-    assert found.offsets[2] - found.offsets[1] > 0.3
-
-
-class Sure(Segmenter):
-    """Says one logit of the first label everywhere, and that there is nothing else."""
-
-    def __init__(self, backbone: Backbone, logit: float) -> None:
-        super().__init__(LABELS, Slicer(), backbone)
-        self.logit = logit
-
-    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        said = torch.full((len(slices), 2, *slices.shape[-2:]), -30.0)
-        said[:, 0] = self.logit
-        return said
-
-    def learned(self) -> dict[str, Tensor]:
-        return {}
-
-
-def test_the_margin_is_how_far_a_label_is_above_the_background(backbone: Backbone):
-    image, truth = phantom(0)
-    share = 1 / (1 + np.exp(-2.0))
-    found = Sure(backbone, 2.0).confidence(image, truth)
-    assert found[1] == pytest.approx(2 * share - 1, abs=1e-5)
-    assert found[3] == 0
-
-
-def test_fate_tells_its_own_confidence_of_the_labels_that_are_there(support: SupportSet):
-    fate = Fate().fit(support, tiny_models.tiny_sam2_video())
-    image, truth = phantom(7)
-    only_egg = changed(truth, np.where(truth.array == 1, 0, truth.array))
-    found = fate.confidence(image, only_egg)
-    assert set(found) == {3}
-    _, said = fate.predict_explained(image)
-    areas = torch.from_numpy((fate.slicer.view(image).of(only_egg.array) == 3).sum(axis=(1, 2))).double()
-    dice = torch.nan_to_num(2 * said.iou / (1 + said.iou) * said.object_score.sigmoid()).double()[:, 1]
-    assert found[3] == pytest.approx(float((areas * dice).sum() / areas.sum()))
-
-
-def test_voters_are_as_sure_of_a_label_as_they_agree_with_it(support: SupportSet, backbone: Backbone):
-    planes = Planes(NearestSlice(), ("axial", "coronal", "sagittal")).fit(support, backbone)
-    image, truth = phantom(7)
-    only_egg = changed(truth, np.where(truth.array == 1, 0, truth.array))
-    found = planes.confidence(image, only_egg)
-    assert set(found) == {3}
-    dice = [overlap(one.predict(image).array == 3, truth.array == 3).dice for one in planes.voters]
-    assert len(set(dice)) == 3
-    assert found[3] == pytest.approx(np.mean(dice))
 
 
 def test_a_backbone_with_a_memory_is_asked_back_by_fate(support: SupportSet):

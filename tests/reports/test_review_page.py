@@ -3,7 +3,9 @@
 import csv
 from pathlib import Path
 
-from handful.curation.quality import Calibration, CaseQuality, LabelQuality, Signals
+from handful.curation.calibration import Calibration
+from handful.curation.quality import CaseQuality, LabelQuality
+from handful.curation.signals import Signals
 from handful.evaluation.evaluate import Failure
 from handful.reports.review_page import ReviewResult, write_review
 

@@ -12,14 +12,8 @@ from typing import Any
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
 from handful.checkpoint import RECORD, load
-from handful.curation.quality import (
-    Calibration,
-    CaseQuality,
-    Judge,
-    QualityConfig,
-    Refit,
-    judging,
-)
+from handful.curation.calibration import Calibration
+from handful.curation.quality import CaseQuality, Judge, QualityConfig, Refit, judging
 from handful.data.cases import Case, Cohort, SupportSet
 from handful.data.files import read_label_map, stem
 from handful.data.formats import is_scan

@@ -11,7 +11,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from handful.curation.quality import SIGNALS, Calibration, CaseQuality, LabelQuality
+from handful.curation.calibration import Calibration
+from handful.curation.quality import CaseQuality, LabelQuality
+from handful.curation.signals import SIGNALS
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import write_atomically
 from handful.reports.markup import Element, card, element, page, paragraph
