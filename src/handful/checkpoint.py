@@ -19,12 +19,14 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 
 from handful.backbones.base import Backbone
+from handful.backbones.cached import cached
 from handful.backbones.catalog import BACKBONES, load_backbone
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import CheckpointError, SettingsError
 from handful.jobs.atomic import replacing_folder
+from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import build_method, method_settings, read_settings
@@ -102,6 +104,15 @@ def load(folder: Path, backbone: Backbone | None = None) -> Segmenter:
     except SettingsError as error:
         raise CheckpointError(f"{folder / RECORD} cannot be used: {error}; fit again") from error
     return method.restore(Labels.of(record.labels), slicer, backbone, weights)
+
+
+def open_segmenter(folder: Path, device: str = "auto", cache: Path | None = None) -> Segmenter:
+    """The segmenter that was saved in `folder`, on a device and with the embeddings kept in `cache`."""
+    found = choose_device(device)
+    segmenter = load(folder)
+    if cache is not None:
+        segmenter = load(folder, cached(segmenter.backbone, cache))
+    return segmenter.to(found)
 
 
 def describe_support(support: SupportSet) -> dict[str, object]:

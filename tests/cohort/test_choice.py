@@ -1,10 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from handful.cohort.choice import choose_cases, choose_support
+from handful.backbones.base import Backbone
+from handful.backbones.cached import CachedBackbone
+from handful.checkpoint import open_segmenter
+from handful.cohort.choice import choose_cases, choose_encoder, choose_support, open_source
 from handful.data.cases import Case, Cohort
 from handful.errors import InputError, SettingsError
 from handful.jobs.devices import choose_device
+from handful.methods.base import Segmenter
 
 
 def names(cases: tuple[Case, ...]) -> list[str]:
@@ -13,6 +19,10 @@ def names(cases: tuple[Case, ...]) -> list[str]:
 
 def test_cases_come_in_the_order_asked_for(cohort: Cohort):
     assert names(choose_cases(cohort, ["case-2", "case-0"])) == ["case-2", "case-0"]
+
+
+def test_without_names_all_cases_are_chosen(cohort: Cohort):
+    assert choose_cases(cohort, []) == cohort.cases
 
 
 def test_an_unknown_case_is_refused_and_a_near_name_offered(cohort: Cohort):
@@ -38,6 +48,22 @@ def test_a_cohort_without_labels_has_no_support(cohort: Cohort):
     bare = Cohort(tuple(Case(case.name, case.image) for case in cohort.cases), None, "bare")
     with pytest.raises(InputError, match="no labelled case"):
         choose_support(bare)
+
+
+def test_a_folder_with_a_segmenter_is_opened_as_one_and_any_other_name_as_a_backbone(
+    model: Path, backbone: Backbone, tmp_path: Path
+):
+    assert isinstance(open_source(str(model)), Segmenter)
+    opened = open_source(backbone.name, cache=tmp_path)
+    assert isinstance(opened, CachedBackbone)
+    assert opened.digest() == backbone.digest()
+
+
+def test_slices_are_compared_by_the_named_backbone_else_by_that_of_the_model(model: Path, backbone: Backbone):
+    segmenter = open_segmenter(model)
+    assert choose_encoder(None, segmenter) is segmenter.backbone
+    assert choose_encoder(backbone.name, segmenter) is not segmenter.backbone
+    assert choose_encoder(None, None).name == "handful-tiny"
 
 
 def test_the_device_is_found_by_name():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from handful.data.cases import check_case
-from handful.data.files import read_cohort, write_label_map, write_volume
+from handful.data.files import find_references, read_cohort, write_label_map, write_volume
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, UnsupportedInput
 
@@ -179,6 +179,24 @@ def test_one_damaged_label_file_does_not_hide_the_rest(tmp_path: Path, put) -> N
     good, bad = read_cohort(tmp_path).cases
     assert not check_case(good)
     assert [finding.severity for finding in check_case(bad)] == ["error"]
+
+
+def test_references_are_found_in_a_cohort_and_in_a_folder_of_label_maps(tmp_path: Path, put) -> None:
+    put("images/a.nii.gz", "labels/a.nii.gz")
+    assert find_references(tmp_path).folder == tmp_path / "labels"
+    assert find_references(tmp_path).labels is None
+    _say(tmp_path, labels={"background": 0, "ball": 1, "ignore": 2})
+    for folder in (tmp_path, tmp_path / "labels"):
+        found = find_references(folder)
+        assert (found.folder, found.labels, found.ignore) == (tmp_path / "labels", Labels.of({1: "ball"}), 2)
+
+
+def test_references_without_scans_are_found_without_their_names(tmp_path: Path, put) -> None:
+    put("labels/a.nii.gz")
+    _say(tmp_path, labels={"background": 0, "ball": 1})
+    found = find_references(tmp_path)
+    assert (found.folder, found.labels) == (tmp_path / "labels", None)
+    assert found.problem
 
 
 @pytest.mark.realdata

@@ -219,6 +219,14 @@ def test_folders_are_matched_by_stem(folders, label_map):
     assert report.files["ann"].prediction.endswith("ann.nii.gz")
 
 
+def test_a_report_of_some_cases_has_their_rows_failures_and_files_only(folders):
+    report = evaluate_folders(*folders)
+    bob = report.only(["bob"])
+    assert {row.case for row in bob.rows} == {one.case for one in bob.failures} == set(bob.files) == {"bob"}
+    others = report.only(["ann", "eve"])
+    assert (len(bob.rows) + len(others.rows), others.failures) == (len(report.rows), ())
+
+
 def test_a_prediction_that_is_not_there_is_missed_and_listed(folders):
     report = evaluate_folders(*folders)
     assert [row.status for row in report.rows if row.case == "bob"] == ["missed", "missed"]

@@ -1,7 +1,7 @@
 import pytest
 
 from handful.errors import SettingsError
-from handful.methods.catalog import build_method, method_settings
+from handful.methods.catalog import METHODS, build_method, default_settings, method_settings, seed_setting
 from handful.methods.few_shot_prompts.method import FewShotPrompts
 
 
@@ -69,3 +69,13 @@ def test_a_number_out_of_range_is_refused_at_either_door(name: str, value: float
 def test_a_misspelt_setting_of_all_methods_is_recognised():
     with pytest.raises(SettingsError, match=r"did you mean 'closer'.*settings are .*planes"):
         build_method("fate", {"closr": 1.4})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_default_settings_are_what_a_method_is_built_from(name: str):
+    assert build_method(name, default_settings(name)) == build_method(name, {})
+
+
+def test_the_seed_has_a_setting_where_something_is_random():
+    seeds = {name: seed_setting(name) for name in ("few-shot-prompts", "ensemble", "nearest-slice")}
+    assert seeds == {"few-shot-prompts": "train.seed", "ensemble": "seed", "nearest-slice": None}

@@ -17,12 +17,14 @@ from transformers import AutoConfig, EdgeTamVideoModel, Sam2Model, Sam2VideoMode
 from transformers.utils import logging
 
 from handful.backbones.base import Backbone
+from handful.backbones.cached import cached
 from handful.backbones.edgetam import EdgeTamBackbone
 from handful.backbones.official import SUFFIXES, load_official
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import CheckpointError, SettingsError
+from handful.jobs.devices import choose_device
 
 Model = TypeVar("Model", SamModel, Sam2Model, Sam2VideoModel, EdgeTamVideoModel)
 
@@ -125,6 +127,12 @@ def load_backbone(name: str | Path) -> Backbone:
         f"unknown backbone {str(name)!r}; did you mean {', '.join(close)}? "
         "A hub id (organisation/name), a folder or a checkpoint file will do, too"
     )
+
+
+def open_backbone(name: str | Path, device: str = "auto", cache: Path | None = None) -> Backbone:
+    """The backbone that `name` says, as by `load_backbone`, on a device and with the embeddings kept in `cache`."""
+    backbone = load_backbone(name).to(choose_device(device))
+    return backbone if cache is None else cached(backbone, cache)
 
 
 def _downloaded(hub_id: str, revision: str | None) -> Path:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import fmean, median
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import print_json, progress, stdout
+from handful.cli.terminal import print_json, print_lines, progress, stdout
+from handful.errors import InputError
 
 if TYPE_CHECKING:
-    from handful.backbones.base import Backbone
-    from handful.methods.base import Segmenter
     from handful.session.simulated_annotator import Reading
 
 LEVELS = (0.85, 0.90)
@@ -35,7 +34,7 @@ def annotate(
     ] = False,
     seed: Annotated[int, typer.Option(help="Of where the reader clicks.")] = 0,
     device: options.Device = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Folder of kept embeddings to use and to fill.")] = None,
+    cache: options.Cache = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -50,39 +49,27 @@ def annotate(
     Dice is that of each label on its slice after each click; NoC@0.85 is the mean number of clicks to a Dice of 0.85,
     where slices that never reach it count as all clicks.
     """
+    from handful.cohort.choice import open_source
     from handful.data.files import read_label_map, read_volume
-    from handful.errors import InputError
+    from handful.methods.base import Segmenter
     from handful.session.session import Session
     from handful.session.simulated_annotator import read_through
 
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists; name another file, or say --overwrite")
     volume, truth = read_volume(image), read_label_map(reference)
-    model, fitted = _source(source, device, cache)
-    with Session(volume, model, None if fitted else truth.labels) as session:
+    model = open_source(source, device, cache)
+    with Session(volume, model, None if isinstance(model, Segmenter) else truth.labels) as session:
         if propose:
             session.propose()
         with progress("reading", quiet) as report:
             reading = read_through(session, truth, clicks, slices, seed=seed, report=report)
         session.save(out)
     if json:
-        print_json(_as_json(reading))
-        return
-    _print_table(reading)
-    stdout().print(f"label map: {out}", soft_wrap=True, markup=False, highlight=False)
-
-
-def _source(source: str, device: str, cache: Path | None) -> tuple[Segmenter | Backbone, bool]:
-    """What is asked, and whether it is a fitted model, which knows its labels."""
-    from handful.backbones.cached import cached
-    from handful.backbones.catalog import load_backbone
-    from handful.cohort.predict import PredictConfig, open_segmenter
-    from handful.jobs.devices import choose_device
-
-    if (Path(source) / "segmenter.json").is_file():
-        return open_segmenter(Path(source), PredictConfig(device=device, cache=cache)), True
-    backbone = load_backbone(source).to(choose_device(device))
-    return (cached(backbone, cache) if cache else backbone), False
+        print_json(_content(reading))
+    else:
+        _print_table(reading)
+        print_lines(f"label map: {out}")
 
 
 def _rows(reading: Reading) -> list[tuple[str, int, list[float], list[float], float]]:
@@ -115,7 +102,7 @@ def _print_table(reading: Reading) -> None:
     )
 
 
-def _as_json(reading: Reading) -> dict[str, object]:
+def _content(reading: Reading) -> dict[str, Any]:
     labels = [
         {
             "name": name,

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.experiment import Cache, Latex, Processes, carry_out, typed
+from handful.cli.experiment import Cache, Latex, Processes, carry_out
+from handful.cli.terminal import command_line
 
 
 def compare(
@@ -43,5 +44,7 @@ def compare(
 
     numbers = options.numbers_in(shots, "--shots")
     plan = compare_plan(input, tuple(options.names_in(methods)), numbers, draws, cases, backbone)
-    config = ExperimentConfig(processes=processes, device=choose_device(device).type, command=typed(), cache=cache)
+    config = ExperimentConfig(
+        processes=processes, device=choose_device(device).type, command=command_line(), cache=cache
+    )
     carry_out(plan, out, config, latex, json, quiet)

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.evaluate import draw_overlays, of_cases
-from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
+from handful.cli.terminal import exit_on, print_json, print_lines, progress, say, stdout
 
 if TYPE_CHECKING:
-    from handful.evaluation.evaluate import Report
+    from handful.evaluation.evaluate import Failure, Report
 
 METHOD = "few-shot-prompts"
 SHOTS = 3
@@ -47,12 +46,11 @@ def demo(
     write_json(report, places.report)
     if json:
         dice = {one.name: one.estimates["dice"].mean for one in report.summary()}
-        print_json({"folder": str(out), "support": support, "dice": dice, "report": str(places.report)})
+        print_json({"folder": out, "support": support, "dice": dice, "report": places.report})
     else:
         print_table(report, stdout())
-        _tell(places, support)
-    if failures or report.failures:
-        raise typer.Exit(FAILED_CASES)
+        print_lines(_next_steps(places, support))
+    exit_on([*failures, *report.failures])
 
 
 @dataclass(frozen=True)
@@ -68,46 +66,45 @@ def _learn(
     places: _Places, seed: int, backbone: str, settings: dict[str, object], device: str, quiet: bool
 ) -> list[str]:
     """Fits on the drawn cases; their names."""
-    from handful.backbones.catalog import load_backbone
+    from handful.backbones.catalog import open_backbone
     from handful.cohort.choice import choose_support
     from handful.cohort.fit import FitConfig, fit_to_folder
     from handful.data.files import read_cohort
-    from handful.jobs.devices import choose_device
     from handful.methods.catalog import build_method
 
     method = build_method(METHOD, {"train.seed": seed, "train.iterations": ITERATIONS} | settings)
     support = choose_support(read_cohort(places.cohort), shots=SHOTS, draw=seed)
-    model = load_backbone(backbone).to(choose_device(device))
+    model = open_backbone(backbone, device)
     with progress(f"fitting {METHOD}", quiet) as report:
         fit_to_folder(METHOD, method, support, model, places.model, FitConfig(overwrite=True), report)
     return [case.name for case in support.cases]
 
 
-def _segment(places: _Places, support: list[str], device: str, quiet: bool) -> int:
+def _segment(places: _Places, support: list[str], device: str, quiet: bool) -> tuple[Failure, ...]:
     from handful.cohort.predict import PredictConfig, predict_cohort
     from handful.data.files import read_cohort
 
     others = [case for case in read_cohort(places.cohort).cases if case.name not in support]
     with progress("segmenting", quiet) as report:
         result = predict_cohort(places.model, others, places.predictions, PredictConfig(device=device), report)
-    return len(result.failures)
+    return result.failures
 
 
 def _score(places: _Places, support: list[str]) -> Report:
+    from handful.cohort.overlays import write_overlays
     from handful.data.files import read_cohort
     from handful.evaluation.evaluate import evaluate_folders
 
     cohort = read_cohort(places.cohort)
     report = evaluate_folders(places.predictions, places.cohort / "labels", labels=cohort.labels)
-    report = of_cases(report, [case.name for case in cohort.cases], support)
-    draw_overlays(report, places.cohort, places.overlays, cohort.labels, None)
+    report = report.only([case.name for case in cohort.cases if case.name not in support])
+    write_overlays(report, cohort, places.overlays, cohort.labels)
     return report
 
 
-def _tell(places: _Places, support: list[str]) -> None:
+def _next_steps(places: _Places, support: list[str]) -> str:
     cohort, model = shlex.quote(str(places.cohort)), shlex.quote(str(places.model))
-    stdout().print(
-        f"""
+    return f"""
 learned from      {", ".join(support)}
 look at           {places.overlays}  (colour: prediction, dashed: reference)
 label maps        {places.predictions}
@@ -119,8 +116,4 @@ next, with scans of your own in my_cohort/images and a few label maps in my_coho
   handful predict model -i my_cohort -o predictions
 or look around in the demo:
   handful fit nearest-slice -i {cohort} --shots 3 -o another_model
-  handful predict {model} -i {cohort} -o again --preview""",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+  handful predict {model} -i {cohort} -o again --preview"""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import FAILED_CASES, print_json, say, stdout
+from handful.cli.terminal import exit_on, print_json, print_lines, say, stdout
 
 if TYPE_CHECKING:
-    from handful.data.volume import Labels
+    from handful.data.files import References
     from handful.evaluation.evaluate import Report
 
 
@@ -42,85 +40,55 @@ def evaluate(
     prediction counts as missed and makes exit code 3; --cases scores only the cases named.
     """
     from handful.cohort.predict import support_among
+    from handful.data.files import find_references
     from handful.evaluation.evaluate import evaluate_folders
     from handful.reports.score_tables import print_table, write_csv, write_json, write_nnunet_summary
 
     if overlays and not images:
         raise typer.BadParameter("--overlays needs the scans: add -i IMAGES")
-    folder, labels, ignore = _label_names(references)
-    report = evaluate_folders(predictions, folder, tolerance, labels, ignore)
+    known = find_references(references)
+    if known.problem:
+        say(f"label names are not known: {known.problem}")
+    report = evaluate_folders(predictions, known.folder, tolerance, known.labels, known.ignore)
     fitted_on = [] if with_support else sorted(support_among(predictions))
     if fitted_on:
         say(f"left out, for the model was fitted on them: {', '.join(fitted_on)}")
-    report = of_cases(report, options.names_in(cases) or list(report.files), fitted_on)
+    report = report.only(_scored(report, options.names_in(cases), fitted_on))
     for path, write in ((out, write_json), (csv, write_csv), (summary, write_nnunet_summary)):
         if path:
             write(report, path)
-    drawn = draw_overlays(report, images, overlays, labels, ignore) if overlays and images else 0
+    drawn = _draw(report, images, overlays, known) if overlays and images else 0
     if json:
-        print_json(_as_json(report, fitted_on))
+        print_json(_content(report, fitted_on))
     else:
         print_table(report, stdout())
         if drawn:
-            stdout().print(f"{drawn} pictures: {overlays}", soft_wrap=True, markup=False)
-    if report.failures:
-        raise typer.Exit(FAILED_CASES)
+            print_lines(f"{drawn} pictures: {overlays}", highlight=True)
+    exit_on(report.failures)
 
 
-def _label_names(references: Path) -> tuple[Path, Labels | None, int | None]:
-    """The folder of label maps, what their values are called and which one is no label, as dataset.json says."""
-    from handful.data.files import read_cohort
-    from handful.errors import HandfulError
-
-    inside = [references / name for name in ("labels", "labelsTr") if (references / name).is_dir()]
-    folder = inside[0] if inside else references
-    home = folder.parent
-    if not (home / "dataset.json").is_file():
-        return folder, None, None
-    try:
-        cohort = read_cohort(home)
-    except HandfulError as error:  # references may be scored where the scans are not
-        say(f"label names are not known: {error}")
-        return folder, None, None
-    return folder, cohort.labels, cohort.cases[0].ignore
-
-
-def of_cases(report: Report, names: list[str], without: list[str]) -> Report:
-    """The report of some of its cases."""
+def _scored(report: Report, names: list[str], fitted_on: list[str]) -> set[str]:
+    """The cases to score: those named or all, without those that the model was fitted on."""
     if unknown := [name for name in names if name not in report.files]:
         raise typer.BadParameter(f"no reference of case {', '.join(unknown)}; there are {', '.join(report.files)}")
-    kept = set(names) - set(without)
-    if not kept:
+    scored = set(names or report.files) - set(fitted_on)
+    if not scored:
         raise typer.BadParameter("no case is left to score; --with-support scores those the model was fitted on")
-    return replace(
-        report,
-        rows=tuple(row for row in report.rows if row.case in kept),
-        failures=tuple(one for one in report.failures if one.case in kept),
-        files={case: files for case, files in report.files.items() if case in kept},
-    )
+    return scored
 
 
-def draw_overlays(report: Report, images: Path, overlays: Path, labels: Labels | None, ignore: int | None) -> int:
-    """Writes the pictures of all cases that have a scan and both maps; says which have no scan."""
-    from handful.data.files import read_cohort, read_label_map
-    from handful.reports.overlay import write_overlay
+def _draw(report: Report, images: Path, overlays: Path, known: References) -> int:
+    """The number of pictures written."""
+    from handful.cohort.overlays import write_overlays
+    from handful.data.files import read_cohort
 
-    scans = {case.name: case for case in read_cohort(images).cases}
-    failed = {one.case for one in report.failures}
-    ready = [case for case, files in report.files.items() if files.prediction and case not in failed]
-    if lost := [case for case in ready if case not in scans]:
-        say(f"no picture of {', '.join(lost)}: no scan of that name in {images}")
-    drawn = [case for case in ready if case in scans]
-    for case in drawn:
-        files = report.files[case]
-        prediction = read_label_map(str(files.prediction), labels)
-        reference = read_label_map(files.reference, labels, ignore)
-        write_overlay(overlays / f"{case}.png", scans[case].read_image(), prediction, reference, case=case)
-    return len(drawn)
+    result = write_overlays(report, read_cohort(images), overlays, known.labels, known.ignore)
+    if result.without_scan:
+        say(f"no picture of {', '.join(result.without_scan)}: no scan of that name in {images}")
+    return len(result.written)
 
 
-def _as_json(report: Report, left_out: list[str]) -> dict[str, object]:
-    """The summary; nan becomes null, for which JSON has a word."""
+def _content(report: Report, left_out: list[str]) -> dict[str, Any]:
     summaries = [
         {
             "label": one.label,
@@ -128,13 +96,13 @@ def _as_json(report: Report, left_out: list[str]) -> dict[str, object]:
             "cases": one.n,
             "missed": one.missed,
             "invented": one.invented,
-            **{metric: _defined(asdict(estimate)) for metric, estimate in one.estimates.items()},
+            **one.estimates,
         }
         for one in report.summary()
     ]
-    failures = [asdict(one) for one in report.failures]
-    return {"summary": summaries, "failures": failures, "left_out": left_out, "tolerance_mm": report.tolerance_mm}
-
-
-def _defined(values: dict[str, float]) -> dict[str, float | None]:
-    return {key: None if math.isnan(value) else value for key, value in values.items()}
+    return {
+        "summary": summaries,
+        "failures": report.failures,
+        "left_out": left_out,
+        "tolerance_mm": report.tolerance_mm,
+    }

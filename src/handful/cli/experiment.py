@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
+from handful.cli.terminal import (
+    command_line,
+    exit_on,
+    print_json,
+    print_lines,
+    progress,
+    say,
+    say_failures,
+    stdout,
+    table,
+)
 
 if TYPE_CHECKING:
     from handful.experiments.plan import Plan
@@ -68,7 +76,7 @@ def run(
     config = ExperimentConfig(
         processes=processes,
         device=choose_device(device).type,
-        command=typed(),
+        command=command_line(),
         known=[result for path in known for result in read_results(path)],
         cache=cache,
         data_sets=tuple(data_set),
@@ -89,9 +97,9 @@ def status(out: Folder, json: options.Json = False) -> None:
 
     found = experiment_status(out)
     if json:
-        print_json(_as_json(found))
-        return
-    _print(found)
+        print_json(_content(found))
+    else:
+        _print(found)
 
 
 @experiment.command("report")
@@ -104,9 +112,9 @@ def report(out: Folder, latex: Latex = False, json: options.Json = False) -> Non
 
     paths = write_experiment_report(out, latex)
     if json:
-        print_json({"files": [str(path) for path in paths]})
+        print_json({"files": paths})
     else:
-        stdout().print("\n".join(map(str, paths)), soft_wrap=True, markup=False, highlight=False)
+        print_lines(*paths)
 
 
 def carry_out(plan: Plan, out: Path, config: ExperimentConfig, latex: bool, json: bool, quiet: bool) -> None:
@@ -117,49 +125,40 @@ def carry_out(plan: Plan, out: Path, config: ExperimentConfig, latex: bool, json
     with progress("measuring", quiet) as tell:
         found = run_experiment(plan, out, config, tell)
     paths = write_experiment_report(out, latex)
-    for one in found.left_out:
-        say(f"left out: {one}")
-    for failure in found.failed:
-        say(f"{failure.case}: {failure.reason}", lead="[bold red]failed[/] ")
+    _say_problems(found)
     if json:
-        print_json({**_as_json(found), "files": [str(path) for path in paths]})
+        print_json(_content(found) | {"files": paths})
     else:
-        said = [f"{len(found.done)} of {found.cells} fits: {out}", f"open {paths[-1]}"]
-        stdout().print("\n".join(said), soft_wrap=True, markup=False, highlight=False)
-    if found.failed:
-        raise typer.Exit(FAILED_CASES)
-
-
-def typed() -> str:
-    """The command line."""
-    return shlex.join(["handful", *sys.argv[1:]])
+        print_lines(f"{len(found.done)} of {found.cells} fits: {out}", f"open {paths[-1]}")
+    exit_on(found.failed)
 
 
 def _print(found: ExperimentStatus) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
     console = stdout()
     console.print(Text(f"{found.title}: {len(found.done)} of {found.cells} fits are done"))
-    table = Table("data set", "arm", "done", "missing", box=SIMPLE_HEAD, show_edge=False)
+    fits = table("data set", "arm", "done", "missing")
     done = [(one.data_set, one.arm) for one in found.done]
     missing = [(one.data_set, one.arm) for one in found.missing]
     for key in dict.fromkeys(done + missing):
-        table.add_row(*map(Text, key), str(done.count(key)), str(missing.count(key)))
-    console.print(table)
+        fits.add_row(*map(Text, key), str(done.count(key)), str(missing.count(key)))
+    console.print(fits)
+    _say_problems(found)
+
+
+def _say_problems(found: ExperimentStatus) -> None:
     for one in found.left_out:
         say(f"left out: {one}")
-    for failure in found.failed:
-        say(f"{failure.case}: {failure.reason}", lead="[bold red]failed[/] ")
+    say_failures(found.failed)
 
 
-def _as_json(found: ExperimentStatus) -> dict[str, object]:
+def _content(found: ExperimentStatus) -> dict[str, object]:
     return {
         "title": found.title,
         "fits": found.cells,
         "done": len(found.done),
         "missing": [one.name for one in found.missing],
         "failed": [{"fit": one.case, "reason": one.reason} for one in found.failed],
-        "left_out": list(found.left_out),
+        "left_out": found.left_out,
     }

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import print_json, stdout
+from handful.cli.terminal import print_json, print_lines
 
 export = typer.Typer(help="Compare with nnU-Net: write its data set, read its predictions.", no_args_is_help=True)
 
@@ -42,16 +42,14 @@ def nnunet(
     support = choose_support(cohort, options.names_in(cases), shots, draw)
     made = export_nnunet(support, out, number, name, cohort if rest else None, overwrite)
     if json:
-        said = {"dataset": str(made.folder), "cases": list(made.training), "tests": list(made.tests)}
+        said = {"dataset": made.folder, "cases": made.training, "tests": made.tests}
         print_json(said | {"values": made.values, "ignore": made.ignore})
-        return
-    counts = f"{len(made.training)} training cases, {len(made.tests)} to be predicted"
-    stdout().print(
-        f"{counts}: {made.folder}\nnext: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
-        soft_wrap=True,
-        markup=False,
-        highlight=False,
-    )
+    else:
+        counts = f"{len(made.training)} training cases, {len(made.tests)} to be predicted"
+        print_lines(
+            f"{counts}: {made.folder}",
+            f"next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
+        )
 
 
 @export.command("nnunet-predictions")
@@ -71,6 +69,6 @@ def nnunet_predictions(
 
     names = import_nnunet(predictions, dataset, out)
     if json:
-        print_json({"output": str(out), "cases": names})
-        return
-    stdout().print(f"{len(names)} label maps: {out}", soft_wrap=True, markup=False)
+        print_json({"output": out, "cases": names})
+    else:
+        print_lines(f"{len(names)} label maps: {out}", highlight=True)

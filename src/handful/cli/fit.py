@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import print_json, progress, say, stdout
+from handful.cli.terminal import print_json, print_lines, progress, say
 
 if TYPE_CHECKING:
     from handful.cohort.fit import FitResult
     from handful.methods.base import Method
-
-UNLEARNED = 0.1
-"""Dice on the very case it was learned from, below which a label was not learned."""
-CACHE = Path(".handful") / "embeddings"
-"""Where a cohort's embeddings lie unless told otherwise: beside its images, as they tell as much about the patients."""
 
 
 def fit(
@@ -34,7 +28,7 @@ def fit(
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; --set goes before it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training.")] = None,
     device: options.Device = "auto",
-    cache: Annotated[Path | None, typer.Option(help=f"Folder of kept embeddings; else COHORT/{CACHE}.")] = None,
+    cache: options.CohortCache = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no embeddings.")] = False,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints of the training.", min=0)] = 30.0,
     overwrite: options.Overwrite = False,
@@ -52,18 +46,14 @@ def fit(
 
     Stopped by Ctrl-C or worse, the same command goes on where it was.
     """
-    from handful.backbones.cached import cached
-    from handful.backbones.catalog import load_backbone
+    from handful.backbones.catalog import open_backbone
     from handful.cohort.choice import choose_support
     from handful.cohort.fit import FitConfig, fit_to_folder
     from handful.data.files import read_cohort
-    from handful.jobs.devices import choose_device
 
     built = _build(method, settings, config, seed)
     support = choose_support(read_cohort(input), options.names_in(cases), shots, draw)
-    model = load_backbone(backbone).to(choose_device(device))
-    if not no_cache:
-        model = cached(model, cache or input / CACHE)
+    model = open_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
     began = time.monotonic()
     with progress(f"fitting {method}", quiet) as report:
         result = fit_to_folder(
@@ -71,13 +61,13 @@ def fit(
         )
     names, seconds = [case.name for case in support.cases], time.monotonic() - began
     if json:
-        said = {"model": str(out), "method": method, "backbone": backbone, "cases": names}
+        said = {"model": out, "method": method, "backbone": backbone, "cases": names}
         came_to = {"already_fitted": not result.anew, "dice_on_support": result.dice_on_support}
         print_json(said | came_to | {"seconds": round(seconds, 1)})
-        return
-    took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
-    lines = [f"{took}: {out}", *_learned(result), f"next: handful predict {out} -i {input} -o predictions"]
-    stdout().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
+    else:
+        took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
+        next_step = f"next: handful predict {out} -i {input} -o predictions"
+        print_lines(f"{took}: {out}", *_learned(result), next_step)
 
 
 def _learned(result: FitResult) -> list[str]:
@@ -86,35 +76,23 @@ def _learned(result: FitResult) -> list[str]:
         return []
     told = ", ".join(f"{name} {dice:.2f}" for name, dice in result.dice_on_support.items())
     lines = [f"Dice on the labelled cases themselves: {told}"]
-    if failed := [name for name, dice in result.dice_on_support.items() if dice < UNLEARNED]:
+    if result.not_learned:
+        labels = ", ".join(result.not_learned)
         lines.append(
-            f"not learned: {', '.join(failed)}; train longer (--set train.iterations=...), or, where organs are "
-            "small in their scans, look closer (--set closer=1.4)"
+            f"not learned: {labels}; train longer (--set train.iterations=...), or, where organs are small in their "
+            "scans, look closer (--set closer=1.4)"
         )
     return lines
 
 
 def _build(name: str, pairs: list[str], config: Path | None, seed: int | None) -> Method:
     """The method with the settings of file, --set and --seed, later ones first."""
-    from handful.methods.catalog import build_method, method_settings
+    from handful.methods.catalog import build_method, seed_setting
 
-    settings = _read_toml(config) | options.settings_in(pairs)
+    settings = options.settings_from(config) | options.settings_in(pairs)
     if seed is not None:
-        own = method_settings(build_method(name, {}))
-        key = "train.seed" if "seed" in (own.get("train") or {}) else "seed" if "seed" in own else None
-        if key:
+        if key := seed_setting(name):
             settings[key] = seed
         else:
             say(f"{name} draws nothing at random; --seed changes nothing")
     return build_method(name, settings)
-
-
-def _read_toml(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise typer.BadParameter(f"{path}: no such file") from None
-    except ValueError as error:
-        raise typer.BadParameter(f"{path}: no valid TOML ({error})") from error

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
+from handful.cli.terminal import exit_on, print_json, print_lines, progress, say_failures
 
 if TYPE_CHECKING:
     from handful.cohort.predict import CohortResult, PredictConfig
@@ -20,7 +20,7 @@ def predict(
     out: Annotated[Path, typer.Option("-o", "--output", help="A file for a scan, a folder for a folder.")],
     cases: options.Cases = "",
     device: options.Device = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Folder of kept embeddings to use and to fill.")] = None,
+    cache: options.Cache = None,
     overwrite: options.Overwrite = False,
     preview: Annotated[
         bool, typer.Option("--preview", help="Draw a picture of each result, with the labelled slices it rests on.")
@@ -44,15 +44,18 @@ def predict(
     config = PredictConfig(device=device, overwrite=overwrite, preview=preview, cache=cache)
     if input.is_file() and not out.is_dir() and out.name.lower().endswith(SUFFIXES):
         predict_file(model, input, out, config)
-        print_json({"output": str(out)}) if json else stdout().print(str(out), soft_wrap=True, markup=False)
+        if json:
+            print_json({"output": out})
+        else:
+            print_lines(out, highlight=True)
         return
     result = _predict_folder(model, input, out, options.names_in(cases), config, quiet)
     if json:
-        print_json(_as_json(out, result))
+        done = {"output": out, "done": result.done, "skipped": result.skipped}
+        print_json(done | {"failures": result.failures})
     else:
         _print(out, result)
-    if result.failures:
-        raise typer.Exit(FAILED_CASES)
+    exit_on(result.failures)
 
 
 def _predict_folder(
@@ -62,20 +65,13 @@ def _predict_folder(
     from handful.cohort.predict import predict_cohort
     from handful.data.files import read_cohort
 
-    cohort = read_cohort(folder)
-    chosen = choose_cases(cohort, names) if names else cohort.cases
+    chosen = choose_cases(read_cohort(folder), names)
     with progress("segmenting", quiet) as report:
         return predict_cohort(model, chosen, out, config, report)
-
-
-def _as_json(out: Path, result: CohortResult) -> dict[str, object]:
-    failures = [{"case": one.case, "reason": one.reason} for one in result.failures]
-    return {"output": str(out), "done": result.done, "skipped": result.skipped, "failures": failures}
 
 
 def _print(out: Path, result: CohortResult) -> None:
     before = f", {len(result.skipped)} were done before" if result.skipped else ""
     failed = f", {len(result.failures)} failed" if result.failures else ""
-    stdout().print(f"{len(result.done)} cases segmented{before}{failed}: {out}", soft_wrap=True, markup=False)
-    for one in result.failures:
-        say(f"{one.case}: {one.reason}", lead="[bold red]failed[/] ")
+    print_lines(f"{len(result.done)} cases segmented{before}{failed}: {out}", highlight=True)
+    say_failures(result.failures)

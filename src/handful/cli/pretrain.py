@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import print_json, progress, stdout
+from handful.cli.terminal import print_json, print_lines, progress
 
 
 class Schedule(StrEnum):
@@ -63,6 +63,6 @@ def pretrain(
         with progress("pre-training", quiet) as report:
             train_backbone(config, out, Run(out / "partial", report))
     if json:
-        print_json({"backbone": out and str(out), "preview": preview and str(preview)})
+        print_json({"backbone": out, "preview": preview})
     else:
-        stdout().print("\n".join(str(path) for path in (preview, out) if path), soft_wrap=True, markup=False)
+        print_lines(*(path for path in (preview, out) if path), highlight=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
+from handful.cli.terminal import exit_on, print_json, print_lines, progress, say_failures
 
 if TYPE_CHECKING:
     from handful.curation.quality import CaseQuality
@@ -43,7 +42,7 @@ def review(
         bool, typer.Option("--no-confidence", help="Do not ask the model again how sure it is.")
     ] = False,
     device: options.Device = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Folder of kept embeddings to use and to fill.")] = None,
+    cache: options.Cache = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -63,13 +62,15 @@ def review(
     )
     cohort = read_cohort(input)
     labelled = read_cohort(support) if support else cohort
-    if names := options.names_in(cases):
-        cohort = replace(cohort, cases=choose_cases(cohort, names))
+    cohort = replace(cohort, cases=choose_cases(cohort, options.names_in(cases)))
     with progress("judging", quiet) as report:
         result = review_folder(predictions, model, cohort, out, labelled, config, report)
-    print_json(_as_json(out, result)) if json else _print(out, result)
-    if result.failures:
-        raise typer.Exit(FAILED_CASES)
+    if json:
+        judged = {"output": out, "support": result.support, "calibration": result.calibration, "cases": result.cases}
+        print_json(judged | {"skipped": result.skipped, "failures": result.failures})
+    else:
+        _print(out, result)
+    exit_on(result.failures)
 
 
 def _print(out: Path, result: ReviewResult) -> None:
@@ -81,36 +82,11 @@ def _print(out: Path, result: ReviewResult) -> None:
         lines.append("look first at:")
     lines += [_line(case) for case in result.cases[:FIRST]]
     lines.append(f"{out / 'review.html'} and {out / 'review.csv'}")
-    stdout().print("\n".join(lines), soft_wrap=True, markup=False, highlight=False)
-    for one in result.failures:
-        say(f"{one.case}: {one.reason}", lead="[bold red]failed[/] ")
+    print_lines(*lines)
+    say_failures(result.failures)
 
 
 def _line(case: CaseQuality) -> str:
     worst = min(case.labels, key=lambda one: one.predicted_dice)
     flags = f", {', '.join(worst.flags)}" if worst.flags else ""
     return f"  {case.case}: {worst.name}, predicted Dice {worst.predicted_dice:.2f}{flags}"
-
-
-def _as_json(out: Path, result: ReviewResult) -> dict[str, object]:
-    """What was found, the worst first; nan becomes null, for which JSON has a word."""
-    cases = [{"case": case.case, "labels": [_defined(asdict(one)) for one in case.labels]} for case in result.cases]
-    return {
-        "output": str(out),
-        "support": result.support,
-        "calibration": asdict(result.calibration) if result.calibration else None,
-        "cases": cases,
-        "skipped": result.skipped,
-        "failures": [asdict(one) for one in result.failures],
-    }
-
-
-def _defined(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _defined(value) if isinstance(value, dict) else None if _is_nan(value) else value
-        for key, value in values.items()
-    }
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import FAILED_CASES, print_json, progress, say, stdout
+from handful.cli.terminal import exit_on, print_json, print_lines, progress, say_failures, stdout, table
 
 if TYPE_CHECKING:
-    from handful.backbones.base import Backbone
     from handful.curation.suggest import Suggestion, SuggestResult
-    from handful.methods.base import Segmenter
 
 
 def suggest(
@@ -33,7 +31,7 @@ def suggest(
         str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none; a model brings its own.")
     ] = "auto",
     device: options.Device = "auto",
-    cache: Annotated[Path | None, typer.Option(help="Folder of kept embeddings to use and to fill.")] = None,
+    cache: options.Cache = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -44,7 +42,8 @@ def suggest(
     Chosen are slices that look like many others and unlike those that are labelled. With a model, those count more
     in which it contradicts itself. Run again after labelling; earlier suggestions are replaced.
     """
-    from handful.cohort.predict import PredictConfig, open_segmenter
+    from handful.checkpoint import open_segmenter
+    from handful.cohort.choice import choose_encoder
     from handful.curation.suggest import SuggestConfig
     from handful.curation.suggest import suggest as suggested
     from handful.data.files import read_cohort
@@ -54,42 +53,19 @@ def suggest(
     cut: dict[str, Any] = {"plane": plane, "window": window}
     config = SuggestConfig(count=count, whole_cases=whole_cases, slicer=Slicer(**cut))
     cohort = read_cohort(input)
-    segmenter = open_segmenter(model, PredictConfig(device=device, cache=cache)) if model else None
-    encoder = _encoder(backbone, segmenter, device, cache)
+    segmenter = open_segmenter(model, device, cache) if model else None
+    encoder = choose_encoder(backbone, segmenter, device, cache)
     with progress("looking", quiet) as report:
         result = suggested(cohort, encoder, segmenter, config, report)
     files = write_suggestions(out, cohort, result)
     if json:
-        print_json(_as_json(result, files))
+        chosen_from = {"files": files, "candidates": result.candidates, "labelled_slices": result.labelled}
+        entries = [_entry(one) for one in result.suggestions]
+        print_json(chosen_from | {"suggestions": entries, "failures": result.failures})
     else:
         _print(result, count, files)
-    for one in result.failures:
-        say(f"{one.case}: {one.reason}", lead="[bold red]failed[/] ")
-    if result.failures:
-        raise typer.Exit(FAILED_CASES)
-
-
-def _encoder(name: str | None, segmenter: Segmenter | None, device: str, cache: Path | None) -> Backbone:
-    """What slices are compared by: the backbone of that name, else the model's own, else handful-tiny."""
-    from handful.backbones.cached import cached
-    from handful.backbones.catalog import load_backbone
-    from handful.jobs.devices import choose_device
-
-    if segmenter is not None and name is None:
-        return segmenter.backbone
-    loaded = load_backbone(name or "handful-tiny").to(choose_device(device))
-    return cached(loaded, cache) if cache else loaded
-
-
-def _as_json(result: SuggestResult, files: tuple[Path, ...]) -> dict[str, object]:
-    failures = [{"case": one.case, "reason": one.reason} for one in result.failures]
-    return {
-        "files": [str(path) for path in files],
-        "candidates": result.candidates,
-        "labelled_slices": result.labelled,
-        "suggestions": [_entry(one) for one in result.suggestions],
-        "failures": failures,
-    }
+    say_failures(result.failures)
+    exit_on(result.failures)
 
 
 def _entry(one: Suggestion) -> dict[str, object]:
@@ -107,20 +83,18 @@ def _entry(one: Suggestion) -> dict[str, object]:
 
 
 def _print(result: SuggestResult, count: int, files: tuple[Path, ...]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, show_edge=False)
+    listed = table()
     for title in ("", "case", "slice", "score"):
-        table.add_column(title, justify="left" if title == "case" else "right")
-    table.add_column("why")
+        listed.add_column(title, justify="left" if title == "case" else "right")
+    listed.add_column("why")
     for rank, one in enumerate(result.suggestions, start=1):
         place = f"{one.slice.number + 1}/{one.slice.slices}" if one.slice.slices > 1 else ""
-        table.add_row(str(rank), Text(one.slice.case), place, f"{one.score:.3f}", Text(one.reason))
+        listed.add_row(str(rank), Text(one.slice.case), place, f"{one.score:.3f}", Text(one.reason))
     console, what = stdout(), "cases" if result.whole_cases else "slices"
-    console.print(table)
+    console.print(listed)
     if result.candidates < count:
         console.print(f"asked for {count}, but only {result.candidates} {what} are unlabelled", highlight=False)
     said = f"{len(result.suggestions)} of {result.candidates} unlabelled {what}; {result.labelled} slices are labelled"
-    console.print("\n".join([said, *map(str, files)]), soft_wrap=True, markup=False, highlight=False)
+    print_lines(said, *files)

@@ -1,22 +1,32 @@
-"""What all commands share at the terminal: progress, messages, JSON, and the exit code an error means."""
+"""What all commands share at the terminal: progress, messages, JSON, tables, and the exit code an error means."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperGroup
 
+from handful.errors import HandfulError, InputError, SettingsError
+
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
+
+    from handful.evaluation.evaluate import Failure
 
 FAILED_CASES = 3
 ERROR = "[bold red]error[/] "
+FAILED = "[bold red]failed[/] "
 PLAIN_EVERY_S = 10.0
 """Seconds between two lines of progress where the terminal cannot redraw one."""
 
@@ -44,7 +54,19 @@ class Doors(TyperGroup):
 
 def say(text: str, lead: str = "") -> None:
     """A line for the person, on stderr; `lead` is rich markup, the text is not."""
-    stderr().print(f"{lead}{_plain(text)}", soft_wrap=True, highlight=False)
+    stderr().print(f"{lead}{_escaped(text)}", soft_wrap=True, highlight=False)
+
+
+def say_failures(failures: Iterable[Failure]) -> None:
+    """One line per case that failed, with its reason, on stderr."""
+    for one in failures:
+        say(f"{one.case}: {one.reason}", lead=FAILED)
+
+
+def exit_on(failures: Sized) -> None:
+    """Ends the command with exit code 3 if any case failed."""
+    if failures:
+        raise typer.Exit(FAILED_CASES)
 
 
 def stderr() -> Console:
@@ -59,9 +81,27 @@ def stdout() -> Console:
     return Console()
 
 
-def print_json(content: object) -> None:
-    """One JSON object on stdout."""
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+def print_json(content: Mapping[str, object]) -> None:
+    """One JSON object on stdout; dataclasses become objects, paths text, nan null."""
+    print(json.dumps(_json_value(content), indent=2, ensure_ascii=False))
+
+
+def print_lines(*lines: object, highlight: bool = False) -> None:
+    """Lines on stdout as they are, without markup and never wrapped; `highlight` colours numbers and paths."""
+    stdout().print("\n".join(map(str, lines)), soft_wrap=True, markup=False, highlight=highlight)
+
+
+def table(*columns: str) -> Table:
+    """An empty table in the style of all commands."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    return Table(*columns, box=SIMPLE_HEAD, show_edge=False)
+
+
+def command_line() -> str:
+    """The command as it was typed."""
+    return shlex.join(["handful", *sys.argv[1:]])
 
 
 @contextmanager
@@ -89,7 +129,7 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
 
         def report(title: str, step: int, total: int, note: str) -> None:
             if step == 0 and note:
-                bar.console.print(f"{title}: {_plain(note)}", highlight=False)
+                bar.console.print(f"{title}: {_escaped(note)}", highlight=False)
             bar.update(task, description=title, completed=step, total=total, note="" if step == 0 else note)
 
         yield report
@@ -113,14 +153,24 @@ def _plain_lines(title: str) -> Callable[[int, int, str], None]:
 
 def _exit_code(error: Exception) -> int | None:
     """2 for a mistake in the command itself, 1 for any other that handful explains, None for a bug."""
-    from handful.errors import HandfulError, InputError, SettingsError
-
     if not isinstance(error, HandfulError):
         return None
     return 2 if isinstance(error, SettingsError) or type(error) is InputError else 1
 
 
-def _plain(text: str) -> str:
+def _json_value(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {field.name: _json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _json_value(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(inner) for inner in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _escaped(text: str) -> str:
     from rich.markup import escape
 
     return escape(text)

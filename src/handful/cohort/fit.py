@@ -26,6 +26,8 @@ from handful.methods.catalog import method_settings
 from handful.methods.cost import estimate
 
 FINGERPRINT, TRAINING = "fingerprint.txt", "training"
+UNLEARNED = 0.1
+"""Dice on the very case it was learned from, below which a label was not learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,11 @@ class FitResult:
     """False where this very segmenter lay there already."""
     dice_on_support: dict[str, float]
     """Of each label, by name; see `dice_on_support`. Empty for methods that train nothing."""
+
+    @property
+    def not_learned(self) -> list[str]:
+        """Names of the labels that fail even on the case they were learned from."""
+        return [name for name, dice in self.dice_on_support.items() if dice < UNLEARNED]
 
 
 def fit_to_folder(

@@ -10,8 +10,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from handful.backbones.cached import cached
-from handful.checkpoint import RECORD, load
+from handful.checkpoint import RECORD, open_segmenter
 from handful.data.cases import Case
 from handful.data.files import read_volume, stem, write_label_map
 from handful.data.volume import Volume
@@ -91,7 +90,7 @@ def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | No
         raise InputError(f"{out} exists; name another file, or say --overwrite")
     _model_digest(model)
     volume = read_volume(image)
-    segmenter = open_segmenter(model, config)
+    segmenter = open_segmenter(model, config.device, config.cache)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
     label_map, reasons = segmenter.predict_explained(volume)
@@ -106,15 +105,6 @@ def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | No
 def support_among(out: Path) -> set[str]:
     """Names of the cases in an output folder that the model had been fitted on, as far as handful wrote it."""
     return {name for name, note in Notes(out / NOTES, _Note).items() if note.fitted_on}
-
-
-def open_segmenter(model: Path, config: PredictConfig) -> Segmenter:
-    """The segmenter in folder `model`, on the device and with the cache that the config names."""
-    device = choose_device(config.device)
-    segmenter = load(model)
-    if config.cache is not None:
-        segmenter = load(model, cached(segmenter.backbone, config.cache))
-    return segmenter.to(device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +195,7 @@ def _carry_out(task: _Task, segmenter: Segmenter, support: Set[str], config: Pre
 def _segment(
     model: Path, tasks: Sequence[_Task], config: PredictConfig, report: Report
 ) -> tuple[list[str], list[Failure]]:
-    segmenter = open_segmenter(model, config)
+    segmenter = open_segmenter(model, config.device, config.cache)
     support = _support(model)
     cost = estimate(segmenter.backbone, (task.case for task in tasks), segmenter.slicer)
     report(0, len(tasks), str(cost or ""))

@@ -9,9 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
-from handful.checkpoint import RECORD, load
+from handful.checkpoint import RECORD, open_segmenter
 from handful.curation.calibration import Calibration
 from handful.curation.quality import CaseQuality, Judge, QualityConfig, Refit, judging
 from handful.data.cases import Case, Cohort, SupportSet
@@ -21,7 +20,6 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.errors import CheckpointError, HandfulError, InputError, SettingsError
 from handful.evaluation.evaluate import Failure
-from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES, Notes
@@ -80,7 +78,7 @@ def review_folder(
             "give the folder that handful predict wrote, and the scans it was made from"
         )
     with locked(out / NOTES):
-        segmenter = _opened(model, config)
+        segmenter = open_segmenter(model, config.device, config.cache)
         key, refit = _key(model, support, config), _refit(record, segmenter, config)
         work = _Work(out, found, segmenter.slicer, segmenter.labels, key, refit)
         quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=config.cache)
@@ -203,13 +201,6 @@ def _support(record: dict[str, Any], cohort: Cohort, model: Path) -> tuple[tuple
                 "on; name the folder that has it by --support"
             )
     return tuple(support), {*fitted, *(case.name for case in support)}
-
-
-def _opened(model: Path, config: ReviewConfig) -> Segmenter:
-    segmenter = load(model)
-    if config.cache is not None:
-        segmenter = load(model, cached(segmenter.backbone, config.cache))
-    return segmenter.to(choose_device(config.device))
 
 
 def _refit(record: dict[str, Any], segmenter: Segmenter, config: ReviewConfig) -> Refit | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,7 @@ from handful.data.formats import read_geometry, read_label_map, read_notes, read
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import HandfulError, InputError, LabelError, SettingsError
+from handful.jobs.progress import Report, silent
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,15 @@ def check_case(case: Case) -> list[Finding]:
         return [Finding(case.name, "error", str(error)), *findings]
     if reference is not None:
         findings += [Finding(case.name, "warning", message) for message in _doubts_about_labels(case, reference)]
+    return findings
+
+
+def check_cases(cases: Sequence[Case], report: Report = silent) -> list[Finding]:
+    """What `check_case` finds in all cases."""
+    findings: list[Finding] = []
+    for number, case in enumerate(cases, start=1):
+        findings += check_case(case)
+        report(number, len(cases), case.name)
     return findings
 
 

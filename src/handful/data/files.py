@@ -25,6 +25,8 @@ from handful.errors import HandfulError, InputError, UnsupportedInput
 
 __all__ = [
     "SUFFIXES",
+    "References",
+    "find_references",
     "read_cohort",
     "read_label_map",
     "read_volume",
@@ -77,6 +79,35 @@ class _Facts:
 
 _Pair = tuple[str, Path, Path | None]
 """Name, image and label file of a case."""
+
+
+@dataclass(frozen=True)
+class References:
+    """A folder of label maps to score by, and what is known of their values."""
+
+    folder: Path
+    labels: Labels | None = None
+    """None where no dataset.json names them."""
+    ignore: int | None = None
+    """Value of unlabelled voxels."""
+    problem: str | None = None
+    """Why the label names are not known although there is a dataset.json."""
+
+
+def find_references(folder: Path) -> References:
+    """The label maps of a cohort, or those in a folder of label maps, with the label names of the dataset.json there.
+
+    References may be scored where the scans are not, so a cohort that cannot be read only costs the label names.
+    """
+    inside = [folder / name for name in ("labels", "labelsTr") if (folder / name).is_dir()]
+    maps = inside[0] if inside else folder
+    if not (maps.parent / "dataset.json").is_file():
+        return References(maps)
+    try:
+        cohort = read_cohort(maps.parent)
+    except HandfulError as error:
+        return References(maps, problem=str(error))
+    return References(maps, cohort.labels, cohort.cases[0].ignore)
 
 
 def _read_facts(folder: Path) -> _Facts:

@@ -7,8 +7,8 @@ and an image diagonal for the distances, so that finding less never looks better
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -139,6 +139,15 @@ class Report:
             for label, name in labels.items()
         ]
         return [*by_label, _summary(self.rows, None, "mean", seed)]
+
+    def only(self, cases: Collection[str]) -> Report:
+        """The report of these of its cases."""
+        return replace(
+            self,
+            rows=tuple(row for row in self.rows if row.case in cases),
+            failures=tuple(one for one in self.failures if one.case in cases),
+            files={case: files for case, files in self.files.items() if case in cases},
+        )
 
 
 def evaluate(

@@ -79,6 +79,25 @@ def method_settings(method: Method) -> dict[str, Any]:
     return settings
 
 
+def default_settings(name: str) -> dict[str, Any]:
+    """The defaults of a method, keyed as people type them: {'train.iterations': 600}."""
+    settings = _dotted(method_settings(build_method(name, {})))
+    return {key: value for key, value in settings.items() if ".slicer." not in key}  # an ensemble sets one for all
+
+
+def seed_setting(name: str) -> str | None:
+    """The setting of a method that holds its seed; None where nothing is random."""
+    settings = default_settings(name)
+    return next((key for key in ("train.seed", "seed") if key in settings), None)
+
+
+def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _wrapper_setting(wrapper: type[MethodWrapper], settings: Mapping[str, object]) -> Any:
     """The value of the wrapper's setting; None where it is left out."""
     value = _listed(settings.get(wrapper.key))
