@@ -182,14 +182,24 @@ def _with_about(
 
 
 def fate(evidence: Evidence, words: Sequence[str]) -> str:
-    """Training-free arms with four labelled volumes, Dice and HD95 a data set, from the benchmark's lines."""
+    """Training-free arms with four labelled volumes, one row per data set: first Dice, then HD95."""
     arms = ("nearest slice", "zero-shot, box", "FATE", "FATE, closer", "reader: 1 point", "reader: box")
-    names = [name for name in sets_of(evidence.studies, ("FATE",)) if scores_of(evidence.studies, name, arms[0], 4)]
-    return _by_set(evidence.studies, arms, names, 4)
+    # One row is of one source, so that its columns may be compared.
+    sources = {
+        name: pool for pool in reversed(evidence.studies) for name, arm, n in pool.scores if (arm, n) == ("FATE", 4)
+    }
+    parts = []
+    for measure, title in (("dice", "Dice"), ("hd95", "HD95")):
+        rows = []
+        for name, pool in sorted(sources.items()):
+            found = shared({arm: scores_of([pool], name, arm, 4, measure) for arm in arms})
+            rows.append([name, *[interval(estimate(found[arm]), measure) if arm in found else "–" for arm in arms]])
+        parts.append(table((title, *arms), rows))
+    return "\n\n".join(parts)
 
 
 def fate_shots(evidence: Evidence, words: Sequence[str]) -> str:
-    """FATE and the floor over the number of labelled volumes, from the benchmark's lines, a table a data set."""
+    """FATE and the floor over the number of labelled volumes, one table per data set."""
     arms = ("nearest slice", "FATE", "FATE, closer")
     tables = []
     for name in sets_of(evidence.studies, ("FATE",)):
@@ -401,18 +411,6 @@ def sets_with_curves(evidence: Evidence) -> list[str]:
         for name in sets_of(evidence.plans)
     }
     return [name for name, numbers in tried.items() if len(numbers) >= CURVE]
-
-
-def _by_set(pools: Sequence[Pool], arms: Sequence[str], names: Sequence[str], shots: int) -> str:
-    """A row a data set, first all of Dice, then all of HD95."""
-    parts = []
-    for measure, title in (("dice", "Dice"), ("hd95", "HD95")):
-        rows = []
-        for name in names:
-            found = shared({arm: scores_of(pools, name, arm, shots, measure) for arm in arms})
-            rows.append([name, *[interval(estimate(found[arm]), measure) if arm in found else "–" for arm in arms]])
-        parts.append(table((title, *arms), rows))
-    return "\n\n".join(parts)
 
 
 def _curve(pool: Pool, data_set: str, arm: str) -> dict[int, float]:
