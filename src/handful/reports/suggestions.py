@@ -12,7 +12,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from handful.curation.suggest import SliceName, Suggestion, SuggestResult
+from handful.curation.coverage import SliceName
+from handful.curation.suggest import Suggestion, SuggestResult
 from handful.data.cases import Case, Cohort
 from handful.data.slicing import SliceView
 from handful.data.volume import Labels
