@@ -105,7 +105,7 @@ def command_line() -> str:
 
 
 @contextmanager
-def progress(title: str, quiet: bool = False) -> Iterator[Callable[[int, int, str], None]]:
+def progress(title: str, quiet: bool = False) -> Iterator[Report]:
     """A report function for the face's long verbs: a bar with the time left, or plain lines, on stderr.
 
     A note at step 0 is an announcement and gets a line of its own.
@@ -135,7 +135,7 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
         yield report
 
 
-def _plain_lines(title: str) -> Callable[[int, int, str], None]:
+def _plain_lines(title: str) -> Report:
     began = last = time.monotonic()
 
     def report(step: int, total: int, note: str) -> None:

@@ -7,7 +7,7 @@ door. Any other is asked with the answer next door, as a mask and as the box rou
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from handful.backbones.base import Memory, MemoryBackbone
+from handful.jobs.progress import Report
 from handful.methods.base import has_signal
 from handful.prompts.heuristics import boxes
 from handful.prompts.prompts import Prompts
@@ -33,7 +34,7 @@ def walked(
     sights: Sights,
     known: Mapping[int, Masks],
     supports: int,
-    report: Callable[[int, int, str], None],
+    report: Report,
 ) -> dict[int, NDArray[np.uint16]]:
     """For each slice that a label was looked for in, the class numbers found there: 0 or 1 + the label's index.
 

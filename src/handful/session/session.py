@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +25,7 @@ from handful.data.files import write_label_map
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError
+from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
 from handful.session.embeddings import Sights
 from handful.session.predictors import Source, predictor
@@ -224,7 +225,7 @@ class Session:
     def propagate(
         self,
         labels: Iterable[int | str] | None = None,
-        report: Callable[[int, int, str], None] = lambda step, total, note: None,
+        report: Report = silent,
     ) -> tuple[int, ...]:
         """Carries labels from where they are known, outwards to all other slices; the slices that changed. One step.
 

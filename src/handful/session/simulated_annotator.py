@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Generator, Tensor
 
 from handful.data.volume import LabelMap, Labels
 from handful.errors import InputError, SettingsError
+from handful.jobs.progress import Report, silent
 from handful.prompts.heuristics import centre_points
 from handful.prompts.simulation import Reader, clicks_to_reach, correct, hard_dice
 from handful.session.session import Session
@@ -49,7 +49,7 @@ def read_through(
     slices: int | None = None,
     reader: Reader | None = None,
     seed: int = 0,
-    report: Callable[[int, int, str], None] = lambda step, total, note: None,
+    report: Report = silent,
 ) -> Reading:
     """A reader who knows the reference asks for every label that a slice holds, and corrects until nothing is wrong.
 
