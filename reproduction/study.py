@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +25,7 @@ from handful.data.cases import Case, SupportSet
 from handful.data.files import read_cohort
 from handful.data.volume import Labels
 from handful.jobs.allocator import tune_allocator
+from handful.jobs.executors import Executor, Lost, Processes, Serial
 from reproduction.parts import RESULTS
 
 Line = dict[str, Any]
@@ -134,8 +133,11 @@ class Study:
         done = read_lines(out)
         todo = [cell for cell in cells if not all(_holds(done, key) for key in cell.line_keys())]
         began = time.monotonic()
-        results = _results(todo, processes, (arguments.backbone, arguments.cache))
+        results = _results(todo, processes, arguments.backbone, arguments.cache)
         for number, (cell, found) in enumerate(results, start=1):
+            if isinstance(found, Lost):
+                print(f"{number}/{len(todo)} {cell.key()}: its process was ended {found.how}; run again", flush=True)
+                continue
             names = cell.key().keys()
             lines = [line for line in found if not _holds(done, {name: line[name] for name in names})]
             with out.open("a", encoding="utf-8") as file:
@@ -167,31 +169,26 @@ def _holds(lines: Iterable[Line], key: Line) -> bool:
     return any(all(line.get(name) == value for name, value in key.items()) for line in lines)
 
 
-Source = tuple[str, Path | None]
-"""Backbone, and the folder of kept embeddings."""
-_backbones: dict[str, Backbone] = {}
-"""The one of this process, loaded once."""
-
-
-def _results(cells: Sequence[Cell], processes: int, source: Source) -> Iterator[tuple[Cell, list[Line]]]:
+def _results(
+    cells: Sequence[Cell], processes: int, backbone: str, cache: Path | None
+) -> Iterator[tuple[Cell, list[Line] | Lost]]:
     """Each cell with its lines as it ends; with one process, in the caller's own."""
-    if processes == 1:
-        _start(*source)
-        for cell in cells:
-            yield cell, _measured(cell)
-        return
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _start, source) as pool:
-        running = {pool.submit(_measured, cell): cell for cell in cells}
-        for future in as_completed(running):
-            yield running[future], future.result()
+    executor: Executor = Processes(processes) if processes > 1 else Serial()
+    return executor.run(_Measurement(backbone, cache), cells)
 
 
-def _start(backbone: str, cache: Path | None) -> None:
-    tune_allocator()
-    torch.set_num_threads(1)
-    plain = load_backbone(backbone)
-    _backbones["own"] = cached(plain, cache) if cache else plain
+class _Measurement:
+    """Measures cells with one thread, and loads the backbone once."""
 
+    def __init__(self, backbone: str, cache: Path | None) -> None:
+        self.name, self.cache = backbone, cache
 
-def _measured(cell: Cell) -> list[Line]:
-    return cell.results(_backbones["own"])
+    def __call__(self, cell: Cell) -> list[Line]:
+        return cell.results(self._backbone)
+
+    @cached_property
+    def _backbone(self) -> Backbone:
+        tune_allocator()
+        torch.set_num_threads(1)
+        plain = load_backbone(self.name)
+        return cached(plain, self.cache) if self.cache else plain

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from handful.evaluation.evaluate import Failure
+    from handful.jobs.progress import Report
 
 FAILED_CASES = 3
 ERROR = "[bold red]error[/] "
