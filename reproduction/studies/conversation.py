@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from handful.backbones.base import Backbone, ImageEmbeddings
-from handful.backbones.cached import encoded
 from handful.data.cases import Case
 from handful.data.slicing import Slicer
 from handful.methods.base import CHUNK
@@ -93,7 +92,7 @@ def scene_of(case: Case, labels: Sequence[int], slices: int, slicer: Slicer, bac
         regions += [(int(number), column) for number in holding[chosen]]
     numbers = sorted({number for number, _ in regions})
     masks = np.stack([classes[numbers] == value for value in labels], axis=1)
-    images = [encoded(backbone, view.take(numbers[start : start + CHUNK])) for start in range(0, len(numbers), CHUNK)]
+    images = [backbone.encode(view.take(numbers[start : start + CHUNK])) for start in range(0, len(numbers), CHUNK)]
     places = tuple((numbers.index(number), column) for number, column in regions)
     return Scene(case.name, ImageEmbeddings.cat(images), torch.from_numpy(masks), tuple(numbers), places)
 

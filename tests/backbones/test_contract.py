@@ -215,7 +215,7 @@ def test_sam_2_without_prior_masks_answers_as_transformers_whole_model() -> None
         input_labels=prompts.point_labels.int(),
         multimask_output=False,
     )
-    seen = sam2.decode_square(sam2.encode(slices), sam2.embed(prompts, (128, 128)))
+    seen = sam2.decode_square(sam2.encode_exact(slices), sam2.embed(prompts, (128, 128)))
     torch.testing.assert_close(seen.logits, expected.pred_masks[:, :, 0], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(seen.object_score, expected.object_score_logits[..., 0], atol=1e-5, rtol=1e-4)
 
@@ -243,7 +243,7 @@ def test_gradients_reach_the_tokens_but_not_the_encoder(backbone: Backbone) -> N
 
 def test_gradients_reach_an_encoder_that_asks_for_them(backbone: Backbone) -> None:
     backbone.image_encoder.requires_grad_(True)
-    backbone.encode(_slices(1, (45, 70))).main.sum().backward()
+    backbone.encode_exact(_slices(1, (45, 70))).main.sum().backward()
     assert all(p.grad is not None for p in list(backbone.image_encoder.parameters())[:1])
 
 
@@ -260,15 +260,14 @@ def test_a_fork_shares_the_encoder_and_owns_its_decoder(backbone: Backbone) -> N
     torch.testing.assert_close(backbone.decode(image, prompt), before)
 
 
-def test_a_cache_changes_nothing_but_the_last_digits(backbone: Backbone, tmp_path: object) -> None:
+def test_a_cache_changes_nothing(backbone: Backbone, tmp_path: object) -> None:
     size = (45, 70)
     slices, prompts = _slices(2, size), _points(2, 2, 2, size)
     kept = cached(backbone, tmp_path)  # type: ignore[arg-type]
     plain = backbone.decode(backbone.encode(slices), backbone.embed(prompts, size))
     for _ in range(2):
         again = kept.decode(kept.encode(slices), kept.embed(prompts, size))
-        assert again.dtype == torch.float32
-        torch.testing.assert_close(again, plain, atol=2e-2 * float(plain.std()), rtol=2e-2)
+        assert torch.equal(again, plain)
     assert isinstance(kept, MemoryBackbone) == isinstance(backbone, MemoryBackbone)
     assert kept.digest() == backbone.digest()
 

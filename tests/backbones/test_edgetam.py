@@ -58,7 +58,7 @@ def test_support_then_two_tracked_slices_equal_the_session(
 ) -> None:
     backbone = believing(score_bias, side=side, windows=windows, memory_2_1=memory_2_1)
     slices, truth = scene(side)  # pointers age relative to the length of the video, at most 16 slices
-    image = backbone.encode(slices[:3])
+    image = backbone.encode_exact(slices[:3])
     support = backbone.memorize(image[[0, 0]], truth)
     first = backbone.decode_recalled(backbone.recall(image[[1, 1]], support))
     neighbour = backbone.remember(image[[1, 1]], first, distance=1)
@@ -211,7 +211,7 @@ def test_with_edgetams_own_neck_a_tracked_slice_equals_the_session() -> None:
     model.vision_encoder.backbone = Trunk()
     backbone = EdgeTamBackbone(model, "own-neck")
     slices, truth = scene(backbone.side)
-    image = backbone.encode(slices[:2])
+    image = backbone.encode_exact(slices[:2])
     seen = backbone.decode_recalled(backbone.recall(image[[1, 1]], backbone.memorize(image[[0, 0]], truth)))
     logits, _ = tracked_by_session(model, slices, truth)[0]
     torch.testing.assert_close(seen.logits, logits, atol=1e-5, rtol=1e-5)

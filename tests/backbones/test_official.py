@@ -38,7 +38,7 @@ def _same_answers(loaded: Backbone, original: Backbone) -> None:
     prompts = Prompts(points=torch.tensor([[[[20.0, 30.0]]]] * 2), point_labels=torch.ones(2, 1, 1, dtype=torch.long))
     answers = []
     for backbone in (loaded, original):
-        image = backbone.encode(slices)
+        image = backbone.encode_exact(slices)
         answers.append(backbone.decode(image, backbone.embed(prompts, (50, 90))))
         if isinstance(backbone, MemoryBackbone):
             mask = torch.zeros(1, 50, 90)

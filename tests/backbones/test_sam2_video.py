@@ -41,7 +41,7 @@ def test_support_then_two_tracked_slices_equal_the_session(sam21: bool) -> None:
 
     with torch.inference_mode():
         expected = _tracked_by_session(model, slices, truth)
-        image = backbone.encode(slices[:3])
+        image = backbone.encode_exact(slices[:3])
         support = _rounded(backbone.memorize(image[[0, 0]], truth))
         first = backbone.decode_recalled(backbone.recall(image[[1, 1]], support))
         neighbour = _rounded(backbone.remember(image[[1, 1]], first, distance=1))

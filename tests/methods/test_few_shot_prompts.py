@@ -34,13 +34,13 @@ def planted(backbone: Backbone) -> Backbone:
     codes[0] = 0
 
     class Planted(type(backbone)):  # type: ignore[misc]
-        def encode(self, slices: torch.Tensor) -> ImageEmbeddings:
+        def _encode(self, slices: torch.Tensor) -> ImageEmbeddings:
             classes = (slices * 3).round().long()
             cover = torch.cat([(classes == c).float() for c in range(4)], dim=1)
             cells = self.to_square(cover, self.feature_side)
             features = torch.einsum("nkhw,kc->nchw", cells, codes)
             noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(int(slices.sum())))
-            image = super().encode(slices)
+            image = super()._encode(slices)
             return replace(image, features=(*map(torch.zeros_like, image.features[:-1]), features + 0.2 * noise))
 
     toy = backbone.fork()

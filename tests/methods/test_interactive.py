@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from handful.backbones.base import Backbone
-from handful.backbones.cached import cached, encoded
+from handful.backbones.cached import cached
 from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE
@@ -173,7 +173,7 @@ def test_asked_as_a_promptable_it_says_the_same_and_nothing_unasked(brief: Inter
     said = Prompts(boxes=torch.tensor([[[5.0, 6, 25, 30], [0, 0, 0, 0]]]).expand(2, -1, -1))
     promptable = brief.promptable()
     logits = promptable(slices, said)
-    expected = brief.ask(encoded(brief.backbone, slices), said, (40, 40)).logits
+    expected = brief.ask(brief.backbone.encode(slices), said, (40, 40)).logits
     assert torch.equal(logits[:, 0], expected[:, 0])
     assert not (logits[:, 1] > 0).any()
     assert promptable.labels == brief.labels

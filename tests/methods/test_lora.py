@@ -55,7 +55,7 @@ def test_at_the_start_the_encoder_sees_what_it_saw(variant: str, small: Backbone
 @either
 def test_only_small_parts_decoder_and_tokens_get_gradients(variant: str, small: Backbone) -> None:
     network = TunedBackbone(small, Lora(variant=variant, rank=2), 3)
-    network(network.own.encode(SLICES)).square().mean().backward()
+    network(network.own.encode_exact(SLICES)).square().mean().backward()
     wanted = {id(p) for p in network.trained.parameters() if p.requires_grad}
     assert {id(p) for p in network.parameters() if p.grad is not None} == wanted
     assert all(p.grad is None and not p.requires_grad for p in small.parameters())
@@ -84,9 +84,9 @@ def test_every_step_shows_new_views(small_sam: Backbone) -> None:
     seen: list[torch.Tensor] = []
 
     class Watched(type(small_sam)):  # type: ignore[misc]
-        def encode(self, slices: torch.Tensor) -> object:
+        def _encode(self, slices: torch.Tensor) -> object:
             seen.append(slices)
-            return super().encode(slices)
+            return super()._encode(slices)
 
     watched = small_sam.fork()
     watched.__class__ = Watched

@@ -10,6 +10,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -135,8 +136,27 @@ class Backbone(nn.Module, ABC):
     """Width of the main feature level, of prompt tokens and of the mask decoder."""
 
     @abstractmethod
-    def encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+    def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         """Embeddings of n slices; gradients flow only where the encoder's parameters ask for them."""
+
+    @final
+    @torch.no_grad()
+    def encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+        """Embeddings of n slices, rounded to half precision as a cache stores them, so that a cache changes no result.
+
+        They carry no gradients.
+        """
+        return self._encode(slices).to(torch.float16).to(torch.float32)
+
+    @final
+    def encode_exact(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+        """Embeddings of n slices for an encoder that learns: not rounded, not cached, and with gradients."""
+        return self.plain._encode(slices)
+
+    @property
+    def plain(self) -> Backbone:
+        """The backbone that does the computing: this one, or the one inside where this is a cache."""
+        return self
 
     @abstractmethod
     def embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:

@@ -1,7 +1,7 @@
 """A backbone round a backbone: what its image encoder said of a slice is kept on disk and never computed again.
 
-Embeddings are kept in half precision, and a slice that was not there yet is answered with the same rounded values, so
-that the answer never depends on what the cache holds.
+Embeddings are kept in half precision. `Backbone.encode` rounds to it in any case, so that the answer depends neither on
+the cache nor on what it holds.
 """
 
 from __future__ import annotations
@@ -54,12 +54,10 @@ class CachedBackbone(Backbone):
     Its weights bear the same names as those of `inner`, so nobody can tell them apart.
     """
 
-    inner: Backbone
-
     def __init__(self, backbone: Backbone, folder: Path, max_bytes: int = 20 * GIB) -> None:
         super().__init__()
         _refuse_training(backbone)
-        object.__setattr__(self, "inner", backbone)  # not a child: its children are this module's own
+        self._inner = (backbone,)  # in a tuple it is no child: its children are this module's own, under their names
         for name, child in backbone.named_children():
             self.add_module(name, child)
         self.name, self.side, self.mask_side = backbone.name, backbone.side, backbone.mask_side
@@ -67,6 +65,15 @@ class CachedBackbone(Backbone):
         self.cache = EmbeddingCache(folder, max_bytes)
         self._weights: tuple[object, str] = (None, "")
         self.eval()
+
+    @property
+    def inner(self) -> Backbone:
+        """The backbone that is cached."""
+        return self._inner[0]
+
+    @property
+    def plain(self) -> Backbone:
+        return self.inner
 
     @property
     def image_encoder(self) -> nn.Module:  # type: ignore[override]
@@ -90,8 +97,7 @@ class CachedBackbone(Backbone):
         """Slices that went through the image encoder."""
         return self.cache.misses
 
-    @torch.no_grad()
-    def encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+    def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         """Only the slices that are missing run through the encoder, in one call; no gradient comes back."""
         _refuse_training(self.inner)
         keys = self._keys(slices)
@@ -151,7 +157,11 @@ class CachedBackbone(Backbone):
 class CachedMemoryBackbone(CachedBackbone, MemoryBackbone):
     """The same round a backbone with a memory; memories themselves are not cached."""
 
-    inner: MemoryBackbone
+    @property
+    def inner(self) -> MemoryBackbone:
+        inner = super().inner
+        assert isinstance(inner, MemoryBackbone)
+        return inner
 
     def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"]) -> Memory:
         return self.inner.memorize(image, masks)
@@ -246,9 +256,3 @@ def _refuse_training(backbone: Backbone) -> None:
             f"the image encoder of {backbone.name!r} trains, so its embeddings cannot be cached; "
             "freeze it or use the backbone without a cache"
         )
-
-
-@torch.no_grad()
-def encoded(backbone: Backbone, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
-    """Embeddings in half precision for a moment, as a cache keeps them: so a cache changes no result."""
-    return backbone.encode(slices).to(torch.float16).to(torch.float32)

@@ -30,7 +30,7 @@ class SamBackbone(PromptedBackbone):
         for module in (model.shared_image_embedding, self.model.prompt_encoder.shared_embedding):
             _fix(module, "positional_embedding")
 
-    def encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+    def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         """One level. SAM pads after the colours are normalised, so padding is 0, ImageNet's mean."""
         h, w = slices.shape[-2:]
         pixels = self._padded(normalised(resized(slices, self._content((h, w)))))

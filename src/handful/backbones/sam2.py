@@ -25,7 +25,7 @@ class Sam2Backbone(PromptedBackbone):
         _keep_positions(model)
         super().__init__(model, name, side, int(vision.backbone_feature_sizes[-1][0]), int(vision.fpn_hidden_size))
 
-    def encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+    def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         pixels = normalised(into_square(slices, self.side))
         levels = list(self.model.vision_encoder(pixels).fpn_hidden_states)
         levels[0] = self.model.mask_decoder.conv_s0(levels[0])

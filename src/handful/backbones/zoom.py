@@ -30,7 +30,7 @@ def decode_zoomed(
     """Logits of the object in each box (x0, y0, x1, y1 in slice pixels), seen in a window `context` times as large.
 
     `rough` is a mask prompt for each box, in logits. A box of zeros asks for nothing, and its logits say so. Each box
-    costs an encode of its own.
+    costs an encode of its own, which no cache stores: the next box is another window.
     """
     n, k, h, w = *boxes.shape[:2], *slices.shape[-2:]
     logits = slices.new_full((n, k, h, w), OUTSIDE)
@@ -55,7 +55,7 @@ def _decoded(
     size = (backbone.side, backbone.side)
     masks = [into_square(mask, backbone.side) for _, mask in prompts if mask is not None]
     asked = Prompts(boxes=torch.stack([box for box, _ in prompts])[:, None], masks=torch.cat(masks) if masks else None)
-    return backbone.decode(backbone.encode(cuts), backbone.embed(asked, size))
+    return backbone.decode(backbone.encode_exact(cuts), backbone.embed(asked, size))
 
 
 def _window(box: list[float], size: tuple[int, int], context: float) -> tuple[int, int, int, int]:

@@ -32,7 +32,7 @@ WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """How to segment; nothing here changes what comes out, but the rounding of a cache."""
+    """How to segment; nothing here changes what comes out."""
 
     device: str = "auto"
     """auto, cpu, cuda or mps."""

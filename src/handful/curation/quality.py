@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from handful.backbones.base import Backbone
-from handful.backbones.cached import CachedBackbone, cached
+from handful.backbones.cached import cached
 from handful.curation.calibration import LEAST_CASES, Calibration, Compared, calibrate
 from handful.curation.reverse import REVERSE, ScoredSlices, reverse_dice, reverse_method
 from handful.curation.signals import ShapeStatistics, Signals, consistency, flags, voxel_size
@@ -129,7 +129,7 @@ def judging(
 @contextmanager
 def _kept(backbone: Backbone, cache: Path | None) -> Iterator[Backbone]:
     """The backbone with its embeddings kept, where its encoder does not train."""
-    if isinstance(backbone, CachedBackbone) or any(p.requires_grad for p in backbone.image_encoder.parameters()):
+    if backbone.plain is not backbone or any(p.requires_grad for p in backbone.image_encoder.parameters()):
         yield backbone
     elif cache is not None:
         yield cached(backbone, cache)

@@ -9,7 +9,6 @@ import torch
 from torch import Generator, Tensor
 
 from handful.backbones.base import ImageEmbeddings
-from handful.backbones.cached import encoded
 from handful.data.cases import Case
 from handful.data.volume import LabelMap
 from handful.errors import InputError, SettingsError
@@ -54,7 +53,7 @@ def _clicked(segmenter: PromptableSegmenter, case: Case, clicks: int, draw: int)
     def answers() -> Iterator[tuple[Sequence[int], Tensor]]:
         for number in torch.nonzero(masks.flatten(1).any(dim=1))[:, 0].tolist():
             slices, wanted = stack.take([number]).to(segmenter.backbone.device), masks[number : number + 1]
-            image, size = encoded(encoder, slices), (slices.shape[-2], slices.shape[-1])
+            image, size = encoder.encode(slices), (slices.shape[-2], slices.shape[-1])
             there = wanted.flatten(2).any(dim=2)[0]
 
             def ask(prompts: Prompts, image: ImageEmbeddings = image) -> Tensor:

@@ -25,7 +25,7 @@ MOST_PROCESSES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """Circumstances of a run; of all this only the rounding of a cache shows in the scores."""
+    """Circumstances of a run; nothing here shows in the scores."""
 
     processes: int | None = None
     """Processes that share the cores of a CPU, as many as there are unless told otherwise; with one, all happens in the

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from handful.backbones.base import Backbone
-from handful.backbones.cached import CachedBackbone
 from handful.data.cases import Case
 from handful.data.slicing import Slicer
 from handful.data.volume import Volume
@@ -63,12 +62,11 @@ def duration(seconds: float) -> str:
 @torch.no_grad()
 def _seconds_per_slice(backbone: Backbone, size: tuple[int, int]) -> float:
     """Of a second call where the first was quick, for the first one also sets things up."""
-    backbone = backbone.inner if isinstance(backbone, CachedBackbone) else backbone
     ramp = torch.linspace(0, 1, size[0] * size[1], device=backbone.device).reshape(1, 1, *size)
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()
-        backbone.encode(ramp).main.sum().item()  # reading a number waits for the device
+        backbone.plain.encode(ramp).main.sum().item()  # reading a number waits for the device
         seconds = time.perf_counter() - began
         if seconds > 2:
             break

@@ -81,8 +81,7 @@ def look(
         names.append(labelled.case)
         digest.add(labelled.slices, labelled.masks, labelled.known)
         for view, rows, slices, masks, known in views_of(labelled, count, generator):
-            with torch.no_grad():
-                image = with_pixels(backbone, slices, backbone.encode(slices.to(backbone.device)), pixels)
+            image = with_pixels(backbone, slices, backbone.encode(slices.to(backbone.device)), pixels)
             images.append(image.to(torch.float16))
             maps.append(_in_square(backbone, masks, known, target, pixels or backbone.mask_side))
             origin += [(len(names) - 1, labelled.index[row], view) for row in rows]

@@ -18,7 +18,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
-from handful.backbones.cached import CachedBackbone
 from handful.data.cases import LabelledSlices, SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
@@ -83,7 +82,7 @@ class LoraSegmenter(Segmenter):
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         own = self.network.own
-        image = own.encode(slices)
+        image = own.encode_exact(slices)
         return own.to_slice(self.network(image), image.size)
 
     def learned(self) -> dict[str, Tensor]:
@@ -96,7 +95,7 @@ class TunedBackbone(nn.Module):
 
     def __init__(self, backbone: Backbone, method: Lora, classes: int) -> None:
         super().__init__()
-        plain = backbone.inner if isinstance(backbone, CachedBackbone) else backbone
+        plain = backbone.plain
         self.own = _sharing_copy(plain)
         generator = torch.Generator().manual_seed(method.train.seed)
         add = add_lora if method.variant == "lora" else add_adapters
@@ -167,7 +166,7 @@ class _Steps:
         slices, masks, known = augmented(labelled.slices[rows], labelled.masks[rows], labelled.known[rows], generator)
         target = own.to_square(masks * known[:, None], own.mask_side) >= 0.5
         shown = own.to_square(known[:, None].to(masks), own.mask_side)[:, 0] >= 0.5
-        return own.encode(slices.to(own.device)), target.to(masks), shown
+        return own.encode_exact(slices.to(own.device)), target.to(masks), shown
 
 
 def _sharing_copy(backbone: Backbone) -> Backbone:

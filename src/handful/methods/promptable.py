@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from handful.backbones.base import Backbone, ImageEmbeddings
-from handful.backbones.cached import encoded
 from handful.backbones.zoom import decode_zoomed
 from handful.data.cases import Case, SupportSet
 from handful.data.slicing import Slicer, SliceView
@@ -80,7 +79,7 @@ class FrozenPromptable(PromptableSegmenter):
     def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
         """Raises SettingsError where `zoom` is set and there is no box to look at closely."""
         if not self.zoom:
-            return self.answer_encoded(encoded(self.backbone, slices), prompts)
+            return self.answer_encoded(self.backbone.encode(slices), prompts)
         if prompts.boxes is None:
             raise SettingsError("zoom looks round boxes, but the prompts have none; give boxes or zoom=False")
         return decode_zoomed(self.backbone, slices, prompts.boxes)

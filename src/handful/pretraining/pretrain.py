@@ -155,7 +155,7 @@ class _Practice:
         if self.kept is None or self.kept[0] != step:
             batch = self._batch(step)
             with torch.no_grad():
-                self.kept = (step, batch, self.backbone.encode(batch.images))
+                self.kept = (step, batch, self.backbone.encode_exact(batch.images))
         return self.kept[1:]
 
 

@@ -60,7 +60,7 @@ class Skill:
 
 def practise(backbone: MemoryBackbone, batch: Batch, rng: Generator, only_match: bool = False) -> dict[str, Skill]:
     """Loss and Dice of each skill on one batch; `only_match` leaves all but the matching of structures for later."""
-    image = backbone.encode(batch.images)
+    image = backbone.encode_exact(batch.images)
     matched = match(image, batch)
     if only_match:
         return {"match": matched}

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm
 
 from handful.backbones.base import Backbone, ImageEmbeddings
-from handful.backbones.cached import encoded
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
@@ -186,7 +185,7 @@ class AutoSamSegmenter(Segmenter):
         self.head = head
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        image = with_pixels(self.backbone, slices, encoded(self.backbone, slices), self.head.pixels)
+        image = with_pixels(self.backbone, slices, self.backbone.encode(slices), self.head.pixels)
         return self.backbone.to_slice(against_background(self.head(image)), image.size)
 
     def learned(self) -> dict[str, Tensor]:

@@ -23,7 +23,6 @@ from scipy import ndimage
 from torch import Tensor
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone
-from handful.backbones.cached import encoded
 from handful.backbones.catalog import BACKBONES
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer, SliceView
@@ -136,7 +135,7 @@ class FateSegmenter(Segmenter):
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Logits of slices that know nothing of each other, nor of their place in a stack."""
         with self._precision():
-            image = encoded(self.backbone, slices.to(self.backbone.device))
+            image = self.backbone.encode(slices.to(self.backbone.device))
             answer = self._asked(image, self._retrieved(image), range(len(image)))
         return self.backbone.to_slice(answer.logits, image.size)
 
@@ -285,7 +284,7 @@ class FateSegmenter(Segmenter):
         for start in range(0, len(order), CHUNK):
             numbers = order[start : start + CHUNK]
             slices = stack.take(numbers).to(self.backbone.device)
-            image = encoded(self.backbone, slices)
+            image = self.backbone.encode(slices)
             places = (torch.tensor(list(numbers)) + 0.5) / len(stack)
             retrieved = self._retrieved(image, places.to(self.backbone.device))
             signal = has_signal(slices).tolist()

@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch import Tensor, nn
 
 from handful.backbones.base import ImageEmbeddings, Memory, MemoryBackbone
-from handful.backbones.cached import encoded
 from handful.data.cases import LabelledSlices
 from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, Volume
@@ -205,7 +204,7 @@ def bank_of(
     signatures: list[list[Tensor]] = []
     memories: list[Memory | None] = []
     for start in range(0, len(masks), CHUNK):
-        image = encoded(backbone, labelled.slices[start : start + CHUNK].to(backbone.device))
+        image = backbone.encode(labelled.slices[start : start + CHUNK].to(backbone.device))
         signatures.append(_signature(image, similarity))
         slices, labels = asked[(asked[:, 0] >= start) & (asked[:, 0] < start + CHUNK)].T
         memories.append(memorized(backbone, image, slices - start, masks[slices, labels]))

@@ -20,7 +20,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
-from handful.backbones.cached import encoded
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
@@ -141,7 +140,7 @@ class FewShotSegmenter(Segmenter):
         self.tokens = tokens
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        image = encoded(self.backbone, slices)
+        image = self.backbone.encode(slices)
         asked = self.tokens.evenly(self.method.max_tokens).to(image.main)
         return self.backbone.to_slice(self.decoder(image, asked.expand(len(image), -1, -1, -1)), image.size)
 

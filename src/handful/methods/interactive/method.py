@@ -20,7 +20,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
-from handful.backbones.cached import CachedBackbone, encoded
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
@@ -184,7 +183,7 @@ class InteractiveSegmenter(Segmenter):
 
         A label that it does not hold is not asked for.
         """
-        image = encoded(self.encoder, slices)
+        image = self.encoder.encode(slices)
         h, w = slices.shape[-2:]
         logits = slices.new_full((len(slices), len(self.labels), h, w), OUTSIDE)
         for row, nearest in enumerate(self.table.nearest(image).tolist()):
@@ -207,7 +206,7 @@ class InteractivePromptable(PromptableSegmenter):
         self.segmenter = segmenter
 
     def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        return self.answer_encoded(encoded(self.segmenter.encoder, slices), prompts)
+        return self.answer_encoded(self.segmenter.encoder.encode(slices), prompts)
 
     @property
     def encoder(self) -> Backbone:
@@ -337,7 +336,7 @@ class _Fresh:
 
     def rows(self, rows: Int[Tensor, " b"]) -> ImageEmbeddings:
         chosen = [self.slices[row][None].to(self.encoder.device) for row in rows.tolist()]
-        return ImageEmbeddings.cat([self.encoder.encode(one) for one in chosen])
+        return ImageEmbeddings.cat([self.encoder.encode_exact(one) for one in chosen])
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,7 +378,7 @@ def _look(method: Interactive, support: SupportSet, slicer: Slicer, backbone: Ba
             if method.encoder_rank:
                 pixels += slices
             else:
-                images.append(encoded(backbone, slices.to(backbone.device)).to(torch.float16))
+                images.append(backbone.encode(slices.to(backbone.device)).to(torch.float16))
             shown = known[:, None].to(masks)
             inside = backbone.to_square(masks * shown, frame) >= 0.5
             truth.append((inside, backbone.to_square(shown, frame)[:, 0] >= 0.5))
@@ -580,7 +579,7 @@ def _learning(image: ImageEmbeddings) -> list[Tensor]:
 
 def _with_own_encoder(backbone: Backbone) -> Backbone:
     """A fork whose encoder has modules of its own to be updated, but whose weights are the very same tensors."""
-    plain = backbone.inner if isinstance(backbone, CachedBackbone) else backbone
+    plain = backbone.plain
     return copy.deepcopy(plain, memo={id(weight): weight for weight in plain.image_encoder.parameters()})
 
 
