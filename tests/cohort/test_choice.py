@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import CachedBackbone
@@ -9,7 +8,6 @@ from handful.checkpoint import open_segmenter
 from handful.cohort.choice import choose_cases, choose_encoder, choose_support, open_source
 from handful.data.cases import Case, Cohort
 from handful.errors import InputError, SettingsError
-from handful.jobs.devices import choose_device
 from handful.methods.base import Segmenter
 
 
@@ -64,16 +62,3 @@ def test_slices_are_compared_by_the_named_backbone_else_by_that_of_the_model(mod
     assert choose_encoder(None, segmenter) is segmenter.backbone
     assert choose_encoder(backbone.name, segmenter) is not segmenter.backbone
     assert choose_encoder(None, None).name == "handful-tiny"
-
-
-def test_the_device_is_found_by_name():
-    assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(SettingsError, match="tpu"):
-        choose_device("tpu")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has it")
-def test_a_device_that_is_not_there_is_refused():
-    assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(SettingsError, match="no cuda"):
-        choose_device("cuda")

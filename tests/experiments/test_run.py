@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import small_cohort
 from handful.backbones.catalog import load_backbone
@@ -25,7 +24,6 @@ from handful.evaluation.results import Result, read_results
 from handful.experiments.plan import Arm, DataSet, Plan
 from handful.experiments.run import ExperimentConfig, run_experiment
 from handful.experiments.store import experiment_status, read_study, write_experiment_report
-from handful.jobs.memory import PeakMemory
 from handful.methods.nearest_slice import NearestSlice
 
 ONE = ExperimentConfig(processes=1)
@@ -363,17 +361,6 @@ def test_only_fits_on_the_most_labels_keep_pictures(make_plan: Callable[..., Pla
             of_cases.setdefault(row.case, []).append(row)
     worst = min(of_cases, key=lambda case: np.mean([row.dice for row in of_cases[case]]))
     assert one.case == worst
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's account of the peak is Linux's")
-def test_peak_memory_is_that_of_the_stretch_not_of_what_was_before():
-    before = np.ones(300 * 2**17)  # 300 MiB
-    del before
-    memory = PeakMemory(torch.device("cpu"))
-    start = memory.mib()
-    during = np.ones(100 * 2**17)
-    assert 95 < memory.mib() - start < 150
-    del during
 
 
 def test_a_setting_may_name_the_folder_of_the_data_set(make_plan: Callable[..., Plan], tmp_path: Path):
