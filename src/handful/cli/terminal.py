@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -84,7 +81,9 @@ def stdout() -> Console:
 
 def print_json(content: Mapping[str, object]) -> None:
     """One JSON object on stdout; dataclasses become objects, paths text, nan null."""
-    print(json.dumps(_json_value(content), indent=2, ensure_ascii=False))
+    from handful.jobs.json_values import json_value
+
+    print(json.dumps(json_value(content), indent=2, ensure_ascii=False))
 
 
 def print_lines(*lines: object, highlight: bool = False) -> None:
@@ -107,7 +106,7 @@ def command_line() -> str:
 
 @contextmanager
 def progress(title: str, quiet: bool = False) -> Iterator[Report]:
-    """A report function for the face's long verbs: a bar with the time left, or plain lines, on stderr.
+    """A report function for long jobs: a bar with the time left, or plain lines, on stderr.
 
     A note at step 0 is an announcement and gets a line of its own.
     """
@@ -157,18 +156,6 @@ def _exit_code(error: Exception) -> int | None:
     if not isinstance(error, HandfulError):
         return None
     return 2 if isinstance(error, SettingsError) or type(error) is InputError else 1
-
-
-def _json_value(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
-        return {field.name: _json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {key: _json_value(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json_value(inner) for inner in value]
-    if isinstance(value, Path):
-        return str(value)
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _escaped(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, get_type_hints
 from handful.errors import DamagedFile, UnsupportedInput
 from handful.evaluation.evaluate import Status
 from handful.jobs.atomic import write_atomically
+from handful.jobs.json_values import json_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ def write_results(results: Sequence[Result], path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
-    columns = {name: [_defined(getattr(result, name)) for result in results] for name in COLUMNS}
+    columns = {name: [json_value(getattr(result, name)) for result in results] for name in COLUMNS}
     buffer_of_bytes = io.BytesIO()
     table = pyarrow.table(columns, schema=pyarrow.schema([(name, _arrow(name)) for name in COLUMNS]))
     pyarrow.parquet.write_table(table, buffer_of_bytes, compression="zstd")
@@ -137,12 +138,8 @@ def _require_parquet(path: Path) -> None:
 
 
 def _text(value: object) -> object:
-    defined = _defined(value)
+    defined = json_value(value)
     return "" if defined is None else repr(defined) if isinstance(defined, float) else defined
-
-
-def _defined(value: object) -> object:
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _arrow(name: str) -> Any:

@@ -6,7 +6,6 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from rich.table import Table
 
 from handful.evaluation.evaluate import METRICS, Estimate, Report, Row, Summary
 from handful.jobs import atomic
+from handful.jobs.json_values import json_value
 
 FORMAT = 1
 """Version of the JSON form; raised when a reader of the old one would misread the new one."""
@@ -51,7 +51,7 @@ def write_csv(report: Report, path: Path) -> None:
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     for row in report.rows:
-        writer.writerow({name: _defined(value) for name, value in _flat(row).items()})
+        writer.writerow(json_value(_flat(row)))
     atomic.write_atomically(path, text.getvalue().encode())
 
 
@@ -61,11 +61,11 @@ def write_json(report: Report, path: Path) -> None:
         "format": FORMAT,
         "handful": version("handful"),
         "tolerance_mm": report.tolerance_mm,
-        "summary": [asdict(summary) for summary in report.summary()],
+        "summary": report.summary(),
         "rows": [_flat(row) for row in report.rows],
-        "failures": [asdict(failure) for failure in report.failures],
+        "failures": report.failures,
     }
-    atomic.write_json(path, _defined(content))
+    atomic.write_json(path, json_value(content))
 
 
 def write_nnunet_summary(report: Report, path: Path) -> None:
@@ -91,7 +91,7 @@ def write_nnunet_summary(report: Report, path: Path) -> None:
         "mean": mean,
         "foreground_mean": _nnunet_mean(mean.values()),
     }
-    atomic.write_json(path, _defined(content))
+    atomic.write_json(path, json_value(content))
 
 
 def _caption(overall: Summary, tolerance: str) -> str:
@@ -155,12 +155,3 @@ def _nnunet_mean(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def _mean_of_defined(values: Iterable[float]) -> float:
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
-
-
-def _defined(value: object) -> object:
-    """The same content with None for nan, which JSON has no word for."""
-    if isinstance(value, Mapping):
-        return {key: _defined(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_defined(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
