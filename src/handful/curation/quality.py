@@ -119,7 +119,7 @@ def judging(
             f"the model knows the labels {segmenter.labels.as_dict()}, the labelled cases {support.labels.as_dict()}; "
             "give the cases that it was fitted on"
         )
-    slicer = segmenter.slicer.resolve(support.images())
+    slicer = support.resolve(segmenter.slicer)
     references = tuple(_Reference.of(case, support.labels, slicer) for case in support.cases)
     with _kept(segmenter.backbone, config.cache) as backbone:
         reverse = reverse_method(config.reverse, backbone, slicer)

@@ -8,22 +8,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
-import nibabel as nib
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from handful.data.slice_grid import ORDER, Plane, SliceGrid, anatomical, best_plane
 from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import GeometryMismatch, SettingsError, UnsupportedInput
 
-Plane = Literal["auto", "axial", "coronal", "sagittal"]
+PlaneChoice = Plane | Literal["auto"]
 Window = Literal["auto", "percentile", "ct-soft", "ct-bone", "ct-lung", "ct-brain", "none"]
 
 _Choice = TypeVar("_Choice", bound=str)
-_ORDER = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
-"""Axes of the slices, rows and columns of a plane, among the anatomical axes (left, posterior, inferior)."""
 _HOUNSFIELD = {
     "ct-soft": (-160.0, 240.0),
     "ct-bone": (-500.0, 1300.0),
@@ -44,7 +42,7 @@ class Slicer:
     flipped only, never resampled.
     """
 
-    plane: Plane = "auto"
+    plane: PlaneChoice = "auto"
     """Which way to cut; "auto" cuts across the largest voxel edge, so that slices have the finest pixels."""
     window: Window | tuple[float, float] = "auto"
     """Values shown as 0 and 1: two numbers, a CT preset, percentiles of each volume, or the type's range ("none")."""
@@ -52,8 +50,8 @@ class Slicer:
     """Whether grey slices carry the previous and the next one as first and third channel."""
 
     def __post_init__(self) -> None:
-        if self.plane != "auto" and self.plane not in _ORDER:
-            raise SettingsError(f"plane {self.plane!r}; choose auto, {', '.join(_ORDER)}")
+        if self.plane != "auto" and self.plane not in ORDER:
+            raise SettingsError(f"plane {self.plane!r}; choose auto, {', '.join(ORDER)}")
         if isinstance(self.window, str):
             if self.window not in ("auto", "percentile", "none", *_HOUNSFIELD):
                 raise SettingsError(
@@ -66,17 +64,29 @@ class Slicer:
         """This slicer with every "auto" made concrete: what most of the volumes ask for."""
         if "auto" not in (self.plane, self.window):
             return self
+        return self.resolve_among((volume.geometry, suggested_window(volume)) for volume in volumes)
+
+    def resolve_among(self, volumes: Iterable[tuple[Geometry, Window]]) -> Slicer:
+        """As `resolve`, for volumes whose geometry and `suggested_window` are known."""
         planes, windows = Counter[Plane](), Counter[Window]()
-        for volume in volumes:
-            planes[_best_plane(volume.geometry)] += 1
-            windows[_best_window(volume)] += 1
-        if not planes:
+        for geometry, window in volumes:
+            planes[best_plane(geometry)] += 1
+            windows[window] += 1
+        if "auto" in (self.plane, self.window) and not planes:
             raise SettingsError("no volume to choose plane and window by; name them")
         return replace(
             self,
             plane=_most(planes) if self.plane == "auto" else self.plane,
             window=_most(windows) if self.window == "auto" else self.window,
         )
+
+    def grid(self, geometry: Geometry) -> SliceGrid:
+        """The slices of a voxel grid, without voxels; a plane of "auto" is chosen for this grid."""
+        return SliceGrid(geometry, best_plane(geometry) if self.plane == "auto" else self.plane)
+
+    def for_display(self) -> Slicer:
+        """This slicer without neighbouring slices as channels: slices as they are displayed."""
+        return replace(self, neighbours=False)
 
     def view(self, volume: Volume) -> SliceView:
         """The volume as a stack of slices, none of them copied yet; what is still "auto" is chosen for this volume."""
@@ -87,7 +97,7 @@ class Slicer:
                 f"neighbouring slices need a grey volume, not {volume.array.shape[0]} channels; set neighbours=False"
             )
         low, high = _limits(volume, slicer.window)
-        return SliceView(volume, slicer.plane, low, high, slicer.neighbours)
+        return SliceView(volume, slicer.grid(volume.geometry), low, high, slicer.neighbours)
 
     def cut(self, volume: Volume) -> Float[Tensor, "n c h w"]:
         """All slices of a volume, values in [0, 1]."""
@@ -96,12 +106,12 @@ class Slicer:
 
     def stack(self, classes: Integer[np.ndarray[Any, Any], "n h w"], geometry: Geometry, labels: Labels) -> LabelMap:
         """The label map on `geometry` whose slices hold `classes`, as values of `labels`."""
-        plane = _best_plane(geometry) if self.plane == "auto" else self.plane
         stacked = np.zeros(geometry.shape, dtype=classes.dtype)
-        target = _anatomical(stacked, geometry).transpose(_ORDER[plane])
+        grid = self.grid(geometry)
+        target = grid.of(stacked)
         if target.shape != classes.shape:
             raise GeometryMismatch(
-                f"{classes.shape} slices for {target.shape} {plane} ones; stack with the slicer that cut them"
+                f"{classes.shape} slices for {target.shape} {grid.plane} ones; stack with the slicer that cut them"
             )
         target[...] = classes
         return LabelMap(stacked, geometry, labels)
@@ -109,10 +119,10 @@ class Slicer:
 
 @dataclass(frozen=True, eq=False)
 class SliceView:
-    """A volume seen as n slices of h rows and w columns."""
+    """A volume seen as n slices of h rows and w columns: a grid of slices, and the grey values shown in it."""
 
     volume: Volume
-    plane: Plane
+    grid: SliceGrid
     low: float
     """Value shown as 0."""
     high: float
@@ -120,24 +130,25 @@ class SliceView:
     neighbours: bool
 
     def __len__(self) -> int:
-        return int(self.of(self.volume.array[0]).shape[0])
+        return len(self.grid)
+
+    @property
+    def plane(self) -> Plane:
+        return self.grid.plane
 
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of a slice."""
-        _, height, width = self.of(self.volume.array[0]).shape
-        return height, width
+        return self.grid.size
 
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Distances between slices, rows and columns, in the unit of the volume's geometry."""
-        anatomical = self.volume.geometry.spacing[_axes(self.volume.geometry)]
-        between, row, column = (float(anatomical[axis]) for axis in _ORDER[self.plane])
-        return between, row, column
+        return self.grid.spacing
 
     def of(self, array_ijk: NDArray[Any]) -> NDArray[Any]:
         """Any array on the volume's grid as slices (n, h, w): writing into them writes into the array."""
-        return _anatomical(array_ijk, self.volume.geometry).transpose(_ORDER[self.plane])
+        return self.grid.of(array_ijk)
 
     def cut(self, start: int, stop: int) -> Float[Tensor, "n c h w"]:
         """Slices from `start` up to `stop` or the last one, values in [0, 1]."""
@@ -163,37 +174,8 @@ class SliceView:
         return np.ascontiguousarray(np.clip(shown, 0, 1, out=shown))
 
 
-def _axes(geometry: Geometry) -> list[int]:
-    """The array axes that lie closest to the patient's left-right, front-back and head-foot axis."""
-    orientation = nib.orientations.io_orientation(geometry.affine)
-    return [int(axis) for axis in np.argsort(orientation[:, 0])]
-
-
-def _anatomical(array: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
-    """A view of an (i, j, k) array whose axes run to the patient's left, back and feet."""
-    if array.shape != geometry.shape:
-        raise GeometryMismatch(f"array of shape {array.shape} on a {geometry.shape} grid; give one of that shape")
-    towards = nib.orientations.io_orientation(geometry.affine)[:, 1]  # 1 where an axis runs right, front or up
-    flips = tuple(slice(None, None, -1 if direction > 0 else 1) for direction in towards)
-    return array[flips].transpose(_axes(geometry))
-
-
-def _best_plane(geometry: Geometry) -> Plane:
-    """The plane of a picture of one slice; else across the one axis that is coarser than both others, or axial.
-
-    A planning CT of 4.6 x 4.6 x 3 mm has two coarse axes, so it stays axial and left stays apart from right.
-    """
-    axes = _axes(geometry)
-    planes: dict[int, Plane] = {2: "axial", 1: "coronal", 0: "sagittal"}
-    thin = [axis for axis in planes if geometry.shape[axes[axis]] == 1]
-    if len(thin) == 1:
-        return planes[thin[0]]
-    spacing = geometry.spacing[axes]
-    coarsest, second = np.sort(spacing)[::-1][:2]
-    return planes[int(spacing.argmax()) if coarsest > 1.1 * second else 2]
-
-
-def _best_window(volume: Volume) -> Window:
+def suggested_window(volume: Volume) -> Window:
+    """What a window of "auto" becomes for this volume."""
     if (volume.modality or "").upper().startswith("CT") and volume.array.min() < -100:
         return "ct-soft"
     return "none" if volume.array.dtype == np.uint8 and volume.array.shape[0] == 3 else "percentile"
@@ -222,7 +204,7 @@ def _limits(volume: Volume, window: Window | tuple[float, float]) -> tuple[float
 
 def _sample(volume: Volume) -> NDArray[Any]:
     """At most `_SAMPLE` voxels on a regular lattice, the same ones however the volume is stored."""
-    channels = [_anatomical(channel, volume.geometry) for channel in volume.array]
+    channels = [anatomical(channel, volume.geometry) for channel in volume.array]
     steps = [1, 1, 1]
     while len(channels) * math.prod(math.ceil(n / s) for n, s in zip(channels[0].shape, steps, strict=True)) > _SAMPLE:
         widest = max(range(3), key=lambda axis: channels[0].shape[axis] / steps[axis])

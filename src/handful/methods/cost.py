@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from handful.backbones.base import Backbone
 from handful.data.cases import Case
+from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer
-from handful.data.volume import Volume
 from handful.errors import HandfulError
 
 
@@ -30,25 +30,25 @@ class Cost:
         return f"{self.slices} slices in {self.cases} cases, about {duration(self.seconds)} to encode on {where}"
 
 
-def estimate(backbone: Backbone, cases: Iterable[Case], slicer: Slicer) -> Cost | None:
-    """The cost of encoding every slice of the cases, by their headers and one timed slice; None where none is readable.
+def estimate(backbone: Backbone, grids: Sequence[SliceGrid]) -> Cost | None:
+    """The cost of encoding every slice of these grids, by one timed slice; None where there are none.
 
-    A cache is not counted on. Cases that cannot be read cost nothing here and fail when their turn comes.
+    A cache is not counted on.
     """
-    sizes: list[tuple[int, tuple[int, int]]] = []
-    for case in cases:
-        try:
-            geometry = case.read_geometry()
-        except HandfulError:
-            continue
-        blank = Volume(np.broadcast_to(np.uint8(0), (1, *geometry.shape)), geometry)
-        view = replace(slicer, window="none", neighbours=False).view(blank)
-        sizes.append((len(view), view.size))
-    if not sizes:
+    if not grids:
         return None
-    slices = sum(count for count, _ in sizes)
-    seconds = slices * _seconds_per_slice(backbone, sizes[0][1])
-    return Cost(len(sizes), slices, seconds, backbone.device.type)
+    slices = sum(len(grid) for grid in grids)
+    seconds = slices * _seconds_per_slice(backbone, grids[0].size)
+    return Cost(len(grids), slices, seconds, backbone.device.type)
+
+
+def grids_of(cases: Iterable[Case], slicer: Slicer) -> list[SliceGrid]:
+    """The slices of cases by their headers; those that cannot be read are left out, and fail when their turn comes."""
+    grids = []
+    for case in cases:
+        with suppress(HandfulError):
+            grids.append(slicer.grid(case.read_geometry()))
+    return grids
 
 
 def duration(seconds: float) -> str:

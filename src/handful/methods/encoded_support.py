@@ -68,9 +68,7 @@ def look(
     Of a support of many slices there are fewer views, so that what is kept fits into memory. With `pixels` the slices
     themselves are kept beside their embeddings, and the truth is as fine as they are.
     """
-    count = max(1, views)
-    if count > FEW:  # only then the support is read once more, to be counted
-        count = kept_views(views, sum(len(labelled.slices) for labelled in support.slices(slicer)), backbone, pixels)
+    count = kept_views(views, sum(facts.labelled_slices(slicer) for facts in support.facts), backbone, pixels)
     generator = torch.Generator().manual_seed(seed)
     digest = Digest()
     names: list[str] = []

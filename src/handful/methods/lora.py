@@ -57,7 +57,7 @@ class Lora(Method):
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> LoraSegmenter:  # noqa: B008
         """As `Method.fit`; a cache round the backbone is passed by, as the encoder that learns is a new one."""
-        slicer = self.slicer.resolve(support.images())
+        slicer = support.resolve(self.slicer)
         network = TunedBackbone(backbone, self, len(support.labels) + 1)
         shown = list(support.slices(slicer))
         scratch = run.scratch and run.scratch / fingerprint(self, _digest(shown), backbone)

@@ -34,7 +34,7 @@ class NearestSlice(Method):
     """What is compared, place by place: thumbnails of the slices, or the backbone's image embeddings."""
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> NearestSliceSegmenter:  # noqa: B008
-        slicer = self.slicer.resolve(support.images())
+        slicer = support.resolve(self.slicer)
         signatures: list[Tensor] = []
         classes: list[Tensor] = []
         for labelled in support.slices(slicer):

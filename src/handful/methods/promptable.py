@@ -157,13 +157,13 @@ class TransferredPrompts:
     """In the pixels of each support slice."""
 
     @classmethod
-    def of(cls, support: SupportSet, slicer: Slicer, kind: PromptKind, seed: int) -> TransferredPrompts:
-        """The prompts of all labelled slices; of the slices themselves only thumbnails are kept."""
+    def of(cls, support: Iterable[LabelledSlices], kind: PromptKind, seed: int) -> TransferredPrompts:
+        """The prompts of all labelled slices, case by case; of the slices themselves only thumbnails are kept."""
         generator = Generator().manual_seed(seed)
         looks: list[Tensor] = []
         sizes: list[tuple[int, int]] = []
         parts: list[Prompts] = []
-        for labelled in support.slices(slicer):
+        for labelled in support:
             for slices, masks in zip(
                 *[torch.split(part, CHUNK) for part in (labelled.slices, labelled.masks)], strict=True
             ):

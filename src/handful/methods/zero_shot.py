@@ -42,8 +42,8 @@ class ZeroShot(Method):
             raise SettingsError("zoom knows no candidate masks; set multimask=False")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> ZeroShotSegmenter:  # noqa: B008
-        slicer = self.slicer.resolve(support.images())
-        prompter = TransferredPrompts.of(support, slicer, self.prompt, self.seed)
+        slicer = support.resolve(self.slicer)
+        prompter = TransferredPrompts.of(support.slices(slicer), self.prompt, self.seed)
         return ZeroShotSegmenter(self.promptable(support.labels, backbone, slicer), prompter)
 
     def restore(

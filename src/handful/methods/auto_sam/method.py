@@ -122,8 +122,8 @@ class AutoSam(Method):
             )
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> AutoSamSegmenter:  # noqa: B008
-        slicer = self.slicer.resolve(support.images())
-        edge = max(max(slicer.view(volume).size) for volume in support.images()) if self.head == "unet" else 0
+        slicer = support.resolve(self.slicer)
+        edge = max(max(slicer.grid(facts.geometry).size) for facts in support.facts) if self.head == "unet" else 0
         head = self.new_head(backbone, 1 + len(support.labels), edge)
         seen = look(
             support, slicer, backbone, views=self.views, seed=self.train.seed, target="hard", pixels=head.pixels

@@ -101,11 +101,10 @@ class Fate(Method):
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FateSegmenter:  # noqa: B008
         memory_backbone = _with_memory(backbone)
-        slicer = self.slicer.resolve(support.images())
+        slicer = support.resolve(self.slicer)
         parts = []
-        for number, (case, labelled) in enumerate(zip(support.cases, support.slices(slicer), strict=True), start=1):
-            geometry = case.read_geometry()
-            parts.append(bank_of(labelled, geometry, slicer, memory_backbone, self.similarity, self.allow_empty))
+        for number, labelled in enumerate(support.slices(slicer), start=1):
+            parts.append(bank_of(labelled, slicer.neighbours, memory_backbone, self.similarity, self.allow_empty))
             run.report(number, len(support.cases), labelled.case)
         return FateSegmenter(support.labels, slicer, memory_backbone, self, SupportBank.joined(parts))
 

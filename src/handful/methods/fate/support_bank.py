@@ -189,13 +189,12 @@ def _alike(asked: Sequence[Tensor], known: Sequence[Tensor], similarity: Similar
 @torch.no_grad()
 def bank_of(
     labelled: LabelledSlices,
-    geometry: Geometry,
-    slicer: Slicer,
+    neighbours: bool,
     backbone: MemoryBackbone,
     similarity: Similarity,
     allow_empty: bool,
 ) -> SupportBank:
-    """What one case, cut into slices by `slicer` out of a scan of that geometry, is remembered by.
+    """What the labelled slices of one case are remembered by; `neighbours` says whether these are their channels.
 
     Pixels that nobody labelled count as outside. With `allow_empty` each slice has a memory of no label, too.
     """
@@ -216,7 +215,7 @@ def bank_of(
     dtype = torch.float32 if similarity == "pooled" else torch.float16
     kept = {f"signature{i}": torch.cat(level).to(dtype) for i, level in enumerate(zip(*signatures, strict=True))}
     return SupportBank(
-        {**kept, **_pictures(labelled, _pixel_aspect(geometry, slicer), slicer.neighbours)}
+        {**kept, **_pictures(labelled, neighbours)}
         | {
             "spatial": memory.spatial[:, 0].half(),
             "position": memory.spatial_position[0, 0].clone(),
@@ -230,19 +229,13 @@ def bank_of(
     )
 
 
-def _pixel_aspect(geometry: Geometry, slicer: Slicer) -> float:
-    """Height of a pixel over its width in the slices of a grid, found out on a single voxel of it."""
-    voxel = Volume(np.zeros((1, 1, 1, 1), dtype=np.uint8), replace(geometry, shape=(1, 1, 1)))
-    _, row, column = slicer.view(voxel).spacing
-    return row / column
-
-
-def _pictures(labelled: LabelledSlices, pixel_aspect: float, neighbours: bool) -> dict[str, Tensor]:
+def _pictures(labelled: LabelledSlices, neighbours: bool) -> dict[str, Tensor]:
     """What a bank keeps to be looked at: each slice in the middle of a small square, and the classes on it.
 
     A structure smaller than a pixel of the square is shown as the pixels it covers most.
     """
-    height, width = labelled.slices.shape[2] * pixel_aspect, labelled.slices.shape[3]
+    _, row, column = labelled.grid.spacing
+    height, width = labelled.slices.shape[2] * (row / column), labelled.slices.shape[3]
     size = [max(1, round(PICTURE * side / max(height, width))) for side in (height, width)]
     above, before = ((PICTURE - side) // 2 for side in size)
     rim = (before, PICTURE - size[1] - before, above, PICTURE - size[0] - above)

@@ -98,7 +98,7 @@ class FewShotPrompts(Method):
             raise SettingsError(f"balance must be 0 or more, got {self.balance}")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FewShotSegmenter:  # noqa: B008
-        slicer = self.slicer.resolve(support.images())
+        slicer = support.resolve(self.slicer)
         seen = self._look(support, slicer, backbone)
         tokens = _class_embeddings(self, seen, backbone)
         _require_every_class(tokens, [*support.labels.names, *["background"] * self.background])

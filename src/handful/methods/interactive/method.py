@@ -88,7 +88,7 @@ class Interactive(Method):
             raise SettingsError(f"mask_prompts must be a chance in [0, 1], got {self.mask_prompts}")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> InteractiveSegmenter:  # noqa: B008
-        slicer = self.slicer.resolve(support.images())
+        slicer = support.resolve(self.slicer)
         tuned = TunedBackbone(backbone, self)
         seen = _look(self, support, slicer, tuned.fork if self.encoder_rank else backbone)
         report = None

@@ -98,13 +98,15 @@ class UNet(Method):
             raise SettingsError("SimCLR trains the encoder of single slices; set dims=2 or pretrain=none")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> UNetSegmenter:  # noqa: B008
-        slicer = self.slicer.resolve(support.images())
+        slicer = support.resolve(self.slicer)
         plan = Plan.of(self, support, slicer, backbone)
-        seen = _look(support, slicer, plan)
+        simclr = self.pretrain == "simclr"
+        with support.held() if simclr else nullcontext(support) as held:
+            seen = _look(held, slicer, plan)
+            slices = _unlabelled(self, held, slicer, plan.side) if simclr else torch.zeros(0)
         net = Net(plan, self, len(support.labels)).to(backbone.device)
-        slices = _unlabelled(self, support, slicer, plan.side) if self.pretrain == "simclr" else torch.zeros(0)
         first, then = _phases(self, run, _fingerprint(self, plan, seen, slices))
-        if self.pretrain == "simclr":
+        if simclr:
             pretrain_encoder(net, slices, self.contrast_batch, self.contrast, first)
         train(net, _Steps(self, plan, net, seen, len(support.labels)), self.train, then)
         net.let_go()
@@ -183,7 +185,7 @@ class Plan:
     @classmethod
     def of(cls, method: UNet, support: SupportSet, slicer: Slicer, backbone: Backbone) -> Plan:
         """Stages down to 4 pixels, at most 8; across slices as far as these are near enough to one another."""
-        views = [_shape(slicer.view(volume)) for volume in support.images()]
+        views = [_shape(slicer.grid(facts.geometry)) for facts in support.facts]
         side = method.side or _side([edge for _, size, _ in views for edge in size], backbone.side)
         stages = 1
         while side % 2**stages == 0 and side // 2**stages >= 4 and stages < 8:
@@ -204,7 +206,7 @@ class Plan:
         return cls(side, depth, tuple(rest[: len(rest) // 2]), tuple(rest[len(rest) // 2 :]))
 
 
-def _shape(view: SliceView) -> tuple[int, tuple[int, int], float]:
+def _shape(view: SliceGrid) -> tuple[int, tuple[int, int], float]:
     """Number of slices, their size, and their distance over the edge of a pixel that were the whole slice."""
     between, row, column = view.spacing
     height, width = view.size
@@ -313,12 +315,12 @@ def _look(support: SupportSet, slicer: Slicer, plan: Plan) -> _Seen:
     slices: list[Tensor] = []
     classes: list[Tensor] = []
     ends: list[tuple[int, int]] = []
-    for case, labelled in zip(support.cases, support.slices(slicer), strict=True):
+    for scan in support.scans(slicer):
+        labelled, view = scan.labelled(), scan.view
         known = _class_numbers(labelled.masks, labelled.known, plan.side)
         if plan.depth == 1:
             slices.append(_in_square(labelled.slices, plan.side))
         else:
-            view = slicer.view(case.read_image())
             slices.append(_from_view(view, range(len(view)), plan.side))
             every = torch.full((len(view), plan.side, plan.side), UNKNOWN, dtype=known.dtype)
             every[list(labelled.index)] = known

@@ -25,8 +25,9 @@ class Wrapper(Method):
     def fit_members(
         self, members: Mapping[str, Method], support: SupportSet, backbone: Backbone, run: Run
     ) -> dict[str, Segmenter]:
-        """All members fitted on one support, one after the other."""
-        return {name: method.fit(support, backbone, run.part(name)) for name, method in members.items()}
+        """All members fitted on one support, one after the other; its files are read once for all of them."""
+        with support.held() as held:
+            return {name: method.fit(held, backbone, run.part(name)) for name, method in members.items()}
 
     def restore_members(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor
 from handful.backbones.base import Backbone
 from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
-from handful.data.volume import Labels, Volume
+from handful.data.volume import Geometry, Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.auto_sam.method import AutoSam
@@ -54,8 +54,8 @@ class Ensemble(Wrapper):
                 raise SettingsError(f"{name}.slicer is set, but the three see the same slices; set slicer instead")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> EnsembleSegmenter:  # noqa: B008
-        slicer = self.slicer.resolve(support.images())
-        three_planes = all(_has_three_planes(volume) for volume in support.images())
+        slicer = support.resolve(self.slicer)
+        three_planes = all(_has_three_planes(facts.geometry) for facts in support.facts)
         members = self._members(slicer, three_planes)
         return EnsembleSegmenter(self.fit_members(members, support, backbone, run), three_planes)
 
@@ -92,7 +92,7 @@ class EnsembleSegmenter(VotingSegmenter):
         return super().learned() | {"three_planes": torch.tensor(self.three_planes)}
 
 
-def _has_three_planes(volume: Volume) -> bool:
+def _has_three_planes(geometry: Geometry) -> bool:
     """Whether other planes than the one that is cut show as much."""
-    edges = volume.geometry.spacing
-    return min(volume.geometry.shape) >= FEWEST and bool(edges.max() <= FLATTEST * edges.min())
+    edges = geometry.spacing
+    return min(geometry.shape) >= FEWEST and bool(edges.max() <= FLATTEST * edges.min())

@@ -56,14 +56,14 @@ class RoiCrop(MethodWrapper):
         return self.context
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> RoiCropSegmenter:  # noqa: B008
-        slicer = self.slicer.resolve(support.images())
-        regions = [_labelled_region(case, support.labels, slicer) for case in support.cases]
+        slicer = support.resolve(self.slicer)
+        regions = [_labelled_region(facts, slicer) for facts in support.facts]
         windows = Windows.of(regions, self.context)
-        where = TransferredPrompts.of(support, slicer, "box", seed=0)
-        cut = tuple(
-            _cut(case, windows.round_about(region)) for case, region in zip(support.cases, regions, strict=True)
+        cut: list[Case] = []
+        where = TransferredPrompts.of(
+            _cutting(support.scans(slicer), [windows.round_about(region) for region in regions], cut), "box", seed=0
         )
-        inner = self.method.with_slicer(slicer).fit(SupportSet(cut, support.labels), backbone, run)
+        inner = self.method.with_slicer(slicer).fit(SupportSet(tuple(cut), support.labels), backbone, run)
         return RoiCropSegmenter(inner, where, windows)
 
     def restore(
@@ -76,9 +76,9 @@ class RoiCrop(MethodWrapper):
 
 @dataclass(frozen=True)
 class Region:
-    """Where something is in all slices of a view: rows and columns, and how large these are."""
+    """Where something is in all slices of a grid: rows and columns, and how large these are."""
 
-    view: SliceView
+    grid: SliceGrid
     top: float
     left: float
     bottom: float
@@ -109,31 +109,31 @@ class Windows:
     def of(cls, regions: Sequence[Region], context: float) -> Windows:
         world, share, middles = [], [], []
         for region in regions:
-            _, row, column = region.view.spacing
+            _, row, column = region.grid.spacing
             world.append(max(region.sides[0] * row, region.sides[1] * column))
-            share.append(max(region.sides) / max(region.view.size))
-            middles.append(np.divide(region.middle, region.view.size))
+            share.append(max(region.sides) / max(region.grid.size))
+            middles.append(np.divide(region.middle, region.grid.size))
         down, across = np.mean(middles, axis=0).tolist()
         return cls(context * max(world), context * max(share), down, across)
 
     def round_about(self, region: Region) -> Region:
         """A window of the usual size in the region's middle, of whole pixels and within the slice."""
-        return self._at(region.view, region.middle)
+        return self._at(region.grid, region.middle)
 
-    def usual(self, view: SliceView) -> Region:
+    def usual(self, grid: SliceGrid) -> Region:
         """A window where the support had its labels."""
-        return self._at(view, (self.down * view.size[0], self.across * view.size[1]))
+        return self._at(grid, (self.down * grid.size[0], self.across * grid.size[1]))
 
-    def _at(self, view: SliceView, middle: tuple[float, float]) -> Region:
-        _, *pixel = view.spacing
-        in_mm = view.volume.geometry.unit == "mm"
+    def _at(self, grid: SliceGrid, middle: tuple[float, float]) -> Region:
+        _, *pixel = grid.spacing
+        in_mm = grid.geometry.unit == "mm"
         edges = []
-        for place, edge, length in zip(middle, pixel, view.size, strict=True):
-            side = min(length, max(1, round(self.world / edge if in_mm else self.share * max(view.size))))
+        for place, edge, length in zip(middle, pixel, grid.size, strict=True):
+            side = min(length, max(1, round(self.world / edge if in_mm else self.share * max(grid.size))))
             start = min(max(0, round(place - side / 2)), length - side)
             edges.append((start, start + side))
         (top, bottom), (left, right) = edges
-        return Region(view, top, left, bottom, right)
+        return Region(grid, top, left, bottom, right)
 
 
 class RoiCropSegmenter(WrapperSegmenter):
@@ -183,10 +183,10 @@ class RoiCropSegmenter(WrapperSegmenter):
         assert boxes is not None
         asked = (boxes != 0).any(dim=2)
         if not asked.any():
-            return self.windows.usual(stack)
+            return self.windows.usual(stack.grid)
         left, top, right, bottom = boxes[asked].numpy().T
         rows, columns = _without_outliers(top, bottom), _without_outliers(left, right)
-        return self.windows.round_about(Region(stack, rows[0], columns[0], rows[1], columns[1]))
+        return self.windows.round_about(Region(stack.grid, rows[0], columns[0], rows[1], columns[1]))
 
 
 def _without_outliers(low: NDArray[np.floating], high: NDArray[np.floating]) -> tuple[float, float]:
@@ -194,45 +194,36 @@ def _without_outliers(low: NDArray[np.floating], high: NDArray[np.floating]) -> 
     return float(np.quantile(low, OUTLIERS)), float(np.quantile(high, 1 - OUTLIERS)) + 1
 
 
-def _labelled_region(case: Case, labels: Labels, slicer: Slicer) -> Region:
+def _labelled_region(facts: SupportFacts, slicer: Slicer) -> Region:
     """The extent of all labels of a case; the whole slice where there are none."""
-    view, reference = slicer.view(case.read_image()), case.read_reference()
-    assert reference is not None  # a support set has made sure
-    labelled = np.isin(view.of(reference.array), labels.values)
-    rows, columns = (np.flatnonzero(labelled.any(axis=axes)) for axes in ((0, 2), (0, 1)))
-    if not len(rows):
-        return Region(view, 0, 0, *view.size)
-    return Region(view, int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+    grid = slicer.grid(facts.geometry)
+    if facts.extent is None:
+        return Region(grid, 0, 0, *grid.size)
+    rows, columns = grid.window(facts.extent)
+    return Region(grid, rows[0], columns[0], rows[1], columns[1])
 
 
-def _cut(case: Case, window: Region) -> Case:
-    """The same case, of which nothing outside the window is left."""
-    reference = case.read_reference()
-    assert reference is not None
-    cut = _voxels(window)
-    labels = dataclasses.replace(
-        reference, array=reference.array[cut], geometry=_cropped(window.view.volume, cut).geometry
-    )
-    return dataclasses.replace(case, image=_cropped(window.view.volume, cut), reference=labels)
+def _cutting(scans: Iterator[LabelledScan], windows: Sequence[Region], cut: list[Case]) -> Iterator[LabelledSlices]:
+    """The labelled slices of each scan; the scan itself, cut to its window, is appended to `cut` on the way."""
+    for scan, window in zip(scans, windows, strict=True):
+        yield scan.labelled()
+        cut.append(_cut(scan, _voxels(window)))
 
 
-def _voxels(window: Region) -> tuple[slice, slice, slice]:
+def _cut(scan: LabelledScan, block: Block) -> Case:
+    """The same case, of which nothing outside the block is left."""
+    image = _cropped(scan.view.volume, block)
+    labels = dataclasses.replace(scan.reference, array=scan.reference.array[block], geometry=image.geometry)
+    return dataclasses.replace(scan.facts.case, image=image, reference=labels)
+
+
+def _voxels(window: Region) -> Block:
     """The window in all slices, as ranges of voxels i, j, k."""
-    view, shape = window.view, window.view.volume.geometry.shape
-    ranges = []
-    for axis, length in enumerate(shape):
-        along = np.arange(length).reshape([-1 if other == axis else 1 for other in range(3)])
-        numbers = view.of(np.broadcast_to(along, shape))
-        corners = (
-            int(numbers[0, int(window.top), int(window.left)]),
-            int(numbers[-1, int(window.bottom) - 1, int(window.right) - 1]),
-        )
-        ranges.append(slice(min(corners), max(corners) + 1))
-    i, j, k = ranges
-    return i, j, k
+    rows, columns = (int(window.top), int(window.bottom)), (int(window.left), int(window.right))
+    return window.grid.block(rows, columns)
 
 
-def _cropped(volume: Volume, cut: tuple[slice, slice, slice]) -> Volume:
+def _cropped(volume: Volume, cut: Block) -> Volume:
     """The voxels of a block, where they lay in the world."""
     array = np.ascontiguousarray(volume.array[(slice(None), *cut)])
     affine = volume.geometry.affine.copy()

@@ -1,0 +1,134 @@
+"""The grid of a volume seen as a stack of slices: how many, how large, and where each lies in the stored array."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from handful.data.volume import Geometry
+from handful.errors import GeometryMismatch
+
+Plane = Literal["axial", "coronal", "sagittal"]
+Block = tuple[slice, slice, slice]
+"""A box of voxels, as ranges along the axes i, j, k of the stored array."""
+
+ORDER: dict[Plane, tuple[int, int, int]] = {"axial": (2, 1, 0), "coronal": (1, 2, 0), "sagittal": (0, 2, 1)}
+"""Axes of the slices, rows and columns of a plane, among the anatomical axes (left, posterior, inferior)."""
+
+
+@dataclass(frozen=True, eq=False)
+class SliceGrid:
+    """n slices of h rows and w columns of a voxel grid, without any voxels."""
+
+    geometry: Geometry
+    plane: Plane
+
+    def __len__(self) -> int:
+        return self._shape[0]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of a slice."""
+        return self._shape[1:]
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distances between slices, rows and columns, in the unit of the geometry."""
+        between, row, column = (float(self.geometry.spacing[axis]) for axis in self._stored_axes)
+        return between, row, column
+
+    @property
+    def axis(self) -> int:
+        """The axis of the stored array along which slices follow each other."""
+        return self._stored_axes[0]
+
+    def of(self, array_ijk: NDArray[Any]) -> NDArray[Any]:
+        """Any array on the grid as slices (n, h, w): writing into them writes into the array."""
+        if array_ijk.shape != self.geometry.shape:
+            raise GeometryMismatch(
+                f"array of shape {array_ijk.shape} on a {self.geometry.shape} grid; give one of that shape"
+            )
+        stacked = array_ijk.transpose(self._stored_axes)
+        return stacked[tuple(slice(None, None, -1 if flipped else 1) for flipped in self._flips)]
+
+    def index_in_array(self, number: int) -> int:
+        """Where along `axis` the stored array has the slice of this number."""
+        return len(self) - 1 - number if self._flips[0] else number
+
+    def block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Block:
+        """The voxels of a window in all slices; `rows` and `columns` from the first up to, not with, the last."""
+        ranges = [slice(0, 0)] * 3
+        bounds = ((0, len(self)), rows, columns)
+        for place, (axis, (start, stop)) in enumerate(zip(self._stored_axes, bounds, strict=True)):
+            length = self._shape[place]
+            ranges[axis] = slice(length - stop, length - start) if self._flips[place] else slice(start, stop)
+        i, j, k = ranges
+        return i, j, k
+
+    def window(self, block: Block) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Rows and columns, from the first up to, not with, the last, that a block of voxels takes in the slices."""
+        bounds = []
+        for place in (1, 2):
+            part, length = block[self._stored_axes[place]], self._shape[place]
+            edges = (length - part.stop, length - part.start) if self._flips[place] else (part.start, part.stop)
+            bounds.append((int(edges[0]), int(edges[1])))
+        return bounds[0], bounds[1]
+
+    @cached_property
+    def _stored_axes(self) -> tuple[int, int, int]:
+        """The array axes along which slices, rows and columns follow each other."""
+        axes = anatomical_axes(self.geometry)
+        slices, rows, columns = (axes[axis] for axis in ORDER[self.plane])
+        return slices, rows, columns
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        n, h, w = (self.geometry.shape[axis] for axis in self._stored_axes)
+        return n, h, w
+
+    @cached_property
+    def _flips(self) -> tuple[bool, bool, bool]:
+        """Whether slices, rows and columns run against the stored array."""
+        towards = _towards(self.geometry)
+        n, h, w = (bool(towards[axis] > 0) for axis in self._stored_axes)
+        return n, h, w
+
+
+def best_plane(geometry: Geometry) -> Plane:
+    """The plane of a picture of one slice; else across the one axis that is coarser than both others, or axial.
+
+    A planning CT of 4.6 x 4.6 x 3 mm has two coarse axes, so it stays axial and left stays apart from right.
+    """
+    axes = anatomical_axes(geometry)
+    planes: dict[int, Plane] = {2: "axial", 1: "coronal", 0: "sagittal"}
+    thin = [axis for axis in planes if geometry.shape[axes[axis]] == 1]
+    if len(thin) == 1:
+        return planes[thin[0]]
+    spacing = geometry.spacing[axes]
+    coarsest, second = np.sort(spacing)[::-1][:2]
+    return planes[int(spacing.argmax()) if coarsest > 1.1 * second else 2]
+
+
+def anatomical(array: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
+    """A view of an (i, j, k) array whose axes run to the patient's left, back and feet."""
+    if array.shape != geometry.shape:
+        raise GeometryMismatch(f"array of shape {array.shape} on a {geometry.shape} grid; give one of that shape")
+    flips = tuple(slice(None, None, -1 if direction > 0 else 1) for direction in _towards(geometry))
+    return array[flips].transpose(anatomical_axes(geometry))
+
+
+def anatomical_axes(geometry: Geometry) -> list[int]:
+    """The array axes that lie closest to the patient's left-right, front-back and head-foot axis."""
+    orientation = nib.orientations.io_orientation(geometry.affine)
+    return [int(axis) for axis in np.argsort(orientation[:, 0])]
+
+
+def _towards(geometry: Geometry) -> NDArray[np.float64]:
+    """1 for each array axis that runs right, front or up, -1 for one that runs left, back or down."""
+    towards: NDArray[np.float64] = nib.orientations.io_orientation(geometry.affine)[:, 1]
+    return towards

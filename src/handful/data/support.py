@@ -1,0 +1,255 @@
+"""The labelled few that a method learns from, and what is known of them once they have been read."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handful.data.cases import Case
+from handful.data.slice_grid import Block, SliceGrid
+from handful.data.slicing import Slicer, SliceView, Window, suggested_window
+from handful.data.volume import IGNORE, Geometry, LabelMap, Labels
+from handful.errors import InputError, LabelError
+from handful.jobs.digests import digest_of
+
+IN_MEMORY = 2**30
+"""Bytes of scans that are held in memory at most; more are held in a temporary file."""
+ALIGNED = 64
+"""Bytes that arrays in that file start at a multiple of."""
+
+
+@dataclass(frozen=True, eq=False)
+class SupportFacts:
+    """What one labelled case is like, learned in a single reading of its image and its reference."""
+
+    case: Case
+    geometry: Geometry
+    modality: str | None
+    window: Window
+    """What a window of "auto" becomes for this image."""
+    bytes: int
+    """Size of image and reference in memory."""
+    image_sha256: str
+    """Of the voxels as they are stored."""
+    labels_sha256: str
+    labelled: tuple[Bool[np.ndarray, " i"], Bool[np.ndarray, " j"], Bool[np.ndarray, " k"]]
+    """For each array axis, which of its slices hold a labelled voxel, background counted."""
+    voxels: dict[int, int]
+    """Number of voxels of each value of the reference above 0."""
+    complete: bool
+    """Whether every voxel is labelled, if only as background."""
+    extent: Block | None
+    """The smallest box that holds all labels; None where there are none."""
+
+    @classmethod
+    def of(cls, case: Case, labels: Labels) -> SupportFacts:
+        """Reads image and reference. LabelError where nothing is labelled."""
+        volume = case.read_image()
+        reference = require_reference(case, volume.geometry)
+        known = reference.array != IGNORE
+        values, counts = np.unique(reference.array, return_counts=True)
+        return cls(
+            case=case,
+            geometry=volume.geometry,
+            modality=volume.modality,
+            window=suggested_window(volume),
+            bytes=volume.array.nbytes + reference.array.nbytes,
+            image_sha256=digest_of(volume.array),
+            labels_sha256=digest_of(reference.array),
+            labelled=(known.any(axis=(1, 2)), known.any(axis=(0, 2)), known.any(axis=(0, 1))),
+            voxels={int(value): int(count) for value, count in zip(values, counts, strict=True) if value > 0},
+            complete=bool(known.all()),
+            extent=_extent(np.isin(reference.array, labels.values)),
+        )
+
+    def labelled_slices(self, slicer: Slicer) -> int:
+        """Number of slices, as the slicer cuts them, on which somebody labelled something."""
+        return int(self.labelled[slicer.grid(self.geometry).axis].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledSlices:
+    """The slices of one case on which somebody labelled something."""
+
+    case: str
+    patient: str | None
+    grid: SliceGrid
+    """All slices of the case."""
+    index: tuple[int, ...]
+    """Number of each labelled slice among the slices of the case."""
+    slices: Float[Tensor, "n c h w"]
+    masks: Float[Tensor, "n k h w"]
+    """1 inside a label, else 0."""
+    known: Bool[Tensor, "n h w"]
+    """False where nobody labelled: neither background nor label."""
+
+    @property
+    def count(self) -> int:
+        """Number of slices of the case."""
+        return len(self.grid)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledScan:
+    """One case of a support in memory: its slices and the values of its reference on them."""
+
+    facts: SupportFacts
+    view: SliceView
+    reference: LabelMap
+    labels: Labels
+
+    @property
+    def classes(self) -> NDArray[Any]:
+        """Values of the reference (n, h, w), IGNORE where nobody labelled."""
+        return self.view.of(self.reference.array)
+
+    def labelled(self) -> LabelledSlices:
+        """The slices on which somebody labelled something."""
+        classes = self.classes
+        index = np.flatnonzero((classes != IGNORE).any(axis=(1, 2)))
+        chosen = classes[index]
+        masks = np.stack([chosen == value for value in self.labels.values], axis=1)
+        return LabelledSlices(
+            case=self.facts.case.name,
+            patient=self.facts.case.patient,
+            grid=self.view.grid,
+            index=tuple(index.tolist()),
+            slices=self.view.take(index.tolist()),
+            masks=torch.from_numpy(masks.astype(np.float32)),
+            known=torch.from_numpy(chosen != IGNORE),
+        )
+
+
+@dataclass(frozen=True)
+class SupportSet:
+    """The labelled few: cases whose references, verified, hold every one of `labels`.
+
+    Other values that a case's own labels know count as background. Each case is read once when the set is made, and
+    `facts` keeps what that taught; only `scans` and `slices` read voxels again.
+    """
+
+    cases: tuple[Case, ...]
+    labels: Labels
+    known_facts: tuple[SupportFacts, ...] | None = field(default=None, repr=False, compare=False)
+    """Facts of the cases where they are known already, so that they are not read for them again."""
+
+    def __post_init__(self) -> None:
+        if not self.cases:
+            raise InputError("the support set is empty; give at least one labelled case")
+        missing = [
+            f"{name!r} ({value})"
+            for value, name in self.labels.as_dict().items()
+            if not any(value in facts.voxels for facts in self.facts)
+        ]
+        if missing:
+            names = ", ".join(case.name for case in self.cases)
+            raise LabelError(
+                f"no support slice holds the label {', '.join(missing)} (cases {names}); "
+                "add a case that shows it, or leave it out of the labels"
+            )
+
+    @cached_property
+    def facts(self) -> tuple[SupportFacts, ...]:
+        """What each case is like."""
+        return self.known_facts or tuple(SupportFacts.of(case, self.labels) for case in self.cases)
+
+    def resolve(self, slicer: Slicer) -> Slicer:
+        """The slicer with every "auto" made concrete: what most of the images ask for."""
+        return slicer.resolve_among((facts.geometry, facts.window) for facts in self.facts)
+
+    def scans(self, slicer: Slicer) -> Iterator[LabelledScan]:
+        """The cases, one volume in memory at a time."""
+        slicer = self.resolve(slicer)
+        for facts in self.facts:
+            volume = facts.case.read_image()
+            reference = require_reference(facts.case, volume.geometry)
+            yield LabelledScan(facts, slicer.view(volume), reference, self.labels)
+
+    def slices(self, slicer: Slicer) -> Iterator[LabelledSlices]:
+        """The labelled slices, case by case, so that one volume is in memory at a time."""
+        return (scan.labelled() for scan in self.scans(slicer))
+
+    @contextmanager
+    def held(self) -> Iterator[SupportSet]:
+        """The same support for several readings: each file is read once more, and then never again.
+
+        Up to IN_MEMORY bytes are held in memory, more in a temporary file that has no name and ends with the process.
+        """
+        if not any(facts.case.is_in_files for facts in self.facts):
+            yield self
+            return
+        with tempfile.TemporaryFile() as file:
+            keep = _to_file(file) if sum(facts.bytes for facts in self.facts) > IN_MEMORY else _to_memory
+            held = tuple(_held(facts, keep) for facts in self.facts)
+            yield replace(self, cases=tuple(facts.case for facts in held), known_facts=held)
+
+
+@dataclass(frozen=True)
+class AcceptedSlices(SupportSet):
+    """Labelled slices that join a support: they need not hold every label, for the others do."""
+
+    def __post_init__(self) -> None:
+        if not self.cases:
+            raise InputError("no accepted slices; accept some first")
+
+
+def require_reference(case: Case, geometry: Geometry | None = None) -> LabelMap:
+    """The reference of a support case; LabelError where there is none, or nothing is labelled on it.
+
+    `geometry` is that of the image, where it is known.
+    """
+    reference = case.read_reference(geometry)
+    if reference is None:
+        raise LabelError(f"support case {case.name!r} has no labels; label it or leave it out")
+    if not (reference.array != IGNORE).any():
+        raise LabelError(f"support case {case.name!r} has no labelled slice; list some in its .slices.json")
+    return reference
+
+
+def _extent(inside: Bool[np.ndarray, "i j k"]) -> Block | None:
+    ranges = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        held = np.flatnonzero(inside.any(axis=others))
+        if not held.size:
+            return None
+        ranges.append(slice(int(held[0]), int(held[-1]) + 1))
+    i, j, k = ranges
+    return i, j, k
+
+
+_Keep = Callable[[NDArray[Any]], NDArray[Any]]
+
+
+def _held(facts: SupportFacts, keep: _Keep) -> SupportFacts:
+    """The same case with its voxels at hand."""
+    volume = facts.case.read_image()
+    reference = require_reference(facts.case, volume.geometry)
+    image, labels = (replace(one, array=keep(one.array)) for one in (volume, reference))
+    return replace(facts, case=replace(facts.case, image=image, reference=labels))
+
+
+def _to_memory(array: NDArray[Any]) -> NDArray[Any]:
+    return array
+
+
+def _to_file(file: IO[bytes]) -> _Keep:
+    """Appends arrays to the file and gives them back as a part of it, in the memory order they had."""
+
+    def keep(array: NDArray[Any]) -> NDArray[Any]:
+        order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
+        offset = -(-file.seek(0, 2) // ALIGNED) * ALIGNED
+        kept = np.memmap(file, dtype=array.dtype, mode="r+", offset=offset, shape=array.shape, order=order)
+        kept[...] = array
+        return kept
+
+    return keep
