@@ -10,7 +10,7 @@ import torch
 
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.cached import cached
-from handful.data.cases import SupportSet
+from handful.data.support import SupportSet
 from handful.methods.base import Segmenter
 from handful.methods.few_shot_prompts.method import FewShotPrompts, TokenDecoder
 from handful.tuning.loop import TrainConfig

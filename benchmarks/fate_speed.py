@@ -42,9 +42,10 @@ from transformers import Sam2VideoConfig, Sam2VideoModel
 
 from handful.backbones.base import ImageEmbeddings, Memory, MemoryBackbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
-from handful.data.cases import Case, LabelledSlices, SupportSet
+from handful.data.cases import Case
 from handful.data.files import read_cohort
 from handful.data.slicing import Slicer
+from handful.data.support import LabelledSlices, SupportSet
 from handful.data.volume import Geometry, LabelMap, Volume
 from handful.jobs.allocator import tune_allocator
 from handful.methods.base import drawn, to_classes
@@ -284,7 +285,7 @@ Variant = Reference | Ours
 
 def prepared(task: Task, full: MemoryBackbone, half: MemoryBackbone) -> tuple[dict[str, Variant], dict[str, float]]:
     """All that is compared, and the core-seconds that fitting each took."""
-    slicer = Slicer().resolve(task.support.images())
+    slicer = task.support.resolve(Slicer())
     fits, fitted = {REFERENCE: 0.0}, {}
     for backbone in (full, half):
         began = time.process_time()

@@ -12,7 +12,8 @@ from handful.backbones.base import Backbone, PromptEmbeddings
 from handful.backbones.catalog import BACKBONES, load_backbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
+from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.synthesis.episodes import phantom_cohort

@@ -21,8 +21,9 @@ import torch
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
 from handful.data.files import read_cohort
+from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.jobs.allocator import tune_allocator
 from handful.jobs.executors import Executor, Lost, Processes, Serial

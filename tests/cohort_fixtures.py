@@ -9,8 +9,9 @@ from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.cohort.choice import choose_support
 from handful.cohort.fit import fit_to_folder
-from handful.data.cases import Cohort, SupportSet
+from handful.data.cases import Cohort
 from handful.data.files import read_cohort
+from handful.data.support import SupportSet
 from handful.methods.nearest_slice import NearestSlice
 
 

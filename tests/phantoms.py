@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
+from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 
 LABELS = Labels((1, 3), ("ball", "egg"))

@@ -144,7 +144,7 @@ class PromptCell(FoundationCell):
     @torch.inference_mode()
     def results(self, backbone: Backbone) -> list[Line]:
         began, split = time.monotonic(), self.split()
-        slicer = Slicer().resolve(split.support.images())
+        slicer = split.support.resolve(Slicer())
         scores = [self._case(backbone, slicer, case, split.labels.values) for case in split.unseen]
         seconds = round(time.monotonic() - began, 1)
         return [

@@ -34,8 +34,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.jobs.progress import Run
 from handful.methods.interactive.method import InteractiveSegmenter
 from handful.prompts.prompts import Prompts
@@ -166,7 +166,7 @@ class InteractiveCell(Cell):
         if key not in _kept_scenes:
             _kept_scenes.clear()
             split = self._split(self.set)
-            slicer, labels = Slicer().resolve(split.support.images()), split.labels.values
+            slicer, labels = split.support.resolve(Slicer()), split.labels.values
             _kept_scenes[key] = [scene_of(case, labels, self.slices, slicer, backbone) for case in split.unseen]
         return _kept_scenes[key]
 

@@ -29,7 +29,8 @@ from handful.backbones.base import Backbone
 from handful.curation.calibration import Calibration, Compared, calibrate
 from handful.curation.quality import CaseQuality, judging
 from handful.curation.signals import SIGNALS
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap
 from handful.evaluation.evaluate import score_case
 from handful.methods.base import Segmenter

@@ -30,8 +30,9 @@ import numpy as np
 
 from handful.backbones.base import Backbone
 from handful.curation.suggest import SuggestConfig, suggest
-from handful.data.cases import Case, Cohort, SupportSet
+from handful.data.cases import Case, Cohort
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels
 from handful.errors import InputError
 from handful.evaluation.statistics import over_draws

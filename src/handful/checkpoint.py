@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import BACKBONES, load_backbone
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import CheckpointError, SettingsError
 from handful.jobs.atomic import replacing_folder
@@ -84,68 +84,107 @@ def save(
             (fresh / name).write_bytes(content)
 
 
+@dataclass(frozen=True)
+class SavedModel:
+    """A segmenter's folder and its record, which was read once."""
+
+    folder: Path
+    record: Record
+    sha256: str
+    """Of the record's file; the record names the digests of all weights."""
+
+    @property
+    def fitted_on(self) -> dict[str, str]:
+        """SHA-256 of the voxels of each image that it was fitted on, by case; empty where none were recorded."""
+        return {case["case"]: case["image_sha256"] for case in self.record.provenance.get("support", [])}
+
+    def method(self) -> Method:
+        """The method with its settings; CheckpointError where this handful does not know them."""
+        try:
+            return build_method(self.record.method, self.record.settings)
+        except SettingsError as error:
+            raise CheckpointError(f"{self.folder / RECORD} cannot be used: {error}; fit again") from error
+
+    def load(self, backbone: Backbone | None = None, cache: Path | None = None) -> Segmenter:
+        """The segmenter, on its own backbone or on the same one given, which keeps its embeddings in `cache`.
+
+        Raises CheckpointError for weights that are damaged or made for another backbone.
+        """
+        record = self.record
+        weights = _read_weights(self.folder, record)
+        backbone = backbone or load_backbone(record.backbone)
+        digest = backbone.digest()
+        if digest != record.backbone_sha256:
+            raise CheckpointError(
+                f"{self.folder} was fitted on backbone {record.backbone!r} (weights {record.backbone_sha256[:12]}), "
+                f"but this is {backbone.name!r} (weights {digest[:12]}); give the backbone it was fitted on"
+            )
+        try:
+            slicer: Slicer = read_settings(Slicer, record.slicer, "slicer")
+        except SettingsError as error:
+            raise CheckpointError(f"{self.folder / RECORD} cannot be used: {error}; fit again") from error
+        backbone = cached(backbone, cache) if cache is not None else backbone
+        return self.method().restore(Labels.of(record.labels), slicer, backbone, weights)
+
+    def open(self, device: str = "auto", cache: Path | None = None) -> Segmenter:
+        """The segmenter on a device of that name, with the embeddings kept in `cache`."""
+        found = choose_device(device)
+        return self.load(cache=cache).to(found)
+
+
 def load(folder: Path, backbone: Backbone | None = None) -> Segmenter:
     """The segmenter that was saved there, on its own backbone or on the same one given.
 
     Raises CheckpointError for a folder that is incomplete, damaged, of a newer format, or made for another backbone.
     """
-    record = _read_record(folder)
-    weights = _read_weights(folder, record)
-    backbone = backbone or load_backbone(record.backbone)
-    digest = backbone.digest()
-    if digest != record.backbone_sha256:
-        raise CheckpointError(
-            f"{folder} was fitted on backbone {record.backbone!r} (weights {record.backbone_sha256[:12]}), "
-            f"but this is {backbone.name!r} (weights {digest[:12]}); give the backbone it was fitted on"
-        )
+    return open_model(folder).load(backbone)
+
+
+def open_model(folder: Path) -> SavedModel:
+    """Reads the record in a folder, and no weights yet.
+
+    Raises CheckpointError for a folder that is incomplete, or whose record is damaged or of a newer format.
+    """
+    for name in (RECORD, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} holds no {name}: not a fitted model, or half written; make one with handful fit"
+            )
+    content = (folder / RECORD).read_bytes()
     try:
-        method = build_method(record.method, record.settings)
-        slicer: Slicer = read_settings(Slicer, record.slicer, "slicer")
-    except SettingsError as error:
-        raise CheckpointError(f"{folder / RECORD} cannot be used: {error}; fit again") from error
-    return method.restore(Labels.of(record.labels), slicer, backbone, weights)
+        raw = json.loads(content)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / RECORD} is not JSON ({error}); fit again") from error
+    return SavedModel(folder, _parsed(folder / RECORD, raw), digest_of(content))
 
 
 def open_segmenter(folder: Path, device: str = "auto", cache: Path | None = None) -> Segmenter:
     """The segmenter that was saved in `folder`, on a device and with the embeddings kept in `cache`."""
-    found = choose_device(device)
-    segmenter = load(folder)
-    if cache is not None:
-        segmenter = load(folder, cached(segmenter.backbone, cache))
-    return segmenter.to(found)
+    return open_model(folder).open(device, cache)
 
 
 def describe_support(support: SupportSet) -> dict[str, object]:
     """Provenance of a support set: each case's name, SHA-256 of its voxels and labels; no paths, no patients."""
-    cases: list[dict[str, str]] = []
-    for case in support.cases:
-        reference = case.read_reference()
-        arrays = {"image": case.read_image().array} | ({"labels": reference.array} if reference else {})
-        hashes = {f"{what}_sha256": digest_of(array) for what, array in arrays.items()}
-        cases.append({"case": case.name, **hashes})
-    return {"support": cases}
+    return {
+        "support": [
+            {"case": facts.case.name, "image_sha256": facts.image_sha256, "labels_sha256": facts.labels_sha256}
+            for facts in support.facts
+        ]
+    }
 
 
-def _read_record(folder: Path) -> Record:
-    for name in (RECORD, WEIGHTS):
-        if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} holds no {name}: not a segmenter, or half written; fit again")
-    try:
-        raw = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{folder / RECORD} is not JSON ({error}); fit again") from error
+def _parsed(path: Path, raw: Any) -> Record:
     found = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(found, int) and found > FORMAT:
-        raise CheckpointError(f"{folder} has format {found}, this handful reads up to {FORMAT}; update handful")
+        raise CheckpointError(f"{path.parent} has format {found}, this handful reads up to {FORMAT}; update handful")
     unknown = sorted(raw.keys() - {field.name for field in dataclasses.fields(Record)}) if isinstance(raw, dict) else []
     if unknown:
-        raise CheckpointError(f"{folder / RECORD} says more than this handful knows: {', '.join(unknown)}; fit again")
+        raise CheckpointError(f"{path} says more than this handful knows: {', '.join(unknown)}; fit again")
     try:
-        record = TypeAdapter(Record).validate_python(raw)
+        return TypeAdapter(Record).validate_python(raw)
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise CheckpointError(f"{folder / RECORD} does not describe a segmenter ({wrong}); fit again") from error
-    return record
+        raise CheckpointError(f"{path} does not describe a segmenter ({wrong}); fit again") from error
 
 
 def _read_weights(folder: Path, record: Record) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from handful.backbones.base import Memory, MemoryBackbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
 from handful.backbones.edgetam import EdgeTamBackbone
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import CheckpointError
 from handful.methods.fate.method import Fate, FateSegmenter, SliceConfidence

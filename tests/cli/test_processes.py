@@ -63,7 +63,7 @@ def test_a_stopped_prediction_goes_on_to_the_same_bytes(
 @pytest.mark.slow
 def test_two_processes_on_one_output_folder_do_not_meet(many: Path, model: Path, tmp_path: Path, handful: Handful):
     process = small_cohort.start("predict", model, "-i", many, "-o", tmp_path)
-    small_cohort.wait_until((tmp_path / ".handful" / "holder.json").exists, process)
+    small_cohort.wait_until((tmp_path / ".handful" / "lock.holder").exists, process)
     os.kill(process.pid, signal.SIGSTOP)
     second = handful("predict", model, "-i", many, "-o", tmp_path)
     os.kill(process.pid, signal.SIGCONT)

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from handful.cohort.demo import write_phantom_cohort
-from handful.data.cases import check_case
+from handful.data.checks import check_case
 from handful.data.files import read_cohort
 
 

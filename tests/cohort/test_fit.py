@@ -9,7 +9,8 @@ from handful.backbones.base import Backbone
 from handful.checkpoint import load
 from handful.cohort.choice import choose_support
 from handful.cohort.fit import FitConfig, dice_on_support, fit_to_folder
-from handful.data.cases import Cohort, SupportSet
+from handful.data.cases import Cohort
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE
 from handful.errors import BusyError, CheckpointError, LabelError
 from handful.evaluation.evaluate import evaluate

@@ -10,9 +10,10 @@ import pytest
 
 import small_cohort
 from handful.cohort.predict import support_among
-from handful.data.cases import Case, Cohort, SupportSet
+from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort, read_label_map, write_label_map
 from handful.data.nnunet import NnunetDataset, export_nnunet, import_nnunet
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, Labels
 from handful.errors import DamagedFile, InputError, LabelError, SettingsError, UnsupportedInput
 from phantoms import LABELS, phantom, phantom_case, support_set

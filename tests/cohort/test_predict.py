@@ -12,8 +12,9 @@ from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.cohort.fit import fit_to_folder
 from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort, predict_file, support_among
-from handful.data.cases import Case, Cohort, SupportSet
+from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort, read_label_map, write_label_map, write_volume
+from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import BusyError, CheckpointError, InputError, UnsupportedInput
 from handful.methods.fate.method import Fate

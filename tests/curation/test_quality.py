@@ -8,7 +8,8 @@ import pytest
 import tiny_models
 from handful.backbones.base import Backbone
 from handful.curation.quality import CaseQuality, LabelQuality, QualityConfig, judging, predict_quality
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch, LabelError, SettingsError
 from handful.evaluation.metrics import overlap

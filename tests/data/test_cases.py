@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from handful.data.cases import Case, Cohort, SupportSet, check_case
+from handful.data.cases import Case, Cohort
+from handful.data.checks import check_case
 from handful.data.files import write_label_map, write_volume
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch, InputError, LabelError, SettingsError, UnsupportedInput
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handful.data.cases import check_case
+from handful.data.checks import check_case
 from handful.data.files import find_references, read_cohort, write_label_map, write_volume
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, UnsupportedInput

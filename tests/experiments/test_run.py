@@ -15,8 +15,8 @@ import pytest
 
 import small_cohort
 from handful.backbones.catalog import load_backbone
-from handful.data.cases import SupportSet
 from handful.data.files import read_cohort, read_label_map, write_label_map
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap
 from handful.errors import BusyError, DamagedFile, InputError, SettingsError
 from handful.evaluation.evaluate import evaluate

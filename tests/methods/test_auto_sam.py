@@ -10,8 +10,8 @@ from transformers import SamConfig, SamModel
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.cached import cached
 from handful.backbones.sam import SamBackbone
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import CheckpointError, LabelError, SettingsError
 from handful.jobs.progress import Run

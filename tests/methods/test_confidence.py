@@ -10,8 +10,8 @@ from torch import Tensor
 
 import tiny_models
 from handful.backbones.base import Backbone
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap
 from handful.evaluation.metrics import overlap
 from handful.methods.base import Segmenter

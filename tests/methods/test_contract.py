@@ -10,7 +10,7 @@ import torch
 
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.checkpoint import load, save
-from handful.data.cases import SupportSet
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap
 from handful.errors import SettingsError
 from handful.methods.base import Method, Segmenter

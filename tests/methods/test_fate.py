@@ -15,8 +15,9 @@ import torch
 
 import tiny_models
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.methods.catalog import build_method

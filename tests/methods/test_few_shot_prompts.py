@@ -8,8 +8,9 @@ import torch
 
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.cached import cached
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run

@@ -10,8 +10,9 @@ import torch
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from handful.backbones.base import Backbone
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE
 from handful.methods.nearest_slice import NearestSlice, signature
 from phantoms import LABELS, phantom, support_set

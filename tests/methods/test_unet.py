@@ -9,8 +9,9 @@ import torch
 
 import small_cohort
 from handful.backbones.base import Backbone
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run

@@ -9,8 +9,9 @@ import torch
 
 import tiny_models
 from handful.backbones.base import MemoryBackbone
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch
 from handful.methods.fate.method import Fate, FateSegmenter

@@ -12,9 +12,9 @@ import torch
 from handful.backbones.base import Backbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
-from handful.data.cases import SupportSet
 from handful.data.files import read_label_map
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import CheckpointError, DamagedFile, InputError, LabelError, SettingsError
 from handful.methods.fate.method import Fate, FateSegmenter

@@ -8,7 +8,8 @@ from handful.cli import options
 from handful.cli.terminal import exit_on, print_json, progress, stdout, table
 
 if TYPE_CHECKING:
-    from handful.data.cases import Cohort, Finding
+    from handful.data.cases import Cohort
+    from handful.data.checks import Finding
 
 COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -23,7 +24,7 @@ def doctor(
     Exit code 3 when a case has an error.
     """
     from handful.cohort.choice import choose_cases
-    from handful.data.cases import check_cases
+    from handful.data.checks import check_cases
     from handful.data.files import read_cohort
 
     cohort = read_cohort(input)

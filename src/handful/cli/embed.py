@@ -38,7 +38,7 @@ def embed(
 
     cut: dict[str, Any] = {"plane": plane, "window": window}
     slicer = Slicer(**cut)
-    cohort = read_cohort(input)
+    cohort = read_cohort(input, images_only=True)
     chosen = choose_cases(cohort, options.names_in(cases))
     model = open_backbone(backbone, device)
     folder = cache or options.embeddings_of(input)

@@ -82,7 +82,7 @@ def _draw(report: Report, images: Path, overlays: Path, known: References) -> in
     from handful.cohort.overlays import write_overlays
     from handful.data.files import read_cohort
 
-    result = write_overlays(report, read_cohort(images), overlays, known.labels, known.ignore)
+    result = write_overlays(report, read_cohort(images, images_only=True), overlays, known.labels, known.ignore)
     if result.without_scan:
         say(f"no picture of {', '.join(result.without_scan)}: no scan of that name in {images}")
     return len(result.written)

@@ -65,7 +65,7 @@ def _predict_folder(
     from handful.cohort.predict import predict_cohort
     from handful.data.files import read_cohort
 
-    chosen = choose_cases(read_cohort(folder), names)
+    chosen = choose_cases(read_cohort(folder, images_only=True), names)
     with progress("segmenting", quiet) as report:
         return predict_cohort(model, chosen, out, config, report)
 

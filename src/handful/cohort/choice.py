@@ -9,7 +9,8 @@ from pathlib import Path
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import open_backbone
 from handful.checkpoint import RECORD, open_segmenter
-from handful.data.cases import Case, Cohort, SupportSet
+from handful.data.cases import Case, Cohort
+from handful.data.support import SupportSet
 from handful.errors import InputError, SettingsError
 from handful.methods.base import Segmenter
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from handful.backbones.base import Backbone
@@ -14,7 +14,7 @@ from handful.errors import HandfulError
 from handful.evaluation.evaluate import Failure
 from handful.jobs.progress import Report, silent
 from handful.methods.base import CHUNK
-from handful.methods.cost import estimate
+from handful.methods.cost import estimate, grids_of
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ def embed_cohort(
     Only slices cut with the same plane and window are found again. A case that fails is listed, the others go on.
     """
     keeping = cached(backbone, folder)
-    slicer = replace(slicer or Slicer(), neighbours=False)
-    report(0, len(cases), str(estimate(backbone, cases, slicer) or ""))
+    slicer = (slicer or Slicer()).for_display()
+    report(0, len(cases), str(estimate(backbone, grids_of(cases, slicer)) or ""))
     failures: list[Failure] = []
     for number, case in enumerate(cases, start=1):
         try:

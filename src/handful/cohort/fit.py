@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import BACKBONES
-from handful.checkpoint import RECORD, describe_support, load, save
-from handful.data.cases import Case, SupportSet
-from handful.data.slicing import Slicer
-from handful.data.volume import IGNORE
+from handful.checkpoint import RECORD, SavedModel, describe_support, open_model, save
+from handful.data.support import SupportFacts, SupportSet, require_reference
 from handful.errors import CheckpointError
 from handful.evaluation.metrics import overlap
 from handful.jobs.atomic import remove_leftovers, write_atomically
@@ -79,10 +75,12 @@ def fit_to_folder(
         try:
             provenance = _provenance(name, method, support, backbone)
             remove_leftovers(out.parent, lambda name: name == out.name)
-            if _is_fitted(out, str(provenance["fingerprint"]), backbone, config.overwrite):
-                return FitResult(False, _provenance_in(out).get("dice_on_support", {}))
+            saved = _fitted_before(out, str(provenance["fingerprint"]), backbone, config.overwrite)
+            if saved is not None:
+                return FitResult(False, saved.record.provenance.get("dice_on_support", {}))
             training = _begin(scratch, str(provenance["fingerprint"]))
-            report(0, 1, str(estimate(backbone, support.cases, Slicer()) or ""))
+            slicer = support.resolve(method.slicer)
+            report(0, 1, str(estimate(backbone, [slicer.grid(facts.geometry) for facts in support.facts]) or ""))
             segmenter = method.fit(support, backbone, Run(training, report, config.save_every_s))
             dice: dict[str, float] = {}
             if method.trains:
@@ -101,20 +99,18 @@ def dice_on_support(segmenter: Segmenter, support: SupportSet) -> dict[str, floa
     No measure of what is to be expected of other cases, but a label that fails here was not learned. Cases of which
     only some slices are labelled are passed by, so it may be of fewer labels, or of none.
     """
-    richest: dict[int, tuple[int, Case]] = {}
-    for case in support.cases:
-        reference = case.read_reference()
-        if reference is not None and not (reference.array == IGNORE).any():
-            for value in support.labels.values:
-                size = int((reference.array == value).sum())
-                if size > richest.get(value, (0, case))[0]:
-                    richest[value] = size, case
+    richest: dict[int, SupportFacts] = {}
+    for facts in support.facts:
+        for value in support.labels.values:
+            best = richest[value].voxels[value] if value in richest else 0
+            if facts.complete and facts.voxels.get(value, 0) > best:
+                richest[value] = facts
     found: dict[str, float] = {}
-    for case in {case.name: case for _, case in richest.values()}.values():
-        prediction, reference = segmenter.predict(case.read_image()), case.read_reference()
-        assert reference is not None
-        for value, (_, own) in richest.items():
-            if own is case:
+    for facts in {facts.case.name: facts for facts in richest.values()}.values():
+        volume = facts.case.read_image()
+        prediction, reference = segmenter.predict(volume), require_reference(facts.case, volume.geometry)
+        for value, own in richest.items():
+            if own is facts:
                 dice = overlap(prediction.array == value, reference.array == value).dice
                 found[support.labels.as_dict()[value]] = round(dice, 4)
     return found
@@ -130,10 +126,10 @@ def _require_ours(folder: Path, *marks: str) -> None:
 def _provenance(name: str, method: Method, support: SupportSet, backbone: Backbone) -> dict[str, object]:
     """Where the segmenter comes from; the fingerprint is of all that its weights depend on."""
     described = describe_support(support)
-    grids = []
-    for case in support.cases:
-        volume = case.read_image()
-        grids.append([volume.geometry.affine.tolist(), volume.geometry.shape, volume.modality, case.patient])
+    grids = [
+        [facts.geometry.affine.tolist(), facts.geometry.shape, facts.modality, facts.case.patient]
+        for facts in support.facts
+    ]
     decides = [
         version("handful"),
         name,
@@ -149,32 +145,25 @@ def _provenance(name: str, method: Method, support: SupportSet, backbone: Backbo
     return {"fingerprint": fingerprint, **described, **licence}
 
 
-def _is_fitted(out: Path, fingerprint: str, backbone: Backbone, overwrite: bool) -> bool:
-    """Whether this very segmenter lies there, whole; raises where another one does that may not be replaced."""
+def _fitted_before(out: Path, fingerprint: str, backbone: Backbone, overwrite: bool) -> SavedModel | None:
+    """This very segmenter, where it lies there whole; raises where another one does that may not be replaced."""
     if not (out / RECORD).exists():
-        return False
-    if _provenance_in(out).get("fingerprint") == fingerprint:
-        try:
-            load(out, backbone)
-        except CheckpointError:
-            if not overwrite:
-                raise
-            return False
-        return True
+        return None
+    try:
+        saved = open_model(out)
+        if saved.record.provenance.get("fingerprint") == fingerprint:
+            saved.load(backbone)
+            return saved
+    except CheckpointError:
+        if not overwrite:
+            raise
+        return None
     if not overwrite:
         raise CheckpointError(
             f"{out} holds another segmenter (fitted with other settings or on other cases); "
             "name another folder, or say --overwrite"
         )
-    return False
-
-
-def _provenance_in(out: Path) -> dict[str, Any]:
-    """Empty where the record cannot be read or has none."""
-    try:
-        return dict(json.loads((out / RECORD).read_text("utf-8"))["provenance"])
-    except (ValueError, KeyError, TypeError):
-        return {}
+    return None
 
 
 def _begin(scratch: Path, fingerprint: str) -> Path:

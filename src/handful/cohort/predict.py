@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-from handful.checkpoint import RECORD, open_segmenter
+from handful.checkpoint import SavedModel, open_model
 from handful.data.cases import Case
 from handful.data.files import read_volume, stem, write_label_map
 from handful.data.volume import Volume
-from handful.errors import CheckpointError, InputError, UnsupportedInput
+from handful.errors import InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_json
 from handful.jobs.devices import choose_device
@@ -69,14 +69,12 @@ def predict_cohort(
     """
     config = config or PredictConfig()
     started = datetime.now(UTC)
-    digest = _model_digest(model)
+    saved = open_model(model)
     with locked(out / NOTES):
         _remove_leftovers(out, (case.name for case in cases))
-        tasks, skipped, failures = _plan(cases, out, digest, config)
-        done, failed = _segment(model, tasks, config, report) if tasks else ([], [])
-        result = CohortResult(tuple(done), tuple(skipped), (*failures, *failed))
-        if tasks or failures:
-            _write_notes(out, model, digest, result, config, started)
+        result = _Job(saved, out, config, report).run(cases)
+        if result.done or result.failures:
+            _write_notes(out, saved, result, config, started)
     return result
 
 
@@ -88,9 +86,9 @@ def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | No
         raise UnsupportedInput(f"{out}: a label map cannot be kept in {suffix}; name it {stem(out)}{instead}")
     if out.exists() and not config.overwrite:
         raise InputError(f"{out} exists; name another file, or say --overwrite")
-    _model_digest(model)
+    saved = open_model(model)
     volume = read_volume(image)
-    segmenter = open_segmenter(model, config.device, config.cache)
+    segmenter = saved.open(config.device, config.cache)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
     label_map, reasons = segmenter.predict_explained(volume)
@@ -121,48 +119,87 @@ class _Note:
 
 @dataclass(frozen=True)
 class _Task:
-    """A case to do: where its output and its note go, and what the note will say."""
+    """A case to do: where its output and its note go."""
 
     case: Case
     output: Path
     notes: Notes[_Note]
     preview: Path
-    note: _Note
 
 
-def _plan(
-    cases: Iterable[Case], out: Path, model: str, config: PredictConfig
-) -> tuple[list[_Task], list[str], list[Failure]]:
-    tasks: list[_Task] = []
-    skipped: list[str] = []
-    failures: list[Failure] = []
-    for case in cases:
-        try:
-            task = _task(case, out, model)
-            if not config.overwrite and _is_done(task, config):
-                skipped.append(case.name)
+class _Job:
+    """One run over a cohort; the segmenter is loaded for the first case that needs it."""
+
+    def __init__(self, model: SavedModel, out: Path, config: PredictConfig, report: Report) -> None:
+        self.model, self.out, self.config, self.report = model, out, config, report
+
+    def run(self, cases: Sequence[Case]) -> CohortResult:
+        done: list[str] = []
+        skipped: list[str] = []
+        failures: list[Failure] = []
+        for number, case in enumerate(cases):
+            try:
+                task = self._to_do(case)
+                scan = task and case.read_image_and_digest()
+            except Exception as error:  # whatever it is, it is this case's: listed, and the next one goes on
+                failures.append(Failure(case.name, _reason(error, case)))
+                task = scan = None
             else:
-                _make_way(task, config)
-                tasks.append(task)
-        except Exception as error:  # as above: one bad case never ends a cohort
-            failures.append(Failure(case.name, _reason(error, case)))
-    return tasks, skipped, failures
+                if task is None:
+                    skipped.append(case.name)
+            if task and scan:
+                if "segmenter" not in vars(self):
+                    self._announce(scan[0], len(cases) - number)
+                try:
+                    self._carry_out(task, *scan)
+                    done.append(case.name)
+                except Exception as error:  # as above
+                    failures.append(Failure(case.name, _reason(error, case)))
+            self.report(number + 1, len(cases), case.name)
+        return CohortResult(tuple(done), tuple(skipped), tuple(failures))
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        return self.model.open(self.config.device, self.config.cache)
+
+    def _announce(self, first: Volume, cases: int) -> None:
+        """Tells what the run will cost if all scans are as large as the first."""
+        grid = self.segmenter.slicer.grid(first.geometry)
+        self.report(0, cases, str(estimate(self.segmenter.backbone, [grid] * cases) or ""))
+
+    def _to_do(self, case: Case) -> _Task | None:
+        """The task of a case, its place in the folder made free; None where the case was done before."""
+        task = _task(case, self.out)
+        if not self.config.overwrite and self._is_done(task):
+            return None
+        _make_way(task, self.config)
+        return task
+
+    def _is_done(self, task: _Task) -> bool:
+        note = task.notes.find(task.case.name, model=self.model.sha256)
+        if note is None or not task.output.exists() or (self.config.preview and not task.preview.exists()):
+            return False
+        return note.output == digest_of_file(task.output) and note.input == task.case.image_digest()
+
+    def _carry_out(self, task: _Task, volume: Volume, digest: str) -> None:
+        label_map, reasons = self.segmenter.predict_explained(volume)
+        if task.notes.path(task.case.name).exists():
+            task.preview.unlink(missing_ok=True)  # of an earlier answer
+        note = _Note(input=digest, model=self.model.sha256, output=None)
+        task.notes.write(task.case.name, note)  # from here on the output is known to be handful's own
+        write_label_map(task.output, label_map)
+        if self.config.preview:
+            write_preview(task.preview, volume, label_map, self.segmenter, reasons, task.case.name)
+        fitted_on = digest_of(volume.array) in self.model.fitted_on.values()
+        task.notes.write(task.case.name, replace(note, output=digest_of_file(task.output), fitted_on=fitted_on))
 
 
-def _task(case: Case, out: Path, model: str) -> _Task:
+def _task(case: Case, out: Path) -> _Task:
     if case.name in (".", "..") or any(mark in case.name for mark in "/\\\0"):
         raise InputError(f"case {case.name!r} cannot name a file; rename it")
     suffix = case.image.name[len(stem(case.image)) :] if isinstance(case.image, Path) else ".nii.gz"
     output = out / f"{case.name}{WRITTEN_AS.get(suffix.lower(), suffix)}"
-    note = _Note(input=_input_digest(case), model=model, output=None)
-    return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png", note)
-
-
-def _is_done(task: _Task, config: PredictConfig) -> bool:
-    if not task.output.exists() or (config.preview and not task.preview.exists()):
-        return False
-    made_of = {"input": task.note.input, "model": task.note.model}
-    return task.notes.find(task.case.name, **made_of, output=digest_of_file(task.output)) is not None
+    return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png")
 
 
 def _make_way(task: _Task, config: PredictConfig) -> None:
@@ -178,79 +215,22 @@ def _make_way(task: _Task, config: PredictConfig) -> None:
         os.replace(task.output, aside)
 
 
-def _carry_out(task: _Task, segmenter: Segmenter, support: Set[str], config: PredictConfig) -> None:
-    volume = task.case.read_image()
-    label_map, reasons = segmenter.predict_explained(volume)
-    if task.notes.path(task.case.name).exists():
-        task.preview.unlink(missing_ok=True)  # of an earlier answer
-    task.notes.write(task.case.name, task.note)  # from here on the output is known to be handful's own
-    write_label_map(task.output, label_map)
-    if config.preview:
-        write_preview(task.preview, volume, label_map, segmenter, reasons, task.case.name)
-    fitted_on = digest_of(volume.array) in support
-    note = replace(task.note, output=digest_of_file(task.output), fitted_on=fitted_on)
-    task.notes.write(task.case.name, note)
-
-
-def _segment(
-    model: Path, tasks: Sequence[_Task], config: PredictConfig, report: Report
-) -> tuple[list[str], list[Failure]]:
-    segmenter = open_segmenter(model, config.device, config.cache)
-    support = _support(model)
-    cost = estimate(segmenter.backbone, (task.case for task in tasks), segmenter.slicer)
-    report(0, len(tasks), str(cost or ""))
-    done: list[str] = []
-    failures: list[Failure] = []
-    for number, task in enumerate(tasks, start=1):
-        try:
-            _carry_out(task, segmenter, support, config)
-            done.append(task.case.name)
-        except Exception as error:  # whatever it is, it is this case's: listed, and the next one goes on
-            failures.append(Failure(task.case.name, _reason(error, task.case)))
-        report(number, len(tasks), task.case.name)
-    return done, failures
-
-
-def _input_digest(case: Case) -> str:
-    """Of the file's bytes; of voxels and grid where they are in memory or in a second file beside the header."""
-    if isinstance(case.image, Path) and case.image.suffix.lower() not in (".mhd", ".nhdr"):
-        return digest_of_file(case.image)
-    volume: Volume = case.read_image()
-    grid = f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}"
-    return digest_of(volume.array, grid)
-
-
-def _model_digest(model: Path) -> str:
-    """Of the record, which names the digests of all weights."""
-    if not (model / RECORD).is_file():
-        raise CheckpointError(f"{model} holds no {RECORD}: not a fitted model; make one with handful fit")
-    return digest_of_file(model / RECORD)
-
-
-def _support(model: Path) -> set[str]:
-    """Digests of the images that the model was fitted on."""
-    provenance = json.loads((model / RECORD).read_text("utf-8"))["provenance"]
-    return {case["image_sha256"] for case in provenance.get("support", [])}
-
-
-def _write_notes(
-    out: Path, model: Path, digest: str, result: CohortResult, config: PredictConfig, started: datetime
-) -> None:
+def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: PredictConfig, started: datetime) -> None:
     """run.json: what happened, without paths or names; failures.json: which cases failed, and why."""
     failures = out / "failures.json"
     if result.failures:
         write_json(failures, [{"case": one.case, "reason": one.reason} for one in result.failures])
     else:
         failures.unlink(missing_ok=True)
-    record = json.loads((model / RECORD).read_text("utf-8"))
+    record = model.record
     write_json(
         out / "run.json",
         {
             "handful": version("handful"),
-            "model_sha256": digest,
-            "backbone_sha256": record["backbone_sha256"],
-            "method": record["method"],
-            "seed": record["settings"].get("train", record["settings"]).get("seed"),
+            "model_sha256": model.sha256,
+            "backbone_sha256": record.backbone_sha256,
+            "method": record.method,
+            "seed": record.settings.get("train", record.settings).get("seed"),
             "device": choose_device(config.device).type,
             "started": started.isoformat(timespec="seconds"),
             "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from handful.backbones.catalog import load_backbone
-from handful.checkpoint import RECORD, open_segmenter
+from handful.checkpoint import SavedModel, open_model
 from handful.curation.calibration import Calibration
 from handful.curation.quality import CaseQuality, Judge, QualityConfig, Refit, judging
-from handful.data.cases import Case, Cohort, SupportSet
+from handful.data.cases import Case, Cohort
 from handful.data.files import read_label_map, stem
 from handful.data.formats import is_scan
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import Labels
-from handful.errors import CheckpointError, HandfulError, InputError, SettingsError
+from handful.errors import HandfulError, InputError, SettingsError
 from handful.evaluation.evaluate import Failure
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES, Notes
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
-from handful.methods.catalog import build_method
 from handful.reports.overlay import write_overlay
 from handful.reports.review_page import PICTURES, ReviewResult, write_review
 
@@ -68,9 +66,9 @@ def review_folder(
     judged. Raises InputError where none of the labelled cases are there or nothing is to be judged, BusyError while
     another process works in `out`.
     """
-    record = _read_record(model)
+    saved = open_model(model)
     found = _label_maps(predictions)
-    support, known = _support(record, labelled or cohort, model)
+    support, known = _support(saved, labelled or cohort)
     wanted = [case for case in cohort.cases if case.name not in known]
     if not any(case.name in found for case in wanted):
         raise InputError(
@@ -78,11 +76,11 @@ def review_folder(
             "give the folder that handful predict wrote, and the scans it was made from"
         )
     with locked(out / NOTES):
-        segmenter = open_segmenter(model, config.device, config.cache)
-        key, refit = _key(model, support, config), _refit(record, segmenter, config)
+        segmenter = saved.open(config.device, config.cache)
+        key, refit = _key(saved, support, config), _refit(saved, segmenter, config)
         work = _Work(out, found, segmenter.slicer, segmenter.labels, key, refit)
         quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=config.cache)
-        with judging(segmenter, SupportSet(support, segmenter.labels), quality) as judge:
+        with judging(segmenter, support, quality) as judge:
             return _reviewed(work, judge, support, wanted, config, report)
 
 
@@ -116,11 +114,11 @@ class _CaseNote:
 
 
 def _reviewed(
-    work: _Work, judge: Judge, support: tuple[Case, ...], wanted: Sequence[Case], config: ReviewConfig, report: Report
+    work: _Work, judge: Judge, support: SupportSet, wanted: Sequence[Case], config: ReviewConfig, report: Report
 ) -> ReviewResult:
-    names = tuple(case.name for case in support)
+    names = tuple(case.name for case in support.cases)
     report(0, len(wanted), f"{len(wanted)} cases by {len(names)} labelled ones")
-    judge = _calibrated(work, judge, SupportSet(support, judge.segmenter.labels), report)
+    judge = _calibrated(work, judge, support, report)
     judged: list[CaseQuality] = []
     skipped: list[str] = []
     failures: list[Failure] = []
@@ -157,23 +155,16 @@ def _judged(work: _Work, judge: Judge, case: Case) -> tuple[CaseQuality, bool]:
         raise InputError(f"no prediction of case {case.name!r}; predict it first, or name the cases that are")
     path = work.predictions[case.name]
     prediction = read_label_map(path, work.labels)
-    scan = digest_of(case.read_image().array)
-    key = digest_of(f"{work.key} {scan} {digest_of_file(path)}")
+    volume = case.read_image()
+    key = digest_of(f"{work.key} {digest_of(volume.array)} {digest_of_file(path)}")
     notes = Notes(work.out / NOTES / "cases", _CaseNote)
     note = notes.find(case.name, made_of=key)
     if note is not None:
         return note.content, False
-    quality = judge(case, prediction)
+    quality = judge(replace(case, image=volume), prediction)
     _picture(work.out, case.name).unlink(missing_ok=True)  # of another prediction
     notes.write(case.name, _CaseNote(key, quality))
     return quality, True
-
-
-def _read_record(model: Path) -> dict[str, Any]:
-    if not (model / RECORD).is_file():
-        raise CheckpointError(f"{model} holds no {RECORD}: not a fitted model; make one with handful fit")
-    record: dict[str, Any] = json.loads((model / RECORD).read_text("utf-8"))
-    return record
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:
@@ -182,48 +173,44 @@ def _label_maps(folder: Path) -> dict[str, Path]:
     return {stem(path): path for path in sorted(folder.iterdir()) if is_scan(path)}
 
 
-def _support(record: dict[str, Any], cohort: Cohort, model: Path) -> tuple[tuple[Case, ...], set[str]]:
+def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str]]:
     """The labelled cases that the model was fitted on, as far as they are there, and the names of all of them."""
-    fitted = {one["case"]: one["image_sha256"] for one in record["provenance"].get("support", [])}
+    fitted = model.fitted_on
     labelled = [case for case in cohort.cases if case.reference is not None]
     support = [case for case in labelled if case.name in fitted] if fitted else labelled
     if not support:
         names = f"fitted on {', '.join(sorted(fitted)[:5])}" if fitted else "of which no support is recorded"
         raise InputError(
-            f"cohort {cohort.name!r} has no labelled case of the model {model.name!r} ({names}), "
+            f"cohort {cohort.name!r} has no labelled case of the model {model.folder.name!r} ({names}), "
             "and nothing can be judged without one; name the folder that has them by --support"
         )
-    for case in support:
-        digest = digest_of(case.read_image().array)
-        if digest != fitted.get(case.name, digest):
+    found = SupportSet(tuple(support), Labels.of(model.record.labels))
+    for facts in found.facts:
+        name = facts.case.name
+        if facts.image_sha256 != fitted.get(name, facts.image_sha256):
             raise InputError(
-                f"case {case.name!r} of cohort {cohort.name!r} is not the scan of that name that the model was fitted "
+                f"case {name!r} of cohort {cohort.name!r} is not the scan of that name that the model was fitted "
                 "on; name the folder that has it by --support"
             )
-    return tuple(support), {*fitted, *(case.name for case in support)}
+    return found, {*fitted, *(case.name for case in support)}
 
 
-def _refit(record: dict[str, Any], segmenter: Segmenter, config: ReviewConfig) -> Refit | None:
+def _refit(model: SavedModel, segmenter: Segmenter, config: ReviewConfig) -> Refit | None:
     """Fits the model's method to other cases, on the backbone as it was before; None where nothing is calibrated."""
-    method = build_method(record["method"], record["settings"])
+    method = model.method()
     if config.calibrate is False or (config.calibrate is None and method.trains):
         return None
     if not method.trains:
         return lambda cases: method.fit(cases, segmenter.backbone)
-    backbone = load_backbone(record["backbone"]).to(segmenter.backbone.device)
+    backbone = load_backbone(model.record.backbone).to(segmenter.backbone.device)
     return lambda cases: method.fit(cases, backbone)
 
 
-def _key(model: Path, support: Sequence[Case], config: ReviewConfig) -> str:
+def _key(model: SavedModel, support: SupportSet, config: ReviewConfig) -> str:
     """What a judgement depends on, beside the case."""
-    references = []
-    for case in support:
-        reference = case.read_reference()
-        assert reference is not None
-        references.append((case.name, digest_of(reference.array)))
+    references = [(facts.case.name, facts.labels_sha256) for facts in support.facts]
     settings = (config.reverse, config.confidence, config.calibrate)
-    made_of = [version("handful"), digest_of_file(model / RECORD), references, settings]
-    return digest_of_json(made_of)
+    return digest_of_json([version("handful"), model.sha256, references, settings])
 
 
 def _draw(work: _Work, cases: Sequence[Case], shown: Sequence[CaseQuality]) -> None:

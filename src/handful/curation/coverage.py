@@ -22,7 +22,7 @@ from torch import Tensor
 
 from handful.backbones.base import ImageEmbeddings
 from handful.curation.disagreement import SegmentedCase
-from handful.data.slicing import Plane
+from handful.data.slice_grid import Plane
 from handful.errors import InputError
 
 CELLS = 4

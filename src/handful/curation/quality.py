@@ -20,8 +20,9 @@ from handful.backbones.cached import cached
 from handful.curation.calibration import LEAST_CASES, Calibration, Compared, calibrate
 from handful.curation.reverse import REVERSE, ScoredSlices, reverse_dice, reverse_method
 from handful.curation.signals import ShapeStatistics, Signals, consistency, flags, voxel_size
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import LabelError, SettingsError
 from handful.evaluation.metrics import overlap

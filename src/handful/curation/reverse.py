@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones.base import Backbone, MemoryBackbone
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
 from handful.data.slicing import Slicer, SliceView
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.evaluation.metrics import overlap
 from handful.methods.base import CHUNK, Method, to_classes

@@ -7,25 +7,25 @@ itself (`disagreement`).
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Integer
-from numpy.typing import NDArray
 
 from handful.backbones.base import Backbone
 from handful.curation.coverage import Choice, EncodedCase, Pool, SliceName, choose, descriptor
 from handful.curation.disagreement import SegmentedCase
 from handful.data.cases import Case, Cohort
-from handful.data.slicing import Plane, Slicer, SliceView
+from handful.data.slice_grid import Plane
+from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, Labels, Volume
 from handful.errors import HandfulError, InputError, LabelError, SettingsError
 from handful.evaluation.evaluate import Failure
 from handful.jobs.progress import Report, silent
 from handful.methods.base import CHUNK, Segmenter, has_signal
-from handful.methods.cost import estimate
+from handful.methods.cost import estimate, grids_of
 
 UNLIKE = 2 / 3
 """A suggestion is said to look unlike anything labelled if it is newer than this share of the candidates."""
@@ -112,8 +112,8 @@ def suggest(
     if segmenter is not None:
         _require_same_labels(cohort, segmenter)
     slicer = segmenter.slicer if segmenter is not None else config.slicer.resolve(_images(cohort))
-    slicer = replace(slicer, neighbours=False)
-    report(0, len(cohort.cases), str(estimate(backbone, cohort.cases, slicer) or ""))
+    slicer = slicer.for_display()
+    report(0, len(cohort.cases), str(estimate(backbone, grids_of(cohort.cases, slicer)) or ""))
     encoded: list[EncodedCase] = []
     failures: list[Failure] = []
     for number, case in enumerate(cohort.cases, start=1):
@@ -151,20 +151,9 @@ def _encoded(case: Case, backbone: Backbone, segmenter: Segmenter | None, slicer
         labelled = (view.of(reference.array) != IGNORE).any(axis=(1, 2))
     wanted = segmenter is not None and not labelled.all()
     segmented = SegmentedCase.of(segmenter, volume, view) if segmenter is not None and wanted else None
-    axis, index = _along(view)
+    index = np.array([view.grid.index_in_array(number) for number in range(len(view))])
     lit = np.concatenate(signal)
-    return EncodedCase(case.name, view.plane, axis, index, torch.cat(descriptors), labelled, lit, segmented)
-
-
-def _along(view: SliceView) -> tuple[int, NDArray[np.intp]]:
-    """The axis of the voxel array across which the slices lie, and the place of each slice along it."""
-    shape = view.volume.geometry.shape
-    for axis in (2, 1, 0):
-        places = np.arange(shape[axis]).reshape([-1 if other == axis else 1 for other in range(3)])
-        index: NDArray[np.intp] = view.of(np.broadcast_to(places, shape))[:, 0, 0]
-        if len(set(index.tolist())) == shape[axis] == len(index):
-            return axis, index
-    raise AssertionError("slices lie across some axis")
+    return EncodedCase(case.name, view.plane, view.grid.axis, index, torch.cat(descriptors), labelled, lit, segmented)
 
 
 def _suggestion(pool: Pool, choice: Choice) -> Suggestion:

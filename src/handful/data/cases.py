@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from handful.data.formats import read_geometry, read_label_map, read_volume, require_known
+from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
+from handful.errors import InputError, SettingsError
+from handful.jobs.digests import Digest, digest_of, digest_of_file
 
-from handful.data.formats import read_geometry, read_label_map, read_notes, read_volume, require_known
-from handful.data.slicing import Slicer
-from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, require_finite
-from handful.errors import HandfulError, InputError, LabelError, SettingsError
+HEADERS = (".mhd", ".nhdr")
+"""Suffixes of files that hold a header, and the voxels in a second file."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +32,32 @@ class Case:
 
     def read_image(self) -> Volume:
         """The image, verified."""
-        volume = self.image if isinstance(self.image, Volume) else read_volume(self.image)
-        require_finite(volume.array, f"case {self.name!r}")
-        return replace(volume, modality=self.modality or volume.modality)
+        return self._verified(self.image if isinstance(self.image, Volume) else read_volume(self.image))
+
+    def read_image_and_digest(self) -> tuple[Volume, str]:
+        """The image and its `image_digest`, the file read once for both wherever its format allows it."""
+        if (file := self._own_file) is not None:
+            digest = Digest()
+            return self._verified(read_volume(file, digest=digest)), digest.hex()
+        volume = self.read_image()
+        return volume, _digest_of_volume(volume)
+
+    def image_digest(self) -> str:
+        """SHA-256 of the image's file; of voxels and grid where these are in memory, or in a second file."""
+        file = self._own_file
+        return _digest_of_volume(self.read_image()) if file is None else digest_of_file(file)
+
+    @property
+    def _own_file(self) -> Path | None:
+        """The one file that holds the whole image."""
+        return self.image if isinstance(self.image, Path) and self.image.suffix.lower() not in HEADERS else None
 
     def read_reference(self, geometry: Geometry | None = None) -> LabelMap | None:
         """The reference, verified and on the image's very grid; None where there is none.
 
-        `geometry` is that of the image, where it is known; else the image's header is read. Raises GeometryMismatch where its grid is another one (headers may differ by half a voxel), LabelError where it
-        holds other values than `labels`.
+        `geometry` is that of the image, where it is known; else the image's header is read. Raises GeometryMismatch
+        where the reference's grid is another one (headers may differ by half a voxel), LabelError where it holds other
+        values than `labels`.
         """
         if self.reference is None:
             return None
@@ -57,6 +70,10 @@ class Case:
         what = f"case {self.name!r}: image and labels" + _beside(self.image, self.reference)
         geometry.require_same(known.geometry, what)
         return LabelMap(known.array, geometry, self.labels or known.labels)
+
+    def _verified(self, volume: Volume) -> Volume:
+        require_finite(volume.array, f"case {self.name!r}")
+        return replace(volume, modality=self.modality or volume.modality)
 
     @property
     def is_in_files(self) -> bool:
@@ -100,6 +117,11 @@ class Cohort:
         drawn = candidates[:shots]
         rest = [case for case in self.cases if _patient(case) not in drawn]
         return [labelled[who][0] for who in drawn], sorted(rest, key=lambda case: case.name)
+
+
+def _digest_of_volume(volume: Volume) -> str:
+    grid = f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}"
+    return digest_of(volume.array, grid)
 
 
 def _patient(case: Case) -> str:

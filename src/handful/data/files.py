@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,10 @@ __all__ = [
 ]
 
 
-def read_cohort(folder: str | Path) -> Cohort:
+def read_cohort(folder: str | Path, *, images_only: bool = False) -> Cohort:
     """The cases of a folder, sorted by name, no voxel read yet unless label names are missing.
+
+    With `images_only` references are passed over, and no voxel is read at all.
 
     Known layouts: `images/` and `labels/` with files of equal stem; nnU-Net's raw folders (`imagesTr/`, one channel);
     the Medical Segmentation Decathlon's `dataset.json`; a folder of images; one image. A `dataset.json` gives label
@@ -61,6 +63,8 @@ def read_cohort(folder: str | Path) -> Cohort:
         Case(name, image, label, facts.labels, patients.get(name), facts.modality, facts.ignore)
         for name, image, label in sorted(pairs)
     )
+    if images_only:
+        cases = tuple(replace(case, reference=None) for case in cases)
     labels = facts.labels or _scan_labels(cases)
     return Cohort(tuple(_with_labels(case, labels) for case in cases), labels, facts.name)
 

@@ -18,16 +18,19 @@ from handful.data.verified import MAX_BYTES
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import InputError, LabelError, UnsupportedInput
 from handful.jobs.atomic import replacing
+from handful.jobs.digests import Digest
 
 
-def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES) -> Volume:
+def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES, digest: Digest | None = None) -> Volume:
     """The image in a file; integer voxels keep their type, all others become 32-bit floats.
+
+    The bytes of the file are added to `digest`, of NIfTI in the same pass in which they are read.
 
     Raises DamagedFile where the file is cut off, corrupt or larger than `max_bytes`, UnsupportedInput where it holds
     something else than one volume of finite grey values or one picture, or its axes are sheared.
     """
     path = Path(path)
-    array, geometry = _format(path).read(path, max_bytes)
+    array, geometry = _format(path).read(path, max_bytes, digest)
     _require_orthogonal(path, geometry)
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused
@@ -121,16 +124,29 @@ def require_known(classes: NDArray[Any], labels: Labels, what: str) -> None:
 class _Format:
     """How files of one kind are read and written; arrays are (channels, i, j, k)."""
 
-    read: Callable[[Path, int], tuple[NDArray[Any], Geometry]]
+    read: Callable[[Path, int, Digest | None], tuple[NDArray[Any], Geometry]]
     read_labels: Callable[[Path, int], tuple[NDArray[Any], Geometry]]
     geometry: Callable[[Path], Geometry]
     write: Callable[[Path, NDArray[Any], Geometry], None]
     notes: Callable[[Path], list[str]] = lambda _: []
 
 
+def _after_digest(
+    read: Callable[[Path, int], tuple[NDArray[Any], Geometry]],
+) -> Callable[[Path, int, Digest | None], tuple[NDArray[Any], Geometry]]:
+    """A reader whose library opens the file itself, so that a digest takes a pass of its own before."""
+
+    def digested(path: Path, max_bytes: int, digest: Digest | None) -> tuple[NDArray[Any], Geometry]:
+        if digest:
+            digest.add_file(path)
+        return read(path, max_bytes)
+
+    return digested
+
+
 _NIFTI = _Format(read_nifti, read_nifti, nifti_geometry, write_nifti, nifti_notes)
-_ITK = _Format(read_itk, read_itk, itk_geometry, write_itk)
-_PICTURE = _Format(read_picture, read_label_picture, picture_geometry, write_picture)
+_ITK = _Format(_after_digest(read_itk), read_itk, itk_geometry, write_itk)
+_PICTURE = _Format(_after_digest(read_picture), read_label_picture, picture_geometry, write_picture)
 _FORMATS: Mapping[str, _Format] = {
     ".nii.gz": _NIFTI,
     ".nii": _NIFTI,

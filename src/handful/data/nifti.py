@@ -13,24 +13,30 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from handful.data.verified import Inflated, is_gzip, read_head, read_verified
+from handful.data.verified import Stream, is_gzip, open_stream, read_head, read_verified
 from handful.data.volume import Geometry
 from handful.errors import DamagedFile, UnsupportedInput
+from handful.jobs.digests import Digest
 from handful.jobs.files import open_file
 
 _NIFTI1_HEADER, _NIFTI2_HEADER = 348, 540
 """Bytes, as both headers state themselves in their first field."""
 
 
-def read_nifti(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
-    """Voxels (1, i, j, k) and grid; integers stay as stored, scaled voxels become floats."""
-    header = _read_header(path)
-    geometry, dtype, offset = _geometry(path, header), header.get_data_dtype(), int(header.get_data_offset())
-    if dtype.fields is not None or dtype.kind not in "iuf":
-        kind = "RGB" if dtype.fields is not None else f"{dtype}"
-        raise UnsupportedInput(f"{path}: voxels are {kind}, not grey; save one real-valued channel")
-    count = math.prod(geometry.shape)
-    content = read_verified(path, offset + count * dtype.itemsize, max_bytes)
+def read_nifti(path: Path, max_bytes: int, digest: Digest | None = None) -> tuple[NDArray[Any], Geometry]:
+    """Voxels (1, i, j, k) and grid; integers stay as stored, scaled voxels become floats.
+
+    The file is read once; its bytes are added to `digest`.
+    """
+    with open_stream(path, digest) as stream:
+        head = _read_head(stream, path)
+        header = _parse(path, head)
+        geometry, dtype, offset = _geometry(path, header), header.get_data_dtype(), int(header.get_data_offset())
+        if dtype.fields is not None or dtype.kind not in "iuf":
+            kind = "RGB" if dtype.fields is not None else f"{dtype}"
+            raise UnsupportedInput(f"{path}: voxels are {kind}, not grey; save one real-valued channel")
+        count = math.prod(geometry.shape)
+        content = read_verified(stream, path, head, offset + count * dtype.itemsize, max_bytes)
     stored = np.frombuffer(content, dtype, count, offset)
     array = stored.astype(dtype.newbyteorder("="), copy=False).reshape(geometry.shape, order="F")
     return _scaled(array, *header.get_slope_inter())[None], geometry
@@ -79,19 +85,17 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
             image.to_stream(file)
 
 
-def _header_size(path: Path) -> int:
-    """348 for NIfTI-1 and for anything else but NIfTI-2, so that a tiny file is not taken for a truncated one."""
-    with open_file(path) as file:
-        stream = Inflated(file, path) if is_gzip(file) else file
-        start = stream.read(4)
-    stated = (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
-    return _NIFTI2_HEADER if _NIFTI2_HEADER in stated else _NIFTI1_HEADER
-
-
 def _read_header(path: Path) -> Any:
-    size = _header_size(path)
-    with open_file(path) as file:
-        return _parse(path, read_head(Inflated(file, path) if is_gzip(file) else file, path, size))
+    with open_stream(path) as stream:
+        return _parse(path, _read_head(stream, path))
+
+
+def _read_head(stream: Stream, path: Path) -> bytes:
+    """The header's bytes: 348 but of NIfTI-2, so that a tiny file of another kind is not called truncated."""
+    start = stream.read(4)
+    stated = (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
+    size = _NIFTI2_HEADER if _NIFTI2_HEADER in stated else _NIFTI1_HEADER
+    return read_head(stream, path, size, start)
 
 
 def _parse(path: Path, head: bytes) -> Any:

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handful.data.cases import Case, Cohort, SupportSet
+from handful.data.cases import Case, Cohort
 from handful.data.files import read_label_map, stem, write_label_map, write_volume
 from handful.data.formats import is_scan
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput
 from handful.jobs.atomic import replacing_folder, write_json

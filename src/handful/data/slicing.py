@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -68,7 +68,7 @@ class Slicer:
 
     def resolve_among(self, volumes: Iterable[tuple[Geometry, Window]]) -> Slicer:
         """As `resolve`, for volumes whose geometry and `suggested_window` are known."""
-        planes, windows = Counter[Plane](), Counter[Window]()
+        planes, windows = Counter[PlaneChoice](), Counter[Window]()
         for geometry, window in volumes:
             planes[best_plane(geometry)] += 1
             windows[window] += 1
@@ -76,8 +76,8 @@ class Slicer:
             raise SettingsError("no volume to choose plane and window by; name them")
         return replace(
             self,
-            plane=_most(planes) if self.plane == "auto" else self.plane,
-            window=_most(windows) if self.window == "auto" else self.window,
+            plane=_most_frequent(planes) if self.plane == "auto" else self.plane,
+            window=_most_frequent(windows) if self.window == "auto" else self.window,
         )
 
     def grid(self, geometry: Geometry) -> SliceGrid:
@@ -181,7 +181,7 @@ def suggested_window(volume: Volume) -> Window:
     return "none" if volume.array.dtype == np.uint8 and volume.array.shape[0] == 3 else "percentile"
 
 
-def _most(votes: Counter[_Choice]) -> _Choice:
+def _most_frequent(votes: Mapping[_Choice, int]) -> _Choice:
     return min(votes, key=lambda choice: (-votes[choice], choice))  # no matter which volume came first
 
 

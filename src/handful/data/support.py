@@ -234,7 +234,8 @@ def _held(facts: SupportFacts, keep: _Keep) -> SupportFacts:
     """The same case with its voxels at hand."""
     volume = facts.case.read_image()
     reference = require_reference(facts.case, volume.geometry)
-    image, labels = (replace(one, array=keep(one.array)) for one in (volume, reference))
+    image = replace(volume, array=keep(volume.array))
+    labels = replace(reference, array=keep(reference.array))
     return replace(facts, case=replace(facts.case, image=image, reference=labels))
 
 

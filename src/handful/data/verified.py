@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol, runtime_checkable
 
 from handful.errors import DamagedFile
+from handful.jobs.digests import Digest
 from handful.jobs.files import open_file
 
 MAX_BYTES = 8 * 2**30
@@ -18,17 +20,37 @@ _SURPLUS = 2**20
 """Bytes a stream may hold beyond what its header declares: padding, not a bomb."""
 
 
-def read_verified(path: Path, size: int, max_bytes: int) -> bytearray:
-    """The first `size` bytes of a file, which its header declares; inflated where the magic bytes say gzip.
+@runtime_checkable
+class Stream(Protocol):
+    """Bytes that are read one after the other."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+@contextmanager
+def open_stream(path: Path, digest: Digest | None = None) -> Iterator[Stream]:
+    """The content of a file from its start, inflated where the magic bytes say gzip, whatever its name.
+
+    All bytes of the file are added to `digest`, in the same pass.
+    """
+    with open_file(path) as file:
+        source = _Digested(file, digest) if digest else file
+        yield Inflated(source, path) if is_gzip(file) else source
+        while digest and source.read(_CHUNK):
+            pass
+
+
+def read_verified(stream: Stream, path: Path, head: bytes, size: int, max_bytes: int) -> bytearray:
+    """The first `size` bytes of a stream of which `head` was read before; its header declares how many they are.
 
     Nothing is allocated before `size` is known to be within `max_bytes`.
     """
     _require_bounded(path, size, max_bytes)
-    content, filled = bytearray(size), 0
-    with open_file(path) as file:
-        for piece in _pieces(Inflated(file, path) if is_gzip(file) else file, path, size):
-            content[filled : filled + len(piece)] = piece
-            filled += len(piece)
+    content, filled = bytearray(size), min(len(head), size)
+    content[:filled] = head[:filled]
+    for piece in _pieces(stream, path, size, filled):
+        content[filled : filled + len(piece)] = piece
+        filled += len(piece)
     return content
 
 
@@ -41,16 +63,13 @@ def verify_payload(path: Path, offset: int, size: int, compressed: bool, max_byt
             pass
 
 
-def is_gzip(file: BinaryIO) -> bool:
-    """Whether the file starts with gzip's magic bytes, whatever its name; rewinds it."""
-    magic = file.read(2)
-    file.seek(0)
-    return magic == b"\x1f\x8b"
+def is_gzip(file: BufferedReader) -> bool:
+    """Whether the next bytes are gzip's magic ones; they are still to be read afterwards."""
+    return file.peek(2)[:2] == b"\x1f\x8b"
 
 
-def read_head(stream: BufferedReader | Inflated, path: Path, header: int) -> bytes:
-    """The first `header` bytes; DamagedFile where there are fewer."""
-    head = b""
+def read_head(stream: Stream, path: Path, header: int, head: bytes = b"") -> bytes:
+    """The first `header` bytes, of which `head` was read before; DamagedFile where there are fewer."""
     while len(head) < header and (piece := stream.read(header - len(head))):
         head += piece
     if len(head) < header:
@@ -58,10 +77,22 @@ def read_head(stream: BufferedReader | Inflated, path: Path, header: int) -> byt
     return head
 
 
+class _Digested:
+    """A file whose bytes are added to a digest as they are read."""
+
+    def __init__(self, file: Stream, digest: Digest) -> None:
+        self._file, self._digest = file, digest
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size)
+        self._digest.add(data)
+        return data
+
+
 class Inflated:
     """A gzip (of one or many members) or zlib stream, inflated piece by piece with every checksum verified."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: Stream, path: Path) -> None:
         self._file, self._path = file, path
         self._waiting = b""
         self._restart()
@@ -110,9 +141,8 @@ def _require_bounded(path: Path, size: int, max_bytes: int) -> None:
         )
 
 
-def _pieces(stream: BufferedReader | Inflated, path: Path, size: int) -> Iterator[bytes]:
-    """The first `size` bytes; then the rest of a compressed stream is read for its checksum."""
-    done = 0
+def _pieces(stream: Stream, path: Path, size: int, done: int = 0) -> Iterator[bytes]:
+    """The first `size` bytes but those `done`; then the rest of a compressed stream is read for its checksum."""
     while done < size:
         piece = stream.read(min(_CHUNK, size - done))
         if not piece:

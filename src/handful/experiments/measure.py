@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from handful.backbones.base import Backbone
-from handful.data.cases import Case, Cohort, SupportSet
+from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Volume
 from handful.errors import HandfulError, InputError
 from handful.evaluation.evaluate import Row, score_case

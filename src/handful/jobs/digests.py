@@ -18,6 +18,8 @@ from handful.jobs.files import open_file
 Part = str | bytes | NDArray[Any] | Tensor
 """Text counts as UTF-8; arrays and tensors as their elements in row-major order, without shape and type."""
 
+_PIECE = 2**20
+
 
 class Digest:
     """The digest of parts that are added one after another."""
@@ -29,6 +31,12 @@ class Digest:
         for part in parts:
             for block in _blocks(_plain(part)):
                 self._sha.update(block)
+
+    def add_file(self, path: Path) -> None:
+        """Adds the bytes of a file, piece by piece; InputError where it cannot be read."""
+        with open_file(path) as file:
+            while piece := file.read(_PIECE):
+                self._sha.update(piece)
 
     def hex(self) -> str:
         return self._sha.hexdigest()
@@ -51,8 +59,9 @@ def digest_of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
 
 def digest_of_file(path: str | Path) -> str:
     """The digest of the file's bytes, read piece by piece; InputError where it cannot be read."""
-    with open_file(Path(path)) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = Digest()
+    digest.add_file(Path(path))
+    return digest.hex()
 
 
 def digest_of_json(content: object) -> str:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer, SliceView
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run

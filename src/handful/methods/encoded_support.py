@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from handful.backbones.base import Backbone, ImageEmbeddings
-from handful.data.cases import LabelledSlices, SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import LabelledSlices, SupportSet
 from handful.jobs.digests import Digest, digest_of
 from handful.methods.base import CHUNK
 from handful.tuning.augment import augmented

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
-from handful.data.cases import LabelledSlices, SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import LabelledSlices, SupportSet
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.digests import digest_of

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +18,9 @@ from torch import Generator, Tensor
 
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.zoom import decode_zoomed
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
 from handful.data.slicing import Slicer, SliceView
+from handful.data.support import LabelledSlices
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import InputError, SettingsError
 from handful.methods.base import CHUNK, PromptableSegmenter, Segmenter

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def write_preview(
         write_overlay(path, volume, prediction, slicer=segmenter.slicer, case=case)
         return
     volume.geometry.require_same(prediction.geometry, f"preview of {case or path.stem!r}: image and prediction")
-    view = replace(segmenter.slicer, neighbours=False).view(volume)
+    view = segmenter.slicer.for_display().view(volume)
     rows = list(_rows(view, prediction, segmenter, reasons))
     write_atomically(path, _draw(view, prediction.labels, rows, case or path.stem))
 

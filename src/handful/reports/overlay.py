@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +72,7 @@ class _Sheet:
 
     @classmethod
     def of(cls, volume: Volume, prediction: LabelMap, reference: LabelMap | None, slicer: Slicer) -> _Sheet:
-        view = replace(slicer, neighbours=False).view(volume)
+        view = slicer.for_display().view(volume)
         labels, dice = prediction.labels, {}
         predicted, truth = view.of(prediction.array), None
         labelled = predicted > 0

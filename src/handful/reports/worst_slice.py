@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +16,7 @@ DPI = 140
 
 def worst_slice(volume: Volume, prediction: LabelMap, reference: LabelMap, slicer: Slicer) -> bytes:
     """A WebP picture, square: the prediction filled in colour, the reference a dashed white line, as in overlays."""
-    view = replace(slicer, neighbours=False).view(volume)
+    view = slicer.for_display().view(volume)
     predicted, truth = view.of(prediction.array), view.of(reference.array)
     wrong = (predicted != truth) & (truth != IGNORE)
     number = int(wrong.sum(axis=(1, 2)).argmax())

@@ -20,9 +20,10 @@ from jaxtyping import Bool, Float, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handful.data.cases import AcceptedSlices, Case
+from handful.data.cases import Case
 from handful.data.files import write_label_map
 from handful.data.slicing import Slicer
+from handful.data.support import AcceptedSlices
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError
 from handful.jobs.progress import Report, silent

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from handful.backbones.base import MemoryBackbone
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
+from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run

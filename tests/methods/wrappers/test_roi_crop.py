@@ -7,7 +7,8 @@ import pytest
 
 from handful.backbones.base import Backbone
 from handful.checkpoint import load, save
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
+from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Volume
 from handful.errors import SettingsError
 from handful.methods.catalog import build_method, method_settings

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm
 
 from handful.backbones.base import Backbone, ImageEmbeddings
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.jobs.atomic import write_atomically

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone
 from handful.backbones.catalog import BACKBONES
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer, SliceView
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run

@@ -15,9 +15,7 @@ from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch import Tensor, nn
 
 from handful.backbones.base import ImageEmbeddings, Memory, MemoryBackbone
-from handful.data.cases import LabelledSlices
-from handful.data.slicing import Slicer
-from handful.data.volume import Geometry, Volume
+from handful.data.support import LabelledSlices
 from handful.methods.base import CHUNK
 
 CELLS = 16

@@ -20,8 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -25,9 +26,11 @@ from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
 from handful.backbones.framing import from_square, into_square
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
 from handful.data.files import read_cohort
+from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer, SliceView
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels
 from handful.errors import SettingsError
 from handful.jobs.digests import digest_of

@@ -10,8 +10,8 @@ from typing import Any, ClassVar, TypeVar
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, below

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.cases import SupportSet
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import Geometry, Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run

@@ -10,7 +10,7 @@ slice is left out.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.cases import Case, SupportSet
+from handful.data.cases import Case
+from handful.data.slice_grid import Block, SliceGrid
 from handful.data.slicing import Slicer, SliceView
+from handful.data.support import LabelledScan, LabelledSlices, SupportFacts, SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
