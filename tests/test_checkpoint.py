@@ -112,7 +112,7 @@ def test_an_earlier_segmenter_is_replaced(segmenter: Segmenter, backbone: Backbo
 
 def test_a_folder_of_other_things_is_left_alone(segmenter: Segmenter, tmp_path: Path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(CheckpointError, match="not a fitted model"):
+    with pytest.raises(CheckpointError, match="not a segmenter"):
         keep(segmenter, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 

@@ -226,7 +226,7 @@ def test_readers_of_one_method_ask_one_fit_and_get_what_they_get_alone(make_plan
 
 
 def test_a_reader_that_cannot_ask_does_not_hold_up_the_others(make_plan: Callable[..., Plan], tmp_path: Path):
-    arms = {"clicked": Arm(method="zero-shot", reader="clicks-3"), "alone": Arm(method="zero-shot")}
+    arms = {"clicked": Arm(method="nearest-slice", reader="clicks-3"), "alone": Arm(method="nearest-slice")}
     found = run_experiment(make_plan(arms=arms, shots=(1,)), tmp_path, ONE)
     assert [one.arm for one in found.done] == ["alone"]
     assert [failure.case for failure in found.failed] == ["phantoms, clicked, 1 labelled, draw 0"]

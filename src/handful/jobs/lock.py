@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 from handful.errors import BusyError
 
-LOCK, HOLDER = "lock", "holder.json"
+LOCK, HOLDER = "lock", "lock.holder"
 
 
 @contextmanager
