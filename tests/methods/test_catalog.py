@@ -3,6 +3,7 @@ import pytest
 from handful.errors import SettingsError
 from handful.methods.catalog import METHODS, build_method, default_settings, method_settings, seed_setting
 from handful.methods.few_shot_prompts.method import FewShotPrompts
+from handful.methods.unet.method import UNet
 
 
 def test_no_settings_give_the_defaults():
@@ -22,6 +23,13 @@ def test_dotted_keys_reach_inside_and_text_becomes_numbers():
 def test_a_dotted_key_keeps_the_other_defaults_beside_it():
     changed = build_method("few-shot-prompts", {"train.iterations": 7})
     assert changed.train.learning_rate == FewShotPrompts().train.learning_rate
+
+
+def test_a_choice_of_numbers_and_none_may_be_typed_as_text():
+    assert build_method("unet", {"dims": "3", "side": "none"}) == UNet(dims=3)
+    assert build_method("unet", {"side": "64"}) == UNet(side=64)
+    with pytest.raises(SettingsError, match="dims = '4'"):
+        build_method("unet", {"dims": "4"})
 
 
 def test_a_window_may_be_typed_as_two_numbers():

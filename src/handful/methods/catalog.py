@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -63,6 +63,7 @@ def read_settings(kind: type[Any], settings: Mapping[str, object], where: str, b
     """A dataclass of settings with some of them changed; `where` names it in errors, `beside` what else there is."""
     changes = _nested(settings)
     _require_known(changes, kind, where, beside)
+    changes = _typed(changes, kind)
     adapter = TypeAdapter(kind)
     try:
         return adapter.validate_python(_merged(adapter.dump_python(kind(), mode="json"), changes))
@@ -120,6 +121,23 @@ def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
             branch = {part: branch}
         nested = _merged(nested, branch)
     return nested
+
+
+def _typed(changes: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
+    """Text in place of what pydantic does not read from text: numbers to choose from (dims=3), and none for None."""
+    hints = get_type_hints(kind)
+    return {key: _typed_value(value, hints[key]) for key, value in changes.items()}
+
+
+def _typed_value(value: Any, hint: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _typed(value, hint) if dataclasses.is_dataclass(hint) else value
+    choices = [choice for one in (hint, *get_args(hint)) if get_origin(one) is Literal for choice in get_args(one)]
+    if not isinstance(value, str) or value in choices:
+        return value
+    if value == "none" and type(None) in get_args(hint):
+        return None
+    return next((choice for choice in choices if str(choice) == value), value)
 
 
 def _listed(value: object) -> object:
