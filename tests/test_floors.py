@@ -47,7 +47,9 @@ def imported(node: ast.AST) -> Iterator[str]:
     for one in ast.walk(node):
         names = [alias.name for alias in one.names] if isinstance(one, ast.Import) else []
         if isinstance(one, ast.ImportFrom):
-            names = ["." * one.level + (one.module or "")]
+            source = "." * one.level + (one.module or "")
+            inner = {f"{source}.{alias.name}" for alias in one.names} & TREES.keys()  # modules of a package
+            names = sorted(inner) or [source]
         yield from (name for name in names if name.split(".")[0] in ("handful", ""))
 
 
@@ -104,6 +106,52 @@ def test_methods_do_not_know_each_other():
         if room_of(module) == "methods" and method_of(module) not in (method_of(own), *SHARED_BY_METHODS)
     ]
     assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    waiting = {own: {module for module in imported(tree) if module in TREES} for own, tree in TREES.items()}
+    while ready := [own for own, modules in waiting.items() if not modules & waiting.keys()]:
+        for own in ready:
+            del waiting[own]
+    assert sorted(waiting) == []
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    long = [
+        f"{own}: {node.name}"
+        for own, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
+    ]
+    assert long == []
+
+
+def test_nobody_above_methods_knows_a_class_of_a_method():
+    """They know the base classes, and methods by their names."""
+    shared = ("base", "catalog", "cost", "explained", "promptable")
+    wrong = [
+        f"{own}: {module}"
+        for own, tree in TREES.items()
+        if FLOOR_OF[room_of(own)] > FLOOR_OF["methods"] and room_of(own)
+        for module in imported(tree)
+        if room_of(module) == "methods" and method_of(module) not in shared
+    ]
+    assert wrong == []
+
+
+def test_nobody_above_methods_probes_what_a_segmenter_is():
+    """Capabilities are asked of the base classes instead."""
+    kinds = ("Segmenter", "Promptable", "Method")
+    probes = [
+        f"{own}:{node.lineno} {ast.unparse(node)}"
+        for own, tree in TREES.items()
+        if FLOOR_OF[room_of(own)] > FLOOR_OF["methods"]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "issubclass")
+        if any(kind in ast.unparse(node.args[1]) for kind in kinds)
+        or (getattr(node.func, "id", "") == "hasattr" and "segmenter" in ast.unparse(node.args[0]))
+    ]
+    assert probes == []
 
 
 def test_errors_stands_on_nothing():

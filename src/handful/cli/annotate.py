@@ -51,7 +51,7 @@ def annotate(
     """
     from handful.cohort.choice import open_source
     from handful.data.files import read_label_map, read_volume
-    from handful.methods.base import Segmenter
+    from handful.methods.promptable import labels_of
     from handful.session.session import Session
     from handful.session.simulated_annotator import read_through
 
@@ -59,7 +59,7 @@ def annotate(
         raise InputError(f"{out} exists; name another file, or say --overwrite")
     volume, truth = read_volume(image), read_label_map(reference)
     model = open_source(source, device, cache)
-    with Session(volume, model, None if isinstance(model, Segmenter) else truth.labels) as session:
+    with Session(volume, model, None if labels_of(model) else truth.labels) as session:
         if propose:
             session.propose()
         with progress("reading", quiet) as report:

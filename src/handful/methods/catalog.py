@@ -123,7 +123,7 @@ def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
     return nested
 
 
-def _typed(changes: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
+def _typed(changes: Mapping[str, Any], kind: Any) -> dict[str, Any]:
     """Text in place of what pydantic does not read from text: numbers to choose from (dims=3), and none for None."""
     hints = get_type_hints(kind)
     return {key: _typed_value(value, hints[key]) for key, value in changes.items()}

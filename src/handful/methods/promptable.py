@@ -98,6 +98,34 @@ class FrozenPromptable(PromptableSegmenter):
         return {}
 
 
+Source = Backbone | PromptableSegmenter | Segmenter
+"""What can be prompted, if only through its backbone."""
+
+
+def resolve_source(
+    source: Source, labels: Labels | None = None, slicer: Slicer | None = None
+) -> tuple[PromptableSegmenter, Segmenter | None]:
+    """What answers prompts for `source`, and the segmenter that makes proposals, where it is one.
+
+    A segmenter that takes no prompts leaves the answers to its backbone. Raises SettingsError where a backbone comes
+    without labels, or a segmenter with others than its own.
+    """
+    if isinstance(source, Backbone):
+        if labels is None:
+            raise SettingsError("a backbone knows no labels; say which ones the reader draws: labels=Labels.of({...})")
+        return FrozenPromptable(labels, slicer or Slicer(), source), None
+    if slicer is not None or (labels is not None and labels != source.labels):
+        raise SettingsError("a segmenter has labels and a slicer of its own; leave labels and slicer out")
+    if isinstance(source, PromptableSegmenter):
+        return source, None
+    return source.promptable() or FrozenPromptable(source.labels, source.slicer, source.backbone), source
+
+
+def labels_of(source: Source) -> Labels | None:
+    """The labels that a source knows; None of a backbone."""
+    return None if isinstance(source, Backbone) else source.labels
+
+
 @dataclass(frozen=True, eq=False)
 class SimulatedReader:
     """An oracle: prompts drawn from the *true* label map of the scan that is asked about.

@@ -11,17 +11,12 @@ from torch import Tensor
 from handful.backbones.base import Backbone
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels
-from handful.errors import SettingsError
-from handful.methods.base import PromptableSegmenter, Segmenter
-from handful.methods.promptable import FrozenPromptable
+from handful.methods.base import PromptableSegmenter
 from handful.prompts.prompts import Prompts
 from handful.session.embeddings import Sights
 
 NOT_THERE = -20.0
 """Logit by which a mask prompt says that a label is nowhere."""
-
-Source = Backbone | PromptableSegmenter | Segmenter
-"""What a session can be opened with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,19 +46,3 @@ class Predictor:
         among = prompts.among(label, len(self.labels), absent=NOT_THERE)
         logits: Tensor = self.promptable(sights.pixels(number), among)
         return logits[0, label]
-
-
-def predictor(source: Source, labels: Labels | None, slicer: Slicer | None) -> Predictor:
-    """What answers for `source`; a segmenter that takes no prompts leaves the answers to its backbone.
-
-    Raises SettingsError where a backbone comes without labels, or a segmenter with others than its own.
-    """
-    if isinstance(source, Backbone):
-        if labels is None:
-            raise SettingsError("a backbone knows no labels; say which ones the reader draws: labels=Labels.of({...})")
-        return Predictor(FrozenPromptable(labels, slicer or Slicer(), source))
-    if slicer is not None or (labels is not None and labels != source.labels):
-        raise SettingsError("a segmenter has labels and a slicer of its own; leave labels and slicer out")
-    if isinstance(source, PromptableSegmenter):
-        return Predictor(source)
-    return Predictor(source.promptable() or FrozenPromptable(source.labels, source.slicer, source.backbone))

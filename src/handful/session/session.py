@@ -28,8 +28,9 @@ from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
+from handful.methods.promptable import Source, resolve_source
 from handful.session.embeddings import Sights
-from handful.session.predictors import Source, predictor
+from handful.session.predictors import Predictor
 from handful.session.propagation import merged, walked
 from handful.session.slice_state import Page, Said, answered, as_prompts, drawn
 from handful.session.state_file import read_state, write_state
@@ -95,9 +96,10 @@ class Session:
         """
         self.volume = volume
         self.config = config or SessionConfig()
-        who = predictor(source, labels, slicer)
+        promptable, self._segmenter = resolve_source(source, labels, slicer)
+        who = Predictor(promptable)
         self.labels, self.slicer = who.labels, who.slicer.resolve([volume])
-        self._who, self._source = who, source
+        self._who = who
         self._lock = threading.RLock()
         stack = self.slicer.view(volume)
         self._sights = Sights(stack, who.backbone, self.config.keep, self.config.background, self._lock)
@@ -208,8 +210,8 @@ class Session:
 
         Accepted slices stay. One step. It may take long; the session answers meanwhile.
         """
-        chosen = segmenter or self._source
-        if not isinstance(chosen, Segmenter):
+        chosen = segmenter or self._segmenter
+        if chosen is None:
             raise SettingsError("this session was opened with nothing that makes proposals; give a fitted segmenter")
         if chosen.labels != self.labels:
             raise LabelError(f"the segmenter has the labels {chosen.labels}, the session {self.labels}")
@@ -270,8 +272,8 @@ class Session:
         For fate and few-shot-prompts, in seconds; SettingsError for others. Refresh the same segmenter again after more
         corrections: what comes back here has these slices once. Show what it says by `propose`.
         """
-        chosen = segmenter or self._source
-        if not isinstance(chosen, Segmenter):
+        chosen = segmenter or self._segmenter
+        if chosen is None:
             raise SettingsError("this session was opened with nothing that has a support; give a fitted segmenter")
         case = self.case(name)
         if case.labels != chosen.labels:
