@@ -1,25 +1,19 @@
 """The rooms stand on floors: an import goes down, never up or sideways; the command line imports rooms when it runs."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import handful
 
 ROOT = Path(handful.__file__).parent
-FLOORS = (
-    ("errors", "synthesis"),
-    ("jobs", "prompts"),
-    ("backbones", "data", "tuning"),
-    ("evaluation",),
-    ("methods", "pretraining"),
-    ("checkpoint", "curation", "session"),
-    ("reports",),
-    ("cohort", "experiments"),
-    ("",),  # the face
-    ("service",),
-    ("cli",),
-)
+MAP = (ROOT.parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+FLOORS = [
+    tuple("" if room == "__init__" else room for room in line[4:39].split())
+    for line in reversed(MAP.split("```")[1].strip().splitlines())
+]
+"""Rooms by floor, the lowest first, as the map has them."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SHARED_BY_METHODS = ("base", "encoded_support", "explained", "promptable")
 """Modules of `handful.methods` that any method may import."""
@@ -152,6 +146,16 @@ def test_nobody_above_methods_probes_what_a_segmenter_is():
         or (getattr(node.func, "id", "") == "hasattr" and "segmenter" in ast.unparse(node.args[0]))
     ]
     assert probes == []
+
+
+def test_the_map_names_every_module_of_a_room_and_none_that_is_not_there():
+    rows = dict(re.findall(r"^\| `([a-z]+)/` \| (.*) \|$", MAP, re.MULTILINE))
+    told = {room: set(re.findall(r"`([a-z0-9_]+)`", text)) for room, text in rows.items()}
+    there = {room: {method_of(m) for m in TREES if room_of(m) == room and method_of(m)} for room in rows}
+    missing = {room: there[room] - told[room] for room in rows if room not in ("experiments", "methods", "session")}
+    assert {room: names for room, names in missing.items() if names} == {}
+    rooms = {room for room in FLOOR_OF if (ROOT / room).is_dir()} - {"", "cli", "service"}
+    assert rows.keys() == rooms
 
 
 def test_errors_stands_on_nothing():
