@@ -139,19 +139,17 @@ class _Job:
         failures: list[Failure] = []
         for number, case in enumerate(cases):
             try:
-                task = self._to_do(case)
-                scan = task and case.read_image_and_digest()
+                ready = self._prepared(case)
+                if ready is None:
+                    skipped.append(case.name)
             except Exception as error:  # whatever it is, it is this case's: listed, and the next one goes on
                 failures.append(Failure(case.name, _reason(error, case)))
-                task = scan = None
-            else:
-                if task is None:
-                    skipped.append(case.name)
-            if task and scan:
+                ready = None
+            if ready is not None:
                 if "segmenter" not in vars(self):
-                    self._announce(scan[0], len(cases) - number)
+                    self._announce(ready[1], len(cases) - number, len(cases))
                 try:
-                    self._carry_out(task, *scan)
+                    self._carry_out(*ready)
                     done.append(case.name)
                 except Exception as error:  # as above
                     failures.append(Failure(case.name, _reason(error, case)))
@@ -162,18 +160,18 @@ class _Job:
     def segmenter(self) -> Segmenter:
         return self.model.open(self.config.device, self.config.cache)
 
-    def _announce(self, first: Volume, cases: int) -> None:
-        """Tells what the run will cost if all scans are as large as the first."""
+    def _announce(self, first: Volume, left: int, count: int) -> None:
+        """Tells what the run will cost if all scans that are left are as large as the first of them."""
         grid = self.segmenter.slicer.grid(first.geometry)
-        self.report(0, cases, str(estimate(self.segmenter.backbone, [grid] * cases) or ""))
+        self.report(0, count, str(estimate(self.segmenter.backbone, [grid] * left) or ""))
 
-    def _to_do(self, case: Case) -> _Task | None:
-        """The task of a case, its place in the folder made free; None where the case was done before."""
+    def _prepared(self, case: Case) -> tuple[_Task, Volume, str] | None:
+        """What `_carry_out` takes, the case's place in the folder made free; None where the case was done before."""
         task = _task(case, self.out)
         if not self.config.overwrite and self._is_done(task):
             return None
         _make_way(task, self.config)
-        return task
+        return task, *case.read_image_and_digest()
 
     def _is_done(self, task: _Task) -> bool:
         note = task.notes.find(task.case.name, model=self.model.sha256)
