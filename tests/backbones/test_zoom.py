@@ -14,9 +14,8 @@ def test_a_window_as_large_as_the_slice_is_a_plain_question() -> None:
     box = torch.tensor([[[30.0, 20.0, 90.0, 70.0]]])
     rough = torch.randn(1, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     for mask in (None, rough):
-        plain = backbone.decode(
-            backbone.encode_exact(SLICES), backbone.embed(Prompts(boxes=box, masks=mask), (SIDE, SIDE))
-        )
+        prompts = backbone.embed(Prompts(boxes=box, masks=mask), (SIDE, SIDE))
+        plain = backbone.decode(backbone.encode_exact(SLICES), prompts)
         torch.testing.assert_close(decode_zoomed(backbone, SLICES, box, mask, context=100), plain, atol=1e-4, rtol=1e-4)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -183,6 +183,10 @@ class Backbone(nn.Module, ABC):
     def position_encoding(self) -> Float[Tensor, "1 c f f"]:
         """The dense positional encoding that the mask decoder adds to the main features."""
 
+    def no_memory(self) -> Float[Tensor, "1 c 1 1"]:
+        """What is added to the main features of a slice that is decoded without memories; zeros for a plain SAM."""
+        return torch.zeros(1, self.channels, 1, 1, device=self.device)
+
     def decode(self, image: ImageEmbeddings, prompt: PromptEmbeddings) -> Float[Tensor, "n k h w"]:
         """Mask logits at slice size."""
         if image.size == (0, 0):
@@ -198,6 +202,18 @@ class Backbone(nn.Module, ABC):
     def fork(self) -> Backbone:
         """A backbone that shares this one's image encoder and owns copies of all the rest, free to be tuned."""
         return copy.deepcopy(self, memo={id(self.image_encoder): self.image_encoder})
+
+    def fork_sharing_weights(self, own: Iterable[nn.Module]) -> Backbone:
+        """A copy, without a cache, whose image encoder may be given new parts: all its modules are its own.
+
+        Their weights are the very same tensors, but for those of `own`, which are copied. SettingsError where a shared
+        weight trains.
+        """
+        copied = {id(weight) for part in own for weight in part.parameters()}
+        shared = {id(weight): weight for weight in self.plain.parameters() if id(weight) not in copied}
+        if any(weight.requires_grad for weight in shared.values()):
+            raise SettingsError(f"backbone {self.name!r} trains; freeze it by requires_grad_(False), its copy is tuned")
+        return copy.deepcopy(self.plain, memo=dict(shared))
 
     @property
     def device(self) -> torch.device:

@@ -130,6 +130,9 @@ class CachedBackbone(Backbone):
     def position_encoding(self) -> Float[Tensor, "1 c f f"]:
         return self.inner.position_encoding()
 
+    def no_memory(self) -> Float[Tensor, "1 c 1 1"]:
+        return self.inner.no_memory()
+
     def encoding_parts(self) -> tuple[nn.Module, ...]:
         return self.inner.encoding_parts()
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
+from handful.backbones.decoder import no_mask
 from handful.backbones.framing import points_in_square
 from handful.prompts.prompts import Prompts
 
@@ -76,7 +77,7 @@ class PromptedBackbone(Backbone):
             image = image.repeat_interleave(k)
             sparse, dense = rearrange(sparse, "n k t c -> (n k) 1 t c"), rearrange(dense, "n k c h w -> (n k) c h w")
         else:
-            dense = self.model.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+            dense = no_mask(self.model.prompt_encoder)
         masks, iou, tokens, score = self._candidates(image, sparse, dense, multimask)
         best = iou.argmax(dim=2, keepdim=True)
         side = masks.shape[-1]

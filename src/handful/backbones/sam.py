@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import SamModel
 
 from handful.backbones.base import ImageEmbeddings
+from handful.backbones.decoder import decode_with_tokens
 from handful.backbones.framing import from_square, normalised, resized
 from handful.backbones.prompted import PromptedBackbone
 
@@ -61,18 +61,11 @@ class SamBackbone(PromptedBackbone):
         decoder, (n, k) = self.model.mask_decoder, sparse.shape[:2]
         wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
         own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(n, k, -1, -1)
-        answers, seen = decoder.transformer(
-            point_embeddings=torch.cat([own, sparse], dim=2),
-            image_embeddings=(image.main + dense).repeat_interleave(k, dim=0),
-            image_positional_embeddings=self.position_encoding().expand(n * k, -1, -1, -1),
-            attention_similarity=None,
+        answers, fine = decode_with_tokens(
+            decoder, image.main + dense, self.position_encoding(), torch.cat([own, sparse], dim=2), ()
         )
-        seen = rearrange(seen, "(n k) 1 (h w) c -> (n k) c h w", n=n, h=self.feature_side)
-        half = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(seen)))
-        fine = decoder.activation(decoder.upscale_conv2(half))
         tokens = torch.stack([answers[:, :, 1 + i] for i in wanted], dim=2)
         painters = [decoder.output_hypernetworks_mlps[i](tokens[:, :, j]) for j, i in enumerate(wanted)]
-        fine = rearrange(fine, "(n k) c h w -> n k c h w", n=n)
         masks = torch.einsum("nkmc,nkchw->nkmhw", torch.stack(painters, dim=2), fine)
         iou = decoder.iou_prediction_head(answers[:, :, 0])[:, :, wanted.start : wanted.stop]
         return masks, iou, tokens, None

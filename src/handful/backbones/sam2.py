@@ -41,6 +41,10 @@ class Sam2Backbone(PromptedBackbone):
     def to_slice(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
         return from_square(logits, size)
 
+    def no_memory(self) -> Float[Tensor, "1 c 1 1"]:
+        embedding: Tensor = self.model.no_memory_embedding
+        return rearrange(embedding, "1 1 c -> 1 c 1 1")
+
     def _content(self, size: tuple[int, int]) -> tuple[int, int]:
         return (self.side, self.side)
 
@@ -48,7 +52,7 @@ class Sam2Backbone(PromptedBackbone):
         self, image: ImageEmbeddings, sparse: Tensor, dense: Tensor, multimask: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         masks, iou, tokens, score = self.model.mask_decoder(
-            image_embeddings=image.main if image.recalled else image.main + self._no_memory(),
+            image_embeddings=image.main if image.recalled else image.main + self.no_memory(),
             image_positional_embeddings=self.position_encoding().expand(len(image), -1, -1, -1),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
@@ -56,10 +60,6 @@ class Sam2Backbone(PromptedBackbone):
             high_resolution_features=list(image.features[:2]),
         )
         return masks, iou, tokens, score
-
-    def _no_memory(self) -> Float[Tensor, "1 c 1 1"]:
-        embedding: Tensor = self.model.no_memory_embedding
-        return rearrange(embedding, "1 1 c -> 1 c 1 1")
 
 
 class KeptPosition(nn.Module):

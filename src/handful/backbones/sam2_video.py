@@ -13,6 +13,7 @@ from transformers import EdgeTamVideoModel, Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
 
 from handful.backbones.base import ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone, PromptEmbeddings
+from handful.backbones.decoder import no_mask
 from handful.backbones.framing import from_square, into_square
 from handful.backbones.sam2 import Sam2Backbone
 from handful.errors import SettingsError
@@ -67,10 +68,9 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
 
     def decode_recalled(self, image: ImageEmbeddings) -> MaskPrediction:
         # The logits stay what the decoder says even where the object score denies the object: a training needs them.
-        no_mask = self.model.prompt_encoder.no_mask_embed.weight[:, :, None, None]
         config = self.model.config
         multimask = config.multimask_output_in_sam and config.multimask_output_for_tracking
-        return self._decode_alone(image, no_mask, bool(multimask))
+        return self._decode_alone(image, no_mask(self.model.prompt_encoder), bool(multimask))
 
     def _decode_alone(self, image: ImageEmbeddings, dense: Tensor, multimask: bool) -> MaskPrediction:
         """One object a row, no click: SAM 2 shows the decoder one empty point, and the prompt encoder adds another."""

@@ -1,15 +1,14 @@
-"""What methods share that train on a frozen encoder: the support as it saw it, the decoder asked with own tokens."""
+"""What methods share that train on a frozen encoder: the support as it saw it, and batches of it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -132,41 +131,6 @@ def noisy(image: ImageEmbeddings, share: float, generator: torch.Generator) -> I
     """The embeddings with noise on the main level, of `share` of its standard deviation."""
     main = image.main + share * image.main.std() * noise_like(image.main, generator)
     return dataclasses.replace(image, features=(*image.features[:-1], main))
-
-
-def attended(
-    decoder: Any,
-    main: Float[Tensor, "n c f f"],
-    position: Float[Tensor, "1 c f f"],
-    tokens: Float[Tensor, "n k t c"],
-    finer: Sequence[Tensor],
-) -> tuple[Float[Tensor, "n k t c"], Float[Tensor, "n k d s s"]]:
-    """SAM's mask decoder asked with tokens of one's own: the tokens, and the upscaled image, after they met.
-
-    The t tokens of a set look at each other and at one copy of the image; the k sets of a slice know nothing of each
-    other. `decoder` has the parts of transformers' SamMaskDecoder up to its hypernetworks; `finer` are SAM 2's finer
-    levels, none for SAM. A mask is the product of what a hypernetwork says of a token with the image.
-    """
-    n, k = tokens.shape[:2]
-    answers, seen = decoder.transformer(
-        point_embeddings=tokens,
-        image_embeddings=main.repeat_interleave(k, dim=0),
-        image_positional_embeddings=position.expand(n * k, -1, -1, -1),
-        attention_similarity=None,
-    )
-    seen = rearrange(seen, "(n k) 1 (h w) c -> (n k) c h w", n=n, h=main.shape[-2])
-    skips = [level.repeat_interleave(k, dim=0) for level in finer]
-    fine_skip, half_skip = skips or (0, 0)  # SAM has none
-    half = decoder.activation(decoder.upscale_layer_norm(decoder.upscale_conv1(seen) + half_skip))
-    fine = decoder.activation(decoder.upscale_conv2(half) + fine_skip)
-    return answers, rearrange(fine, "(n k) c h w -> n k c h w", n=n)
-
-
-def no_memory(backbone: Backbone) -> list[Tensor]:
-    """The embedding that SAM 2 marks a slice with that is seen without memories; none for SAM."""
-    return [
-        mark.reshape(1, -1, 1, 1) for name, mark in backbone.named_parameters() if name.endswith("no_memory_embedding")
-    ]
 
 
 def fingerprint(method: Any, digest: str, backbone: Backbone) -> str:

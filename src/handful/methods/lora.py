@@ -7,7 +7,6 @@ decoder pass; here each class asks with a token of its own beside the decoder's,
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
+from handful.backbones.decoder import single_mask_parts, without_multimask
 from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
 from handful.data.volume import Labels
@@ -95,20 +95,17 @@ class TunedBackbone(nn.Module):
 
     def __init__(self, backbone: Backbone, method: Lora, classes: int) -> None:
         super().__init__()
-        plain = backbone.plain
-        self.own = _sharing_copy(plain)
+        self.own = backbone.fork_sharing_weights([backbone.mask_decoder])
         generator = torch.Generator().manual_seed(method.train.seed)
         add = add_lora if method.variant == "lora" else add_adapters
         decoder: Any = self.own.mask_decoder
         scale = float(decoder.mask_tokens.weight.std())  # new tokens as large as those the decoder knows
-        self.tokens = ClassTokens(classes, plain.channels, scale, generator).to(plain.device)
+        self.tokens = ClassTokens(classes, backbone.channels, scale, generator).to(backbone.device)
         parts = nn.ModuleList(add(self.own.image_encoder, method.rank, generator))
         self.trained = nn.ModuleDict({"encoder": parts, "mask_decoder": decoder, "tokens": self.tokens})
         """What the loop trains; everything else in here belongs to the backbone that was given."""
-        freeze_all_but(self.trained, *_used_parts(decoder), parts, self.tokens)
-        # SAM 2's switch to the three multi-mask tokens at inference would reach heads that this method never trains
-        if hasattr(decoder, "dynamic_multimask_via_stability"):
-            decoder.dynamic_multimask_via_stability = False
+        freeze_all_but(self.trained, *single_mask_parts(decoder, finer_levels=True), parts, self.tokens)
+        without_multimask(decoder)
 
     def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n l s s"]:
         """Logits of each label in the model's square, less those of the background, which is the last class."""
@@ -167,23 +164,6 @@ class _Steps:
         target = own.to_square(masks * known[:, None], own.mask_side) >= 0.5
         shown = own.to_square(known[:, None].to(masks), own.mask_side)[:, 0] >= 0.5
         return own.encode_exact(slices.to(own.device)), target.to(masks), shown
-
-
-def _sharing_copy(backbone: Backbone) -> Backbone:
-    """A backbone with a mask decoder of its own, whose other weights are the very same tensors."""
-    own = {id(parameter) for parameter in backbone.mask_decoder.parameters()}
-    shared = {id(parameter): parameter for parameter in backbone.parameters() if id(parameter) not in own}
-    if any(parameter.requires_grad for parameter in shared.values()):
-        raise SettingsError(f"backbone {backbone.name!r} trains; freeze it by requires_grad_(False), its copy is tuned")
-    return copy.deepcopy(backbone, memo=dict(shared))
-
-
-def _used_parts(decoder: Any) -> list[nn.Module]:
-    """What of a mask decoder its first mask comes from; not the IoU and object-score heads, nor the multi-mask ones."""
-    parts = [decoder.transformer, decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2]
-    parts.append(decoder.output_hypernetworks_mlps[0])
-    names = ("iou_token", "mask_tokens", "obj_score_token", "conv_s0", "conv_s1")
-    return parts + [getattr(decoder, name) for name in names if hasattr(decoder, name)]
 
 
 def _digest(shown: Sequence[LabelledSlices]) -> str:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm
 
 from handful.backbones.base import Backbone, ImageEmbeddings
+from handful.backbones.decoder import decode_with_tokens, has_finer_levels, no_mask, score_tokens
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
@@ -34,7 +35,7 @@ from handful.errors import LabelError, SettingsError
 from handful.jobs.atomic import write_atomically
 from handful.jobs.progress import Run
 from handful.methods.base import CHUNK, Method, Segmenter
-from handful.methods.encoded_support import Batches, Seen, attended, fingerprint, look, no_memory, noisy, with_pixels
+from handful.methods.encoded_support import Batches, Seen, fingerprint, look, noisy, with_pixels
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_ce, fading, whole_batch
 from handful.tuning.trainable import load_trainable_state, trainable_state
@@ -164,7 +165,7 @@ class AutoSam(Method):
             return self._drawn_head(backbone, classes, edge).to(backbone.device)
 
     def _drawn_head(self, backbone: Backbone, classes: int, edge: int) -> Head:
-        finer = hasattr(backbone.mask_decoder, "conv_s0")
+        finer = has_finer_levels(backbone.mask_decoder)
         if self.head == "cnn":
             return CnnHead(backbone.channels, classes, finer, faithful=self.faithful)
         if self.head == "unet":
@@ -231,7 +232,7 @@ class _DecoderHead(Head):
     def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n k s s"]:
         tokens, painting = self.tokens()
         asked = tokens.expand(len(image), -1, -1, -1)
-        answers, fine = attended(self, image.main + self.mark, self.position, asked, image.features[:-1])
+        answers, fine = decode_with_tokens(self, image.main + self.mark, self.position, asked, image.features[:-1])
         masks = torch.einsum("nsmd,nsdhw->nsmhw", self.painters[0](answers[:, :, painting]), fine)
         return rearrange(masks, "n s m h w -> n (s m) h w")
 
@@ -246,13 +247,11 @@ class VitHead(_DecoderHead):
         super().__init__(backbone, painters=1)
         self.shared_pass = shared_pass
         decoder: Any = backbone.mask_decoder
-        prompt_encoder: Any = backbone.prompt_encoder
         first = decoder.mask_tokens.weight[:1].detach()
         noise = torch.randn(classes, backbone.channels).to(first)
         self.class_tokens = nn.Parameter(first + spread * noise)
-        kept = [getattr(decoder, name).weight for name in ("obj_score_token", "iou_token") if hasattr(decoder, name)]
-        self.register_buffer("kept_tokens", torch.cat(kept).detach().clone(), persistent=False)
-        mark = prompt_encoder.no_mask_embed.weight[:, :, None, None] + sum(no_memory(backbone))
+        self.register_buffer("kept_tokens", score_tokens(decoder).detach().clone(), persistent=False)
+        mark = no_mask(backbone.prompt_encoder) + backbone.no_memory()
         self.register_buffer("mark", mark.detach().clone(), persistent=False)
         self.register_buffer("position", backbone.position_encoding().clone(), persistent=False)
 

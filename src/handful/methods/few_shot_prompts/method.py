@@ -20,6 +20,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
+from handful.backbones.decoder import (
+    decode_with_tokens,
+    no_mask,
+    positive_click_token,
+    single_mask_parts,
+    without_multimask,
+)
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
@@ -29,11 +36,9 @@ from handful.methods.base import Method, Segmenter, below, require_same_labels
 from handful.methods.encoded_support import (
     Batches,
     Seen,
-    attended,
     fingerprint,
     integer,
     look,
-    no_memory,
     noise_like,
     noisy,
 )
@@ -174,18 +179,16 @@ class TokenDecoder(nn.Module):
         """What the loop may train; the parts that this variant does not use stay frozen."""
         if method.adapter:
             self.trained["adapter"] = _adapter(backbone.channels).to(backbone.device)
-        freeze_all_but(self.trained, *_used_parts(self.fork.mask_decoder, method.variant), *self._adapters())
-        # SAM 2's switch to the three multi-mask tokens at inference would reach heads that this method never trains
-        decoder: Any = self.fork.mask_decoder
-        if hasattr(decoder, "dynamic_multimask_via_stability"):
-            decoder.dynamic_multimask_via_stability = False
+        decoder = self.fork.mask_decoder
+        freeze_all_but(self.trained, *single_mask_parts(decoder, tokens=method.variant == "prompt"), *self._adapters())
+        without_multimask(decoder)
 
     def forward(self, image: ImageEmbeddings, tokens: Float[Tensor, "n k t c"]) -> Float[Tensor, "n l s s"]:
         """Logits of each label in the model's square; the background, where asked for, comes last and is subtracted."""
         for adapter in self._adapters():
             tokens = adapter(tokens)
         if self.method.type_embedding:
-            tokens = tokens + _positive_click(self.fork.prompt_encoder)
+            tokens = tokens + positive_click_token(self.fork.prompt_encoder)
         if self.method.variant == "prompt":
             logits = self.fork.decode_square(image, PromptEmbeddings(tokens)).logits
         else:
@@ -373,23 +376,12 @@ def _query_masks(
     says, averaging that comes to the same.
     """
     decoder: Any = backbone.mask_decoder
-    prompt_encoder: Any = backbone.prompt_encoder
-    main = image.main + prompt_encoder.no_mask_embed.weight[:, :, None, None]
+    main = image.main + no_mask(backbone.prompt_encoder)
     if not image.recalled:
-        main = main + sum(no_memory(backbone))
-    answers, fine = attended(decoder, main, backbone.position_encoding(), tokens, image.features[:-1])
+        main = main + backbone.no_memory()
+    answers, fine = decode_with_tokens(decoder, main, backbone.position_encoding(), tokens, image.features[:-1])
     painter = decoder.output_hypernetworks_mlps[0](answers).mean(dim=2)
     return torch.einsum("nkc,nkchw->nkhw", painter, fine)
-
-
-def _used_parts(decoder: Any, variant: Literal["prompt", "query"]) -> list[nn.Module]:
-    """What of a mask decoder its first mask comes from; not the IoU and object-score heads, nor the multi-mask ones."""
-    parts = [decoder.transformer, decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2]
-    parts.append(decoder.output_hypernetworks_mlps[0])
-    if variant == "prompt":
-        names = ("iou_token", "mask_tokens", "obj_score_token")
-        parts += [getattr(decoder, name) for name in names if hasattr(decoder, name)]
-    return parts
 
 
 def _adapter(width: int) -> nn.Sequential:
@@ -397,10 +389,3 @@ def _adapter(width: int) -> nn.Sequential:
     nn.init.eye_(linear.weight)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(linear, nn.LayerNorm(width))
-
-
-def _positive_click(prompt_encoder: Any) -> Float[Tensor, " c"]:
-    """The embedding of 'a point inside': one Embedding a type in SAM, one row a type in SAM 2."""
-    kinds = prompt_encoder.point_embed
-    click: Tensor = kinds.weight[1] if isinstance(kinds, nn.Embedding) else kinds[1].weight[0]
-    return click

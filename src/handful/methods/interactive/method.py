@@ -8,7 +8,6 @@ low-rank updates.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
+from handful.backbones.decoder import single_mask_parts, without_multimask
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
@@ -227,7 +227,8 @@ class TunedBackbone(nn.Module):
 
     def __init__(self, backbone: Backbone, method: Interactive) -> None:
         super().__init__()
-        self.fork = _with_own_encoder(backbone) if method.encoder_rank else backbone.fork()
+        own = [backbone.mask_decoder, backbone.prompt_encoder]
+        self.fork = backbone.fork_sharing_weights(own) if method.encoder_rank else backbone.fork()
         decoder: Any = self.fork.mask_decoder
         self.trained = nn.ModuleDict({"mask_decoder": decoder, "prompt_encoder": self.fork.prompt_encoder})
         if method.error_head:
@@ -238,12 +239,10 @@ class TunedBackbone(nn.Module):
             generator = torch.Generator().manual_seed(method.train.seed)
             self.trained["encoder"] = nn.ModuleList(add_lora(self.fork.image_encoder, method.encoder_rank, generator))
         whole = [part for name, part in self.trained.items() if name != "mask_decoder"]
-        freeze_all_but(self.trained, *_single_mask_parts(decoder), *whole)
+        freeze_all_but(self.trained, *single_mask_parts(decoder, iou=True), *whole)
         prompt_encoder: Any = self.fork.prompt_encoder
         prompt_encoder.shared_embedding.requires_grad_(False)  # the positional encoding is the image's, too
-        # SAM 2's switch to the three multi-mask tokens at inference would reach heads that this method never trains
-        if hasattr(decoder, "dynamic_multimask_via_stability"):
-            decoder.dynamic_multimask_via_stability = False
+        without_multimask(decoder)
 
     def forward(self, image: ImageEmbeddings, prompts: Prompts, size: tuple[int, int]) -> MaskPrediction:
         """Masks in the model's square for prompts in pixels of slices of `size`; labels share one decoder call."""
@@ -575,20 +574,6 @@ def _detached(image: ImageEmbeddings) -> ImageEmbeddings:
 def _learning(image: ImageEmbeddings) -> list[Tensor]:
     """The levels that ask for gradients."""
     return [level for level in image.features if level.requires_grad]
-
-
-def _with_own_encoder(backbone: Backbone) -> Backbone:
-    """A fork whose encoder has modules of its own to be updated, but whose weights are the very same tensors."""
-    plain = backbone.plain
-    return copy.deepcopy(plain, memo={id(weight): weight for weight in plain.image_encoder.parameters()})
-
-
-def _single_mask_parts(decoder: Any) -> list[nn.Module]:
-    """What of a mask decoder its single mask and its IoU come from; not the multi-mask and object-score heads."""
-    parts = [decoder.transformer, decoder.upscale_conv1, decoder.upscale_layer_norm, decoder.upscale_conv2]
-    parts += [decoder.output_hypernetworks_mlps[0], decoder.iou_prediction_head]
-    names = ("iou_token", "mask_tokens", "obj_score_token")
-    return parts + [getattr(decoder, name) for name in names if hasattr(decoder, name)]
 
 
 def _by_label(losses: Float[Tensor, "b r"], labels: Int[Tensor, "b r"], count: int) -> Float[Tensor, "b d"]:
