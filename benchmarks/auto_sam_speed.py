@@ -26,7 +26,8 @@ from transformers import SamConfig, SamModel
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.sam import SamBackbone
 from handful.jobs.allocator import tune_allocator
-from handful.methods.auto_sam.method import AutoSam, Head, against_background
+from handful.methods.auto_sam.heads import Head, against_background
+from handful.methods.auto_sam.method import AutoSam
 from handful.tuning.losses import dice_ce
 from measure import Timing, interleaved, short
 

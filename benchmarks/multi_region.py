@@ -22,7 +22,7 @@ from transformers import SamConfig, SamModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.sam import SamBackbone
-from handful.methods.interactive.method import Interactive, TunedBackbone
+from handful.methods.interactive.network import InteractiveNetwork
 from handful.prompts.prompts import Prompts
 from material import slices, tiny
 from measure import Cell, Check, Section, Spread, Table, Timing, interleaved
@@ -81,10 +81,10 @@ def write(path: Path, backbone: Backbone, times: Mapping[str, Timing]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def ready(backbone: Backbone) -> tuple[TunedBackbone, ImageEmbeddings]:
+def ready(backbone: Backbone) -> tuple[InteractiveNetwork, ImageEmbeddings]:
     """What is asked, and the embeddings it is asked about."""
     with torch.no_grad():
-        return TunedBackbone(backbone, Interactive()), backbone.encode(slices(1, 256).to(backbone.device))
+        return InteractiveNetwork(backbone), backbone.encode(slices(1, 256).to(backbone.device))
 
 
 def compare(backbone: Backbone, counts: Sequence[int], times: Mapping[str, Timing]) -> Section:
@@ -127,13 +127,13 @@ def clicks(count: int) -> Prompts:
 
 
 @torch.no_grad()
-def answer(tuned: TunedBackbone, image: ImageEmbeddings, count: int, at_once: int) -> torch.Tensor:
+def answer(tuned: InteractiveNetwork, image: ImageEmbeddings, count: int, at_once: int) -> torch.Tensor:
     """Logits of all regions, so many of them a call."""
     parts = [tuned(image, part, (256, 256)).logits for part in chunks(count, at_once)]
     return finished(torch.cat(parts, dim=1))
 
 
-def practise(tuned: TunedBackbone, image: ImageEmbeddings, count: int, at_once: int) -> torch.Tensor:
+def practise(tuned: InteractiveNetwork, image: ImageEmbeddings, count: int, at_once: int) -> torch.Tensor:
     """One step forward and back for all regions, so many of them a call; the last gradient."""
     tuned.zero_grad()
     for part in chunks(count, at_once):

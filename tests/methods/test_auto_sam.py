@@ -15,9 +15,10 @@ from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import CheckpointError, LabelError, SettingsError
 from handful.jobs.progress import Run
-from handful.methods.auto_sam.method import AutoSam, Head, VitHead
+from handful.methods.auto_sam.heads import Head, VitHead
+from handful.methods.auto_sam.method import AutoSam, finer_than_embeddings
 from handful.methods.catalog import build_method
-from handful.methods.encoded_support import Batches, look, with_pixels
+from handful.methods.encoded_support import with_pixels
 from handful.tuning.loop import TrainConfig
 from handful.tuning.trainable import count_trainable
 from phantoms import LABELS, phantom, phantom_case, support_set
@@ -197,8 +198,9 @@ def test_the_unet_looks_at_slices_that_are_finer_than_the_embeddings(model: str,
     slices, levels = torch.rand(2, 1, 90, 100), [*backbone.encode(torch.rand(1, 1, 9, 9)).features]
     coarse = max(level.shape[-1] for level in levels)
     method = AutoSam(head="unet")
-    assert method.new_head(backbone, 3, edge=coarse).pixels == 0
-    head = method.new_head(backbone, 3, edge=coarse + 1)
+    assert [finer_than_embeddings(edge, backbone) for edge in (coarse, coarse + 1)] == [False, True]
+    assert method.new_head(backbone, 3).pixels == 0
+    head = method.new_head(backbone, 3, with_slices=True)
     image = with_pixels(backbone, slices, backbone.encode(slices), head.pixels)
     assert len(image.features) == len(levels) + 1
     before = head(image)
@@ -365,18 +367,6 @@ def test_the_background_is_a_class_whose_logit_is_subtracted(sam: Backbone):
     assert all_classes.shape[1] == 1 + labels.shape[1]
     beside = torch.cat([torch.zeros_like(labels[:, :1]), labels], dim=1)
     assert torch.allclose(beside.softmax(1), all_classes.softmax(1), atol=1e-4)
-
-
-def test_half_of_each_batch_holds_a_label(sam: Backbone):
-    seen = look(support_set(1), Slicer().resolve([phantom(0)[0]]), sam, views=1, seed=0, target="hard")
-    empty = replace(seen, target=seen.target.clone())
-    empty.target[1:] = False
-    empty.target[0, :, 0, 0] = True
-    batches = Batches(empty, size=6)
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.stack([batches.draw(generator) for _ in range(30)])
-    assert (drawn[:, :3] == 0).all()
-    assert len(drawn[:, 3:].unique()) == len(seen.image)
 
 
 # A held-out patient.

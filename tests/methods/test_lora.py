@@ -12,7 +12,7 @@ from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.lora import Lora, LoraSegmenter, TunedBackbone
+from handful.methods.lora import Lora, LoraNetwork, LoraSegmenter
 from handful.tuning.loop import TrainConfig
 from handful.tuning.trainable import trainable_state
 from phantoms import LABELS, phantom, support_set
@@ -47,14 +47,14 @@ def dice(segmenter: LoraSegmenter, seed: int = 7) -> float:
 @either
 @torch.no_grad()
 def test_at_the_start_the_encoder_sees_what_it_saw(variant: str, small: Backbone) -> None:
-    own = TunedBackbone(small, Lora(variant=variant), 3).own
+    own = LoraNetwork(small, Lora(variant=variant), 3).own
     for before, now in zip(small.encode(SLICES).features, own.encode(SLICES).features, strict=True):
         assert torch.equal(before, now)
 
 
 @either
 def test_only_small_parts_decoder_and_tokens_get_gradients(variant: str, small: Backbone) -> None:
-    network = TunedBackbone(small, Lora(variant=variant, rank=2), 3)
+    network = LoraNetwork(small, Lora(variant=variant, rank=2), 3)
     network(network.own.encode_exact(SLICES)).square().mean().backward()
     wanted = {id(p) for p in network.trained.parameters() if p.requires_grad}
     assert {id(p) for p in network.parameters() if p.grad is not None} == wanted
@@ -73,7 +73,7 @@ def test_fitting_changes_the_copys_encoder_and_not_the_backbone(variant: str, sm
 
 def test_frozen_weights_are_shared_with_the_backbone(small: Backbone) -> None:
     theirs = {id(p) for p in small.parameters()}
-    network = TunedBackbone(small, Lora(), 3)
+    network = LoraNetwork(small, Lora(), 3)
     frozen = [p for p in network.own.image_encoder.parameters() if not p.requires_grad]
     assert len(frozen) == len(list(small.image_encoder.parameters()))
     assert all(id(p) in theirs for p in frozen)
@@ -171,8 +171,6 @@ def test_numbers_below_one_are_refused(name: str) -> None:
 
 
 def test_the_variants_are_tuned_by_their_own_parts(small_sam: Backbone) -> None:
-    low, wide = (
-        set(trainable_state(TunedBackbone(small_sam, Lora(variant=v), 3).trained)) for v in ("lora", "adapter")
-    )
+    low, wide = (set(trainable_state(LoraNetwork(small_sam, Lora(variant=v), 3).trained)) for v in ("lora", "adapter"))
     assert len([name for name in low if name.startswith("encoder")]) == 2 * 2 * 2  # blocks, q and v, down and up
     assert len([name for name in wide if name.startswith("encoder")]) == 2 * 2 * 4  # blocks, adapters, weights, biases

@@ -15,7 +15,9 @@ from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.unet.method import Net, Plan, UNet, UNetSegmenter, pretrain_encoder, standardised
+from handful.methods.unet.method import UNet, UNetSegmenter
+from handful.methods.unet.network import Net, NetPlan, standardised
+from handful.methods.unet.simclr import pretrain_encoder
 from handful.tuning.loop import TrainConfig
 from phantoms import LABELS, phantom, phantom_case, support_set
 
@@ -157,23 +159,23 @@ def test_the_side_is_the_slices_own_and_never_above_the_backbones(sam: Backbone)
         large = replace(image, array=image.array.repeat(times, 1).repeat(times, 3), geometry=geometry)
         labels = replace(reference, array=reference.array.repeat(times, 0).repeat(times, 2), geometry=geometry)
         support = SupportSet((Case("large", large, labels, LABELS),), LABELS)
-        return Plan.of(UNet(), support, slicer, sam).side
+        return UNet().plan(support, slicer, sam).side
 
     assert (side_of(1), side_of(3), side_of(5)) == (64, 96, sam.side)
 
 
 def test_thick_slices_are_joined_only_where_pixels_are_as_coarse(sam: Backbone):
     slicer = Slicer().resolve([phantom(0)[0]])
-    plan = Plan.of(replace(STACKS, side=64, depth=16), support_set(1), slicer, sam)
+    plan = replace(STACKS, side=64, depth=16).plan(support_set(1), slicer, sam)
     # slices 5 mm apart, pixels of 0.43 mm: less than two of them only from the fourth stage on
     assert plan.kernels == (1, 1, 1, 3, 3)
     assert plan.strides == (1, 1, 1, 1, 2)
-    assert Plan.unpack(plan.pack()) == plan
+    assert NetPlan.unpack(plan.pack()) == plan
 
 
 def test_coarse_exits_count_while_training_and_not_after(sam: Backbone):
-    plan = Plan.of(SMALL, support_set(1), Slicer().resolve([phantom(0)[0]]), sam)
-    net = Net(plan, SMALL, 2)
+    plan = SMALL.plan(support_set(1), Slicer().resolve([phantom(0)[0]]), sam)
+    net = SMALL.net(plan, 2)
     stacks = torch.rand(1, 1, 1, 32, 32)
     assert net.train()(stacks).shape == (1, 3, 2, 1, 32, 32)
     assert net.eval()(stacks).shape == (1, 1, 2, 1, 32, 32)
@@ -229,7 +231,7 @@ def slices() -> torch.Tensor:
 
 
 def fresh(sam: Backbone) -> Net:
-    return Net(Plan.of(SMALL, support_set(1), Slicer().resolve([phantom(0)[0]]), sam), SMALL, 2)
+    return SMALL.net(SMALL.plan(support_set(1), Slicer().resolve([phantom(0)[0]]), sam), 2)
 
 
 def test_simclr_learns_to_tell_slices_apart_and_trains_the_encoder_alone(slices: torch.Tensor, sam: Backbone):

@@ -1,10 +1,10 @@
-"""What methods share that train on a frozen encoder: the support as it saw it, and batches of it."""
+"""The labelled slices of a support as an image encoder sees them, for the methods that train on its embeddings."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from handful.data.support import LabelledSlices, SupportSet
 from handful.jobs.digests import Digest, digest_of
 from handful.methods.base import CHUNK
 from handful.tuning.augment import augmented
+from handful.tuning.sampling import noise_like
 
 MOST_BYTES = 2 * 2**30
 """Memory that the kept views of a support may take, if each slice is to have more than a FEW."""
@@ -25,16 +26,14 @@ FEW = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What the encoder saw of the support: v rows, each one view of one slice, truth in the model's square."""
+class EncodedSupport:
+    """v rows, each one view of one labelled slice: its embeddings, and its labels in the model's square."""
 
-    image: ImageEmbeddings
-    """Half precision, to keep many; rows become float32 on use. `with_pixels` where `look` was asked for pixels."""
+    source: StoredEmbeddings | EncodedOnUse
     regions: Float[Tensor, "v k f f"]
     """Share of each feature cell that a label covers; the background comes last."""
     target: Bool[Tensor, "v l s s"] | Float[Tensor, "v l s s"]
-    """The truth, without the background, in the square of the mask logits, or of the pixels where these were asked for;
-    a share of each cell where it is soft."""
+    """The labels without the background; where it is soft, the share of each cell that is inside."""
     known: Bool[Tensor, "v s s"]
     cases: Int[Tensor, " v"]
     """Index into `names`, which is that of the case in the support set."""
@@ -47,44 +46,81 @@ class Seen:
     digest: str
     """SHA-256 of the pixels, labels and known voxels that went in."""
 
-    def rows(self, rows: Tensor) -> ImageEmbeddings:
+    def __len__(self) -> int:
+        return len(self.views)
+
+    def rows(self, rows: Int[Tensor, " b"]) -> ImageEmbeddings:
         """The embeddings of some rows, in float32."""
+        return self.source.rows(rows)
+
+    @property
+    def holds(self) -> Bool[Tensor, "v l"]:
+        """Which label is in which row."""
+        return self.target.sum(dim=(2, 3)) > 0
+
+
+@dataclass(frozen=True, eq=False)
+class StoredEmbeddings:
+    """Embeddings of a frozen encoder, computed once; `with_pixels` where pixels were asked for."""
+
+    image: ImageEmbeddings
+    """Half precision, to keep many; rows become float32 on use."""
+
+    def rows(self, rows: Int[Tensor, " b"]) -> ImageEmbeddings:
         return self.image[rows].to(torch.float32)
 
 
-def look(
-    support: SupportSet,
-    slicer: Slicer,
+@dataclass(frozen=True, eq=False)
+class EncodedOnUse:
+    """Slices for an encoder that learns: encoded each time they are used, with gradients."""
+
+    encoder: Backbone
+    slices: Sequence[Tensor]
+    """Each (c, h, w); their sizes may differ."""
+
+    def rows(self, rows: Int[Tensor, " b"]) -> ImageEmbeddings:
+        chosen = [self.slices[row][None].to(self.encoder.device) for row in rows.tolist()]
+        return ImageEmbeddings.cat([self.encoder.encode_exact(one) for one in chosen])
+
+
+def encode_support(
+    labelled: Iterable[LabelledSlices],
     backbone: Backbone,
     *,
     views: int,
     seed: int,
-    target: Literal["hard", "soft"],
+    side: int,
+    target: Literal["hard", "soft"] = "hard",
     pixels: int = 0,
-) -> Seen:
+    learns: bool = False,
+) -> EncodedSupport:
     """Encodes every view of every labelled slice, once; the first view is the slice itself, the others are random.
 
-    Of a support of many slices there are fewer views, so that what is kept fits into memory. With `pixels` the slices
-    themselves are kept beside their embeddings, and the truth is as fine as they are.
+    `side` is that of the square of the labels. With `pixels` the slices themselves are kept before their embeddings,
+    in a square of so many pixels. Where the encoder `learns`, the slices are kept in place of embeddings.
     """
-    count = kept_views(views, sum(facts.labelled_slices(slicer) for facts in support.facts), backbone, pixels)
     generator = torch.Generator().manual_seed(seed)
     digest = Digest()
     names: list[str] = []
     images: list[ImageEmbeddings] = []
+    kept: list[Tensor] = []
     maps: list[tuple[Tensor, Tensor, Tensor]] = []
     origin: list[tuple[int, int, int]] = []
-    for labelled in support.slices(slicer):
-        names.append(labelled.case)
-        digest.add(labelled.slices, labelled.masks, labelled.known)
-        for view, rows, slices, masks, known in views_of(labelled, count, generator):
-            image = with_pixels(backbone, slices, backbone.encode(slices.to(backbone.device)), pixels)
-            images.append(image.to(torch.float16))
-            maps.append(_in_square(backbone, masks, known, target, pixels or backbone.mask_side))
-            origin += [(len(names) - 1, labelled.index[row], view) for row in rows]
+    for one in labelled:
+        names.append(one.case)
+        digest.add(one.slices, one.masks, one.known)
+        for view, rows, slices, masks, known in _views_of(one, views, generator):
+            if learns:
+                kept += slices
+            else:
+                image = with_pixels(backbone, slices, backbone.encode(slices.to(backbone.device)), pixels)
+                images.append(image.to(torch.float16))
+            maps.append(_in_square(backbone, masks, known, target, side))
+            origin += [(len(names) - 1, one.index[row], view) for row in rows]
+    source = EncodedOnUse(backbone, kept) if learns else StoredEmbeddings(ImageEmbeddings.cat(images))
     regions, truth, shown = (torch.cat(parts) for parts in zip(*maps, strict=True))
     cases, indices, numbers = torch.tensor(origin).unbind(1)
-    return Seen(ImageEmbeddings.cat(images), regions, truth, shown, cases, indices, numbers, tuple(names), digest.hex())
+    return EncodedSupport(source, regions, truth, shown, cases, indices, numbers, tuple(names), digest.hex())
 
 
 def with_pixels(
@@ -97,34 +133,12 @@ def with_pixels(
     return dataclasses.replace(image, features=(square, *image.features))
 
 
-def kept_views(wanted: int, slices: int, backbone: Backbone, pixels: int = 0) -> int:
-    """Views of each of so many slices: as many as wanted, yet beyond FEW no more than MOST_BYTES hold; at least 1."""
+def views_to_keep(wanted: int, support: SupportSet, slicer: Slicer, backbone: Backbone, pixels: int = 0) -> int:
+    """Views of each labelled slice: as many as wanted, yet beyond FEW no more than MOST_BYTES hold; at least 1."""
+    slices = sum(facts.labelled_slices(slicer) for facts in support.facts)
     # in half precision; the levels come to 4 of these at most, the rest is room for the truth
     view = 7 * backbone.channels * backbone.feature_side**2 * 2 + 3 * pixels**2 * 2
     return max(1, min(wanted, max(FEW, MOST_BYTES // (view * max(1, slices)))))
-
-
-class Batches:
-    """Rows for the steps of a training: the first half of each batch hold a label drawn at random, the rest are any.
-
-    So rare labels and empty slices both come.
-    """
-
-    def __init__(self, seen: Seen, size: int, among: Int[Tensor, " r"] | None = None) -> None:
-        self.size = size
-        self.rows = torch.arange(len(seen.image)) if among is None else among
-        area = seen.target[self.rows].sum(dim=(2, 3))
-        holding = [self.rows[area[:, label] > 0] for label in range(area.shape[1])]
-        self.holding = [rows for rows in holding if len(rows)] or [self.rows]
-
-    def draw(self, generator: torch.Generator) -> Int[Tensor, " b"]:
-        rows = []
-        for place in range(self.size):
-            choice = self.rows
-            if place < (self.size + 1) // 2:
-                choice = self.holding[integer(len(self.holding), generator)]
-            rows.append(int(choice[integer(len(choice), generator)]))
-        return torch.tensor(rows)
 
 
 def noisy(image: ImageEmbeddings, share: float, generator: torch.Generator) -> ImageEmbeddings:
@@ -141,17 +155,7 @@ def fingerprint(method: Any, digest: str, backbone: Backbone) -> str:
     return digest_of(f"{settings}:{digest}:{backbone.digest()}")[:16]
 
 
-def integer(below: int, generator: torch.Generator) -> int:
-    """A random number from 0 to `below` - 1."""
-    return int(torch.randint(below, (), generator=generator))
-
-
-def noise_like(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of that shape, drawn on the CPU, where the generator lives."""
-    return torch.randn(like.shape, generator=generator).to(like)
-
-
-def views_of(
+def _views_of(
     labelled: LabelledSlices, count: int, generator: torch.Generator
 ) -> Iterator[tuple[int, range, Tensor, Tensor, Tensor]]:
     """(view, rows, slices, masks, known) in chunks that fit through the encoder."""
@@ -167,7 +171,7 @@ def views_of(
 def _in_square(
     backbone: Backbone, masks: Tensor, known: Tensor, target: Literal["hard", "soft"], side: int
 ) -> tuple[Float[Tensor, "n k f f"], Tensor, Bool[Tensor, "n s s"]]:
-    """Area fractions a class at the features' resolution; truth and known cells on a square of that side."""
+    """Area fractions per class at the features' resolution; labels and known cells on a square of that side."""
     shown = known[:, None].to(masks)
     labels = masks * shown
     truth = backbone.to_square(labels, side)

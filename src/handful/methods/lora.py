@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
@@ -25,12 +25,13 @@ from handful.errors import SettingsError
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter
-from handful.methods.encoded_support import fingerprint, integer
+from handful.methods.encoded_support import fingerprint
 from handful.tuning.adapters import add_adapters
 from handful.tuning.augment import augmented
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.lora import add_lora, merge_lora
 from handful.tuning.losses import dice_ce, whole_batch
+from handful.tuning.sampling import BalancedSampler
 from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
 
 
@@ -58,16 +59,19 @@ class Lora(Method):
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> LoraSegmenter:  # noqa: B008
         """As `Method.fit`; a cache round the backbone is passed by, as the encoder that learns is a new one."""
         slicer = support.resolve(self.slicer)
-        network = TunedBackbone(backbone, self, len(support.labels) + 1)
+        network = LoraNetwork(backbone, self, len(support.labels) + 1)
         shown = list(support.slices(slicer))
         scratch = run.scratch and run.scratch / fingerprint(self, _digest(shown), backbone)
         train(
-            network.trained, _Steps(network, shown, self.batch), self.train, dataclasses.replace(run, scratch=scratch)
+            network.trained,
+            _EncoderLoss(network, shown, self.batch),
+            self.train,
+            dataclasses.replace(run, scratch=scratch),
         )
         return LoraSegmenter(support.labels, slicer, backbone, network)
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> LoraSegmenter:
-        network = TunedBackbone(backbone, self, len(labels) + 1)
+        network = LoraNetwork(backbone, self, len(labels) + 1)
         load_trainable_state(network.trained, learned)
         return LoraSegmenter(labels, slicer, backbone, network)
 
@@ -75,7 +79,7 @@ class Lora(Method):
 class LoraSegmenter(Segmenter):
     """A backbone whose encoder and decoder were tuned for the labels."""
 
-    def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone, network: TunedBackbone) -> None:
+    def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone, network: LoraNetwork) -> None:
         super().__init__(labels, slicer, backbone)
         self.network = network
         merge_lora(network.own.image_encoder)
@@ -90,7 +94,7 @@ class LoraSegmenter(Segmenter):
         return trainable_state(self.network.trained)
 
 
-class TunedBackbone(nn.Module):
+class LoraNetwork(nn.Module):
     """A copy of a backbone that shares all its frozen weights: new are the encoder's small parts and the decoder."""
 
     def __init__(self, backbone: Backbone, method: Lora, classes: int) -> None:
@@ -125,18 +129,17 @@ class ClassTokens(nn.Module):
         return PromptEmbeddings(self.weight[None, :, None].expand(slices, -1, -1, -1))
 
 
-class _Steps:
-    """The loss of one training step: slices drawn from the support, each in a view that was never seen before."""
+class _EncoderLoss:
+    """The loss of one training step: slices of the support, each in a view of its own, through the whole network."""
 
-    def __init__(self, network: TunedBackbone, shown: Sequence[LabelledSlices], batch: int) -> None:
-        self.network, self.shown, self.batch = network, shown, batch
+    def __init__(self, network: LoraNetwork, shown: Sequence[LabelledSlices], batch: int) -> None:
+        self.network, self.shown = network, shown
         self.places = [(case, row) for case, labelled in enumerate(shown) for row in range(len(labelled.slices))]
-        there = torch.cat([labelled.masks.flatten(2).any(dim=2) for labelled in shown])
-        self.holding = [rows for rows in (torch.nonzero(column)[:, 0] for column in there.T) if len(rows)]
+        self.sampler = BalancedSampler(torch.cat([labelled.masks.flatten(2).any(dim=2) for labelled in shown]), batch)
 
     def __call__(self, step: int, generator: torch.Generator) -> Tensor:
         images, targets, knowns = [], [], []
-        for case, rows in self._draw(generator).items():
+        for case, rows in self._by_case(self.sampler.sample(generator)).items():
             image, target, known = self._view(self.shown[case], rows, generator)
             images.append(image)
             targets.append(target)
@@ -144,16 +147,13 @@ class _Steps:
         logits = self.network(ImageEmbeddings.cat(images))
         return dice_ce(*whole_batch(logits, torch.cat(targets).to(logits), torch.cat(knowns).to(logits.device)))
 
-    def _draw(self, generator: torch.Generator) -> dict[int, list[int]]:
-        """Rows by case, for slices of one case are of one size; the first half hold a label drawn at random."""
-        drawn: dict[int, list[int]] = {}
-        for place in range(self.batch):
-            choice = torch.arange(len(self.places))
-            if place < (self.batch + 1) // 2:
-                choice = self.holding[integer(len(self.holding), generator)]
-            case, row = self.places[int(choice[integer(len(choice), generator)])]
-            drawn.setdefault(case, []).append(row)
-        return drawn
+    def _by_case(self, chosen: Int[Tensor, " b"]) -> dict[int, list[int]]:
+        """Rows by case, for slices of one case are of one size."""
+        rows: dict[int, list[int]] = {}
+        for number in chosen.tolist():
+            case, row = self.places[number]
+            rows.setdefault(case, []).append(row)
+        return rows
 
     def _view(
         self, labelled: LabelledSlices, rows: list[int], generator: torch.Generator

@@ -61,9 +61,15 @@ class History:
 
 
 def train(
-    model: nn.Module, loss: Callable[[int, torch.Generator], Tensor], config: TrainConfig, run: Run | None = None
+    model: nn.Module,
+    loss: Callable[[int, torch.Generator], Tensor],
+    config: TrainConfig,
+    run: Run | None = None,
+    stop: Callable[[int], bool] | None = None,
 ) -> History:
     """Optimises every parameter of `model` that asks for gradients, in place; returns the history.
+
+    `stop(step)`, called before each step, ends the training where it returns True.
 
     `loss(step, generator)` draws all randomness from the generator or torch's global one: both are seeded from
     (seed, step), so a run continued from `run.scratch` ends with exactly the weights of an undisturbed one. In a group
@@ -88,6 +94,8 @@ def train(
             seed = _step_seed(config.seed, step, rank)
             torch.manual_seed(seed)
             with computing_in(config.precision, device):
+                if stop is not None and stop(step):
+                    break
                 value = loss(step, torch.Generator().manual_seed(seed))
             state.update(value, step)
         step += 1

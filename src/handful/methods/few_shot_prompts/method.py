@@ -8,15 +8,13 @@ of each support slice once; the decoder trains on the kept embeddings, each slic
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
@@ -33,17 +31,11 @@ from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, below, require_same_labels
-from handful.methods.encoded_support import (
-    Batches,
-    Seen,
-    fingerprint,
-    integer,
-    look,
-    noise_like,
-    noisy,
-)
+from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint, noisy, views_to_keep
+from handful.methods.few_shot_prompts.tokens import Tokens, class_embeddings
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_bce, dice_ce, dice_focal, fading, whole_batch
+from handful.tuning.sampling import BalancedSampler, integer, noise_like
 from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
 
 
@@ -104,13 +96,14 @@ class FewShotPrompts(Method):
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FewShotSegmenter:  # noqa: B008
         slicer = support.resolve(self.slicer)
-        seen = self._look(support, slicer, backbone)
-        tokens = _class_embeddings(self, seen, backbone)
-        _require_every_class(tokens, [*support.labels.names, *["background"] * self.background])
+        encoded = self._encode(support, slicer, backbone, self.views)
+        tokens = self._tokens(encoded, backbone)
+        names = [*support.labels.names, "background"] if self.background else support.labels.names
+        _require_every_class(tokens, names)
         decoder = TokenDecoder(backbone, self)
         if self.train.iterations:
-            scratch = run.scratch and run.scratch / fingerprint(self, seen.digest, backbone)
-            episodes = _Episodes(self, decoder, seen, tokens)
+            scratch = run.scratch and run.scratch / fingerprint(self, encoded.digest, backbone)
+            episodes = _Episodes(self, decoder, encoded, tokens)
             train(decoder.trained, episodes, self.train, dataclasses.replace(run, scratch=scratch))
         return FewShotSegmenter(support.labels, slicer, backbone, self, decoder, tokens.of_view(0))
 
@@ -121,10 +114,20 @@ class FewShotPrompts(Method):
         load_trainable_state(decoder.trained, below("decoder", learned))
         return FewShotSegmenter(labels, slicer, backbone, self, decoder, Tokens.unpack(below("tokens", learned)))
 
-    def _look(self, support: SupportSet, slicer: Slicer, backbone: Backbone) -> Seen:
-        """With the regions of those classes alone that are asked for."""
-        seen = look(support, slicer, backbone, views=self.views, seed=self.train.seed, target=self.target)
-        return seen if self.background else dataclasses.replace(seen, regions=seen.regions[:, :-1])
+    def _encode(self, support: SupportSet, slicer: Slicer, backbone: Backbone, views: int) -> EncodedSupport:
+        return encode_support(
+            support.slices(slicer),
+            backbone,
+            views=views_to_keep(views, support, slicer, backbone),
+            seed=self.train.seed,
+            side=backbone.mask_side,
+            target=self.target,
+        )
+
+    def _tokens(self, encoded: EncodedSupport, backbone: Backbone) -> Tokens:
+        """Embeddings of the classes that are asked for: all labels, and with `background` that, too."""
+        classes = encoded.target.shape[1] + int(self.background)
+        return class_embeddings(encoded, backbone, classes, self.parts, self.location)
 
 
 class FewShotSegmenter(Segmenter):
@@ -156,9 +159,8 @@ class FewShotSegmenter(Segmenter):
     def extend(self, support: SupportSet) -> FewShotSegmenter:
         """A segmenter that is also asked with embeddings of new labelled slices; nothing is trained again."""
         require_same_labels(support, self.labels)
-        plain = dataclasses.replace(self.method, views=1)
-        seen = plain._look(support, self.slicer, self.backbone)
-        tokens = self.tokens.joined(_class_embeddings(plain, seen, self.backbone))
+        encoded = self.method._encode(support, self.slicer, self.backbone, views=1)
+        tokens = self.tokens.joined(self.method._tokens(encoded, self.backbone))
         return FewShotSegmenter(self.labels, self.slicer, self.backbone, self.method, self.decoder, tokens)
 
     def sources(self) -> list[tuple[str, int, str]]:
@@ -199,131 +201,6 @@ class TokenDecoder(nn.Module):
         return [self.trained["adapter"]] if self.method.adapter else []
 
 
-@dataclass(frozen=True, eq=False)
-class Tokens:
-    """Class embeddings, a row each, and where every one comes from."""
-
-    vectors: Float[Tensor, "t c"]
-    classes: Int[Tensor, " t"]
-    """Index of the label; the number of labels stands for the background."""
-    cases: Int[Tensor, " t"]
-    """Index into `names`."""
-    slices: Int[Tensor, " t"]
-    """Index of the slice in its case."""
-    views: Int[Tensor, " t"]
-    """0 for the slice as it is, else the number of its augmented view."""
-    names: tuple[str, ...]
-    """Names of the cases."""
-
-    def __getitem__(self, rows: Tensor) -> Tokens:
-        return Tokens(
-            self.vectors[rows], self.classes[rows], self.cases[rows], self.slices[rows], self.views[rows], self.names
-        )
-
-    def of_view(self, view: int) -> Tokens:
-        return self[self.views == view]
-
-    def evenly(self, most: int) -> Float[Tensor, "k t c"]:
-        """Equally many of each class, at most `most`: spaced evenly over the table, repeated where there are fewer."""
-        rows = [torch.nonzero(self.classes == c)[:, 0] for c in range(int(self.classes.max()) + 1)]
-        length = min(most, max(len(r) for r in rows))
-        chosen = [r[torch.linspace(0, len(r) - 1, length).round().long()] for r in rows]
-        return self.vectors[torch.stack(chosen)]
-
-    def farthest(
-        self, label: int, case: int, index: int, view: int, leave_out: Literal["case", "slice"] = "case"
-    ) -> Int[Tensor, " p"]:
-        """Rows of a class from outside the query: other cases, else other slices, else other views, else any."""
-        other_case = self.cases != case
-        other_slice = other_case | (self.slices != index)
-        other_view = other_slice | (self.views != view)
-        mine = self.classes == label
-        for outside in (other_case, other_slice, other_view)[leave_out == "slice" :]:
-            if bool((mine & outside).any()):
-                return torch.nonzero(mine & outside)[:, 0]
-        return torch.nonzero(mine)[:, 0]
-
-    def joined(self, other: Tokens) -> Tokens:
-        """The rows of both; cases of one name are one case."""
-        names = (*self.names, *[n for n in other.names if n not in self.names])
-        cases = torch.tensor([names.index(n) for n in other.names], dtype=torch.long)[other.cases]
-        return Tokens(
-            torch.cat([self.vectors, other.vectors.to(self.vectors)]),
-            torch.cat([self.classes, other.classes]),
-            torch.cat([self.cases, cases]),
-            torch.cat([self.slices, other.slices]),
-            torch.cat([self.views, other.views]),
-            names,
-        )
-
-    def pack(self) -> dict[str, Tensor]:
-        """All as tensors; the names as the bytes of a JSON list."""
-        names = torch.frombuffer(bytearray(json.dumps(self.names).encode()), dtype=torch.uint8)
-        parts = {"classes": self.classes, "cases": self.cases, "slices": self.slices, "views": self.views}
-        return {"vectors": self.vectors, "names": names, **parts}
-
-    @classmethod
-    def unpack(cls, packed: dict[str, Tensor]) -> Tokens:
-        names = json.loads(bytes(packed["names"].tolist()))
-        vectors, classes, cases = packed["vectors"], packed["classes"], packed["cases"]
-        return cls(vectors, classes, cases, packed["slices"], packed["views"], tuple(names))
-
-
-def _class_embeddings(method: FewShotPrompts, seen: Seen, backbone: Backbone) -> Tokens:
-    """The mask-pooled features of every class in every row; none where the class covers under 1/256 of a cell."""
-    position = backbone.position_encoding()[0].cpu() if method.location else None
-    vectors, classes, rows = [], [], []
-    for row, label in torch.nonzero(seen.regions.sum(dim=(2, 3)) >= 1 / 256).tolist():
-        features = seen.rows(torch.tensor([row])).main[0].cpu()
-        pooled = pool(features, seen.regions[row, label], method.parts, position)
-        vectors.append(pooled)
-        classes += [label] * len(pooled)
-        rows += [row] * len(pooled)
-    where = torch.tensor(rows, dtype=torch.long)
-    return Tokens(
-        torch.cat(vectors) if vectors else torch.zeros(0, backbone.channels),
-        torch.tensor(classes, dtype=torch.long),
-        seen.cases[where],
-        seen.slices[where],
-        seen.views[where],
-        seen.names,
-    )
-
-
-def pool(
-    features: Float[Tensor, "c f f"],
-    region: Float[Tensor, "f f"],
-    parts: int = 1,
-    position: Float[Tensor, "c f f"] | None = None,
-) -> Float[Tensor, "p c"]:
-    """Means of the features over up to `parts` parts of a region, weighted by the share of each cell that it covers.
-
-    `position` is pooled alike and added. The parts are those of a k-means on the features, begun at the cell nearest to
-    their mean and then at the ones farthest from all earlier centres, so that one region always gives one answer.
-    """
-    weight = region.flatten()
-    cells = torch.nonzero(weight > 0)[:, 0]
-    z, m = features.flatten(1).T[cells], weight[cells]
-    member = _k_means(z, m, min(parts, len(cells)))
-    share = F.one_hot(member).to(m) * m[:, None]
-    share = (share / share.sum(0).clamp_min(1e-12)).T
-    pooled = share @ z
-    return pooled if position is None else pooled + share @ position.flatten(1).T[cells]
-
-
-def _k_means(z: Float[Tensor, "p c"], weight: Float[Tensor, " p"], parts: int) -> Int[Tensor, " p"]:
-    """The part of each cell, numbered without gaps."""
-    mean = (weight[:, None] * z).sum(0) / weight.sum()
-    centres = z[(z - mean).norm(dim=1).argmin()][None]
-    while len(centres) < parts:
-        centres = torch.cat([centres, z[torch.cdist(z, centres).amin(1).argmax()][None]])
-    for _ in range(10):
-        member: Tensor = torch.unique(torch.cdist(z, centres).argmin(1), return_inverse=True)[1]
-        share = F.one_hot(member).to(weight) * weight[:, None]
-        centres = (share.T @ z) / share.sum(0)[:, None]
-    return member
-
-
 def _require_every_class(tokens: Tokens, names: Sequence[str]) -> None:
     for index, name in enumerate(names):
         if not bool(((tokens.classes == index) & (tokens.views == 0)).any()):
@@ -331,25 +208,25 @@ def _require_every_class(tokens: Tokens, names: Sequence[str]) -> None:
 
 
 class _Episodes:
-    """The loss of one training step: slices drawn from the support, asked with the embeddings of the others."""
+    """The loss of one training step: slices of the support, prompted with the embeddings of the others."""
 
-    def __init__(self, method: FewShotPrompts, decoder: TokenDecoder, seen: Seen, tokens: Tokens) -> None:
-        self.method, self.decoder, self.seen, self.tokens = method, decoder, seen, tokens
-        self.classes = seen.regions.shape[1]
-        self.batches = Batches(seen, method.batch)
+    def __init__(self, method: FewShotPrompts, decoder: TokenDecoder, encoded: EncodedSupport, tokens: Tokens) -> None:
+        self.method, self.decoder, self.encoded, self.tokens = method, decoder, encoded, tokens
+        self.classes = encoded.target.shape[1] + int(method.background)
+        self.sampler = BalancedSampler(encoded.holds, method.batch)
         self.noise = method.token_noise * float(tokens.vectors.std())
         # as many at once as will be asked with later, less those of the slice itself
         fewer = int(tokens.of_view(0).classes.bincount().max()) - method.parts
         self.most = max(1, min(method.max_tokens, fewer))
 
     def __call__(self, step: int, generator: torch.Generator) -> Tensor:
-        rows = self.batches.draw(generator)
+        rows = self.sampler.sample(generator)
         count = 1 + integer(self.most, generator)
         asked = torch.stack([self._draw_tokens(int(row), count, generator) for row in rows])
-        image = noisy(self.seen.rows(rows), self.method.feature_noise, generator)
+        image = noisy(self.encoded.rows(rows), self.method.feature_noise, generator)
         asked = asked + self.noise * noise_like(asked, generator)
         logits = self.decoder(image, asked.to(image.main))
-        shown = logits, self.seen.target[rows].to(logits), self.seen.known[rows].to(logits.device)
+        shown = logits, self.encoded.target[rows].to(logits), self.encoded.known[rows].to(logits.device)
         if self.method.dice == "batch":
             shown = whole_batch(*shown)
         if self.method.background:
@@ -358,7 +235,7 @@ class _Episodes:
 
     def _draw_tokens(self, row: int, count: int, generator: torch.Generator) -> Float[Tensor, "k t c"]:
         """`count` embeddings of each class, repeated only where the pool has fewer."""
-        case, index, view = (int(of[row]) for of in (self.seen.cases, self.seen.slices, self.seen.views))
+        case, index, view = (int(of[row]) for of in (self.encoded.cases, self.encoded.slices, self.encoded.views))
         drawn = []
         for label in range(self.classes):
             outside = self.tokens.farthest(label, case, index, view, self.method.leave_out)

@@ -1,0 +1,147 @@
+"""Class embeddings: mask-pooled features of labelled slices, each with where it comes from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from handful.backbones.base import Backbone
+from handful.methods.encoded_support import EncodedSupport
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Class embeddings, a row each, and where every one comes from."""
+
+    vectors: Float[Tensor, "t c"]
+    classes: Int[Tensor, " t"]
+    """Index of the label; the number of labels stands for the background."""
+    cases: Int[Tensor, " t"]
+    """Index into `names`."""
+    slices: Int[Tensor, " t"]
+    """Index of the slice in its case."""
+    views: Int[Tensor, " t"]
+    """0 for the slice as it is, else the number of its augmented view."""
+    names: tuple[str, ...]
+    """Names of the cases."""
+
+    def __getitem__(self, rows: Tensor) -> Tokens:
+        return Tokens(
+            self.vectors[rows], self.classes[rows], self.cases[rows], self.slices[rows], self.views[rows], self.names
+        )
+
+    def of_view(self, view: int) -> Tokens:
+        return self[self.views == view]
+
+    def evenly(self, most: int) -> Float[Tensor, "k t c"]:
+        """Equally many of each class, at most `most`: spaced evenly over the table, repeated where there are fewer."""
+        rows = [torch.nonzero(self.classes == c)[:, 0] for c in range(int(self.classes.max()) + 1)]
+        length = min(most, max(len(r) for r in rows))
+        chosen = [r[torch.linspace(0, len(r) - 1, length).round().long()] for r in rows]
+        return self.vectors[torch.stack(chosen)]
+
+    def farthest(
+        self, label: int, case: int, index: int, view: int, leave_out: Literal["case", "slice"] = "case"
+    ) -> Int[Tensor, " p"]:
+        """Rows of a class from outside the query: other cases, else other slices, else other views, else any."""
+        other_case = self.cases != case
+        other_slice = other_case | (self.slices != index)
+        other_view = other_slice | (self.views != view)
+        mine = self.classes == label
+        allowed = [other_slice, other_view] if leave_out == "slice" else [other_case, other_slice, other_view]
+        for outside in allowed:
+            if bool((mine & outside).any()):
+                return torch.nonzero(mine & outside)[:, 0]
+        return torch.nonzero(mine)[:, 0]
+
+    def joined(self, other: Tokens) -> Tokens:
+        """The rows of both; cases of one name are one case."""
+        names = (*self.names, *[n for n in other.names if n not in self.names])
+        cases = torch.tensor([names.index(n) for n in other.names], dtype=torch.long)[other.cases]
+        return Tokens(
+            torch.cat([self.vectors, other.vectors.to(self.vectors)]),
+            torch.cat([self.classes, other.classes]),
+            torch.cat([self.cases, cases]),
+            torch.cat([self.slices, other.slices]),
+            torch.cat([self.views, other.views]),
+            names,
+        )
+
+    def pack(self) -> dict[str, Tensor]:
+        """All as tensors; the names as the bytes of a JSON list."""
+        names = torch.frombuffer(bytearray(json.dumps(self.names).encode()), dtype=torch.uint8)
+        parts = {"classes": self.classes, "cases": self.cases, "slices": self.slices, "views": self.views}
+        return {"vectors": self.vectors, "names": names, **parts}
+
+    @classmethod
+    def unpack(cls, packed: dict[str, Tensor]) -> Tokens:
+        names = json.loads(bytes(packed["names"].tolist()))
+        vectors, classes, cases = packed["vectors"], packed["classes"], packed["cases"]
+        return cls(vectors, classes, cases, packed["slices"], packed["views"], tuple(names))
+
+
+def class_embeddings(
+    support: EncodedSupport, backbone: Backbone, classes: int, parts: int = 1, location: bool = False
+) -> Tokens:
+    """The mask-pooled features of the first `classes` classes in every row, at most `parts` of each.
+
+    None where the class covers under 1/256 of a cell. With `location` the mean positional encoding is added.
+    """
+    position = backbone.position_encoding()[0].cpu() if location else None
+    regions = support.regions[:, :classes]
+    vectors, labels, rows = [], [], []
+    for row, label in torch.nonzero(regions.sum(dim=(2, 3)) >= 1 / 256).tolist():
+        features = support.rows(torch.tensor([row])).main[0].cpu()
+        pooled = pool(features, regions[row, label], parts, position)
+        vectors.append(pooled)
+        labels += [label] * len(pooled)
+        rows += [row] * len(pooled)
+    where = torch.tensor(rows, dtype=torch.long)
+    return Tokens(
+        torch.cat(vectors) if vectors else torch.zeros(0, backbone.channels),
+        torch.tensor(labels, dtype=torch.long),
+        support.cases[where],
+        support.slices[where],
+        support.views[where],
+        support.names,
+    )
+
+
+def pool(
+    features: Float[Tensor, "c f f"],
+    region: Float[Tensor, "f f"],
+    parts: int = 1,
+    position: Float[Tensor, "c f f"] | None = None,
+) -> Float[Tensor, "p c"]:
+    """Means of the features over up to `parts` parts of a region, weighted by the share of each cell that it covers.
+
+    `position` is pooled alike and added. The parts are those of a k-means on the features, begun at the cell nearest to
+    their mean and then at the ones farthest from all earlier centres, so that one region always gives one answer.
+    """
+    weight = region.flatten()
+    cells = torch.nonzero(weight > 0)[:, 0]
+    z, m = features.flatten(1).T[cells], weight[cells]
+    member = _k_means(z, m, min(parts, len(cells)))
+    share = F.one_hot(member).to(m) * m[:, None]
+    share = (share / share.sum(0).clamp_min(1e-12)).T
+    pooled = share @ z
+    return pooled if position is None else pooled + share @ position.flatten(1).T[cells]
+
+
+def _k_means(z: Float[Tensor, "p c"], weight: Float[Tensor, " p"], parts: int) -> Int[Tensor, " p"]:
+    """The part of each cell, numbered without gaps."""
+    mean = (weight[:, None] * z).sum(0) / weight.sum()
+    centres = z[(z - mean).norm(dim=1).argmin()][None]
+    while len(centres) < parts:
+        centres = torch.cat([centres, z[torch.cdist(z, centres).amin(1).argmax()][None]])
+    for _ in range(10):
+        member: Tensor = torch.unique(torch.cdist(z, centres).argmin(1), return_inverse=True)[1]
+        share = F.one_hot(member).to(weight) * weight[:, None]
+        centres = (share.T @ z) / share.sum(0)[:, None]
+    return member

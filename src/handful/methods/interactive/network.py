@@ -1,0 +1,88 @@
+"""What `Interactive` trains: a fork of the backbone, to be prompted, and a head that predicts its errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
+from handful.backbones.decoder import single_mask_parts, without_multimask
+from handful.prompts.behaviours import packed
+from handful.prompts.prompts import PADDING, Prompts
+from handful.tuning.lora import add_lora
+from handful.tuning.trainable import freeze_all_but
+
+
+class InteractiveNetwork(nn.Module):
+    """A fork of the backbone whose prompt encoder and mask decoder train, and what else is to be trained with them.
+
+    That is a head that predicts errors, and low-rank updates of an encoder whose own weights the fork still shares.
+    """
+
+    def __init__(self, backbone: Backbone, encoder_rank: int = 0, error_head: bool = False, seed: int = 0) -> None:
+        super().__init__()
+        own = [backbone.mask_decoder, backbone.prompt_encoder]
+        self.fork = backbone.fork_sharing_weights(own) if encoder_rank else backbone.fork()
+        decoder: Any = self.fork.mask_decoder
+        self.trained = nn.ModuleDict({"mask_decoder": decoder, "prompt_encoder": self.fork.prompt_encoder})
+        if error_head:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.trained["error_head"] = ErrorHead(backbone.channels).to(backbone.device)
+        if encoder_rank:
+            generator = torch.Generator().manual_seed(seed)
+            self.trained["encoder"] = nn.ModuleList(add_lora(self.fork.image_encoder, encoder_rank, generator))
+        whole = [part for name, part in self.trained.items() if name != "mask_decoder"]
+        freeze_all_but(self.trained, *single_mask_parts(decoder, iou=True), *whole)
+        prompt_encoder: Any = self.fork.prompt_encoder
+        prompt_encoder.shared_embedding.requires_grad_(False)  # the positional encoding is the image's, too
+        without_multimask(decoder)
+
+    def forward(self, image: ImageEmbeddings, prompts: Prompts, size: tuple[int, int]) -> MaskPrediction:
+        """Masks in the model's square for prompts in pixels of slices of `size`; labels share one decoder call."""
+        return self.fork.decode_square(image, self._embed(packed(prompts), size))
+
+    def errors(self, image: ImageEmbeddings, answer: MaskPrediction) -> Float[Tensor, "n k s s"] | None:
+        """Logits that each pixel of an answer is wrong; None without the head."""
+        if "error_head" not in self.trained:
+            return None
+        errors: Tensor = self.trained["error_head"](image.main.detach(), answer.logits.detach())
+        return errors
+
+    def _embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
+        """As the backbone embeds them, with padding for the corners where a region has no box among some that have."""
+        assert prompts.boxes is not None
+        assert prompts.points is not None
+        assert prompts.point_labels is not None
+        boxed = self.fork.embed(prompts, size)
+        # a call without boxes brings one padding point of its own
+        corners = boxed.sparse.shape[2] - prompts.points.shape[2] - 1
+        points = F.pad(prompts.points, (0, 0, 0, corners))
+        bare = self.fork.embed(Prompts(points, F.pad(prompts.point_labels, (0, corners), value=PADDING)), size)
+        has_box = prompts.boxes.any(dim=2).to(boxed.sparse.device)
+        return PromptEmbeddings(torch.where(has_box[..., None, None], boxed.sparse, bare.sparse), boxed.dense)
+
+
+class ErrorHead(nn.Module):
+    """A few convolutions from image features and an answer's logits to where that answer is wrong."""
+
+    def __init__(self, channels: int, width: int = 16) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, width, 1)
+        self.mix = nn.Conv2d(width + 2, width, 3, padding=1)
+        self.out = nn.Conv2d(width, 1, 3, padding=1)
+        assert self.out.bias is not None
+        nn.init.constant_(self.out.bias, -2.0)  # most pixels are right
+
+    def forward(self, features: Float[Tensor, "n c f f"], logits: Float[Tensor, "n k s s"]) -> Float[Tensor, "n k s s"]:
+        n, k, s, _ = logits.shape
+        looks = F.interpolate(self.reduce(features), (s, s), mode="bilinear", align_corners=False)
+        inside = logits.flatten(0, 1)[:, None].sigmoid()
+        doubt = 4 * inside * (1 - inside)
+        joined = torch.cat([looks.repeat_interleave(k, dim=0), inside, doubt], dim=1)
+        found: Tensor = self.out(F.gelu(self.mix(joined)))
+        return found.reshape(n, k, s, s)

@@ -1,0 +1,110 @@
+"""Stacks of neighbouring slices: those of a support in one square, and blocks that go through a network together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from handful.backbones.framing import into_square
+from handful.data.slicing import Slicer, SliceView
+from handful.data.support import SupportSet
+from handful.jobs.digests import digest_of
+from handful.methods.base import CHUNK
+
+UNKNOWN = -1
+"""Class number of pixels that nobody has labelled."""
+
+
+def blocks(count: int, depth: int) -> Iterator[tuple[range, list[int]]]:
+    """Numbers of the slices to be answered, half a stack at a time, and of those shown: a quarter more either side."""
+    for start in range(0, count, depth // 2):
+        kept = range(start, min(start + depth // 2, count))
+        window = [min(max(start - depth // 4 + place, 0), count - 1) for place in range(depth)]
+        yield kept, window
+
+
+@dataclass(frozen=True, eq=False)
+class StackedSupport:
+    """The support's slices in a square; where stacks are wanted, those without labels too."""
+
+    slices: Float[Tensor, "v c s s"]
+    """Half precision, to hold many."""
+    classes: Int[Tensor, "v s s"]
+    """0 for background, else 1 + the label's index, or UNKNOWN."""
+    first: Int[Tensor, " v"]
+    """Row of the first slice of the same case."""
+    last: Int[Tensor, " v"]
+
+    @classmethod
+    def of(cls, support: SupportSet, slicer: Slicer, side: int, depth: int) -> StackedSupport:
+        """Reads the labelled slices, and for stacks (`depth` above 1) their neighbours, one volume at a time."""
+        slices: list[Tensor] = []
+        classes: list[Tensor] = []
+        ends: list[tuple[int, int]] = []
+        for scan in support.scans(slicer):
+            labelled, view = scan.labelled(), scan.view
+            known = _class_numbers(labelled.masks, labelled.known, side)
+            if depth == 1:
+                slices.append(_in_square(labelled.slices, side))
+            else:
+                slices.append(slices_in_square(view, range(len(view)), side))
+                every = torch.full((len(view), side, side), UNKNOWN, dtype=known.dtype)
+                every[list(labelled.index)] = known
+                known = every
+            start = sum(map(len, classes))
+            classes.append(known)
+            ends += [(start, start + len(known) - 1)] * len(known)
+        first, last = torch.tensor(ends).unbind(1)
+        return cls(with_equal_channels(slices), torch.cat(classes), first, last)
+
+    @property
+    def labelled(self) -> Int[Tensor, " r"]:
+        """Rows with any labelled pixel."""
+        return torch.nonzero((self.classes != UNKNOWN).flatten(1).any(1))[:, 0]
+
+    def holds(self, labels: int) -> Bool[Tensor, "v k"]:
+        """Which of so many labels is in which row."""
+        return torch.stack([(self.classes == label + 1).flatten(1).any(1) for label in range(labels)], dim=1)
+
+    def around(self, rows: Int[Tensor, " b"], depth: int) -> tuple[Float[Tensor, "b c d s s"], Int[Tensor, "b d s s"]]:
+        """Stacks with these rows in the middle; what a case's end makes them repeat is unknown."""
+        wanted = rows[:, None] + torch.arange(depth) - depth // 2
+        index = torch.minimum(torch.maximum(wanted, self.first[rows, None]), self.last[rows, None])
+        classes = self.classes[index].masked_fill((index != wanted)[..., None, None], UNKNOWN)
+        return rearrange(self.slices[index].float(), "b d c h w -> b c d h w"), classes
+
+    def digest(self) -> str:
+        """SHA-256 of all that training sees."""
+        return digest_of(self.slices, self.classes, self.first)
+
+
+def slices_in_square(view: SliceView, index: Sequence[int], side: int) -> Float[Tensor, "n c s s"]:
+    """Slices of a volume in the square, a few of native size in memory at a time."""
+    parts = [index[start : start + CHUNK] for start in range(0, len(index), CHUNK)]
+    return torch.cat([_in_square(view.take(part), side) for part in parts])
+
+
+def _in_square(slices: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n c s s"]:
+    return into_square(slices, side).clamp(0, 1).half()
+
+
+def _class_numbers(masks: Float[Tensor, "n k h w"], known: Tensor, side: int) -> Int[Tensor, "n s s"]:
+    """What covers most of each pixel of the square; UNKNOWN where any of it is not labelled."""
+    background = (1 - masks.sum(dim=1, keepdim=True)).clamp_min(0)
+    classes = torch.split(torch.cat([background, masks], dim=1), CHUNK)
+    found = []
+    for shares, shown in zip(classes, torch.split(known[:, None].float(), CHUNK), strict=True):
+        winner = into_square(shares, side).argmax(dim=1).to(torch.int16)
+        found.append(winner.masked_fill(into_square(shown, side)[:, 0] < 0.999, UNKNOWN))
+    return torch.cat(found)
+
+
+def with_equal_channels(slices: Sequence[Tensor]) -> Tensor:
+    """All slices; grey ones become colour where others are."""
+    most = max(part.shape[1] for part in slices)
+    return torch.cat([part.expand(-1, most, -1, -1) for part in slices])
