@@ -8,38 +8,32 @@ may stay absent. Object pointers reach as far as `window`, where theirs reach 15
 
 from __future__ import annotations
 
-import tempfile
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import chain, repeat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
-from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone
+from handful.backbones.base import Backbone, MemoryBackbone
 from handful.backbones.catalog import BACKBONES
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import CHUNK, Method, Segmenter, drawn, has_signal, require_same_labels, to_classes
+from handful.methods.base import Method, Segmenter, drawn, require_same_labels, to_classes
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
-from handful.methods.fate.support_bank import TOKENS, Retrieval, Similarity, SupportBank, bank_of, joined, memorized
+from handful.methods.fate.recall import Answer, MemoryUse, SupportRecall
+from handful.methods.fate.support_bank import Retrieval, Similarity, SupportBank, bank_of
+from handful.methods.fate.walk import ConfidenceNotes, StackWalk, WalkOrder
 from handful.tuning.precision import Precision, computing_in
 
 FARTHEST = 6
 """Slices between a memory and the slice it helps, at most: SAM 2 knows no larger distance."""
-ABSENT = -1024.0
-"""Logit of a label that the model, or every retrieved support, says is not in the slice; SAM 2's own value."""
-CERTAIN = 10.0
-"""Logits of two sweeps are cut off here before they are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +107,16 @@ class Fate(Method):
         """Which support slices are shown for a slice."""
         return Retrieval(self.similarity, self.top_k, self.diverse, self.place_tolerance, self.foreground_only)
 
+    @property
+    def memory_use(self) -> MemoryUse:
+        """What of the memories is used."""
+        return MemoryUse(self.allow_empty, self.pointers, self.absent_below)
+
+    @property
+    def order(self) -> WalkOrder:
+        """How a stack is walked through."""
+        return WalkOrder(self.window, self.start, self.forward_uses_reverse, self.fuse)
+
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> FateSegmenter:
         return FateSegmenter(labels, slicer, _with_memory(backbone), self, SupportBank(learned))
 
@@ -128,14 +132,14 @@ class FateSegmenter(Segmenter):
         super().__init__(labels, slicer, backbone)
         self.method = method
         self.bank = bank.to(backbone.device)
-        self._absent_below = torch.full((len(labels),), method.absent_below, device=backbone.device)
-        self._absent_below[self.bank.in_every_picture()] = -torch.inf
+        self._recall = SupportRecall(backbone, self.bank, len(labels), method.retrieval, method.memory_use)
+        self._walk = StackWalk(self._recall, method.order)
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Logits of slices that know nothing of each other, nor of their place in a stack."""
         with self._precision():
             image = self.backbone.encode(slices.to(self.backbone.device))
-            answer = self._asked(image, self._retrieved(image), range(len(image)))
+            answer = self._recall.answer(image, self._recall.retrieved(image), range(len(image)))
         return self.backbone.to_slice(answer.logits, image.size)
 
     def learned(self) -> dict[str, Tensor]:
@@ -181,17 +185,11 @@ class FateSegmenter(Segmenter):
         return True  # those of `support_picture`
 
     def _segmented(self, stack: SliceView) -> tuple[LabelMap, SliceConfidence]:
-        if self.method.window == 0:
-            answers = self._alone(stack)
-        elif self.method.fuse:
-            answers = self._fused(stack)
-        else:
-            answers = self._outwards(stack)
-        notes = _Notes(len(stack), len(self.labels))
+        notes = ConfidenceNotes(len(stack), len(self.labels))
         with self._precision():
-            found = drawn(stack, self.labels, self._classes(answers, notes, stack.size))
+            found = drawn(stack, self.labels, self._classes(self._walk.answers(stack), notes, stack.size))
             if self.method.second_sweep:
-                again = self._again(stack, stack.of(found.array))
+                again = self._walk.again(stack, stack.of(found.array), self.labels)
                 found = drawn(stack, self.labels, self._classes(again, notes, stack.size))
         if self.method.largest_component:
             keep_largest(found)
@@ -203,165 +201,11 @@ class FateSegmenter(Segmenter):
         return computing_in(self.method.precision, self.backbone.device.type)
 
     def _classes(
-        self, answers: Iterator[_Answer], notes: _Notes, size: tuple[int, int]
+        self, answers: Iterator[Answer], notes: ConfidenceNotes, size: tuple[int, int]
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         for answer in answers:
             notes.take(answer)
             yield answer.numbers, to_classes(self.backbone.to_slice(answer.logits, size))
-
-    def _alone(self, stack: SliceView) -> Iterator[_Answer]:
-        for numbers, image, retrieved in self._looked_at(stack, range(len(stack))):
-            yield self._asked(image, retrieved, numbers)
-
-    def _outwards(self, stack: SliceView) -> Iterator[_Answer]:
-        """From the start to the first slice, then from the start to the last."""
-        start = len(stack) // 2 if self.method.start == "middle" else self._best_start(stack)
-        first = yield from self._walked(stack, range(start, -1, -1), ())
-        near = first if self.method.forward_uses_reverse else first[:1]
-        yield from self._walked(stack, range(start + 1, len(stack)), near)
-
-    def _fused(self, stack: SliceView) -> Iterator[_Answer]:
-        """The whole way up, kept aside, then the whole way down, averaged with it."""
-        shape = (len(stack), len(self.labels), self.backbone.mask_side, self.backbone.mask_side)
-        notes = _Notes(len(stack), len(self.labels))
-        with tempfile.TemporaryFile() as file:
-            kept = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
-            for answer in self._walked(stack, range(len(stack)), ()):
-                notes.take(answer)
-                kept[list(answer.numbers)] = answer.logits.clamp(-CERTAIN, CERTAIN).cpu().numpy()
-            for answer in self._walked(stack, range(len(stack) - 1, -1, -1), ()):
-                numbers = list(answer.numbers)
-                up = torch.from_numpy(kept[numbers]).to(answer.logits)
-                yield replace(
-                    answer,
-                    logits=(answer.logits.clamp(-CERTAIN, CERTAIN) + up) / 2,
-                    object_score=(answer.object_score + notes.object_score[numbers]) / 2,
-                    iou=(answer.iou + notes.iou[numbers]) / 2,
-                )
-
-    def _walked(
-        self, stack: SliceView, order: Sequence[int], near: Sequence[_Neighbour]
-    ) -> Generator[_Answer, None, tuple[_Neighbour, ...]]:
-        """Answers slice after slice, each remembering those before it; what the first few left behind comes back."""
-        window = self.method.window
-        first: list[_Neighbour] = []
-        for numbers, image, retrieved in self._looked_at(stack, order):
-            for row, number in enumerate(numbers):
-                beside = [n.seen_from(number) for n in near if abs(n.number - number) <= window]
-                answer = self._asked(image[row], retrieved[row : row + 1], (number,), beside)
-                yield answer
-                left = self._left(number, image[row], answer)
-                near = [*near, left][-window:]
-                first = [*first, left][:window]
-        return tuple(first)
-
-    def _again(self, stack: SliceView, classes: NDArray[np.integer]) -> Iterator[_Answer]:
-        """Each slice with the neighbours on both sides, as `classes` (n, h, w, label values) has them."""
-        reach = (self.method.window + 1) // 2
-        passing: deque[_Seen | None] = deque(maxlen=2 * reach + 1)
-        for seen in chain(self._seen_again(stack, classes), repeat(None, reach)):
-            passing.append(seen)
-            here = passing[-1 - reach] if len(passing) > reach else None
-            if here is not None:
-                number = here.left.number
-                near = [s.left.seen_from(number) for s in passing if s is not None and s is not here]
-                yield self._asked(here.image, [here.retrieved], (number,), near)
-
-    def _seen_again(self, stack: SliceView, classes: NDArray[np.integer]) -> Iterator[_Seen]:
-        values = np.array(self.labels.values)[:, None, None]
-        for numbers, image, retrieved in self._looked_at(stack, range(len(stack))):
-            for row, number in enumerate(numbers):
-                labels = [label for label in range(len(values)) if self.bank.holders(retrieved[row], label)]
-                masks = torch.from_numpy((classes[number] == values)[labels].astype(np.float32))
-                memory = memorized(self.backbone, image, torch.full((len(labels),), row), masks)
-                yield _Seen(image[row], retrieved[row], _Neighbour(number, tuple(labels), memory))
-
-    def _looked_at(
-        self, stack: SliceView, order: Sequence[int]
-    ) -> Iterator[tuple[Sequence[int], ImageEmbeddings, list[tuple[int, ...]]]]:
-        """A few slices at a time: their numbers, their embeddings, and the supports retrieved for each."""
-        for start in range(0, len(order), CHUNK):
-            numbers = order[start : start + CHUNK]
-            slices = stack.take(numbers).to(self.backbone.device)
-            image = self.backbone.encode(slices)
-            places = (torch.tensor(list(numbers)) + 0.5) / len(stack)
-            retrieved = self._retrieved(image, places.to(self.backbone.device))
-            signal = has_signal(slices).tolist()
-            yield numbers, image, [found if lit else () for found, lit in zip(retrieved, signal, strict=True)]
-
-    def _retrieved(self, image: ImageEmbeddings, places: Float[Tensor, " n"] | None = None) -> list[tuple[int, ...]]:
-        """For each slice the numbers of the support slices that are most alike, the best first."""
-        return self.bank.best(self.bank.likeness(image, self.method.similarity), places, self.method.retrieval)
-
-    def _best_start(self, stack: SliceView) -> int:
-        """The slice whose retrieved supports hold the most labels; among those, the one that is most alike to them."""
-        best, start = (-1, -float("inf")), 0
-        for numbers, image, retrieved in self._looked_at(stack, range(len(stack))):
-            scores = self.bank.likeness(image, self.method.similarity)
-            for row, number in enumerate(numbers):
-                held = sum(bool(self.bank.holders(retrieved[row], label)) for label in range(len(self.labels)))
-                alike = float(scores[row, list(retrieved[row])].mean()) if held else -float("inf")
-                if (held, alike) > best:
-                    best, start = (held, alike), number
-        return start
-
-    def _asked(
-        self,
-        image: ImageEmbeddings,
-        retrieved: Sequence[tuple[int, ...]],
-        numbers: Sequence[int],
-        near: Sequence[_Neighbour] = (),
-    ) -> _Answer:
-        """All labels of a few slices, those with equally many memories in one call."""
-        n, k, side = len(image), len(self.labels), self.backbone.mask_side
-        logits = torch.full((n, k, side, side), ABSENT, device=self.backbone.device)
-        object_score, iou = torch.full((2, n, k), torch.nan)
-        seen: list[tuple[list[_Question], MaskPrediction]] = []
-        for group in _answered_together(self._questions(retrieved, near)):
-            for some in self._few_enough(group):
-                prediction = self._recalled(image, some, near)
-                assert prediction.object_score is not None
-                rows, labels = [q.row for q in some], [q.label for q in some]
-                there = (prediction.object_score[:, 0] > self._absent_below[labels])[:, None, None]
-                logits[rows, labels] = torch.where(there, prediction.logits[:, 0].float(), ABSENT)
-                object_score[rows, labels] = prediction.object_score[:, 0].float().cpu()
-                iou[rows, labels] = prediction.iou[:, 0].float().cpu()
-                seen.append((some, prediction))
-        return _Answer(tuple(numbers), logits, object_score, iou, tuple(retrieved), tuple(seen))
-
-    def _questions(self, retrieved: Sequence[tuple[int, ...]], near: Sequence[_Neighbour]) -> Iterator[_Question]:
-        """One for each slice and label that a retrieved support holds; for any other the answer is known."""
-        for row, supports in enumerate(retrieved):
-            for label in range(len(self.labels)):
-                remembered = self.bank.holders(supports, label)
-                if remembered:
-                    remembered += self.bank.without(supports, label) if self.method.allow_empty else ()
-                    beside = tuple(i for i, neighbour in enumerate(near) if label in neighbour.labels)
-                    yield _Question(row, label, remembered, beside)
-
-    def _few_enough(self, group: Sequence[_Question]) -> Iterator[list[_Question]]:
-        """The questions in lots whose memories hold at most TOKENS tokens."""
-        memories = len(group[0].supports) + len(group[0].near)
-        lot = max(1, TOKENS // (memories * self.bank.tokens))
-        yield from (list(group[start : start + lot]) for start in range(0, len(group), lot))
-
-    def _recalled(
-        self, image: ImageEmbeddings, questions: Sequence[_Question], near: Sequence[_Neighbour]
-    ) -> MaskPrediction:
-        """The answers to questions with equally many supports and the same neighbours, one row each."""
-        beside = [near[i].of([q.label for q in questions]) for i in questions[0].near]
-        memory = Memory.cat([self.bank.memory([q.supports for q in questions]), *beside])
-        if not self.method.pointers:
-            memory = replace(memory, pointers=memory.pointers[:, :0], pointer_distance=())
-        return self.backbone.decode_recalled(self.backbone.recall(image[[q.row for q in questions]], memory))
-
-    def _left(self, number: int, image: ImageEmbeddings, answer: _Answer) -> _Neighbour:
-        """What the answer to one slice leaves for its neighbours, also of labels it did not find there."""
-        labels, parts = [], []
-        for questions, prediction in answer.seen:
-            labels += [q.label for q in questions]
-            parts.append(self.backbone.remember(image[[q.row for q in questions]], prediction, distance=1))
-        return _Neighbour(number, tuple(labels), joined(parts))
 
 
 def keep_largest(label_map: LabelMap) -> None:
@@ -377,75 +221,6 @@ def keep_largest(label_map: LabelMap) -> None:
             label_map.array[box[0]][(pieces > 0) & (pieces != largest)] = 0
 
 
-@dataclass(frozen=True)
-class _Question:
-    """Whether and where a label is in a slice, and what memories answer it."""
-
-    row: int
-    label: int
-    supports: tuple[int, ...]
-    """Rows of the bank."""
-    near: tuple[int, ...]
-    """Which of the neighbours remember the label."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Answer:
-    """What is known of a few slices; logits in the model's square, numbers on the CPU."""
-
-    numbers: tuple[int, ...]
-    logits: Float[Tensor, "n k s s"]
-    object_score: Float[Tensor, "n k"]
-    iou: Float[Tensor, "n k"]
-    retrieved: tuple[tuple[int, ...], ...]
-    seen: tuple[tuple[list[_Question], MaskPrediction], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _Neighbour:
-    """What a slice that was answered leaves in memory: one row a label."""
-
-    number: int
-    labels: tuple[int, ...]
-    memory: Memory | None
-    """None where no label was asked for."""
-
-    def seen_from(self, number: int) -> _Neighbour:
-        """The same, as far away as it is from that slice."""
-        if self.memory is None:
-            return self
-        away = abs(self.number - number)
-        return replace(self, memory=replace(self.memory, distance=(away,), pointer_distance=(away,)))
-
-    def of(self, labels: Sequence[int]) -> Memory:
-        assert self.memory is not None
-        return self.memory[[self.labels.index(label) for label in labels]]
-
-
-@dataclass(frozen=True, eq=False)
-class _Seen:
-    """A slice in the second sweep: what it looks like, its supports, and what the first sweep said of it."""
-
-    image: ImageEmbeddings
-    retrieved: tuple[int, ...]
-    left: _Neighbour
-
-
-class _Notes:
-    """Confidence of each slice, filled in as the answers come."""
-
-    def __init__(self, slices: int, labels: int) -> None:
-        self.object_score = torch.full((slices, labels), torch.nan)
-        self.iou = torch.full((slices, labels), torch.nan)
-        self.retrieved: list[tuple[int, ...]] = [()] * slices
-
-    def take(self, answer: _Answer) -> None:
-        for row, number in enumerate(answer.numbers):
-            self.object_score[number] = answer.object_score[row]
-            self.iou[number] = answer.iou[row]
-            self.retrieved[number] = answer.retrieved[row]
-
-
 def _with_memory(backbone: Backbone) -> MemoryBackbone:
     if isinstance(backbone, MemoryBackbone):
         return backbone
@@ -453,11 +228,3 @@ def _with_memory(backbone: Backbone) -> MemoryBackbone:
     raise SettingsError(
         f"FATE needs a backbone with a memory, and {backbone.name!r} has none; take {known}, or any Sam2VideoModel"
     )
-
-
-def _answered_together(questions: Iterator[_Question]) -> list[list[_Question]]:
-    """Questions with equally many supports and the same neighbours, which one call can answer."""
-    groups: dict[tuple[int, tuple[int, ...]], list[_Question]] = {}
-    for question in questions:
-        groups.setdefault((len(question.supports), question.near), []).append(question)
-    return list(groups.values())
