@@ -161,7 +161,7 @@ class PromptCell(FoundationCell):
         counts = {kind: np.zeros((len(labels), 2)) for kind in PROMPTS}
         for chunk in (shown[start : start + CHUNK] for start in range(0, len(shown), CHUNK)):
             slices = view.take(chunk.tolist())
-            image = backbone.encode(slices.to(backbone.device))
+            image = backbone.encode_exact(slices.to(backbone.device))
             objects = [o for row, n in enumerate(chunk) for o in objects_of(self.set, row, classes[n], labels)]
             for some in (objects[start : start + OBJECTS] for start in range(0, len(objects), OBJECTS)):
                 truth = torch.from_numpy(np.stack([one.mask for one in some]))

@@ -39,7 +39,7 @@ def main() -> None:
         backbone = load_backbone(name)
         with torch.inference_mode():
             prompts = backbone.embed(Prompts(boxes=box), (slices.shape[-2], slices.shape[-1]))
-            whole = backbone.decode(backbone.encode(slices), prompts) > 0
+            whole = backbone.decode(backbone.encode_exact(slices), prompts) > 0
             closer = decode_zoomed(backbone, slices, box) > 0
         scores = [*dice(whole, masks), *dice(closer, masks), dice(filled, masks)[0]]
         print(f"| {name} ({backbone.digest()[:12]}) | " + " | ".join(f"{score:.2f}" for score in scores) + " |")
