@@ -14,7 +14,8 @@ from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
-from handful.methods.few_shot_prompts.method import FewShotPrompts, FewShotSegmenter, pool
+from handful.methods.few_shot_prompts.method import FewShotPrompts, FewShotSegmenter
+from handful.methods.few_shot_prompts.tokens import pool
 from handful.tuning.loop import TrainConfig
 from phantoms import LABELS, phantom, phantom_case, support_set
 
