@@ -90,7 +90,8 @@ class SupportBank(nn.Module):
     @property
     def signatures(self) -> list[Tensor]:
         """One level, or as many as the method compares."""
-        return [tensor for name, tensor in self.named_buffers() if name.startswith("signature")]
+        names = sorted(name for name, _ in self.named_buffers() if name.startswith("signature"))  # files have any order
+        return [self.get_buffer(name) for name in names]
 
     @property
     def tokens(self) -> int:
