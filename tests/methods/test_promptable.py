@@ -183,7 +183,7 @@ def test_the_reader_asks_for_the_segmenters_labels_whatever_else_the_truth_holds
 def test_a_labelled_slice_gets_its_own_prompts() -> None:
     image, reference = phantom(1)
     stack = Slicer().view(image)
-    carried = TransferredPrompts.of(support_set(3), Slicer().resolve([image]), "box", 0)(stack)
+    carried = TransferredPrompts.of(support_set(3).slices(Slicer().resolve([image])), "box", 0)(stack)
     assert torch.equal(carried.boxes, boxes_of(reference, image))
 
 

@@ -18,7 +18,7 @@ from handful.data.slice_grid import ORDER, Plane, SliceGrid, anatomical, best_pl
 from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import GeometryMismatch, SettingsError, UnsupportedInput
 
-PlaneChoice = Plane | Literal["auto"]
+PlaneChoice = Literal["auto", "axial", "coronal", "sagittal"]
 Window = Literal["auto", "percentile", "ct-soft", "ct-bone", "ct-lung", "ct-brain", "none"]
 
 _Choice = TypeVar("_Choice", bound=str)
