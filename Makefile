@@ -3,12 +3,16 @@ VENV ?= .venv
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench claims clean
+.PHONY: demo test test-all check bench claims clean
 demo: $(READY)
 	$(VENV)/bin/handful demo -o demo
 
+# All but what starts processes or browsers or trains for long; each of these has a fast sister here.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m "not process and not browser and not learning"
+
+test-all: $(READY)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

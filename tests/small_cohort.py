@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from typer.testing import Result
@@ -41,10 +42,44 @@ def write_backbone(folder: Path) -> Path:
     return folder
 
 
-def start(*arguments: str | Path) -> subprocess.Popen[str]:
+@dataclass(frozen=True)
+class Gate:
+    """Where a process waits before it reads the scan of a case, until it is let through."""
+
+    case: str
+    folder: Path
+
+    @property
+    def code(self) -> str:
+        return GATE.format(case=self.case, reached=str(self.folder / "reached"), opened=str(self.folder / "open"))
+
+    def is_reached(self) -> bool:
+        return (self.folder / "reached").exists()
+
+    def open(self) -> None:
+        (self.folder / "open").touch()
+
+
+GATE = """
+import time
+from pathlib import Path
+from handful.data.cases import Case
+read = Case.read_image
+def gated(case):
+    if case.name == {case!r}:
+        Path({reached!r}).touch()
+        while not Path({opened!r}).exists():
+            time.sleep(0.01)
+    return read(case)
+Case.read_image = gated
+"""
+
+
+def start(*arguments: str | Path, gate: Gate | None = None) -> subprocess.Popen[str]:
     """`handful` with these arguments, as a process of its own, which Ctrl-C reaches even under nohup."""
-    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code = heeding + "import torch; torch.set_num_threads(1); from handful.cli import main; main()"
+    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = heeding + (gate.code if gate else "")
+    code += "import torch; torch.set_num_threads(1)\nfrom handful.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 
 import tiny_models
@@ -122,19 +124,35 @@ def test_every_entry_says_where_it_comes_from_and_under_which_licence() -> None:
         assert entry.embedded == (name == "handful-tiny"), name
 
 
-@pytest.mark.slow
-def test_offline_the_hubs_cache_is_used_and_an_absent_model_is_explained(tmp_path: Path) -> None:
+@pytest.fixture
+def hub(tmp_path: Path) -> Path:
+    """A hub's cache that holds somebody/tiny-sam alone."""
     snapshot = tmp_path / "hub" / "models--somebody--tiny-sam" / "snapshots" / "abc"
     tiny_models.tiny_sam().model.save_pretrained(snapshot)
     (snapshot.parents[1] / "refs").mkdir()
     (snapshot.parents[1] / "refs" / "main").write_text("abc")
+    return tmp_path / "hub"
+
+
+def test_the_hubs_cache_is_used_and_a_model_that_cannot_be_had_is_explained(
+    hub: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offline = partial(snapshot_download, cache_dir=hub, local_files_only=True)
+    monkeypatch.setattr("handful.backbones.catalog.snapshot_download", offline)
+    assert load_backbone("somebody/tiny-sam").side == tiny_models.SIDE
+    with pytest.raises(CheckpointError, match=r"'wanglab/medsam-vit-base' cannot be downloaded.*HF_HOME"):
+        load_backbone("medsam")
+
+
+@pytest.mark.process
+def test_offline_the_hubs_cache_is_used_and_an_absent_model_is_explained(hub: Path) -> None:
     script = (
         "from handful.backbones.catalog import load_backbone\n"
         "print(load_backbone('somebody/tiny-sam').side)\n"
         "try: load_backbone('medsam')\n"
         "except Exception as error: print(type(error).__name__, error)\n"
     )
-    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"HF_HOME": str(hub.parent), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
     side, refused = done.stdout.splitlines()
     assert side == str(tiny_models.SIDE)

@@ -253,7 +253,6 @@ def test_embed_fills_the_cache_that_fit_uses(own: Path, backbone: Path, tmp_path
     assert len(list((own / ".handful" / "embeddings").iterdir())) == 24
 
 
-@pytest.mark.slow
 def test_the_demo_goes_the_whole_way(backbone: Path, tmp_path: Path, handful: Handful):
     quick = ("--set", "train.iterations=2", "--set", "views=1")
     result = handful("demo", "-o", tmp_path / "demo", "--backbone", backbone, *quick)
@@ -270,8 +269,8 @@ def test_pretrain_shows_what_it_would_learn_from(tmp_path: Path, handful: Handfu
     assert handful("pretrain").exit_code == 2
 
 
-@pytest.mark.slow
 def test_pretrain_makes_a_backbone_that_fit_takes(cohort: Path, tmp_path: Path, handful: Handful):
-    assert handful("pretrain", "-o", tmp_path / "b", "--side", "64", "--iterations", "1").exit_code == 0
+    short = ("--side", "64", "--iterations", "1", "--processes", "1")
+    assert handful("pretrain", "-o", tmp_path / "b", *short).exit_code == 0
     embedding = ("--set", "similarity=embedding", "--backbone", tmp_path / "b", "--no-cache")
     assert handful("fit", "nearest-slice", "-i", cohort, "-o", tmp_path / "m", *embedding).exit_code == 0

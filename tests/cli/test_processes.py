@@ -8,22 +8,49 @@ from pathlib import Path
 import pytest
 
 import small_cohort
-from small_cohort import FEW_SHOT, Handful
+from small_cohort import FEW_SHOT, Gate, Handful
 
 STOPS = [pytest.param(signal.SIGINT, 130, id="ctrl-c"), pytest.param(signal.SIGKILL, -signal.SIGKILL, id="kill-9")]
 
 
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    return Gate("case-2", tmp_path_factory.mktemp("gate"))
+
+
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small_cohort.write_cohort(tmp_path_factory.mktemp("many"), cases=40)
+def fit(cohort: Path, backbone: Path) -> tuple[str | Path, ...]:
+    return ("fit", "few-shot-prompts", "-i", cohort, "--backbone", backbone, "--no-cache", *FEW_SHOT)
 
 
-@pytest.mark.slow
+@pytest.fixture(scope="module")
+def undisturbed_fit(fit: tuple[str | Path, ...], handful: Handful, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "m"
+    assert handful(*fit, "-o", out).exit_code == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def undisturbed_prediction(
+    cohort: Path, model: Path, handful: Handful, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "p"
+    assert handful("predict", model, "-i", cohort, "-o", out).exit_code == 0
+    return out
+
+
 @pytest.mark.parametrize(("stop", "code"), STOPS)
 def test_a_stopped_fit_goes_on_to_the_same_bytes(
-    stop: signal.Signals, code: int, cohort: Path, backbone: Path, tmp_path: Path, handful: Handful
+    stop: signal.Signals,
+    code: int,
+    fit: tuple[str | Path, ...],
+    undisturbed_fit: Path,
+    tmp_path: Path,
+    handful: Handful,
 ):
-    fit = ("fit", "few-shot-prompts", "-i", cohort, "--backbone", backbone, "--no-cache", *FEW_SHOT)
     process = small_cohort.start(*fit, "-o", tmp_path / "m", "--save-every", "0")
     small_cohort.wait_until(lambda: any((tmp_path / "m.partial").rglob("train.safetensors")), process)
     os.kill(process.pid, stop)
@@ -31,49 +58,52 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(
     assert process.returncode == code
     assert not (tmp_path / "m").exists()
 
-    resumed, whole = (handful(*fit, "-o", tmp_path / name) for name in ("m", "whole"))
-    assert (resumed.exit_code, whole.exit_code) == (0, 0)
-    assert small_cohort.files_below(tmp_path / "m") == small_cohort.files_below(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "whole"]
-    for name in small_cohort.files_below(tmp_path / "whole"):
-        assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert handful(*fit, "-o", tmp_path / "m").exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    assert small_cohort.files_below(tmp_path / "m") == small_cohort.files_below(undisturbed_fit)
+    for name in small_cohort.files_below(undisturbed_fit):
+        assert (tmp_path / "m" / name).read_bytes() == (undisturbed_fit / name).read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("stop", "code"), STOPS)
 def test_a_stopped_prediction_goes_on_to_the_same_bytes(
-    stop: signal.Signals, code: int, many: Path, model: Path, tmp_path: Path, handful: Handful
+    stop: signal.Signals,
+    code: int,
+    cohort: Path,
+    model: Path,
+    gate: Gate,
+    undisturbed_prediction: Path,
+    tmp_path: Path,
+    handful: Handful,
 ):
-    predict = ("predict", model, "-i", many)
-    process = small_cohort.start(*predict, "-o", tmp_path / "p")
-    small_cohort.wait_until(lambda: len(list((tmp_path / "p" / ".handful").glob("case-*.json"))) >= 3, process)
+    predict = ("predict", model, "-i", cohort, "-o", tmp_path / "p")
+    process = small_cohort.start(*predict, gate=gate)
+    small_cohort.wait_until(gate.is_reached, process)
     os.kill(process.pid, stop)
     process.communicate()
     assert process.returncode == code
-    assert len(list((tmp_path / "p").glob("*.nii.gz"))) < 40
 
-    resumed = json.loads(handful(*predict, "-o", tmp_path / "p", "--json").stdout)
-    assert 0 < len(resumed["skipped"]) < 40
-    assert handful(*predict, "-o", tmp_path / "whole").exit_code == 0
-    assert small_cohort.files_below(tmp_path / "p") == small_cohort.files_below(tmp_path / "whole")
-    for path in (tmp_path / "whole").glob("*.nii.gz"):
+    resumed = json.loads(handful(*predict, "--json").stdout)
+    assert (resumed["skipped"], resumed["done"]) == (["case-0", "case-1"], ["case-2", "case-3"])
+    assert small_cohort.files_below(tmp_path / "p") == small_cohort.files_below(undisturbed_prediction)
+    for path in undisturbed_prediction.glob("*.nii.gz"):
         assert (tmp_path / "p" / path.name).read_bytes() == path.read_bytes()
 
 
-@pytest.mark.slow
-def test_two_processes_on_one_output_folder_do_not_meet(many: Path, model: Path, tmp_path: Path, handful: Handful):
-    process = small_cohort.start("predict", model, "-i", many, "-o", tmp_path)
-    small_cohort.wait_until((tmp_path / ".handful" / "lock.holder").exists, process)
-    os.kill(process.pid, signal.SIGSTOP)
-    second = handful("predict", model, "-i", many, "-o", tmp_path)
-    os.kill(process.pid, signal.SIGCONT)
+def test_two_processes_on_one_output_folder_do_not_meet(
+    cohort: Path, model: Path, gate: Gate, tmp_path: Path, handful: Handful
+):
+    predict = ("predict", model, "-i", cohort, "-o", tmp_path)
+    process = small_cohort.start(*predict, gate=gate)
+    small_cohort.wait_until(gate.is_reached, process)
+    second = handful(*predict)
+    gate.open()
     process.communicate()
     assert second.exit_code == 1
     assert f"process {process.pid} on" in " ".join(second.stderr.split())
     assert process.returncode == 0
 
 
-@pytest.mark.slow
 def test_an_explained_error_comes_without_a_traceback(tmp_path: Path):
     process = small_cohort.start("doctor", "-i", tmp_path / "nowhere")
     stdout, stderr = process.communicate()

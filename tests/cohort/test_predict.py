@@ -78,6 +78,22 @@ def test_what_is_done_is_not_done_again(model: Path, cohort: Cohort, tmp_path: P
     assert [(tmp_path / name).stat().st_mtime_ns for name in FILES] == times
 
 
+def test_a_stopped_run_goes_on_to_the_bytes_of_an_undisturbed_one(model: Path, cohort: Cohort, tmp_path: Path):
+    def stop(step: int, total: int, note: str) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_cohort(model, cohort.cases, tmp_path / "stopped", report=stop)
+    assert sorted(path.name for path in (tmp_path / "stopped").glob("*.nii.gz")) == FILES[:2]
+    resumed = predict_cohort(model, cohort.cases, tmp_path / "stopped")
+    assert (resumed.skipped, resumed.done) == (NAMES[:2], NAMES[2:])
+    predict_cohort(model, cohort.cases, tmp_path / "whole")
+    assert small_cohort.files_below(tmp_path / "stopped") == small_cohort.files_below(tmp_path / "whole")
+    for name in FILES:
+        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 def test_a_changed_input_is_done_again_whatever_its_date(model: Path, own: Path, tmp_path: Path):
     run(model, own, tmp_path / "out")
     scan = own / "images" / "case-0.nii.gz"

@@ -243,6 +243,7 @@ def test_a_fit_that_fails_is_told_and_the_others_go_on(make_plan: Callable[..., 
     assert len(again.done) == 2, "what failed is tried again"
 
 
+@pytest.mark.process
 def test_several_processes_give_the_table_of_one_and_readers_ask_one_fit_there_too(
     make_plan: Callable[..., Plan], tmp_path: Path
 ):
@@ -255,7 +256,29 @@ def test_several_processes_give_the_table_of_one_and_readers_ask_one_fit_there_t
     assert table(tmp_path / "one") == table(tmp_path / "two")
 
 
-@pytest.mark.slow
+def test_a_stopped_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
+    make_plan: Callable[..., Plan], tmp_path: Path
+):
+    plan = make_plan(arms={"carried": Arm(method="zero-shot"), "nearest": Arm(method="nearest-slice")}, draws=(0, 1))
+
+    def stop(step: int, total: int, note: str) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(plan, tmp_path / "stopped", ONE, report=stop)
+    kept = tmp_path / "stopped" / "cells"
+    before = {path.name: path.stat().st_mtime_ns for path in kept.glob("[!.]*.json")}
+    assert 2 <= len(before) < 8
+    told = Told()
+    run_experiment(plan, tmp_path / "stopped", ONE, report=told)
+    assert len(told.done) == 8 - len(before)
+    assert {name: (kept / name).stat().st_mtime_ns for name in before} == before
+    run_experiment(plan, tmp_path / "whole", ONE)
+    assert table(tmp_path / "stopped") == table(tmp_path / "whole")
+
+
+@pytest.mark.process
 def test_a_process_that_dies_takes_one_fit_with_it(make_plan: Callable[..., Plan], tmp_path: Path):
     plan = make_plan(arms={"slow": SLOW}, draws=(0, 1))
 
@@ -269,7 +292,7 @@ def test_a_process_that_dies_takes_one_fit_with_it(make_plan: Callable[..., Plan
     assert len(run_experiment(plan, tmp_path, ONE).done) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_killed_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
     make_plan: Callable[..., Plan], folder: Path, backbone: Path, tmp_path: Path
 ):

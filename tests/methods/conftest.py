@@ -1,5 +1,7 @@
 """Backbones small enough to fit every method in seconds."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.methods.interactive.method import Interactive, InteractiveSegmenter
 from handful.tuning.loop import TrainConfig
+from methods.variants import BACKBONES, VARIANTS, Fit, Fits
 from phantoms import support_set
 
 
@@ -19,11 +22,22 @@ def seeded() -> None:
 
 @pytest.fixture(scope="session")
 def sam() -> Backbone:
-    return tiny_models.tiny_sam()
+    return tiny_models.tiny_sam(side=64)
 
 
 @pytest.fixture(scope="session")
 def sam2() -> Backbone:
+    return tiny_models.tiny_sam2(side=64)
+
+
+@pytest.fixture(scope="session")
+def large_sam() -> Backbone:
+    """With four times as many pixels, for what cannot be learned from fewer."""
+    return tiny_models.tiny_sam()
+
+
+@pytest.fixture(scope="session")
+def large_sam2() -> Backbone:
     return tiny_models.tiny_sam2()
 
 
@@ -31,6 +45,13 @@ def sam2() -> Backbone:
 def handful_tiny() -> Backbone:
     """The one that was trained, for answers that must be good without any training of the method's own."""
     return load_backbone("handful-tiny")
+
+
+@pytest.fixture(scope="session")
+def fits() -> Fits:
+    """Each variant of the contract, fitted when it is first asked for."""
+    backbones = cache(lambda kind: BACKBONES[kind]())
+    return cache(lambda name: Fit.of(VARIANTS[name], backbones(VARIANTS[name].backbone)))
 
 
 @pytest.fixture(scope="session")

@@ -1,184 +1,224 @@
-"""What every method of the catalogue promises."""
+"""What every method promises, in every form that it has: each is fitted once, for all questions that only ask."""
 
-import dataclasses
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from handful.backbones.base import Backbone, ImageEmbeddings
+from handful.backbones.base import ImageEmbeddings
+from handful.backbones.cached import cached
 from handful.checkpoint import load, save
 from handful.data.support import SupportSet
-from handful.data.volume import LabelMap
 from handful.errors import SettingsError
-from handful.methods.base import Method, Segmenter
+from handful.jobs.progress import Run
+from handful.methods.base import Segmenter
 from handful.methods.catalog import METHODS, build_method, method_settings
+from methods.variants import VARIANTS, Fits, narrower, support
 from phantoms import LABELS, phantom, phantom_case, support_set
 
-QUICK = {
-    "auto-sam": {"views": 2, "train.iterations": 80, "train.learning_rate": 1e-2},
-    "ensemble": {
-        "auto_sam.views": 2,
-        "auto_sam.train.iterations": 30,
-        "unet.channels": 8,
-        "unet.side": 32,
-        "unet.batch": 4,
-        "unet.train.iterations": 80,
-    },
-    "few-shot-prompts": {
-        "views": 2,
-        "batch": 4,
-        "train.iterations": 120,
-        "train.learning_rate": 2e-3,
-    },
-    "interactive": {"rounds": 1, "error_head": True, "train.iterations": 100, "train.learning_rate": 2e-3},
-    "lora": {"batch": 2, "train.iterations": 20},
-    "unet": {"channels": 8, "batch": 4, "side": 32, "train.iterations": 150, "train.learning_rate": 5e-3},
-}
-"""Settings that fit a method to the phantoms in seconds; a method not named here is quick as it is."""
 
-TRAINED = {"ensemble", "fate", "lora", "zero-shot"}
-"""Methods that lean on what the backbone knows already: only one that was trained can serve them."""
+def variants(question: str = "", *, random: bool = False, among: Iterable[str] = VARIANTS) -> pytest.MarkDecorator:
+    """The names of all variants to which a question applies, those of one variant for one worker."""
+    possible = {name: VARIANTS[name] for name in among}
+    asked = [name for name, one in possible.items() if question not in one.exempt and not (random and one.seed is None)]
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in asked])
+
 
 everywhere = pytest.mark.parametrize("name", sorted(METHODS))
-Fitted = Callable[[str], Segmenter]
+SLICES = torch.rand(3, 1, 24, 28, generator=torch.Generator().manual_seed(0))
 
 
-def quick(name: str) -> Method:
-    return build_method(name, QUICK.get(name, {}))
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-def briefly(name: str) -> Method:
-    """The same, trained for two steps, for tests in which the answer need not be good."""
-    settings = method_settings(METHODS[name]())
-    trained = ["", *[f"{key}." for key, value in settings.items() if isinstance(value, dict)]]
-    few = {f"{where}train.iterations": 2 for where in trained if "train" in settings.get(where[:-1], settings)}
-    return build_method(name, QUICK.get(name, {}) | few)
-
-
-@pytest.fixture(scope="module")
-def fitted(sam: Backbone, handful_tiny: Backbone, request: pytest.FixtureRequest) -> Fitted:
-    """Each method fitted once on three phantoms, for the tests that only look at the result."""
-    done: dict[str, Segmenter] = {}
-
-    def fit(name: str) -> Segmenter:
-        if name == "interactive":
-            done[name] = request.getfixturevalue("tuned")
-            assert done[name].method == quick(name)
-        elif name not in done:
-            done[name] = quick(name).fit(support_set(3), handful_tiny if name in TRAINED else sam)
-        return done[name]
-
-    return fit
-
-
-@pytest.fixture
-def backbone(name: str, sam: Backbone, handful_tiny: Backbone) -> Backbone:
-    """What the method of that name is fitted on."""
-    return handful_tiny if name in TRAINED else sam
-
-
-def mean_dice(found: LabelMap, truth: LabelMap) -> float:
-    scores = []
-    for value in truth.labels.values:
-        a, b = found.array == value, truth.array == value
-        scores.append(2 * (a & b).sum() / max(1, a.sum() + b.sum()))
-    return float(np.mean(scores))
-
-
-@everywhere
-def test_a_fitted_method_finds_the_labels_of_an_unseen_phantom(name: str, fitted: Fitted):
-    image, truth = phantom(7)
-    everything_ball = LabelMap(np.full_like(truth.array, 1), truth.geometry, truth.labels)
-    assert mean_dice(fitted(name).predict(image), truth) > max(0.5, 2 * mean_dice(everything_ball, truth))
-
-
-@everywhere
-def test_the_answer_lies_on_the_very_grid_of_the_image(name: str, fitted: Fitted):
+def answers_alike(one: Segmenter, other: Segmenter) -> bool:
     image, _ = phantom(7)
-    found = fitted(name).predict(image)
+    with torch.inference_mode():
+        same = torch.equal(one(SLICES), other(SLICES))
+    return same and np.array_equal(one.predict(image).array, other.predict(image).array)
+
+
+@torch.inference_mode()
+def answers_nearly_alike(one: Segmenter, other: Segmenter) -> bool:
+    found, expected = one(SLICES), other(SLICES)
+    return bool((found - expected).abs().max() < 0.05 * expected.std())
+
+
+def test_every_method_of_the_catalogue_is_among_the_variants():
+    assert {variant.method for variant in VARIANTS.values()} == set(METHODS)
+
+
+# What comes out.
+
+
+@variants()
+def test_the_answer_lies_on_the_very_grid_of_the_image(name: str, fits: Fits):
+    image, _ = phantom(7)
+    found = fits(name).segmenter.predict(image)
     assert found.geometry.shape == image.geometry.shape
     assert np.array_equal(found.geometry.affine, image.geometry.affine)
     assert found.labels == LABELS
     assert set(np.unique(found.array)) <= {0, *LABELS.values}
 
 
-@everywhere
-def test_forward_gives_one_map_a_label_at_slice_size(name: str, fitted: Fitted):
-    assert fitted(name)(torch.rand(3, 1, 21, 34)).shape == (3, 2, 21, 34)
+@variants()
+def test_forward_gives_one_map_a_label_at_slice_size(name: str, fits: Fits):
+    assert fits(name).segmenter(torch.rand(3, 1, 21, 34)).shape == (3, 2, 21, 34)
 
 
-@everywhere
-def test_slices_are_answered_one_by_one(name: str, fitted: Fitted, monkeypatch: pytest.MonkeyPatch):
-    segmenter = fitted(name)  # before inference mode, in which nothing can be fitted
+@variants("alone")
+def test_slices_are_answered_one_by_one(name: str, fits: Fits, monkeypatch: pytest.MonkeyPatch):
+    segmenter = fits(name).segmenter  # before inference mode, in which nothing can be fitted
     # batching moves sums by 1e-7, which may tip an embedding kept in half precision over to its neighbour; so keep all
     monkeypatch.setattr(ImageEmbeddings, "to", lambda image, kind: image)
-    slices = torch.rand(3, 1, 24, 28, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        together = segmenter(slices)
-        apart = torch.cat([segmenter(one) for one in slices.split(1)])
+        together = segmenter(SLICES)
+        apart = torch.cat([segmenter(one) for one in SLICES.split(1)])
     assert torch.allclose(together, apart, atol=2e-3)
 
 
-@everywhere
-def test_one_seed_gives_one_result(name: str, backbone: Backbone):
-    first, again = (briefly(name).fit(support_set(2), backbone).learned() for _ in range(2))
-    assert again.keys() == first.keys()
-    assert all(torch.equal(again[key], first[key]) for key in first)
+# What a fit leaves alone.
 
 
-@everywhere
-def test_fitting_leaves_the_backbone_as_it_was(name: str, backbone: Backbone):
-    before, asks = backbone.digest(), [p.requires_grad for p in backbone.parameters()]
-    briefly(name).fit(support_set(1), backbone)
-    assert backbone.digest() == before
-    assert [p.requires_grad for p in backbone.parameters()] == asks
-    assert all(p.grad is None for p in backbone.parameters())
+@variants()
+def test_fitting_leaves_the_backbone_and_the_scans_as_they_were(name: str, fits: Fits):
+    fit = fits(name)
+    assert fit.backbone.digest() == fit.before.weights
+    assert [p.requires_grad for p in fit.backbone.parameters()] == fit.before.trainable
+    assert all(p.grad is None for p in fit.backbone.parameters())
+    for case, pixels, labels in zip(fit.support.cases, fit.before.pixels, fit.before.labels, strict=True):
+        assert np.array_equal(case.read_image().array, pixels)
+        assert np.array_equal(case.read_reference().array, labels)
 
 
-@everywhere
-def test_fitting_leaves_the_scans_as_they_were(name: str, backbone: Backbone):
-    support = support_set(1)
-    image, reference = support.cases[0].read_image(), support.cases[0].read_reference()
-    pixels, labels = image.array.copy(), reference.array.copy()
-    briefly(name).fit(support, backbone)
-    assert np.array_equal(image.array, pixels)
-    assert np.array_equal(reference.array, labels)
+# What decides the result, and what does not.
 
 
-@everywhere
-def test_a_saved_segmenter_answers_exactly_as_before(name: str, backbone: Backbone, fitted: Fitted, tmp_path):
-    segmenter = fitted(name)
-    save(segmenter, tmp_path / "kept", method_name=name, method=quick(name), provenance={})
-    slices = torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(1))
-    again = load(tmp_path / "kept", backbone)
-    with torch.inference_mode():
-        assert torch.equal(again(slices), segmenter(slices))
-    image, _ = phantom(7)
-    assert np.array_equal(again.predict(image).array, segmenter.predict(image).array)
+@variants(among=METHODS)
+def test_one_seed_gives_one_result(name: str, fits: Fits):
+    fit = fits(name)
+    torch.rand(3)  # the state of the global generator has no say
+    assert equal(fit.method.fit(support(), fit.backbone).learned(), fit.learned)
 
 
-@everywhere
-def test_slices_of_several_sizes_make_one_support(name: str, backbone: Backbone):
-    small, large = phantom_case(0), phantom_case(1)
-    image, reference = large.read_image(), large.read_reference()
-    shape = (image.geometry.shape[0] - 4, *image.geometry.shape[1:])
-    geometry = dataclasses.replace(image.geometry, shape=shape)
-    cut = dataclasses.replace(
-        large,
-        image=dataclasses.replace(image, array=image.array[:, :-4], geometry=geometry),
-        reference=dataclasses.replace(reference, array=reference.array[:-4], geometry=geometry),
-    )
-    found = briefly(name).fit(SupportSet((small, cut), LABELS), backbone).predict(phantom(7)[0])
-    assert found.array.shape == phantom(7)[0].geometry.shape
+@variants(random=True, among=METHODS)
+def test_another_seed_gives_another_result(name: str, fits: Fits):
+    fit = fits(name)
+    other = VARIANTS[name].reseeded(7).fit(support(), fit.backbone).learned()
+    assert not equal(other, fit.learned)
 
 
-@everywhere
+@variants("unlabelled")
+def test_unlabelled_slices_have_no_say(name: str, fits: Fits):
+    fit = fits(name)
+    strange = support(unlabelled=lambda pixels: pixels.max() - pixels[:, ::-1])
+    assert equal(fit.method.fit(strange, fit.backbone).learned(), fit.learned)
+
+
+@variants()
+def test_a_cache_round_the_backbone_changes_nothing(name: str, fits: Fits, tmp_path: Path):
+    fit, exempt = fits(name), VARIANTS[name].exempt
+    keeping = cached(fit.backbone, tmp_path)
+    for _ in ("filled", "read") if name in METHODS else ("filled",):
+        again = fit.method.fit(support(), keeping)
+        assert "exactly" in exempt or equal(again.learned(), fit.learned)
+    assert (answers_nearly_alike if "exactly" in exempt else answers_alike)(again, fit.segmenter)
+    assert (keeping.misses > 0) == ("cached" not in exempt)
+
+
+@variants("falls", random=True, among=[name for name in VARIANTS if name not in METHODS])
+def test_the_loss_falls(name: str, fits: Fits):
+    """Of the forms that test_learning leaves to make test-all; reported is the mean of the last twenty steps."""
+    losses: dict[str, list[float]] = {}
+
+    def note(step: int, total: int, words: str) -> None:
+        if match := re.fullmatch(r"(.*)loss ([\d.]+)", words):
+            losses.setdefault(match[1], []).append(float(match[2]))
+
+    method = VARIANTS[name].longer(25)
+    method.fit(support_set(2), fits(name).backbone, Run(report=note))
+    assert any(len(means) >= 10 for means in losses.values())
+    for whose, means in losses.items():
+        assert len(means) < 10 or means[-1] < 0.97 * means[4], whose
+
+
+# Half-done and done work.
+
+
+class KilledError(Exception):
+    pass
+
+
+class Killed:
+    """Counts reports, and ends the job at one of them."""
+
+    def __init__(self, at: int | None = None) -> None:
+        self.at, self.reports = at, 0
+
+    def __call__(self, step: int, total: int, note: str) -> None:
+        self.reports += 1
+        if self.reports == self.at:
+            raise KilledError
+
+
+@variants("killed", random=True)
+def test_a_fit_that_is_killed_twice_goes_on_to_the_very_same_weights(name: str, fits: Fits, tmp_path: Path):
+    fit = fits(name)
+    first, second = 1 + fit.reports // 3, 1 + 2 * fit.reports // 3
+
+    def go_on(killed: Killed) -> Segmenter:
+        return fit.method.fit(support(), fit.backbone, Run(scratch=tmp_path, report=killed, save_every_s=0.0))
+
+    with pytest.raises(KilledError):
+        go_on(Killed(at=first))
+    with pytest.raises(KilledError):
+        go_on(Killed(at=1 + second - first))
+    last = Killed()
+    assert equal(go_on(last).learned(), fit.learned)
+    assert last.reports == 1 + fit.reports - second, "no step is done twice"
+
+
+@variants(random=True, among=[name for name in METHODS if name != "ensemble"])
+@pytest.mark.parametrize("other", ["settings", "cases"])
+def test_half_done_work_of_another_fit_is_not_taken_up(name: str, other: str, fits: Fits, tmp_path: Path):
+    fit = fits(name)
+    run = Run(scratch=tmp_path, report=Killed(at=fit.reports // 2), save_every_s=0.0)
+    with pytest.raises(KilledError):
+        fit.method.fit(support(), fit.backbone, run)
+    method = VARIANTS[name].reseeded(7) if other == "settings" else fit.method
+    cases = SupportSet((narrower(phantom_case(1)),), LABELS) if other == "cases" else support()
+    undisturbed, killed = (method.fit(cases, fit.backbone, one) for one in (Run(), Run(scratch=tmp_path)))
+    assert equal(killed.learned(), undisturbed.learned())
+
+
+@variants()
+def test_a_saved_segmenter_answers_exactly_as_before(name: str, fits: Fits, tmp_path: Path):
+    fit, variant = fits(name), VARIANTS[name]
+    save(fit.segmenter, tmp_path / "kept", method_name=variant.method, method=fit.method, provenance={})
+    assert answers_alike(load(tmp_path / "kept", fit.backbone), fit.segmenter)
+
+
+@variants(random=True)
+def test_what_was_drawn_at_random_is_restored_and_not_drawn_again(name: str, fits: Fits):
+    fit = fits(name)
+    learned = {key: value.clone() for key, value in fit.learned.items()}
+    restored = VARIANTS[name].reseeded(9).restore(LABELS, fit.segmenter.slicer, fit.backbone, learned)
+    assert equal(restored.learned(), fit.learned)
+    assert answers_alike(restored, fit.segmenter)
+
+
+# Settings.
+
+
+@variants()
 def test_settings_come_back_from_json(name: str):
-    method = quick(name)
-    assert build_method(name, json.loads(json.dumps(method_settings(method)))) == method
+    method = VARIANTS[name].build()
+    assert build_method(VARIANTS[name].method, json.loads(json.dumps(method_settings(method)))) == method
 
 
 @everywhere

@@ -14,7 +14,6 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import SettingsError
-from handful.jobs.progress import Run
 from handful.methods.unet.method import UNet, UNetSegmenter
 from handful.methods.unet.network import Net, NetPlan, standardised
 from handful.methods.unet.simclr import pretrain_encoder
@@ -24,16 +23,6 @@ from phantoms import LABELS, phantom, phantom_case, support_set
 SHORT = TrainConfig(iterations=2)
 SMALL = UNet(channels=4, batch=2, side=32, train=SHORT)
 STACKS = replace(SMALL, dims=3, depth=4)
-
-
-def dice(segmenter: UNetSegmenter, seed: int) -> float:
-    image, truth = phantom(seed)
-    found = segmenter.predict(image).array
-    scores = []
-    for value in LABELS.values:
-        a, b = found == value, truth.array == value
-        scores.append(2 * (a & b).sum() / (a.sum() + b.sum()))
-    return float(np.mean(scores))
 
 
 def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -48,35 +37,12 @@ def only_slices(case: Case, *labelled: int) -> Case:
     return replace(case, reference=replace(reference, array=array))
 
 
-# What it learns.
+@pytest.fixture(scope="module")
+def small(sam: Backbone) -> UNetSegmenter:
+    return SMALL.fit(support_set(1), sam)
 
 
-@pytest.mark.parametrize("method", [SMALL, STACKS], ids=["slices", "stacks"])
-def test_it_finds_the_labels_of_an_unseen_phantom(method: UNet, sam: Backbone):
-    longer = replace(method, batch=4 // method.dims, train=TrainConfig(iterations=160, learning_rate=1e-2))
-    assert dice(longer.fit(support_set(3), sam), 7) > 0.7
-
-
-@pytest.mark.parametrize("method", [SMALL, STACKS], ids=["slices", "stacks"])
-def test_one_seed_gives_one_result_and_another_seed_another(method: UNet, sam: Backbone):
-    first, again = (method.fit(support_set(1), sam).learned() for _ in "ab")
-    other = replace(method, train=replace(SHORT, seed=1)).fit(support_set(1), sam).learned()
-    assert equal(first, again)
-    assert not equal(first, other)
-
-
-@pytest.mark.parametrize(
-    "method",
-    [SMALL, replace(SMALL, side=None), replace(SMALL, deep_supervision=False), STACKS],
-    ids=["slices", "own side", "one exit", "stacks"],
-)
-def test_restored_from_what_it_learned_it_answers_alike(method: UNet, sam: Backbone):
-    segmenter = method.fit(support_set(1), sam)
-    again = method.restore(segmenter.labels, segmenter.slicer, sam, segmenter.learned())
-    slices = torch.rand(5, 1, 24, 28)
-    with torch.inference_mode():
-        assert torch.equal(again(slices), segmenter(slices))
-    assert np.array_equal(again.predict(phantom(4)[0]).array, segmenter.predict(phantom(4)[0]).array)
+# What it learns from.
 
 
 @pytest.mark.parametrize(
@@ -84,12 +50,12 @@ def test_restored_from_what_it_learned_it_answers_alike(method: UNet, sam: Backb
     [{"deep_supervision": False}, {"elastic": 0.05}, {"batch": 3}, {"side": 48}, {"channels": 5}, {"balance": 0.5}],
     ids=str,
 )
-def test_every_option_changes_the_answer(option: dict[str, object], sam: Backbone):
+def test_every_option_changes_the_answer(option: dict[str, object], small: UNetSegmenter, sam: Backbone):
     slices = torch.rand(2, 1, 24, 28)
-    plain, changed = (m.fit(support_set(1), sam) for m in (SMALL, replace(SMALL, **option)))
+    changed = replace(SMALL, **option).fit(support_set(1), sam)
     with torch.inference_mode():
         assert changed(slices).shape == (2, 2, 24, 28)
-        assert not torch.allclose(changed(slices), plain(slices))
+        assert not torch.allclose(changed(slices), small(slices))
 
 
 def test_the_backbone_is_never_asked(sam: Backbone):
@@ -97,34 +63,15 @@ def test_the_backbone_is_never_asked(sam: Backbone):
         raise AssertionError("the backbone was asked")
 
     hooks = [module.register_forward_pre_hook(refuse) for module in sam.modules()]
-    before = sam.digest()
     try:
         SMALL.fit(support_set(1), sam).predict(phantom(7)[0])
     finally:
         for hook in hooks:
             hook.remove()
-    assert sam.digest() == before
 
 
-def test_a_fitted_net_holds_on_to_no_step_of_its_training(sam: Backbone):
-    segmenter = SMALL.fit(support_set(1), sam)
-    assert all(kept.grad_fn is None for kept in segmenter.net.unet.heads)
-
-
-# What nobody has labelled.
-
-
-def test_what_lies_under_unlabelled_slices_does_not_matter(sam: Backbone):
-    image, _ = phantom(0)
-    strange = image.array.copy()
-    strange[:, :, 5] = strange[:, :, 5].max() - strange[:, :, 5]
-    method = replace(SMALL, slicer=Slicer(window=(0.0, 350.0)))
-    case = only_slices(phantom_case(0), 1, 2, 3)
-    plain, other = (
-        method.fit(SupportSet((replace(case, image=replace(image, array=array)),), LABELS), sam).learned()
-        for array in (image.array, strange)
-    )
-    assert equal(plain, other)
+def test_a_fitted_net_holds_on_to_no_step_of_its_training(small: UNetSegmenter):
+    assert all(kept.grad_fn is None for kept in small.net.unet.heads)
 
 
 def test_unlabelled_parts_of_a_slice_do_not_pull_towards_the_background(sam: Backbone):
@@ -135,7 +82,7 @@ def test_unlabelled_parts_of_a_slice_do_not_pull_towards_the_background(sam: Bac
     support = SupportSet((replace(case, reference=replace(reference, array=array)),), LABELS)
     method = replace(SMALL, train=TrainConfig(iterations=40, learning_rate=5e-3))
     found = method.fit(support, sam).predict(case.read_image()).array
-    assert (found > 0).mean() > 0.9  # background was shown nowhere, so it is found next to nowhere
+    assert (found > 0).mean() > 0.99  # background was shown nowhere; shown as such, it soon is found in some places
 
 
 def test_stacks_learn_from_a_single_labelled_slice(sam: Backbone):
@@ -150,7 +97,7 @@ def test_stacks_learn_from_a_single_labelled_slice(sam: Backbone):
 # The shape of the net.
 
 
-def test_the_side_is_the_slices_own_and_never_above_the_backbones(sam: Backbone):
+def test_the_side_is_the_slices_own_and_never_above_the_backbones(large_sam: Backbone):
     image, reference = phantom(0)
     slicer = Slicer().resolve([image])
 
@@ -159,9 +106,9 @@ def test_the_side_is_the_slices_own_and_never_above_the_backbones(sam: Backbone)
         large = replace(image, array=image.array.repeat(times, 1).repeat(times, 3), geometry=geometry)
         labels = replace(reference, array=reference.array.repeat(times, 0).repeat(times, 2), geometry=geometry)
         support = SupportSet((Case("large", large, labels, LABELS),), LABELS)
-        return UNet().plan(support, slicer, sam).side
+        return UNet().plan(support, slicer, large_sam).side
 
-    assert (side_of(1), side_of(3), side_of(5)) == (64, 96, sam.side)
+    assert (side_of(1), side_of(3), side_of(5)) == (64, 96, large_sam.side)
 
 
 def test_thick_slices_are_joined_only_where_pixels_are_as_coarse(sam: Backbone):
@@ -249,11 +196,10 @@ def test_simclr_wants_two_slices_at_least(slices: torch.Tensor, sam: Backbone):
         pretrain_encoder(fresh(sam), slices[:1], 4, SHORT)
 
 
-def test_simclr_changes_what_is_learned(sam: Backbone):
-    plain = SMALL.fit(support_set(1), sam).learned()
-    before = replace(SMALL, pretrain="simclr", contrast_batch=4, contrast=SHORT).fit(support_set(1), sam).learned()
-    assert before.keys() == plain.keys()
-    assert not equal(before, plain)
+def test_simclr_changes_what_is_learned(small: UNetSegmenter, sam: Backbone):
+    before = replace(SMALL, pretrain="simclr", contrast_batch=4, contrast=SHORT).fit(support_set(1), sam)
+    assert before.learned().keys() == small.learned().keys()
+    assert not equal(before.learned(), small.learned())
 
 
 def test_simclr_looks_at_the_images_of_an_unlabelled_cohort_and_never_at_its_labels(sam: Backbone, tmp_path: Path):
@@ -264,44 +210,6 @@ def test_simclr_looks_at_the_images_of_an_unlabelled_cohort_and_never_at_its_lab
         path.write_bytes(b"nothing that could be read")
     assert equal(method.fit(support_set(1), sam).learned(), with_labels)
     assert not equal(replace(method, unlabelled=None).fit(support_set(1), sam).learned(), with_labels)
-
-
-# A killed fit.
-
-
-class KilledError(Exception):
-    pass
-
-
-@pytest.mark.parametrize("killed_at", [2, 6], ids=["in SimCLR", "in the training"])
-def test_a_killed_fit_goes_on_to_the_very_same_weights(killed_at: int, sam: Backbone, tmp_path: Path):
-    method = replace(
-        SMALL,
-        pretrain="simclr",
-        contrast_batch=4,
-        contrast=TrainConfig(iterations=4),
-        train=TrainConfig(iterations=4),
-    )
-    undisturbed = method.fit(support_set(1), sam).learned()
-
-    def kill(step: int, total: int, note: str) -> None:
-        if step == killed_at:
-            raise KilledError
-
-    with pytest.raises(KilledError):
-        method.fit(support_set(1), sam, Run(scratch=tmp_path, report=kill, save_every_s=0.0))
-    steps: list[tuple[int, int]] = []
-    run = Run(scratch=tmp_path, report=lambda step, total, note: steps.append((step, total)), save_every_s=0.0)
-    assert equal(method.fit(support_set(1), sam, run).learned(), undisturbed)
-    assert steps == [(step, 8) for step in range(killed_at, 9)]
-
-
-def test_half_done_work_of_other_settings_or_scans_is_not_taken_up(sam: Backbone, tmp_path: Path):
-    SMALL.fit(support_set(1), sam, Run(scratch=tmp_path, save_every_s=0.0))
-    for other, support in ((replace(SMALL, batch=3), support_set(1)), (SMALL, support_set(2))):
-        steps: list[int] = []
-        other.fit(support, sam, Run(scratch=tmp_path, report=lambda done, total, note, s=steps: s.append(done)))
-        assert steps == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,17 @@
 """The backbone as it is, asked with prompts of labelled slices, or with those of an oracle."""
 
 import dataclasses
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from handful.backbones.base import Backbone
-from handful.backbones.cached import cached
 from handful.errors import SettingsError
 from handful.evaluation.evaluate import Report, evaluate, evaluate_cases
 from handful.methods.promptable import oracle
 from handful.methods.zero_shot import ZeroShot
 from handful.prompts.prompts import Prompts
-from phantoms import LABELS, phantom, phantom_case, support_set
+from phantoms import LABELS, phantom_case, support_set
 
 UNSEEN = [phantom_case(seed) for seed in (7, 8)]
 
@@ -63,15 +60,6 @@ def test_the_best_of_the_candidates_is_another_answer(sam: Backbone) -> None:
     assert not torch.allclose(single, best, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["box", "points-3"])
-def test_what_is_restored_answers_as_before(kind: str, handful_tiny: Backbone) -> None:
-    method = ZeroShot(prompt=kind)
-    segmenter = method.fit(support_set(2), handful_tiny)
-    again = method.restore(LABELS, segmenter.slicer, handful_tiny, segmenter.learned())
-    image, _ = phantom(7)
-    assert np.array_equal(again.predict(image).array, segmenter.predict(image).array)
-
-
 def test_no_slice_of_a_patient_is_kept_but_as_a_thumbnail(sam: Backbone) -> None:
     learned = ZeroShot().fit(support_set(2), sam).learned()
     assert {name: tuple(tensor.shape) for name, tensor in learned.items()} == {
@@ -79,15 +67,6 @@ def test_no_slice_of_a_patient_is_kept_but_as_a_thumbnail(sam: Backbone) -> None
         "sizes": (12, 2),
         "boxes": (12, 2, 4),
     }
-
-
-def test_a_cache_changes_no_answer(handful_tiny: Backbone, tmp_path: Path) -> None:
-    image, _ = phantom(7)
-    plain = ZeroShot().fit(support_set(2), handful_tiny).predict(image)
-    keeping = cached(handful_tiny, tmp_path)
-    for _ in range(2):
-        assert np.array_equal(ZeroShot().fit(support_set(2), keeping).predict(image).array, plain.array)
-    assert keeping.hits > 0
 
 
 def test_a_closer_look_needs_boxes_and_the_single_mask(sam: Backbone) -> None:

@@ -22,18 +22,29 @@ def test_transformers_loads_the_folder_by_itself_and_it_is_small() -> None:
     assert "license: apache-2.0" in (FOLDER / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
-def test_it_finds_structures_of_anatomies_it_has_never_seen() -> None:
+def mean_dice(config: PretrainConfig, seeds: range) -> dict[str, float]:
+    """Of each skill, over an episode a seed."""
     backbone = load_backbone("handful-tiny")
     assert isinstance(backbone, MemoryBackbone)
     dice: dict[str, list[float]] = {}
-    for seed in range(90_000, 90_006):
+    for seed in seeds:
         rng = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
-            skills = practise(backbone, make_batch(PretrainConfig(side=256), rng), rng)
+            skills = practise(backbone, make_batch(config, rng), rng)
         for name, skill in skills.items():
             dice.setdefault(name, []).append(skill.dice)
-    mean = {name: sum(values) / len(values) for name, values in dice.items()}
+    return {name: sum(values) / len(values) for name, values in dice.items()}
+
+
+def test_it_finds_structures_of_an_anatomy_it_has_never_seen() -> None:
+    mean = mean_dice(PretrainConfig(side=256, subjects=2, slices=2, targets=2, crowd=0.0), range(90_000, 90_001))
+    for name, least in {"memory": 0.6, "neighbour": 0.6, "tokens": 0.5, "box": 0.6, "mask": 0.7, "points": 0.5}.items():
+        assert mean[name] > least, name
+
+
+@pytest.mark.learning
+def test_it_finds_structures_of_anatomies_it_has_never_seen() -> None:
+    mean = mean_dice(PretrainConfig(side=256), range(90_000, 90_006))
     # empty or constant masks score below 0.2
     for name, least in {"memory": 0.4, "neighbour": 0.4, "tokens": 0.3, "box": 0.5, "mask": 0.6, "points": 0.3}.items():
         assert mean[name] > least, name

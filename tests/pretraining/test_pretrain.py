@@ -15,8 +15,8 @@ from handful.pretraining.pretrain import PretrainConfig, make_batch, pretrain
 from handful.pretraining.skills import REHEARSED, Skill, choose_supports, largest_pieces, practise, rehearse, score
 from handful.tuning.loop import TrainConfig
 
-SHORT = TrainConfig(iterations=25, ema=0.5)
-SMALL = PretrainConfig(side=64, subjects=2, slices=2, targets=2, matching=5, train=SHORT)
+SHORT = TrainConfig(iterations=7, ema=0.5)
+SMALL = PretrainConfig(side=64, subjects=2, slices=2, targets=2, matching=2, train=SHORT)
 
 
 def test_a_batch_groups_slices_by_episode_and_individual() -> None:
@@ -49,7 +49,6 @@ def test_supports_are_of_others_and_hold_the_target_where_they_can() -> None:
     assert strangers > 8
 
 
-@pytest.mark.slow
 def test_pretraining_writes_a_folder_that_transformers_loads_and_another_side_goes_on_from(tmp_path: Path) -> None:
     pretrain(SMALL, tmp_path / "a")
     model = Sam2VideoModel.from_pretrained(tmp_path / "a", dtype=torch.float32)
@@ -58,7 +57,7 @@ def test_pretraining_writes_a_folder_that_transformers_loads_and_another_side_go
     assert torch.equal(code, model.prompt_encoder.shared_embedding.positional_embedding)
     assert (tmp_path / "a" / "curves.png").stat().st_size > 1000
     rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["step"] == 25
+    assert rows[0]["step"] == 7
     assert 0 <= rows[0]["memory_dice"] <= 1
 
     larger = replace(SMALL, side=128, targets=1, start=tmp_path / "a", train=TrainConfig(iterations=1))
@@ -66,8 +65,7 @@ def test_pretraining_writes_a_folder_that_transformers_loads_and_another_side_go
     assert Sam2VideoModel.from_pretrained(tmp_path / "b").config.image_size == 128
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.process)])
 def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path, processes: int) -> None:
     short = TrainConfig(iterations=4, ema=0.5)
     config = replace(SMALL, targets=1, matching=2, processes=processes, train=short)

@@ -149,7 +149,7 @@ def test_a_study_of_one_row_is_a_page(one: Study, tmp_path: Path):
     assert page.says("fate")
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])

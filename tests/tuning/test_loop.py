@@ -1,5 +1,6 @@
 """The training loop learns, stops where it should, and goes on after a kill as if nothing had happened."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,14 @@ def test_training_lowers_the_loss() -> None:
     assert sum(history.losses[-5:]) < 0.5 * sum(history.losses[:5])
 
 
-def test_one_seed_gives_one_result() -> None:
-    first, second = _problem(), _problem()
+def test_one_seed_gives_one_result_and_another_seed_another() -> None:
+    first, second, other = _problem(), _problem(), _problem()
     train(first, _loss(first), CONFIG)
     torch.manual_seed(999)
     train(second, _loss(second), CONFIG)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    train(other, _loss(other), replace(CONFIG, seed=6))
+    assert not any(torch.equal(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("killed_at", [1, 17, 39])
@@ -88,7 +91,18 @@ def test_nothing_to_train_is_an_error() -> None:
         train(model, _loss(model), CONFIG)
 
 
-@pytest.mark.slow
+def test_a_group_of_one_process_learns_what_the_process_learns_without_a_group(tmp_path: Path) -> None:
+    alone = joined.train_to(3.0)
+    torch.distributed.init_process_group("gloo", init_method=(tmp_path / "meeting").as_uri(), rank=0, world_size=1)
+    try:
+        grouped = joined.train_to(3.0)
+    finally:
+        torch.distributed.destroy_process_group()
+    for one, other in zip(alone.parameters(), grouped.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.process
 def test_processes_that_share_a_step_take_the_step_of_the_mean_gradient(tmp_path: Path) -> None:
     answer = tmp_path / "weights.pt"
     torch.multiprocessing.spawn(joined.learn, ((tmp_path / "meeting").as_uri(), str(answer)), nprocs=2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import tiny_models
 from handful.backbones.base import MemoryBackbone
 from handful.data.cases import Case
 from handful.data.support import SupportSet
@@ -17,6 +18,7 @@ from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method
 from handful.methods.wrappers.ensemble import EnsembleSegmenter
 from handful.methods.wrappers.planes import PlanesSegmenter
+from methods.variants import believing
 from phantoms import LABELS, phantom, support_set
 
 BRIEF = {
@@ -53,8 +55,13 @@ def fitted(backbone: MemoryBackbone, support: SupportSet | None = None, **settin
 
 
 @pytest.fixture(scope="module")
-def brief(handful_tiny: MemoryBackbone) -> EnsembleSegmenter:
-    return fitted(handful_tiny)
+def video() -> MemoryBackbone:
+    return believing(tiny_models.tiny_sam2_video(side=64))
+
+
+@pytest.fixture(scope="module")
+def brief(video: MemoryBackbone) -> EnsembleSegmenter:
+    return fitted(video)
 
 
 def test_two_of_three_win_and_auto_sam_decides_where_no_two_agree(brief: EnsembleSegmenter):
@@ -80,7 +87,7 @@ def test_forward_is_the_mean_of_probabilities(brief: EnsembleSegmenter):
 
 
 def test_fate_looks_at_three_planes_only_where_voxels_are_about_as_high_as_wide(
-    brief: EnsembleSegmenter, handful_tiny: MemoryBackbone
+    brief: EnsembleSegmenter, video: MemoryBackbone
 ):
     assert not isinstance(brief.fitted["fate"], PlanesSegmenter), "the phantoms' slices are thick and few"
     rng, shape = np.random.default_rng(0), (20, 18, 16)
@@ -89,26 +96,26 @@ def test_fate_looks_at_three_planes_only_where_voxels_are_about_as_high_as_wide(
     classes[3:9, 3:9, 3:9], classes[11:17, 9:15, 6:12] = LABELS.values
     image = Volume((rng.normal(0, 0.1, shape) + classes).astype(np.float32)[None], geometry, modality="MR")
     case = Case(name="cube", image=image, reference=LabelMap(classes, geometry, LABELS), labels=LABELS)
-    segmenter = fitted(handful_tiny, SupportSet((case,), LABELS))
+    segmenter = fitted(video, SupportSet((case,), LABELS))
     assert isinstance(segmenter.fitted["fate"], PlanesSegmenter)
-    again = build_method("ensemble", BRIEF).restore(LABELS, segmenter.slicer, handful_tiny, segmenter.learned())
+    again = build_method("ensemble", BRIEF).restore(LABELS, segmenter.slicer, video, segmenter.learned())
     assert isinstance(again, EnsembleSegmenter)
     assert isinstance(again.fitted["fate"], PlanesSegmenter)
     kept = again.learned()
     assert all(torch.equal(kept[name], value) for name, value in segmenter.learned().items())
 
 
-def test_another_seed_gives_other_weights(brief: EnsembleSegmenter, handful_tiny: MemoryBackbone):
-    other = fitted(handful_tiny, seed=1).learned()
+def test_another_seed_gives_other_weights(brief: EnsembleSegmenter, video: MemoryBackbone):
+    other = fitted(video, seed=1).learned()
     for member in ("auto-sam", "unet"):
         same = [torch.equal(value, other[name]) for name, value in brief.learned().items() if name.startswith(member)]
         assert not all(same), member
 
 
-def test_progress_names_who_is_at_work(handful_tiny: MemoryBackbone):
+def test_progress_names_who_is_at_work(video: MemoryBackbone):
     notes: list[str] = []
     run = Run(report=lambda step, total, note: notes.append(note))
-    build_method("ensemble", BRIEF).fit(support_set(1), handful_tiny, run)
+    build_method("ensemble", BRIEF).fit(support_set(1), video, run)
     assert list(dict.fromkeys(note.split(":")[0] for note in notes)) == ["auto-sam", "unet", "fate"]
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from handful.backbones.base import Backbone
-from handful.checkpoint import load, save
 from handful.data.cases import Case
 from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Volume
@@ -14,6 +13,7 @@ from handful.errors import SettingsError
 from handful.methods.catalog import build_method, method_settings
 from handful.methods.wrappers.roi_crop import RoiCropSegmenter
 from phantoms import LABELS, phantom, phantom_case, support_set
+from scores import mean_dice
 
 
 def far_away(seed: int, margin: int = 36) -> tuple[Volume, LabelMap]:
@@ -38,11 +38,6 @@ def far_away(seed: int, margin: int = 36) -> tuple[Volume, LabelMap]:
 def far_support(n: int = 3) -> SupportSet:
     cases = [Case(f"far-{seed}", *far_away(seed), labels=LABELS, patient=f"patient-{seed}") for seed in range(n)]
     return SupportSet(tuple(cases), LABELS)
-
-
-def mean_dice(found: LabelMap, truth: LabelMap) -> float:
-    pairs = [(found.array == value, truth.array == value) for value in LABELS.values]
-    return float(np.mean([2 * (a & b).sum() / (a.sum() + b.sum()) for a, b in pairs]))
 
 
 def test_small_organs_are_found_that_are_lost_in_the_whole_slice(handful_tiny: Backbone):
@@ -132,15 +127,6 @@ def test_a_picture_is_looked_at_in_shares_of_its_size(handful_tiny: Backbone):
     assert isinstance(segmenter, RoiCropSegmenter)
     sides = [max(segmenter.window(segmenter.slicer.view(picture(2, side).read_image())).sides) for side in (80, 160)]
     assert sides[1] == pytest.approx(2 * sides[0], abs=2)
-
-
-def test_a_saved_segmenter_answers_exactly_as_before(handful_tiny: Backbone, tmp_path):
-    method = build_method("fate", {"closer": "1.4"})
-    segmenter = method.fit(far_support(2), handful_tiny)
-    save(segmenter, tmp_path / "kept", method_name="fate", method=method, provenance={})
-    image, _ = far_away(7)
-    again = load(tmp_path / "kept", handful_tiny)
-    assert np.array_equal(again.predict(image).array, segmenter.predict(image).array)
 
 
 def test_the_setting_is_one_of_every_method_and_comes_back():

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from handful.backbones.base import Backbone
-from handful.checkpoint import load, save
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.catalog import build_method, method_settings
@@ -51,25 +50,6 @@ def test_single_slices_get_the_mean_of_what_is_held_for_likely(three: SeedsSegme
         shares = [torch.cat([torch.zeros(2, 1, 24, 28), one(slices)], 1).softmax(1) for one in three.voters]
         again = torch.cat([torch.zeros(2, 1, 24, 28), three(slices)], 1).softmax(1)
     assert torch.allclose(again, torch.stack(shares).mean(0), atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("unet", BRIEF),
-        ("auto-sam", {"head": "vit", "faithful": True, "views": 1, "train.iterations": 3}),
-        ("few-shot-prompts", {"views": 1, "train.iterations": 3}),
-    ],
-)
-def test_a_saved_segmenter_answers_exactly_as_before(name: str, settings: dict, sam: Backbone, tmp_path):
-    method = build_method(name, settings | {"seeds": 3})
-    segmenter = method.fit(support_set(1), sam)
-    save(segmenter, tmp_path / "kept", method_name=name, method=method, provenance={})
-    image, _ = phantom(7)
-    again = load(tmp_path / "kept", sam)
-    for one, kept in zip(segmenter.voters, again.voters, strict=True):
-        assert np.array_equal(kept.predict(image).array, one.predict(image).array)
-    assert np.array_equal(again.predict(image).array, segmenter.predict(image).array)
 
 
 def test_pre_training_has_a_seed_of_its_own_each_time_too():
