@@ -64,14 +64,14 @@ GATE = """
 import time
 from pathlib import Path
 from handful.data.cases import Case
-read = Case.read_image
+read = Case.read_image_and_digest
 def gated(case):
     if case.name == {case!r}:
         Path({reached!r}).touch()
         while not Path({opened!r}).exists():
             time.sleep(0.01)
     return read(case)
-Case.read_image = gated
+Case.read_image_and_digest = gated
 """
 
 
