@@ -22,7 +22,7 @@ from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.jobs.allocator import tune_allocator
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.pretraining.pretrain import PretrainConfig, make_batch
-from handful.pretraining.skills import practise
+from handful.pretraining.tasks import train_step
 
 SHAPES = {
     "width 32, blocks 1-2-5-2": (32, (1, 2, 5, 2)),
@@ -59,7 +59,7 @@ def measure(shape: str, seconds: float) -> dict[str, object]:
     began, step, right, curve = time.process_time(), 0, [], []
     while time.process_time() - began < seconds:
         rng = Generator().manual_seed(step)
-        match = practise(backbone, make_batch(config, rng), rng, only_match=True)["match"]
+        match = train_step(backbone, make_batch(config, rng), rng, only_match=True)["match"]
         for group in optimizer.param_groups:
             group["lr"] = 6e-4 * min(1, (step + 1) / 50)
         optimizer.zero_grad()

@@ -85,8 +85,8 @@ def vit_b(side: int) -> SamBackbone:
 
 def variants(backbone: SamBackbone, batch: Batch, classes: int) -> dict[str, Callable[[], object]]:
     """Each takes one training step; heads and optimisers are made beforehand."""
-    faithful = Stepper([AutoSam(head="vit", faithful=True).new_head(backbone, classes)])
-    cached = Stepper([AutoSam(head="vit", faithful=True).new_head(backbone, classes)])
+    faithful = Stepper([AutoSam(head="vit", as_published=True).new_head(backbone, classes)])
+    cached = Stepper([AutoSam(head="vit", as_published=True).new_head(backbone, classes)])
     shared = Stepper([AutoSam(head="vit").new_head(backbone, classes)])
     together = Stepper([AutoSam(head="vit").new_head(backbone, classes)])
     alone = Stepper([AutoSam(head="vit").new_head(backbone, 1) for _ in range(classes)])

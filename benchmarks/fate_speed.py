@@ -101,7 +101,7 @@ class Task:
     def of(cls, folder: Path, case: str | None, seed: int, slices: int | None) -> Task:
         cohort = read_cohort(folder)
         assert cohort.labels is not None, f"{folder} holds no references"
-        some, rest = cohort.draw(SHOTS, seed)
+        some, rest = cohort.split(SHOTS, seed)
         slicer = Slicer().resolve(one.read_image() for one in some)
         known = {one.name: one for one in rest}
         name = case or min(known, key=lambda name: (slicer_count(slicer, known[name]), name))
@@ -211,7 +211,7 @@ class Reference:
                     scores[here, label] = prediction.object_score[0, 0]
                     found.append(torch.where(prediction.object_score[..., None, None] > 0, prediction.logits, -1024.0))
                 left[here] = own
-                logits[here] = self.tracker.to_slice(torch.cat(found, dim=1), view.size)
+                logits[here] = self.tracker.to_image_frame(torch.cat(found, dim=1), view.size)
         classes = ((([number]), to_classes(one)) for number, one in enumerate(logits))
         names = [tuple(shots[s].source for s in supports) for supports in retrieved]
         return Answer(drawn(view, self.support.labels, classes), scores, names)
@@ -461,7 +461,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=1024, help="of the model's square")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of the support")
+    parser.add_argument("--seed", type=int, default=0, help="of the split of the support")
     parser.add_argument("--out", type=Path, default=Path("reproduction/results/fate_speed.jsonl"))
     arguments = parser.parse_args()
     if arguments.slices is not None and arguments.slices < 2:

@@ -66,7 +66,7 @@ def timed(backbone: Backbone, counts: Sequence[int], rounds: int) -> dict[str, T
     for count in counts:
         for at_once in sorted({count, min(CHUNK, count), 1}, reverse=True):
             calls[f"{count}/{at_once}/answer"] = partial(answer, tuned, image, count, at_once)
-            calls[f"{count}/{at_once}/train"] = partial(practise, tuned, image, count, at_once)
+            calls[f"{count}/{at_once}/train"] = partial(train_step, tuned, image, count, at_once)
     return interleaved(calls, rounds)
 
 
@@ -133,7 +133,7 @@ def answer(tuned: InteractiveNetwork, image: ImageEmbeddings, count: int, at_onc
     return finished(torch.cat(parts, dim=1))
 
 
-def practise(tuned: InteractiveNetwork, image: ImageEmbeddings, count: int, at_once: int) -> torch.Tensor:
+def train_step(tuned: InteractiveNetwork, image: ImageEmbeddings, count: int, at_once: int) -> torch.Tensor:
     """One step forward and back for all regions, so many of them a call; the last gradient."""
     tuned.zero_grad()
     for part in chunks(count, at_once):

@@ -28,12 +28,12 @@ GRID = ("acdc", "hippocampus", "sets")
 
 
 def prompts_beat_points(evidence: Evidence) -> Finding:
-    plain, readers = "few-shot prompts", ("reader: 1 point", "reader: 3 points")
+    plain, annotators = "few-shot prompts", ("annotator: 1 point", "annotator: 3 points")
     found = Finding(())
-    for ours, reader in itertools.product((plain, balanced(plain)), readers):
-        differences = compare(evidence.plans, ours, reader, "iou") or compare(evidence.scans, ours, reader)
+    for ours, annotator in itertools.product((plain, balanced(plain)), annotators):
+        differences = compare(evidence.plans, ours, annotator, "iou") or compare(evidence.scans, ours, annotator)
         if not differences and ours == plain:
-            found += Finding((), (f"{ours} − {reader}",))
+            found += Finding((), (f"{ours} − {annotator}",))
         most = {one.data_set: max(d.shots[0] for d in differences if d.data_set == one.data_set) for one in differences}
         for one in differences:
             found += Finding((figure(one, above if ours == plain else for_context),))
@@ -54,7 +54,7 @@ def gain(one: Difference) -> Figure:
         share.mean >= GAIN,
         "%",
         one.cases,
-        one.draws,
+        one.splits,
     )
 
 
@@ -63,7 +63,7 @@ def prompts_need_fewer_labels(evidence: Evidence) -> Finding:
     found = of_both_losses(evidence, [(ours, baseline)], for_context)
     compared: list[Figure] = []
     for name in sets_of(pools, (baseline,)):
-        few, many = (sorted(tried(pools, name, arm)) for arm in (ours, baseline))
+        few, many = (sorted(tried(pools, name, configuration)) for configuration in (ours, baseline))
         for n in many:
             most = max((m for m in few if FACTOR * m <= n), default=None)
             one = difference(pools, name, (ours, most), (baseline, n)) if most else None
@@ -72,9 +72,9 @@ def prompts_need_fewer_labels(evidence: Evidence) -> Finding:
     return Finding(tuple(compared), missing) + found
 
 
-def tried(pools: Iterable[Pool], data_set: str, arm: str) -> set[int]:
-    """Numbers of labelled cases that an arm was measured with."""
-    return {n for pool in pools for name, one, n in pool.scores if (name, one) == (data_set, arm)}
+def tried(pools: Iterable[Pool], data_set: str, configuration: str) -> set[int]:
+    """Numbers of labelled cases that a configuration was measured with."""
+    return {n for pool in pools for name, one, n in pool.scores if (name, one) == (data_set, configuration)}
 
 
 def only_the_decoder_trains(evidence: Evidence) -> Finding:
@@ -106,16 +106,16 @@ def tokens_carry_the_information(evidence: Evidence) -> Finding:
 
 
 def fate_beats_zero_shot(evidence: Evidence) -> Finding:
-    closer, reader = ("FATE, closer", "zero-shot, box"), ("FATE, closer", "reader: 1 point")
+    cropped, annotator = ("FATE, ROI crop", "zero-shot, box"), ("FATE, ROI crop", "annotator: 1 point")
     return contests(evidence.scans, [("FATE", "zero-shot, box")]) + contests(
-        evidence.scans, [closer, reader], for_context
+        evidence.scans, [cropped, annotator], for_context
     )
 
 
 def fate_beats_low_data_supervised(evidence: Evidence) -> Finding:
     found = contests(evidence.plans, [("FATE", "U-Net")], shots=lambda n: n <= FEW)
     found += contests(evidence.plans, [("FATE", "U-Net")], for_context, shots=lambda n: n > FEW)
-    return found + contests(evidence.plans, [("FATE, closer", "U-Net")], for_context)
+    return found + contests(evidence.plans, [("FATE, ROI crop", "U-Net")], for_context)
 
 
 def consistency_helps(evidence: Evidence) -> Finding:
@@ -162,7 +162,7 @@ def fixes_matter(evidence: Evidence) -> Finding:
 
 def heads_beat_zero_shot(evidence: Evidence) -> Finding:
     heads = ("AutoSAM ViT", "AutoSAM CNN", "AutoSAM linear")
-    pairs = [(head, floor) for floor in ("zero-shot, box", "reader: box") for head in heads]
+    pairs = [(head, floor) for floor in ("zero-shot, box", "annotator: box") for head in heads]
     return of_both_losses(evidence, pairs, above, lambda n: n == 1)
 
 
@@ -181,7 +181,8 @@ def linear_is_worst(evidence: Evidence) -> Finding:
 def of_both_losses(
     evidence: Evidence, pairs: Sequence[tuple[str, str]], rule: Rule, shots: Callable[[int], bool] = lambda n: True
 ) -> Finding:
-    """As `contests`; arms with the later loss, where a plan has them, are for context, so that nothing counts twice."""
+    """As `contests`; configurations with the later loss, where a plan has them, are for context, so that nothing counts
+    twice."""
     later = [(balanced(first), balanced(second)) for first, second in pairs]
     return contests(evidence.plans, pairs, rule, shots=shots) + contests(
         evidence.plans, later, for_context, shots=shots
@@ -210,14 +211,17 @@ def encoder_size_matters(evidence: Evidence) -> Finding:
 
 
 def pruning_is_as_good(evidence: Evidence) -> Finding:
-    arm = "interactive:pruning.rule={}".format
+    configuration = "interactive:pruning.rule={}".format
     measured = sorted({one for pool in evidence.pruning for scores in pool.scores.values() for one in scores})
     last = max((one for one in measured if one.startswith("dice_")), default="dice_3")
-    found = contests(evidence.pruning, [(arm("cbdp"), arm("none"))], not_below, last)
+    found = contests(evidence.pruning, [(configuration("cbdp"), configuration("none"))], not_below, last)
     found += contests(
-        evidence.pruning, [(arm("cbdp"), arm("random")), (arm("cbdp"), arm("infobatch"))], for_context, last
+        evidence.pruning,
+        [(configuration("cbdp"), configuration("random")), (configuration("cbdp"), configuration("infobatch"))],
+        for_context,
+        last,
     )
-    pruned = [line for line in evidence.raw("interactive") if line["arm"] == arm("cbdp")]
+    pruned = [line for line in evidence.raw("interactive") if line["configuration"] == configuration("cbdp")]
     steps = []
     for name in sorted({line["set"] for line in pruned}):
         share = fmean(line["steps"] / line["iterations"] for line in pruned if line["set"] == name)
@@ -276,11 +280,11 @@ PAPERS = {
 _ABOVE = "Each difference's interval lies above 0"
 _SLICE = (
     "on acdc and msd_hippocampus the heads were trained on each slice's Dice, the authors' on the batch's, as here on "
-    'the other sets; arms called "balanced" have that, too, and stand beside'
+    'the other sets; configurations called "balanced" have that, too, and stand beside'
 )
 _EARLIER = (
     "on acdc and msd_hippocampus 16 views a slice and each slice's own Dice were trained on, on the other sets 4 views "
-    'and the Dice of the batch, now the defaults; arms called "balanced" have these, too, and stand beside'
+    'and the Dice of the batch, now the defaults; configurations called "balanced" have these, too, and stand beside'
 )
 _TINY = "handful-tiny in place of the paper's SAM"
 
@@ -289,8 +293,8 @@ CLAIMS = (
         "1.1",
         "Few-shot tokens beat SAM asked with points.",
         "about +50 % IoU",
-        f"{_ABOVE}, and with the most labels IoU rises by at least {100 * GAIN:.0f} % of the reader's.",
-        f"{_TINY}; {_EARLIER}; the reader's points come from the truth on every slice, so it knows where an organ is. "
+        f"{_ABOVE}, and with the most labels IoU rises by at least {100 * GAIN:.0f} % of the annotator's.",
+        f"{_TINY}; {_EARLIER}; the annotator's points come from the reference of every slice. "
         "IoU is in the plans' tables; where these were not run yet, Dice stands for it.",
         GRID,
         prompts_beat_points,
@@ -346,7 +350,7 @@ CLAIMS = (
         "Volumetric consistency helps.",
         "unknown",
         f"{_ABOVE} over no neighbouring slices (window=0), and over none of their object pointers.",
-        f"{_TINY}; one draw of four labelled volumes.",
+        f"{_TINY}; one split of four labelled volumes.",
         ("fate-settings",),
         consistency_helps,
     ),
@@ -356,7 +360,7 @@ CLAIMS = (
         "unknown",
         f"{_ABOVE} over supports dealt out at random, over 1 and 3 supports in place of 5, and over the fewest "
         "labelled cases (of the numbers that one source has both of, the two farthest apart).",
-        f"{_TINY}; one draw of four labelled volumes, but for the number of them.",
+        f"{_TINY}; one split of four labelled volumes, but for the number of them.",
         ("fate", "fate-settings", *GRID),
         retrieval_and_support_help,
     ),
@@ -384,7 +388,7 @@ CLAIMS = (
         "Fine-tuning a head on one volume beats zero-shot SAM.",
         "unknown; a replication has .62 to .66 mean Dice",
         f"{_ABOVE} for each of the three heads with 1 labelled case, over boxes carried over from it and over a "
-        "reader's.",
+        "annotator's.",
         f"{_TINY}; {_SLICE}.",
         GRID,
         heads_beat_zero_shot,
@@ -430,7 +434,7 @@ CLAIMS = (
         "56.25 % of the iterations are as good as all.",
         "56.25 %",
         f"The interval of cbdp minus no pruning lies above −{MARGIN}, with at most {100 * PRUNED:.0f} % of the steps.",
-        f"{_TINY}, our sets in place of FLARE22 and Synapse; Dice after the last of the reader's prompts.",
+        f"{_TINY}, our sets in place of FLARE22 and Synapse; Dice after the last of the annotator's prompts.",
         ("pruning",),
         pruning_is_as_good,
     ),

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 from reproduction.evidence import Evidence, estimate, scores_of, sets_of
-from reproduction.tables import ARMS, OTHERS, READERS, sets_with_curves
+from reproduction.tables import ANNOTATORS, CONFIGURATIONS, OTHERS, sets_with_curves
 
 LINE = 2
-"""Numbers of labelled cases without which an arm is no line, and not drawn."""
+"""Numbers of labelled cases without which a configuration is no line, and not drawn."""
 
 
 def draw_curves(evidence: Evidence, path: Path) -> None:
@@ -27,16 +27,16 @@ def draw_curves(evidence: Evidence, path: Path) -> None:
     for name, axes in zip(names, panels, strict=False):
         pool = next(pool for pool in evidence.plans if name in sets_of([pool]))
         ticks = sorted({n for one, _, n in pool.scores if one == name})
-        for number, arm in enumerate(ARMS):
-            found = {n: estimate(one) for n in ticks if (one := scores_of([pool], name, arm, n))}
+        for number, configuration in enumerate(CONFIGURATIONS):
+            found = {n: estimate(one) for n in ticks if (one := scores_of([pool], name, configuration, n))}
             if len(found) < LINE:
                 continue
             means = [one.mean for one in found.values()]
             reach = [[one.mean - one.low for one in found.values()], [one.high - one.mean for one in found.values()]]
-            style = "--" if arm in READERS else ":" if arm in OTHERS else "-"
+            style = "--" if configuration in ANNOTATORS else ":" if configuration in OTHERS else "-"
             colour, marker = f"C{number % 10}", "os^D"[number // 10 % 4]
-            aside = 1.014 ** (number - len(ARMS) / 2)  # so that bars of one number do not hide each other
-            lines[arm] = axes.errorbar(
+            aside = 1.014 ** (number - len(CONFIGURATIONS) / 2)  # so that bars of one number do not hide each other
+            lines[configuration] = axes.errorbar(
                 [n * aside for n in found],
                 means,
                 reach,

@@ -18,9 +18,9 @@ Written by `make claims` from the raw lines in [reproduction/results](../reprodu
 in, verdicts least of all. `make claims DATA=folder` measures what is missing first (days on two cores; `PART=acdc`
 takes one part), and goes on where it was stopped.
 
-Figures are differences of mean Dice over unseen cases, first arm minus second, paired by draw and case, with 95 %
-two-stage bootstrap intervals over draws and cases (of one draw, over its cases), unless they say otherwise. A missed or
-invented label counts as 0.
+Figures are differences of mean Dice over unseen cases, first configuration minus second, paired by split and case,
+with 95 % two-stage bootstrap intervals over splits and cases (of one split, over its cases), unless they say otherwise.
+A missed or false positive label counts as 0.
 **Bold** figures support their claim by its rule, plain ones do not, those in (brackets) stand beside and decide
 nothing. The overview shows the median of the deciding ones.
 
@@ -97,11 +97,11 @@ def section(claim: Claim, finding: Finding) -> str:
 
 
 def counted(figures: Sequence[Figure]) -> str:
-    """Of how many cases and draws the figures are."""
-    cases, draws = ([one for figure in figures if (one := getattr(figure, name))] for name in ("cases", "draws"))
+    """Of how many cases and splits the figures are."""
+    cases, splits = ([one for figure in figures if (one := getattr(figure, name))] for name in ("cases", "splits"))
     if not cases:
         return ""
-    return f"\n\nUnseen cases a figure: {between(cases)}; draws of the labelled ones: {between(draws)}."
+    return f"\n\nUnseen cases a figure: {between(cases)}; splits of the labelled ones: {between(splits)}."
 
 
 def between(numbers: Sequence[int]) -> str:

@@ -1,4 +1,5 @@
-"""All that was measured, in one form: the score of each unseen case, by data set, arm, labelled cases and draw.
+"""All that was measured, in one form: the score of each unseen case, by data set, configuration, labelled cases and
+split.
 
 What is compared comes from one pool: a table that an experiment made, or the lines of the studies with one set of
 weights. So both sides of a difference saw the same labelled cases and are scored on the same unseen ones.
@@ -14,32 +15,32 @@ from statistics import fmean
 from typing import Any
 
 from handful.evaluation.evaluate import Estimate
-from handful.evaluation.statistics import over_draws
+from handful.evaluation.statistics import over_splits
 
 NAMES = {
     "nearest-slice": "nearest slice",
     "zero-shot": "zero-shot, box",
     "fate": "FATE",
-    "fate:closer=1.4": "FATE, closer",
+    "fate:roi_margin=1.4": "FATE, ROI crop",
     "few-shot-prompts": "few-shot prompts",
-    "reader-box": "reader: box",
-    "reader-points-1": "reader: 1 point",
-    "reader-points-3": "reader: 3 points",
-    "reader-points-5": "reader: 5 points",
+    "annotator-box": "annotator: box",
+    "annotator-points-1": "annotator: 1 point",
+    "annotator-points-3": "annotator: 3 points",
+    "annotator-points-5": "annotator: 5 points",
 }
-"""Arms of the studies, as the plans name them."""
+"""Configurations of the studies, as the plans name them."""
 STUDY_PLANS = ("fate",)
 """Plans that measure again, label by label, what lines of a study hold; their tables come before these lines."""
 MEASURES = ("dice", "iou", "hd95")
 SECONDS = "fit_s"
 """Of the fit, told with each of its cases."""
-COLUMNS = ("data_set", "arm", "shots", "draw", "case", "status", *MEASURES, SECONDS)
+COLUMNS = ("data_set", "configuration", "shots", "split", "case", "status", *MEASURES, SECONDS)
 
 Line = dict[str, Any]
 Scores = dict[tuple[int, str], float]
-"""By draw and case."""
+"""By split and case."""
 Point = tuple[str, str, int]
-"""Data set, arm, labelled cases."""
+"""Data set, configuration, labelled cases."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class Pool:
     name: str
     scores: dict[Point, dict[str, Scores]] = field(default_factory=dict)
 
-    def add(self, point: Point, measure: str, draw: int, case: str, value: float) -> None:
-        self.scores.setdefault(point, {}).setdefault(measure, {})[draw, case] = value
+    def add(self, point: Point, measure: str, split: int, case: str, value: float) -> None:
+        self.scores.setdefault(point, {}).setdefault(measure, {})[split, case] = value
 
 
 @dataclass(frozen=True)
 class Difference:
-    """First minus second on the draws and cases that both have."""
+    """First minus second on the splits and cases that both have."""
 
     data_set: str
     first: str
@@ -65,9 +66,9 @@ class Difference:
     measure: str
     means: tuple[float, float]
     estimate: Estimate
-    """Of the difference: mean over draws of the mean over cases, interval by a bootstrap over draws and cases."""
+    """Of the difference: mean over splits of the mean over cases, interval by a bootstrap over splits and cases."""
     cases: int
-    draws: int
+    splits: int
     pool: str
 
 
@@ -89,7 +90,7 @@ class Evidence:
 
     @property
     def scans(self) -> tuple[Pool, ...]:
-        """Where arms on unseen scans are looked for, in this order."""
+        """Where configurations on unseen scans are looked for, in this order."""
         return self.plans + self.studies
 
     def raw(self, name: str) -> tuple[Line, ...]:
@@ -117,9 +118,13 @@ def read_evidence(folder: Path) -> Evidence:
 def compare(
     pools: Sequence[Pool], first: str, second: str, measure: str = "dice", shots: Callable[[int], bool] = lambda n: True
 ) -> list[Difference]:
-    """Two arms wherever both were measured with as many labelled cases, each time in the first pool that has both."""
+    """Two configurations wherever both were measured with as many labelled cases, each time in the first pool that has
+    both."""
     places = dict.fromkeys(
-        (name, n) for pool in pools for name, arm, n in pool.scores if arm in (first, second) and shots(n)
+        (name, n)
+        for pool in pools
+        for name, configuration, n in pool.scores
+        if configuration in (first, second) and shots(n)
     )
     found = [difference(pools, name, (first, n), (second, n), measure) for name, n in sorted(places)]
     return [one for one in found if one is not None]
@@ -128,7 +133,7 @@ def compare(
 def difference(
     pools: Sequence[Pool], data_set: str, first: tuple[str, int], second: tuple[str, int], measure: str = "dice"
 ) -> Difference | None:
-    """Two arms, each with so many labelled cases, on one set; None where no pool has both on shared cases."""
+    """Two configurations, each with so many labelled cases, on one set; None where no pool has both on shared cases."""
     for pool in pools:
         ours, theirs = (pool.scores.get((data_set, *one), {}).get(measure, {}) for one in (first, second))
         shared = sorted(ours.keys() & theirs.keys())
@@ -143,41 +148,49 @@ def difference(
                 # Rounded, so that scores equal but for the order of a sum are equal.
                 estimate({key: round(ours[key] - theirs[key], 12) for key in shared}),
                 len({case for _, case in shared}),
-                len({draw for draw, _ in shared}),
+                len({split for split, _ in shared}),
                 pool.name,
             )
     return None
 
 
 def estimate(scores: Scores) -> Estimate:
-    """Mean over draws with its two-stage bootstrap interval."""
-    by_draw: dict[int, list[float]] = {}
-    for (draw, _), value in sorted(scores.items()):
-        by_draw.setdefault(draw, []).append(value)
-    return over_draws(list(by_draw.values()))
+    """Mean over splits with its two-stage bootstrap interval."""
+    by_split: dict[int, list[float]] = {}
+    for (split, _), value in sorted(scores.items()):
+        by_split.setdefault(split, []).append(value)
+    return over_splits(list(by_split.values()))
 
 
-def balanced(arm: str) -> str:
-    """The arm that has the default loss, where the plan has an earlier one under the plain name."""
-    return f"{arm}, balanced" if arm.startswith(("AutoSAM", "few-shot")) else arm
+def balanced(configuration: str) -> str:
+    """The configuration that has the default loss, where the plan has an earlier one under the plain name."""
+    return f"{configuration}, balanced" if configuration.startswith(("AutoSAM", "few-shot")) else configuration
 
 
-def sets_of(pools: Iterable[Pool], arms: Collection[str] = ()) -> list[str]:
-    """Data sets on which any of the arms (any arm at all, when left out) was measured."""
-    return sorted({name for pool in pools for name, arm, _ in pool.scores if not arms or arm in arms})
+def sets_of(pools: Iterable[Pool], configurations: Collection[str] = ()) -> list[str]:
+    """Data sets on which any of the configurations (any configuration at all, when left out) was measured."""
+    return sorted(
+        {
+            name
+            for pool in pools
+            for name, configuration, _ in pool.scores
+            if not configurations or configuration in configurations
+        }
+    )
 
 
-def scores_of(pools: Iterable[Pool], data_set: str, arm: str, shots: int, measure: str = "dice") -> Scores:
+def scores_of(pools: Iterable[Pool], data_set: str, configuration: str, shots: int, measure: str = "dice") -> Scores:
     """Of the first pool that has them; none where no pool does."""
-    found = (pool.scores.get((data_set, arm, shots), {}).get(measure) for pool in pools)
+    found = (pool.scores.get((data_set, configuration, shots), {}).get(measure) for pool in pools)
     return next((one for one in found if one), {})
 
 
 def shared(found: Mapping[str, Scores]) -> dict[str, Scores]:
-    """Scores of several arms, each on the draws and cases that all of them have; arms without any are left out."""
-    measured = {arm: scores for arm, scores in found.items() if scores}
+    """Scores of several configurations, each on the splits and cases that all of them have; configurations without any
+    are left out."""
+    measured = {configuration: scores for configuration, scores in found.items() if scores}
     keys = set.intersection(*[set(scores) for scores in measured.values()]) if measured else set()
-    return {arm: {key: scores[key] for key in sorted(keys)} for arm, scores in measured.items()}
+    return {configuration: {key: scores[key] for key in sorted(keys)} for configuration, scores in measured.items()}
 
 
 def _read_lines(path: Path) -> tuple[Line, ...]:
@@ -185,7 +198,7 @@ def _read_lines(path: Path) -> tuple[Line, ...]:
 
 
 def _table(path: Path) -> Pool:
-    """Means over the labels of each case; absent labels are left out, missed and invented ones count.
+    """Means over the labels of each case; absent labels are left out, missed and false positive ones count.
 
     Read by columns: `read_results` makes an object of each of tens of thousands of rows.
     """
@@ -194,26 +207,28 @@ def _table(path: Path) -> Pool:
     columns = pyarrow.parquet.read_table(path, columns=list(COLUMNS)).to_pydict()
     values: dict[tuple[Point, str, int, str], list[float]] = {}
     for row in zip(*[columns[name] for name in COLUMNS], strict=True):
-        data_set, arm, shots, draw, case, status, *measured = row
+        data_set, configuration, shots, split, case, status, *measured = row
         if status != "absent":
             for measure, value in zip((*MEASURES, SECONDS), measured, strict=True):
-                values.setdefault(((data_set, arm, shots), measure, draw, case), []).append(value)
+                values.setdefault(((data_set, configuration, shots), measure, split, case), []).append(value)
     pool = Pool(path.name)
-    for (point, measure, draw, case), labels in values.items():
-        pool.add(point, measure, draw, case, fmean(labels))
+    for (point, measure, split, case), labels in values.items():
+        pool.add(point, measure, split, case, fmean(labels))
     return pool
 
 
 def _pools_of_lines(few_shot: Iterable[Line], efficiency: Iterable[Line]) -> tuple[Pool, ...]:
     """Lines have one value a case, so they cannot become rows of a table, which has one per label."""
     pools: dict[str, Pool] = {}
-    plain = [{"arm": line["method"], "draw": line["seed"], **line} for line in few_shot if not line["settings"]]
+    plain = [
+        {"configuration": line["method"], "split": line["seed"], **line} for line in few_shot if not line["settings"]
+    ]
     for line in [*plain, *efficiency]:
         pool = pools.setdefault(line["digest"], Pool(f"studies with weights {line['digest']}"))
-        point = (line["set"], NAMES.get(line["arm"], line["arm"]), line["shots"])
+        point = (line["set"], NAMES.get(line["configuration"], line["configuration"]), line["shots"])
         for measure in ("dice", "hd95"):
             for case, value in zip(line["cases"], line[measure], strict=True):
-                pool.add(point, measure, line["draw"], case, value)
+                pool.add(point, measure, line["split"], case, value)
     return tuple(reversed(pools.values()))
 
 
@@ -225,7 +240,7 @@ def _elsewhere(lines: Iterable[Line]) -> list[Line]:
     plain = [
         line | {"fitted_on": other}
         for line in clicks
-        if line["arm"] == "backbone"
+        if line["configuration"] == "backbone"
         for name, other in sorted(pairs)
         if line["set"] == name
     ]
@@ -233,13 +248,15 @@ def _elsewhere(lines: Iterable[Line]) -> list[Line]:
 
 
 def _asked(lines: Iterable[Line]) -> tuple[Pool, ...]:
-    """A pool for each way of asking; of an arm trained for different times, the longest."""
+    """A pool for each way of asking; of a configuration trained for different times, the longest."""
     pools: dict[tuple[Any, ...], Pool] = {}
     for line in sorted(lines, key=lambda line: int(line["iterations"])):
-        asked = tuple(line[key] for key in ("digest", "cases_most", "slices", "seeds", "most", "reader"))
-        pool = pools.setdefault(asked, Pool(f"{line['reader']} reader, {line['seeds']} people, weights {asked[0]}"))
+        asked = tuple(line[key] for key in ("digest", "cases_most", "slices", "seeds", "most", "annotator"))
+        pool = pools.setdefault(
+            asked, Pool(f"{line['annotator']} annotator, {line['seeds']} people, weights {asked[0]}")
+        )
         measured = [key for key in line if key.startswith(("dice_", "noc_", "sensitivity_"))]
         for measure in measured:
             for case, value in zip(line["cases"], line[measure], strict=True):
-                pool.add((line["set"], line["arm"], line["shots"]), measure, line["draw"], case, value)
+                pool.add((line["set"], line["configuration"], line["shots"]), measure, line["split"], case, value)
     return tuple(pools.values())

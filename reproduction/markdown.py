@@ -54,7 +54,7 @@ def interval(one: Estimate, measure: str = "dice") -> str:
 
 
 def count(number: int, what: str) -> str:
-    """A number with its noun, as in "1 draw" and "2 draws"."""
+    """A number with its noun, as in "1 split" and "2 splits"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 

@@ -48,7 +48,7 @@ def plan(name: str, needs: str = "") -> Part:
 
 def timed_plan(name: str) -> Part:
     """A plan whose times count: one fit after the other, and nothing taken from a cache or an earlier run."""
-    return Part((f"{_run_of(name)} --processes 1", _copy_of(name)), times=_table_of(name))
+    return Part((f"{_run_of(name)} --workers 1", _copy_of(name)), times=_table_of(name))
 
 
 def study(result: str, *commands: str) -> Part:
@@ -78,9 +78,9 @@ def _table_of(plan: str) -> str:
 _SETTINGS = (
     "window=0 window=6 pointers=false top_k=1 top_k=3 top_k=9 shuffled=1 allow_empty=true foreground_only=true "
     "diverse=true fuse=true second_sweep=true largest_component=true start=best similarity=l1 absent_below=-2 "
-    "absent_below=-4 closer=1.2 closer=1.4 closer=1.7 closer=1.4,absent_below=-2"
+    "absent_below=-4 roi_margin=1.2 roi_margin=1.4 roi_margin=1.7 roi_margin=1.4,absent_below=-2"
 )
-_FEW = "--data {data} --shots 4 --draws 0 --cases 6 --slices 4 --people 1"
+_FEW = "--data {data} --shots 4 --splits 0 --cases 6 --slices 4 --people 1"
 
 PARTS: dict[str, Part] = {
     "acdc": plan("acdc"),
@@ -90,13 +90,13 @@ PARTS: dict[str, Part] = {
     "fate": plan("fate"),
     "fate-settings": study(
         "label_efficiency",
-        "fate_settings --data {data} --sets acdc msd_hippocampus --draws 0 --arms fate "
+        "fate_settings --data {data} --sets acdc msd_hippocampus --splits 0 --configurations fate "
         + " ".join(f"fate:{setting}" for setting in _SETTINGS.split()),
-        "fate_settings --data {data} --sets msd_hippocampus --arms fate:planes=axial,coronal,sagittal",
+        "fate_settings --data {data} --sets msd_hippocampus --configurations fate:planes=axial,coronal,sagittal",
         "fate_settings --data {data} --sets openkbp --cases 6 "
-        "--arms nearest-slice fate fate:closer=1.4 fate:closer=1.4,absent_below=-2",
+        "--configurations nearest-slice fate fate:roi_margin=1.4 fate:roi_margin=1.4,absent_below=-2",
     ),
-    "controls": study("few_shot_prompts", "controls --data {data} --controls --draws 0", "controls --data {data}"),
+    "controls": study("few_shot_prompts", "controls --data {data} --controls --splits 0", "controls --data {data}"),
     "clicks": study("interactive", f"interactive clicks {_FEW} --sets acdc chaos_mr_t2 openkbp"),
     "generalise": study("interactive", f"interactive generalise {_FEW} --fitted-on acdc --sets chaos_mr_t2"),
     "pruning": study(
@@ -107,10 +107,10 @@ PARTS: dict[str, Part] = {
     "suggest": study(
         "suggest",
         "suggest --data {data} --sets acdc chaos_mr_t2 msd_hippocampus --method fate --budgets 4 16 "
-        "--draws 0 1 2 --cases 8 --cache runs/embeddings",
+        "--splits 0 1 2 --cases 8 --cache runs/embeddings",
     ),
     "quality": study(
-        "quality", "quality --data {data} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --draws 0 1 2 --cases 12"
+        "quality", "quality --data {data} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --splits 0 1 2 --cases 12"
     ),
     "multi-region": benchmark("multi_region"),
     "what-trains": benchmark("what_trains"),

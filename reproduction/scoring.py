@@ -37,10 +37,10 @@ def called_present(slicer: Slicer, case: Case, prediction: LabelMap) -> tuple[in
     pairs = called = voxels = 0
     for value in prediction.labels.values:
         absent = (truth != IGNORE).any(axis=(1, 2)) & ~(truth == value).any(axis=(1, 2))
-        invented = ((shown == value) & (truth != IGNORE)).sum(axis=(1, 2))[absent]
+        false_positive = ((shown == value) & (truth != IGNORE)).sum(axis=(1, 2))[absent]
         pairs += int(absent.sum())
-        called += int((invented > 0).sum())
-        voxels += int(invented.sum())
+        called += int((false_positive > 0).sum())
+        voxels += int(false_positive.sum())
     return pairs, called, voxels
 
 

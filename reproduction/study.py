@@ -1,4 +1,4 @@
-"""A study: cells measured over processes of one thread each, one JSON line per result, and tables of the lines.
+"""A study: trials measured over processes of one thread each, one JSON line per result, and tables of the lines.
 
 A line is written as soon as it is known. What is in the file is not measured again, so a stopped run continues.
 """
@@ -30,23 +30,23 @@ from handful.jobs.executors import Executor, Lost, Processes, Serial
 from reproduction.parts import RESULTS
 
 Line = dict[str, Any]
-_IDENTITY = ("part", "set", "measure", "method", "arm", "fitted_on", "budget", "shots", "draw", "seed")
+_IDENTITY = ("part", "set", "measure", "method", "configuration", "fitted_on", "budget", "shots", "split", "seed")
 """Entries of a line that name it where progress is printed."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled cases of a random draw, and unseen ones with a reference."""
+    """Labelled cases of a random split, and unseen ones with a reference."""
 
     drawn: tuple[Case, ...]
     unseen: tuple[Case, ...]
     labels: Labels
 
     @classmethod
-    def of(cls, folder: Path, shots: int, draw: int, most_unseen: int | None = None) -> Split:
+    def of(cls, folder: Path, shots: int, split: int, most_unseen: int | None = None) -> Split:
         cohort = read_cohort(folder)
         assert cohort.labels is not None, folder
-        drawn, rest = cohort.draw(shots, draw)
+        drawn, rest = cohort.split(shots, split)
         unseen = [case for case in rest if case.reference is not None]
         return cls(tuple(drawn), tuple(unseen[:most_unseen]), cohort.labels)
 
@@ -60,7 +60,7 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell(ABC):
+class Trial(ABC):
     """What is measured at once. Its fields, except those in `unkeyed`, identify its lines in the file."""
 
     unkeyed: ClassVar[tuple[str, ...]] = ("data",)
@@ -90,26 +90,26 @@ class Cell(ABC):
 
 @dataclass(frozen=True)
 class Study:
-    """Which cells there are for what a command names, and how their lines are shown."""
+    """Which trials there are for what a command names, and how their lines are shown."""
 
     about: str
     results: str
     """Name of its file in reproduction/results."""
-    cells: Callable[[argparse.Namespace, str], Iterable[Cell]]
+    trials: Callable[[argparse.Namespace, str], Iterable[Trial]]
     """Of the arguments and the digest of the backbone's weights."""
     tables: Callable[[list[Line]], str]
     """Markdown of the lines."""
     sets: tuple[str, ...] = ()
     """Data sets that are measured where none is named."""
 
-    def parser(self, *, draws: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+    def parser(self, *, splits: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
         """What every study can be asked for; a study adds its own arguments."""
         parser = argparse.ArgumentParser(description=self.about, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--data", type=Path, help="folder of data sets")
         parser.add_argument("--sets", nargs="+", default=[], help="names of data sets in it")
-        parser.add_argument("--draws", "--seeds", dest="draws", nargs="+", type=int, default=list(draws))
+        parser.add_argument("--splits", "--seeds", dest="splits", nargs="+", type=int, default=list(splits))
         parser.add_argument("--backbone", default="handful-tiny", help="name, hub id or folder")
-        parser.add_argument("--processes", type=int, default=2, help="of one thread each")
+        parser.add_argument("--workers", type=int, default=2, help="of one thread each")
         parser.add_argument("--cache", type=Path, help="folder of kept embeddings; slices are then encoded once")
         parser.add_argument("--out", type=Path, default=RESULTS / f"{self.results}.jsonl", help="file of the lines")
         parser.add_argument("--table", action="store_true", help="print the tables of the file, measure nothing")
@@ -124,22 +124,22 @@ class Study:
             if not (arguments.data and arguments.sets):
                 parser.error("give --data and --sets, or --table")
             digest = digest_of(load_backbone(arguments.backbone))
-            self.measure(list(self.cells(arguments, digest)), arguments, arguments.processes)
+            self.measure(list(self.trials(arguments, digest)), arguments, arguments.processes)
         print(self.tables([line for line in read_lines(arguments.out) if not named or line["set"] in named]))
 
-    def measure(self, cells: Sequence[Cell], arguments: argparse.Namespace, processes: int) -> None:
-        """Adds the lines of each cell as it ends, and prints them with the time that is left."""
+    def measure(self, trials: Sequence[Trial], arguments: argparse.Namespace, processes: int) -> None:
+        """Adds the lines of each trial as it ends, and prints them with the time that is left."""
         out: Path = arguments.out
         out.parent.mkdir(parents=True, exist_ok=True)
         done = read_lines(out)
-        todo = [cell for cell in cells if not all(_holds(done, key) for key in cell.line_keys())]
+        todo = [trial for trial in trials if not all(_holds(done, key) for key in trial.line_keys())]
         began = time.monotonic()
         results = _results(todo, processes, arguments.backbone, arguments.cache)
-        for number, (cell, found) in enumerate(results, start=1):
+        for number, (trial, found) in enumerate(results, start=1):
             if isinstance(found, Lost):
-                print(f"{number}/{len(todo)} {cell.key()}: its process was ended {found.how}; run again", flush=True)
+                print(f"{number}/{len(todo)} {trial.key()}: its process was ended {found.how}; run again", flush=True)
                 continue
-            names = cell.key().keys()
+            names = trial.key().keys()
             lines = [line for line in found if not _holds(done, {name: line[name] for name in names})]
             with out.open("a", encoding="utf-8") as file:
                 file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -171,21 +171,21 @@ def _holds(lines: Iterable[Line], key: Line) -> bool:
 
 
 def _results(
-    cells: Sequence[Cell], processes: int, backbone: str, cache: Path | None
-) -> Iterator[tuple[Cell, list[Line] | Lost]]:
-    """Each cell with its lines as it ends; with one process, in the caller's own."""
+    trials: Sequence[Trial], processes: int, backbone: str, cache: Path | None
+) -> Iterator[tuple[Trial, list[Line] | Lost]]:
+    """Each trial with its lines as it ends; with one process, in the caller's own."""
     executor: Executor = Processes(processes) if processes > 1 else Serial()
-    return executor.run(_Measurement(backbone, cache), cells)
+    return executor.run(_Measurement(backbone, cache), trials)
 
 
 class _Measurement:
-    """Measures cells with one thread, and loads the backbone once."""
+    """Measures trials with one thread, and loads the backbone once."""
 
     def __init__(self, backbone: str, cache: Path | None) -> None:
         self.name, self.cache = backbone, cache
 
-    def __call__(self, cell: Cell) -> list[Line]:
-        return cell.results(self._backbone)
+    def __call__(self, trial: Trial) -> list[Line]:
+        return trial.results(self._backbone)
 
     @cached_property
     def _backbone(self) -> Backbone:

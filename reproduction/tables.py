@@ -31,7 +31,7 @@ OURS = (
     "few-shot prompts",
     "few-shot prompts, balanced",
     "FATE",
-    "FATE, closer",
+    "FATE, ROI crop",
     "FATE, three planes",
     "AutoSAM ViT",
     "AutoSAM ViT, balanced",
@@ -48,35 +48,35 @@ OURS = (
 )
 BASELINE = "U-Net"
 OTHERS = (BASELINE, "U-Net + SimCLR", "zero-shot, box", "U-Net, 16 channels", "U-Net, three seeds", "nearest slice")
-READERS = (
-    "reader: box",
-    "reader: 1 point",
-    "reader: 3 points",
-    "reader: 5 points",
-    "reader: 1 click",
-    "reader: 3 clicks",
-    "reader: 5 clicks",
+ANNOTATORS = (
+    "annotator: box",
+    "annotator: 1 point",
+    "annotator: 3 points",
+    "annotator: 5 points",
+    "annotator: 1 click",
+    "annotator: 3 clicks",
+    "annotator: 5 clicks",
 )
 """They look at the truth of the scan that is scored: bounds for that much work, drawn dashed."""
-ARMS = OURS + OTHERS + READERS
+CONFIGURATIONS = OURS + OTHERS + ANNOTATORS
 
-MATCHING = """The smallest number of labelled cases tried at which an arm's mean Dice is not below the U-Net's, over the
-draws and unseen cases that both were scored on; nothing is interpolated, and of several arms the better one is named,
-which flatters a little. Dice in brackets are over all draws of each."""
+MATCHING = """The smallest number of labelled cases tried at which a configuration's mean Dice is not below the U-Net's,
+over the splits and unseen cases that both were scored on; nothing is interpolated, and of several configurations the
+better one is named, which flatters a little. Dice in brackets are over all splits of each."""
 
-VOTERS = ("AutoSAM U-Net", BASELINE, "FATE, three planes", "FATE, closer", "U-Net, three seeds")
-"""Arms of the plans that an ensemble is set beside: its members, and as many U-Nets."""
+VOTERS = ("AutoSAM U-Net", BASELINE, "FATE, three planes", "FATE, ROI crop", "U-Net, three seeds")
+"""Configurations of the plans that an ensemble is set beside: its members, and as many U-Nets."""
 
-DRAWS = 3
-"""Draws of the labelled cases that the plans ask for."""
+SPLITS = 3
+"""Random splits of the labelled cases that the plans ask for."""
 CURVE = 3
 """Numbers of labelled cases that make a curve."""
-STEPS = re.compile(r"(?P<arm>.+), (?P<steps>\d+) steps")
-"""Arms that a plan trains for different times."""
+STEPS = re.compile(r"(?P<configuration>.+), (?P<steps>\d+) steps")
+"""Configurations that a plan trains for different times."""
 
 
 def label_efficiency(evidence: Evidence, words: Sequence[str]) -> str:
-    """Arms by numbers of labelled cases; of one data set, or of all of the plans."""
+    """Configurations by numbers of labelled cases; of one data set, or of all of the plans."""
     known = sets_of(evidence.scans)
     chosen = [word for word in words if word not in MEASURES]
     if unknown := [one for one in chosen if one not in known]:
@@ -87,143 +87,195 @@ def label_efficiency(evidence: Evidence, words: Sequence[str]) -> str:
     return "\n\n".join(parts) or UNMEASURED
 
 
-def _efficiency(evidence: Evidence, data_set: str, measure: str, arms: Sequence[str] = ARMS) -> str:
+def _efficiency(evidence: Evidence, data_set: str, measure: str, configurations: Sequence[str] = CONFIGURATIONS) -> str:
     # One table is of one source, so that its columns may be compared.
     pool = next(pool for pool in evidence.scans if data_set in sets_of([pool]))
-    shots = sorted({n for name, arm, n in pool.scores if name == data_set and arm in arms})
-    found = {n: {arm: scores_of([pool], data_set, arm, n, measure) for arm in arms} for n in shots}
-    if pool in evidence.studies:  # a plan's arms see the same cases, benchmarks had more or fewer
-        found = {n: shared(of_arms) for n, of_arms in found.items()}
-    most = max((_draws(scores) for of_arms in found.values() for scores in of_arms.values()), default=0)
+    shots = sorted(
+        {n for name, configuration, n in pool.scores if name == data_set and configuration in configurations}
+    )
+    found = {
+        n: {configuration: scores_of([pool], data_set, configuration, n, measure) for configuration in configurations}
+        for n in shots
+    }
+    if pool in evidence.studies:  # a plan's configurations see the same cases, benchmarks had more or fewer
+        found = {n: shared(of_configurations) for n, of_configurations in found.items()}
+    most = max(
+        (_splits(scores) for of_configurations in found.values() for scores in of_configurations.values()), default=0
+    )
     rows = []
-    for arm in arms:
-        cells = [found[n].get(arm) for n in shots]
+    for configuration in configurations:
+        cells = [found[n].get(configuration) for n in shots]
         if any(cells):
-            rows.append((arm, *[_drawn(one, measure, most) if one else "–" for one in cells]))
-    return table(("arm", *[f"{n} labelled" for n in shots]), rows)
+            rows.append((configuration, *[_drawn(one, measure, most) if one else "–" for one in cells]))
+    return table(("configuration", *[f"{n} labelled" for n in shots]), rows)
 
 
 def _drawn(scores: Scores, measure: str, most: int) -> str:
-    """A cell that says of how many draws it is, where others are of more."""
-    draws = _draws(scores)
-    few = f" ({count(draws, 'draw')})" if draws < most else ""
+    """A cell that says of how many splits it is, where others are of more."""
+    splits = _splits(scores)
+    few = f" ({count(splits, 'split')})" if splits < most else ""
     return interval(estimate(scores), measure) + few
 
 
-def _draws(scores: Scores) -> int:
-    return len({draw for draw, _ in scores})
+def _splits(scores: Scores) -> int:
+    return len({split for split, _ in scores})
 
 
 def glance(evidence: Evidence, words: Sequence[str]) -> str:
-    """Dice of a few arms with four labelled cases, or five, a row a data set.
+    """Dice of a few configurations with four labelled cases, or five, a row a data set.
 
-    Of the default loss and an earlier one the former is shown, unless the latter was measured in more draws.
+    Of the default loss and an earlier one the former is shown, unless the latter was measured in more splits.
     """
-    arms = ("nearest slice", "FATE", "few-shot prompts", "AutoSAM U-Net", BASELINE)
+    configurations = ("nearest slice", "FATE", "few-shot prompts", "AutoSAM U-Net", BASELINE)
     rows = []
-    for name, (n, found) in _with_about(evidence, (4, 5), (*arms, *map(balanced, arms))).items():
-        shown = [max(found.get(balanced(arm), {}), found.get(arm, {}), key=_draws) for arm in arms]
-        most = max(_draws(scores) for scores in shown)
+    for name, (n, found) in _with_about(evidence, (4, 5), (*configurations, *map(balanced, configurations))).items():
+        shown = [
+            max(found.get(balanced(configuration), {}), found.get(configuration, {}), key=_splits)
+            for configuration in configurations
+        ]
+        most = max(_splits(scores) for scores in shown)
         rows.append((name, str(n), *[_drawn(scores, "dice", most) if scores else "–" for scores in shown]))
-    return table(("data set", "labelled", *arms), rows) if rows else UNMEASURED
+    return table(("data set", "labelled", *configurations), rows) if rows else UNMEASURED
 
 
 def methods(evidence: Evidence, words: Sequence[str]) -> str:
-    """Mean Dice of every arm, a row, on every data set, a column, with about as many labelled cases as `words` say.
+    """Mean Dice of every configuration, a row, on every data set, a column, with about as many labelled cases as
+    `words` say.
 
-    Where not all of three draws were measured, their number stands behind.
+    Where not all of three splits were measured, their number stands behind.
     """
     about = tuple(int(word) for word in words)
-    of_set = _with_about(evidence, about, ARMS)
+    of_set = _with_about(evidence, about, CONFIGURATIONS)
     rows = []
-    for arm in ARMS:
-        scores = [found.get(arm) for _, found in of_set.values()]
+    for configuration in CONFIGURATIONS:
+        scores = [found.get(configuration) for _, found in of_set.values()]
         if any(scores):
             cells = [f"{estimate(one).mean:.3f}{_few(one)}" if one else "–" for one in scores]
-            rows.append((arm, *cells))
-    return table(("arm", *[f"{name}, {n}" for name, (n, _) in of_set.items()]), rows) if rows else UNMEASURED
+            rows.append((configuration, *cells))
+    return table(("configuration", *[f"{name}, {n}" for name, (n, _) in of_set.items()]), rows) if rows else UNMEASURED
 
 
 def measured(evidence: Evidence, words: Sequence[str]) -> str:
-    """Numbers of labelled cases that each arm, a row, was measured with on each data set, a column, by any source."""
+    """Numbers of labelled cases that each configuration, a row, was measured with on each data set, a column, by any
+    source."""
     names = sets_of(evidence.scans)
     rows = []
-    for arm in ARMS:
+    for configuration in CONFIGURATIONS:
         cells = []
         for name in names:
             of_n: dict[int, Scores] = {}
             for pool in evidence.scans:
                 for one, other, n in pool.scores:
-                    if (one, other) == (name, arm):
-                        of_n[n] = max(of_n.get(n, {}), scores_of([pool], name, arm, n), key=_draws)
+                    if (one, other) == (name, configuration):
+                        of_n[n] = max(of_n.get(n, {}), scores_of([pool], name, configuration, n), key=_splits)
             cells.append(", ".join(f"{n}{_few(scores)}" for n, scores in sorted(of_n.items())) or "–")
         if set(cells) != {"–"}:
-            rows.append((arm, *cells))
-    return table(("arm", *names), rows) if rows else UNMEASURED
+            rows.append((configuration, *cells))
+    return table(("configuration", *names), rows) if rows else UNMEASURED
 
 
 def _few(scores: Scores) -> str:
-    draws = _draws(scores)
-    return f" ({draws})" if draws < DRAWS else ""
+    splits = _splits(scores)
+    return f" ({splits})" if splits < SPLITS else ""
 
 
 def _with_about(
-    evidence: Evidence, about: Sequence[int], arms: Sequence[str]
+    evidence: Evidence, about: Sequence[int], configurations: Sequence[str]
 ) -> dict[str, tuple[int, dict[str, Scores]]]:
-    """Of each data set the number of labels and the scores of the source that has the most arms, of one source each."""
+    """Of each data set the number of labels and the scores of the source that has the most configurations, of one
+    source each."""
     chosen = {}
-    for name in sets_of(evidence.scans, arms):
+    for name in sets_of(evidence.scans, configurations):
         tried = [(pool, n) for n in about for pool in evidence.scans]
-        pool, n = max(tried, key=lambda one: sum(bool(scores_of([one[0]], name, arm, one[1])) for arm in arms))
-        found = {arm: scores_of([pool], name, arm, n) for arm in arms}
+        pool, n = max(
+            tried,
+            key=lambda one: sum(
+                bool(scores_of([one[0]], name, configuration, one[1])) for configuration in configurations
+            ),
+        )
+        found = {configuration: scores_of([pool], name, configuration, n) for configuration in configurations}
         if any(found.values()):
             chosen[name] = n, shared(found) if pool in evidence.studies else found
     return chosen
 
 
 def fate(evidence: Evidence, words: Sequence[str]) -> str:
-    """Training-free arms with four labelled volumes, one row per data set: first Dice, then HD95."""
-    arms = ("nearest slice", "zero-shot, box", "FATE", "FATE, closer", "reader: 1 point", "reader: box")
+    """Training-free configurations with four labelled volumes, one row per data set: first Dice, then HD95."""
+    configurations = (
+        "nearest slice",
+        "zero-shot, box",
+        "FATE",
+        "FATE, ROI crop",
+        "annotator: 1 point",
+        "annotator: box",
+    )
     # One row is of one source, so that its columns may be compared.
     sources = {
-        name: pool for pool in reversed(evidence.studies) for name, arm, n in pool.scores if (arm, n) == ("FATE", 4)
+        name: pool
+        for pool in reversed(evidence.studies)
+        for name, configuration, n in pool.scores
+        if (configuration, n) == ("FATE", 4)
     }
     parts = []
     for measure, title in (("dice", "Dice"), ("hd95", "HD95")):
         rows = []
         for name, pool in sorted(sources.items()):
-            found = shared({arm: scores_of([pool], name, arm, 4, measure) for arm in arms})
-            rows.append([name, *[interval(estimate(found[arm]), measure) if arm in found else "–" for arm in arms]])
-        parts.append(table((title, *arms), rows))
+            found = shared(
+                {configuration: scores_of([pool], name, configuration, 4, measure) for configuration in configurations}
+            )
+            rows.append(
+                [
+                    name,
+                    *[
+                        interval(estimate(found[configuration]), measure) if configuration in found else "–"
+                        for configuration in configurations
+                    ],
+                ]
+            )
+        parts.append(table((title, *configurations), rows))
     return "\n\n".join(parts)
 
 
 def fate_shots(evidence: Evidence, words: Sequence[str]) -> str:
     """FATE and the floor over the number of labelled volumes, one table per data set."""
-    arms = ("nearest slice", "FATE", "FATE, closer")
+    configurations = ("nearest slice", "FATE", "FATE, ROI crop")
     tables = []
     for name in sets_of(evidence.studies, ("FATE",)):
-        pools = [(sorted(n for one, arm, n in p.scores if (one, arm) == (name, "FATE")), p) for p in evidence.studies]
+        pools = [
+            (sorted(n for one, configuration, n in p.scores if (one, configuration) == (name, "FATE")), p)
+            for p in evidence.studies
+        ]
         shots, pool = max(pools, key=lambda one: len(one[0]))
-        found = {n: shared({arm: scores_of([pool], name, arm, n, "dice") for arm in arms}) for n in shots}
+        found = {
+            n: shared(
+                {configuration: scores_of([pool], name, configuration, n, "dice") for configuration in configurations}
+            )
+            for n in shots
+        }
         if len(shots) > 1:
             rows = [
-                [arm, *[interval(estimate(of[arm]), "dice") if arm in of else "–" for of in found.values()]]
-                for arm in arms
-                if any(arm in of for of in found.values())
+                [
+                    configuration,
+                    *[
+                        interval(estimate(of[configuration]), "dice") if configuration in of else "–"
+                        for of in found.values()
+                    ],
+                ]
+                for configuration in configurations
+                if any(configuration in of for of in found.values())
             ]
-            tables.append(f"**{name}**\n\n{table(('arm', *[f'{n} labelled' for n in shots]), rows)}")
+            tables.append(f"**{name}**\n\n{table(('configuration', *[f'{n} labelled' for n in shots]), rows)}")
     return "\n\n".join(tables) or UNMEASURED
 
 
 def fate_settings(evidence: Evidence, words: Sequence[str]) -> str:
-    """Each setting of FATE by itself, on the first draw of four volumes of the data sets that `words` name."""
+    """Each setting of FATE by itself, on the first split of four volumes of the data sets that `words` name."""
     lines = [line for line in evidence.raw("label_efficiency") if line["set"] in words and line["shots"] == 4]
-    return fate_study.by_setting([line for line in lines if line["draw"] == 0]) if lines else UNMEASURED
+    return fate_study.by_setting([line for line in lines if line["split"] == 0]) if lines else UNMEASURED
 
 
-def fate_arms(evidence: Evidence, words: Sequence[str]) -> str:
-    """All arms of FATE's study on one data set with four labelled cases."""
+def fate_configurations(evidence: Evidence, words: Sequence[str]) -> str:
+    """All configurations of FATE's study on one data set with four labelled cases."""
     lines = [line for line in evidence.raw("label_efficiency") if line["set"] in words and line["shots"] == 4]
     return fate_study.table_of(lines) if lines else UNMEASURED
 
@@ -249,10 +301,12 @@ def foundation(evidence: Evidence, words: Sequence[str]) -> str:
 
 def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
     """The heads and few-shot prompts beside the U-Nets, two tables a data set of which there is a curve."""
-    arms = tuple(arm for arm in OURS if arm.startswith(("AutoSAM", "few-shot"))) + OTHERS[:3]
+    configurations = (
+        tuple(configuration for configuration in OURS if configuration.startswith(("AutoSAM", "few-shot"))) + OTHERS[:3]
+    )
     names = sets_with_curves(evidence)
     parts = [
-        f"**{name}**, {TITLES[measure]}\n\n{_efficiency(evidence, name, measure, arms)}"
+        f"**{name}**, {TITLES[measure]}\n\n{_efficiency(evidence, name, measure, configurations)}"
         for name in names
         for measure in ("dice", "hd95")
     ]
@@ -264,68 +318,84 @@ def ensemble(evidence: Evidence, words: Sequence[str]) -> str:
     rows = []
     for pool in evidence.plans:
         for name in sets_of([pool], ("ensemble",)):
-            for shots in sorted(n for one, arm, n in pool.scores if (one, arm) == (name, "ensemble")):
-                of = {arm: scores_of([pool], name, arm, shots) for arm in ("ensemble", *VOTERS)}
-                found = {arm: scores for arm, scores in of.items() if scores}
-                for arm, scores in found.items():
-                    one = difference([pool], name, ("ensemble", shots), (arm, shots))
-                    gap = signed(one.estimate) if one and arm != "ensemble" else ""
-                    rows.append((name, str(shots), arm, interval(estimate(scores), "dice"), gap, str(_draws(scores))))
-    heads = ("data set", "labelled", "arm", "Dice", "ensemble minus this", "draws")
+            for shots in sorted(
+                n for one, configuration, n in pool.scores if (one, configuration) == (name, "ensemble")
+            ):
+                of = {
+                    configuration: scores_of([pool], name, configuration, shots)
+                    for configuration in ("ensemble", *VOTERS)
+                }
+                found = {configuration: scores for configuration, scores in of.items() if scores}
+                for configuration, scores in found.items():
+                    one = difference([pool], name, ("ensemble", shots), (configuration, shots))
+                    gap = signed(one.estimate) if one and configuration != "ensemble" else ""
+                    rows.append(
+                        (name, str(shots), configuration, interval(estimate(scores), "dice"), gap, str(_splits(scores)))
+                    )
+    heads = ("data set", "labelled", "configuration", "Dice", "ensemble minus this", "splits")
     return table(heads, rows) if rows else UNMEASURED
 
 
 def rates(evidence: Evidence, words: Sequence[str]) -> str:
-    """What the learning rate is worth to the head 'cnn': its arm beside the one that learns twice as fast."""
+    """What the learning rate is worth to the head 'cnn': its configuration beside the one that learns twice as fast."""
     rows = [row[1:] for row in _beside(evidence, "AutoSAM CNN", "AutoSAM CNN, 2e-3")]
-    heads = ("data set", "labelled", "Dice at 1e-3", "at 2e-3", "difference", "draws")
+    heads = ("data set", "labelled", "Dice at 1e-3", "at 2e-3", "difference", "splits")
     return table(heads, rows) if rows else UNMEASURED
 
 
 def losses(evidence: Evidence, words: Sequence[str]) -> str:
     """What the loss is worth to AutoSAM's heads: that of the batch, balanced, beside that of each slice, unweighted."""
-    heads = [arm for arm in OURS if arm.startswith("AutoSAM") and ", " not in arm]
-    pairs = [pair for arm in heads for pair in ((balanced(arm), arm), (arm, f"{arm}, slice"))]
+    heads = [
+        configuration for configuration in OURS if configuration.startswith("AutoSAM") and ", " not in configuration
+    ]
+    pairs = [
+        pair
+        for configuration in heads
+        for pair in ((balanced(configuration), configuration), (configuration, f"{configuration}, slice"))
+    ]
     rows = [row for pair in pairs for row in _beside(evidence, *pair)]
-    titles = ("arm", "data set", "labelled", "Dice by batch, balanced", "by slice", "difference", "draws")
+    titles = ("configuration", "data set", "labelled", "Dice by batch, balanced", "by slice", "difference", "splits")
     return table(titles, [(row[0].removesuffix(", balanced"), *row[1:]) for row in rows]) if rows else UNMEASURED
 
 
 def prompts(evidence: Evidence, words: Sequence[str]) -> str:
     """What the defaults of few-shot prompts are worth beside what they were: the loss, the views, and both."""
-    arm = "few-shot prompts"
+    configuration = "few-shot prompts"
     pairs = {
-        "loss: by batch, balanced; by slice": [(f"{arm}, 16 views", f"{arm}, slice")],
-        "views: 4; 16": [(arm, f"{arm}, 16 views")],
-        "both": [(arm, f"{arm}, slice"), (balanced(arm), arm)],
+        "loss: by batch, balanced; by slice": [(f"{configuration}, 16 views", f"{configuration}, slice")],
+        "views: 4; 16": [(configuration, f"{configuration}, 16 views")],
+        "both": [(configuration, f"{configuration}, slice"), (balanced(configuration), configuration)],
     }
     rows = [(what, *row[1:]) for what, both in pairs.items() for pair in both for row in _beside(evidence, *pair)]
-    return table(("what", "data set", "labelled", "now", "before", "difference", "draws"), rows) if rows else UNMEASURED
+    return (
+        table(("what", "data set", "labelled", "now", "before", "difference", "splits"), rows) if rows else UNMEASURED
+    )
 
 
 def _beside(evidence: Evidence, first: str, second: str) -> list[tuple[str, ...]]:
-    """Two arms wherever one plan has both: their Dice, the difference and its draws."""
+    """Two configurations wherever one plan has both: their Dice, the difference and its splits."""
     rows = []
     for pool in evidence.plans:
         for name in sets_of([pool], (second,)):
-            for shots in sorted(n for one, arm, n in pool.scores if (one, arm) == (name, second)):
+            for shots in sorted(n for one, configuration, n in pool.scores if (one, configuration) == (name, second)):
                 one = difference([pool], name, (first, shots), (second, shots))
                 if one:
                     means = [f"{mean:.3f}" for mean in one.means]
-                    rows.append((first, name, str(shots), *means, signed(one.estimate), str(one.draws)))
+                    rows.append((first, name, str(shots), *means, signed(one.estimate), str(one.splits)))
     return rows
 
 
 def time_to_dice(evidence: Evidence, words: Sequence[str]) -> str:
-    """Dice and seconds of fits of few and of many steps, and after how long each arm is as good as the U-Net's best."""
+    """Dice and seconds of fits of few and of many steps, and after how long each configuration is as good as the
+    U-Net's best."""
     parts = []
     for pool in evidence.plans:
         for name in sets_of([pool]):
             tried: dict[str, dict[int, tuple[float, float]]] = {}
-            for (data_set, arm, _), scores in pool.scores.items():
-                if data_set == name and (found := STEPS.fullmatch(arm)):
+            for (data_set, configuration, _), scores in pool.scores.items():
+                if data_set == name and (found := STEPS.fullmatch(configuration)):
                     point = estimate(scores["dice"]).mean, estimate(scores[SECONDS]).mean
-                    tried.setdefault(found["arm"], {})[int(found["steps"])] = point
+                    tried.setdefault(found["configuration"], {})[int(found["steps"])] = point
             if BASELINE in tried:
                 parts.append(f"**{name}**\n\n{_times(tried)}")
     return "\n\n".join(parts) or UNMEASURED
@@ -335,11 +405,11 @@ def _times(tried: Mapping[str, Mapping[int, tuple[float, float]]]) -> str:
     steps = sorted({n for points in tried.values() for n in points})
     best = max(dice for dice, _ in tried[BASELINE].values())
     rows = []
-    for arm, points in tried.items():
+    for configuration, points in tried.items():
         cells = [f"{points[n][0]:.3f}, {points[n][1]:.0f} s" if n in points else "–" for n in steps]
         reached = [seconds for dice, seconds in points.values() if dice >= best]
-        rows.append((arm, *cells, f"{min(reached):.0f} s" if reached else "not reached"))
-    return table(("arm", *[f"{n} steps" for n in steps], f"Dice {best:.3f} after"), rows)
+        rows.append((configuration, *cells, f"{min(reached):.0f} s" if reached else "not reached"))
+    return table(("configuration", *[f"{n} steps" for n in steps], f"Dice {best:.3f} after"), rows)
 
 
 def interactive(evidence: Evidence, words: Sequence[str]) -> str:
@@ -358,10 +428,10 @@ def interactive(evidence: Evidence, words: Sequence[str]) -> str:
 def _asked(pools: Sequence[Pool], measures: Mapping[str, str]) -> str:
     rows = []
     for pool in pools:
-        for (name, arm, n), scores in sorted(pool.scores.items()):
+        for (name, configuration, n), scores in sorted(pool.scores.items()):
             cells = [interval(estimate(scores[one]), "dice") if one in scores else "–" for one in measures]
-            rows.append((name, f"{arm.removeprefix('interactive:')}, {n} labelled", *cells))
-    return table(("set", "arm", *measures.values()), rows) if rows else UNMEASURED
+            rows.append((name, f"{configuration.removeprefix('interactive:')}, {n} labelled", *cells))
+    return table(("set", "configuration", *measures.values()), rows) if rows else UNMEASURED
 
 
 def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
@@ -374,23 +444,23 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
     told = sets_with_curves(evidence)
     for name in sets_of(evidence.plans, (BASELINE,)):
         pool = next(pool for pool in evidence.plans if name in sets_of([pool], (BASELINE,)))
-        curves = {arm: _curve(pool, name, arm) for arm in (*OURS, BASELINE)}
+        curves = {configuration: _curve(pool, name, configuration) for configuration in (*OURS, BASELINE)}
         for n, score in sorted(curves[BASELINE].items()):
             reached = [
-                (m, -dice, arm)
-                for arm in OURS
-                for m, dice in curves[arm].items()
-                if (one := difference([pool], name, (arm, m), (BASELINE, n))) and one.estimate.mean >= 0
+                (m, -dice, configuration)
+                for configuration in OURS
+                for m, dice in curves[configuration].items()
+                if (one := difference([pool], name, (configuration, m), (BASELINE, n))) and one.estimate.mean >= 0
             ]
             sentence = (
                 f"* **{name}**: to match a U-Net trained on {count(n, 'labelled case')} ({score:.3f}), handful needs "
             )
             if reached:
-                fewest, negative, arm = min(reached)
-                one = difference([pool], name, (arm, fewest), (BASELINE, n))
+                fewest, negative, configuration = min(reached)
+                one = difference([pool], name, (configuration, fewest), (BASELINE, n))
                 gap = signed(one.estimate) if one else "–"
-                rows.append((name, f"{n} ({score:.3f})", f"**{fewest}**", f"{arm} ({-negative:.3f})", gap))
-                sentence += f"**{fewest}** ({arm}, {-negative:.3f})."
+                rows.append((name, f"{n} ({score:.3f})", f"**{fewest}**", f"{configuration} ({-negative:.3f})", gap))
+                sentence += f"**{fewest}** ({configuration}, {-negative:.3f})."
             else:
                 rows.append((name, f"{n} ({score:.3f})", "more than tried", "", ""))
                 sentence += f"more than the {max(max(curve, default=0) for curve in curves.values())} that were tried."
@@ -413,9 +483,9 @@ def sets_with_curves(evidence: Evidence) -> list[str]:
     return [name for name, numbers in tried.items() if len(numbers) >= CURVE]
 
 
-def _curve(pool: Pool, data_set: str, arm: str) -> dict[int, float]:
-    shots = {n for name, one, n in pool.scores if (name, one) == (data_set, arm)}
-    return {n: estimate(scores_of([pool], data_set, arm, n)).mean for n in sorted(shots)}
+def _curve(pool: Pool, data_set: str, configuration: str) -> dict[int, float]:
+    shots = {n for name, one, n in pool.scores if (name, one) == (data_set, configuration)}
+    return {n: estimate(scores_of([pool], data_set, configuration, n)).mean for n in sorted(shots)}
 
 
 def suggest(evidence: Evidence, words: Sequence[str]) -> str:
@@ -445,7 +515,7 @@ TABLES: dict[str, Render] = {
     "fate": fate,
     "fate_shots": fate_shots,
     "fate_settings": fate_settings,
-    "fate_arms": fate_arms,
+    "fate_configurations": fate_configurations,
     "few_shot": few_shot,
     "foundation": foundation,
     "auto_sam": auto_sam,

@@ -28,7 +28,7 @@ class Figure:
     """None where it is for context and decides nothing."""
     unit: Literal["", "×", "%", "n", "share"] = ""
     cases: int = 0
-    draws: int = 0
+    splits: int = 0
 
     def __str__(self) -> str:
         one = self.estimate
@@ -89,7 +89,7 @@ def figure(one: Difference, rule: Rule) -> Figure:
     what = f"{one.first} − {one.second}" if same else f"{one.first} with {first} − {one.second} with {second}"
     measure = {"dice": "", "iou": ", IoU", "hd95": ", HD95"}.get(one.measure, f", {one.measure}")
     column = f"{first} labelled" if same else ""
-    return Figure(one.data_set, what + measure, column, one.estimate, rule(one), cases=one.cases, draws=one.draws)
+    return Figure(one.data_set, what + measure, column, one.estimate, rule(one), cases=one.cases, splits=one.splits)
 
 
 def contests(

@@ -73,7 +73,7 @@ def test_the_card_names_labels_cases_and_where_the_data_came_from(segmenter: Seg
         assert word in card
 
 
-@pytest.mark.parametrize("settings", [{}, {"closer": 1.5}, {"planes": "axial,coronal"}])
+@pytest.mark.parametrize("settings", [{}, {"roi_margin": 1.5}, {"planes": "axial,coronal"}])
 def test_the_card_of_fate_says_that_the_folder_holds_pictures_of_patients(settings: dict[str, object], tmp_path: Path):
     method = build_method("fate", settings)
     fitted = method.fit(support_set(1), tiny_models.tiny_sam2_video(side=64))
@@ -147,6 +147,12 @@ def test_a_cut_off_record_is_refused(segmenter: Segmenter, backbone: Backbone, t
 def test_a_newer_format_asks_for_an_update(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
     edit(keep(segmenter, tmp_path / "s"), format=99, something_new=1)
     with pytest.raises(CheckpointError, match=r"format 99.*update"):
+        load(tmp_path / "s", backbone)
+
+
+def test_a_model_of_an_earlier_format_says_how_to_fit_again(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    edit(keep(segmenter, tmp_path / "s"), format=1, settings={"closer": 1.4})
+    with pytest.raises(CheckpointError, match=r"earlier handful.*fit again: handful fit .* -i COHORT -o .*--overwrite"):
         load(tmp_path / "s", backbone)
 
 

@@ -19,13 +19,13 @@ from typing import ClassVar
 import torch
 
 from handful.backbones.base import Backbone
-from handful.evaluation.statistics import over_draws
+from handful.evaluation.statistics import over_splits
 from handful.methods.base import Segmenter
 from handful.methods.few_shot_prompts.method import FewShotSegmenter
-from reproduction.arms import build
+from reproduction.configurations import build
 from reproduction.markdown import interval, table
 from reproduction.scoring import score
-from reproduction.study import Cell, Line, Split, Study
+from reproduction.study import Line, Split, Study, Trial
 
 SHOTS = {"msd_hippocampus": 4, "acdc": 4, "chaos_mr_t2": 4, "cxr_covid": 16, "kvasir_seg": 16}
 """Labelled cases of each data set."""
@@ -46,8 +46,8 @@ def main() -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControlCell(Cell):
-    """One fit, with its controls, on one draw."""
+class ControlTrial(Trial):
+    """One fit, with its controls, on one split."""
 
     unkeyed: ClassVar[tuple[str, ...]] = ("data", "controls")
 
@@ -87,11 +87,11 @@ class ControlCell(Cell):
         }
 
 
-def cells(arguments: argparse.Namespace, digest: str) -> Iterator[Cell]:
+def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
     for name in arguments.sets:
-        for seed in arguments.draws:
+        for seed in arguments.splits:
             for method in arguments.methods:
-                yield ControlCell(
+                yield ControlTrial(
                     data=arguments.data,
                     set=name,
                     digest=digest,
@@ -135,7 +135,7 @@ def methods_table(lines: Sequence[Line], digest: str, methods: Sequence[str] = (
         of_set = [line for line in own if line["set"] == name]
         size = f"{len({line['seed'] for line in of_set})} × {len(of_set[0]['cases'])}"
         rows.append((name, str(of_set[0]["shots"]), size, *[_dice(of_set, method) for method in shown]))
-    return table(("data set", "labelled", "draws × unseen", *shown), rows)
+    return table(("data set", "labelled", "splits × unseen", *shown), rows)
 
 
 def weights_table(lines: Sequence[Line]) -> str:
@@ -144,22 +144,23 @@ def weights_table(lines: Sequence[Line]) -> str:
     rows = []
     for name in _sets_of(own):
         of_set = [line for line in own if line["set"] == name]
-        draws = str(len({line["seed"] for line in of_set}))
+        splits = str(len({line["seed"] for line in of_set}))
         by_digest = [[line for line in of_set if line["digest"] == digest] for digest in WEIGHTS]
-        rows.append((f"`{name}`", draws, *[_dice(some, PLAIN) for some in by_digest]))
-    return table(("data set", "draws", *WEIGHTS.values()), rows)
+        rows.append((f"`{name}`", splits, *[_dice(some, PLAIN) for some in by_digest]))
+    return table(("data set", "splits", *WEIGHTS.values()), rows)
 
 
 def tokens_table(lines: Sequence[Line]) -> str:
-    """Mean Dice of the same decoders prompted with right tokens, wrong ones and zeros, on draws that have all three."""
+    """Mean Dice of the same decoders prompted with right tokens, wrong ones and zeros, on splits that have all
+    three."""
     own = [line for line in lines if not line["settings"]]
     asked = {(line["set"], line["digest"], line["seed"]) for line in own if line["method"] in CONTROLS}
     rows = []
     for name in _sets_of(own):
         some = [line for line in own if (line["set"], line["digest"], line["seed"]) in asked and line["set"] == name]
-        means = [over_draws([x["dice"] for x in some if x["method"] == method]).mean for method in (PLAIN, *CONTROLS)]
+        means = [over_splits([x["dice"] for x in some if x["method"] == method]).mean for method in (PLAIN, *CONTROLS)]
         rows.append((f"`{name}`", *[f"{mean:.3f}" for mean in means]))
-    return table(("data set (first draw)", "right", "wrong label", "zeros"), rows)
+    return table(("data set (first split)", "right", "wrong label", "zeros"), rows)
 
 
 def _sets_of(lines: Sequence[Line]) -> list[str]:
@@ -167,10 +168,10 @@ def _sets_of(lines: Sequence[Line]) -> list[str]:
 
 
 def _dice(lines: Sequence[Line], method: str) -> str:
-    return interval(over_draws([line["dice"] for line in lines if line["method"] == method]))
+    return interval(over_splits([line["dice"] for line in lines if line["method"] == method]))
 
 
-STUDY = Study(__doc__, "few_shot_prompts", cells, tables, tuple(SHOTS))
+STUDY = Study(__doc__, "few_shot_prompts", trials, tables, tuple(SHOTS))
 
 if __name__ == "__main__":
     main()

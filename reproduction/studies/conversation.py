@@ -1,7 +1,7 @@
 """Conversations about one case: people ask for regions in many ways, and correct the answers click by click.
 
-First prompts are the same for all arms. A correction is clicked in the largest error, by the same person with the same
-random numbers, and goes in with the answer before as mask prompt; where it falls depends on that answer.
+First prompts are the same for all configurations. A correction is clicked in the largest error, by the same person with
+the same random numbers, and goes in with the answer before as mask prompt; where it falls depends on that answer.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.data.cases import Case
 from handful.data.slicing import Slicer
 from handful.methods.base import CHUNK
-from handful.prompts.behaviours import BEHAVIOURS, SLOTS, Behaviours, behave, packed
 from handful.prompts.heuristics import append_points
+from handful.prompts.prompt_mix import BEHAVIOURS, SLOTS, PromptMix, packed, simulate_prompts
 from handful.prompts.prompts import PADDING, Prompts
-from handful.prompts.simulation import Reader, correct, hard_dice
+from handful.prompts.simulation import Annotator, correct, hard_dice
 from reproduction.scoring import reference_of
 
-WAYS = {name: Behaviours.only(name) for name in BEHAVIOURS} | {
-    "confusion": dataclasses.replace(Behaviours.only("centre"), confusion=1.0)
+WAYS = {name: PromptMix.only(name) for name in BEHAVIOURS} | {
+    "confusion": dataclasses.replace(PromptMix.only("centre"), confusion=1.0)
 }
 """How regions are asked for; 'confusion' is a click in the middle and a negative one on the neighbour, if any."""
-READERS = {
-    "mixed": Reader(),
-    "careful": Reader(careful=1.0, quick=0.0, sloppy=0.0),
+ANNOTATORS = {
+    "mixed": Annotator(),
+    "careful": Annotator(careful=1.0, quick=0.0, sloppy=0.0),
 }
 AFTER = (1, 3, 5)
 """Prompts after which the Dice is recorded."""
@@ -54,8 +54,8 @@ class Manner:
     """Who ask for a region in each way."""
     most: int
     """Prompts a region, at most."""
-    reader: str
-    """Name of who corrects, in READERS."""
+    annotator: str
+    """Name of who corrects, in ANNOTATORS."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ def converse(manner: Manner, scene: Scene, ask: Ask) -> NDArray[np.float64]:
             break
         live, logits, truth = [live[i] for i in on], logits[on], truth[on]
         clicks = [
-            correct(one[None] > 0, true[None], READERS[manner.reader], _generator(scene, seats[row], number + 1))
+            correct(one[None] > 0, true[None], ANNOTATORS[manner.annotator], _generator(scene, seats[row], number + 1))
             for row, one, true in zip(live, logits, truth, strict=True)
         ]
         said = append_points(_some(prompts, torch.tensor(on)), _joined(clicks))
@@ -130,14 +130,14 @@ def converse(manner: Manner, scene: Scene, ask: Ask) -> NDArray[np.float64]:
 def _first(scene: Scene, seat: Seat) -> Prompts:
     """What a person says first; the neighbours matter only for a negative click on one of them."""
     row, column = scene.regions[seat.region]
-    behaviours, generator = WAYS[seat.way], _generator(scene, seat, 0)
-    if not behaviours.confusion:
-        return behave(scene.masks[row : row + 1, column : column + 1], behaviours, generator)
-    return _column(behave(scene.masks[row : row + 1], behaviours, generator), column)
+    prompt_mix, generator = WAYS[seat.way], _generator(scene, seat, 0)
+    if not prompt_mix.confusion:
+        return simulate_prompts(scene.masks[row : row + 1, column : column + 1], prompt_mix, generator)
+    return _column(simulate_prompts(scene.masks[row : row + 1], prompt_mix, generator), column)
 
 
 def _generator(scene: Scene, seat: Seat, number: int) -> Generator:
-    """The random numbers of one click of one person: the same whatever the arm."""
+    """The random numbers of one click of one person: the same whatever the configuration."""
     row, column = scene.regions[seat.region]
     text = f"{scene.case}/{scene.numbers[row]}/{column}/{seat.way}/{seat.person}/{number}"
     return Generator().manual_seed(zlib.crc32(text.encode()))
@@ -202,5 +202,5 @@ def ask_plainly(
             None if full.masks is None else full.masks[rows],
         )
         answer = backbone.decode_square(image[rows], backbone.embed(some, size))
-        logits[rows] = backbone.to_slice(answer.logits, size)
+        logits[rows] = backbone.to_image_frame(answer.logits, size)
     return logits

@@ -1,15 +1,16 @@
 """What FATE's settings do, one at a time: Dice, HD95, and how often a label is found where there is none.
 
-    python -m reproduction.studies.fate_settings --data FOLDER --sets acdc --arms fate fate:window=0 fate:shuffled=1
+    python -m reproduction.studies.fate_settings --data FOLDER --sets acdc --configurations fate fate:window=0
+    fate:shuffled=1
 
-FOLDER holds one subfolder per data set (images/, labels/, dataset.json). An arm is a method, or a method with settings
-such as "fate:window=0,closer=1.4". Two things that no plan of `handful experiment` can express are why this is a study:
-the pseudo-setting "shuffled=1" of fate, which deals its supports out at random, for comparison with those it retrieves;
-and *absent called present*, the share of pairs of a slice and a label of which the reference holds nothing but the
-prediction does, and how many voxels that is on average over such pairs.
+FOLDER holds one subfolder per data set (images/, labels/, dataset.json). A configuration is a method, or a method with
+settings such as "fate:window=0,roi_margin=1.4". Two things that no plan of `handful experiment` can express are why
+this is a study: the pseudo-setting "shuffled=1" of fate, which deals its supports out at random, for comparison with
+those it retrieves; and *absent called present*, the share of pairs of a slice and a label of which the reference holds
+nothing but the prediction does, and how many voxels that is on average over such pairs.
 
-A larger draw contains the smaller ones, and all arms of a draw have the same support and the same unseen cases. A
-case's Dice and HD95 (mm, pixels for pictures) are means over its labels.
+A larger split contains the smaller ones, and all configurations of a split have the same support and the same unseen
+cases. A case's Dice and HD95 (mm, pixels for pictures) are means over its labels.
 """
 
 from __future__ import annotations
@@ -23,34 +24,34 @@ import numpy as np
 import torch
 
 from handful.backbones.base import Backbone
-from handful.evaluation.statistics import over_draws
+from handful.evaluation.statistics import over_splits
 from handful.methods.base import Segmenter
 from handful.methods.fate.method import FateSegmenter
-from reproduction.arms import build, parse
+from reproduction.configurations import build, parse
 from reproduction.markdown import interval, table
 from reproduction.scoring import called_present, score
-from reproduction.study import Cell, Line, Split, Study
+from reproduction.study import Line, Split, Study, Trial
 
 
 def main() -> None:
     parser = STUDY.parser()
-    parser.add_argument("--arms", nargs="+", default=["fate"], metavar="METHOD[:KEY=VALUE,…]")
+    parser.add_argument("--configurations", nargs="+", default=["fate"], metavar="METHOD[:KEY=VALUE,…]")
     parser.add_argument("--shots", nargs="+", type=int, default=[4])
-    parser.add_argument("--cases", type=int, default=8, help="unseen cases a draw, at most")
+    parser.add_argument("--cases", type=int, default=8, help="unseen cases a split, at most")
     STUDY.main(parser)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SettingCell(Cell):
+class SettingTrial(Trial):
     """One fit and its evaluation."""
 
-    arm: str
+    configuration: str
     shots: int
-    draw: int
+    split: int
     most_cases: int
 
     def results(self, backbone: Backbone) -> list[Line]:
-        split = Split.of(self.folder, self.shots, self.draw, self.most_cases)
+        split = Split.of(self.folder, self.shots, self.split, self.most_cases)
         began = time.monotonic()
         segmenter = self._fitted(split, backbone)
         fitted = time.monotonic()
@@ -69,34 +70,35 @@ class SettingCell(Cell):
         return [line]
 
     def _fitted(self, split: Split, backbone: Backbone) -> Segmenter:
-        name, settings = parse(self.arm)
+        name, settings = parse(self.configuration)
         shuffled = settings.pop("shuffled", None)
-        segmenter = build(name, settings, self.draw).fit(split.support, backbone)
+        segmenter = build(name, settings, self.split).fit(split.support, backbone)
         if shuffled and isinstance(segmenter, FateSegmenter):
-            generator = torch.Generator().manual_seed(self.draw)
+            generator = torch.Generator().manual_seed(self.split)
             for signature in segmenter.bank.signatures:
                 signature.copy_(signature[torch.randperm(len(signature), generator=generator)])
         return segmenter
 
 
-def cells(arguments: argparse.Namespace, digest: str) -> Iterator[Cell]:
+def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
     for shots in arguments.shots:
-        for draw in arguments.draws:
+        for split in arguments.splits:
             for name in arguments.sets:
-                for arm in arguments.arms:
-                    yield SettingCell(
+                for configuration in arguments.configurations:
+                    yield SettingTrial(
                         data=arguments.data,
                         set=name,
                         digest=digest,
-                        arm=arm,
+                        configuration=configuration,
                         shots=shots,
-                        draw=draw,
+                        split=split,
                         most_cases=arguments.cases,
                     )
 
 
 def tables(lines: Iterable[Line]) -> str:
-    """A table per data set, number of labelled cases and weights: Dice, HD95 and absent labels of each arm."""
+    """A table per data set, number of labelled cases and weights: Dice, HD95 and absent labels of each
+    configuration."""
     groups: dict[tuple[str, int, str], list[Line]] = {}
     for line in lines:
         groups.setdefault((line["set"], line["shots"], line["digest"]), []).append(line)
@@ -107,29 +109,31 @@ def tables(lines: Iterable[Line]) -> str:
 
 
 def table_of(lines: Iterable[Line]) -> str:
-    """One row per arm and number of unseen cases that it was to be measured on."""
-    by_arm: dict[tuple[str, int], list[Line]] = {}
+    """One row per configuration and number of unseen cases that it was to be measured on."""
+    by_configuration: dict[tuple[str, int], list[Line]] = {}
     for line in lines:
-        by_arm.setdefault((line["arm"], line["most_cases"]), []).append(line)
+        by_configuration.setdefault((line["configuration"], line["most_cases"]), []).append(line)
     rows = []
-    for (arm, _), own in by_arm.items():
+    for (configuration, _), own in by_configuration.items():
         cases = sorted({len(line["cases"]) for line in own})
         dice, hd95 = ([line[measure] for line in own] for measure in ("dice", "hd95"))
         counts = [str(len(own)), " / ".join(map(str, cases))]
-        rows.append((f"`{arm}`", interval(over_draws(dice)), f"{over_draws(hd95).mean:.1f}", absent(own), *counts))
-    return table(("arm", "Dice", "HD95", "absent called present", "draws", "cases a draw"), rows)
+        rows.append(
+            (f"`{configuration}`", interval(over_splits(dice)), f"{over_splits(hd95).mean:.1f}", absent(own), *counts)
+        )
+    return table(("configuration", "Dice", "HD95", "absent called present", "splits", "cases a split"), rows)
 
 
 def by_setting(lines: Iterable[Line]) -> str:
-    """One row per setting of FATE, with Dice, HD95 and absent labels on each data set that has any; of one draw."""
-    own = [line for line in lines if line["arm"].partition(":")[0] == "fate"]
+    """One row per setting of FATE, with Dice, HD95 and absent labels on each data set that has any; of one split."""
+    own = [line for line in lines if line["configuration"].partition(":")[0] == "fate"]
     sets = list(dict.fromkeys(line["set"] for line in own))
     rows = []
-    for arm in dict.fromkeys(line["arm"] for line in own):
-        cells = [f"`{arm.removeprefix('fate:')}`" if ":" in arm else "default"]
+    for configuration in dict.fromkeys(line["configuration"] for line in own):
+        cells = [f"`{configuration.removeprefix('fate:')}`" if ":" in configuration else "default"]
         for name in sets:
-            found = [line for line in own if (line["arm"], line["set"]) == (arm, name)]
-            means = [over_draws([line[measure] for line in found]).mean for measure in ("dice", "hd95")]
+            found = [line for line in own if (line["configuration"], line["set"]) == (configuration, name)]
+            means = [over_splits([line[measure] for line in found]).mean for measure in ("dice", "hd95")]
             cells += [f"{means[0]:.3f}", f"{means[1]:.1f}", absent(found)] if found else ["–"] * 3
         rows.append(cells)
     heads = [head for name in sets for head in (f"{name}, Dice", "HD95", "absent called present")]
@@ -142,7 +146,7 @@ def absent(lines: Iterable[Line]) -> str:
     return f"{100 * called / pairs:.0f} %, {voxels / pairs:.0f} voxels" if pairs else "–"
 
 
-STUDY = Study(__doc__, "label_efficiency", cells, tables)
+STUDY = Study(__doc__, "label_efficiency", trials, tables)
 
 if __name__ == "__main__":
     main()

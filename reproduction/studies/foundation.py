@@ -6,10 +6,10 @@ FOLDER holds one subfolder per data set (images/, labels/, dataset.json). Every 
 value of each case. With --table the tables of the lines are printed, one per backbone, and nothing is measured.
 
 Four volumes or 16 images are drawn as support; all else is measured on the same at most --cases unseen cases.
-Intervals are the two-stage bootstrap of the package, over draws and cases; of a mean over sets, over sets and cases.
+Intervals are the two-stage bootstrap of the package, over splits and cases; of a mean over sets, over sets and cases.
 
 - prompts: the reference's box, each side moved by up to 5 % of the box, and as a floor the ellipse that fills this box,
-  which asks no backbone; closer: each object seen in a window three times its box, encoded by itself, without and with
+  which asks no backbone; cropped: each object seen in a window three times its box, encoded by itself, without and with
   the ellipse as a rough mask prompt; a click on the centre; that and four corrective clicks, each on the centre of the
   largest error with the logits so far as mask prompt. An object is a label on a slice; in dsb2018, busi and kvasir_seg
   it is a connected component of at least 30 pixels, of which the 30 largest are asked for. Only slices that hold a
@@ -40,12 +40,12 @@ from torch import Generator, Tensor
 from transformers import Sam2VideoModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings, Memory, MemoryBackbone
+from handful.backbones.box_crop import decode_box_crop
 from handful.backbones.catalog import BACKBONES
 from handful.backbones.sam2_video import Sam2VideoBackbone
-from handful.backbones.zoom import decode_zoomed
 from handful.data.cases import Case
 from handful.data.slicing import Slicer
-from handful.evaluation.statistics import over_draws
+from handful.evaluation.statistics import over_splits
 from handful.methods.base import CHUNK, Segmenter
 from handful.methods.catalog import build_method
 from handful.pretraining.architecture import initialise, tiny_config
@@ -53,7 +53,7 @@ from handful.prompts.heuristics import append_points, boxes, centre_points, deep
 from handful.prompts.prompts import Prompts
 from reproduction.markdown import interval, table
 from reproduction.scoring import called_present, reference_of, score
-from reproduction.study import Cell, Line, Split, Study, digest_of
+from reproduction.study import Line, Split, Study, Trial, digest_of
 
 SHOTS = {"3D": 4, "2D": 16}
 SETS = {
@@ -78,7 +78,7 @@ LEAST_PIXELS, MOST_COMPONENTS = 30, 30
 JITTER, CLICKS = 0.05, 5
 OBJECTS = 16
 """Objects decoded at once."""
-PROMPTS = ("ellipse in box", "box", "box, closer", "box and ellipse, closer", "1 click", f"{CLICKS} clicks")
+PROMPTS = ("ellipse in box", "box", "box, cropped", "box and ellipse, cropped", "1 click", f"{CLICKS} clicks")
 FLOOR, MEMORY, RANDOM = "nearest slice", "memory", "memory, random weights"
 ABSENT = "absent called present"
 LABELS, SUPPORTS, ROUNDS = 4, 5, 20
@@ -86,7 +86,7 @@ PARTS = ("prompts", "memory", "speed")
 
 
 def main() -> None:
-    parser = STUDY.parser(draws=(0,))
+    parser = STUDY.parser(splits=(0,))
     parser.add_argument("--name", help="what the backbone is called in the tables; its name where none is given")
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=PARTS)
     parser.add_argument("--cases", type=int, default=25, help="at most so many unseen cases a set")
@@ -94,27 +94,27 @@ def main() -> None:
     STUDY.main(parser)
 
 
-def cells(arguments: argparse.Namespace, digest: str) -> Iterator[Cell]:
+def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
     """Speed is measured alone, before the others keep the machine busy."""
     name = arguments.name or str(arguments.backbone)
     if "speed" in arguments.parts:
-        speed = SpeedCell(data=arguments.data, set="speed", digest=digest, name=name, source=str(arguments.backbone))
+        speed = SpeedTrial(data=arguments.data, set="speed", digest=digest, name=name, source=str(arguments.backbone))
         STUDY.measure([speed], arguments, processes=1)
     for data_set in arguments.sets:
-        for seed in arguments.draws:
+        for seed in arguments.splits:
             place = {"data": arguments.data, "set": data_set, "seed": seed, "most_cases": arguments.cases, "name": name}
             if "prompts" in arguments.parts:
-                yield PromptCell(**place, digest=digest)
+                yield PromptTrial(**place, digest=digest)
             if "memory" in arguments.parts:
                 settings = tuple(arguments.set)
-                yield FloorCell(**place, digest="pixels")
-                yield RandomCell(**place, digest=digest_of(random_backbone()), settings=settings)
-                yield MemoryCell(**place, digest=digest, settings=settings)
+                yield FloorTrial(**place, digest="pixels")
+                yield RandomTrial(**place, digest=digest_of(random_backbone()), settings=settings)
+                yield MemoryTrial(**place, digest=digest, settings=settings)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundationCell(Cell):
-    """Something measured on the unseen cases of one draw of a set."""
+class FoundationTrial(Trial):
+    """Something measured on the unseen cases of one split of a set."""
 
     unkeyed: ClassVar[tuple[str, ...]] = ("data", "name")
 
@@ -133,7 +133,7 @@ class FoundationCell(Cell):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptCell(FoundationCell):
+class PromptTrial(FoundationTrial):
     """What the backbone answers to each kind of prompt; every slice is encoded once for all kinds."""
 
     measure: str = "prompts"
@@ -221,18 +221,18 @@ def answers(
     box = boxes(masks, JITTER, rng)
     ellipse = ellipses(box, size)
     boxed = ask(Prompts(boxes=box))
-    closer = [decode_zoomed(backbone, slices, box, rough) for rough in (None, torch.where(ellipse, 6.0, -6.0))]
+    cropped = [decode_box_crop(backbone, slices, box, rough) for rough in (None, torch.where(ellipse, 6.0, -6.0))]
     prompts = centre_points(masks)
     clicked = logits = ask(prompts)
     for _ in range(CLICKS - 1):
         prompts = append_points(prompts, deepest_corrections(logits > 0, masks))
         logits = ask(replace(prompts, masks=logits))
-    given = (ellipse, boxed > 0, *(seen > 0 for seen in closer), clicked > 0, logits > 0)
+    given = (ellipse, boxed > 0, *(seen > 0 for seen in cropped), clicked > 0, logits > 0)
     return {kind: found[:, 0] for kind, found in zip(PROMPTS, given, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryCell(FoundationCell):
+class MemoryTrial(FoundationTrial):
     """FATE on the support."""
 
     measure: str = MEMORY
@@ -260,7 +260,7 @@ class MemoryCell(FoundationCell):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomCell(MemoryCell):
+class RandomTrial(MemoryTrial):
     """FATE with random weights, which are the same whatever the backbone."""
 
     measure: str = RANDOM
@@ -270,7 +270,7 @@ class RandomCell(MemoryCell):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FloorCell(MemoryCell):
+class FloorTrial(MemoryTrial):
     """The nearest slice, which depends on pixels alone."""
 
     measure: str = FLOOR
@@ -287,7 +287,7 @@ def random_backbone() -> Sam2VideoBackbone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeedCell(Cell):
+class SpeedTrial(Trial):
     """Milliseconds a slice: encode, decode of four boxes, and one label recalled from five memories and decoded."""
 
     unkeyed: ClassVar[tuple[str, ...]] = ("data", "name", "source")
@@ -345,7 +345,7 @@ def tables(lines: list[Line]) -> str:
 
 
 def table_of(name: str, lines: Sequence[Line]) -> str:
-    """Means over the unseen cases of all draws, then the means over sets; of two lines for the same the later counts.
+    """Means over the unseen cases of all splits, then the means over sets; of two lines for the same the later counts.
 
     The floor and the random weights, which depend on no backbone, are measured once for all.
     """
@@ -374,7 +374,7 @@ def _newest(lines: Iterable[Line], name: str, measure: str) -> list[Line]:
 
 def _set_row(name: str, by_column: dict[str, list[Line]]) -> list[str]:
     sizes = {sum(len(line["dice"]) for line in lines) for lines in by_column.values() if lines}
-    cells = [interval(over_draws(_dice(lines))) for lines in by_column.values()]
+    cells = [interval(over_splits(_dice(lines))) for lines in by_column.values()]
     return [name, " / ".join(map(str, sorted(sizes, reverse=True))), *cells, _absent(by_column[MEMORY])]
 
 
@@ -382,7 +382,7 @@ def _mean_of_sets(chosen: Sequence[dict[str, list[Line]]], column: str) -> str:
     """Of the means of sets; the interval is over sets and cases."""
     sets = [[dice for line in of_set[column] for dice in line["dice"]] for of_set in chosen if of_set[column]]
     few = f" ({len(sets)} sets)" if 0 < len(sets) < len(chosen) else ""
-    return interval(over_draws(sets)) + few
+    return interval(over_splits(sets)) + few
 
 
 def _dice(lines: Sequence[Line]) -> list[list[float]]:
@@ -391,11 +391,11 @@ def _dice(lines: Sequence[Line]) -> list[list[float]]:
 
 def _absent(lines: Sequence[Line]) -> str:
     """Shares of cases, averaged, with their interval, and voxels a pair; sets of whole objects have no such pairs."""
-    draws = [[count for count in line["absent"] if count[0]] for line in lines]
-    if not any(draws):
+    splits = [[count for count in line["absent"] if count[0]] for line in lines]
+    if not any(splits):
         return "–"
-    share = over_draws([[100 * called / pairs for pairs, called, _ in counts] for counts in draws])
-    pairs, voxels = (sum(count[entry] for counts in draws for count in counts) for entry in (0, 2))
+    share = over_splits([[100 * called / pairs for pairs, called, _ in counts] for counts in splits])
+    pairs, voxels = (sum(count[entry] for counts in splits for count in counts) for entry in (0, 2))
     return f"{share.mean:.1f} % [{share.low:.1f}, {share.high:.1f}], {voxels / pairs:.0f} voxels"
 
 
@@ -408,7 +408,7 @@ def _speed(line: Line) -> str:
     )
 
 
-STUDY = Study(__doc__, "foundation", cells, tables, tuple(SETS))
+STUDY = Study(__doc__, "foundation", trials, tables, tuple(SETS))
 
 if __name__ == "__main__":
     main()

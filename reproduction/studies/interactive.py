@@ -6,17 +6,18 @@
 
 FOLDER holds one subfolder per data set (images/, labels/, dataset.json).
 
-An arm is "backbone", which is asked without training and without slots of padding, or the method with settings, such as
-"interactive:prompts=centre". All arms answer for the same regions: each label of each unseen case on at most --slices
-slices, evenly spaced among those that hold it. Each region is asked for in ten ways: the nine behaviours of training
-(one at a time), and a click in the middle with a negative one on the neighbour; each by --people people. First prompts
-are the same for all arms. A correction is clicked in the largest error, in the way of --reader, by the same person with
-the same random numbers, and goes in with the answer before as mask prompt; where it falls depends on that answer.
+A configuration is "backbone", which is asked without training and without slots of padding, or the method with
+settings, such as "interactive:prompts=centre". All configurations answer for the same regions: each label of each
+unseen case on at most --slices slices, evenly spaced among those that hold it. Each region is asked for in ten ways:
+the nine prompt_mix of training (one at a time), and a click in the middle with a negative one on the neighbour; each by
+--people people. First prompts are the same for all configurations. A correction is clicked in the largest error, in the
+way of --annotator, by the same person with the same random numbers, and goes in with the answer before as mask prompt;
+where it falls depends on that answer.
 
 Dice after n counts the first prompt (a box and a scribble are one, too); NoC is the number of prompts until a Dice is
 reached, --most where it never is. Sensitivity is the standard deviation of the Dice of one region over all ways and
 people, its mean over a case's regions. All figures are means over regions, then over cases. Intervals are the two-stage
-bootstrap of the package, over draws and cases; tests are of each case's mean over draws.
+bootstrap of the package, over splits and cases; tests are of each case's mean over splits.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from handful.jobs.progress import Run
 from handful.methods.interactive.method import InteractiveSegmenter
 from handful.prompts.prompts import Prompts
 from handful.prompts.simulation import clicks_to_reach
-from reproduction.arms import build, parse
+from reproduction.configurations import build, parse
 from reproduction.studies.conversation import (
     AFTER,
+    ANNOTATORS,
     LEVELS,
-    READERS,
     WAYS,
     Ask,
     Manner,
@@ -54,70 +55,72 @@ from reproduction.studies.conversation import (
     scene_of,
 )
 from reproduction.studies.interactive_tables import tables
-from reproduction.study import Cell, Line, Split, Study
+from reproduction.study import Line, Split, Study, Trial
 
-ARMS = ("backbone", "interactive:prompts=centre", "interactive")
+CONFIGURATIONS = ("backbone", "interactive:prompts=centre", "interactive")
 RULES = ("none", "random", "infobatch", "cbdp")
 
 
 def main() -> None:
-    parser = STUDY.parser(draws=(0,))
+    parser = STUDY.parser(splits=(0,))
     parser.add_argument("part", choices=("clicks", "generalise", "pruning"))
-    parser.add_argument("--fitted-on", help="with generalise: the set that arms are fitted on")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="ARM[:KEY=VALUE,…]")
+    parser.add_argument("--fitted-on", help="with generalise: the set that configurations are fitted on")
+    parser.add_argument("--configurations", nargs="+", default=list(CONFIGURATIONS), metavar="ARM[:KEY=VALUE,…]")
     parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES, help="with pruning")
     parser.add_argument("--shots", type=int, default=4)
-    parser.add_argument("--cases", type=int, default=6, help="unseen cases a draw, at most")
+    parser.add_argument("--cases", type=int, default=6, help="unseen cases a split, at most")
     parser.add_argument("--slices", type=int, default=6, help="slices of each label of a case, at most")
     parser.add_argument("--people", type=int, help="who ask for a region in each way (2; with pruning 1)")
     parser.add_argument("--most", type=int, help="prompts a region, at most (10; with pruning 3)")
-    parser.add_argument("--reader", choices=tuple(READERS), default="mixed", help="where corrections are clicked")
+    parser.add_argument("--annotator", choices=tuple(ANNOTATORS), default="mixed", help="where corrections are clicked")
     parser.add_argument("--iterations", type=int, default=300)
     STUDY.main(parser)
 
 
-def cells(arguments: argparse.Namespace, digest: str) -> Iterator[Cell]:
+def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
     """Where nothing is fitted, the set is its own."""
     pruning = arguments.part == "pruning"
     if arguments.part == "generalise" and not arguments.fitted_on:
         raise SystemExit("generalise needs --fitted-on")
-    arms = [f"interactive:pruning.rule={rule}" for rule in arguments.rules] if pruning else arguments.arms
-    for draw in arguments.draws:
+    configurations = (
+        [f"interactive:pruning.rule={rule}" for rule in arguments.rules] if pruning else arguments.configurations
+    )
+    for split in arguments.splits:
         for name in arguments.sets:
-            for arm in arms:
-                own = arm == "backbone" or arguments.part != "generalise"
-                yield InteractiveCell(
+            for configuration in configurations:
+                own = configuration == "backbone" or arguments.part != "generalise"
+                yield InteractiveTrial(
                     part="pruning" if pruning else "clicks",
                     data=arguments.data,
                     set=name,
                     fitted_on=name if own else arguments.fitted_on,
-                    arm=arm,
+                    configuration=configuration,
                     shots=arguments.shots,
-                    draw=draw,
+                    split=split,
                     cases_most=arguments.cases,
                     slices=arguments.slices,
                     seeds=arguments.people or (1 if pruning else 2),
                     most=arguments.most or (3 if pruning else 10),
-                    reader=arguments.reader,
-                    iterations=0 if arm == "backbone" else arguments.iterations,
+                    annotator=arguments.annotator,
+                    iterations=0 if configuration == "backbone" else arguments.iterations,
                     digest=digest,
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class InteractiveCell(Cell):
+class InteractiveTrial(Trial):
     """One fit and its evaluation."""
 
     part: str
     fitted_on: str
-    arm: str
+    configuration: str
     shots: int
-    draw: int
+    split: int
     cases_most: int
     slices: int
     seeds: int
     most: int
-    reader: str
+    annotator: str
     iterations: int
 
     def results(self, backbone: Backbone) -> list[Line]:
@@ -125,7 +128,7 @@ class InteractiveCell(Cell):
         support = self._split(self.fitted_on).support
         watch, began, began_cpu = Stopwatch(), time.monotonic(), time.process_time()
         ask: Ask = functools.partial(ask_plainly, backbone)
-        if self.arm != "backbone":
+        if self.configuration != "backbone":
             segmenter = self._fitted(support, backbone, watch)
             backbone, ask = segmenter.encoder, functools.partial(_asked, segmenter)
             if segmenter.pruning_report is not None:
@@ -140,7 +143,7 @@ class InteractiveCell(Cell):
         began = time.monotonic()
         scenes = self._scenes(backbone)
         encoded, encoded_cpu = time.monotonic(), time.process_time()
-        manner = Manner(self.seeds, self.most, self.reader)
+        manner = Manner(self.seeds, self.most, self.annotator)
         line |= self._summary(scenes, [converse(manner, scene, ask) for scene in scenes])
         line |= {
             "encode_s": round(encoded - began, 1),
@@ -150,19 +153,20 @@ class InteractiveCell(Cell):
         return [line]
 
     def _split(self, name: str) -> Split:
-        """Cases of the set that are asked about are in no fit of this draw, whatever set was fitted on."""
-        return Split.of(self.data / name, self.shots, self.draw, self.cases_most)
+        """Cases of the set that are asked about are in no fit of this split, whatever set was fitted on."""
+        return Split.of(self.data / name, self.shots, self.split, self.cases_most)
 
     def _fitted(self, support: SupportSet, backbone: Backbone, watch: Stopwatch) -> InteractiveSegmenter:
-        name, settings = parse(self.arm)
-        method = build(name, {"train.iterations": self.iterations, **settings}, self.draw)
+        name, settings = parse(self.configuration)
+        method = build(name, {"train.iterations": self.iterations, **settings}, self.split)
         segmenter = method.fit(support, backbone, Run(report=watch))
         assert isinstance(segmenter, InteractiveSegmenter), "other methods cannot be asked and corrected"
         return segmenter.eval()
 
     def _scenes(self, backbone: Backbone) -> list[Scene]:
-        """The regions of a cell; those of the last cell are kept, for most arms share the set and the encoder."""
-        key = (self.set, self.draw, backbone.image_encoder)
+        """The regions of a trial; those of the last trial are kept, for most configurations share the set and the
+        encoder."""
+        key = (self.set, self.split, backbone.image_encoder)
         if key not in _kept_scenes:
             _kept_scenes.clear()
             split = self._split(self.set)
@@ -238,7 +242,7 @@ def _rounded(values: Iterable[float]) -> list[float]:
     return [round(float(value), 5) for value in values]
 
 
-STUDY = Study(__doc__, "interactive", cells, tables)
+STUDY = Study(__doc__, "interactive", trials, tables)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Tables of the interactive study: what clicks come to, how arms differ, and what pruning costs."""
+"""Tables of the interactive study: what clicks come to, how configurations differ, and what pruning costs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import fmean
 
 import numpy as np
 
-from handful.evaluation.statistics import Comparison, compare_pairs, over_draws
+from handful.evaluation.statistics import Comparison, compare_pairs, over_splits
 from reproduction.markdown import signed, table
 from reproduction.study import Line
 
@@ -21,48 +21,58 @@ def tables(lines: list[Line]) -> str:
 
 
 def click_tables(lines: list[Line]) -> str:
-    """A set, and a set that was fitted on: what each arm came to, in which ways, and how arms differ."""
+    """A set, and a set that was fitted on: what each configuration came to, in which ways, and how configurations
+    differ."""
     parts = []
     for name, on in dict.fromkeys((line["set"], line["fitted_on"]) for line in lines):
         own = [line for line in lines if line["set"] == name and line["fitted_on"] in (on, name)]
         if on != name:  # of what was fitted on the set itself, only that nothing was fitted belongs here
-            own = [line for line in own if line["fitted_on"] == on or line["arm"] == "backbone"]
+            own = [line for line in own if line["fitted_on"] == on or line["configuration"] == "backbone"]
         for settings in dict.fromkeys(_settings(line) for line in own if line["fitted_on"] == on):
             same = [line for line in own if _settings(line) == settings]
-            if any(line["arm"] != "backbone" for line in same):
+            if any(line["configuration"] != "backbone" for line in same):
                 parts.append(_click_table(name, on, same))
     return "\n\n".join(parts)
 
 
 def _settings(line: Line) -> tuple[object, ...]:
-    return tuple(line[name] for name in ("shots", "cases_most", "slices", "seeds", "most", "reader", "digest"))
+    return tuple(line[name] for name in ("shots", "cases_most", "slices", "seeds", "most", "annotator", "digest"))
 
 
 def _click_table(name: str, on: str, lines: list[Line]) -> str:
-    arms = list(dict.fromkeys((line["arm"], line["iterations"]) for line in lines))
-    titles = {arm: arm[0] + (f" ({arm[1]} iterations)" if arm[1] else "") for arm in arms}
-    by_arm = {titles[arm]: [line for line in lines if (line["arm"], line["iterations"]) == arm] for arm in arms}
+    configurations = list(dict.fromkeys((line["configuration"], line["iterations"]) for line in lines))
+    titles = {
+        configuration: configuration[0] + (f" ({configuration[1]} iterations)" if configuration[1] else "")
+        for configuration in configurations
+    }
+    by_configuration = {
+        titles[configuration]: [line for line in lines if (line["configuration"], line["iterations"]) == configuration]
+        for configuration in configurations
+    }
     some = lines[0]
     measures = [key for key in some if key.startswith(("dice_", "noc_", "never_", "sensitivity_"))]
     title = f"**{name}**" + (f", fitted on **{on}**" if on != name else "")
-    draws, cases = len({line["draw"] for line in lines}), max(len(line["cases"]) for line in lines)
+    splits, cases = len({line["split"] for line in lines}), max(len(line["cases"]) for line in lines)
     title += (
-        f" ({some['shots']} labelled cases, {draws} draws, up to {cases} unseen cases and {some['regions']} regions "
-        f"each, asked for in {len(some['ways'])} ways by {some['seeds']} people; {some['reader']} reader; "
+        f" ({some['shots']} labelled cases, {splits} splits, up to {cases} unseen cases and {some['regions']} regions "
+        f"each, asked for in {len(some['ways'])} ways by {some['seeds']} people; {some['annotator']} annotator; "
         f"at most {some['most']} prompts)"
     )
-    rows = [[arm, *[_mean(_all(own, key)) for key in measures], *_took(own)] for arm, own in by_arm.items()]
-    tables = [title, table(["arm", *[_heading(key) for key in measures], "fit s", "asking s"], rows)]
+    rows = [
+        [configuration, *[_mean(_all(own, key)) for key in measures], *_took(own)]
+        for configuration, own in by_configuration.items()
+    ]
+    tables = [title, table(["configuration", *[_heading(key) for key in measures], "fit s", "asking s"], rows)]
     ways = list(some["ways"])
     rows = [
-        [arm, *[_mean([d for x in own for d in x["ways"][way]["dice_1"]]) for way in ways]]
-        for arm, own in by_arm.items()
+        [configuration, *[_mean([d for x in own for d in x["ways"][way]["dice_1"]]) for way in ways]]
+        for configuration, own in by_configuration.items()
     ]
     tables.append(table(["Dice after 1", *ways], rows))
     rows = [
         [_heading(key), f"{one.first} − {one.second}", *_difference(one)]
         for key in measures
-        for one in _comparisons(dict(reversed(by_arm.items())), key)
+        for one in _comparisons(dict(reversed(by_configuration.items())), key)
     ]
     if rows:
         tables.append(table(["measure", "difference", "mean [95 %]", "p", "p (Holm)", "cases"], rows))
@@ -74,25 +84,33 @@ def pruning_tables(lines: list[Line]) -> str:
     parts = []
     for name, *settings in dict.fromkeys((line["set"], line["iterations"], *_settings(line)) for line in lines):
         own = [x for x in lines if [x["set"], x["iterations"], *_settings(x)] == [name, *settings]]
-        by_arm = {arm: [x for x in own if x["arm"] == arm] for arm in dict.fromkeys(x["arm"] for x in own)}
+        by_configuration = {
+            configuration: [x for x in own if x["configuration"] == configuration]
+            for configuration in dict.fromkeys(x["configuration"] for x in own)
+        }
         measures = [key for key in own[0] if key.startswith("dice_")]
         last = measures[-1]
         organs = list(own[0]["labels"])
         heads = ["rule", *map(_heading, measures), *[f"{o} {_heading(last)}" for o in organs]]
         heads += ["rarest of a fit", "share of steps", "measured fraction", "training, CPU s", "fit, wall s"]
         heads += ["Δ to none [95 %]", "p"]
-        rows = [_pruned(arm, some, by_arm, measures, organs) for arm, some in by_arm.items()]
-        draws = len({x["draw"] for x in own})
-        title = f"**{name}** ({own[0]['shots']} labelled cases, {draws} draws, {settings[0]} iterations before pruning)"
+        rows = [
+            _pruned(configuration, some, by_configuration, measures, organs)
+            for configuration, some in by_configuration.items()
+        ]
+        splits = len({x["split"] for x in own})
+        title = (
+            f"**{name}** ({own[0]['shots']} labelled cases, {splits} splits, {settings[0]} iterations before pruning)"
+        )
         parts.append(f"{title}\n\n{table(heads, rows)}")
     return "\n\n".join(parts)
 
 
 def _pruned(
-    arm: str, own: list[Line], by_arm: dict[str, list[Line]], measures: list[str], organs: list[str]
+    configuration: str, own: list[Line], by_configuration: dict[str, list[Line]], measures: list[str], organs: list[str]
 ) -> list[str]:
     last = measures[-1]
-    row = [arm.partition("pruning.rule=")[2] or arm, *[_mean(_all(own, key)) for key in measures]]
+    row = [configuration.partition("pruning.rule=")[2] or configuration, *[_mean(_all(own, key)) for key in measures]]
     row += [_mean([d for x in own for d in x["labels"][o][last] if d is not None]) for o in organs]
     rarest = [x["labels"][_rarest(x["held"])][last] for x in own]
     row.append(_mean([d for one in rarest for d in one if d is not None]))
@@ -100,9 +118,9 @@ def _pruned(
     row.append(f"{np.mean([x['fraction'] for x in own]):.3f}")
     row += [f"{np.mean([x[key] for x in own]):.0f}" for key in ("train_cpu_s", "fit_s")]
     plain = "interactive:pruning.rule=none"
-    if arm == plain or plain not in by_arm:
+    if configuration == plain or plain not in by_configuration:
         return [*row, "–", "–"]
-    (found,) = _comparisons({arm: own, plain: by_arm[plain]}, last)
+    (found,) = _comparisons({configuration: own, plain: by_configuration[plain]}, last)
     return [*row, *_difference(found)[:2]]
 
 
@@ -110,29 +128,34 @@ def _rarest(held: dict[str, int]) -> str:
     return min(held, key=held.__getitem__)
 
 
-def _comparisons(by_arm: Mapping[str, list[Line]], key: str) -> list[Comparison]:
-    """All pairs of arms, as the package compares them: on the draws that all have.
+def _comparisons(by_configuration: Mapping[str, list[Line]], key: str) -> list[Comparison]:
+    """All pairs of configurations, as the package compares them: on the splits that all have.
 
-    The interval is over draws and cases; the test is of each case's mean over draws, so that no case counts twice.
+    The interval is over splits and cases; the test is of each case's mean over splits, so that no case counts twice.
     """
-    draws = sorted(set.intersection(*[{line["draw"] for line in own} for own in by_arm.values()]))
-    scores = {arm: {draw: _by_case(own, draw, key) for draw in draws} for arm, own in by_arm.items()}
-    pairs = compare_pairs({arm: _over_draws(list(by_draw.values())) for arm, by_draw in scores.items()})
-    return [replace(one, difference=over_draws(_gaps(scores[one.first], scores[one.second]))) for one in pairs]
+    splits = sorted(set.intersection(*[{line["split"] for line in own} for own in by_configuration.values()]))
+    scores = {
+        configuration: {split: _by_case(own, split, key) for split in splits}
+        for configuration, own in by_configuration.items()
+    }
+    pairs = compare_pairs(
+        {configuration: _over_splits(list(by_split.values())) for configuration, by_split in scores.items()}
+    )
+    return [replace(one, difference=over_splits(_gaps(scores[one.first], scores[one.second]))) for one in pairs]
 
 
-def _by_case(lines: list[Line], draw: int, key: str) -> dict[str, float]:
-    return {c: v for x in lines if x["draw"] == draw for c, v in zip(x["cases"], x[key], strict=True)}
+def _by_case(lines: list[Line], split: int, key: str) -> dict[str, float]:
+    return {c: v for x in lines if x["split"] == split for c, v in zip(x["cases"], x[key], strict=True)}
 
 
-def _over_draws(draws: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each case over the draws that have it."""
-    cases = dict.fromkeys(case for by_case in draws for case in by_case)
-    return {case: fmean(by_case[case] for by_case in draws if case in by_case) for case in cases}
+def _over_splits(splits: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each case over the splits that have it."""
+    cases = dict.fromkeys(case for by_case in splits for case in by_case)
+    return {case: fmean(by_case[case] for by_case in splits if case in by_case) for case in cases}
 
 
 def _gaps(first: Mapping[int, Mapping[str, float]], second: Mapping[int, Mapping[str, float]]) -> list[list[float]]:
-    """First minus second of the cases that both have, by draw."""
+    """First minus second of the cases that both have, by split."""
     return [[first[n][c] - second[n][c] for c in sorted(first[n].keys() & second[n].keys())] for n in first]
 
 

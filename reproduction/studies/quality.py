@@ -1,17 +1,18 @@
 """How well the quality that is predicted without a reference agrees with the true one, on unseen cases of real scans.
 
-    python -m reproduction.studies.quality --data FOLDER --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --draws 0 1 2
+    python -m reproduction.studies.quality --data FOLDER --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --splits 0 1
+    2
 
-FOLDER holds one subfolder per data set (images/, labels/, dataset.json). An arm is a method, or a method with settings
-such as "fate:window=0". It is fitted on a draw of the labelled cases and predicts up to --cases cases of other
-patients; `predict_quality` then judges each prediction from the image, the prediction and the support alone, and only
-afterwards the reference is read. The true Dice of a label that neither map holds is left out, as in all means.
+FOLDER holds one subfolder per data set (images/, labels/, dataset.json). A configuration is a method, or a method with
+settings such as "fate:window=0". It is fitted on a split of the labelled cases and predicts up to --cases cases of
+other patients; `predict_quality` then judges each prediction from the image, the prediction and the support alone, and
+only afterwards the reference is read. The true Dice of a label that neither map holds is left out, as in all means.
 
-The table, of each set and arm and of each way to predict (calibrated, the plain mean of the signals, each signal by
-itself): Pearson and Spearman correlation with the true Dice over all cases and labels, and Spearman within a label and
-draw, averaged, which no difference between labels helps; the mean absolute error, beside that of saying the mean Dice
-that the support has when each of its cases is left out ("usual", what one would say without looking); and the queue:
-how many of the truly worst quarter are in the first quarter, where by chance it would be a quarter.
+The table, of each set and configuration and of each way to predict (calibrated, the plain mean of the signals, each
+signal by itself): Pearson and Spearman correlation with the true Dice over all cases and labels, and Spearman within a
+label and split, averaged, which no difference between labels helps; the mean absolute error, beside that of saying the
+mean Dice that the support has when each of its cases is left out ("usual", what one would say without looking); and the
+queue: how many of the truly worst quarter are in the first quarter, where by chance it would be a quarter.
 """
 
 from __future__ import annotations
@@ -27,42 +28,42 @@ from scipy.stats import pearsonr, spearmanr
 
 from handful.backbones.base import Backbone
 from handful.curation.calibration import Calibration, Compared, calibrate
-from handful.curation.quality import CaseQuality, judging
+from handful.curation.quality import CaseQuality, estimating_quality
 from handful.curation.signals import SIGNALS
 from handful.data.cases import Case
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap
 from handful.evaluation.evaluate import score_case
 from handful.methods.base import Segmenter
-from reproduction.arms import build, parse
+from reproduction.configurations import build, parse
 from reproduction.markdown import count, table
 from reproduction.scoring import reference_of
-from reproduction.study import Cell, Line, Split, Study
+from reproduction.study import Line, Split, Study, Trial
 
 WAYS = ("calibrated", "plain mean", *SIGNALS)
 
 
 def main() -> None:
     parser = STUDY.parser()
-    parser.add_argument("--arms", nargs="+", default=["fate"], metavar="METHOD[:KEY=VALUE,…]")
+    parser.add_argument("--configurations", nargs="+", default=["fate"], metavar="METHOD[:KEY=VALUE,…]")
     parser.add_argument("--shots", nargs="+", type=int, default=[4])
-    parser.add_argument("--cases", type=int, default=12, help="unseen cases a draw, at most")
+    parser.add_argument("--cases", type=int, default=12, help="unseen cases a split, at most")
     STUDY.main(parser)
 
 
 @dataclass(frozen=True, kw_only=True)
-class QualityCell(Cell):
+class QualityTrial(Trial):
     """One fit, what it predicts, and what is said of that."""
 
-    arm: str
+    configuration: str
     shots: int
-    draw: int
+    split: int
     most_cases: int
 
     def results(self, backbone: Backbone) -> list[Line]:
         """Fits, predicts, judges, and only then scores."""
-        split = Split.of(self.folder, self.shots, self.draw, self.most_cases)
-        method = build(*parse(self.arm), self.draw)
+        split = Split.of(self.folder, self.shots, self.split, self.most_cases)
+        method = build(*parse(self.configuration), self.split)
 
         def fit(cases: SupportSet) -> Segmenter:
             return method.fit(cases, backbone)
@@ -70,11 +71,11 @@ class QualityCell(Cell):
         segmenter = fit(split.support)
         predicted = [(case, segmenter.predict(case.read_image())) for case in split.unseen]
         began = time.monotonic()
-        with judging(segmenter, split.support) as judge:
-            compared = judge.left_out(split.support, fit)
+        with estimating_quality(segmenter, split.support) as estimator:
+            compared = estimator.left_out(split.support, fit)
             calibration = calibrate(compared, split.labels)
             calibrated = time.monotonic()
-            judged = [(case, prediction, judge(case, prediction)) for case, prediction in predicted]
+            judged = [(case, prediction, estimator(case, prediction)) for case, prediction in predicted]
         ended = time.monotonic()
         line = self.key() | {
             "support": [case.name for case in split.drawn],
@@ -88,18 +89,18 @@ class QualityCell(Cell):
         return [line]
 
 
-def cells(arguments: argparse.Namespace, digest: str) -> Iterator[Cell]:
+def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
     for shots in arguments.shots:
-        for draw in arguments.draws:
+        for split in arguments.splits:
             for name in arguments.sets:
-                for arm in arguments.arms:
-                    yield QualityCell(
+                for configuration in arguments.configurations:
+                    yield QualityTrial(
                         data=arguments.data,
                         set=name,
                         digest=digest,
-                        arm=arm,
+                        configuration=configuration,
                         shots=shots,
-                        draw=draw,
+                        split=split,
                         most_cases=arguments.cases,
                     )
 
@@ -129,15 +130,16 @@ def _truth(case: Case, prediction: LabelMap) -> dict[int, float]:
 
 
 def tables(lines: list[Line]) -> str:
-    """A table per set and arm, with one row per way to predict."""
+    """A table per set and configuration, with one row per way to predict."""
     parts = []
-    for key in dict.fromkeys((line["set"], line["arm"], line["shots"], line["digest"]) for line in lines):
-        own = [line for line in lines if (line["set"], line["arm"], line["shots"], line["digest"]) == key]
+    for key in dict.fromkeys((line["set"], line["configuration"], line["shots"], line["digest"]) for line in lines):
+        own = [line for line in lines if (line["set"], line["configuration"], line["shots"], line["digest"]) == key]
         rows = [row for line in own for row in line["rows"]]
         times = ", ".join(f"{np.mean([line[k] for line in own]):.1f} s {what}" for k, what in _TIMES.items())
-        name, arm, shots, digest = key
+        name, configuration, shots, digest = key
         title = (
-            f"**{name}**, {arm} fitted on {shots} ({digest}; {count(len(own), 'draw')}, {len(rows)} cases and labels, "
+            f"**{name}**, {configuration} fitted on {shots} ({digest}; {count(len(own), 'split')}, {len(rows)} cases "
+            "and labels, "
             f"true Dice {np.mean([row['dice'] for row in rows]):.3f} ± {np.std([row['dice'] for row in rows]):.3f}; "
             f"{times})"
         )
@@ -168,7 +170,7 @@ def _row(way: str, lines: list[Line]) -> list[str]:
 
 
 def _within(way: str, lines: list[Line]) -> float:
-    """Mean over draws and labels of the rank correlation over cases."""
+    """Mean over splits and labels of the rank correlation over cases."""
     found = []
     for line in lines:
         for label in {row["label"] for row in line["rows"]}:
@@ -180,7 +182,7 @@ def _within(way: str, lines: list[Line]) -> float:
 
 
 def _queue(way: str, line: Line) -> tuple[int, int]:
-    """Of the truly worst quarter of a draw's cases and labels how many are in the queue's first quarter; of how many.
+    """Of the truly worst quarter of a split's cases and labels how many are in the queue's first quarter; of how many.
 
     A label without the signal, because it was not found, stands at the head of the queue.
     """
@@ -201,26 +203,37 @@ def _usual(lines: list[Line]) -> list[str]:
 
 
 def draw(lines: list[Line], path: Path) -> None:
-    """Predicted against true Dice: one panel per set and arm, one colour per label."""
+    """Predicted against true Dice: one panel per set and configuration, one colour per label."""
     from matplotlib.figure import Figure
 
-    keys = list(dict.fromkeys((line["set"], line["arm"]) for line in lines))
+    keys = list(dict.fromkeys((line["set"], line["configuration"]) for line in lines))
     figure = Figure(figsize=(4.4 * len(keys), 4.6), layout="constrained")
-    for (name, arm), axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
-        rows = [row for line in lines if (line["set"], line["arm"]) == (name, arm) for row in line["rows"]]
+    for (name, configuration), axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
+        rows = [
+            row
+            for line in lines
+            if (line["set"], line["configuration"]) == (name, configuration)
+            for row in line["rows"]
+        ]
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=0)
         for number, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
             own = [row for row in rows if row["label"] == label]
             said, true = [row["calibrated"] for row in own], [row["dice"] for row in own]
             axes.scatter(said, true, s=22, alpha=0.75, color=f"C{number}", linewidths=0, label=label)
-        axes.set(title=f"{name}, {arm}", xlabel="predicted Dice", ylabel="true Dice", xlim=(-0.02, 1), ylim=(-0.02, 1))
+        axes.set(
+            title=f"{name}, {configuration}",
+            xlabel="predicted Dice",
+            ylabel="true Dice",
+            xlim=(-0.02, 1),
+            ylim=(-0.02, 1),
+        )
         axes.set_aspect("equal")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8, loc="upper left")
     figure.savefig(path, dpi=130)
 
 
-STUDY = Study(__doc__, "quality", cells, tables)
+STUDY = Study(__doc__, "quality", trials, tables)
 
 if __name__ == "__main__":
     main()

@@ -1,4 +1,4 @@
-"""Does a backbone tell a ring from what it surrounds? Boxes round the walls and chambers of invented hearts.
+"""Does a backbone tell a ring from what it surrounds? Boxes round the walls and chambers of synthetic hearts.
 
     python -m reproduction.studies.rings --backbone handful-tiny
 
@@ -14,8 +14,8 @@ import argparse
 import torch
 from torch import Generator, Tensor
 
+from handful.backbones.box_crop import decode_box_crop
 from handful.backbones.catalog import load_backbone
-from handful.backbones.zoom import decode_zoomed
 from handful.prompts.heuristics import boxes
 from handful.prompts.prompts import Prompts
 from handful.synthesis.anatomy import Kind, View
@@ -34,14 +34,14 @@ def main() -> None:
     slices, masks = hearts()
     box = boxes(masks, 0.02, Generator().manual_seed(0))
     filled = masks.any(dim=1, keepdim=True).expand_as(masks)
-    print("| backbone | wall | chamber | wall, closer | chamber, closer | disc for wall |\n|---|---|---|---|---|---|")
+    print("| backbone | wall | chamber | wall, cropped | chamber, cropped | disc for wall |\n|---|---|---|---|---|---|")
     for name in arguments.backbone:
         backbone = load_backbone(name)
         with torch.inference_mode():
             prompts = backbone.embed(Prompts(boxes=box), (slices.shape[-2], slices.shape[-1]))
             whole = backbone.decode(backbone.encode_exact(slices), prompts) > 0
-            closer = decode_zoomed(backbone, slices, box) > 0
-        scores = [*dice(whole, masks), *dice(closer, masks), dice(filled, masks)[0]]
+            cropped = decode_box_crop(backbone, slices, box) > 0
+        scores = [*dice(whole, masks), *dice(cropped, masks), dice(filled, masks)[0]]
         print(f"| {name} ({backbone.digest()[:12]}) | " + " | ".join(f"{score:.2f}" for score in scores) + " |")
 
 

@@ -1,22 +1,23 @@
 """Do suggested slices help more than random ones? Dice of unseen real scans at equal labels.
 
-    python -m reproduction.studies.suggest --data FOLDER --sets acdc --method fate --budgets 4 8 16 --draws 0 1
+    python -m reproduction.studies.suggest --data FOLDER --sets acdc --method fate --budgets 4 8 16 --splits 0 1
 
-FOLDER holds one subfolder per data set (images/, labels/, dataset.json). A draw takes patients at random: one whose
+FOLDER holds one subfolder per data set (images/, labels/, dataset.json). A split takes patients at random: one whose
 slices are all labelled, `--pool` more whose slices may be labelled, and, of the rest, up to `--cases` unseen ones to be
 scored. With `--start N` the beginning is N slices instead, dealt at random from the first patient and the pool. Each
-arm then gets as many more slices of the pool as the budget says, with their reference, and the method is fitted on all
-that is labelled:
+configuration then gets as many more slices of the pool as the budget says, with their reference, and the method is
+fitted on all that is labelled:
 
     start       none more: what the others begin from
     random      slices dealt at random, but never one without signal
     coverage    what `handful suggest` says without a model
     model       what it says with the method fitted on the beginning
 
-All arms of a draw and budget share beginning, pool and unseen scans, so differences are paired, scan by scan.
+All configurations of a split and budget share beginning, pool and unseen scans, so differences are paired, scan by
+scan.
 
 A case's Dice is the mean over its labels; one that is missed counts as 0. Intervals are the two-stage bootstrap of the
-package, over draws and cases.
+package, over splits and cases.
 """
 
 from __future__ import annotations
@@ -35,52 +36,52 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels
 from handful.errors import InputError
-from handful.evaluation.statistics import over_draws
+from handful.evaluation.statistics import over_splits
 from handful.methods.base import Segmenter, has_signal
-from reproduction.arms import build, parse
+from reproduction.configurations import build, parse
 from reproduction.markdown import signed, table
 from reproduction.scoring import reference_of, score
-from reproduction.study import Cell, Line, Split, Study
+from reproduction.study import Line, Split, Study, Trial
 
-ARMS = ("start", "random", "coverage", "model")
+CONFIGURATIONS = ("start", "random", "coverage", "model")
 TRIES = 1000
 """Random beginnings that are tried until one holds every label."""
 
 Slices = dict[str, set[int]]
 """Numbers of the labelled slices of each case."""
 Dice = dict[int, list[float]]
-"""Of each draw's unseen cases."""
+"""Of each split's unseen cases."""
 
 
 def main() -> None:
     parser = STUDY.parser()
     parser.add_argument("--method", default="fate", metavar="METHOD[:KEY=VALUE,…]")
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--configurations", nargs="+", default=list(CONFIGURATIONS), choices=CONFIGURATIONS)
     parser.add_argument("--budgets", nargs="+", type=int, default=[4, 8, 16], help="slices labelled beyond the first")
     parser.add_argument("--start", type=int, default=0, help="begin with so many random slices, not with a patient")
     parser.add_argument("--pool", type=int, default=8, help="patients whose slices may be labelled")
-    parser.add_argument("--cases", type=int, default=12, help="unseen cases a draw, at most")
+    parser.add_argument("--cases", type=int, default=12, help="unseen cases a split, at most")
     STUDY.main(parser)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SuggestCell(Cell):
+class SuggestTrial(Trial):
     """One choice of slices, one fit, and its evaluation."""
 
     method: str
-    arm: str
+    configuration: str
     start: int
     """Random slices at the beginning; 0 for one whole patient."""
     pool: int
     budget: int
-    draw: int
+    split: int
     most_cases: int
 
     def results(self, backbone: Backbone) -> list[Line]:
-        split = Split.of(self.folder, 1 + self.pool, self.draw, self.most_cases)
+        split = Split.of(self.folder, 1 + self.pool, self.split, self.most_cases)
         slicer = replace(Slicer().resolve(case.read_image() for case in split.drawn), neighbours=False)
         site = Site(split.drawn, split.labels, slicer)
-        known = site.beginning(self.start, self.draw)
+        known = site.beginning(self.start, self.split)
         began = time.monotonic()
         chosen = choice(self, site, known, backbone)
         for case, number in chosen:
@@ -103,26 +104,31 @@ class SuggestCell(Cell):
 
     def fitted(self, support: SupportSet, backbone: Backbone) -> Segmenter:
         """The method on these labels, cutting slices as they were labelled."""
-        return build(*parse(self.method), self.draw).fit(support, backbone)
+        return build(*parse(self.method), self.split).fit(support, backbone)
 
 
-def cells(arguments: argparse.Namespace, digest: str) -> Iterator[Cell]:
-    """Draw by draw."""
-    chosen = [("start", 0)] if "start" in arguments.arms else []
-    chosen += [(arm, budget) for budget in arguments.budgets for arm in arguments.arms if arm != "start"]
-    for draw in arguments.draws:
+def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
+    """Split by split."""
+    chosen = [("start", 0)] if "start" in arguments.configurations else []
+    chosen += [
+        (configuration, budget)
+        for budget in arguments.budgets
+        for configuration in arguments.configurations
+        if configuration != "start"
+    ]
+    for split in arguments.splits:
         for name in arguments.sets:
-            for arm, budget in chosen:
-                yield SuggestCell(
+            for configuration, budget in chosen:
+                yield SuggestTrial(
                     data=arguments.data,
                     set=name,
                     digest=digest,
                     method=arguments.method,
-                    arm=arm,
+                    configuration=configuration,
                     start=arguments.start,
                     pool=arguments.pool,
                     budget=budget,
-                    draw=draw,
+                    split=split,
                     most_cases=arguments.cases,
                 )
 
@@ -135,12 +141,12 @@ class Site:
     labels: Labels
     slicer: Slicer
 
-    def beginning(self, start: int, draw: int) -> Slices:
+    def beginning(self, start: int, split: int) -> Slices:
         """All slices of the first case, or `start` of any, dealt until they hold every label."""
         if start == 0:
             first = self.cases[0]
             return {first.name: set(range(len(self.slicer.view(first.read_image()))))}
-        slices, random = self.lit(), np.random.default_rng([draw, 0])
+        slices, random = self.lit(), np.random.default_rng([split, 0])
         held = self._held()
         for _ in range(TRIES):
             dealt = [slices[i] for i in random.permutation(len(slices))[:start]]
@@ -182,16 +188,16 @@ class Site:
         return found
 
 
-def choice(cell: SuggestCell, site: Site, known: Slices, backbone: Backbone) -> list[tuple[str, int]]:
-    """The slices that this arm labels beyond the beginning."""
-    if cell.arm == "start":
+def choice(trial: SuggestTrial, site: Site, known: Slices, backbone: Backbone) -> list[tuple[str, int]]:
+    """The slices that this configuration labels beyond the beginning."""
+    if trial.configuration == "start":
         return []
-    if cell.arm == "random":
+    if trial.configuration == "random":
         free = [where for where in site.lit() if where[1] not in known.get(where[0], set())]
-        order = np.random.default_rng([cell.draw, 1]).permutation(len(free))
-        return [free[i] for i in order[: cell.budget]]
-    segmenter = cell.fitted(site.support(known), backbone) if cell.arm == "model" else None
-    config = SuggestConfig(count=cell.budget, slicer=site.slicer)
+        order = np.random.default_rng([trial.split, 1]).permutation(len(free))
+        return [free[i] for i in order[: trial.budget]]
+    segmenter = trial.fitted(site.support(known), backbone) if trial.configuration == "model" else None
+    config = SuggestConfig(count=trial.budget, slicer=site.slicer)
     found = suggest(site.cohort(known), backbone, segmenter, config)
     assert not found.failures, found.failures
     return [(one.slice.case, one.slice.number) for one in found.suggestions]
@@ -205,7 +211,7 @@ def _by_case(slices: Iterable[tuple[str, int]]) -> Slices:
 
 
 def tables(lines: list[Line]) -> str:
-    """One row per set, method, beginning and budget: Dice of each arm and its paired difference to random."""
+    """One row per set, method, beginning and budget: Dice of each configuration and its paired difference to random."""
     heads = ["data set", "method", "begins with", "more slices", "none more", "random", "coverage", "with model"]
     heads += ["coverage − random", "with model − random"]
     settings = ("set", "method", "start", "pool", "most_cases", "digest")
@@ -214,33 +220,43 @@ def tables(lines: list[Line]) -> str:
         own = [line for line in lines if tuple(line[k] for k in settings) == group]
         begin = f"{group[2]} random slices" if group[2] else "one patient"
         for budget in sorted({line["budget"] for line in own} - {0}):
-            by_arm = {arm: _of(own, arm, 0 if arm == "start" else budget) for arm in ARMS}
-            means = [_mean(by_arm[arm]) for arm in ARMS]
-            differences = [_difference(by_arm[arm], by_arm["random"]) for arm in ("coverage", "model")]
+            by_configuration = {
+                configuration: _of(own, configuration, 0 if configuration == "start" else budget)
+                for configuration in CONFIGURATIONS
+            }
+            means = [_mean(by_configuration[configuration]) for configuration in CONFIGURATIONS]
+            differences = [
+                _difference(by_configuration[configuration], by_configuration["random"])
+                for configuration in ("coverage", "model")
+            ]
             rows.append((group[0], group[1], begin, str(budget), *means, *differences))
-    note = "Mean Dice of unseen scans [95 % interval]; differences are paired by scan, then the draws that gained."
+    note = "Mean Dice of unseen scans [95 % interval]; differences are paired by scan, then the splits that gained."
     return f"{table(heads, rows)}\n\n{note}"
 
 
-def _of(lines: list[Line], arm: str, budget: int) -> Dice:
-    return {line["draw"]: line["dice"] for line in lines if (line["arm"], line["budget"]) == (arm, budget)}
+def _of(lines: list[Line], configuration: str, budget: int) -> Dice:
+    return {
+        line["split"]: line["dice"]
+        for line in lines
+        if (line["configuration"], line["budget"]) == (configuration, budget)
+    }
 
 
 def _mean(dice: Dice) -> str:
-    return f"{over_draws(list(dice.values())).mean:.3f}" if dice else "–"
+    return f"{over_splits(list(dice.values())).mean:.3f}" if dice else "–"
 
 
 def _difference(ours: Dice, random: Dice) -> str:
-    """Over draws that both have: mean and interval, and how many draws gained."""
+    """Over splits that both have: mean and interval, and how many splits gained."""
     both = sorted(ours.keys() & random.keys())
     if not both:
         return "–"
-    gains = [[a - b for a, b in zip(ours[draw], random[draw], strict=True)] for draw in both]
+    gains = [[a - b for a, b in zip(ours[split], random[split], strict=True)] for split in both]
     gained = sum(float(np.mean(gain)) > 0 for gain in gains)
-    return f"{signed(over_draws(gains))}, {gained} of {len(both)}"
+    return f"{signed(over_splits(gains))}, {gained} of {len(both)}"
 
 
-STUDY = Study(__doc__, "suggest", cells, tables)
+STUDY = Study(__doc__, "suggest", trials, tables)
 
 if __name__ == "__main__":
     main()

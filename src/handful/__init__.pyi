@@ -39,7 +39,7 @@ from .evaluation.evaluate import evaluate as evaluate
 from .evaluation.evaluate import evaluate_cases as evaluate_cases
 from .evaluation.evaluate import evaluate_folders as evaluate_folders
 from .evaluation.results import read_results as read_results
-from .experiments.plan import Arm as Arm
+from .experiments.plan import Configuration as Configuration
 from .experiments.plan import DataSet as DataSet
 from .experiments.plan import Plan as Plan
 from .experiments.run import ExperimentConfig as ExperimentConfig

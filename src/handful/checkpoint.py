@@ -31,8 +31,8 @@ from handful.jobs.digests import digest_of
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import build_method, method_settings, read_settings
 
-FORMAT = 1
-"""Version of the folder's layout; a reader refuses newer ones."""
+FORMAT = 2
+"""Version of the folder's layout and of the names of settings; other versions are refused."""
 RECORD, WEIGHTS, CARD = "segmenter.json", "weights.safetensors", "README.md"
 LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")
 
@@ -177,6 +177,11 @@ def _parsed(path: Path, raw: Any) -> Record:
     found = raw.get("format") if isinstance(raw, dict) else None
     if isinstance(found, int) and found > FORMAT:
         raise CheckpointError(f"{path.parent} has format {found}, this handful reads up to {FORMAT}; update handful")
+    if isinstance(found, int) and found < FORMAT:
+        raise CheckpointError(
+            f"{path.parent} was fitted by an earlier handful (format {found}, this one reads {FORMAT}), whose settings "
+            f"had other names; fit again: handful fit {raw.get('method')} -i COHORT -o {path.parent} --overwrite"
+        )
     unknown = sorted(raw.keys() - {field.name for field in dataclasses.fields(Record)}) if isinstance(raw, dict) else []
     if unknown:
         raise CheckpointError(f"{path} says more than this handful knows: {', '.join(unknown)}; fit again")

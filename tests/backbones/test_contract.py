@@ -53,7 +53,7 @@ def test_a_mask_comes_back_from_the_square_where_it_was(backbone: Backbone, size
     h, w = size
     mask = torch.zeros(1, 1, h, w)
     mask[..., h // 4 : h // 2, w // 3 : 2 * w // 3] = 1.0
-    back = backbone.to_slice(backbone.to_square(mask, backbone.side), size)
+    back = backbone.to_image_frame(backbone.to_model_frame(mask, backbone.side), size)
     both, either = ((back > 0.5) & (mask > 0.5)).sum(), ((back > 0.5) | (mask > 0.5)).sum()
     assert back.shape == mask.shape
     assert both / either > 0.95
@@ -62,8 +62,8 @@ def test_a_mask_comes_back_from_the_square_where_it_was(backbone: Backbone, size
 def test_masks_in_the_square_are_area_fractions(backbone: Backbone) -> None:
     mask = torch.zeros(1, 1, 60, 120)
     mask[..., 10:31, 20:71] = 1.0
-    coarse = backbone.to_square(mask, backbone.feature_side)
-    whole = backbone.to_square(torch.ones_like(mask), backbone.feature_side)
+    coarse = backbone.to_model_frame(mask, backbone.feature_side)
+    whole = backbone.to_model_frame(torch.ones_like(mask), backbone.feature_side)
     assert coarse.amin() >= 0
     assert coarse.amax() <= 1 + 1e-6
     torch.testing.assert_close(coarse.sum() / whole.sum(), mask.mean(), atol=5e-3, rtol=0)
@@ -71,7 +71,7 @@ def test_masks_in_the_square_are_area_fractions(backbone: Backbone) -> None:
 
 def test_padding_of_the_square_is_outside_every_mask() -> None:
     sam = tiny_models.tiny_sam()
-    whole = sam.to_square(torch.ones(1, 1, 40, 80), 16)
+    whole = sam.to_model_frame(torch.ones(1, 1, 40, 80), 16)
     torch.testing.assert_close(whole[..., :8, :], torch.ones(1, 1, 8, 16))
     assert whole[..., 8:, :].sum() == 0
 

@@ -1,4 +1,4 @@
-"""`handful annotate`: a simulated reader on a labelled scan, as typed."""
+"""`handful annotate`: a simulated annotator on a labelled scan, as typed."""
 
 import json
 from pathlib import Path
@@ -14,10 +14,10 @@ def scan(cohort: Path) -> tuple[str | Path, ...]:
     return ("-i", cohort / "images" / "case-2.nii.gz", "--reference", cohort / "labels" / "case-2.nii.gz")
 
 
-def test_the_help_says_that_the_reader_is_simulated_and_teaches_by_an_example(handful: Handful):
+def test_the_help_says_that_the_annotator_is_simulated_and_teaches_by_an_example(handful: Handful):
     said = " ".join(handful("annotate", "--help").output.split())
     assert "Example: handful annotate" in said
-    assert "simulated reader" in said
+    assert "simulated annotator" in said
     assert "handful.Session" in said
 
 
@@ -25,7 +25,7 @@ def test_a_table_is_printed_and_a_label_map_written(cohort: Path, tmp_path: Path
     out = tmp_path / "annotated.nii.gz"
     result = handful("annotate", "handful-tiny", *scan(cohort), "-o", out, "--clicks", "3", "--slices", "2", "-q")
     assert result.exit_code == 0, result.output
-    for said in ("NoC@0.85", "NoC@0.90", "label 1", "label 3", "whole scan", "simulated reader"):
+    for said in ("NoC@0.85", "NoC@0.90", "label 1", "label 3", "whole scan", "simulated annotator"):
         assert said in result.stdout
     annotated, image = read_label_map(out), read_volume(cohort / "images" / "case-2.nii.gz")
     annotated.geometry.require_same(image.geometry, "annotation and scan")
@@ -40,7 +40,7 @@ def test_a_fitted_model_proposes_and_is_corrected(cohort: Path, model: Path, tmp
             "--cache", tmp_path / "cache",
         ).stdout
     )  # fmt: skip
-    assert told["reader"] == "simulated"
+    assert told["annotator"] == "simulated"
     assert [one["name"] for one in told["labels"]] == ["ball", "egg"]
     assert all(len(one["dice_after_click"]) == 1 and one["noc@0.85"] == 1.0 for one in told["labels"])
     assert told["seconds_per_click"]["median"] > 0

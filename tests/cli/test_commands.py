@@ -64,7 +64,7 @@ def test_fit_tells_what_to_do_next(cohort: Path, backbone: Path, tmp_path: Path,
 
 
 def test_fit_prints_one_json_object(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):
-    chosen = ("--shots", "2", "--draw", "3", "--backbone", backbone, "--no-cache", "--json")
+    chosen = ("--shots", "2", "--split", "3", "--backbone", backbone, "--no-cache", "--json")
     first, again = (
         json.loads(handful("fit", "nearest-slice", "-i", cohort, "-o", tmp_path / "m", *chosen).stdout) for _ in "ab"
     )
@@ -128,7 +128,7 @@ def test_embeddings_are_kept_beside_the_scans_unless_told_otherwise(
         (("nearest-slice", "--cases", "case-9"), "no case 'case-9'"),
         (("nearest-slice", "--cases", "case-0", "--shots", "1"), "either named or drawn"),
         (("nearest-slice", "--shots", "0"), "--shots"),
-        (("nearest-slice", "--shots", "9"), "cannot draw 9"),
+        (("nearest-slice", "--shots", "9"), "cannot split 9"),
         (("nearest-slice", "--device", "tpu"), "tpu"),
         (("nearest-slice", "--config", "nowhere.toml"), "nowhere.toml"),
     ],
@@ -270,7 +270,7 @@ def test_pretrain_shows_what_it_would_learn_from(tmp_path: Path, handful: Handfu
 
 
 def test_pretrain_makes_a_backbone_that_fit_takes(cohort: Path, tmp_path: Path, handful: Handful):
-    short = ("--side", "64", "--iterations", "1", "--processes", "1")
+    short = ("--side", "64", "--iterations", "1", "--workers", "1")
     assert handful("pretrain", "-o", tmp_path / "b", *short).exit_code == 0
     embedding = ("--set", "similarity=embedding", "--backbone", tmp_path / "b", "--no-cache")
     assert handful("fit", "nearest-slice", "-i", cohort, "-o", tmp_path / "m", *embedding).exit_code == 0

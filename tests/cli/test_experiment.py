@@ -15,13 +15,13 @@ def plan(cohort: Path, backbone: Path, tmp_path: Path) -> Path:
     path.write_text(f"""
         name = "Two ways"
         shots = [1, 2]
-        draws = [0]
+        splits = [0]
         backbone = "{backbone}"
         [data.phantoms]
         folder = "{cohort.name}"
-        [arms.nearest]
+        [configurations.nearest]
         method = "nearest-slice"
-        [arms.carried]
+        [configurations.carried]
         method = "zero-shot"
     """)
     return path
@@ -36,14 +36,14 @@ def test_every_command_teaches_by_an_example(command: str, handful: Handful):
 
 def test_a_plan_becomes_a_table_and_a_report(plan: Path, cohort: Path, tmp_path: Path, handful: Handful):
     out = tmp_path / "out"
-    run = ("experiment", "run", plan, "-o", out, "--data", cohort.parent, "--processes", "1", "-q")
+    run = ("experiment", "run", plan, "-o", out, "--data", cohort.parent, "--workers", "1", "-q")
     result = handful(*run)
     assert result.exit_code == 0, result.output
     assert "4 of 4 fits" in result.stdout
     assert f"open {out / 'report.html'}" in result.stdout
     with (out / "results.csv").open() as file:
-        assert {(row["arm"], row["shots"]) for row in csv.DictReader(file)} == {
-            (arm, shots) for arm in ("nearest", "carried") for shots in "12"
+        assert {(row["configuration"], row["shots"]) for row in csv.DictReader(file)} == {
+            (configuration, shots) for configuration in ("nearest", "carried") for shots in "12"
         }
     again = json.loads(handful(*run, "--json").stdout)
     assert (again["fits"], again["done"], again["missing"], again["failed"]) == (4, 4, [], [])
@@ -57,7 +57,7 @@ def test_a_plan_becomes_a_table_and_a_report(plan: Path, cohort: Path, tmp_path:
     assert {Path(file).name for file in files} >= {"results.csv", "tables.md", "tables.tex", "report.html"}
     assert "Not complete: 3 of 4 fits are done." in (out / "report.html").read_text()
 
-    elsewhere = ("experiment", "run", plan, "-o", tmp_path / "elsewhere", "--data", cohort.parent, "--processes", "1")
+    elsewhere = ("experiment", "run", plan, "-o", tmp_path / "elsewhere", "--data", cohort.parent, "--workers", "1")
     result = handful(*elsewhere, "--known", out / "results.csv")
     assert "1 of 4 fits to do" in result.stderr
     assert "4 of 4 fits" in result.stdout
@@ -72,17 +72,17 @@ def test_a_mistake_in_the_plan_answers_2_and_names_it(plan: Path, tmp_path: Path
 
 
 def test_a_fit_that_fails_answers_3_and_the_report_tells(plan: Path, cohort: Path, tmp_path: Path, handful: Handful):
-    plan.write_text(plan.read_text().replace('method = "nearest-slice"', 'method = "nearest-slice"\nreader = "box"'))
+    plan.write_text(plan.read_text().replace('method = "nearest-slice"', 'method = "nearest-slice"\nannotator = "box"'))
     out = tmp_path / "out"
-    result = handful("experiment", "run", plan, "-o", out, "--data", cohort.parent, "--processes", "1", "-q")
+    result = handful("experiment", "run", plan, "-o", out, "--data", cohort.parent, "--workers", "1", "-q")
     assert result.exit_code == 3
-    assert "failed phantoms, nearest, 1 labelled, draw 0" in " ".join(result.stderr.split())
-    assert "No fit: phantoms, nearest, 1 labelled, draw 0." in (out / "report.html").read_text()
+    assert "failed phantoms, nearest, 1 labelled, split 0" in " ".join(result.stderr.split())
+    assert "No fit: phantoms, nearest, 1 labelled, split 0." in (out / "report.html").read_text()
 
 
 def test_compare_takes_one_command(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):
     out = tmp_path / "out"
-    chosen = ("--methods", "nearest-slice,zero-shot", "--shots", "1", "--draws", "1", "--processes", "1", "-q")
+    chosen = ("--methods", "nearest-slice,zero-shot", "--shots", "1", "--splits", "1", "--workers", "1", "-q")
     result = handful("compare", "-i", cohort, "-o", out, "--backbone", backbone, *chosen, "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["title"] == "Methods on phantoms"

@@ -17,7 +17,7 @@ def test_every_export_teaches_by_an_example(command: str, handful: Handful):
 
 
 def test_the_support_is_chosen_as_by_fit(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):
-    chosen = ("-i", cohort, "--shots", "2", "--draw", "1", "--json")
+    chosen = ("-i", cohort, "--shots", "2", "--split", "1", "--json")
     exported = json.loads(handful("export", "nnunet", *chosen, "-o", tmp_path / "raw", "--rest").stdout)
     fitted = handful("fit", "nearest-slice", *chosen, "-o", tmp_path / "m", "--backbone", backbone, "--no-cache", "-q")
     assert exported["cases"] == json.loads(fitted.stdout)["cases"]
@@ -61,7 +61,7 @@ def test_predictions_of_nnunet_are_evaluated_on_unseen_cases_alone(cohort: Path,
     ("arguments", "said"),
     [
         (("--cases", "case-9"), "no case 'case-9'"),
-        (("--shots", "9"), "cannot draw 9"),
+        (("--shots", "9"), "cannot split 9"),
         (("--number", "1000"), "1 to 999"),
         (("--name", "a b"), "letters, digits"),
     ],

@@ -32,9 +32,9 @@ def test_without_a_choice_every_labelled_case_is_support(cohort: Cohort):
     assert names(choose_support(cohort).cases) == ["case-0", "case-1", "case-2", "case-3"]
 
 
-def test_one_draw_is_one_support(cohort: Cohort):
-    assert choose_support(cohort, shots=2, draw=5) == choose_support(cohort, shots=2, draw=5)
-    assert {tuple(names(choose_support(cohort, shots=1, draw=d).cases)) for d in range(8)} > {("case-0",)}
+def test_one_split_is_one_support(cohort: Cohort):
+    assert choose_support(cohort, shots=2, split=5) == choose_support(cohort, shots=2, split=5)
+    assert {tuple(names(choose_support(cohort, shots=1, split=d).cases)) for d in range(8)} > {("case-0",)}
 
 
 def test_names_and_shots_together_are_refused(cohort: Cohort):

@@ -27,8 +27,8 @@ QUICK = {
     "unet": {"train.iterations": 1},
 }
 WRAPPED = [
-    ("nearest-slice", {"closer": 1.5}),
-    ("nearest-slice", {"planes": "axial,coronal,sagittal", "closer": 1.5}),
+    ("nearest-slice", {"roi_margin": 1.5}),
+    ("nearest-slice", {"planes": "axial,coronal,sagittal", "roi_margin": 1.5}),
     ("unet", {"train.iterations": 1, "seeds": 3}),
     ("unet", {"train.iterations": 1, "pretrain": "simclr", "contrast.iterations": 1}),
 ]

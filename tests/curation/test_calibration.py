@@ -1,4 +1,4 @@
-"""The calibration of the signals, on invented ones."""
+"""The calibration of the signals, on false positive ones."""
 
 import numpy as np
 import pytest

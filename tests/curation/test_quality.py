@@ -7,7 +7,7 @@ import pytest
 
 import tiny_models
 from handful.backbones.base import Backbone
-from handful.curation.quality import CaseQuality, LabelQuality, QualityConfig, judging, predict_quality
+from handful.curation.quality import CaseQuality, LabelQuality, QualityConfig, estimating_quality, predict_quality
 from handful.data.cases import Case
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
@@ -171,7 +171,7 @@ def test_pictures_have_no_neighbours_to_agree_with(backbone: Backbone):
 def test_each_left_out_case_of_the_support_teaches_what_the_signals_are_worth(backbone: Backbone):
     support = support_set(4)
     segmenter = NearestSlice().fit(support, backbone)
-    with judging(segmenter, support, CHEAP) as judge:
+    with estimating_quality(segmenter, support, CHEAP) as judge:
         found = judge.calibrated(support, lambda cases: NearestSlice().fit(cases, backbone))
     assert found is not None
     assert found.cases == 4
@@ -196,7 +196,7 @@ def test_with_a_calibration_the_calibrated_dice_is_said(backbone: Backbone):
 
     (plain,) = predict_quality(segmenter, support, pairs, None, CHEAP)
     (calibrated,) = predict_quality(segmenter, support, pairs, refit, CHEAP)
-    with judging(segmenter, support, CHEAP) as judge:
+    with estimating_quality(segmenter, support, CHEAP) as judge:
         calibration = judge.calibrated(support, refit)
     assert calibration is not None
     assert of(calibrated, "ball").signals == of(plain, "ball").signals
@@ -205,13 +205,13 @@ def test_with_a_calibration_the_calibrated_dice_is_said(backbone: Backbone):
 
 
 def test_two_labelled_cases_are_too_few_to_calibrate_on(segmenter: Segmenter, support: SupportSet, backbone: Backbone):
-    with judging(segmenter, support, CHEAP) as judge:
+    with estimating_quality(segmenter, support, CHEAP) as judge:
         assert judge.calibrated(support, lambda cases: NearestSlice().fit(cases, backbone)) is None
 
 
 def test_a_backbone_with_a_memory_is_asked_back_by_fate(support: SupportSet):
     fate = Fate(window=0).fit(support, tiny_models.tiny_sam2_video())
-    with judging(fate, support) as judge:
+    with estimating_quality(fate, support) as judge:
         assert isinstance(judge.reverse, Fate)
         one = of(judge(unlabelled(7), phantom(7)[1]), "egg")
     assert 0 <= one.signals.reverse <= 1

@@ -35,7 +35,7 @@ def _cohort(volume: Volume, label_map: LabelMap, order: list[int]) -> Cohort:
 
 
 def test_draw_takes_different_patients_and_keeps_theirs_out_of_the_rest(volume: Volume, label_map: LabelMap) -> None:
-    support, rest = _cohort(volume, label_map, list(range(12))).draw(3, seed=0)
+    support, rest = _cohort(volume, label_map, list(range(12))).split(3, seed=0)
     drawn = {case.patient for case in support}
     assert (len(support), len(drawn), len(rest)) == (3, 3, 6)
     assert drawn.isdisjoint(case.patient for case in rest)
@@ -46,20 +46,20 @@ def test_draw_depends_on_the_seed_but_not_on_the_order_of_cases(volume: Volume, 
     there = _cohort(volume, label_map, list(range(12)))
     back = _cohort(volume, label_map, list(range(12))[::-1])
     for seed in range(5):
-        for one, other in zip(there.draw(2, seed), back.draw(2, seed), strict=True):
+        for one, other in zip(there.split(2, seed), back.split(2, seed), strict=True):
             assert [case.name for case in one] == [case.name for case in other]
-    assert len({tuple(case.name for case in there.draw(2, seed)[0]) for seed in range(10)}) > 3
+    assert len({tuple(case.name for case in there.split(2, seed)[0]) for seed in range(10)}) > 3
 
 
 def test_larger_draw_contains_the_smaller_one(volume: Volume, label_map: LabelMap) -> None:
     cohort = _cohort(volume, label_map, list(range(12)))
-    assert cohort.draw(5, seed=1)[0][:2] == cohort.draw(2, seed=1)[0]
+    assert cohort.split(5, seed=1)[0][:2] == cohort.split(2, seed=1)[0]
 
 
 @pytest.mark.parametrize("shots", [0, 7])
 def test_drawing_more_patients_than_there_are_is_refused(volume: Volume, label_map: LabelMap, shots: int) -> None:
-    with pytest.raises(SettingsError, match=f"'twelve': cannot draw {shots} of 6 labelled patients"):
-        _cohort(volume, label_map, list(range(12))).draw(shots, seed=0)
+    with pytest.raises(SettingsError, match=f"'twelve': cannot split {shots} of 6 labelled patients"):
+        _cohort(volume, label_map, list(range(12))).split(shots, seed=0)
 
 
 def test_cases_of_one_name_are_refused(case: Case) -> None:
@@ -108,7 +108,7 @@ def test_support_slices_hold_image_masks_and_what_is_known(case: Case, label_map
     torch.testing.assert_close(slices.slices, slicer.cut(case.read_image())[expected])
     for k, value in enumerate(labels.values):
         np.testing.assert_array_equal(slices.masks[:, k], classes[expected] == value)
-    np.testing.assert_array_equal(slices.known, classes[expected] != IGNORE)
+    np.testing.assert_array_equal(slices.valid_mask, classes[expected] != IGNORE)
 
 
 def test_sidecar_decides_which_slices_of_a_file_support(
@@ -119,14 +119,14 @@ def test_sidecar_decides_which_slices_of_a_file_support(
     support = SupportSet((Case("one", volume, tmp_path / "one.nii.gz", labels),), labels)
     (slices,) = support.slices(Slicer(plane="axial", window=(0, 400)))
     assert len(slices.index) == 3
-    assert slices.known.all()
+    assert slices.valid_mask.all()
     assert (slices.masks.sum(dim=(1, 2, 3)) == 0).sum() == 1  # slice 0: labelled, and empty
 
 
 def test_values_outside_the_support_labels_are_background(case: Case) -> None:
     (slices,) = SupportSet((case,), Labels((3,), ("egg",))).slices(Slicer(plane="axial"))
     assert slices.masks.shape[1] == 1
-    assert slices.known.all()
+    assert slices.valid_mask.all()
 
 
 def test_reference_of_another_shape_names_case_and_both_shapes(volume: Volume, labels: Labels) -> None:

@@ -25,15 +25,15 @@ ONE = Labels((1,), ("point",))
 
 
 @st.composite
-def grids(draw: st.DrawFn) -> Geometry:
+def grids(split: st.DrawFn) -> Geometry:
     """Any orientation, turned by up to 40 degrees, with voxels of 0.2 to 8 mm; sometimes of one slice."""
-    axes = draw(st.sampled_from(ORIENTATIONS))
-    angles = draw(st.tuples(*[st.floats(-40, 40)] * 3)) if draw(st.booleans()) else (0, 0, 0)
-    spacing = draw(st.tuples(*[st.floats(0.2, 8)] * 3))
+    axes = split(st.sampled_from(ORIENTATIONS))
+    angles = split(st.tuples(*[st.floats(-40, 40)] * 3)) if split(st.booleans()) else (0, 0, 0)
+    spacing = split(st.tuples(*[st.floats(0.2, 8)] * 3))
     affine = np.eye(4)
     affine[:3, :3] = Rotation.from_euler("xyz", angles, degrees=True).as_matrix() @ axes * spacing
-    affine[:3, 3] = draw(st.tuples(*[st.floats(-300, 300)] * 3))
-    return Geometry(draw(st.tuples(*[st.integers(1, 7)] * 3)), affine)
+    affine[:3, 3] = split(st.tuples(*[st.floats(-300, 300)] * 3))
+    return Geometry(split(st.tuples(*[st.integers(1, 7)] * 3)), affine)
 
 
 def _round_trip(geometry: Geometry, at: tuple[int, int, int], plane: str, suffix: str) -> None:

@@ -19,9 +19,9 @@ def result(**changes: Any) -> Result:
     plain: dict[str, Any] = {
         "experiment": "trial",
         "data_set": "hearts",
-        "arm": "fate",
+        "configuration": "fate",
         "shots": 1,
-        "draw": 0,
+        "split": 0,
         "case": "case-0",
         "label": 1,
         "name": "ball",
@@ -41,14 +41,14 @@ def result(**changes: Any) -> Result:
         "peak_mib": 900.0,
         "method": "fate",
         "settings": '{"window": 2}',
-        "reader": "",
+        "annotator": "",
         "backbone": "handful-tiny",
         "backbone_sha256": "ab" * 32,
         "seed": None,
         "support": '["case-7"]',
         "device": "cpu",
         "handful": "0.1.0",
-        "cell": "cd",
+        "trial": "cd",
     }
     return Result(**plain | changes)
 
@@ -58,14 +58,24 @@ def absent(**changes: Any) -> Result:
 
 
 def grid(
-    arms: Sequence[str], score: Callable[[str, int, int], float], shots: Sequence[int] = (1, 2, 4), **changes: Any
+    configurations: Sequence[str],
+    score: Callable[[str, int, int], float],
+    shots: Sequence[int] = (1, 2, 4),
+    **changes: Any,
 ) -> list[Result]:
-    """Three draws of seven cases; `score` of arm, shots and case."""
+    """Three splits of seven cases; `score` of configuration, shots and case."""
     return [
-        result(arm=arm, shots=n, draw=draw, case=f"case-{case}", dice=score(arm, n, case), **changes)
-        for arm in arms
+        result(
+            configuration=configuration,
+            shots=n,
+            split=split,
+            case=f"case-{case}",
+            dice=score(configuration, n, case),
+            **changes,
+        )
+        for configuration in configurations
         for n in shots
-        for draw in range(3)
+        for split in range(3)
         for case in range(7)
     ]
 
@@ -75,7 +85,7 @@ def study(rows: Sequence[Result], **changes: Any) -> Study:
     return Study(results=tuple(rows), **about | changes)
 
 
-def picture(case: str = "case-0", dice: float = 0.1, arm: str = "fate", shots: int = 4) -> Picture:
+def picture(case: str = "case-0", dice: float = 0.1, configuration: str = "fate", shots: int = 4) -> Picture:
     buffer = io.BytesIO()
     Image.new("RGB", (24, 24), (200, 30, 30)).save(buffer, "webp")
-    return Picture("hearts", arm, shots, 0, case, dice, buffer.getvalue())
+    return Picture("hearts", configuration, shots, 0, case, dice, buffer.getvalue())

@@ -41,9 +41,9 @@ def test_volume_difference_of_a_picture_is_a_fraction_of_its_pixels(label_map, c
 
 def test_a_missed_or_invented_label_scores_nothing_at_a_diagonal(label_map, cube):
     diagonal = np.linalg.norm([12, 20, 24])
-    missed, invented = score_case("ann", label_map({2: cube()}), label_map({1: cube()}))
-    assert (missed.status, invented.status) == ("missed", "invented")
-    for row in (missed, invented):
+    missed, false_positive = score_case("ann", label_map({2: cube()}), label_map({1: cube()}))
+    assert (missed.status, false_positive.status) == ("missed", "false_positive")
+    for row in (missed, false_positive):
         assert (row.dice, row.iou, row.surface_dice) == (0, 0, 0)
         assert row.hd95 == row.assd == pytest.approx(diagonal)
 
@@ -86,7 +86,7 @@ def test_a_label_only_the_prediction_knows_is_invented(label_map, cube):
     reference = label_map({1: cube()}, labels=Labels((1,), ("liver",)))
     assert [row.status for row in score_case("ann", label_map({1: cube(), 2: cube(i=7)}), reference)] == [
         "scored",
-        "invented",
+        "false_positive",
     ]
 
 

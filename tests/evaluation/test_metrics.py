@@ -32,8 +32,8 @@ def test_overlap_of_two_shifted_cubes_is_two_thirds(shifted_cubes):
 
 
 def test_unknown_voxels_are_not_counted(shifted_cubes):
-    known = box((7, 7, 7), slice(None), slice(None), slice(0, 3))
-    counts = overlap(*shifted_cubes, known)
+    valid_mask = box((7, 7, 7), slice(None), slice(None), slice(0, 3))
+    counts = overlap(*shifted_cubes, valid_mask)
     assert (counts.tp, counts.fp, counts.fn, counts.tn) == (9, 9, 0, 147 - 18)
 
 

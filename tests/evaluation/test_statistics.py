@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, t, wilcoxon
 
 from handful.evaluation.evaluate import Estimate
-from handful.evaluation.statistics import compare_pairs, holm, over_draws, shots_to_reach, signed_rank
+from handful.evaluation.statistics import compare_pairs, holm, over_splits, shots_to_reach, signed_rank
 
 
 def test_holm_by_hand():
@@ -72,9 +72,9 @@ def test_pairs_are_compared_on_the_cases_they_share_and_corrected_together():
     assert [one.p_holm for one in (a_b, a_c, b_c)] == pytest.approx([3 / 32, 1.0, 3 / 32])
 
 
-def test_a_pairs_p_is_scipys_of_the_two_arms_scores():
-    draw = np.random.default_rng(3)
-    first, second = draw.normal(0.8, 0.05, 14).round(4), draw.normal(0.77, 0.05, 14).round(4)
+def test_a_pairs_p_is_scipys_of_the_two_configurations_scores():
+    split = np.random.default_rng(3)
+    first, second = split.normal(0.8, 0.05, 14).round(4), split.normal(0.77, 0.05, 14).round(4)
     scores = {name: {f"case-{k:02}": s for k, s in enumerate(of)} for name, of in (("a", first), ("b", second))}
     (found,) = compare_pairs(scores)
     assert found.p == found.p_holm == pytest.approx(wilcoxon(first, second).pvalue)
@@ -95,15 +95,15 @@ def test_the_interval_of_a_mean_is_scipys_bootstrap_and_with_many_cases_students
     assert width == pytest.approx(high - low, rel=0.03 if n == 200 else 0.25)
 
 
-def test_one_draw_is_judged_by_its_cases():
+def test_one_split_is_judged_by_its_cases():
     values = [0.5, 0.6, 0.9, 0.7]
-    one, plain = over_draws([values]), Estimate.of(values)
+    one, plain = over_splits([values]), Estimate.of(values)
     assert (one.mean, one.low, one.high) == (plain.mean, plain.low, plain.high)
     assert math.isnan(one.sd)
 
 
-def test_every_draw_counts_the_same():
-    found = over_draws([[1.0, 1.0, 1.0, 1.0], [0.0]])
+def test_every_split_counts_the_same():
+    found = over_splits([[1.0, 1.0, 1.0, 1.0], [0.0]])
     assert found.mean == 0.5
     assert found.sd == pytest.approx(math.sqrt(0.5))
 
@@ -111,25 +111,25 @@ def test_every_draw_counts_the_same():
 def test_draws_that_disagree_widen_the_interval():
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.02, (3, 12))
-    alike = over_draws((0.8 + noise).tolist())
-    apart = over_draws((np.array([[0.6], [0.8], [1.0]]) + noise).tolist())
+    alike = over_splits((0.8 + noise).tolist())
+    apart = over_splits((np.array([[0.6], [0.8], [1.0]]) + noise).tolist())
     assert alike.low < 0.8 < alike.high
     assert apart.high - apart.low > 3 * (alike.high - alike.low)
 
 
 def test_the_two_stage_interval_has_the_width_that_theory_gives():
     rng = np.random.default_rng(1)
-    between, within, draws, cases = 0.04, 0.10, 40, 25
-    values = 0.7 + rng.normal(0, between, (draws, 1)) + rng.normal(0, within, (draws, cases))
-    found = over_draws(values.tolist())
-    # resampled draws carry both kinds of noise, and the cases within them are resampled once more
+    between, within, splits, cases = 0.04, 0.10, 40, 25
+    values = 0.7 + rng.normal(0, between, (splits, 1)) + rng.normal(0, within, (splits, cases))
+    found = over_splits(values.tolist())
+    # resampled splits carry both kinds of noise, and the cases within them are resampled once more
     means = values.mean(axis=1)
-    error = math.sqrt((means.var() + values.var(axis=1).mean() / cases) / draws)
+    error = math.sqrt((means.var() + values.var(axis=1).mean() / cases) / splits)
     assert (found.high - found.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.08)
 
 
 def test_nothing_measured_is_nan():
-    assert math.isnan(over_draws([[], []]).mean)
+    assert math.isnan(over_splits([[], []]).mean)
 
 
 def test_the_fewest_shots_that_reach_a_target():

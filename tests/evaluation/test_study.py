@@ -17,7 +17,7 @@ from handful.reports.paper_tables import latex, markdown
 def test_a_table_comes_back_as_it_was_written(suffix: str, tmp_path: Path):
     if suffix == ".parquet":
         pytest.importorskip("pyarrow")
-    rows = (result(case='a "quoted", name\nof two lines', dice=1 / 3), absent(seed=3, reader="box"), result(label=2))
+    rows = (result(case='a "quoted", name\nof two lines', dice=1 / 3), absent(seed=3, annotator="box"), result(label=2))
     path = tmp_path / f"results{suffix}"
     write_results(rows, path)
     found = read_results(path)
@@ -44,31 +44,36 @@ def test_absent_labels_count_for_nothing_and_missed_ones_as_zero():
     assert case_scores(rows, "dice") == {"case-0": pytest.approx(0.45)}
 
 
-def test_the_best_is_the_best_automatic_arm():
-    rows = grid(["fate", "unet"], lambda arm, n, case: 0.8 if arm == "fate" else 0.6)
-    rows += grid(["oracle"], lambda arm, n, case: 0.99, reader="box")
+def test_the_best_is_the_best_automatic_configuration():
+    rows = grid(["fate", "unet"], lambda configuration, n, case: 0.8 if configuration == "fate" else 0.6)
+    rows += grid(["oracle"], lambda configuration, n, case: 0.99, annotator="box")
     found = study(rows)
-    assert [arm for arm, _ in found.ranking("hearts", 4)] == ["fate", "unet"]
-    assert found.readers == {"oracle"}
+    assert [configuration for configuration, _ in found.ranking("hearts", 4)] == ["fate", "unet"]
+    assert found.annotators == {"oracle"}
 
 
 def test_distances_are_better_when_they_are_smaller():
-    rows = grid(["near", "far"], lambda arm, n, case: 0.9 if arm == "near" else 0.2)
-    assert [arm for arm, _ in study(rows, measures=("hd95",)).ranking("hearts", 1)] == ["near", "far"]
+    rows = grid(["near", "far"], lambda configuration, n, case: 0.9 if configuration == "near" else 0.2)
+    assert [configuration for configuration, _ in study(rows, measures=("hd95",)).ranking("hearts", 1)] == [
+        "near",
+        "far",
+    ]
 
 
-def test_arms_are_compared_in_the_draws_that_all_have():
-    rows = grid(["a", "b"], lambda arm, n, case: (0.7 if arm == "a" else 0.6) + 0.01 * case, shots=(2,))
-    # a has a fourth draw, far worse, on the same cases: it says nothing about b
-    rows += [result(arm="a", shots=2, draw=3, case=f"case-{case}", dice=0.0) for case in range(7)]
+def test_arms_are_compared_in_the_split_that_all_have():
+    rows = grid(
+        ["a", "b"], lambda configuration, n, case: (0.7 if configuration == "a" else 0.6) + 0.01 * case, shots=(2,)
+    )
+    # a has a fourth split, far worse, on the same cases: it says nothing about b
+    rows += [result(configuration="a", shots=2, split=3, case=f"case-{case}", dice=0.0) for case in range(7)]
     ((one,),) = study(rows).comparisons("hearts")
     assert (one.n, one.difference.mean) == (7, pytest.approx(0.1))
     assert one.p == pytest.approx(2 / 2**7)
 
 
-def test_readers_are_compared_among_themselves():
-    rows = grid(["a", "b"], lambda arm, n, case: 0.5 + 0.01 * case)
-    rows += grid(["box", "points"], lambda arm, n, case: 0.9, reader="box")
+def test_annotators_are_compared_among_themselves():
+    rows = grid(["a", "b"], lambda configuration, n, case: 0.5 + 0.01 * case)
+    rows += grid(["box", "points"], lambda configuration, n, case: 0.9, annotator="box")
     families = study(rows).comparisons("hearts")
     assert [[(one.first, one.second) for one in family] for family in families] == [[("a", "b")], [("box", "points")]]
 
@@ -76,21 +81,25 @@ def test_readers_are_compared_among_themselves():
 def test_how_few_labels_match_a_unet():
     scores = {"my net": {1: 0.5, 2: 0.6, 4: 0.7}, "fate": {1: 0.65, 2: 0.66, 4: 0.72}, "weak": {1: 0.1, 2: 0.1, 4: 0.2}}
     rows = [
-        *grid(["my net"], lambda arm, n, case: scores[arm][n], method="unet"),
-        *grid(["fate", "weak"], lambda arm, n, case: scores[arm][n]),
+        *grid(["my net"], lambda configuration, n, case: scores[configuration][n], method="unet"),
+        *grid(["fate", "weak"], lambda configuration, n, case: scores[configuration][n]),
     ]
     found = {match.shots: match.needed for match in study(rows).matches("hearts")}
     assert found == {1: {"fate": 1, "weak": None}, 2: {"fate": 1, "weak": None}, 4: {"fate": 4, "weak": None}}
 
 
-def test_labels_are_matched_on_the_draws_and_cases_that_both_have():
-    rows = grid(["my net"], lambda arm, n, case: 0.6 + 0.01 * case, method="unet", shots=(2,))
-    rows += grid(["fate"], lambda arm, n, case: 0.55 + 0.01 * case, shots=(1, 2))
-    # fate alone has an easy draw and an easy case, which would lift its mean above that of the U-Net
-    rows += [result(arm="fate", shots=n, draw=9, case=f"case-{case}", dice=1.0) for n in (1, 2) for case in range(7)]
-    rows += [result(arm="fate", shots=n, draw=0, case="easy", dice=1.0) for n in (1, 2)]
+def test_labels_are_matched_on_the_split_and_cases_that_both_have():
+    rows = grid(["my net"], lambda configuration, n, case: 0.6 + 0.01 * case, method="unet", shots=(2,))
+    rows += grid(["fate"], lambda configuration, n, case: 0.55 + 0.01 * case, shots=(1, 2))
+    # fate alone has an easy split and an easy case, which would lift its mean above that of the U-Net
+    rows += [
+        result(configuration="fate", shots=n, split=9, case=f"case-{case}", dice=1.0)
+        for n in (1, 2)
+        for case in range(7)
+    ]
+    rows += [result(configuration="fate", shots=n, split=0, case="easy", dice=1.0) for n in (1, 2)]
     found = study(rows)
-    ours, theirs = (found.estimate("hearts", arm, 2, "dice") for arm in ("fate", "my net"))
+    ours, theirs = (found.estimate("hearts", configuration, 2, "dice") for configuration in ("fate", "my net"))
     assert ours is not None
     assert theirs is not None
     assert ours.mean > theirs.mean
@@ -98,15 +107,17 @@ def test_labels_are_matched_on_the_draws_and_cases_that_both_have():
 
 
 def test_arms_are_compared_where_most_of_them_are():
-    rows = grid(["a", "b"], lambda arm, n, case: 0.5) + grid(["a"], lambda arm, n, case: 0.5, shots=(8,))
+    rows = grid(["a", "b"], lambda configuration, n, case: 0.5) + grid(
+        ["a"], lambda configuration, n, case: 0.5, shots=(8,)
+    )
     assert study(rows).shared_shots("hearts") == 4
 
 
 def test_cost_is_that_of_fits_and_cases_not_of_labels():
     rows = [
-        result(label=k, fit_s=fit, draw=draw, predict_s=1.0, peak_mib=fit)
-        for draw, fit in ((0, 10.0), (1, 30.0))
-        for k in range(5 * draw + 1)
+        result(label=k, fit_s=fit, split=split, predict_s=1.0, peak_mib=fit)
+        for split, fit in ((0, 10.0), (1, 30.0))
+        for k in range(5 * split + 1)
     ]
     cost = study(rows).cost("hearts", "fate", 1)
     assert cost is not None
@@ -118,11 +129,13 @@ def test_an_unknown_measure_is_refused():
         Study(title="x", results=(), measures=("speed",))
 
 
-def test_markdown_has_every_arm_and_keeps_its_columns():
-    rows = grid(["a|b", "c*d"], lambda arm, n, case: 0.5 + 0.01 * case + (0.1 if arm == "c*d" else 0))
+def test_markdown_has_every_configurations_and_keeps_its_columns():
+    rows = grid(
+        ["a|b", "c*d"], lambda configuration, n, case: 0.5 + 0.01 * case + (0.1 if configuration == "c*d" else 0)
+    )
     text = markdown(study(rows))
     dice = text.split("**hearts: Dice**")[1].split("**")[0].strip().splitlines()
-    assert dice[0] == "| arm | 1 labelled | 2 labelled | 4 labelled |"
+    assert dice[0] == "| configuration | 1 labelled | 2 labelled | 4 labelled |"
     assert [line.replace(r"\|", "").count("|") for line in dice] == [5] * 4
     assert dice[2].startswith(r"| a\|b | 0.530 \[")
     assert dice[3].startswith(r"| c\*d | 0.630 \[")
@@ -130,7 +143,7 @@ def test_markdown_has_every_arm_and_keeps_its_columns():
 
 
 def test_latex_escapes_what_latex_would_take_for_itself():
-    text = latex(study(grid(["50% & more_", "b"], lambda arm, n, case: 0.5 + 0.01 * case)))
+    text = latex(study(grid(["50% & more_", "b"], lambda configuration, n, case: 0.5 + 0.01 * case)))
     assert r"50\% \& more\_" in text
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 3
     rows = [line for line in text.splitlines() if line.startswith("50")]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import small_cohort
-from handful.experiments.plan import Arm, DataSet, Plan
+from handful.experiments.plan import Configuration, DataSet, Plan
 
 
 @pytest.fixture(scope="session")
@@ -22,15 +22,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make_plan(folder: Path, backbone: Path) -> Callable[..., Plan]:
-    """A plan of one method that learns in no time, on two phantoms a draw; arguments change it."""
+    """A plan of one method that learns in no time, on two phantoms a split; arguments change it."""
 
     def make(**changes: object) -> Plan:
         plain: dict[str, object] = {
             "name": "trial",
             "data": {"phantoms": DataSet(folder=folder)},
-            "arms": {"nearest": Arm(method="nearest-slice")},
+            "configurations": {"nearest": Configuration(method="nearest-slice")},
             "shots": (1, 2),
-            "draws": (0,),
+            "splits": (0,),
             "cases": 2,
             "backbone": str(backbone),
         }

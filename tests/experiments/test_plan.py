@@ -1,4 +1,4 @@
-"""A plan is read from TOML, mistakes are named, and its cells are fair."""
+"""A plan is read from TOML, mistakes are named, and its trials are fair."""
 
 import json
 import shutil
@@ -9,26 +9,26 @@ import pytest
 
 from handful.data.files import read_cohort
 from handful.errors import InputError, SettingsError
-from handful.experiments.plan import Arm, DataSet, Plan, cells, compare_plan, read_plan
+from handful.experiments.plan import Configuration, DataSet, Plan, compare_plan, read_plan, trials
 from handful.experiments.run import run_experiment
 
 GOOD = """
 name = "Hearts"
 shots = [1, 2]
-draws = [0, 3]
+splits = [0, 3]
 measures = ["dice", "surface_dice"]
 
 [data.hearts]
 folder = "hearts"
 cases = 6
 
-[arms.fate]
+[configurations.fate]
 method = "fate"
 settings = { window = 0 }
 
-[arms."a reader's box"]
+[configurations."an annotator's box"]
 method = "zero-shot"
-reader = "box"
+annotator = "box"
 """
 
 
@@ -40,10 +40,10 @@ def written(folder: Path, text: str) -> Path:
 
 def test_a_plan_is_what_its_file_says(tmp_path: Path):
     plan = read_plan(written(tmp_path, GOOD))
-    assert (plan.name, plan.shots, plan.draws, plan.measures) == ("Hearts", (1, 2), (0, 3), ("dice", "surface_dice"))
+    assert (plan.name, plan.shots, plan.splits, plan.measures) == ("Hearts", (1, 2), (0, 3), ("dice", "surface_dice"))
     assert plan.data == {"hearts": DataSet(folder=tmp_path / "hearts", cases=6)}
-    assert plan.arms["fate"] == Arm(method="fate", settings={"window": 0})
-    assert plan.arms["a reader's box"].reader == "box"
+    assert plan.configurations["fate"] == Configuration(method="fate", settings={"window": 0})
+    assert plan.configurations["an annotator's box"].annotator == "box"
 
 
 def test_folders_may_lie_elsewhere(tmp_path: Path):
@@ -54,11 +54,11 @@ def test_folders_may_lie_elsewhere(tmp_path: Path):
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('method = "fate"', 'metod = "fate"', "arms.fate.metod'; did you mean 'method'"),
+        ('method = "fate"', 'metod = "fate"', "configurations.fate.metod'; did you mean 'method'"),
         ('method = "fate"', 'method = "fates"', "no method 'fates'; did you mean 'fate'"),
         ("window = 0", "windw = 0", "no setting 'windw'"),
         ("window = 0", 'window = "wide"', "'wide'"),
-        ('reader = "box"', 'reader = "circle"', "no reader 'circle'"),
+        ('annotator = "box"', 'annotator = "circle"', "no annotator 'circle'"),
         ("shots = [1, 2]", "shots = [0, 2]", "shots must be at least 1, got 0"),
         ("shots = [1, 2]", "shots = []", "has no shots"),
         ("shots = [1, 2]", 'shots = ["one"]', "shots.0 = 'one'"),
@@ -83,18 +83,21 @@ def test_a_plan_that_is_not_there_is_named(tmp_path: Path):
         read_plan(tmp_path / "none.toml")
 
 
-def test_every_arm_is_measured_on_every_draw(make_plan: Callable[..., Plan]):
-    plan = make_plan(arms={"a": Arm(method="nearest-slice"), "b": Arm(method="zero-shot")}, draws=(0, 1))
-    found, left_out = cells(plan)
-    assert [(cell.draw, cell.shots, cell.arm_name) for cell in found] == [
-        (draw, shots, arm) for draw in (0, 1) for shots in (1, 2) for arm in "ab"
+def test_every_configurations_is_measured_on_every_draw(make_plan: Callable[..., Plan]):
+    plan = make_plan(
+        configurations={"a": Configuration(method="nearest-slice"), "b": Configuration(method="zero-shot")},
+        splits=(0, 1),
+    )
+    found, left_out = trials(plan)
+    assert [(trial.split, trial.shots, trial.configuration_name) for trial in found] == [
+        (split, shots, configuration) for split in (0, 1) for shots in (1, 2) for configuration in "ab"
     ]
     assert left_out == []
 
 
 def test_shots_that_leave_nobody_unseen_are_left_out_and_said(make_plan: Callable[..., Plan]):
-    found, left_out = cells(make_plan(shots=(1, 5, 8)))
-    assert {cell.shots for cell in found} == {1}
+    found, left_out = trials(make_plan(shots=(1, 5, 8)))
+    assert {trial.shots for trial in found} == {1}
     assert left_out == [f"phantoms with {n} labelled: 5 patients have labels" for n in (5, 8)]
 
 
@@ -105,9 +108,9 @@ def test_a_plan_that_leaves_nothing_to_measure_is_refused(make_plan: Callable[..
 
 def test_all_numbers_of_shots_are_tried_on_the_same_unseen_cases(make_plan: Callable[..., Plan], folder: Path):
     cohort = read_cohort(folder)
-    for draw in range(4):
-        found, _ = cells(make_plan(shots=(1, 2, 3), draws=(draw,)))
-        splits = [cell.split(cohort) for cell in found]
+    for split in range(4):
+        found, _ = trials(make_plan(shots=(1, 2, 3), splits=(split,)))
+        splits = [trial.divide(cohort) for trial in found]
         assert len({tuple(case.name for case in unseen) for _, unseen in splits}) == 1
         supports = [{case.name for case in drawn} for drawn, _ in splits]
         assert supports[0] < supports[1] < supports[2]
@@ -116,8 +119,8 @@ def test_all_numbers_of_shots_are_tried_on_the_same_unseen_cases(make_plan: Call
 
 def test_other_draws_try_other_cases(make_plan: Callable[..., Plan], folder: Path):
     cohort = read_cohort(folder)
-    found, _ = cells(make_plan(shots=(1,), draws=tuple(range(8))))
-    assert len({tuple(case.name for case in cell.split(cohort)[1]) for cell in found}) > 3
+    found, _ = trials(make_plan(shots=(1,), splits=tuple(range(8))))
+    assert len({tuple(case.name for case in trial.divide(cohort)[1]) for trial in found}) > 3
 
 
 def test_no_patient_is_on_both_sides(make_plan: Callable[..., Plan], folder: Path, tmp_path: Path):
@@ -126,28 +129,28 @@ def test_no_patient_is_on_both_sides(make_plan: Callable[..., Plan], folder: Pat
     facts["patient"] = {"case-0": "anna", "case-1": "anna", "case-2": "ben", "case-3": "ben", "case-4": "carl"}
     (own / "dataset.json").write_text(json.dumps(facts))
     cohort = read_cohort(own)
-    for draw in range(5):
-        found, _ = cells(make_plan(data={"own": DataSet(folder=own)}, draws=(draw,)))
-        for cell in found:
-            drawn, unseen = cell.split(cohort)
+    for split in range(5):
+        found, _ = trials(make_plan(data={"own": DataSet(folder=own)}, splits=(split,)))
+        for trial in found:
+            drawn, unseen = trial.divide(cohort)
             assert not {case.patient for case in drawn} & {case.patient for case in unseen}
             assert len(unseen) in (1, 2)
 
 
 def test_what_is_random_follows_the_draw_unless_the_settings_name_a_seed():
-    assert [Arm(method="few-shot-prompts").build(draw)[1] for draw in (0, 5)] == [0, 5]
-    assert Arm(method="few-shot-prompts", settings={"train.seed": 7}).build(5)[1] == 7
-    assert Arm(method="zero-shot").build(5)[1] == 5
-    assert Arm(method="nearest-slice").build(5)[1] is None
+    assert [Configuration(method="few-shot-prompts").build(split)[1] for split in (0, 5)] == [0, 5]
+    assert Configuration(method="few-shot-prompts", settings={"train.seed": 7}).build(5)[1] == 7
+    assert Configuration(method="zero-shot").build(5)[1] == 5
+    assert Configuration(method="nearest-slice").build(5)[1] is None
 
 
 def test_a_folder_of_ones_own_is_compared_up_to_half_of_it(folder: Path):
     plan = compare_plan(folder)
-    assert (plan.shots, plan.draws) == ((1, 2), (0, 1, 2))
-    assert {"fate", "nearest-slice"} <= plan.arms.keys()
-    assert "unet" not in plan.arms
-    assert "unet" in compare_plan(folder, ("all",)).arms
-    assert list(compare_plan(folder, ("lora", "fate"), shots=(3,)).arms) == ["lora", "fate"]
+    assert (plan.shots, plan.splits) == ((1, 2), (0, 1, 2))
+    assert {"fate", "nearest-slice"} <= plan.configurations.keys()
+    assert "unet" not in plan.configurations
+    assert "unet" in compare_plan(folder, ("all",)).configurations
+    assert list(compare_plan(folder, ("lora", "fate"), shots=(3,)).configurations) == ["lora", "fate"]
 
 
 def test_a_folder_without_labels_cannot_be_compared(folder: Path):
@@ -159,4 +162,4 @@ def test_a_folder_without_labels_cannot_be_compared(folder: Path):
     "path", sorted((Path(__file__).parents[2] / "experiments").glob("*.toml")), ids=lambda p: p.stem
 )
 def test_the_plans_that_come_with_handful_can_be_read(path: Path):
-    assert read_plan(path, Path("data")).arms
+    assert read_plan(path, Path("data")).configurations

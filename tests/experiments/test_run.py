@@ -21,13 +21,13 @@ from handful.data.volume import LabelMap
 from handful.errors import BusyError, DamagedFile, InputError, SettingsError
 from handful.evaluation.evaluate import evaluate
 from handful.evaluation.results import Result, read_results
-from handful.experiments.plan import Arm, DataSet, Plan
+from handful.experiments.plan import Configuration, DataSet, Plan
 from handful.experiments.run import ExperimentConfig, run_experiment
 from handful.experiments.store import experiment_status, read_study, write_experiment_report
 from handful.methods.nearest_slice import NearestSlice
 
-ONE = ExperimentConfig(processes=1)
-SLOW = Arm(method="few-shot-prompts", settings={"train": {"iterations": 30}, "views": 1, "batch": 2})
+ONE = ExperimentConfig(workers=1)
+SLOW = Configuration(method="few-shot-prompts", settings={"train": {"iterations": 30}, "views": 1, "batch": 2})
 
 
 class Told:
@@ -55,14 +55,19 @@ def table(out: Path) -> list[dict[str, object]]:
 
 
 def test_the_table_has_a_row_for_each_case_and_label_of_every_fit(make_plan: Callable[..., Plan], tmp_path: Path):
-    plan = make_plan(draws=(0, 1))
+    plan = make_plan(splits=(0, 1))
     found = run_experiment(plan, tmp_path / "out", ONE)
     assert (len(found.done), found.failed, found.missing) == (4, (), ())
     write_experiment_report(tmp_path / "out")
     rows = read_results(tmp_path / "out" / "results.csv")
-    assert len({(row.shots, row.draw, row.case, row.label) for row in rows}) == len(rows) == 4 * 2 * 2
+    assert len({(row.shots, row.split, row.case, row.label) for row in rows}) == len(rows) == 4 * 2 * 2
     one = rows[0]
-    assert (one.experiment, one.data_set, one.arm, one.method) == ("trial", "phantoms", "nearest", "nearest-slice")
+    assert (one.experiment, one.data_set, one.configuration, one.method) == (
+        "trial",
+        "phantoms",
+        "nearest",
+        "nearest-slice",
+    )
     assert len(json.loads(one.support)) == one.shots == 1
     assert one.case not in json.loads(one.support)
     assert one.backbone_sha256 == load_backbone(plan.backbone).digest()
@@ -74,7 +79,7 @@ def test_scores_are_those_of_the_method_fitted_by_hand(make_plan: Callable[..., 
     run_experiment(plan, tmp_path, ONE)
     cohort = read_cohort(plan.data["phantoms"].folder)
     assert cohort.labels is not None
-    drawn, rest = cohort.draw(2, 0)
+    drawn, rest = cohort.split(2, 0)
     segmenter = NearestSlice().fit(SupportSet(tuple(drawn), cohort.labels), load_backbone(plan.backbone))
     by_hand = {(row.case, row.label): row for row in evaluate(segmenter.predict, rest, labels=cohort.labels).rows}
     study = read_study(tmp_path)
@@ -93,7 +98,7 @@ def test_what_is_done_is_not_done_again(make_plan: Callable[..., Plan], tmp_path
     run_experiment(make_plan(), tmp_path, ONE, report=second)
     assert second.lines == []
     run_experiment(make_plan(shots=(1, 2, 3)), tmp_path, ONE, report=larger)
-    assert larger.done == ["phantoms, nearest, 3 labelled, draw 0"]
+    assert larger.done == ["phantoms, nearest, 3 labelled, split 0"]
 
 
 def test_what_the_table_of_another_run_holds_is_not_measured_again(make_plan: Callable[..., Plan], tmp_path: Path):
@@ -101,8 +106,8 @@ def test_what_the_table_of_another_run_holds_is_not_measured_again(make_plan: Ca
     for path in write_experiment_report(tmp_path / "first")[:2]:
         out, told = tmp_path / path.suffix[1:], Told()
         known = read_results(path)
-        run_experiment(make_plan(shots=(2, 3)), out, ExperimentConfig(processes=1, known=known), report=told)
-        assert told.done == ["phantoms, nearest, 3 labelled, draw 0"]
+        run_experiment(make_plan(shots=(2, 3)), out, ExperimentConfig(workers=1, known=known), report=told)
+        assert told.done == ["phantoms, nearest, 3 labelled, split 0"]
         assert read_study(out).results[: len(known) // 2] == tuple(row for row in known if row.shots == 2)
 
 
@@ -112,7 +117,7 @@ def test_a_table_of_other_fits_spares_nothing(make_plan: Callable[..., Plan], tm
     run_experiment(
         make_plan(shots=(1,), tolerance=2.0),
         tmp_path / "second",
-        ExperimentConfig(processes=1, known=known),
+        ExperimentConfig(workers=1, known=known),
         report=told,
     )
     assert len(told.done) == 1
@@ -120,24 +125,27 @@ def test_a_table_of_other_fits_spares_nothing(make_plan: Callable[..., Plan], tm
 
 
 def test_arms_encode_a_slice_once_between_them(make_plan: Callable[..., Plan], tmp_path: Path):
-    arms = {name: Arm(method="auto-sam", settings={"head": name, "train.iterations": 1}) for name in ("vit", "linear")}
-    plan, kept = make_plan(arms={"vit": arms["vit"]}, shots=(1,)), tmp_path / "kept"
-    run_experiment(plan, tmp_path / "out", ExperimentConfig(processes=1, cache=kept))
+    configurations = {
+        name: Configuration(method="auto-sam", settings={"head": name, "train.iterations": 1})
+        for name in ("vit", "linear")
+    }
+    plan, kept = make_plan(configurations={"vit": configurations["vit"]}, shots=(1,)), tmp_path / "kept"
+    run_experiment(plan, tmp_path / "out", ExperimentConfig(workers=1, cache=kept))
     entries = sorted(path.name for path in kept.rglob("*") if path.is_file())
     assert entries
     found = run_experiment(
-        make_plan(arms=arms, shots=(1,)), tmp_path / "out", ExperimentConfig(processes=1, cache=kept)
+        make_plan(configurations=configurations, shots=(1,)), tmp_path / "out", ExperimentConfig(workers=1, cache=kept)
     )
     assert (len(found.done), found.failed) == (2, ())
     assert sorted(path.name for path in kept.rglob("*") if path.is_file()) == entries
 
 
 def test_a_part_of_a_plan_may_be_measured_first(make_plan: Callable[..., Plan], tmp_path: Path):
-    arms = {"nearest": Arm(method="nearest-slice"), "carried": Arm(method="zero-shot")}
-    plan, told = make_plan(arms=arms, draws=(0, 1)), Told()
-    part = ExperimentConfig(processes=1, data_sets=("phantoms",), arms=("carried",), shots=(2,), draws=(1,))
+    configurations = {"nearest": Configuration(method="nearest-slice"), "carried": Configuration(method="zero-shot")}
+    plan, told = make_plan(configurations=configurations, splits=(0, 1)), Told()
+    part = ExperimentConfig(workers=1, data_sets=("phantoms",), configurations=("carried",), shots=(2,), splits=(1,))
     found = run_experiment(plan, tmp_path, part, report=told)
-    assert told.done == ["phantoms, carried, 2 labelled, draw 1"]
+    assert told.done == ["phantoms, carried, 2 labelled, split 1"]
     assert (len(found.done), len(found.missing)) == (1, 7)
     assert len(run_experiment(plan, tmp_path, ONE).done) == 8
 
@@ -145,9 +153,9 @@ def test_a_part_of_a_plan_may_be_measured_first(make_plan: Callable[..., Plan], 
 @pytest.mark.parametrize(
     ("part", "said"),
     [
-        ({"arms": ("nearset",)}, "has no arm 'nearset'; did you mean 'nearest'"),
+        ({"configurations": ("nearset",)}, "has no configuration 'nearset'; did you mean 'nearest'"),
         ({"data_sets": ("hearts",)}, "has no data set 'hearts'; it has phantoms"),
-        ({"shots": (7,)}, "nothing to measure: the chosen shots and draws are none of its own"),
+        ({"shots": (7,)}, "nothing to measure: the chosen shots and splits are none of its own"),
     ],
 )
 def test_a_part_that_the_plan_does_not_have_is_named(
@@ -157,18 +165,20 @@ def test_a_part_that_the_plan_does_not_have_is_named(
         run_experiment(make_plan(), tmp_path, ExperimentConfig(**part))  # type: ignore[arg-type]
 
 
-def test_another_name_of_an_arm_measures_nothing_anew(make_plan: Callable[..., Plan], tmp_path: Path):
+def test_another_name_of_an_configurations_measures_nothing_anew(make_plan: Callable[..., Plan], tmp_path: Path):
     run_experiment(make_plan(), tmp_path, ONE)
     told = Told()
-    run_experiment(make_plan(arms={"by pixels": Arm(method="nearest-slice")}), tmp_path, ONE, report=told)
+    run_experiment(
+        make_plan(configurations={"by pixels": Configuration(method="nearest-slice")}), tmp_path, ONE, report=told
+    )
     assert told.lines == []
-    assert read_study(tmp_path).arms == ["by pixels"]
+    assert read_study(tmp_path).configurations == ["by pixels"]
 
 
 def test_other_settings_and_other_weights_are_measured(make_plan: Callable[..., Plan], tmp_path: Path):
     run_experiment(make_plan(shots=(1,)), tmp_path / "out", ONE)
     for changes in (
-        {"arms": {"nearest": Arm(method="nearest-slice", settings={"similarity": "embedding"})}},
+        {"configurations": {"nearest": Configuration(method="nearest-slice", settings={"similarity": "embedding"})}},
         {"backbone": "handful-tiny"},
         {"tolerance": 2.0},
         {"cases": 1},
@@ -182,7 +192,7 @@ def test_a_corrected_label_map_is_noticed_by_the_fits_it_matters_to(
     make_plan: Callable[..., Plan], folder: Path, tmp_path: Path
 ):
     own = Path(shutil.copytree(folder, tmp_path / "own"))
-    plan = make_plan(data={"own": DataSet(folder=own)}, shots=(1,), draws=(0, 1, 2, 3), cases=1)
+    plan = make_plan(data={"own": DataSet(folder=own)}, shots=(1,), splits=(0, 1, 2, 3), cases=1)
     run_experiment(plan, tmp_path / "out", ONE)
     used = [{*json.loads(row.support), row.case} for row in read_study(tmp_path / "out").results if row.label == 1]
     case = sorted(used[0])[0]
@@ -196,47 +206,61 @@ def test_a_corrected_label_map_is_noticed_by_the_fits_it_matters_to(
     assert len(told.done) < 4
 
 
-def test_a_reader_may_ask(make_plan: Callable[..., Plan], tmp_path: Path):
-    arms = {
-        "box": Arm(method="zero-shot", reader="box", jitter=0.1),
-        "clicks": Arm(method="interactive", reader="clicks-2", settings={"train.iterations": 1, "regions": 1}),
+def test_a_annotator_may_ask(make_plan: Callable[..., Plan], tmp_path: Path):
+    configurations = {
+        "box": Configuration(method="zero-shot", annotator="box", jitter=0.1),
+        "clicks": Configuration(
+            method="interactive", annotator="clicks-2", settings={"train.iterations": 1, "regions": 1}
+        ),
     }
-    found = run_experiment(make_plan(arms=arms, shots=(1,)), tmp_path, ONE)
+    found = run_experiment(make_plan(configurations=configurations, shots=(1,)), tmp_path, ONE)
     assert found.failed == ()
     study = read_study(tmp_path)
-    assert study.readers == {"box", "clicks"}
-    assert {row.reader for row in study.results} == {"box, jitter 0.1", "clicks-2"}
+    assert study.annotators == {"box", "clicks"}
+    assert {row.annotator for row in study.results} == {"box, jitter 0.1", "clicks-2"}
 
 
 CLICKED = {
-    f"{n} clicks": Arm(method="interactive", reader=f"clicks-{n}", settings={"train.iterations": 1, "regions": 1})
+    f"{n} clicks": Configuration(
+        method="interactive", annotator=f"clicks-{n}", settings={"train.iterations": 1, "regions": 1}
+    )
     for n in (1, 3)
 }
 
 
-def test_readers_of_one_method_ask_one_fit_and_get_what_they_get_alone(make_plan: Callable[..., Plan], tmp_path: Path):
-    plan = make_plan(arms=CLICKED, shots=(1,))
+def test_annotators_of_one_method_ask_one_fit_and_get_what_they_get_alone(
+    make_plan: Callable[..., Plan], tmp_path: Path
+):
+    plan = make_plan(configurations=CLICKED, shots=(1,))
     run_experiment(plan, tmp_path / "together", ONE)
     rows = read_study(tmp_path / "together").results
-    assert (len({row.fit_s for row in rows}), len({row.cell for row in rows})) == (1, 2)
-    for arm in CLICKED:
-        run_experiment(plan, tmp_path / "alone", ExperimentConfig(processes=1, arms=(arm,)))
+    assert (len({row.fit_s for row in rows}), len({row.trial for row in rows})) == (1, 2)
+    for configuration in CLICKED:
+        run_experiment(plan, tmp_path / "alone", ExperimentConfig(workers=1, configurations=(configuration,)))
     assert len({row.fit_s for row in read_study(tmp_path / "alone").results}) == 2
     assert table(tmp_path / "together") == table(tmp_path / "alone")
 
 
-def test_a_reader_that_cannot_ask_does_not_hold_up_the_others(make_plan: Callable[..., Plan], tmp_path: Path):
-    arms = {"clicked": Arm(method="nearest-slice", reader="clicks-3"), "alone": Arm(method="nearest-slice")}
-    found = run_experiment(make_plan(arms=arms, shots=(1,)), tmp_path, ONE)
-    assert [one.arm for one in found.done] == ["alone"]
-    assert [failure.case for failure in found.failed] == ["phantoms, clicked, 1 labelled, draw 0"]
+def test_a_annotator_that_cannot_ask_does_not_hold_up_the_others(make_plan: Callable[..., Plan], tmp_path: Path):
+    configurations = {
+        "clicked": Configuration(method="nearest-slice", annotator="clicks-3"),
+        "alone": Configuration(method="nearest-slice"),
+    }
+    found = run_experiment(make_plan(configurations=configurations, shots=(1,)), tmp_path, ONE)
+    assert [one.configuration for one in found.done] == ["alone"]
+    assert [failure.case for failure in found.failed] == ["phantoms, clicked, 1 labelled, split 0"]
 
 
 def test_a_fit_that_fails_is_told_and_the_others_go_on(make_plan: Callable[..., Plan], tmp_path: Path):
-    plan = make_plan(arms={"bad": Arm(method="nearest-slice", reader="box"), "good": Arm(method="nearest-slice")})
+    plan = make_plan(
+        configurations={
+            "bad": Configuration(method="nearest-slice", annotator="box"),
+            "good": Configuration(method="nearest-slice"),
+        }
+    )
     found = run_experiment(plan, tmp_path, ONE)
     assert len(found.done) == 2
-    assert [failure.case for failure in found.failed] == [f"phantoms, bad, {n} labelled, draw 0" for n in (1, 2)]
+    assert [failure.case for failure in found.failed] == [f"phantoms, bad, {n} labelled, split 0" for n in (1, 2)]
     assert "cannot ask nearest-slice" in found.failed[0].reason
     again = Told()
     run_experiment(plan, tmp_path, ONE, report=again)
@@ -244,14 +268,14 @@ def test_a_fit_that_fails_is_told_and_the_others_go_on(make_plan: Callable[..., 
 
 
 @pytest.mark.process
-def test_several_processes_give_the_table_of_one_and_readers_ask_one_fit_there_too(
+def test_several_processes_give_the_table_of_one_and_annotators_ask_one_fit_there_too(
     make_plan: Callable[..., Plan], tmp_path: Path
 ):
-    plan = make_plan(arms={"nearest": Arm(method="nearest-slice"), **CLICKED})
+    plan = make_plan(configurations={"nearest": Configuration(method="nearest-slice"), **CLICKED})
     run_experiment(plan, tmp_path / "one", ONE)
-    found = run_experiment(plan, tmp_path / "two", ExperimentConfig(processes=2))
+    found = run_experiment(plan, tmp_path / "two", ExperimentConfig(workers=2))
     assert (len(found.done), found.failed) == (6, ())
-    clicked = {(row.shots, row.fit_s) for row in read_study(tmp_path / "two").results if row.arm in CLICKED}
+    clicked = {(row.shots, row.fit_s) for row in read_study(tmp_path / "two").results if row.configuration in CLICKED}
     assert len(clicked) == 2
     assert table(tmp_path / "one") == table(tmp_path / "two")
 
@@ -259,7 +283,10 @@ def test_several_processes_give_the_table_of_one_and_readers_ask_one_fit_there_t
 def test_a_stopped_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
     make_plan: Callable[..., Plan], tmp_path: Path
 ):
-    plan = make_plan(arms={"carried": Arm(method="zero-shot"), "nearest": Arm(method="nearest-slice")}, draws=(0, 1))
+    plan = make_plan(
+        configurations={"carried": Configuration(method="zero-shot"), "nearest": Configuration(method="nearest-slice")},
+        splits=(0, 1),
+    )
 
     def stop(step: int, total: int, note: str) -> None:
         if step == 3:
@@ -267,7 +294,7 @@ def test_a_stopped_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
 
     with pytest.raises(KeyboardInterrupt):
         run_experiment(plan, tmp_path / "stopped", ONE, report=stop)
-    kept = tmp_path / "stopped" / "cells"
+    kept = tmp_path / "stopped" / "trials"
     before = {path.name: path.stat().st_mtime_ns for path in kept.glob("[!.]*.json")}
     assert 2 <= len(before) < 8
     told = Told()
@@ -280,13 +307,13 @@ def test_a_stopped_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
 
 @pytest.mark.process
 def test_a_process_that_dies_takes_one_fit_with_it(make_plan: Callable[..., Plan], tmp_path: Path):
-    plan = make_plan(arms={"slow": SLOW}, draws=(0, 1))
+    plan = make_plan(configurations={"slow": SLOW}, splits=(0, 1))
 
     def kill_one(step: int, total: int, note: str) -> None:
         if step == 1:
             os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
 
-    found = run_experiment(plan, tmp_path, ExperimentConfig(processes=2), report=kill_one)
+    found = run_experiment(plan, tmp_path, ExperimentConfig(workers=2), report=kill_one)
     assert len(found.done) == 3
     assert "by signal 9" in found.failed[0].reason
     assert len(run_experiment(plan, tmp_path, ONE).done) == 4
@@ -299,15 +326,15 @@ def test_a_killed_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
     toml = f"""
         name = "trial"
         shots = [1, 2]
-        draws = [0, 1]
+        splits = [0, 1]
         cases = 2
         backbone = "{backbone}"
         [data.phantoms]
         folder = "{folder}"
-        [arms.slow]
+        [configurations.slow]
         method = "few-shot-prompts"
         settings = {{ train.iterations = 30, views = 1, batch = 2 }}
-        [arms.nearest]
+        [configurations.nearest]
         method = "nearest-slice"
         """
     (tmp_path / "plan.toml").write_text(toml)
@@ -319,17 +346,17 @@ from handful.experiments.plan import read_plan
 from handful.experiments.run import ExperimentConfig, run_experiment
 if __name__ == "__main__":
     plan = read_plan(Path({str(tmp_path / "plan.toml")!r}))
-    run_experiment(plan, Path({str(tmp_path / "killed")!r}), ExperimentConfig(processes=1))
+    run_experiment(plan, Path({str(tmp_path / "killed")!r}), ExperimentConfig(workers=1))
 """
     (tmp_path / "script.py").write_text(script)
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    kept = tmp_path / "killed" / "cells"
+    kept = tmp_path / "killed" / "trials"
     small_cohort.wait_until(lambda: len(list(kept.glob("[!.]*.json"))) >= 2, process, 600)
     process.kill()
     process.wait()
-    plan = make_plan(arms={"slow": SLOW, "nearest": Arm(method="nearest-slice")}, draws=(0, 1))
+    plan = make_plan(configurations={"slow": SLOW, "nearest": Configuration(method="nearest-slice")}, splits=(0, 1))
     before = {path.name: path.stat().st_mtime_ns for path in kept.glob("[!.]*.json")}
     assert 2 <= len(before) < 8
     run_experiment(plan, tmp_path / "killed", ONE)
@@ -347,10 +374,10 @@ def test_two_runs_do_not_work_in_one_folder(make_plan: Callable[..., Plan], tmp_
 
 
 def test_status_knows_what_is_missing_and_the_report_what_is_there(make_plan: Callable[..., Plan], tmp_path: Path):
-    run_experiment(make_plan(shots=(1, 9)), tmp_path, ExperimentConfig(processes=1, command="as typed"))
-    next((tmp_path / "cells").iterdir()).unlink()
+    run_experiment(make_plan(shots=(1, 9)), tmp_path, ExperimentConfig(workers=1, command="as typed"))
+    next((tmp_path / "trials").iterdir()).unlink()
     found = experiment_status(tmp_path)
-    assert [one.name for one in found.missing] == ["phantoms, nearest, 1 labelled, draw 0"]
+    assert [one.name for one in found.missing] == ["phantoms, nearest, 1 labelled, split 0"]
     assert found.left_out == ("phantoms with 9 labelled: 5 patients have labels",)
     assert {path.name for path in write_experiment_report(tmp_path, with_latex=True)} >= {
         "results.csv",
@@ -368,7 +395,7 @@ def test_a_folder_of_something_else_is_no_experiment(tmp_path: Path):
 
 def test_a_damaged_result_is_named(make_plan: Callable[..., Plan], tmp_path: Path):
     run_experiment(make_plan(shots=(1,)), tmp_path, ONE)
-    next((tmp_path / "cells").iterdir()).write_text('{"rows": []}')
+    next((tmp_path / "trials").iterdir()).write_text('{"rows": []}')
     with pytest.raises(DamagedFile, match="delete it and run the experiment again"):
         read_study(tmp_path)
 
@@ -388,8 +415,8 @@ def test_only_fits_on_the_most_labels_keep_pictures(make_plan: Callable[..., Pla
 
 def test_a_setting_may_name_the_folder_of_the_data_set(make_plan: Callable[..., Plan], tmp_path: Path):
     settings = {"side": 32, "channels": 2, "train.iterations": 1, "contrast.iterations": 1, "contrast_batch": 2}
-    arm = Arm(method="unet", settings={**settings, "pretrain": "simclr", "unlabelled": "{folder}"})
-    found = run_experiment(make_plan(arms={"U-Net": arm}), tmp_path / "out", ONE)
+    configuration = Configuration(method="unet", settings={**settings, "pretrain": "simclr", "unlabelled": "{folder}"})
+    found = run_experiment(make_plan(configurations={"U-Net": configuration}), tmp_path / "out", ONE)
     write_experiment_report(tmp_path / "out")
     assert not found.failed
     rows = read_results(tmp_path / "out" / "results.csv")

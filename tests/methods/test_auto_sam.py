@@ -26,9 +26,9 @@ SHORT = TrainConfig(iterations=2)
 FORMS = [
     {"head": "vit"},
     {"head": "vit", "shared_pass": False},
-    {"head": "vit", "faithful": True},
+    {"head": "vit", "as_published": True},
     {"head": "cnn"},
-    {"head": "cnn", "faithful": True},
+    {"head": "cnn", "as_published": True},
     {"head": "unet"},
     {"head": "linear"},
     {"head": "linear", "relu_out": True},
@@ -72,12 +72,12 @@ def test_a_head_learns_at_its_own_rate_unless_told_otherwise(head: str, rate: fl
 @pytest.mark.parametrize(
     ("form", "whole", "trainable"),
     [
-        ({"head": "vit", "faithful": True}, 3_780_002, 3_646_880),
+        ({"head": "vit", "as_published": True}, 3_780_002, 3_646_880),
         ({"head": "vit"}, 3_506_048, 3_506_048),
         ({"head": "vit", "shared_pass": False}, 3_506_048, 3_506_048),
         ({"head": "cnn"}, 20_686_340, 20_686_340),
         ({"head": "linear"}, 75_140, 75_140),
-        ({"head": "linear", "faithful": True}, 75_140, 75_140),
+        ({"head": "linear", "as_published": True}, 75_140, 75_140),
     ],
     ids=str,
 )
@@ -88,9 +88,9 @@ def test_heads_have_the_published_number_of_parameters(form: dict, whole: int, t
 
 
 def test_the_published_vit_head_takes_sams_transformer_and_leaves_its_tokens(vit_b: Backbone):
-    faithful, mended = head_of(vit_b, head="vit", faithful=True), head_of(vit_b, head="vit")
+    as_published, mended = head_of(vit_b, head="vit", as_published=True), head_of(vit_b, head="vit")
     decoder = dict(vit_b.mask_decoder.named_parameters())
-    for head in (faithful, mended):
+    for head in (as_published, mended):
         for name, value in head.transformer.named_parameters(prefix="transformer"):
             assert torch.equal(value, decoder[name])
     assert torch.equal(mended.position, vit_b.position_encoding())
@@ -103,7 +103,7 @@ def test_the_published_vit_head_takes_sams_transformer_and_leaves_its_tokens(vit
 
 @pytest.mark.parametrize(
     ("form", "images"),
-    [({"head": "vit"}, 2), ({"head": "vit", "shared_pass": False}, 6), ({"head": "vit", "faithful": True}, 6)],
+    [({"head": "vit"}, 2), ({"head": "vit", "shared_pass": False}, 6), ({"head": "vit", "as_published": True}, 6)],
     ids=str,
 )
 @on_both
@@ -170,7 +170,7 @@ def test_the_order_of_classes_is_that_of_their_tokens_and_nothing_else(form: dic
 
 @pytest.mark.parametrize(
     "form",
-    [{"head": "vit"}, {"head": "vit", "faithful": True}, {"head": "cnn"}, {"head": "linear"}, {"head": "unet"}],
+    [{"head": "vit"}, {"head": "vit", "as_published": True}, {"head": "cnn"}, {"head": "linear"}, {"head": "unet"}],
     ids=str,
 )
 @torch.no_grad()
@@ -205,11 +205,11 @@ def test_the_unet_looks_at_slices_that_are_finer_than_the_embeddings(model: str,
 def test_the_cnn_passes_on_what_it_sees_where_the_published_one_lets_it_fade(sam: Backbone):
     image = embeddings(sam, n=2)
 
-    def difference(faithful: bool) -> float:
-        one, other = head_of(sam, head="cnn", faithful=faithful)(image)
+    def difference(as_published: bool) -> float:
+        one, other = head_of(sam, head="cnn", as_published=as_published)(image)
         return float((one - other).std())
 
-    assert difference(faithful=False) > 50 * difference(faithful=True)
+    assert difference(as_published=False) > 50 * difference(as_published=True)
 
 
 @torch.no_grad()
@@ -218,7 +218,7 @@ def test_the_published_relu_lets_no_logit_be_negative(sam: Backbone):
     plain, cut = head_of(sam, head="linear")(image), head_of(sam, head="linear", relu_out=True)(image)
     assert plain.min() < 0
     assert torch.equal(cut, plain.clamp_min(0))
-    assert torch.equal(head_of(sam, head="linear", faithful=True)(image), cut)
+    assert torch.equal(head_of(sam, head="linear", as_published=True)(image), cut)
 
 
 # What trains.
@@ -252,7 +252,7 @@ def test_each_view_of_each_slice_is_encoded_once(views: int, sam: Backbone):
 def test_a_head_of_another_form_is_not_restored(sam: Backbone):
     segmenter = AutoSam(head="vit", views=1, batch=2, train=SHORT).fit(support_set(1), sam)
     with pytest.raises(CheckpointError, match="class_tokens"):
-        AutoSam(head="vit", faithful=True).restore(segmenter.labels, segmenter.slicer, sam, segmenter.learned())
+        AutoSam(head="vit", as_published=True).restore(segmenter.labels, segmenter.slicer, sam, segmenter.learned())
 
 
 def test_the_background_is_a_class_whose_logit_is_subtracted(sam: Backbone):
@@ -260,7 +260,7 @@ def test_the_background_is_a_class_whose_logit_is_subtracted(sam: Backbone):
     slices = torch.rand(1, 1, 24, 28)
     with torch.inference_mode():
         image = sam.encode(slices).to(torch.float16).to(torch.float32)
-        all_classes = sam.to_slice(segmenter.head(image), (24, 28))
+        all_classes = sam.to_image_frame(segmenter.head(image), (24, 28))
         labels = segmenter(slices)
     assert all_classes.shape[1] == 1 + labels.shape[1]
     beside = torch.cat([torch.zeros_like(labels[:, :1]), labels], dim=1)
@@ -275,26 +275,30 @@ WINDOW = Slicer(window=(0.0, 350.0))
 @pytest.mark.parametrize("dice", ["batch", "slice"])
 def test_balance_and_dice_have_a_say_in_the_training(dice: str, sam: Backbone):
     fitted = [
-        AutoSam(slicer=WINDOW, head="linear", views=1, batch=2, dice=dice, balance=balance, train=SHORT)
+        AutoSam(
+            slicer=WINDOW, head="linear", views=1, batch=2, dice=dice, rare_class_weight=rare_class_weight, train=SHORT
+        )
         .fit(support_set(1), sam)
         .learned()
-        for balance in (0.0, 0.5)
+        for rare_class_weight in (0.0, 0.5)
     ]
-    other = AutoSam(slicer=WINDOW, head="linear", views=1, batch=2, balance=0.5, train=SHORT)
+    other = AutoSam(slicer=WINDOW, head="linear", views=1, batch=2, rare_class_weight=0.5, train=SHORT)
     fitted.append(replace(other, dice="slice" if dice == "batch" else "batch").fit(support_set(1), sam).learned())
     for one, another in itertools.combinations(fitted, 2):
         assert any(not torch.equal(one[name], another[name]) for name in one)
 
 
 def test_a_negative_balance_is_refused():
-    with pytest.raises(SettingsError, match="balance must be 0 or more, got -1"):
-        AutoSam(balance=-1)
+    with pytest.raises(SettingsError, match="rare_class_weight must be 0 or more, got -1"):
+        AutoSam(rare_class_weight=-1)
 
 
 def spoiling(patients: int) -> AutoSam:
     """Trains a step between two checks, at a rate that does harm soon; no step depends on how many there are."""
     config = TrainConfig(iterations=20, learning_rate=1.0, warmup=0.0, schedule="constant")
-    return AutoSam(slicer=WINDOW, head="linear", views=1, batch=2, balance=0, validate_from=patients, train=config)
+    return AutoSam(
+        slicer=WINDOW, head="linear", views=1, batch=2, rare_class_weight=0, validate_from=patients, train=config
+    )
 
 
 def test_a_training_stops_when_the_held_out_patient_gains_no_more_and_keeps_the_best_weights(sam: Backbone):
@@ -324,10 +328,10 @@ def test_with_too_few_patients_or_none_to_spare_all_are_trained_on(sam: Backbone
     ("settings", "said"),
     [
         ({"batch": 0}, "batch"),
-        ({"faithful": True}, "faithful"),
+        ({"as_published": True}, "as_published"),
         ({"views": -1}, "views"),
         ({"feature_noise": -0.1}, "feature_noise"),
-        ({"spread": float("nan")}, "spread"),
+        ({"token_init_std": float("nan")}, "token_init_std"),
         ({"relu_out": True}, "linear"),
         ({"validate_from": 1}, "nobody to train on"),
         ({"validate_from": 5, "train": TrainConfig(ema=0.9)}, "ema"),

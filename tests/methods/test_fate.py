@@ -107,15 +107,17 @@ def driven_by_hand(segmenter: FateSegmenter, case: Case) -> torch.Tensor:
     for column, value in enumerate(LABELS.values):
         masks = torch.from_numpy((view.of(case.reference.array) == value).astype(np.float32))
         held = [i for i in range(5) if masks[i].any()]
-        known = Memory.cat([backbone.memorize(image[i], masks[[i]]) for i in held])
-        known = dataclasses.replace(known, spatial=known.spatial.half().float(), pointers=known.pointers.half().float())
+        valid_mask = Memory.cat([backbone.memorize(image[i], masks[[i]]) for i in held])
+        valid_mask = dataclasses.replace(
+            valid_mask, spatial=valid_mask.spatial.half().float(), pointers=valid_mask.pointers.half().float()
+        )
         left: dict[int, Memory] = {}
         for here in (2, 1, 0, 3, 4):
             near = [
                 dataclasses.replace(memory, distance=(abs(here - there),), pointer_distance=(abs(here - there),))
                 for there, memory in left.items()
             ]
-            prediction = backbone.decode_recalled(backbone.recall(image[here], Memory.cat([known, *near])))
+            prediction = backbone.decode_recalled(backbone.recall(image[here], Memory.cat([valid_mask, *near])))
             left[here] = backbone.remember(image[here], prediction, distance=1)
             scores[here, column] = prediction.object_score[0, 0]
     return scores
@@ -257,10 +259,10 @@ def test_an_object_whose_score_is_negative_is_absent(video: MemoryBackbone):
 def test_how_sure_the_model_must_be_is_a_setting(video: MemoryBackbone):
     volume = phantom(7)[0]
     score = answered(fitted(video, window=0), volume).object_score
-    known = score[~score.isnan()]
+    valid_mask = score[~score.isnan()]
     found = [
         (fitted(video, window=0, absent_below=below).predict(volume).array > 0).any()
-        for below in (float(known.max()) + 1, float(known.min()) - 1)
+        for below in (float(valid_mask.max()) + 1, float(valid_mask.min()) - 1)
     ]
     assert found == [False, True]
 
@@ -327,7 +329,7 @@ def test_diverse_supports_come_from_every_case(video: MemoryBackbone):
 def test_supports_lie_near_where_they_are_told_to(video: MemoryBackbone):
     image, _ = phantom(7)
     for tolerance in (1.0, 0.1):
-        confidence = answered(fitted(video, top_k=2, place_tolerance=tolerance), image)
+        confidence = answered(fitted(video, top_k=2, slice_position_tolerance=tolerance), image)
         away = [abs(number - i) for i, supports in enumerate(confidence.retrieved) for _, number in supports]
         assert (max(away) == 0) is (tolerance == 0.1)
 
@@ -439,7 +441,7 @@ def test_a_backbone_without_memory_is_refused_with_those_that_have_one(sam2: Bac
 
 @pytest.mark.parametrize(
     "settings",
-    [{"top_k": 0}, {"window": 7}, {"window": -1}, {"place_tolerance": 1.5}, {"window": 0, "fuse": True},
+    [{"top_k": 0}, {"window": 7}, {"window": -1}, {"slice_position_tolerance": 1.5}, {"window": 0, "fuse": True},
      {"window": 0, "second_sweep": True}, {"similarity": "taste"}, {"start": "end"}],
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object]):

@@ -36,7 +36,7 @@ def planted(backbone: Backbone) -> Backbone:
         def _encode(self, slices: torch.Tensor) -> ImageEmbeddings:
             classes = (slices * 3).round().long()
             cover = torch.cat([(classes == c).float() for c in range(4)], dim=1)
-            cells = self.to_square(cover, self.feature_side)
+            cells = self.to_model_frame(cover, self.feature_side)
             features = torch.einsum("nkhw,kc->nchw", cells, codes)
             noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(int(slices.sum())))
             image = super()._encode(slices)
@@ -193,15 +193,17 @@ def test_every_option_changes_the_answer_and_comes_back(option: dict, sam: Backb
 
 def test_balance_has_a_say_in_the_training(sam: Backbone):
     even, balanced = (
-        FewShotPrompts(views=1, batch=3, balance=balance, train=SHORT).fit(support_set(2), sam).learned()
-        for balance in (0.0, 0.5)
+        FewShotPrompts(views=1, batch=3, rare_class_weight=rare_class_weight, train=SHORT)
+        .fit(support_set(2), sam)
+        .learned()
+        for rare_class_weight in (0.0, 0.5)
     )
     assert any(not torch.equal(even[name], balanced[name]) for name in even)
 
 
 def test_a_negative_balance_is_refused():
-    with pytest.raises(SettingsError, match="balance must be 0 or more, got -1"):
-        FewShotPrompts(balance=-1)
+    with pytest.raises(SettingsError, match="rare_class_weight must be 0 or more, got -1"):
+        FewShotPrompts(rare_class_weight=-1)
 
 
 def test_a_single_labelled_slice_is_enough(sam: Backbone):

@@ -14,9 +14,9 @@ from handful.data.support import SupportSet
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
 from handful.methods.interactive.method import Interactive, InteractiveSegmenter
-from handful.prompts.behaviours import Behaviours, behave
+from handful.prompts.prompt_mix import PromptMix, simulate_prompts
 from handful.prompts.prompts import PADDING, Prompts
-from handful.prompts.simulation import Reader, simulate
+from handful.prompts.simulation import Annotator, simulate
 from handful.tuning.loop import TrainConfig
 from handful.tuning.pruning import Pruning
 from methods.variants import Fits
@@ -58,8 +58,8 @@ def test_a_tuned_backbone_answers_and_is_corrected_far_better_than_an_untuned_on
 
     def dice(asked: InteractiveSegmenter) -> float:
         generator = torch.Generator().manual_seed(0)
-        first = behave(masks, Behaviours.only(behaviour), generator)
-        rounds = simulate(lambda said: asked.ask(image, said, size).logits, masks, first, Reader(), 2, generator)
+        first = simulate_prompts(masks, PromptMix.only(behaviour), generator)
+        rounds = simulate(lambda said: asked.ask(image, said, size).logits, masks, first, Annotator(), 2, generator)
         return float(rounds.dice.mean())
 
     assert dice(tuned) > 0.5
@@ -69,7 +69,7 @@ def test_a_tuned_backbone_answers_and_is_corrected_far_better_than_an_untuned_on
 def test_prompts_for_one_label_find_that_label(tuned: InteractiveSegmenter):
     slices, masks = scene(tuned)
     size = (slices.shape[-2], slices.shape[-1])
-    said = behave(masks, Behaviours.only("tight_box"), torch.Generator().manual_seed(0))
+    said = simulate_prompts(masks, PromptMix.only("tight_box"), torch.Generator().manual_seed(0))
     assert said.boxes is not None
     image = tuned.backbone.encode(slices)
     right = tuned.ask(image, said, size).logits > 0
@@ -80,7 +80,7 @@ def test_prompts_for_one_label_find_that_label(tuned: InteractiveSegmenter):
 def test_an_error_head_suggests_a_click_whose_sign_fits_the_answer(tuned: InteractiveSegmenter):
     slices, masks = scene(tuned)
     size = (slices.shape[-2], slices.shape[-1])
-    said = behave(masks, Behaviours.only("centre"), torch.Generator().manual_seed(0))
+    said = simulate_prompts(masks, PromptMix.only("centre"), torch.Generator().manual_seed(0))
     answer = tuned.ask(tuned.backbone.encode(slices), said, size)
     assert answer.error is not None
     assert answer.error.shape == answer.logits.shape
@@ -97,7 +97,7 @@ def test_an_error_head_suggests_a_click_whose_sign_fits_the_answer(tuned: Intera
 def test_the_error_head_knows_wrong_from_right(tuned: InteractiveSegmenter):
     slices, masks = scene(tuned)
     size = (slices.shape[-2], slices.shape[-1])
-    said = behave(masks, Behaviours.only("uniform"), torch.Generator().manual_seed(0))
+    said = simulate_prompts(masks, PromptMix.only("uniform"), torch.Generator().manual_seed(0))
     answer = tuned.ask(tuned.backbone.encode(slices), said, size)
     assert answer.error is not None
     wrong = (answer.logits > 0) != masks

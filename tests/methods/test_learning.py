@@ -54,7 +54,7 @@ QUICK: dict[str, Lesson | str] = {
 LONG = {
     "auto-sam, vit": Lesson("auto-sam", vit(**{"train.iterations": 180}), "large_sam"),
     "auto-sam, vit, a pass a class": Lesson("auto-sam", vit(shared_pass=False), "large_sam"),
-    "auto-sam, vit as published": Lesson("auto-sam", vit(faithful=True), "large_sam"),
+    "auto-sam, vit as published": Lesson("auto-sam", vit(as_published=True), "large_sam"),
     "auto-sam, vit on SAM 2": Lesson("auto-sam", vit(**{"train.iterations": 180}), "large_sam2"),
     "auto-sam, cnn": Lesson("auto-sam", vit(head="cnn", **{"train.iterations": 60}), "large_sam"),
     "auto-sam, cnn on SAM 2": Lesson("auto-sam", vit(head="cnn", **{"train.iterations": 40}), "large_sam2"),

@@ -38,8 +38,8 @@ def test_an_empty_slice_has_a_finite_signature(sam: Backbone):
 
 def test_only_labelled_slices_are_copied_from(sam: Backbone):
     image, reference = phantom(0)
-    known = np.full_like(reference.array, IGNORE)
-    known[:, 2] = reference.array[:, 2]
-    case = Case(name="one", image=image, reference=dataclasses.replace(reference, array=known), labels=LABELS)
+    valid_mask = np.full_like(reference.array, IGNORE)
+    valid_mask[:, 2] = reference.array[:, 2]
+    case = Case(name="one", image=image, reference=dataclasses.replace(reference, array=valid_mask), labels=LABELS)
     found = NearestSlice().fit(SupportSet((case,), LABELS), sam).predict(image)
     assert all(np.array_equal(found.array[:, j], reference.array[:, 2]) for j in range(6))

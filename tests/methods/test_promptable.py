@@ -11,7 +11,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch, SettingsError
 from handful.methods.base import to_classes
-from handful.methods.promptable import Prompted, SimulatedReader, TransferredPrompts, as_prompts, thumbnails
+from handful.methods.promptable import Prompted, SimulatedAnnotator, TransferredPrompts, as_prompts, thumbnails
 from handful.methods.zero_shot import FrozenPromptable, ZeroShot
 from handful.prompts.prompts import PADDING, Prompts
 from phantoms import LABELS, phantom, support_set
@@ -27,7 +27,7 @@ def middle_slice(volume: Volume) -> torch.Tensor:
 
 
 def boxes_of(reference: LabelMap, volume: Volume) -> torch.Tensor:
-    boxes = SimulatedReader(reference, LABELS)(Slicer().view(volume)).boxes
+    boxes = SimulatedAnnotator(reference, LABELS)(Slicer().view(volume)).boxes
     assert boxes is not None
     return boxes
 
@@ -45,8 +45,8 @@ def test_the_answer_follows_the_box(promptable: FrozenPromptable) -> None:
 
 def test_the_answer_follows_the_point(handful_tiny: Backbone) -> None:
     image, reference = phantom(7)
-    reader = SimulatedReader(reference, LABELS, "points-1")
-    points = reader(Slicer().view(image)).points
+    annotator = SimulatedAnnotator(reference, LABELS, "points-1")
+    points = annotator(Slicer().view(image)).points
     assert points is not None
     asked = Prompts(points=points[2:3], point_labels=torch.ones(1, 2, 1, dtype=torch.int64))
     found = ZeroShot().promptable(LABELS, handful_tiny)(middle_slice(image), asked)[0] > 0
@@ -55,12 +55,12 @@ def test_the_answer_follows_the_point(handful_tiny: Backbone) -> None:
         assert not found[1 - label, y, x]
 
 
-@pytest.mark.parametrize("zoom", [False, True])
-def test_a_label_without_a_box_stays_empty(zoom: bool, handful_tiny: Backbone) -> None:
+@pytest.mark.parametrize("box_crop", [False, True])
+def test_a_label_without_a_box_stays_empty(box_crop: bool, handful_tiny: Backbone) -> None:
     image, reference = phantom(7)
     boxes = boxes_of(reference, image)[2:3]
     boxes[:, 1] = 0
-    logits = ZeroShot(zoom=zoom).promptable(LABELS, handful_tiny)(middle_slice(image), Prompts(boxes=boxes))
+    logits = ZeroShot(box_crop=box_crop).promptable(LABELS, handful_tiny)(middle_slice(image), Prompts(boxes=boxes))
     assert (logits[:, 0] > 0).any()
     assert (logits[:, 1] < -1000).all()
 
@@ -84,9 +84,9 @@ def test_slices_without_any_prompt_stay_empty_and_all_others_are_answered(prompt
 
 def test_a_given_prompt_and_a_prompter_are_one_path(promptable: FrozenPromptable) -> None:
     image, reference = phantom(7)
-    reader = SimulatedReader(reference, LABELS, jitter=0.1, seed=4)
-    prompts = reader(Slicer().view(image))
-    given, read = promptable.predict(image, prompts), Prompted(promptable, reader).predict(image)
+    annotator = SimulatedAnnotator(reference, LABELS, jitter=0.1, seed=4)
+    prompts = annotator(Slicer().view(image))
+    given, read = promptable.predict(image, prompts), Prompted(promptable, annotator).predict(image)
     assert np.array_equal(given.array, read.array)
     assert given.array.any()
 
@@ -110,15 +110,15 @@ def test_slices_alone_are_answered_as_the_stack_is(handful_tiny: Backbone) -> No
     assert np.array_equal(np.array([0, *LABELS.values])[classes], stack.of(segmenter.predict(image).array))
 
 
-# The simulated reader
+# The simulated annotator
 
 
-def test_the_readers_box_is_that_of_the_truth_up_to_the_slices_edge() -> None:
+def test_the_annotators_box_is_that_of_the_truth_up_to_the_slices_edge() -> None:
     image, reference = phantom(7)
     array = np.zeros_like(reference.array)
     stack = Slicer().view(image)
     stack.of(array)[1, 0:3, 4:28] = 3
-    prompts = SimulatedReader(dataclasses.replace(reference, array=array), LABELS)(stack)
+    prompts = SimulatedAnnotator(dataclasses.replace(reference, array=array), LABELS)(stack)
     assert prompts.boxes is not None
     assert prompts.boxes[1, 1].tolist() == [4, 0, min(27, stack.size[1] - 1), 2]
     assert not prompts.boxes[1, 0].any()
@@ -126,10 +126,10 @@ def test_the_readers_box_is_that_of_the_truth_up_to_the_slices_edge() -> None:
 
 
 @pytest.mark.parametrize(("kind", "count"), [("points-1", 1), ("points-3", 3), ("points-5", 5)])
-def test_the_readers_points_lie_inside_their_labels(kind: str, count: int) -> None:
+def test_the_annotators_points_lie_inside_their_labels(kind: str, count: int) -> None:
     image, reference = phantom(7)
     stack = Slicer().view(image)
-    prompts = SimulatedReader(reference, LABELS, kind)(stack)
+    prompts = SimulatedAnnotator(reference, LABELS, kind)(stack)
     assert prompts.points is not None
     assert prompts.point_labels is not None
     assert prompts.points.shape == (6, 2, count, 2)
@@ -142,11 +142,11 @@ def test_the_readers_points_lie_inside_their_labels(kind: str, count: int) -> No
     assert (prompts.point_labels[absent] == PADDING).all()
 
 
-def test_the_readers_hand_shakes_by_the_share_that_is_said_and_alike_for_one_seed() -> None:
+def test_the_annotators_hand_shakes_by_the_share_that_is_said_and_alike_for_one_seed() -> None:
     image, reference = phantom(7)
     stack = Slicer().view(image)
     exact, shaken, again, other = (
-        SimulatedReader(reference, LABELS, jitter=jitter, seed=seed)(stack).boxes
+        SimulatedAnnotator(reference, LABELS, jitter=jitter, seed=seed)(stack).boxes
         for jitter, seed in ((0.0, 0), (0.2, 1), (0.2, 1), (0.2, 2))
     )
     assert torch.equal(shaken, again)
@@ -157,20 +157,20 @@ def test_the_readers_hand_shakes_by_the_share_that_is_said_and_alike_for_one_see
     assert off.max() > 0.05
 
 
-def test_a_reader_of_another_scan_is_refused(promptable: FrozenPromptable) -> None:
+def test_a_annotator_of_another_scan_is_refused(promptable: FrozenPromptable) -> None:
     image, reference = phantom(7)
     affine = reference.geometry.affine.copy()
     affine[:3, 3] += 30
     elsewhere = dataclasses.replace(reference, geometry=dataclasses.replace(reference.geometry, affine=affine))
-    with pytest.raises(GeometryMismatch, match="simulated reader"):
-        Prompted(promptable, SimulatedReader(elsewhere, LABELS)).predict(image)
+    with pytest.raises(GeometryMismatch, match="simulated annotator"):
+        Prompted(promptable, SimulatedAnnotator(elsewhere, LABELS)).predict(image)
 
 
-def test_the_reader_asks_for_the_segmenters_labels_whatever_else_the_truth_holds() -> None:
+def test_the_annotator_asks_for_the_segmenters_labels_whatever_else_the_truth_holds() -> None:
     image, reference = phantom(7)
     stack = Slicer().view(image)
-    prompts = SimulatedReader(reference, Labels((3, 9), ("egg", "none")))(stack)
-    both = SimulatedReader(reference, LABELS)(stack)
+    prompts = SimulatedAnnotator(reference, Labels((3, 9), ("egg", "none")))(stack)
+    both = SimulatedAnnotator(reference, LABELS)(stack)
     assert prompts.boxes is not None
     assert both.boxes is not None
     assert torch.equal(prompts.boxes[:, 0], both.boxes[:, 1])

@@ -47,7 +47,14 @@ def small(sam: Backbone) -> UNetSegmenter:
 
 @pytest.mark.parametrize(
     "option",
-    [{"deep_supervision": False}, {"elastic": 0.05}, {"batch": 3}, {"side": 48}, {"channels": 5}, {"balance": 0.5}],
+    [
+        {"deep_supervision": False},
+        {"elastic": 0.05},
+        {"batch": 3},
+        {"side": 48},
+        {"channels": 5},
+        {"rare_class_weight": 0.5},
+    ],
     ids=str,
 )
 def test_every_option_changes_the_answer(option: dict[str, object], small: UNetSegmenter, sam: Backbone):
@@ -219,7 +226,7 @@ def test_simclr_looks_at_the_images_of_an_unlabelled_cohort_and_never_at_its_lab
         ({"depth": 6}, "depth must be a multiple of 4"),
         ({"batch": 0}, "batch must be at least 1"),
         ({"elastic": -0.1}, "elastic must be 0 or more, got -0.1"),
-        ({"balance": -1}, "balance must be 0 or more, got -1"),
+        ({"rare_class_weight": -1}, "rare_class_weight must be 0 or more, got -1"),
         ({"dims": 3, "pretrain": "simclr"}, "set dims=2"),
     ],
     ids=str,

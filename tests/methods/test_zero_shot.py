@@ -49,7 +49,7 @@ def test_points_find_the_labels_too(kind: str, handful_tiny: Backbone) -> None:
 
 
 def test_a_closer_look_finds_the_labels_too(handful_tiny: Backbone) -> None:
-    segmenter = ZeroShot(zoom=True).fit(support_set(3), handful_tiny)
+    segmenter = ZeroShot(box_crop=True).fit(support_set(3), handful_tiny)
     assert mean_dice(evaluate(segmenter.predict, UNSEEN)) > 0.8
 
 
@@ -70,11 +70,11 @@ def test_no_slice_of_a_patient_is_kept_but_as_a_thumbnail(sam: Backbone) -> None
 
 
 def test_a_closer_look_needs_boxes_and_the_single_mask(sam: Backbone) -> None:
-    with pytest.raises(SettingsError, match="zoom looks round boxes, but prompt is 'points-3'"):
-        ZeroShot(zoom=True, prompt="points-3")
-    with pytest.raises(SettingsError, match="zoom knows no candidate masks"):
-        ZeroShot(zoom=True, multimask=True)
-    promptable = ZeroShot(zoom=True).promptable(LABELS, sam)
+    with pytest.raises(SettingsError, match="box_crop looks round boxes, but prompt is 'points-3'"):
+        ZeroShot(box_crop=True, prompt="points-3")
+    with pytest.raises(SettingsError, match="box_crop knows no candidate masks"):
+        ZeroShot(box_crop=True, multimask=True)
+    promptable = ZeroShot(box_crop=True).promptable(LABELS, sam)
     points = Prompts(points=torch.ones(1, 2, 1, 2), point_labels=torch.ones(1, 2, 1, dtype=torch.int64))
     with pytest.raises(SettingsError, match="the prompts have none"):
         promptable(torch.rand(1, 1, 24, 28), points)

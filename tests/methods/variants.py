@@ -81,18 +81,18 @@ VARIANTS: dict[str, Variant] = {
     "auto-sam, embeddings alone": Variant("auto-sam", auto_sam(), "fine sam2"),
     "auto-sam, vit": Variant("auto-sam", auto_sam(head="vit"), "sam2"),
     "auto-sam, vit, a pass a class": Variant("auto-sam", auto_sam(head="vit", shared_pass=False)),
-    "auto-sam, vit as published": Variant("auto-sam", auto_sam(head="vit", faithful=True)),
+    "auto-sam, vit as published": Variant("auto-sam", auto_sam(head="vit", as_published=True)),
     "auto-sam, cnn": Variant("auto-sam", auto_sam(head="cnn"), "sam2", exempt=LAST_DIGITS),
-    "auto-sam, cnn as published": Variant("auto-sam", auto_sam(head="cnn", faithful=True), exempt=LAST_DIGITS),
+    "auto-sam, cnn as published": Variant("auto-sam", auto_sam(head="cnn", as_published=True), exempt=LAST_DIGITS),
     "auto-sam, linear": Variant("auto-sam", auto_sam(head="linear"), exempt=LAST_DIGITS),
     "auto-sam, linear as published": Variant(
         "auto-sam",
-        auto_sam(head="linear", faithful=True),
+        auto_sam(head="linear", as_published=True),
         exempt=LAST_DIGITS | {"falls": "by the published ReLU classes die"},
     ),
     "auto-sam, a patient held out": Variant(
         "auto-sam",
-        auto_sam(head="linear", validate_from=2, balance=0)
+        auto_sam(head="linear", validate_from=2, rare_class_weight=0)
         | {"train.iterations": 12, "train.learning_rate": 1.0, "train.warmup": 0, "train.schedule": "constant"},
         exempt=LAST_DIGITS | INSIDE,
     ),
@@ -153,13 +153,13 @@ VARIANTS: dict[str, Variant] = {
     "zero-shot, points": Variant(
         "zero-shot", {"prompt": "points-3"}, seed="seed", exempt={"falls": "it trains nothing", "killed": "likewise"}
     ),
-    "zero-shot, zoom": Variant("zero-shot", {"zoom": True}, seed=None, exempt=NO_ENCODER),
-    "closer": Variant("few-shot-prompts", few_shot(closer=1.5), exempt=INSIDE),
+    "zero-shot, box_crop": Variant("zero-shot", {"box_crop": True}, seed=None, exempt=NO_ENCODER),
+    "roi_margin": Variant("few-shot-prompts", few_shot(roi_margin=1.5), exempt=INSIDE),
     "planes": Variant("nearest-slice", {"planes": "axial,coronal,sagittal"}, seed=None, exempt=NO_ENCODER | ACROSS),
     "seeds": Variant("unet", NET | {"seeds": 3, "train.iterations": 2}, exempt=NO_ENCODER | INSIDE),
     "seeds, planes, closer": Variant(
         "unet",
-        NET | {"seeds": 3, "planes": "axial,coronal", "closer": 1.5, "train.iterations": 2},
+        NET | {"seeds": 3, "planes": "axial,coronal", "roi_margin": 1.5, "train.iterations": 2},
         exempt=NO_ENCODER | INSIDE | ACROSS,
     ),
 }

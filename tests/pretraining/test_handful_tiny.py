@@ -10,7 +10,7 @@ import handful
 from handful.backbones.base import MemoryBackbone
 from handful.backbones.catalog import load_backbone
 from handful.pretraining.pretrain import PretrainConfig, make_batch
-from handful.pretraining.skills import practise
+from handful.pretraining.tasks import train_step
 
 FOLDER = Path(handful.__file__).parent / "backbones" / "weights" / "handful-tiny"
 
@@ -23,16 +23,16 @@ def test_transformers_loads_the_folder_by_itself_and_it_is_small() -> None:
 
 
 def mean_dice(config: PretrainConfig, seeds: range) -> dict[str, float]:
-    """Of each skill, over an episode a seed."""
+    """Of each task, over an episode a seed."""
     backbone = load_backbone("handful-tiny")
     assert isinstance(backbone, MemoryBackbone)
     dice: dict[str, list[float]] = {}
     for seed in seeds:
         rng = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
-            skills = practise(backbone, make_batch(config, rng), rng)
-        for name, skill in skills.items():
-            dice.setdefault(name, []).append(skill.dice)
+            tasks = train_step(backbone, make_batch(config, rng), rng)
+        for name, task in tasks.items():
+            dice.setdefault(name, []).append(task.dice)
     return {name: sum(values) / len(values) for name, values in dice.items()}
 
 

@@ -12,7 +12,7 @@ from handful.backbones.base import MaskPrediction
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.jobs.progress import Run
 from handful.pretraining.pretrain import PretrainConfig, make_batch, pretrain
-from handful.pretraining.skills import REHEARSED, Skill, choose_supports, largest_pieces, practise, rehearse, score
+from handful.pretraining.tasks import REPLAYED, Task, choose_supports, largest_pieces, replay, score, train_step
 from handful.tuning.loop import TrainConfig
 
 SHORT = TrainConfig(iterations=7, ema=0.5)
@@ -66,9 +66,9 @@ def test_pretraining_writes_a_folder_that_transformers_loads_and_another_side_go
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.process)])
-def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path, processes: int) -> None:
+def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path, workers: int) -> None:
     short = TrainConfig(iterations=4, ema=0.5)
-    config = replace(SMALL, targets=1, matching=2, processes=processes, train=short)
+    config = replace(SMALL, targets=1, matching=2, workers=workers, train=short)
 
     def kill(step: int, total: int, note: str) -> None:
         if step == 3:
@@ -92,15 +92,15 @@ def test_every_skill_reaches_the_encoder_and_a_practised_step_lowers_the_loss() 
     backbone = Sam2VideoBackbone(model, "test")
     model.requires_grad_(True)
     batch = make_batch(replace(SMALL, crowd=0.0), torch.Generator().manual_seed(0))
-    skills = practise(backbone, batch, torch.Generator().manual_seed(0))
-    assert set(skills) == {"memory", "neighbour", "tokens", "points", "box", "mask", "correction", "match"}
+    tasks = train_step(backbone, batch, torch.Generator().manual_seed(0))
+    assert set(tasks) == {"memory", "neighbour", "tokens", "points", "box", "mask", "correction", "match"}
     first = next(model.vision_encoder.parameters())
-    for skill in skills.values():
-        (gradient,) = torch.autograd.grad(skill.loss, first, retain_graph=True)
+    for task in tasks.values():
+        (gradient,) = torch.autograd.grad(task.loss, first, retain_graph=True)
         assert gradient.abs().sum() > 0
 
 
-@pytest.mark.parametrize("name", REHEARSED)
+@pytest.mark.parametrize("name", REPLAYED)
 def test_a_rehearsal_moves_the_decoder_and_not_the_encoder(name: str) -> None:
     from handful.pretraining.architecture import tiny_config
 
@@ -111,8 +111,8 @@ def test_a_rehearsal_moves_the_decoder_and_not_the_encoder(name: str) -> None:
     batch = make_batch(SMALL, torch.Generator().manual_seed(0))
     with torch.no_grad():
         image = backbone.encode(batch.images)
-    (skill,) = rehearse(backbone, image, batch, name, torch.Generator().manual_seed(0)).values()
-    skill.loss.backward()  # type: ignore[no-untyped-call]
+    (task,) = replay(backbone, image, batch, name, torch.Generator().manual_seed(0)).values()
+    task.loss.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None for part in backbone.encoding_parts() for p in part.parameters())
     upscale = next(model.mask_decoder.upscale_conv1.parameters())
     assert upscale.grad is not None
@@ -134,7 +134,7 @@ def test_an_absent_target_said_to_be_there_costs_more_than_one_said_to_be_absent
     target[0, 0, 2:6, 2:6] = 1
     logits = torch.where(target > 0, 9.0, -9.0)
 
-    def judged(absent_score: float) -> Skill:
+    def judged(absent_score: float) -> Task:
         said = torch.tensor([[5.0, absent_score]])
         return score(MaskPrediction(logits, torch.ones(1, 2), said, torch.zeros(1, 2, 4)), target)
 

@@ -110,7 +110,7 @@ def test_a_deepest_correction_is_the_middle_of_the_largest_error_with_its_sign()
     shown = truth.clone()
     shown[0, 0, 5:14, 5:10] = False  # missed: 9 × 5
     shown[0, 0, 16:19, 22:25] = True
-    shown[0, 1, 15:20, 20:30] = True  # invented: 5 × 10, though more was missed in strewn pixels
+    shown[0, 1, 15:20, 20:30] = True  # false_positive: 5 × 10, though more was missed in strewn pixels
     shown[0, 1, 5:14:2, 5:20] = False
     prompts = deepest_corrections(shown, truth)
     assert prompts.points is not None

@@ -1,4 +1,4 @@
-"""The simulated reader clicks in errors alone, with the right sign, and counts its clicks."""
+"""The simulated annotator clicks in errors alone, with the right sign, and counts its clicks."""
 
 import pytest
 import torch
@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from handful.errors import SettingsError
-from handful.prompts.behaviours import Behaviours, behave
+from handful.prompts.prompt_mix import PromptMix, simulate_prompts
 from handful.prompts.prompts import PADDING, Prompts
-from handful.prompts.simulation import Reader, clicks_to_reach, correct, hard_dice, largest_error, simulate
+from handful.prompts.simulation import Annotator, clicks_to_reach, correct, hard_dice, largest_error, simulate
 
-CAREFUL = Reader(careful=1, quick=0, sloppy=0)
-QUICK = Reader(careful=0, quick=1, sloppy=0)
-SLOPPY = Reader(careful=0, quick=0, sloppy=1)
+CAREFUL = Annotator(careful=1, quick=0, sloppy=0)
+QUICK = Annotator(careful=0, quick=1, sloppy=0)
+SLOPPY = Annotator(careful=0, quick=0, sloppy=1)
 
 
 def _rng(seed: int = 0) -> torch.Generator:
@@ -26,13 +26,13 @@ def _blobs(seed: int, shape: tuple[int, int, int, int] = (2, 3, 20, 24)) -> Tens
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from([CAREFUL, QUICK, SLOPPY, Reader()]), st.booleans())
+@given(st.integers(0, 10_000), st.sampled_from([CAREFUL, QUICK, SLOPPY, Annotator()]), st.booleans())
 def test_positive_clicks_lie_in_what_was_missed_and_negative_ones_in_what_was_invented(
-    seed: int, reader: Reader, weighted: bool
+    seed: int, annotator: Annotator, weighted: bool
 ) -> None:
     truth, shown = _blobs(seed), _blobs(seed + 1)
     error = torch.rand(truth.shape, generator=_rng(seed)) if weighted else None
-    said = correct(shown, truth, reader, _rng(seed), error)
+    said = correct(shown, truth, annotator, _rng(seed), error)
     assert said.points is not None
     assert said.point_labels is not None
     for n in range(2):
@@ -51,7 +51,7 @@ def test_the_largest_connected_error_decides_the_sign() -> None:
     truth[0, 0, 5:15, 5:15] = True
     shown = truth.clone()
     shown[0, 0, 5:15:2, 5:15] = False  # 50 pixels missed, in strips of ten
-    shown[0, 0, 17:20, 20:24] = True  # 12 invented, in one piece
+    shown[0, 0, 17:20, 20:24] = True  # 12 false_positive, in one piece
     region, sign = largest_error(shown, truth)
     assert sign.tolist() == [[0]]
     assert int(region.sum()) == 12
@@ -79,7 +79,7 @@ def test_an_error_map_draws_clicks_to_where_it_is_large() -> None:
     assert said.points[0, 0, 0].tolist() == [16, 15]
 
 
-def test_careful_readers_click_in_the_middle_and_sloppy_ones_near_the_edge() -> None:
+def test_careful_annotators_click_in_the_middle_and_sloppy_ones_near_the_edge() -> None:
     truth = torch.zeros(1, 1, 41, 41, dtype=torch.bool)
     truth[0, 0, 5:36, 5:36] = True
     nothing = torch.zeros_like(truth)
@@ -95,7 +95,7 @@ def test_careful_readers_click_in_the_middle_and_sloppy_ones_near_the_edge() -> 
 
 def test_one_seed_gives_one_click() -> None:
     truth, shown = _blobs(1), _blobs(2)
-    first, again = (correct(shown, truth, Reader(), _rng(5)) for _ in range(2))
+    first, again = (correct(shown, truth, Annotator(), _rng(5)) for _ in range(2))
     assert torch.equal(first.points, again.points)  # type: ignore[arg-type]
     assert torch.equal(first.point_labels, again.point_labels)  # type: ignore[arg-type]
 
@@ -116,10 +116,10 @@ def _painter(truth: Tensor):  # type: ignore[no-untyped-def]
     return ask
 
 
-def test_a_simulated_reader_corrects_until_all_is_right() -> None:
+def test_a_simulated_annotator_corrects_until_all_is_right() -> None:
     truth = torch.zeros(1, 2, 30, 30, dtype=torch.bool)
     truth[0, 0, 5:20, 5:25] = True
-    first = behave(truth, Behaviours.only("centre"), _rng())
+    first = simulate_prompts(truth, PromptMix.only("centre"), _rng())
     rounds = simulate(_painter(truth), truth, first, CAREFUL, 8, _rng())
     assert rounds.dice.shape == (1, 2, 9)
     found = rounds.dice[0, 0]
@@ -147,5 +147,5 @@ def test_dice_is_exact_and_unknown_where_there_is_no_truth() -> None:
 
 
 def test_impossible_shares_are_refused() -> None:
-    with pytest.raises(SettingsError, match="reader"):
-        Reader(careful=0, quick=0, sloppy=0)
+    with pytest.raises(SettingsError, match="annotator"):
+        Annotator(careful=0, quick=0, sloppy=0)

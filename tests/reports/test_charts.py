@@ -1,4 +1,4 @@
-"""Charts show each arm's mean where it belongs, over several numbers of labelled cases or beside its name."""
+"""Charts show each configuration's mean where it belongs, over several numbers of labelled cases or beside its name."""
 
 from handful.evaluation.evaluate import Estimate
 from handful.reports.charts import Curve, Style, curve_chart
@@ -9,8 +9,8 @@ def curve(name: str, index: int, points: dict[int, float]) -> Curve:
 
 
 def test_arms_of_a_single_number_of_labels_stand_below_each_other():
-    arms = [curve("one", 0, {4: 0.5}), curve("a name that is far too long", 4, {4: 0.7})]
-    drawing = curve_chart(arms, "Dice", 1.0)
+    configurations = [curve("one", 0, {4: 0.5}), curve("a name that is far too long", 4, {4: 0.7})]
+    drawing = curve_chart(configurations, "Dice", 1.0)
     names = [text for text in drawing.iter("text") if text.get("class") == "name"]
     assert [text.text for text in names] == ["one", "a name that is far…"]
     dots = list(drawing.iter("circle"))

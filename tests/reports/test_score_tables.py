@@ -74,7 +74,7 @@ def test_json_holds_rows_summary_and_failures_and_no_nan(report, tmp_path):
     write_json(report, tmp_path / "scores.json")
     text = (tmp_path / "scores.json").read_text()
     content = json.loads(text, parse_constant=pytest.fail)
-    assert content["format"] == 1
+    assert content["format"] == 2
     assert content["tolerance_mm"] == 1.0
     assert content["rows"][1]["hd95"] is None
     assert [entry["name"] for entry in content["summary"]] == ["liver", "spleen", "mean"]

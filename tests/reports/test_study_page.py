@@ -56,10 +56,15 @@ def written(one: Study, folder: Path) -> tuple[Page, str]:
 
 
 def full(**changes: object) -> Study:
-    rows = grid(["fate", "unet"], lambda arm, n, case: 0.5 + 0.05 * n + 0.01 * case + (0.1 if arm == "fate" else 0))
-    rows += grid(["by a reader"], lambda arm, n, case: 0.9, reader="box")
-    rows += [result(arm="unet", shots=4, case="case-9", dice=0.0, status="missed", name="spleen", label=2)]
-    rows += [result(arm="fate", shots=4, case="case-9", dice=0.0, status="invented", name="kidney", label=3)]
+    rows = grid(
+        ["fate", "unet"],
+        lambda configuration, n, case: 0.5 + 0.05 * n + 0.01 * case + (0.1 if configuration == "fate" else 0),
+    )
+    rows += grid(["by an annotator"], lambda configuration, n, case: 0.9, annotator="box")
+    rows += [result(configuration="unet", shots=4, case="case-9", dice=0.0, status="missed", name="spleen", label=2)]
+    rows += [
+        result(configuration="fate", shots=4, case="case-9", dice=0.0, status="false_positive", name="kidney", label=3)
+    ]
     about: dict[str, object] = {"pictures": (picture(), picture("case-1", 0.2), picture("case-2", 0.3)), "cells": 30}
     return study(rows, **about | {"done": 27} | changes)
 
@@ -73,7 +78,7 @@ def test_the_report_tells_all_of_a_study(tmp_path: Path):
     assert page.says("Not complete: 27 of 30 fits are done.")
     assert page.says("a bound for that much work, not an automatic result")
     assert page.says("case-9 spleen missed")
-    assert page.says("case-9 kidney invented")
+    assert page.says("case-9 kidney false_positive")
 
 
 def test_the_report_asks_nothing_of_the_network(tmp_path: Path):
@@ -87,11 +92,20 @@ def test_the_report_asks_nothing_of_the_network(tmp_path: Path):
 
 
 def test_names_are_shown_never_obeyed(tmp_path: Path):
-    rows = grid([NASTY, "other"], lambda arm, n, case: 0.5 + 0.01 * case, data_set=NASTY, name=NASTY)
+    rows = grid([NASTY, "other"], lambda configuration, n, case: 0.5 + 0.01 * case, data_set=NASTY, name=NASTY)
     rows.append(
-        result(arm="other", data_set=NASTY, case=NASTY, dice=0.0, status="missed", failure=NASTY, name=NASTY, shots=4)
+        result(
+            configuration="other",
+            data_set=NASTY,
+            case=NASTY,
+            dice=0.0,
+            status="missed",
+            failure=NASTY,
+            name=NASTY,
+            shots=4,
+        )
     )
-    shown = replace(picture(NASTY, arm=NASTY), data_set=NASTY)
+    shown = replace(picture(NASTY, configuration=NASTY), data_set=NASTY)
     nasty = study(rows, title=NASTY, command=NASTY, failed=(Failure(NASTY, NASTY),), pictures=(shown,))
     page, text = written(nasty, tmp_path)
     assert not page.named("script")
@@ -109,14 +123,14 @@ def test_a_name_that_unicode_cannot_say_does_not_stop_the_report(tmp_path: Path)
 def test_curves_have_a_point_for_every_number_of_shots(tmp_path: Path):
     page, _ = written(full(), tmp_path)
     lines = [str(one["points"]).split() for one in page.named("polyline")]
-    assert [len(points) for points in lines] == [3] * 6  # three arms, Dice and HD95
+    assert [len(points) for points in lines] == [3] * 6  # three configurations, Dice and HD95
     charts = [one["aria-label"] for one in page.named("svg") if one.get("role") == "img"]
     assert charts[:2] == ["Dice over the number of labelled cases", "HD95 over the number of labelled cases"]
     assert page.says("fate, 4 labelled: Dice 0.")
 
 
 def test_higher_scores_are_drawn_higher(tmp_path: Path):
-    page, _ = written(study(grid(["fate"], lambda arm, n, case: 0.1 + 0.2 * n + 0.001 * case)), tmp_path)
+    page, _ = written(study(grid(["fate"], lambda configuration, n, case: 0.1 + 0.2 * n + 0.001 * case)), tmp_path)
     heights = [float(point.split(",")[1]) for point in str(page.named("polyline")[0]["points"]).split()]
     assert heights == sorted(heights, reverse=True)
 
@@ -129,8 +143,8 @@ def test_the_worst_cases_are_shown_and_no_more(tmp_path: Path):
 
 
 def test_sure_differences_are_shaded_and_others_not(tmp_path: Path):
-    def score(arm: str, n: int, case: int) -> float:
-        return 0.5 + 0.01 * case + {"clear": 0.2, "base": 0.0, "noise": 0.003 * (-1) ** case}[arm]
+    def score(configuration: str, n: int, case: int) -> float:
+        return 0.5 + 0.01 * case + {"clear": 0.2, "base": 0.0, "noise": 0.003 * (-1) ** case}[configuration]
 
     page, _ = written(study(grid(["base", "clear", "noise"], score)), tmp_path)
     cells = {str(one["title"]).split(":")[0]: one.get("class") for one in page.named("td") if one.get("title")}
@@ -155,8 +169,10 @@ def test_a_study_of_one_row_is_a_page(one: Study, tmp_path: Path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_it_whole_on_a_phone_and_on_a_desk(width: int, scheme: str, tmp_path: Path):
     playwright = pytest.importorskip("playwright.sync_api")
-    rows = grid([NASTY, "an arm with a long name that goes on"], lambda arm, n, case: 0.5 + 0.01 * case)
-    write_html(study(rows, title=NASTY, pictures=(picture(NASTY, arm=NASTY),)), tmp_path / "report.html")
+    rows = grid(
+        [NASTY, "a configuration with a long name that goes on"], lambda configuration, n, case: 0.5 + 0.01 * case
+    )
+    write_html(study(rows, title=NASTY, pictures=(picture(NASTY, configuration=NASTY),)), tmp_path / "report.html")
     asked: list[str] = []
     trouble: list[str] = []
     with playwright.sync_playwright() as started:

@@ -13,16 +13,16 @@ NOISE = (-0.02, 0.01, 0.0, 0.02, -0.01, 0.015, -0.015)
 
 @pytest.fixture(scope="module")
 def measured() -> Callable[..., Evidence]:
-    """Evidence of {(data set, arm, shots): mean Dice}, three draws of seven cases each."""
+    """Evidence of {(data set, configuration, shots): mean Dice}, three splits of seven cases each."""
 
     def made(means: dict[tuple[str, str, int], float], noise: float = 1.0) -> Evidence:
         pool = Pool("made up")
         for number, (point, mean) in enumerate(means.items()):
-            for draw in range(3):
+            for split in range(3):
                 for case in range(7):
-                    off = noise * NOISE[(case + draw + 2 * number) % 7]
+                    off = noise * NOISE[(case + split + 2 * number) % 7]
                     for measure in ("dice", "iou"):
-                        pool.add(point, measure, draw, f"case-{case}", mean + off)
+                        pool.add(point, measure, split, f"case-{case}", mean + off)
         return Evidence(plans=(pool,))
 
     return made

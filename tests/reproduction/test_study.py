@@ -1,4 +1,4 @@
-"""A study measures what its file lacks; arms are read from text; studies use the intervals of the package."""
+"""A study measures what its file lacks; configurations are read from text; studies use the intervals of the package."""
 
 import argparse
 import json
@@ -10,43 +10,46 @@ import pytest
 
 from handful.backbones.base import Backbone
 from handful.errors import SettingsError
-from handful.evaluation.statistics import over_draws
-from reproduction.arms import build, parse
+from handful.evaluation.statistics import over_splits
+from reproduction.configurations import build, parse
 from reproduction.markdown import signed
 from reproduction.studies import suggest
-from reproduction.study import Cell, Line, Study, read_lines
+from reproduction.study import Line, Study, Trial, read_lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair(Cell):
+class Pair(Trial):
     """A cell of two lines, which notes that it was measured."""
 
     unkeyed: ClassVar[tuple[str, ...]] = ("data", "notes")
 
-    arm: str
+    configuration: str
     settings: tuple[str, ...] = ()
     notes: Path
 
     def line_keys(self) -> list[Line]:
-        return [self.key() | {"arm": f"{self.arm} {n}"} for n in (1, 2)]
+        return [self.key() | {"configuration": f"{self.configuration} {n}"} for n in (1, 2)]
 
     def results(self, backbone: Backbone) -> list[Line]:
         with self.notes.open("a", encoding="utf-8") as file:
-            file.write(self.arm + "\n")
+            file.write(self.configuration + "\n")
         return [key | {"dice": [0.5]} for key in self.line_keys()]
 
 
 @pytest.fixture
 def measured(tmp_path: Path):
-    """Measures arms into one file, and says which had to be measured."""
+    """Measures configurations into one file, and says which had to be measured."""
     notes, out = tmp_path / "notes", tmp_path / "lines.jsonl"
     arguments = argparse.Namespace(out=out, backbone="handful-tiny", cache=None)
     study = Study("about", "lines", lambda arguments, digest: (), lambda lines: "")
 
-    def run(*arms: str, digest: str = "d") -> list[str]:
+    def run(*configurations: str, digest: str = "d") -> list[str]:
         notes.write_text("", "utf-8")
         made = [
-            Pair(data=tmp_path, set="hearts", digest=digest, arm=arm, settings=("a=1",), notes=notes) for arm in arms
+            Pair(
+                data=tmp_path, set="hearts", digest=digest, configuration=configuration, settings=("a=1",), notes=notes
+            )
+            for configuration in configurations
         ]
         study.measure(made, arguments, processes=1)
         return notes.read_text("utf-8").split()
@@ -59,9 +62,11 @@ def test_what_the_file_holds_is_not_measured_again(measured):
     assert run("fate") == ["fate"]
     assert run("fate", "unet") == ["unet"]
     assert run("fate", digest="other weights") == ["fate"]
-    arms = [(line["arm"], line["digest"]) for line in read_lines(out)]
-    assert arms == [
-        (f"{arm} {n}", d) for arm, d in (("fate", "d"), ("unet", "d"), ("fate", "other weights")) for n in (1, 2)
+    configurations = [(line["configuration"], line["digest"]) for line in read_lines(out)]
+    assert configurations == [
+        (f"{configuration} {n}", d)
+        for configuration, d in (("fate", "d"), ("unet", "d"), ("fate", "other weights"))
+        for n in (1, 2)
     ]
 
 
@@ -74,10 +79,10 @@ def test_of_a_cell_with_some_lines_only_the_missing_ones_are_added(measured):
     assert [json.loads(text) for text in (second, first)] == read_lines(out)
 
 
-def test_an_arm_is_a_method_with_settings():
+def test_an_configurations_is_a_method_with_settings():
     assert parse("fate") == ("fate", {})
-    expected = {"planes": "axial,coronal", "closer": "1.4"}
-    assert parse("fate:planes=axial,coronal,closer=1.4") == ("fate", expected)
+    expected = {"planes": "axial,coronal", "roi_margin": "1.4"}
+    assert parse("fate:planes=axial,coronal,roi_margin=1.4") == ("fate", expected)
     with pytest.raises(SettingsError, match="'axial' is no setting"):
         parse("fate:axial")
 
@@ -92,9 +97,9 @@ def test_differences_of_suggested_slices_have_the_interval_over_draws_and_cases(
     plain = {"set": "hearts", "method": "fate", "start": 0, "pool": 8, "most_cases": 2, "digest": "d", "budget": 4}
     random, model = ([0.5, 0.6], [0.4, 0.7]), ([0.6, 0.8], [0.5, 0.6])
     lines = [
-        plain | {"arm": arm, "draw": draw, "dice": dice}
-        for arm, draws in (("random", random), ("model", model))
-        for draw, dice in enumerate(draws)
+        plain | {"configuration": configuration, "split": split, "dice": dice}
+        for configuration, splits in (("random", random), ("model", model))
+        for split, dice in enumerate(splits)
     ]
     gains = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(model, random, strict=True)]
-    assert f"| {signed(over_draws(gains))}, 1 of 2 |" in suggest.tables(lines)
+    assert f"| {signed(over_splits(gains))}, 1 of 2 |" in suggest.tables(lines)

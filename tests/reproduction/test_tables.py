@@ -31,17 +31,17 @@ def test_the_time_to_a_dice_is_that_of_the_shortest_fit_that_reached_it():
     pool = Pool("made up")
     fits = {"U-Net, 50 steps": (0.5, 10), "U-Net, 100 steps": (0.7, 20), "FATE, 0 steps": (0.6, 1)}
     fits |= {"AutoSAM CNN, 50 steps": (0.7, 15), "AutoSAM CNN, 100 steps": (0.72, 30)}
-    for arm, (dice, seconds) in fits.items():
-        pool.add(("hearts", arm, 4), "dice", 0, "case", dice)
-        pool.add(("hearts", arm, 4), "fit_s", 0, "case", seconds)
+    for configuration, (dice, seconds) in fits.items():
+        pool.add(("hearts", configuration, 4), "dice", 0, "case", dice)
+        pool.add(("hearts", configuration, 4), "fit_s", 0, "case", seconds)
     text = tables.time_to_dice(Evidence(plans=(pool,)), [])
-    assert "| arm | 0 steps | 50 steps | 100 steps | Dice 0.700 after |" in text
+    assert "| configuration | 0 steps | 50 steps | 100 steps | Dice 0.700 after |" in text
     assert "| AutoSAM CNN | – | 0.700, 15 s | 0.720, 30 s | 15 s |" in text
     assert "| U-Net | – | 0.500, 10 s | 0.700, 20 s | 20 s |" in text
     assert "| FATE | 0.600, 1 s | – | – | not reached |" in text
 
 
-def test_a_glance_shows_the_arms_with_four_labelled_cases(measured: Measured):
+def test_a_glance_shows_the_configurations_with_four_labelled_cases(measured: Measured):
     means = {("hearts", "FATE", 4): 0.6, ("hearts", "U-Net", 4): 0.7, ("hearts", "FATE", 8): 0.8}
     text = tables.glance(measured(means, noise=0.0), [])
     assert "| hearts | 4 | – | 0.600 [0.600, 0.600] | – | – | 0.700 [0.700, 0.700] |" in text
@@ -53,7 +53,7 @@ def test_all_methods_stand_in_one_table_and_what_was_measured_in_another(measure
     scores = evidence.plans[0].scores["hearts", "FATE", 4]
     scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] == 0}
     assert tables.methods(evidence, ["4", "5"]).splitlines() == [
-        "| arm | hearts, 4 | livers, 5 |",
+        "| configuration | hearts, 4 | livers, 5 |",
         "| --- | --- | --- |",
         "| FATE | 0.600 (1) | – |",
         "| U-Net | 0.700 | 0.500 |",
@@ -73,7 +73,7 @@ def test_a_cell_of_fewer_draws_says_so(measured: Measured):
     scores = evidence.plans[0].scores["hearts", "FATE", 1]
     scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] == 0}
     text = tables.label_efficiency(evidence, ["hearts"])
-    assert "| FATE | 0.500 [0.500, 0.500] (1 draw) |" in text
+    assert "| FATE | 0.500 [0.500, 0.500] (1 split) |" in text
     assert "| U-Net | 0.600 [0.600, 0.600] |" in text
 
 
@@ -97,11 +97,11 @@ def test_a_table_is_written_between_its_markers_and_again_the_same(measured: Mea
     assert with_tables(once, tables.TABLES, evidence, "page.md") == once
 
 
-def test_a_table_of_studies_shows_all_arms_on_the_same_cases(tmp_path: Path):
-    plain = {"set": "hearts", "shots": 4, "draw": 0, "digest": "d", "hd95": [1.0, 1.0]}
+def test_a_table_of_studies_shows_all_configurations_on_the_same_cases(tmp_path: Path):
+    plain = {"set": "hearts", "shots": 4, "split": 0, "digest": "d", "hd95": [1.0, 1.0]}
     lines = [
-        plain | {"arm": "fate", "cases": ["a", "b"], "dice": [0.5, 0.7]},
-        plain | {"arm": "nearest-slice", "cases": ["b", "c"], "dice": [0.4, 0.9]},
+        plain | {"configuration": "fate", "cases": ["a", "b"], "dice": [0.5, 0.7]},
+        plain | {"configuration": "nearest-slice", "cases": ["b", "c"], "dice": [0.4, 0.9]},
     ]
     (tmp_path / "label_efficiency.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
     evidence = read_evidence(tmp_path)
@@ -112,7 +112,7 @@ def test_a_table_of_studies_shows_all_arms_on_the_same_cases(tmp_path: Path):
 
 def test_the_plan_of_a_study_comes_before_its_lines(tmp_path: Path):
     write_results([row(1, "scored", 0.8)], tmp_path / "fate.parquet")
-    line = {"set": "hearts", "shots": 4, "draw": 0, "digest": "d", "arm": "fate", "cases": ["a"]}
+    line = {"set": "hearts", "shots": 4, "split": 0, "digest": "d", "configuration": "fate", "cases": ["a"]}
     (tmp_path / "label_efficiency.jsonl").write_text(json.dumps(line | {"dice": [0.5], "hd95": [1.0]}) + "\n", "utf-8")
     evidence = read_evidence(tmp_path)
     assert evidence.plans == ()
@@ -153,9 +153,9 @@ def row(label: int, status: str, dice: float) -> Result:
     return Result(
         experiment="trial",
         data_set="hearts",
-        arm="FATE",
+        configuration="FATE",
         shots=4,
-        draw=0,
+        split=0,
         case="case-0",
         label=label,
         name=f"label {label}",
@@ -175,7 +175,7 @@ def row(label: int, status: str, dice: float) -> Result:
         peak_mib=1.0,
         method="fate",
         settings="{}",
-        reader="",
+        annotator="",
         backbone="handful-tiny",
         backbone_sha256="ab",
         seed=None,

@@ -64,7 +64,7 @@ def test_a_comparison_that_is_missing_keeps_a_claim_from_holding(measured: Measu
 
 
 def test_more_labels_than_few_decide_nothing(measured: Measured):
-    many = {(name, arm, 20): score for (name, arm, _), score in heads(cnn=0.3, unet=0.8).items()}
+    many = {(name, configuration, 20): score for (name, configuration, _), score in heads(cnn=0.3, unet=0.8).items()}
     assert verdict("3.2", measured(heads(cnn=0.6, unet=0.4) | many)) == "holds"
 
 
@@ -76,25 +76,25 @@ def test_as_good_as_means_within_the_margin(measured: Measured, ours: float, exp
 
 @pytest.mark.parametrize(("ours", "expected"), [(0.6, "holds"), (0.5, "holds in part"), (0.3, "does not hold")])
 def test_fifty_percent_is_part_of_the_first_claim(measured: Measured, ours: float, expected: str):
-    readers = {("hearts", reader, 4): 0.38 for reader in ("reader: 1 point", "reader: 3 points")}
-    assert verdict("1.1", measured({("hearts", "few-shot prompts", 4): ours} | readers)) == expected
+    annotators = {("hearts", annotator, 4): 0.38 for annotator in ("annotator: 1 point", "annotator: 3 points")}
+    assert verdict("1.1", measured({("hearts", "few-shot prompts", 4): ours} | annotators)) == expected
 
 
-def asked(arm: str, dice: float, spread: float, **changes: object) -> dict[str, object]:
+def asked(configuration: str, dice: float, spread: float, **changes: object) -> dict[str, object]:
     """A line of the interactive study."""
     plain: dict[str, object] = {
         "part": "clicks",
         "set": "hearts",
         "fitted_on": "hearts",
-        "arm": arm,
+        "configuration": configuration,
         "shots": 4,
-        "draw": 0,
+        "split": 0,
         "cases_most": 6,
         "slices": 6,
         "seeds": 2,
         "most": 10,
-        "reader": "mixed",
-        "iterations": 0 if arm == "backbone" else 300,
+        "annotator": "mixed",
+        "iterations": 0 if configuration == "backbone" else 300,
         "digest": "d",
         "cases": [f"case-{n}" for n in range(6)],
         "dice_1": [dice] * 6,
@@ -113,8 +113,8 @@ def test_less_spread_is_better(study: FromLines, spread: float, expected: str):
 
 def test_what_was_fitted_elsewhere_is_compared_there_with_what_was_not_fitted(study: FromLines):
     here = [asked("backbone", 0.6, 0.3), asked("interactive", 0.1, 0.3)]
-    arms = {"interactive": 0.7, "interactive:prompts=centre": 0.65}
-    moved = [asked(arm, dice, 0.3, fitted_on="livers") for arm, dice in arms.items()]
+    configurations = {"interactive": 0.7, "interactive:prompts=centre": 0.65}
+    moved = [asked(configuration, dice, 0.3, fitted_on="livers") for configuration, dice in configurations.items()]
     assert verdict("4.3", study(*here, *moved)) == "holds"
     assert verdict("4.3", study(*here)) == "not tested here"
 
@@ -142,4 +142,4 @@ def test_one_pass_is_judged_round_by_round(tmp_path: Path, alone: list[float], e
 
 @pytest.mark.parametrize("path", sorted((ROOT / "reproduction" / "plans").glob("*.toml")), ids=lambda path: path.stem)
 def test_the_plans_of_the_claims_can_be_read(path: Path):
-    assert read_plan(path, Path("data")).arms
+    assert read_plan(path, Path("data")).configurations

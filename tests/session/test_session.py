@@ -1,4 +1,5 @@
-"""What a reader relies on: her question changes what she asked about, what she accepted stays, and undo is exact."""
+"""What an annotator relies on: her question changes what she asked about, what she accepted stays, and undo is
+exact."""
 
 import threading
 from collections.abc import Callable
@@ -144,7 +145,7 @@ def test_where_labels_overlap_the_larger_logit_decides_and_what_is_painted_wins(
     "source",
     [
         lambda backbone: ZeroShot().promptable(LABELS, backbone, Slicer()),
-        lambda backbone: ZeroShot(zoom=True).promptable(LABELS, backbone, Slicer()),
+        lambda backbone: ZeroShot(box_crop=True).promptable(LABELS, backbone, Slicer()),
         lambda backbone: ZeroShot().fit(support_set(1), backbone),
         lambda backbone: Interactive(train=TrainConfig(iterations=0)).fit(support_set(1), backbone),
         lambda backbone: Interactive(train=TrainConfig(iterations=0)).fit(support_set(1), backbone).promptable(),
@@ -352,7 +353,7 @@ def test_every_slice_is_encoded_once(scan: Scan, handful_tiny: Backbone, encoded
     assert len(encoded) == len(session)
 
 
-def test_in_the_background_the_readers_slice_comes_first_and_then_its_neighbours(
+def test_in_the_background_the_annotators_slice_comes_first_and_then_its_neighbours(
     scan: Scan, handful_tiny: Backbone, encoded: list[torch.Tensor]
 ):
     slices = Slicer().cut(scan[0])

@@ -1,4 +1,4 @@
-"""A simulated reader in a session corrects, is counted, and leaves what she accepted."""
+"""A simulated annotator in a session corrects, is counted, and leaves what she accepted."""
 
 import numpy as np
 import pytest

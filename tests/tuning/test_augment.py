@@ -15,16 +15,16 @@ def disc(n: int = 4, side: int = 64) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def test_masks_move_with_their_slices() -> None:
-    slices, masks, known = augmented(*disc(16), torch.Generator().manual_seed(3))
-    for picture, mask, shown in zip(slices[:, 0], masks[:, 0] > 0.5, known, strict=True):
+    slices, masks, valid_mask = augmented(*disc(16), torch.Generator().manual_seed(3))
+    for picture, mask, shown in zip(slices[:, 0], masks[:, 0] > 0.5, valid_mask, strict=True):
         assert picture[mask & shown].mean() > 2 * picture[~mask & shown].mean()
 
 
 def test_values_stay_between_0_and_1_and_what_comes_from_outside_is_unknown() -> None:
-    slices, _, known = augmented(*disc(16), torch.Generator().manual_seed(0))
+    slices, _, valid_mask = augmented(*disc(16), torch.Generator().manual_seed(0))
     assert float(slices.amin()) >= 0
     assert float(slices.amax()) <= 1
-    assert 0.3 < float(known.float().mean()) < 1
+    assert 0.3 < float(valid_mask.float().mean()) < 1
 
 
 def test_one_seed_gives_one_view_and_another_seed_another() -> None:

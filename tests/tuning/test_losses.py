@@ -37,13 +37,13 @@ def test_bce_of_an_undecided_answer_is_the_logarithm_of_two():
 
 
 def test_unlabelled_voxels_have_no_say():
-    known = KNOWN.clone()
-    known[:, 4:] = False
+    valid_mask = KNOWN.clone()
+    valid_mask[:, 4:] = False
     logits = torch.randn(TARGET.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    other = torch.where(known[:, None], TARGET, 1 - TARGET)
+    other = torch.where(valid_mask[:, None], TARGET, 1 - TARGET)
     for loss in (dice_bce, dice_focal, dice_ce):
-        value = loss(logits, TARGET, known)
-        assert torch.isclose(value, loss(logits, other, known)), loss.__name__
+        value = loss(logits, TARGET, valid_mask)
+        assert torch.isclose(value, loss(logits, other, valid_mask)), loss.__name__
         (gradient,) = torch.autograd.grad(value, logits)
         assert not gradient[:, :, 4:].any()
         assert gradient[:, :, :4].any()
@@ -60,8 +60,8 @@ def test_softmax_loss_makes_labels_compete():
     target[:, 0] = 1
     one = both.clone()
     one[:, 1] = -8
-    known = KNOWN[:1, :4, :4]
-    assert dice_ce(one, target, known) < dice_ce(both, target, known) - 0.3
+    valid_mask = KNOWN[:1, :4, :4]
+    assert dice_ce(one, target, valid_mask) < dice_ce(both, target, valid_mask) - 0.3
 
 
 def test_a_soft_target_is_best_met_by_its_own_value():
@@ -74,34 +74,34 @@ def test_a_soft_target_is_best_met_by_its_own_value():
 def test_finding_nothing_is_no_bargain_where_most_slices_lack_the_label():
     target = torch.zeros(4, 1, 8, 8)
     target[0, 0, 2:6, 2:6] = 1
-    known = torch.ones(4, 8, 8, dtype=torch.bool)
+    valid_mask = torch.ones(4, 8, 8, dtype=torch.bool)
     nothing = torch.full_like(target, -20)
-    assert dice_ce(nothing, target, known) - bce(nothing, target, known) < 0.3, "each slice by itself"
-    assert dice_ce(*whole_batch(nothing, target, known)) - bce(nothing, target, known) > 0.9
+    assert dice_ce(nothing, target, valid_mask) - bce(nothing, target, valid_mask) < 0.3, "each slice by itself"
+    assert dice_ce(*whole_batch(nothing, target, valid_mask)) - bce(nothing, target, valid_mask) > 0.9
 
 
 def test_the_dice_of_a_batch_is_that_of_all_its_pixels():
     target, answer = torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), -50.0)
     target[0, :, :2], answer[:, :, 0] = 1, 50.0  # eight true, eight found, four of them right
-    known = torch.ones(2, 4, 4, dtype=torch.bool)
-    assert torch.isclose(dice(*whole_batch(answer, target, known)), torch.tensor(1 - (8 + 1) / (16 + 1)))
+    valid_mask = torch.ones(2, 4, 4, dtype=torch.bool)
+    assert torch.isclose(dice(*whole_batch(answer, target, valid_mask)), torch.tensor(1 - (8 + 1) / (16 + 1)))
 
 
 def test_a_balanced_entropy_hears_rare_labels_louder_and_is_no_louder_in_all():
     target = torch.zeros(1, 1, 8, 8)
     target[..., 0, 0] = 1
-    known = torch.ones(1, 8, 8, dtype=torch.bool)
+    valid_mask = torch.ones(1, 8, 8, dtype=torch.bool)
 
-    def pull(balance: float) -> torch.Tensor:
+    def pull(rare_class_weight: float) -> torch.Tensor:
         logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
-        (gradient,) = torch.autograd.grad(dice_ce(logits, target, known, balance), logits)
+        (gradient,) = torch.autograd.grad(dice_ce(logits, target, valid_mask, rare_class_weight), logits)
         return gradient[0, 0]
 
     even, halfway = pull(0.0), pull(0.5)
     assert halfway[0, 0] < 3 * even[0, 0] < 0
     assert 0 < halfway[4, 4] < even[4, 4]
     undecided = torch.zeros(1, 1, 8, 8)
-    assert torch.isclose(dice_ce(undecided, target, known, 0.5), dice_ce(undecided, target, known), rtol=1e-3)
+    assert torch.isclose(dice_ce(undecided, target, valid_mask, 0.5), dice_ce(undecided, target, valid_mask), rtol=1e-3)
 
 
 def test_a_label_that_no_pixel_shows_does_not_upset_the_balance():

@@ -1,7 +1,7 @@
 """What every foundation model offers the methods: encode slices, embed prompts, decode masks; some have a memory.
 
 Frames. Outside a backbone there is the slice: n × c × h × w, values in [0, 1], prompts in slice pixels. Inside there is
-the model's square: its side, padding, means. `to_square` and `to_slice` are the only bridge between the two.
+the model's square: its side, padding, means. `to_model_frame` and `to_image_frame` are the only bridge between the two.
 """
 
 from __future__ import annotations
@@ -172,11 +172,11 @@ class Backbone(nn.Module, ABC):
         """
 
     @abstractmethod
-    def to_square(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
+    def to_model_frame(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
         """Masks of slices laid into the model's square as area fractions on a `side` × `side` grid."""
 
     @abstractmethod
-    def to_slice(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
+    def to_image_frame(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
         """Maps in the model's square, bilinear onto slices of `size` (h, w), padding dropped."""
 
     @abstractmethod
@@ -193,7 +193,7 @@ class Backbone(nn.Module, ABC):
             raise SettingsError(
                 "these embeddings are of slices of several sizes; use decode_square, or one size at a time"
             )
-        return self.to_slice(self.decode_square(image, prompt).logits, image.size)
+        return self.to_image_frame(self.decode_square(image, prompt).logits, image.size)
 
     def encoding_parts(self) -> tuple[nn.Module, ...]:
         """All modules that `encode` runs through: their weights decide what the embeddings are."""

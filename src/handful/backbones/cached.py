@@ -121,11 +121,11 @@ class CachedBackbone(Backbone):
     ) -> MaskPrediction:
         return self.inner.decode_square(image, prompt, multimask)
 
-    def to_square(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
-        return self.inner.to_square(masks, side)
+    def to_model_frame(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
+        return self.inner.to_model_frame(masks, side)
 
-    def to_slice(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
-        return self.inner.to_slice(logits, size)
+    def to_image_frame(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
+        return self.inner.to_image_frame(logits, size)
 
     def position_encoding(self) -> Float[Tensor, "1 c f f"]:
         return self.inner.position_encoding()

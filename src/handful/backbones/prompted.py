@@ -64,7 +64,7 @@ class PromptedBackbone(Backbone):
             return PromptEmbeddings(sparse)
         # Padding is no part of any object: it takes the mask's lowest logit.
         lowest = prompts.masks.amin(dim=(2, 3), keepdim=True).clamp(max=0)
-        masks = self.to_square(prompts.masks - lowest, self.mask_side) + lowest
+        masks = self.to_model_frame(prompts.masks - lowest, self.mask_side) + lowest
         dense = self.model.prompt_encoder.mask_embed(rearrange(masks, "n k h w -> (n k) 1 h w"))
         return PromptEmbeddings(sparse, rearrange(dense, "(n k) c h w -> n k c h w", n=n))
 

@@ -36,13 +36,13 @@ class SamBackbone(PromptedBackbone):
         pixels = self._padded(normalised(resized(slices, self._content((h, w)))))
         return ImageEmbeddings((self.model.vision_encoder(pixels).last_hidden_state,), (h, w))
 
-    def to_square(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
+    def to_model_frame(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
         """Padding counts as outside. Slice by slice, for the way leads through the full square."""
         h, w = masks.shape[-2:]
         squares = (self._padded(resized(mask, self._content((h, w)))) for mask in torch.split(masks, 1))
         return torch.cat([F.interpolate(square, size=(side, side), mode="area") for square in squares])
 
-    def to_slice(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
+    def to_image_frame(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
         h, w = self._content(size)
         squares = (from_square(logit, (self.side, self.side)) for logit in torch.split(logits, 1))
         return torch.cat([from_square(square[..., :h, :w], size) for square in squares])

@@ -35,10 +35,10 @@ class Sam2Backbone(PromptedBackbone):
     def encoding_parts(self) -> tuple[nn.Module, ...]:
         return (self.image_encoder, self.model.mask_decoder.conv_s0, self.model.mask_decoder.conv_s1)
 
-    def to_square(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
+    def to_model_frame(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
         return into_square(masks, side)
 
-    def to_slice(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
+    def to_image_frame(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
         return from_square(logits, size)
 
     def no_memory(self) -> Float[Tensor, "1 c 1 1"]:

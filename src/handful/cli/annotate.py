@@ -1,4 +1,4 @@
-"""`handful annotate`: a simulated reader clicks her way through a labelled scan."""
+"""`handful annotate`: a simulated annotator clicks her way through a labelled scan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def annotate(
         str, typer.Argument(help="Folder that 'handful fit' made, or a backbone as for fit.", show_default=False)
     ],
     image: Annotated[Path, typer.Option("-i", "--image", help="The scan to annotate.")],
-    reference: Annotated[Path, typer.Option("--reference", help="Its label map, which the simulated reader knows.")],
+    reference: Annotated[Path, typer.Option("--reference", help="Its label map, which the simulated annotator knows.")],
     out: Annotated[Path, typer.Option("-o", "--output", help="File for the label map that comes of it.")],
     clicks: Annotated[int, typer.Option(help="Clicks a label and slice, at most.", min=1)] = 5,
     slices: Annotated[
@@ -32,18 +32,18 @@ def annotate(
     propose: Annotated[
         bool, typer.Option("--propose", help="Begin with what the fitted model says, and correct that.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of where the reader clicks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of where the annotator clicks.")] = 0,
     device: options.Device = "auto",
     cache: options.Cache = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Let a simulated reader annotate a labelled scan, and count her clicks: for tests and comparisons.
+    """Let a simulated annotator annotate a labelled scan, and count her clicks: for tests and comparisons.
 
     Example: `handful annotate handful-tiny -i scan.nii.gz --reference truth.nii.gz -o annotated.nii.gz`
 
-    She knows the reference: this measures a model, it does not label a new scan. A real reader's program uses the
+    She knows the reference: this measures a model, it does not label a new scan. A real annotator's program uses the
     Python API, `handful.Session`.
 
     Dice is that of each label on its slice after each click; NoC@0.85 is the mean number of clicks to a Dice of 0.85,
@@ -97,7 +97,7 @@ def _print_table(reading: Reading) -> None:
     stdout().print(table)
     took = reading.seconds
     stdout().print(
-        f"{len(took)} clicks, {median(took):.3f} s each (median), {sum(took):.1f} s in all; simulated reader",
+        f"{len(took)} clicks, {median(took):.3f} s each (median), {sum(took):.1f} s in all; simulated annotator",
         highlight=False,
     )
 
@@ -114,4 +114,4 @@ def _content(reading: Reading) -> dict[str, Any]:
         for name, count, dice, reached, whole in _rows(reading)
     ]
     seconds = {"median": median(reading.seconds), "mean": fmean(reading.seconds)}
-    return {"reader": "simulated", "clicks": len(reading.seconds), "seconds_per_click": seconds, "labels": labels}
+    return {"annotator": "simulated", "clicks": len(reading.seconds), "seconds_per_click": seconds, "labels": labels}

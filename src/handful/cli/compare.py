@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.experiment import Cache, Latex, Processes, carry_out
+from handful.cli.experiment import Cache, Latex, Workers, carry_out
 from handful.cli.terminal import command_line
 
 
@@ -21,10 +21,10 @@ def compare(
     methods: Annotated[
         str, typer.Option(help="Names out of 'handful list methods', by commas, or all; else the quick ones.")
     ] = "",
-    draws: Annotated[int, typer.Option(help="Random draws of the labelled cases.", min=1)] = 3,
-    cases: Annotated[int, typer.Option(help="Unseen cases scored a draw, at most.", min=1)] = 10,
+    splits: Annotated[int, typer.Option(help="Random splits of the labelled cases.", min=1)] = 3,
+    cases: Annotated[int, typer.Option(help="Unseen cases scored a split, at most.", min=1)] = 10,
     backbone: options.Backbone = "handful-tiny",
-    processes: Processes = None,
+    workers: Workers = None,
     cache: Cache = None,
     device: options.Device = "auto",
     latex: Latex = False,
@@ -35,16 +35,14 @@ def compare(
 
     Example: `handful compare -i my_cohort -o comparison`
 
-    Each method learns from a few of your labelled cases and is scored on the others, over several random draws. Stopped
-    by Ctrl-C or worse, the same command goes on where it was.
+    Each method learns from a few of your labelled cases and is scored on the others, over several random splits.
+    Stopped by Ctrl-C or worse, the same command goes on where it was.
     """
     from handful.experiments.plan import compare_plan
     from handful.experiments.run import ExperimentConfig
     from handful.jobs.devices import choose_device
 
     numbers = options.numbers_in(shots, "--shots")
-    plan = compare_plan(input, tuple(options.names_in(methods)), numbers, draws, cases, backbone)
-    config = ExperimentConfig(
-        processes=processes, device=choose_device(device).type, command=command_line(), cache=cache
-    )
+    plan = compare_plan(input, tuple(options.names_in(methods)), numbers, splits, cases, backbone)
+    config = ExperimentConfig(workers=workers, device=choose_device(device).type, command=command_line(), cache=cache)
     carry_out(plan, out, config, latex, json, quiet)

@@ -73,7 +73,7 @@ def _learn(
     from handful.methods.catalog import build_method
 
     method = build_method(METHOD, {"train.seed": seed, "train.iterations": ITERATIONS} | settings)
-    support = choose_support(read_cohort(places.cohort), shots=SHOTS, draw=seed)
+    support = choose_support(read_cohort(places.cohort), shots=SHOTS, split=seed)
     model = open_backbone(backbone, device)
     with progress(f"fitting {METHOD}", quiet) as report:
         fit_to_folder(METHOD, method, support, model, places.model, FitConfig(overwrite=True), report)

@@ -95,7 +95,7 @@ def _content(report: Report, left_out: list[str]) -> dict[str, Any]:
             "name": one.name,
             "cases": one.n,
             "missed": one.missed,
-            "invented": one.invented,
+            "false_positive": one.false_positive,
             **one.estimates,
         }
         for one in report.summary()

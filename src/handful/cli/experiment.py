@@ -29,7 +29,7 @@ experiment = typer.Typer(
     help="Which method, how many labels: many fits from a plan, their table, and a report.", no_args_is_help=True
 )
 
-Processes = Annotated[
+Workers = Annotated[
     int | None, typer.Option(help="Processes that share the fits; else one a CPU core, up to eight.", min=1)
 ]
 Known = Annotated[
@@ -38,7 +38,9 @@ Known = Annotated[
 ]
 Cache = Annotated[
     Path | None,
-    typer.Option(help="Folder of kept embeddings: arms encode a slice once between them; times are then lower."),
+    typer.Option(
+        help="Folder of kept embeddings: configurations encode a slice once between them; times are then lower."
+    ),
 ]
 Latex = Annotated[bool, typer.Option("--latex", help="Write the tables for LaTeX, too.")]
 Folder = Annotated[Path, typer.Argument(help="The folder that the experiment was run into.", show_default=False)]
@@ -46,14 +48,18 @@ Folder = Annotated[Path, typer.Argument(help="The folder that the experiment was
 
 @experiment.command("run")
 def run(
-    plan: Annotated[Path, typer.Argument(help="TOML file: data sets, arms, shots and draws.", show_default=False)],
+    plan: Annotated[
+        Path, typer.Argument(help="TOML file: data sets, configurations, shots and splits.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results; it is gone on with.")],
     data: Annotated[Path | None, typer.Option(help="Where the plan's folders lie; else beside the plan.")] = None,
-    processes: Processes = None,
+    workers: Workers = None,
     data_set: Annotated[list[str], typer.Option(help="Measure this data set of the plan only. Repeatable.")] = [],  # noqa: B006
-    arm: Annotated[list[str], typer.Option(help="Measure this arm of the plan only. Repeatable.")] = [],  # noqa: B006
+    configuration: Annotated[
+        list[str], typer.Option(help="Measure this configuration of the plan only. Repeatable.")
+    ] = [],  # noqa: B006
     shots: Annotated[str, typer.Option(help="Measure these numbers of labelled cases only, by commas.")] = "",
-    draws: Annotated[str, typer.Option(help="Measure these draws only, by commas.")] = "",
+    splits: Annotated[str, typer.Option(help="Measure these splits only, by commas.")] = "",
     known: Known = [],  # noqa: B006
     cache: Cache = None,
     device: options.Device = "auto",
@@ -61,12 +67,12 @@ def run(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Fit every arm on every draw of every data set, score the unseen cases, and write table and report.
+    """Fit every configuration on every split of every data set, score the unseen cases, and write table and report.
 
     Example: `handful experiment run plan.toml -o results --data my_data`
 
     A killed run loses only the fits it was at; the same command goes on from there, and so does one that names other
-    parts of the plan: `--arm FATE --shots 1,4`. Exit code 3 when a fit failed.
+    parts of the plan: `--configuration FATE --shots 1,4`. Exit code 3 when a fit failed.
     """
     from handful.evaluation.results import read_results
     from handful.experiments.plan import read_plan
@@ -74,15 +80,15 @@ def run(
     from handful.jobs.devices import choose_device
 
     config = ExperimentConfig(
-        processes=processes,
+        workers=workers,
         device=choose_device(device).type,
         command=command_line(),
         known=[result for path in known for result in read_results(path)],
         cache=cache,
         data_sets=tuple(data_set),
-        arms=tuple(arm),
+        configurations=tuple(configuration),
         shots=options.numbers_in(shots, "--shots"),
-        draws=options.numbers_in(draws, "--draws"),
+        splits=options.numbers_in(splits, "--splits"),
     )
     carry_out(read_plan(plan, data), out, config, latex, json, quiet)
 
@@ -129,7 +135,7 @@ def carry_out(plan: Plan, out: Path, config: ExperimentConfig, latex: bool, json
     if json:
         print_json(_content(found) | {"files": paths})
     else:
-        print_lines(f"{len(found.done)} of {found.cells} fits: {out}", f"open {paths[-1]}")
+        print_lines(f"{len(found.done)} of {found.trials} fits: {out}", f"open {paths[-1]}")
     exit_on(found.failed)
 
 
@@ -137,10 +143,10 @@ def _print(found: ExperimentStatus) -> None:
     from rich.text import Text
 
     console = stdout()
-    console.print(Text(f"{found.title}: {len(found.done)} of {found.cells} fits are done"))
-    fits = table("data set", "arm", "done", "missing")
-    done = [(one.data_set, one.arm) for one in found.done]
-    missing = [(one.data_set, one.arm) for one in found.missing]
+    console.print(Text(f"{found.title}: {len(found.done)} of {found.trials} fits are done"))
+    fits = table("data set", "configuration", "done", "missing")
+    done = [(one.data_set, one.configuration) for one in found.done]
+    missing = [(one.data_set, one.configuration) for one in found.missing]
     for key in dict.fromkeys(done + missing):
         fits.add_row(*map(Text, key), str(done.count(key)), str(missing.count(key)))
     console.print(fits)
@@ -156,7 +162,7 @@ def _say_problems(found: ExperimentStatus) -> None:
 def _content(found: ExperimentStatus) -> dict[str, object]:
     return {
         "title": found.title,
-        "fits": found.cells,
+        "fits": found.trials,
         "done": len(found.done),
         "missing": [one.name for one in found.missing],
         "failed": [{"fit": one.case, "reason": one.reason} for one in found.failed],

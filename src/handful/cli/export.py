@@ -19,7 +19,7 @@ def nnunet(
     out: Annotated[Path, typer.Option("-o", "--output", help="nnU-Net's folder of raw data sets (nnUNet_raw).")],
     cases: options.Cases = "",
     shots: Annotated[int | None, typer.Option(help="Export this many cases, drawn as by fit.", min=1)] = None,
-    draw: Annotated[int, typer.Option(help="Which random draw of the cases.")] = 0,
+    split: Annotated[int, typer.Option(help="Which random split of the cases.")] = 0,
     number: Annotated[int, typer.Option(help="nnU-Net's number of the data set, 1 to 999.")] = 501,
     name: Annotated[str, typer.Option(help="nnU-Net's name of the data set.")] = "handful",
     rest: Annotated[
@@ -39,7 +39,7 @@ def nnunet(
     from handful.data.nnunet import export_nnunet
 
     cohort = read_cohort(input)
-    support = choose_support(cohort, options.names_in(cases), shots, draw)
+    support = choose_support(cohort, options.names_in(cases), shots, split)
     made = export_nnunet(support, out, number, name, cohort if rest else None, overwrite)
     if json:
         said = {"dataset": made.folder, "cases": made.training, "tests": made.tests}

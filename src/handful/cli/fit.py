@@ -22,7 +22,7 @@ def fit(
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to be made.")],
     cases: options.Cases = "",
     shots: Annotated[int | None, typer.Option(help="Learn from this many cases, drawn at random.", min=1)] = None,
-    draw: Annotated[int, typer.Option(help="Which random draw of the cases.")] = 0,
+    split: Annotated[int, typer.Option(help="Which random split of the cases.")] = 0,
     backbone: options.Backbone = "handful-tiny",
     settings: options.Settings = [],  # noqa: B006
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; --set goes before it.")] = None,
@@ -39,7 +39,7 @@ def fit(
 
     Example: `handful fit few-shot-prompts -i my_cohort --cases anna,ben,carl -o model`
 
-    Any method takes `--set closer=1.4` (a window round the labelled region, for small organs),
+    Any method takes `--set roi_margin=1.4` (a window round the labelled region, for small organs),
     `--set planes=axial,coronal,sagittal` (several planes vote) and, if it trains, `--set seeds=3` (several fits vote).
 
     After a training it tells the Dice on the labelled cases themselves: a label that fails even there was not learned.
@@ -52,7 +52,7 @@ def fit(
     from handful.data.files import read_cohort
 
     built = _build(method, settings, config, seed)
-    support = choose_support(read_cohort(input), options.names_in(cases), shots, draw)
+    support = choose_support(read_cohort(input), options.names_in(cases), shots, split)
     model = open_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
     began = time.monotonic()
     with progress(f"fitting {method}", quiet) as report:
@@ -80,7 +80,7 @@ def _learned(result: FitResult) -> list[str]:
         labels = ", ".join(result.not_learned)
         lines.append(
             f"not learned: {labels}; train longer (--set train.iterations=...), or, where organs are small in their "
-            "scans, look closer (--set closer=1.4)"
+            "scans, look closer (--set roi_margin=1.4)"
         )
     return lines
 

@@ -23,7 +23,7 @@ def pretrain(
     iterations: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 4000,
     side: Annotated[int, typer.Option(help="Pixels along the slices; go on at twice that with --start.", min=64)] = 128,
     episodes: Annotated[int, typer.Option(help="Episodes of nine slices a step and process.", min=1)] = 1,
-    processes: Annotated[
+    workers: Annotated[
         int | None, typer.Option(help="Processes that share each step; else one a GPU or CPU core.", min=1)
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.", min=0)] = 6e-4,
@@ -54,9 +54,7 @@ def pretrain(
     length: TrainConfig = replace(
         defaults.train, iterations=iterations, learning_rate=learning_rate, schedule=schedule.value, seed=seed
     )
-    config = replace(
-        defaults, side=side, episodes=episodes, processes=processes or processors(), start=start, train=length
-    )
+    config = replace(defaults, side=side, episodes=episodes, workers=workers or processors(), start=start, train=length)
     if preview:
         draw_episodes(config, preview)
     if out:

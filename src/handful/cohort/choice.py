@@ -29,8 +29,8 @@ def choose_cases(cohort: Cohort, names: Sequence[str]) -> tuple[Case, ...]:
     return tuple(known[name] for name in dict.fromkeys(names))
 
 
-def choose_support(cohort: Cohort, names: Sequence[str] = (), shots: int | None = None, draw: int = 0) -> SupportSet:
-    """The named cases, or `shots` drawn ones (draw number `draw`), or all that are labelled."""
+def choose_support(cohort: Cohort, names: Sequence[str] = (), shots: int | None = None, split: int = 0) -> SupportSet:
+    """The named cases, or `shots` drawn ones (split number `split`), or all that are labelled."""
     if cohort.labels is None:
         raise InputError(f"cohort {cohort.name!r} has no labelled case; put label maps into its labels/ folder")
     if names and shots is not None:
@@ -38,7 +38,7 @@ def choose_support(cohort: Cohort, names: Sequence[str] = (), shots: int | None 
     if names:
         cases = choose_cases(cohort, names)
     elif shots is not None:
-        cases = tuple(cohort.draw(shots, draw)[0])
+        cases = tuple(cohort.split(shots, split)[0])
     else:
         cases = tuple(case for case in cohort.cases if case.reference is not None)
     return SupportSet(cases, cohort.labels)

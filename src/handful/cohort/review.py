@@ -10,7 +10,7 @@ from pathlib import Path
 from handful.backbones.catalog import load_backbone
 from handful.checkpoint import SavedModel, open_model
 from handful.curation.calibration import Calibration
-from handful.curation.quality import CaseQuality, Judge, QualityConfig, Refit, judging
+from handful.curation.quality import CaseQuality, QualityConfig, QualityEstimator, Refit, estimating_quality
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_label_map, stem
 from handful.data.formats import is_scan
@@ -30,7 +30,7 @@ from handful.reports.review_page import PICTURES, ReviewResult, write_review
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewConfig:
-    """How to judge, and how many cases are drawn."""
+    """How to estimator, and how many cases are drawn."""
 
     device: str = "auto"
     """auto, cpu, cuda or mps."""
@@ -80,8 +80,8 @@ def review_folder(
         key, refit = _key(saved, support, config), _refit(saved, segmenter, config)
         work = _Work(out, found, segmenter.slicer, segmenter.labels, key, refit)
         quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=config.cache)
-        with judging(segmenter, support, quality) as judge:
-            return _reviewed(work, judge, support, wanted, config, report)
+        with estimating_quality(segmenter, support, quality) as estimator:
+            return _reviewed(work, estimator, support, wanted, config, report)
 
 
 @dataclass(frozen=True)
@@ -114,17 +114,22 @@ class _CaseNote:
 
 
 def _reviewed(
-    work: _Work, judge: Judge, support: SupportSet, wanted: Sequence[Case], config: ReviewConfig, report: Report
+    work: _Work,
+    estimator: QualityEstimator,
+    support: SupportSet,
+    wanted: Sequence[Case],
+    config: ReviewConfig,
+    report: Report,
 ) -> ReviewResult:
     names = tuple(case.name for case in support.cases)
     report(0, len(wanted), f"{len(wanted)} cases by {len(names)} labelled ones")
-    judge = _calibrated(work, judge, support, report)
+    estimator = _calibrated(work, estimator, support, report)
     judged: list[CaseQuality] = []
     skipped: list[str] = []
     failures: list[Failure] = []
     for number, case in enumerate(wanted, start=1):
         try:
-            quality, anew = _judged(work, judge, case)
+            quality, anew = _judged(work, estimator, case)
             judged.append(quality)
             if not anew:
                 skipped.append(case.name)
@@ -132,24 +137,24 @@ def _reviewed(
             failures.append(Failure(case.name, str(error)))
         report(number, len(wanted), case.name)
     judged.sort(key=lambda one: (one.worst, one.case))
-    result = ReviewResult(tuple(judged), tuple(skipped), tuple(failures), names, judge.calibration)
+    result = ReviewResult(tuple(judged), tuple(skipped), tuple(failures), names, estimator.calibration)
     shown = judged[: config.worst]
     _draw(work, wanted, shown)
     write_review(work.out, result, shown)
     return result
 
 
-def _calibrated(work: _Work, judge: Judge, support: SupportSet, report: Report) -> Judge:
-    """The judge with the calibration learnt before, or learnt now."""
+def _calibrated(work: _Work, estimator: QualityEstimator, support: SupportSet, report: Report) -> QualityEstimator:
+    """The estimator with the calibration learnt before, or learnt now."""
     notes = Notes(work.out / NOTES, _CalibrationNote)
     note = notes.find("calibration", made_of=work.key)
     if note is None:
-        note = _CalibrationNote(work.key, judge.calibrated(support, work.refit, report) if work.refit else None)
+        note = _CalibrationNote(work.key, estimator.calibrated(support, work.refit, report) if work.refit else None)
         notes.write("calibration", note)
-    return replace(judge, calibration=note.content)
+    return replace(estimator, calibration=note.content)
 
 
-def _judged(work: _Work, judge: Judge, case: Case) -> tuple[CaseQuality, bool]:
+def _judged(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[CaseQuality, bool]:
     """The quality of a case's prediction, and whether that had to be found out."""
     if case.name not in work.predictions:
         raise InputError(f"no prediction of case {case.name!r}; predict it first, or name the cases that are")
@@ -161,7 +166,7 @@ def _judged(work: _Work, judge: Judge, case: Case) -> tuple[CaseQuality, bool]:
     note = notes.find(case.name, made_of=key)
     if note is not None:
         return note.content, False
-    quality = judge(replace(case, image=volume), prediction)
+    quality = estimator(replace(case, image=volume), prediction)
     _picture(work.out, case.name).unlink(missing_ok=True)  # of another prediction
     notes.write(case.name, _CaseNote(key, quality))
     return quality, True

@@ -97,24 +97,24 @@ def predict_quality(
     not lie on its image's grid.
     """
     pairs = list(predicted)
-    with judging(segmenter, support, config) as judge:
+    with estimating_quality(segmenter, support, config) as estimator:
         if refit is not None:
-            judge = replace(judge, calibration=judge.calibrated(support, refit))
+            estimator = replace(estimator, calibration=estimator.calibrated(support, refit))
         found = []
         for number, (case, prediction) in enumerate(pairs, start=1):
-            found.append(judge(case, prediction))
+            found.append(estimator(case, prediction))
             report(number, len(pairs), case.name)
     return found
 
 
 @contextmanager
-def judging(
+def estimating_quality(
     segmenter: Segmenter,
     support: SupportSet,
     config: QualityConfig = QualityConfig(),
     calibration: Calibration | None = None,
-) -> Iterator[Judge]:
-    """A judge of this segmenter's predictions; embeddings are kept until the context ends."""
+) -> Iterator[QualityEstimator]:
+    """An estimator of this segmenter's predictions; embeddings are kept until the context ends."""
     if segmenter.labels.values != support.labels.values:
         raise LabelError(
             f"the model knows the labels {segmenter.labels.as_dict()}, the labelled cases {support.labels.as_dict()}; "
@@ -124,7 +124,7 @@ def judging(
     references = tuple(_Reference.of(case, support.labels, slicer) for case in support.cases)
     with _kept(segmenter.backbone, config.cache) as backbone:
         reverse = reverse_method(config.reverse, backbone, slicer)
-        yield Judge(segmenter, references, slicer, reverse, backbone, config, calibration)
+        yield QualityEstimator(segmenter, references, slicer, reverse, backbone, config, calibration)
 
 
 @contextmanager
@@ -140,7 +140,7 @@ def _kept(backbone: Backbone, cache: Path | None) -> Iterator[Backbone]:
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class QualityEstimator:
     """Estimates how good the predictions of one segmenter are, with the help of its support."""
 
     segmenter: Segmenter
@@ -201,16 +201,16 @@ class Judge:
         prediction, reasons = self.segmenter.predict_explained(volume)
         shapes = self._shapes(volume, prediction)
         signals = self._signals(volume, prediction, shapes, reasons)
-        known = reference.array != IGNORE
+        valid_mask = reference.array != IGNORE
         for value in self.segmenter.labels.values:
             if shapes[value].voxels:
-                truth = overlap(prediction.array == value, reference.array == value, known)
+                truth = overlap(prediction.array == value, reference.array == value, valid_mask)
                 yield Compared(case.name, value, signals[value], truth.dice)
 
     def _shapes(self, volume: Volume, prediction: LabelMap) -> dict[int, ShapeStatistics]:
         classes, size = self.slicer.view(volume).of(prediction.array), voxel_size(volume.geometry)
-        known = classes != IGNORE
-        return {value: ShapeStatistics.of(classes == value, known, size) for value in self.segmenter.labels.values}
+        valid_mask = classes != IGNORE
+        return {value: ShapeStatistics.of(classes == value, valid_mask, size) for value in self.segmenter.labels.values}
 
     def _signals(
         self,
@@ -269,8 +269,8 @@ class _Reference:
         assert reference is not None  # a support set has made sure
         view, size = slicer.view(volume), voxel_size(volume.geometry)
         classes = view.of(reference.array)
-        known, held = classes != IGNORE, [value for value in labels.values if (classes == value).any()]
-        shapes = {value: ShapeStatistics.of(classes == value, known, size) for value in held}
+        valid_mask, held = classes != IGNORE, [value for value in labels.values if (classes == value).any()]
+        shapes = {value: ShapeStatistics.of(classes == value, valid_mask, size) for value in held}
         return cls(shapes, ScoredSlices.of(view, classes, labels))
 
 

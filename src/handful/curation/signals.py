@@ -50,7 +50,7 @@ class ShapeStatistics:
 
     @classmethod
     def of(
-        cls, mask: Bool[np.ndarray, "n h w"], known: Bool[np.ndarray, "n h w"], voxel_size: float
+        cls, mask: Bool[np.ndarray, "n h w"], valid_mask: Bool[np.ndarray, "n h w"], voxel_size: float
     ) -> ShapeStatistics:
         """`known` is False where voxels are unlabelled; `voxel_size` is what one voxel adds to the size."""
         held = np.flatnonzero(mask.any(axis=(1, 2)))
@@ -58,7 +58,7 @@ class ShapeStatistics:
             return cls(0, 0.0, float("nan"), 0, False)
         voxels = int(mask.sum())
         inside = range(int(held[0]), int(held[-1]))
-        labelled: NDArray[np.bool_] = np.any(known, axis=(1, 2))
+        labelled: NDArray[np.bool_] = np.any(valid_mask, axis=(1, 2))
         steps = [overlap(mask[i : i + 1], mask[i + 1 : i + 2]).dice for i in inside if labelled[i] and labelled[i + 1]]
         edges = (mask[:, [0, -1]].any(), mask[:, :, [0, -1]].any(), len(mask) > 1 and mask[[0, -1]].any())
         return cls(

@@ -99,10 +99,10 @@ class Cohort:
         if double := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"cohort {self.name!r}: several cases called {', '.join(double)}; give each its own name")
 
-    def draw(self, shots: int, seed: int) -> tuple[list[Case], list[Case]]:
+    def split(self, shots: int, seed: int) -> tuple[list[Case], list[Case]]:
         """`shots` labelled cases of different patients, and all cases of the other patients.
 
-        The draw depends on seed and names only, never on the order of cases; a larger draw contains the smaller one.
+        The split depends on seed and names only, never on the order of cases; a larger split contains the smaller one.
         Further cases of a drawn patient are in neither list: they would leak.
         """
         groups: dict[str, list[Case]] = {}
@@ -112,7 +112,7 @@ class Cohort:
         candidates = sorted((who for who in groups if labelled[who]), key=lambda who: _rank(who, seed))
         if not 1 <= shots <= len(candidates):
             raise SettingsError(
-                f"cohort {self.name!r}: cannot draw {shots} of {len(candidates)} labelled patients; ask for fewer"
+                f"cohort {self.name!r}: cannot split {shots} of {len(candidates)} labelled patients; ask for fewer"
             )
         drawn = candidates[:shots]
         rest = [case for case in self.cases if _patient(case) not in drawn]

@@ -56,7 +56,7 @@ class SupportFacts:
         """Reads image and reference. LabelError where nothing is labelled."""
         volume = case.read_image()
         reference = require_reference(case, volume.geometry)
-        known = reference.array != IGNORE
+        valid_mask = reference.array != IGNORE
         values, counts = np.unique(reference.array, return_counts=True)
         return cls(
             case=case,
@@ -66,9 +66,9 @@ class SupportFacts:
             bytes=volume.array.nbytes + reference.array.nbytes,
             image_sha256=digest_of(volume.array),
             labels_sha256=digest_of(reference.array),
-            labelled=(known.any(axis=(1, 2)), known.any(axis=(0, 2)), known.any(axis=(0, 1))),
+            labelled=(valid_mask.any(axis=(1, 2)), valid_mask.any(axis=(0, 2)), valid_mask.any(axis=(0, 1))),
             voxels={int(value): int(count) for value, count in zip(values, counts, strict=True) if value > 0},
-            complete=bool(known.all()),
+            complete=bool(valid_mask.all()),
             extent=_extent(np.isin(reference.array, labels.values)),
         )
 
@@ -90,7 +90,7 @@ class LabelledSlices:
     slices: Float[Tensor, "n c h w"]
     masks: Float[Tensor, "n k h w"]
     """1 inside a label, else 0."""
-    known: Bool[Tensor, "n h w"]
+    valid_mask: Bool[Tensor, "n h w"]
     """False where nobody labelled: neither background nor label."""
 
     @property
@@ -126,7 +126,7 @@ class LabelledScan:
             index=tuple(index.tolist()),
             slices=self.view.take(index.tolist()),
             masks=torch.from_numpy(masks.astype(np.float32)),
-            known=torch.from_numpy(chosen != IGNORE),
+            valid_mask=torch.from_numpy(chosen != IGNORE),
         )
 
 

@@ -1,8 +1,8 @@
 """Scores of segmentations against references: a row a case and label, and what they say together.
 
 A label that neither map of a case holds is *absent*: Dice 1, no distance, counted but kept out of every mean. One that
-only the reference holds is *missed*, one that only the prediction holds is *invented*: Dice, IoU and surface Dice 0,
-and an image diagonal for the distances, so that finding less never looks better.
+only the reference holds is *missed*, one that only the prediction holds is a *false positive*: Dice, IoU and surface
+Dice 0, and an image diagonal for the distances, so that finding less never looks better.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import HandfulError, InputError, LabelError, SettingsError
 from handful.evaluation.metrics import Overlap, overlap, surface_distances
 
-Status = Literal["scored", "absent", "missed", "invented"]
+Status = Literal["scored", "absent", "missed", "false_positive"]
 
 RESAMPLES = 2000
 """Bootstrap draws; more move the interval's ends by less than its third digit."""
@@ -115,7 +115,7 @@ class Summary:
     missed: int
     missed_of: int
     """Cases whose reference holds the label; summed over the labels for their mean, as the other counts are."""
-    invented: int
+    false_positive: int
     absent: int
     estimates: Mapping[str, Estimate]
     """By the names in METRICS."""
@@ -217,9 +217,9 @@ def score_case(
     Voxels that the reference marks IGNORE count as background in both maps. Raises GeometryMismatch for two grids.
     """
     reference.geometry.require_same(prediction.geometry, f"case {name!r}, reference and prediction")
-    known = reference.array != IGNORE
+    valid_mask = reference.array != IGNORE
     names = (labels or _union(reference.labels, prediction.labels)).as_dict()
-    return [_score_label(name, value, names[value], prediction, reference, known, tolerance_mm) for value in names]
+    return [_score_label(name, value, names[value], prediction, reference, valid_mask, tolerance_mm) for value in names]
 
 
 def _score_label(
@@ -228,11 +228,11 @@ def _score_label(
     name: str,
     prediction: LabelMap,
     reference: LabelMap,
-    known: NDArray[np.bool_],
+    valid_mask: NDArray[np.bool_],
     tolerance_mm: float,
 ) -> Row:
-    predicted, truth = (prediction.array == value) & known, reference.array == value
-    counts = overlap(predicted, truth, known)
+    predicted, truth = (prediction.array == value) & valid_mask, reference.array == value
+    counts = overlap(predicted, truth, valid_mask)
     distances = surface_distances(predicted, truth, reference.geometry.spacing)
     return Row(
         case=case,
@@ -255,7 +255,7 @@ def _status(counts: Overlap) -> Status:
         return "scored"
     if counts.n_ref:
         return "missed"
-    return "invented" if counts.n_pred else "absent"
+    return "false_positive" if counts.n_pred else "absent"
 
 
 def _volume_difference(counts: Overlap, reference: LabelMap) -> float:
@@ -348,7 +348,7 @@ def _summary(rows: Sequence[Row], label: int | None, name: str, seed: int) -> Su
         n=len(by_case),
         missed=status.count("missed"),
         missed_of=status.count("missed") + status.count("scored"),
-        invented=status.count("invented"),
+        false_positive=status.count("false_positive"),
         absent=status.count("absent"),
         estimates={m: Estimate.of([_mean(m, own) for own in by_case.values()], seed) for m in METRICS},
     )

@@ -86,12 +86,12 @@ class SurfaceDistances:
 def overlap(
     prediction: Bool[np.ndarray[Any, Any], "i j k"],
     reference: Bool[np.ndarray[Any, Any], "i j k"],
-    known: Bool[np.ndarray[Any, Any], "i j k"] | None = None,
+    valid_mask: Bool[np.ndarray[Any, Any], "i j k"] | None = None,
 ) -> Overlap:
     """The voxel counts of two masks, over the voxels that are `known` (all, when left out)."""
-    if known is not None:
-        prediction, reference = prediction & known, reference & known
-    total = prediction.size if known is None else int(np.count_nonzero(known))
+    if valid_mask is not None:
+        prediction, reference = prediction & valid_mask, reference & valid_mask
+    total = prediction.size if valid_mask is None else int(np.count_nonzero(valid_mask))
     tp = int(np.count_nonzero(prediction & reference))
     fp, fn = int(np.count_nonzero(prediction)) - tp, int(np.count_nonzero(reference)) - tp
     return Overlap(tp=tp, fp=fp, fn=fn, tn=total - tp - fp - fn)

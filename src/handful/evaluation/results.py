@@ -1,4 +1,4 @@
-"""Results of experiments as one tidy table: a row a data set, arm, number of shots, draw, case and label."""
+"""Results of experiments as one tidy table: a row a data set, configuration, number of shots, split, case and label."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from handful.jobs.json_values import json_value
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One label of one unseen case, as one arm segmented it after one fit; and where all that comes from."""
+    """One label of one unseen case, as one configuration segmented it after one fit; and where all that comes from."""
 
     experiment: str
     data_set: str
-    arm: str
+    configuration: str
     shots: int
     """Labelled cases that were learned from."""
-    draw: int
-    """Which random draw of them; also the seed, where `seed` says so."""
+    split: int
+    """Which random split of them; also the seed, where `seed` says so."""
     case: str
     label: int
     name: str
     status: Status
     dice: float
-    """0 where the label was missed or invented, as the other overlaps."""
+    """0 where the label was missed or a false positive, as the other overlaps."""
     iou: float
     hd95: float
-    """In `unit`; an image diagonal where the label was missed or invented, nan where it is absent. So is `assd`."""
+    """In `unit`; an image diagonal where the label was missed or a false positive, nan where it is absent. So is
+    `assd`."""
     assd: float
     surface_dice: float
     reference_volume: float
@@ -57,18 +58,18 @@ class Result:
     method: str
     settings: str
     """All settings of the method, as JSON."""
-    reader: str
-    """Who gave the prompts: empty for an automatic arm, else a simulated reader who looks at the truth."""
+    annotator: str
+    """Who gave the prompts: empty for an automatic configuration, else a simulated annotator who looks at the truth."""
     backbone: str
     backbone_sha256: str
     seed: int | None
-    """None where the method draws nothing at random."""
+    """None where the method splits nothing at random."""
     support: str
     """Names of the labelled cases, as JSON."""
     device: str
     handful: str
     """Version."""
-    cell: str
+    trial: str
     """Digest of all that decides the fit and its scores; by it a later run knows what need not be measured again."""
 
 
@@ -122,7 +123,7 @@ def has_parquet() -> bool:
 
 
 def case_scores(results: Iterable[Result], measure: str) -> dict[str, float]:
-    """{case: mean over its labels}; absent labels are kept out, missed and invented ones count."""
+    """{case: mean over its labels}; absent labels are kept out, missed and false positive ones count."""
     by_case: dict[str, list[float]] = {}
     for result in results:
         if result.status != "absent":

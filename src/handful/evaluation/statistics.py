@@ -1,4 +1,5 @@
-"""What may be said of scores over cases and draws: intervals, paired tests, and how many labels an arm needs."""
+"""What may be said of scores over cases and splits: intervals, paired tests, and how many labels a configuration
+needs."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from scipy.stats import wilcoxon
 from handful.evaluation.evaluate import RESAMPLES, Estimate
 
 
-def over_draws(draws: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
-    """Of one value a case in each draw: the mean of the draws' means, their SD, and a 95 % interval.
+def over_splits(splits: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
+    """Of one value a case in each split: the mean of the splits' means, their SD, and a 95 % interval.
 
-    The interval is a percentile bootstrap in two stages: draws are drawn again, and the cases within each. With one
-    draw it speaks of the cases alone, and the SD is nan.
+    The interval is a percentile bootstrap in two stages: splits are drawn again, and the cases within each. With one
+    split it speaks of the cases alone, and the SD is nan.
     """
-    filled = [np.asarray(values, dtype=np.float64) for values in draws if len(values)]
+    filled = [np.asarray(values, dtype=np.float64) for values in splits if len(values)]
     if len(filled) < 2:
         one = Estimate.of(filled[0].tolist() if filled else [], seed)
         return replace(one, sd=math.nan)
@@ -35,7 +36,7 @@ def over_draws(draws: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two arms on the cases that both segmented."""
+    """Two configurations on the cases that both segmented."""
 
     first: str
     second: str
@@ -49,7 +50,7 @@ class Comparison:
 
 
 def compare_pairs(scores: Mapping[str, Mapping[str, float]], seed: int = 0) -> list[Comparison]:
-    """All pairs of arms in {arm: {case: score}}, in the mapping's order, corrected together."""
+    """All pairs of configurations in {configuration: {case: score}}, in the mapping's order, corrected together."""
     pairs = list(itertools.combinations(scores, 2))
     found = [_compare(first, second, scores[first], scores[second], seed) for first, second in pairs]
     corrected = holm([one.p for one in found])

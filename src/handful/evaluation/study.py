@@ -1,4 +1,5 @@
-"""An experiment's results as they are asked for by a reader: by data set, arm and number of labelled cases."""
+"""An experiment's results as they are asked for by an annotator: by data set, configuration and number of labelled
+cases."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from statistics import fmean, median
 from handful.errors import SettingsError
 from handful.evaluation.evaluate import Estimate, Failure
 from handful.evaluation.results import LARGER_IS_BETTER, MEASURES, Result, case_scores
-from handful.evaluation.statistics import Comparison, compare_pairs, over_draws, shots_to_reach
+from handful.evaluation.statistics import Comparison, compare_pairs, over_splits, shots_to_reach
 
 BASELINE = "unet"
 """The method that others are asked to match with fewer labels."""
@@ -18,12 +19,12 @@ BASELINE = "unet"
 
 @dataclass(frozen=True)
 class Picture:
-    """A case that an arm did badly on: reference and prediction drawn on the slice where they differ most."""
+    """A case that a configuration did badly on: reference and prediction drawn on the slice where they differ most."""
 
     data_set: str
-    arm: str
+    configuration: str
     shots: int
-    draw: int
+    split: int
     case: str
     dice: float
     """Mean over the case's labels."""
@@ -32,7 +33,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an arm takes, over the fits of one number of shots."""
+    """What a configuration takes, over the fits of one number of shots."""
 
     fit_s: float
     """Median."""
@@ -44,9 +45,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Match:
-    """How many labelled cases the baseline had, and how few each arm needs to be as good, among those tried.
+    """How many labelled cases the baseline had, and how few each configuration needs to be as good, among those tried.
 
-    As good on average over the draws and cases that both were scored on.
+    As good on average over the splits and cases that both were scored on.
     """
 
     baseline: str
@@ -62,13 +63,13 @@ class Study:
     title: str
     results: tuple[Result, ...]
     order: tuple[str, ...] = ()
-    """Arms in the order they are shown; those that are not named here follow."""
+    """Configurations in the order they are shown; those that are not named here follow."""
     measures: tuple[str, ...] = ("dice", "hd95")
     """The first one decides who is best, and is the one that is tested."""
     pictures: tuple[Picture, ...] = ()
     command: str = ""
     """What somebody types to have all this again."""
-    cells: int = 0
+    trials: int = 0
     """Fits that were asked for."""
     done: int = 0
     """And are in `results`."""
@@ -89,78 +90,105 @@ class Study:
         return list(dict.fromkeys(row.data_set for row in self.results))
 
     @cached_property
-    def arms(self) -> list[str]:
-        there = dict.fromkeys(row.arm for row in self.results)
-        return [arm for arm in self.order if arm in there] + [arm for arm in there if arm not in self.order]
+    def configurations(self) -> list[str]:
+        there = dict.fromkeys(row.configuration for row in self.results)
+        return [configuration for configuration in self.order if configuration in there] + [
+            configuration for configuration in there if configuration not in self.order
+        ]
 
     @cached_property
-    def readers(self) -> set[str]:
-        """Arms that were prompted by a simulated reader: bounds, not automatic results."""
-        return {row.arm for row in self.results if row.reader}
+    def annotators(self) -> set[str]:
+        """Configurations that were prompted by a simulated annotator: bounds, not automatic results."""
+        return {row.configuration for row in self.results if row.annotator}
 
-    def arms_of(self, data_set: str) -> list[str]:
-        return [arm for arm in self.arms if (data_set, arm) in {key[:2] for key in self._by_point}]
+    def configurations_of(self, data_set: str) -> list[str]:
+        return [
+            configuration
+            for configuration in self.configurations
+            if (data_set, configuration) in {key[:2] for key in self._by_point}
+        ]
 
     def shots_of(self, data_set: str) -> list[int]:
         return sorted({shots for one, _, shots in self._by_point if one == data_set})
 
-    def rows(self, data_set: str, arm: str, shots: int) -> Sequence[Result]:
-        return self._by_point.get((data_set, arm, shots), ())
+    def rows(self, data_set: str, configuration: str, shots: int) -> Sequence[Result]:
+        return self._by_point.get((data_set, configuration, shots), ())
 
-    def estimate(self, data_set: str, arm: str, shots: int, measure: str) -> Estimate | None:
-        """The mean over draws and its interval; None where nothing was measured."""
-        key = (data_set, arm, shots, measure)
+    def estimate(self, data_set: str, configuration: str, shots: int, measure: str) -> Estimate | None:
+        """The mean over splits and its interval; None where nothing was measured."""
+        key = (data_set, configuration, shots, measure)
         if key not in self._estimates:
-            draws = _by_draw(self.rows(data_set, arm, shots))
-            values = [list(case_scores(rows, measure).values()) for rows in draws.values()]
-            self._estimates[key] = over_draws(values) if any(values) else None
+            splits = _by_split(self.rows(data_set, configuration, shots))
+            values = [list(case_scores(rows, measure).values()) for rows in splits.values()]
+            self._estimates[key] = over_splits(values) if any(values) else None
         return self._estimates[key]
 
     def shared_shots(self, data_set: str) -> int:
-        """The largest number of shots at which the most arms were measured: where they are compared."""
-        arms, shots = self.arms_of(data_set), self.shots_of(data_set)
-        return max(shots, key=lambda n: (sum(bool(self.rows(data_set, arm, n)) for arm in arms), n))
+        """The largest number of shots at which the most configurations were measured: where they are compared."""
+        configurations, shots = self.configurations_of(data_set), self.shots_of(data_set)
+        return max(
+            shots,
+            key=lambda n: (sum(bool(self.rows(data_set, configuration, n)) for configuration in configurations), n),
+        )
 
     def ranking(self, data_set: str, shots: int) -> list[tuple[str, Estimate]]:
-        """Automatic arms by the main measure, the best first."""
+        """Automatic configurations by the main measure, the best first."""
         found = [
-            (arm, one)
-            for arm in self.arms_of(data_set)
-            if arm not in self.readers and (one := self.estimate(data_set, arm, shots, self.main)) is not None
+            (configuration, one)
+            for configuration in self.configurations_of(data_set)
+            if configuration not in self.annotators
+            and (one := self.estimate(data_set, configuration, shots, self.main)) is not None
         ]
         sign = -1 if self.main in LARGER_IS_BETTER else 1
         return sorted(found, key=lambda entry: sign * entry[1].mean)
 
     def comparisons(self, data_set: str) -> list[list[Comparison]]:
-        """All pairs of automatic arms, then all of those with readers: two families, for a reader looks at the truth.
+        """All pairs of automatic configurations, then all of those with annotators: two families, for an annotator
+        looks at the truth.
 
-        At `shared_shots`, on each case's mean over the draws that all arms have.
+        At `shared_shots`, on each case's mean over the splits that all configurations have.
         """
-        shots, arms = self.shared_shots(data_set), self.arms_of(data_set)
-        scores = {arm: self._paired_scores(data_set, arm, shots) for arm in arms}
-        families = ([arm for arm in arms if (arm in self.readers) is with_reader] for with_reader in (False, True))
-        found = (compare_pairs({arm: scores[arm] for arm in family if scores[arm]}) for family in families)
+        shots, configurations = self.shared_shots(data_set), self.configurations_of(data_set)
+        scores = {
+            configuration: self._paired_scores(data_set, configuration, shots) for configuration in configurations
+        }
+        families = (
+            [configuration for configuration in configurations if (configuration in self.annotators) is with_annotator]
+            for with_annotator in (False, True)
+        )
+        found = (
+            compare_pairs({configuration: scores[configuration] for configuration in family if scores[configuration]})
+            for family in families
+        )
         return [pairs for pairs in found if pairs]
 
-    def cost(self, data_set: str, arm: str, shots: int) -> Cost | None:
-        rows = self.rows(data_set, arm, shots)
+    def cost(self, data_set: str, configuration: str, shots: int) -> Cost | None:
+        rows = self.rows(data_set, configuration, shots)
         if not rows:
             return None
-        fits = {row.draw: row.fit_s for row in rows}
-        cases = {(row.draw, row.case): row.predict_s for row in rows}
+        fits = {row.split: row.fit_s for row in rows}
+        cases = {(row.split, row.case): row.predict_s for row in rows}
         return Cost(median(fits.values()), median(cases.values()), max(row.peak_mib for row in rows))
 
     def matches(self, data_set: str) -> list[Match]:
-        """For each number of shots of the first U-Net among the arms; none without one, or where less is better."""
-        baseline = next((row.arm for row in self.results if row.method == BASELINE), None)
+        """For each number of shots of the first U-Net among the configurations; none without one, or where less is
+        better."""
+        baseline = next((row.configuration for row in self.results if row.method == BASELINE), None)
         if baseline is None or self.main not in LARGER_IS_BETTER:
             return []
-        others = [arm for arm in self.arms_of(data_set) if arm != baseline and arm not in self.readers]
+        others = [
+            configuration
+            for configuration in self.configurations_of(data_set)
+            if configuration != baseline and configuration not in self.annotators
+        ]
         found: list[Match] = []
         for shots in self.shots_of(data_set):
             target = self.estimate(data_set, baseline, shots, self.main)
             if target is not None:
-                needed = {arm: self._shots_to_match(data_set, arm, (baseline, shots)) for arm in others}
+                needed = {
+                    configuration: self._shots_to_match(data_set, configuration, (baseline, shots))
+                    for configuration in others
+                }
                 found.append(Match(baseline, shots, target.mean, needed))
         return found
 
@@ -168,7 +196,7 @@ class Study:
     def _by_point(self) -> dict[tuple[str, str, int], list[Result]]:
         points: dict[tuple[str, str, int], list[Result]] = {}
         for row in self.results:
-            points.setdefault((row.data_set, row.arm, row.shots), []).append(row)
+            points.setdefault((row.data_set, row.configuration, row.shots), []).append(row)
         return points
 
     @cached_property
@@ -176,35 +204,35 @@ class Study:
         """Those worked out so far."""
         return {}
 
-    def _paired_scores(self, data_set: str, arm: str, shots: int) -> dict[str, float]:
-        """Only draws that every arm has, so that all means are over the same draws."""
-        draws = [set(_by_draw(self.rows(data_set, other, shots))) for other in self.arms_of(data_set)]
-        common = set.intersection(*[found for found in draws if found])
+    def _paired_scores(self, data_set: str, configuration: str, shots: int) -> dict[str, float]:
+        """Only splits that every configuration has, so that all means are over the same splits."""
+        splits = [set(_by_split(self.rows(data_set, other, shots))) for other in self.configurations_of(data_set)]
+        common = set.intersection(*[found for found in splits if found])
         by_case: dict[str, list[float]] = {}
-        for draw, rows in _by_draw(self.rows(data_set, arm, shots)).items():
-            if draw in common:
+        for split, rows in _by_split(self.rows(data_set, configuration, shots)).items():
+            if split in common:
                 for case, score in case_scores(rows, self.main).items():
                     by_case.setdefault(case, []).append(score)
         return {case: fmean(scores) for case, scores in by_case.items()}
 
-    def _shots_to_match(self, data_set: str, arm: str, other: tuple[str, int]) -> int | None:
-        gaps = {n: self._gap(data_set, (arm, n), other) for n in self.shots_of(data_set)}
+    def _shots_to_match(self, data_set: str, configuration: str, other: tuple[str, int]) -> int | None:
+        gaps = {n: self._gap(data_set, (configuration, n), other) for n in self.shots_of(data_set)}
         return shots_to_reach({n: gap for n, gap in gaps.items() if gap is not None}, 0.0)
 
     def _gap(self, data_set: str, first: tuple[str, int], second: tuple[str, int]) -> float | None:
-        """Mean difference over the draws and cases that both were scored on; None where there are none."""
-        ours, theirs = (_by_draw(self.rows(data_set, *one)) for one in (first, second))
-        by_draw = []
-        for draw in ours.keys() & theirs.keys():
-            mine, other = (case_scores(rows[draw], self.main) for rows in (ours, theirs))
+        """Mean difference over the splits and cases that both were scored on; None where there are none."""
+        ours, theirs = (_by_split(self.rows(data_set, *one)) for one in (first, second))
+        by_split = []
+        for split in ours.keys() & theirs.keys():
+            mine, other = (case_scores(rows[split], self.main) for rows in (ours, theirs))
             if shared := mine.keys() & other.keys():
-                by_draw.append(fmean(mine[case] - other[case] for case in shared))
+                by_split.append(fmean(mine[case] - other[case] for case in shared))
         # Rounded, so that scores equal but for the order of a sum are equal.
-        return round(fmean(by_draw), 12) if by_draw else None
+        return round(fmean(by_split), 12) if by_split else None
 
 
-def _by_draw(rows: Iterable[Result]) -> dict[int, list[Result]]:
-    draws: dict[int, list[Result]] = {}
+def _by_split(rows: Iterable[Result]) -> dict[int, list[Result]]:
+    splits: dict[int, list[Result]] = {}
     for row in rows:
-        draws.setdefault(row.draw, []).append(row)
-    return draws
+        splits.setdefault(row.split, []).append(row)
+    return splits

@@ -1,4 +1,4 @@
-"""A method fitted on the few cases of a cell, and tried on its unseen ones."""
+"""A method fitted on the few cases of a trial, and tried on its unseen ones."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Volume
 from handful.errors import HandfulError, InputError
 from handful.evaluation.evaluate import Row, score_case
-from handful.experiments.plan import Cell
-from handful.experiments.readers import asked
+from handful.experiments.plan import Trial
+from handful.experiments.simulated_annotators import asked
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.memory import PeakMemory
 from handful.methods.base import Segmenter
@@ -29,28 +29,30 @@ from handful.methods.catalog import method_settings
 from handful.reports.worst_slice import worst_slice
 
 Outcome = dict[str, Any]
-"""What is kept of a cell, as JSON has it: what its rows share, the rows, and pictures."""
+"""What is kept of a trial, as JSON has it: what its rows share, the rows, and pictures."""
 _IN_TWO_FILES = (".mhd", ".nhdr")
 
 
 class Fingerprints:
-    """What decides a cell's result, as one digest; files are read once for all cells."""
+    """What decides a trial's result, as one digest; files are read once for all trials."""
 
     def __init__(self) -> None:
         self._cohorts: dict[Path, Cohort] = {}
         self._files: dict[Path, str] = {}
 
-    def of(self, cell: Cell, backbone_sha256: str) -> str:
-        """Of method, weights, tolerance and the content of scans and labels; not of the names of arm and data set."""
-        cohort = self._cohorts.get(cell.folder) or read_cohort(cell.folder)
-        self._cohorts[cell.folder] = cohort
-        method, _ = cell.arm.build(cell.draw)
-        drawn, unseen = cell.split(cohort)
+    def of(self, trial: Trial, backbone_sha256: str) -> str:
+        """Of method, weights, tolerance and the content of scans and labels; not of the names of configuration and data
+        set."""
+        cohort = self._cohorts.get(trial.folder) or read_cohort(trial.folder)
+        self._cohorts[trial.folder] = cohort
+        method, _ = trial.configuration.build(trial.split)
+        drawn, unseen = trial.divide(cohort)
         decides = {
-            "method": [cell.arm.method, method_settings(method)],
-            "reader": cell.arm.reader and [cell.arm.reader, cell.arm.jitter, cell.draw],
+            "method": [trial.configuration.method, method_settings(method)],
+            "annotator": trial.configuration.annotator
+            and [trial.configuration.annotator, trial.configuration.jitter, trial.split],
             "backbone": backbone_sha256,
-            "tolerance": cell.tolerance,
+            "tolerance": trial.tolerance,
             "labels": cohort.labels.as_dict() if cohort.labels else None,
             "support": [self._of_case(case) for case in drawn],
             "unseen": [self._of_case(case) for case in unseen],
@@ -71,7 +73,7 @@ class Fingerprints:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A method fitted on the few cases of a cell."""
+    """A method fitted on the few cases of a trial."""
 
     segmenter: Segmenter
     support: Sequence[Case]
@@ -79,38 +81,38 @@ class Fit:
     peak_mib: float
 
 
-def fit(cell: Cell, backbone: Backbone) -> Fit:
-    """Fits what a cell, and all of the same `fit`, is about; in this process."""
-    cohort = read_cohort(cell.folder)
+def fit(trial: Trial, backbone: Backbone) -> Fit:
+    """Fits what a trial, and all of the same `fit`, is about; in this process."""
+    cohort = read_cohort(trial.folder)
     if cohort.labels is None:
-        raise InputError(f"{cell.folder} has no labelled case; put label maps into its labels/ folder")
-    method, _ = cell.arm.build(cell.draw, cell.folder)
-    drawn, _ = cell.split(cohort)
+        raise InputError(f"{trial.folder} has no labelled case; put label maps into its labels/ folder")
+    method, _ = trial.configuration.build(trial.split, trial.folder)
+    drawn, _ = trial.divide(cohort)
     support = SupportSet(tuple(drawn), cohort.labels)
     memory, began = PeakMemory(backbone.device), time.perf_counter()
     segmenter = method.fit(support, backbone)
     return Fit(segmenter, drawn, time.perf_counter() - began, memory.mib())
 
 
-def measure(cell: Cell, fitted: Fit) -> Outcome:
-    """Scores a cell on its unseen cases. One that cannot be segmented counts as missed; its reason is kept."""
-    _, unseen = cell.split(read_cohort(cell.folder))
-    written, seed = cell.arm.build(cell.draw)
+def measure(trial: Trial, fitted: Fit) -> Outcome:
+    """Scores a trial on its unseen cases. One that cannot be segmented counts as missed; its reason is kept."""
+    _, unseen = trial.divide(read_cohort(trial.folder))
+    written, seed = trial.configuration.build(trial.split)
     backbone = fitted.segmenter.backbone
     memory = PeakMemory(backbone.device)
-    segment = asked(fitted.segmenter, cell.arm, cell.draw)
-    tried = [_try(segment, case, cell.tolerance) for case in unseen]
+    segment = asked(fitted.segmenter, trial.configuration, trial.split)
+    tried = [_try(segment, case, trial.tolerance) for case in unseen]
     peak = max(fitted.peak_mib, memory.mib())
     shared = {
-        "shots": cell.shots,
-        "draw": cell.draw,
-        "tolerance": cell.tolerance,
+        "shots": trial.shots,
+        "split": trial.split,
+        "tolerance": trial.tolerance,
         "fit_s": round(fitted.seconds, 3),
         "peak_mib": round(peak, 1),
-        "method": cell.arm.method,
+        "method": trial.configuration.method,
         "settings": json.dumps(method_settings(written)),
-        "reader": _reader(cell),
-        "backbone": cell.backbone,
+        "annotator": _annotator(trial),
+        "backbone": trial.backbone,
         "backbone_sha256": backbone.digest(),
         "seed": seed,
         "support": json.dumps([case.name for case in fitted.support]),
@@ -118,7 +120,7 @@ def measure(cell: Cell, fitted: Fit) -> Outcome:
         "handful": version("handful"),
     }
     rows = [row for one in tried for row in one.rows]
-    return {"shared": shared, "rows": rows, "pictures": _pictures(tried, fitted.segmenter, cell.pictures)}
+    return {"shared": shared, "rows": rows, "pictures": _pictures(tried, fitted.segmenter, trial.pictures)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +171,14 @@ def _row(row: Row, reference: LabelMap) -> dict[str, Any]:
     }
 
 
-def _reader(cell: Cell) -> str:
-    if cell.arm.reader is None:
+def _annotator(trial: Trial) -> str:
+    if trial.configuration.annotator is None:
         return ""
-    return f"{cell.arm.reader}, jitter {cell.arm.jitter:g}" if cell.arm.reader == "box" else cell.arm.reader
+    return (
+        f"{trial.configuration.annotator}, jitter {trial.configuration.jitter:g}"
+        if trial.configuration.annotator == "box"
+        else trial.configuration.annotator
+    )
 
 
 def _pictures(tried: Sequence[_Tried], segmenter: Segmenter, most: int) -> list[dict[str, Any]]:

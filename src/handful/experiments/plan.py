@@ -1,4 +1,4 @@
-"""What an experiment is to find out: data sets, arms, shots and draws, as a TOML file says them."""
+"""What an experiment is to find out: data sets, configurations, shots and splits, as a TOML file says them."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class DataSet:
 
     folder: Path
     cases: int | None = None
-    """Unseen cases a draw, at most, where it is not the plan's number."""
+    """Unseen cases a split, at most, where it is not the plan's number."""
     shots: tuple[int, ...] | None = None
     """Where they are not the plan's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class Configuration:
     """A way to segment: a method with its settings, and who asks it where it must be asked."""
 
     __pydantic_config__ = _FORBID
@@ -55,22 +55,22 @@ class Arm:
     """As `build_method` takes them; '{folder}' stands for the data set's folder."""
     backbone: str | None = None
     """Where it is not the plan's."""
-    reader: str | None = None
-    """A simulated reader who looks at the truth: 'box', 'points-1', 'points-3' or 'points-5' for methods that are asked
-    once, such as zero-shot; 'clicks-3' (any number) for interactive. None is automatic."""
+    annotator: str | None = None
+    """A simulated annotator who looks at the truth: 'box', 'points-1', 'points-3' or 'points-5' for methods that are
+    asked once, such as zero-shot; 'clicks-3' (any number) for interactive. None is automatic."""
     jitter: float = 0.05
-    """Each side of a reader's box is off by up to this share of it."""
+    """Each side of an annotator's box is off by up to this share of it."""
 
     def __post_init__(self) -> None:
         kinds = get_args(PromptKind)
-        if self.reader is not None and self.reader not in kinds and not CLICKS.fullmatch(self.reader):
+        if self.annotator is not None and self.annotator not in kinds and not CLICKS.fullmatch(self.annotator):
             raise SettingsError(
-                f"there is no reader {self.reader!r}; readers are {', '.join(kinds)} and clicks-3 (any number)"
+                f"there is no annotator {self.annotator!r}; annotators are {', '.join(kinds)} and clicks-3 (any number)"
             )
         self.build(0)
 
-    def build(self, draw: int, folder: Path | None = None) -> tuple[Method, int | None]:
-        """The method, and the seed it draws by: the draw's number unless the settings name one; None without any.
+    def build(self, split: int, folder: Path | None = None) -> tuple[Method, int | None]:
+        """The method, and the seed it splits by: the split's number unless the settings name one; None without any.
 
         Without a folder the settings keep '{folder}', as they are written down.
         """
@@ -83,26 +83,26 @@ class Arm:
         stated = known["train"]["seed"] if key == "train.seed" else known["seed"]
         default = method_settings(build_method(self.method, {}))
         if stated == (default["train"]["seed"] if key == "train.seed" else default["seed"]):
-            stated = draw
+            stated = split
         return build_method(self.method, {**settings, key: stated}), int(stated)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every data set × arm × number of shots × draw is one fit."""
+    """Every data set × configuration × number of shots × split is one fit."""
 
     __pydantic_config__ = _FORBID
 
     name: str
     data: Mapping[str, DataSet]
-    arms: Mapping[str, Arm]
+    configurations: Mapping[str, Configuration]
     shots: tuple[int, ...] = (1, 2, 4, 8)
     """Labelled cases, each of another patient."""
-    draws: tuple[int, ...] = (0, 1, 2)
-    """Numbers of the random draws of the labelled cases; the larger support of a draw holds the smaller one."""
+    splits: tuple[int, ...] = (0, 1, 2)
+    """Numbers of the random splits of the labelled cases; the larger support of a split holds the smaller one."""
     backbone: str = "handful-tiny"
     cases: int | None = 12
-    """Unseen cases a draw, at most: drawn too, and mostly the same for every number of shots."""
+    """Unseen cases a split, at most: drawn too, and mostly the same for every number of shots."""
     measures: tuple[str, ...] = ("dice", "hd95")
     """What the report shows; the first one decides. All of them are in the table."""
     tolerance: float = 1.0
@@ -111,12 +111,17 @@ class Plan:
     """Worst cases drawn of each fit on the most labelled cases."""
 
     def __post_init__(self) -> None:
-        for what, there in (("data", self.data), ("arms", self.arms), ("shots", self.shots), ("draws", self.draws)):
+        for what, there in (
+            ("data", self.data),
+            ("configurations", self.configurations),
+            ("shots", self.shots),
+            ("splits", self.splits),
+        ):
             if not there:
                 raise SettingsError(f"plan {self.name!r} has no {what}; name at least one")
         shots = [*self.shots, *[n for one in self.data.values() for n in one.shots or ()]]
         cases = [n for n in (self.cases, *[one.cases for one in self.data.values()]) if n is not None]
-        for what, values, least in (("shots", shots, 1), ("draws", self.draws, 0), ("cases", cases, 1)):
+        for what, values, least in (("shots", shots, 1), ("splits", self.splits, 0), ("cases", cases, 1)):
             if values and min(values) < least:
                 raise SettingsError(f"plan {self.name!r}: {what} must be at least {least}, got {min(values)}")
         if unknown := [one for one in self.measures if one not in MEASURES] or not self.measures:
@@ -126,15 +131,15 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Trial:
     """One fit, and the cases it is tried on."""
 
     data_set: str
     folder: Path
-    arm_name: str
-    arm: Arm
+    configuration_name: str
+    configuration: Configuration
     shots: int
-    draw: int
+    split: int
     backbone: str
     most_cases: int | None
     tolerance: float
@@ -142,23 +147,30 @@ class Cell:
 
     @cached_property
     def name(self) -> str:
-        return f"{self.data_set}, {self.arm_name}, {self.shots} labelled, draw {self.draw}"
+        return f"{self.data_set}, {self.configuration_name}, {self.shots} labelled, split {self.split}"
 
     @cached_property
     def fit(self) -> str:
-        """What is fitted on what: the same of cells that differ in name or in who asks."""
-        method, _ = self.arm.build(self.draw, self.folder)
-        decides = (str(self.folder), self.shots, self.draw, self.backbone, self.arm.method, method_settings(method))
+        """What is fitted on what: the same of trials that differ in name or in who asks."""
+        method, _ = self.configuration.build(self.split, self.folder)
+        decides = (
+            str(self.folder),
+            self.shots,
+            self.split,
+            self.backbone,
+            self.configuration.method,
+            method_settings(method),
+        )
         return json.dumps(decides, sort_keys=True)
 
-    def split(self, cohort: Cohort) -> tuple[list[Case], list[Case]]:
+    def divide(self, cohort: Cohort) -> tuple[list[Case], list[Case]]:
         """The labelled cases to learn from, and unseen ones with references to be scored on."""
-        drawn, rest = cohort.draw(self.shots, self.draw)
+        drawn, rest = cohort.split(self.shots, self.split)
         unseen = [case for case in rest if case.reference is not None]
         if self.most_cases is None or len(unseen) <= self.most_cases:
             return drawn, unseen
         # The far end of the order in which patients are drawn to be labelled: the last that more shots would take away.
-        order = {_patient(case): place for place, case in enumerate(_drawing_order(cohort, self.draw))}
+        order = {_patient(case): place for place, case in enumerate(_drawing_order(cohort, self.split))}
         unseen.sort(key=lambda case: (-order[_patient(case)], case.name))
         return drawn, sorted(unseen[: self.most_cases], key=lambda case: case.name)
 
@@ -185,7 +197,7 @@ def compare_plan(
     folder: Path,
     methods: tuple[str, ...] = (),
     shots: tuple[int, ...] = (),
-    draws: int = 3,
+    splits: int = 3,
     cases: int | None = 10,
     backbone: str = "handful-tiny",
 ) -> Plan:
@@ -202,16 +214,16 @@ def compare_plan(
     return Plan(
         name=f"Methods on {cohort.name}",
         data={cohort.name: DataSet(folder=folder)},
-        arms={name: Arm(method=name) for name in chosen},
+        configurations={name: Configuration(method=name) for name in chosen},
         shots=shots or tuple(n for n in SHOTS if n <= patients // 2),
-        draws=tuple(range(draws)),
+        splits=tuple(range(splits)),
         cases=cases,
         backbone=backbone,
     )
 
 
-def cells(plan: Plan) -> tuple[list[Cell], list[str]]:
-    """The cells of a plan, whole draws first and few shots before many; and why some are left out.
+def trials(plan: Plan) -> tuple[list[Trial], list[str]]:
+    """The trials of a plan, whole splits first and few shots before many; and why some are left out.
 
     Left out are numbers of shots for which a data set has too few labelled patients, so that none would stay unseen.
     """
@@ -226,26 +238,26 @@ def cells(plan: Plan) -> tuple[list[Cell], list[str]]:
         ]
     order = sorted({n for shots in possible.values() for n in shots})
     made = [
-        _cell(plan, name, arm, shots, draw, pictures=plan.pictures if shots == max(possible[name]) else 0)
-        for draw in dict.fromkeys(plan.draws)
+        _trial(plan, name, configuration, shots, split, pictures=plan.pictures if shots == max(possible[name]) else 0)
+        for split in dict.fromkeys(plan.splits)
         for shots in order
         for name in plan.data
         if shots in possible[name]
-        for arm in plan.arms
+        for configuration in plan.configurations
     ]
     return made, left_out
 
 
-def _cell(plan: Plan, data_set: str, arm: str, shots: int, draw: int, pictures: int) -> Cell:
+def _trial(plan: Plan, data_set: str, configuration: str, shots: int, split: int, pictures: int) -> Trial:
     one = plan.data[data_set]
-    return Cell(
+    return Trial(
         data_set=data_set,
         folder=one.folder,
-        arm_name=arm,
-        arm=plan.arms[arm],
+        configuration_name=configuration,
+        configuration=plan.configurations[configuration],
         shots=shots,
-        draw=draw,
-        backbone=plan.arms[arm].backbone or plan.backbone,
+        split=split,
+        backbone=plan.configurations[configuration].backbone or plan.backbone,
         most_cases=one.cases or plan.cases,
         tolerance=plan.tolerance,
         pictures=pictures,
@@ -259,10 +271,10 @@ def _labelled(folder: Path) -> Cohort:
     return cohort
 
 
-def _drawing_order(cohort: Cohort, draw: int) -> list[Case]:
-    """The first labelled case of each patient, in the order in which a draw takes them."""
+def _drawing_order(cohort: Cohort, split: int) -> list[Case]:
+    """The first labelled case of each patient, in the order in which a split takes them."""
     patients = {_patient(case) for case in cohort.cases if case.reference is not None}
-    return cohort.draw(len(patients), draw)[0] if patients else []
+    return cohort.split(len(patients), split)[0] if patients else []
 
 
 def _patient(case: Case) -> tuple[str, bool]:
@@ -283,7 +295,7 @@ def _said(error: Any) -> str:
     *above, key = [str(part) for part in error["loc"]] or ["?"]
     where = ".".join([*above, key])
     if error["type"] == "unexpected_keyword_argument":
-        kind = DataSet if above[:1] == ["data"] else Arm if above[:1] == ["arms"] else Plan
+        kind = DataSet if above[:1] == ["data"] else Configuration if above[:1] == ["configurations"] else Plan
         known = [one.name for one in dataclasses.fields(kind)]
         return f"there is no entry {where!r}; {did_you_mean(key, known)}entries are {', '.join(known)}"
     if error["type"].startswith("missing"):

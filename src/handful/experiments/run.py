@@ -1,4 +1,4 @@
-"""An experiment carried out: its cells spread over processes, each kept as soon as it is done."""
+"""An experiment carried out: its trials spread over workers, each kept as soon as it is done."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from handful.backbones.catalog import load_backbone
 from handful.errors import HandfulError, SettingsError, did_you_mean
 from handful.evaluation.results import Result
 from handful.experiments.measure import Fingerprints, Fit, fit, measure
-from handful.experiments.plan import Cell, Plan, cells
+from handful.experiments.plan import Plan, Trial, trials
 from handful.experiments.store import ExperimentStatus, adopt, experiment_status, is_done, write_manifest, write_outcome
 from handful.jobs.executors import Executor, Lost, Processes, Serial, cores
 from handful.jobs.lock import locked
@@ -27,7 +27,7 @@ MOST_PROCESSES = 8
 class ExperimentConfig:
     """Circumstances of a run; nothing here shows in the scores."""
 
-    processes: int | None = None
+    workers: int | None = None
     """Processes that share the cores of a CPU, as many as there are unless told otherwise; with one, all happens in the
     caller's own."""
     device: str = "cpu"
@@ -36,27 +36,30 @@ class ExperimentConfig:
     known: Sequence[Result] = ()
     """The table of an earlier run, as `read_results` gives it: its fits are taken over, without pictures."""
     cache: Path | None = None
-    """Folder of kept embeddings, so that arms which see the same slices encode them once; times are then no longer
-    those of a fit by itself."""
+    """Folder of kept embeddings, so that configurations which see the same slices encode them once; times are then no
+    longer those of a fit by itself."""
     data_sets: tuple[str, ...] = ()
-    """What of the plan to measure now; empty for all of it. So are `arms`, `shots` and `draws`."""
-    arms: tuple[str, ...] = ()
+    """What of the plan to measure now; empty for all of it. So are `configurations`, `shots` and `splits`."""
+    configurations: tuple[str, ...] = ()
     shots: tuple[int, ...] = ()
-    draws: tuple[int, ...] = ()
+    splits: tuple[int, ...] = ()
 
-    def wants(self, cell: Cell) -> bool:
-        """Whether a cell is to be measured now."""
+    def wants(self, trial: Trial) -> bool:
+        """Whether a trial is to be measured now."""
         chosen = (
-            (self.data_sets, cell.data_set),
-            (self.arms, cell.arm_name),
-            (self.shots, cell.shots),
-            (self.draws, cell.draw),
+            (self.data_sets, trial.data_set),
+            (self.configurations, trial.configuration_name),
+            (self.shots, trial.shots),
+            (self.splits, trial.split),
         )
         return all(not some or one in some for some, one in chosen)
 
     def require_known_names(self, plan: Plan) -> None:
-        """SettingsError for a data set or an arm that the plan does not have."""
-        for what, chosen, there in (("data set", self.data_sets, plan.data), ("arm", self.arms, plan.arms)):
+        """SettingsError for a data set or a configuration that the plan does not have."""
+        for what, chosen, there in (
+            ("data set", self.data_sets, plan.data),
+            ("configuration", self.configurations, plan.configurations),
+        ):
             for name in chosen:
                 if name not in there:
                     hint = did_you_mean(name, there)
@@ -71,30 +74,30 @@ def run_experiment(
 ) -> ExperimentStatus:
     """Measures what is missing in `out`, and says what is there then.
 
-    A cell is a small file, written whole when it is known: a killed run loses no more than the cells it was at, and the
-    same call goes on from there. A cell whose method, weights, scans or labels changed is measured anew, one that
+    A trial is a small file, written whole when it is known: a killed run loses no more than the trials it was at, and
+    the same call goes on from there. A trial whose method, weights, scans or labels changed is measured anew, one that
     failed is tried again. Raises BusyError while another run works in `out`.
     """
     config = config or ExperimentConfig()
     config.require_known_names(plan)
     with locked(out / NOTES):
-        every, left_out = cells(plan)
-        if not any(config.wants(cell) for cell in every):
-            why = "; ".join(left_out) or "the chosen shots and draws are none of its own"
+        every, left_out = trials(plan)
+        if not any(config.wants(trial) for trial in every):
+            why = "; ".join(left_out) or "the chosen shots and splits are none of its own"
             raise SettingsError(f"plan {plan.name!r} has nothing to measure: {why}")
-        digests = {name: load_backbone(name).digest() for name in dict.fromkeys(cell.backbone for cell in every)}
+        digests = {name: load_backbone(name).digest() for name in dict.fromkeys(trial.backbone for trial in every)}
         fingerprints = Fingerprints()
-        tasks = [_Task(out, fingerprints.of(cell, digests[cell.backbone]), cell, config.cache) for cell in every]
+        tasks = [_Task(out, fingerprints.of(trial, digests[trial.backbone]), trial, config.cache) for trial in every]
         planned = {task.digest for task in tasks}
-        adopt(out, (result for result in config.known if result.cell in planned))
-        write_manifest(out, plan, [(task.cell, task.digest) for task in tasks], left_out, config.command)
-        wanted = {task.digest: task for task in tasks if config.wants(task.cell)}
+        adopt(out, (result for result in config.known if result.trial in planned))
+        write_manifest(out, plan, [(task.trial, task.digest) for task in tasks], left_out, config.command)
+        wanted = {task.digest: task for task in tasks if config.wants(task.trial)}
         todo = [task for task in wanted.values() if not is_done(out, task.digest)]
         if todo:
             report(0, len(todo), f"{len(todo)} of {len(wanted)} fits to do")
-        outcomes = _outcomes(_jobs(todo), config.processes or _usual(config.device), config.device)
+        outcomes = _outcomes(_jobs(todo), config.workers or _usual(config.device), config.device)
         for number, (task, failure) in enumerate(outcomes, start=1):
-            report(number, len(todo), f"{task.cell.name}{': ' + failure if failure else ''}")
+            report(number, len(todo), f"{task.trial.name}{': ' + failure if failure else ''}")
         return experiment_status(out)
 
 
@@ -102,7 +105,7 @@ def run_experiment(
 class _Task:
     out: Path
     digest: str
-    cell: Cell
+    trial: Trial
     cache: Path | None
 
 
@@ -114,7 +117,7 @@ def _jobs(tasks: Iterable[_Task]) -> list[_Job]:
     """Each at the place of its first task."""
     of_fit: dict[str, _Job] = {}
     for task in tasks:
-        of_fit.setdefault(task.cell.fit, []).append(task)
+        of_fit.setdefault(task.trial.fit, []).append(task)
     return list(of_fit.values())
 
 
@@ -122,9 +125,9 @@ def _usual(device: str) -> int:
     return min(cores(), MOST_PROCESSES) if device == "cpu" else 1
 
 
-def _outcomes(jobs: Sequence[_Job], processes: int, device: str) -> Iterator[tuple[_Task, str]]:
+def _outcomes(jobs: Sequence[_Job], workers: int, device: str) -> Iterator[tuple[_Task, str]]:
     """Each task as it ends, with the reason where it failed."""
-    executor: Executor = Processes(processes) if processes > 1 and len(jobs) > 1 else Serial()
+    executor: Executor = Processes(workers) if workers > 1 and len(jobs) > 1 else Serial()
     for job, reasons in executor.run(_Worker(device), jobs):
         yield from zip(job, _buried(job, reasons) if isinstance(reasons, Lost) else reasons, strict=True)
 
@@ -137,15 +140,15 @@ class _Worker:
         self.backbones: dict[str, Backbone] = {}
 
     def __call__(self, job: _Job) -> list[str]:
-        """Fits once, measures and keeps each cell; the reasons where that failed, so that the others go on."""
+        """Fits once, measures and keeps each trial; the reasons where that failed, so that the others go on."""
         try:
-            fitted = fit(job[0].cell, self._backbone(job[0]))
+            fitted = fit(job[0].trial, self._backbone(job[0]))
         except Exception as error:  # whatever it is, it is this fit's
             return _failed(job, error)
         return [_tried(task, fitted) for task in job]
 
     def _backbone(self, task: _Task) -> Backbone:
-        name = task.cell.backbone
+        name = task.trial.backbone
         if name not in self.backbones:
             plain = load_backbone(name).to(self.device)
             self.backbones[name] = cached(plain, task.cache) if task.cache else plain
@@ -154,8 +157,8 @@ class _Worker:
 
 def _tried(task: _Task, fitted: Fit) -> str:
     try:
-        outcome = measure(task.cell, fitted)
-    except Exception as error:  # whatever it is, it is this cell's
+        outcome = measure(task.trial, fitted)
+    except Exception as error:  # whatever it is, it is this trial's
         return _failed([task], error)[0]
     write_outcome(task.out, task.digest, outcome)
     return ""
@@ -171,5 +174,5 @@ def _failed(job: _Job, error: Exception | str) -> list[str]:
 
 def _buried(job: _Job, lost: Lost) -> list[str]:
     """What is noted of tasks whose process ended under them; those that were done already stay."""
-    reason = f"its process was ended {lost.how}; where memory ran out, take fewer --processes"
+    reason = f"its process was ended {lost.how}; where memory ran out, take fewer --workers"
     return ["" if is_done(task.out, task.digest) else _failed([task], reason)[0] for task in job]

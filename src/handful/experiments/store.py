@@ -14,40 +14,40 @@ from handful.errors import DamagedFile, InputError
 from handful.evaluation.evaluate import Failure
 from handful.evaluation.results import COLUMNS, Result, has_parquet, write_results
 from handful.evaluation.study import Picture, Study
-from handful.experiments.plan import Cell, Plan
+from handful.experiments.plan import Plan, Trial
 from handful.jobs.atomic import write_atomically, write_json
 from handful.reports.paper_tables import latex, markdown
 from handful.reports.study_page import write_html
 
-MANIFEST, CELLS = "experiment.json", "cells"
-FORMAT = 1
+MANIFEST, TRIALS = "experiment.json", "trials"
+FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell as the folder knows it."""
+    """A trial as the folder knows it."""
 
     data_set: str
-    arm: str
+    configuration: str
     shots: int
-    draw: int
+    split: int
     digest: str
     """Of all that decides its result, and the name of its file."""
 
     @property
     def name(self) -> str:
-        return f"{self.data_set}, {self.arm}, {self.shots} labelled, draw {self.draw}"
+        return f"{self.data_set}, {self.configuration}, {self.shots} labelled, split {self.split}"
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All cells of an experiment, and how it is told of."""
+    """All trials of an experiment, and how it is told of."""
 
     title: str
     command: str
     measures: tuple[str, ...]
-    arms: tuple[str, ...]
-    cells: tuple[Entry, ...]
+    configurations: tuple[str, ...]
+    trials: tuple[Entry, ...]
     left_out: tuple[str, ...]
 
 
@@ -64,16 +64,18 @@ class ExperimentStatus:
     """Numbers of shots that a data set cannot give."""
 
     @property
-    def cells(self) -> int:
+    def trials(self) -> int:
         return len(self.done) + len(self.failed) + len(self.missing)
 
 
 def write_manifest(
-    out: Path, plan: Plan, digested: Sequence[tuple[Cell, str]], left_out: Sequence[str], command: str
+    out: Path, plan: Plan, digested: Sequence[tuple[Trial, str]], left_out: Sequence[str], command: str
 ) -> None:
-    """Notes what is asked for in `out`: the cells with their digests."""
-    entries = tuple(Entry(cell.data_set, cell.arm_name, cell.shots, cell.draw, digest) for cell, digest in digested)
-    manifest = Manifest(plan.name, command, tuple(plan.measures), tuple(plan.arms), entries, tuple(left_out))
+    """Notes what is asked for in `out`: the trials with their digests."""
+    entries = tuple(
+        Entry(trial.data_set, trial.configuration_name, trial.shots, trial.split, digest) for trial, digest in digested
+    )
+    manifest = Manifest(plan.name, command, tuple(plan.measures), tuple(plan.configurations), entries, tuple(left_out))
     content = {"format": FORMAT, **asdict(manifest)}
     write_json(out / MANIFEST, content, indent=1)
 
@@ -87,12 +89,17 @@ def read_manifest(out: Path) -> Manifest:
         raw = json.loads(path.read_text("utf-8"))
         if raw["format"] > FORMAT:
             raise DamagedFile(f"{path} has format {raw['format']}, this handful reads up to {FORMAT}; update handful")
+        if raw["format"] < FORMAT:
+            raise DamagedFile(
+                f"{path} was written by an earlier handful (format {raw['format']}, this one reads {FORMAT}); "
+                "run the experiment again into a new folder"
+            )
         return Manifest(
             raw["title"],
             raw["command"],
             tuple(raw["measures"]),
-            tuple(raw["arms"]),
-            tuple(Entry(**entry) for entry in raw["cells"]),
+            tuple(raw["configurations"]),
+            tuple(Entry(**entry) for entry in raw["trials"]),
             tuple(raw["left_out"]),
         )
     except (ValueError, KeyError, TypeError) as error:
@@ -109,14 +116,14 @@ def adopt(out: Path, results: Iterable[Result]) -> None:
     fits: dict[str, list[dict[str, Any]]] = {}
     for result in results:
         row = {name: None if value != value else value for name, value in vars(result).items()}  # nan is no JSON
-        fits.setdefault(result.cell, []).append(row)
+        fits.setdefault(result.trial, []).append(row)
     for digest, rows in fits.items():
         if digest and not is_done(out, digest):
             write_outcome(out, digest, {"shared": {}, "rows": rows, "pictures": []})
 
 
 def read_outcome(out: Path, digest: str) -> dict[str, Any] | None:
-    """None where the cell was never tried."""
+    """None where the trial was never tried."""
     path = _path(out, digest)
     try:
         outcome = json.loads(path.read_text("utf-8"))
@@ -140,7 +147,7 @@ def experiment_status(out: Path) -> ExperimentStatus:
     done: list[Entry] = []
     failed: list[Failure] = []
     missing: list[Entry] = []
-    for entry in manifest.cells:
+    for entry in manifest.trials:
         outcome = read_outcome(out, entry.digest)
         if outcome is None:
             missing.append(entry)
@@ -158,7 +165,7 @@ def read_study(out: Path) -> Study:
     pictures: list[Picture] = []
     failed: list[Failure] = []
     done = 0
-    for entry in manifest.cells:
+    for entry in manifest.trials:
         outcome = read_outcome(out, entry.digest)
         if outcome is None:
             continue
@@ -171,11 +178,11 @@ def read_study(out: Path) -> Study:
     return Study(
         title=manifest.title,
         results=tuple(results),
-        order=manifest.arms,
+        order=manifest.configurations,
         measures=manifest.measures,
         pictures=tuple(pictures),
         command=manifest.command,
-        cells=len(manifest.cells),
+        trials=len(manifest.trials),
         done=done,
         failed=tuple(failed),
     )
@@ -195,11 +202,16 @@ def write_experiment_report(out: Path, with_latex: bool = False) -> list[Path]:
 
 
 def _path(out: Path, digest: str) -> Path:
-    return out / CELLS / f"{digest[:20]}.json"
+    return out / TRIALS / f"{digest[:20]}.json"
 
 
 def _results(title: str, entry: Entry, outcome: Mapping[str, Any]) -> Iterator[Result]:
-    about = {"experiment": title, "data_set": entry.data_set, "arm": entry.arm, "cell": entry.digest}
+    about = {
+        "experiment": title,
+        "data_set": entry.data_set,
+        "configuration": entry.configuration,
+        "trial": entry.digest,
+    }
     for row in outcome["rows"]:
         values = {**outcome["shared"], **row, **about}
         values |= {name: math.nan for name in ("hd95", "assd") if values[name] is None}
@@ -209,4 +221,4 @@ def _results(title: str, entry: Entry, outcome: Mapping[str, Any]) -> Iterator[R
 def _pictures(entry: Entry, outcome: Mapping[str, Any]) -> Iterator[Picture]:
     for one in outcome["pictures"]:
         webp = base64.b64decode(one["webp"])
-        yield Picture(entry.data_set, entry.arm, entry.shots, entry.draw, one["case"], one["dice"], webp)
+        yield Picture(entry.data_set, entry.configuration, entry.shots, entry.split, one["case"], one["dice"], webp)

@@ -59,7 +59,7 @@ class Segmenter(nn.Module, ABC):
 
     def segment(self, stack: SliceView) -> LabelMap:
         """The label map of a stack of slices; a method whose slices depend on each other has its own order."""
-        return drawn(stack, self.labels, self._slice_by_slice(stack))
+        return assemble_label_map(stack, self.labels, self._slice_by_slice(stack))
 
     def _slice_by_slice(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Tensor]]:
         for start in range(0, len(stack), CHUNK):
@@ -169,7 +169,7 @@ class PromptableSegmenter(nn.Module, ABC):
         wanted = prompts.is_prompted()
         if len(wanted) != len(stack):
             raise SettingsError(f"prompts for {len(wanted)} slices, but there are {len(stack)}; give a row a slice")
-        return drawn(stack, self.labels, self._answers(stack, prompts, wanted.any(dim=1)))
+        return assemble_label_map(stack, self.labels, self._answers(stack, prompts, wanted.any(dim=1)))
 
     def _answers(
         self, stack: SliceView, prompts: Prompts, wanted: Bool[Tensor, " n"]
@@ -224,7 +224,7 @@ class Method(ABC):
         return True
 
 
-def drawn(stack: SliceView, labels: Labels, classes: Iterable[tuple[Sequence[int], Tensor]]) -> LabelMap:
+def assemble_label_map(stack: SliceView, labels: Labels, classes: Iterable[tuple[Sequence[int], Tensor]]) -> LabelMap:
     """Assembles per-slice class numbers (n, h, w), in any order of slices, into a label map."""
     geometry = stack.volume.geometry
     out = np.zeros(geometry.shape, dtype=np.int16 if max(labels.values) < 2**15 else np.int32)

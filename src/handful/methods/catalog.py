@@ -35,17 +35,17 @@ METHODS: dict[str, type[Method]] = {
     "unet": UNet,
     "zero-shot": ZeroShot,
 }
-WRAPPERS: dict[str, type[Any]] = {"closer": RoiCrop, "planes": Planes, "seeds": Seeds}
+WRAPPERS: dict[str, type[Any]] = {"roi_margin": RoiCrop, "planes": Planes, "seeds": Seeds}
 """By the setting that asks for them, which all methods have; of several the first is the innermost."""
 
 
 def build_method(name: str, settings: Mapping[str, object]) -> Method:
     """The method of that name; settings are values or their text, nested or with dotted keys ('train.iterations').
 
-    What is not set keeps the method's own default. Three settings are for all methods: 'closer' (1.3, say) shows them a
-    window round the labelled region, that much larger than it; 'planes' ('axial,coronal,sagittal') lets several planes
-    vote; 'seeds' (3, say) fits from so many seeds, which vote. SettingsError names the field, the
-    value and what is allowed.
+    What is not set keeps the method's own default. Three settings are for all methods: 'roi_margin' (1.3, say) shows
+    them a window round the labelled region, that much larger than it; 'planes' ('axial,coronal,sagittal') lets several
+    planes vote; 'seeds' (3, say) fits from so many seeds, which vote. SettingsError names the field, the value and what
+    is allowed.
     """
     if name not in METHODS:
         hint = did_you_mean(name, METHODS)

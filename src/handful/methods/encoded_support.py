@@ -34,7 +34,7 @@ class EncodedSupport:
     """Share of each feature cell that a label covers; the background comes last."""
     target: Bool[Tensor, "v l s s"] | Float[Tensor, "v l s s"]
     """The labels without the background; where it is soft, the share of each cell that is inside."""
-    known: Bool[Tensor, "v s s"]
+    valid_mask: Bool[Tensor, "v s s"]
     cases: Int[Tensor, " v"]
     """Index into `names`, which is that of the case in the support set."""
     slices: Int[Tensor, " v"]
@@ -108,14 +108,14 @@ def encode_support(
     origin: list[tuple[int, int, int]] = []
     for one in labelled:
         names.append(one.case)
-        digest.add(one.slices, one.masks, one.known)
-        for view, rows, slices, masks, known in _views_of(one, views, generator):
+        digest.add(one.slices, one.masks, one.valid_mask)
+        for view, rows, slices, masks, valid_mask in _views_of(one, views, generator):
             if learns:
                 kept += slices
             else:
                 image = with_pixels(backbone, slices, backbone.encode(slices.to(backbone.device)), pixels)
                 images.append(image.to(torch.float16))
-            maps.append(_in_square(backbone, masks, known, target, side))
+            maps.append(_in_square(backbone, masks, valid_mask, target, side))
             origin += [(len(names) - 1, one.index[row], view) for row in rows]
     source = EncodedOnUse(backbone, kept) if learns else StoredEmbeddings(ImageEmbeddings.cat(images))
     regions, truth, shown = (torch.cat(parts) for parts in zip(*maps, strict=True))
@@ -129,7 +129,7 @@ def with_pixels(
     """The slices themselves, in the model's square of so many pixels and three channels, before their embeddings."""
     if not pixels:
         return image
-    square = backbone.to_square(slices.to(image.main), pixels).expand(-1, 3, -1, -1)
+    square = backbone.to_model_frame(slices.to(image.main), pixels).expand(-1, 3, -1, -1)
     return dataclasses.replace(image, features=(square, *image.features))
 
 
@@ -158,26 +158,26 @@ def fingerprint(method: Any, digest: str, backbone: Backbone) -> str:
 def _views_of(
     labelled: LabelledSlices, count: int, generator: torch.Generator
 ) -> Iterator[tuple[int, range, Tensor, Tensor, Tensor]]:
-    """(view, rows, slices, masks, known) in chunks that fit through the encoder."""
+    """(view, rows, slices, masks, valid_mask) in chunks that fit through the encoder."""
     for start in range(0, len(labelled.slices), CHUNK):
         rows = range(len(labelled.slices))[start : start + CHUNK]
         part = slice(start, start + CHUNK)
-        slices, masks, known = labelled.slices[part], labelled.masks[part], labelled.known[part]
-        yield 0, rows, slices, masks, known
+        slices, masks, valid_mask = labelled.slices[part], labelled.masks[part], labelled.valid_mask[part]
+        yield 0, rows, slices, masks, valid_mask
         for view in range(1, count):
-            yield view, rows, *augmented(slices, masks, known, generator)
+            yield view, rows, *augmented(slices, masks, valid_mask, generator)
 
 
 def _in_square(
-    backbone: Backbone, masks: Tensor, known: Tensor, target: Literal["hard", "soft"], side: int
+    backbone: Backbone, masks: Tensor, valid_mask: Tensor, target: Literal["hard", "soft"], side: int
 ) -> tuple[Float[Tensor, "n k f f"], Tensor, Bool[Tensor, "n s s"]]:
     """Area fractions per class at the features' resolution; labels and known cells on a square of that side."""
-    shown = known[:, None].to(masks)
+    shown = valid_mask[:, None].to(masks)
     labels = masks * shown
-    truth = backbone.to_square(labels, side)
+    truth = backbone.to_model_frame(labels, side)
     classes = torch.cat([labels, shown - labels.sum(dim=1, keepdim=True)], dim=1)
     return (
-        backbone.to_square(classes, backbone.feature_side),
+        backbone.to_model_frame(classes, backbone.feature_side),
         truth >= 0.5 if target == "hard" else truth,
-        backbone.to_square(shown, side)[:, 0] >= 0.5,
+        backbone.to_model_frame(shown, side)[:, 0] >= 0.5,
     )

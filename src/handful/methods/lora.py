@@ -87,7 +87,7 @@ class LoraSegmenter(Segmenter):
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         own = self.network.own
         image = own.encode_exact(slices)
-        return own.to_slice(self.network(image), image.size)
+        return own.to_image_frame(self.network(image), image.size)
 
     def learned(self) -> dict[str, Tensor]:
         """The encoder's small parts, the decoder and the class tokens."""
@@ -140,10 +140,10 @@ class _EncoderLoss:
     def __call__(self, step: int, generator: torch.Generator) -> Tensor:
         images, targets, knowns = [], [], []
         for case, rows in self._by_case(self.sampler.sample(generator)).items():
-            image, target, known = self._view(self.shown[case], rows, generator)
+            image, target, valid_mask = self._view(self.shown[case], rows, generator)
             images.append(image)
             targets.append(target)
-            knowns.append(known)
+            knowns.append(valid_mask)
         logits = self.network(ImageEmbeddings.cat(images))
         return dice_ce(*whole_batch(logits, torch.cat(targets).to(logits), torch.cat(knowns).to(logits.device)))
 
@@ -160,12 +160,14 @@ class _EncoderLoss:
     ) -> tuple[ImageEmbeddings, Float[Tensor, "n k s s"], Bool[Tensor, "n s s"]]:
         """Embeddings with gradients, and the truth in the square of the mask logits."""
         own = self.network.own
-        slices, masks, known = augmented(labelled.slices[rows], labelled.masks[rows], labelled.known[rows], generator)
-        target = own.to_square(masks * known[:, None], own.mask_side) >= 0.5
-        shown = own.to_square(known[:, None].to(masks), own.mask_side)[:, 0] >= 0.5
+        slices, masks, valid_mask = augmented(
+            labelled.slices[rows], labelled.masks[rows], labelled.valid_mask[rows], generator
+        )
+        target = own.to_model_frame(masks * valid_mask[:, None], own.mask_side) >= 0.5
+        shown = own.to_model_frame(valid_mask[:, None].to(masks), own.mask_side)[:, 0] >= 0.5
         return own.encode_exact(slices.to(own.device)), target.to(masks), shown
 
 
 def _digest(shown: Sequence[LabelledSlices]) -> str:
     """SHA-256 of the pixels, labels and known voxels."""
-    return digest_of(*(part for one in shown for part in (one.slices, one.masks, one.known)))
+    return digest_of(*(part for one in shown for part in (one.slices, one.masks, one.valid_mask)))

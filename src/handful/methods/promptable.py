@@ -1,4 +1,4 @@
-"""Who prompts a promptable segmenter: prompts carried over from labelled slices, or a simulated reader.
+"""Who prompts a promptable segmenter: prompts carried over from labelled slices, or a simulated annotator.
 
 `Prompted` makes a segmenter of both, so that prediction and evaluation have one path.
 """
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from handful.backbones.base import Backbone, ImageEmbeddings
-from handful.backbones.zoom import decode_zoomed
+from handful.backbones.box_crop import decode_box_crop
 from handful.data.cases import Case
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import LabelledSlices
@@ -70,29 +70,29 @@ class FrozenPromptable(PromptableSegmenter):
     """A backbone as it is; all labels of a slice are asked for in one decoder call."""
 
     def __init__(
-        self, labels: Labels, slicer: Slicer, backbone: Backbone, zoom: bool = False, multimask: bool = False
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, box_crop: bool = False, multimask: bool = False
     ) -> None:
         super().__init__(labels, slicer, backbone)
-        self.zoom = zoom
+        self.box_crop = box_crop
         self.multimask = multimask
 
     @torch.no_grad()
     def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        """Raises SettingsError where `zoom` is set and there is no box to look at closely."""
-        if not self.zoom:
+        """Raises SettingsError where `box_crop` is set and there is no box to look at closely."""
+        if not self.box_crop:
             return self.answer_encoded(self.backbone.encode(slices), prompts)
         if prompts.boxes is None:
-            raise SettingsError("zoom looks round boxes, but the prompts have none; give boxes or zoom=False")
-        return decode_zoomed(self.backbone, slices, prompts.boxes)
+            raise SettingsError("box_crop looks round boxes, but the prompts have none; give boxes or box_crop=False")
+        return decode_box_crop(self.backbone, slices, prompts.boxes)
 
     @property
     def encoder(self) -> Backbone | None:
-        return None if self.zoom else self.backbone
+        return None if self.box_crop else self.backbone
 
     @torch.no_grad()
     def answer_encoded(self, image: ImageEmbeddings, prompts: Prompts) -> Float[Tensor, "n k h w"]:
         answer = self.backbone.decode_square(image, self.backbone.embed(prompts, image.size), self.multimask)
-        return self.backbone.to_slice(answer.logits, image.size)
+        return self.backbone.to_image_frame(answer.logits, image.size)
 
     def learned(self) -> dict[str, Tensor]:
         return {}
@@ -112,7 +112,9 @@ def resolve_source(
     """
     if isinstance(source, Backbone):
         if labels is None:
-            raise SettingsError("a backbone knows no labels; say which ones the reader draws: labels=Labels.of({...})")
+            raise SettingsError(
+                "a backbone knows no labels; say which ones the annotator draws: labels=Labels.of({...})"
+            )
         return FrozenPromptable(labels, slicer or Slicer(), source), None
     if slicer is not None or (labels is not None and labels != source.labels):
         raise SettingsError("a segmenter has labels and a slicer of its own; leave labels and slicer out")
@@ -127,7 +129,7 @@ def labels_of(source: Source) -> Labels | None:
 
 
 @dataclass(frozen=True, eq=False)
-class SimulatedReader:
+class SimulatedAnnotator:
     """An oracle: prompts drawn from the *true* label map of the scan that is asked about.
 
     It stands for a person who prompts every slice of every scan and sees every label. What comes of it is an upper
@@ -150,7 +152,7 @@ class SimulatedReader:
 
     def __call__(self, stack: SliceView) -> Prompts:
         """Raises GeometryMismatch where the stack is not of the scan that the reference belongs to."""
-        stack.volume.geometry.require_same(self.reference.geometry, "the simulated reader's reference and the scan")
+        stack.volume.geometry.require_same(self.reference.geometry, "the simulated annotator's reference and the scan")
         parts = []
         for number, classes in enumerate(stack.of(self.reference.array)):
             masks = torch.from_numpy(np.stack([classes == value for value in self.labels.values]))[None]
@@ -168,8 +170,8 @@ def oracle(
         reference = case.read_reference()
         if reference is None:
             raise InputError(f"case {case.name!r} has no reference to take prompts from; leave it out")
-        reader = SimulatedReader(reference, promptable.labels, kind, jitter, seed)
-        return Prompted(promptable, reader).predict(case.read_image())
+        annotator = SimulatedAnnotator(reference, promptable.labels, kind, jitter, seed)
+        return Prompted(promptable, annotator).predict(case.read_image())
 
     return segment
 

@@ -48,17 +48,17 @@ class StackedSupport:
         ends: list[tuple[int, int]] = []
         for scan in support.scans(slicer):
             labelled, view = scan.labelled(), scan.view
-            known = _class_numbers(labelled.masks, labelled.known, side)
+            valid_mask = _class_numbers(labelled.masks, labelled.valid_mask, side)
             if depth == 1:
                 slices.append(_in_square(labelled.slices, side))
             else:
                 slices.append(slices_in_square(view, range(len(view)), side))
-                every = torch.full((len(view), side, side), UNKNOWN, dtype=known.dtype)
-                every[list(labelled.index)] = known
-                known = every
+                every = torch.full((len(view), side, side), UNKNOWN, dtype=valid_mask.dtype)
+                every[list(labelled.index)] = valid_mask
+                valid_mask = every
             start = sum(map(len, classes))
-            classes.append(known)
-            ends += [(start, start + len(known) - 1)] * len(known)
+            classes.append(valid_mask)
+            ends += [(start, start + len(valid_mask) - 1)] * len(valid_mask)
         first, last = torch.tensor(ends).unbind(1)
         return cls(with_equal_channels(slices), torch.cat(classes), first, last)
 
@@ -93,12 +93,12 @@ def _in_square(slices: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n 
     return into_square(slices, side).clamp(0, 1).half()
 
 
-def _class_numbers(masks: Float[Tensor, "n k h w"], known: Tensor, side: int) -> Int[Tensor, "n s s"]:
+def _class_numbers(masks: Float[Tensor, "n k h w"], valid_mask: Tensor, side: int) -> Int[Tensor, "n s s"]:
     """What covers most of each pixel of the square; UNKNOWN where any of it is not labelled."""
     background = (1 - masks.sum(dim=1, keepdim=True)).clamp_min(0)
     classes = torch.split(torch.cat([background, masks], dim=1), CHUNK)
     found = []
-    for shares, shown in zip(classes, torch.split(known[:, None].float(), CHUNK), strict=True):
+    for shares, shown in zip(classes, torch.split(valid_mask[:, None].float(), CHUNK), strict=True):
         winner = into_square(shares, side).argmax(dim=1).to(torch.int16)
         found.append(winner.masked_fill(into_square(shown, side)[:, 0] < 0.999, UNKNOWN))
     return torch.cat(found)

@@ -28,7 +28,7 @@ class ZeroShot(Method):
     """Plane and window, the same when fitting and when predicting."""
     prompt: PromptKind = "box"
     """What a label is asked for with: one box round it, or one, three or five points inside it."""
-    zoom: bool = False
+    box_crop: bool = False
     """Look at each box in a window of its own, which suits small organs and costs an encode a box."""
     multimask: bool = False
     """Take the best of the backbone's candidate masks by its own estimate, instead of the single mask."""
@@ -36,10 +36,10 @@ class ZeroShot(Method):
     """Of the points that are drawn at random."""
 
     def __post_init__(self) -> None:
-        if self.zoom and self.prompt != "box":
-            raise SettingsError(f"zoom looks round boxes, but prompt is {self.prompt!r}; set prompt='box'")
-        if self.zoom and self.multimask:
-            raise SettingsError("zoom knows no candidate masks; set multimask=False")
+        if self.box_crop and self.prompt != "box":
+            raise SettingsError(f"box_crop looks round boxes, but prompt is {self.prompt!r}; set prompt='box'")
+        if self.box_crop and self.multimask:
+            raise SettingsError("box_crop knows no candidate masks; set multimask=False")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> ZeroShotSegmenter:  # noqa: B008
         slicer = support.resolve(self.slicer)
@@ -53,7 +53,7 @@ class ZeroShot(Method):
 
     def promptable(self, labels: Labels, backbone: Backbone, slicer: Slicer | None = None) -> FrozenPromptable:
         """The same backbone to be asked by anyone, for example by `oracle`; without any support."""
-        return FrozenPromptable(labels, slicer or self.slicer, backbone, self.zoom, self.multimask)
+        return FrozenPromptable(labels, slicer or self.slicer, backbone, self.box_crop, self.multimask)
 
 
 class ZeroShotSegmenter(Prompted):

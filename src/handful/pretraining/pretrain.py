@@ -27,7 +27,7 @@ from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise, tiny_config
-from handful.pretraining.skills import REHEARSED, Batch, Skill, practise, rehearse
+from handful.pretraining.tasks import REPLAYED, Batch, Task, replay, train_step
 from handful.synthesis.episodes import random_episode
 from handful.tuning.loop import TrainConfig, train
 
@@ -54,7 +54,7 @@ class PretrainConfig:
     """Steps of the decoder alone after each whole one, on the same slices: box, points, correction, mask by turns."""
     start: Path | None = None
     """Folder of weights to go on from, of any side; None starts from noise."""
-    processes: int = 1
+    workers: int = 1
     """Processes that share each step, an episode batch each: one a GPU, or one a CPU core."""
     train: TrainConfig = TrainConfig(iterations=4000, learning_rate=6e-4, weight_decay=0.02, ema=0.998)
     """Length, learning rate, seed."""
@@ -114,10 +114,10 @@ def _train(config: PretrainConfig, run: Run, log: _Log | None, rank: int) -> Sam
 
     def loss(step: int, rng: Generator) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            skills = practice(step, rng)
+            tasks = practice(step, rng)
         if log:
-            log.add(step, skills)
-        return torch.stack([skill.loss for skill in skills.values()]).sum()
+            log.add(step, tasks)
+        return torch.stack([task.loss for task in tasks.values()]).sum()
 
     backbone.model.train()
     train(backbone.model, loss, config.train, run)
@@ -126,7 +126,7 @@ def _train(config: PretrainConfig, run: Run, log: _Log | None, rank: int) -> Sam
 
 
 class _Practice:
-    """What is practised at each step: all skills on fresh episodes, then the decoder's alone on the same ones.
+    """What is practised at each step: all tasks on fresh episodes, then the decoder's alone on the same ones.
 
     The decoder learns prompts more slowly than the encoder learns anatomy, and a rehearsal costs little of a step.
     """
@@ -136,14 +136,14 @@ class _Practice:
         self.matching = config.matching if config.start is None else 0
         self.kept: tuple[int, Batch, ImageEmbeddings] | None = None
 
-    def __call__(self, step: int, rng: Generator) -> dict[str, Skill]:
+    def __call__(self, step: int, rng: Generator) -> dict[str, Task]:
         if step < self.matching:
-            return practise(self.backbone, self._batch(step), rng, only_match=True)
+            return train_step(self.backbone, self._batch(step), rng, only_match=True)
         place = (step - self.matching) % (1 + self.config.rehearsals)
         if place == 0:
-            return practise(self.backbone, self._batch(step), rng)
+            return train_step(self.backbone, self._batch(step), rng)
         batch, image = self._known(step - place)
-        return rehearse(self.backbone, image, batch, REHEARSED[(place - 1) % len(REHEARSED)], rng)
+        return replay(self.backbone, image, batch, REPLAYED[(place - 1) % len(REPLAYED)], rng)
 
     def _batch(self, step: int) -> Batch:
         """The batch of a step, the same whenever it is asked for."""
@@ -162,7 +162,7 @@ class _Practice:
 @contextmanager
 def _processes(config: PretrainConfig, run: Run) -> Iterator[None]:
     """The other processes of a run, in one torch.distributed group with this one; none where one is enough."""
-    if config.processes == 1:
+    if config.workers == 1:
         yield
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -171,12 +171,12 @@ def _processes(config: PretrainConfig, run: Run) -> Iterator[None]:
         threads = torch.get_num_threads()
         others = [
             context.Process(target=_other, args=(config, run.scratch, meeting, rank), daemon=True)
-            for rank in range(1, config.processes)
+            for rank in range(1, config.workers)
         ]
         try:
             for process in others:
                 process.start()
-            _join(meeting, 0, config.processes)
+            _join(meeting, 0, config.workers)
             yield
             for process in others:
                 process.join()
@@ -191,17 +191,17 @@ def _processes(config: PretrainConfig, run: Run) -> Iterator[None]:
 def _other(config: PretrainConfig, scratch: Path | None, meeting: str, rank: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process, which ends the others
     tune_allocator()
-    _join(meeting, rank, config.processes)
+    _join(meeting, rank, config.workers)
     _train(config, Run(scratch), None, rank)
     dist.destroy_process_group()
 
 
-def _join(meeting: str, rank: int, processes: int) -> None:
+def _join(meeting: str, rank: int, workers: int) -> None:
     cuda = torch.cuda.is_available()
-    if cuda and torch.cuda.device_count() < processes:
-        raise SettingsError(f"{processes} processes asked for, but there are {torch.cuda.device_count()} GPUs")
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    dist.init_process_group("nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=processes)
+    if cuda and torch.cuda.device_count() < workers:
+        raise SettingsError(f"{workers} processes asked for, but there are {torch.cuda.device_count()} GPUs")
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    dist.init_process_group("nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=workers)
 
 
 def _fingerprint(config: PretrainConfig) -> str:
@@ -230,17 +230,17 @@ def _new_model(config: PretrainConfig) -> Sam2VideoModel:
 
 
 class _Log:
-    """Mean figures of each skill over every `every` steps, as lines of JSON and as a picture."""
+    """Mean figures of each task over every `every` steps, as lines of JSON and as a picture."""
 
     def __init__(self, path: Path, every: int = 100) -> None:
         self.path, self.every = path, every
         self.window: list[dict[str, float]] = []
 
-    def add(self, step: int, skills: dict[str, Skill]) -> None:
+    def add(self, step: int, tasks: dict[str, Task]) -> None:
         values: dict[str, float] = {}
-        for name, skill in skills.items():
-            values |= {f"{name}_loss": float(skill.loss.detach()), f"{name}_dice": skill.dice}
-            honest = {"seen": skill.seen, "rejected": skill.rejected, "iou_error": skill.iou_error}
+        for name, task in tasks.items():
+            values |= {f"{name}_loss": float(task.loss.detach()), f"{name}_dice": task.dice}
+            honest = {"seen": task.seen, "rejected": task.rejected, "iou_error": task.iou_error}
             values |= {f"{name}_{key}": value for key, value in honest.items() if value is not None}
         self.window.append(values)
         if (step + 1) % self.every:

@@ -29,23 +29,25 @@ def centre_points(masks: Bool[Tensor, "n k h w"]) -> Prompts:
 
 
 def deepest_corrections(shown: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"]) -> Prompts:
-    """A point a label, the deepest of its largest connected error region: positive if missed, negative if invented.
+    """A point a label, the deepest of its largest connected error region: positive if missed, negative if false
+    positive.
 
     What evaluations of SAM simulate as a person's next click; PADDING where nothing is wrong.
     """
     missed_xy, missed = _deepest(truth & ~shown)
-    invented_xy, invented = _deepest(shown & ~truth)
-    more_missed = missed >= invented
-    labels = torch.where(torch.maximum(missed, invented) > 0, more_missed.long(), PADDING)
+    invented_xy, false_positive = _deepest(shown & ~truth)
+    more_missed = missed >= false_positive
+    labels = torch.where(torch.maximum(missed, false_positive) > 0, more_missed.long(), PADDING)
     xy = torch.where(more_missed[..., None], missed_xy, invented_xy)
     return Prompts(points=xy[:, :, None], point_labels=labels[..., None])
 
 
 def corrective_points(shown: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"], rng: Generator) -> Prompts:
-    """A point a label in its larger error region: positive where it was missed, negative where it was invented."""
-    missed, invented = truth & ~shown, shown & ~truth
-    more_missed = missed.sum(dim=(2, 3)) >= invented.sum(dim=(2, 3))
-    xy, found = _draw(torch.where(more_missed[..., None, None], missed, invented), 1, rng)
+    """A point a label in its larger error region: positive where it was missed, negative where it was a false
+    positive."""
+    missed, false_positive = truth & ~shown, shown & ~truth
+    more_missed = missed.sum(dim=(2, 3)) >= false_positive.sum(dim=(2, 3))
+    xy, found = _draw(torch.where(more_missed[..., None, None], missed, false_positive), 1, rng)
     labels = torch.where(found, more_missed.long(), PADDING)
     return Prompts(points=xy, point_labels=labels[..., None])
 

@@ -1,7 +1,7 @@
-"""The simulated reader: looks at an answer, corrects its largest error by a click, and looks again.
+"""The simulated annotator: looks at an answer, corrects its largest error by a click, and looks again.
 
-For training on corrections and for measuring how many clicks an organ takes. How a reader clicks, and that errors may
-be weighted by a map of where a model errs, is our reconstruction of Wang, Liao, Jiang and Geng (ISBI 2025, DOI
+For training on corrections and for measuring how many clicks an organ takes. How an annotator clicks, and that errors
+may be weighted by a map of where a model errs, is our reconstruction of Wang, Liao, Jiang and Geng (ISBI 2025, DOI
 10.1109/ISBI60581.2025.10981084), of which only the abstract is public.
 """
 
@@ -20,13 +20,13 @@ from scipy import ndimage
 from torch import Generator, Tensor
 
 from handful.errors import SettingsError
-from handful.prompts.behaviours import edge_band, packed
 from handful.prompts.heuristics import append_points, centre_points
+from handful.prompts.prompt_mix import edge_band, packed
 from handful.prompts.prompts import PADDING, Prompts
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reader:
+class Annotator:
     """Where in the largest error a correction is clicked, by shares; they need not sum to one."""
 
     careful: float = 0.4
@@ -39,16 +39,16 @@ class Reader:
     def __post_init__(self) -> None:
         shares = (self.careful, self.quick, self.sloppy)
         if min(shares) < 0 or not 0 < sum(shares) < math.inf:
-            raise SettingsError(f"shares of a reader must be 0 or more, and one above 0; got {shares}")
+            raise SettingsError(f"shares of an annotator must be 0 or more, and one above 0; got {shares}")
 
 
-CAREFUL = Reader(careful=1.0, quick=0.0, sloppy=0.0)
+CAREFUL = Annotator(careful=1.0, quick=0.0, sloppy=0.0)
 """Always corrects the largest error in its deepest point."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rounds:
-    """What a simulated reader came to, round by round."""
+    """What a simulated annotator came to, round by round."""
 
     dice: Float[Tensor, "n k r"]
     """After the first prompts and after each correction; nan where the slice does not hold the label."""
@@ -62,7 +62,7 @@ def simulate(
     ask: Callable[[Prompts], Float[Tensor, "n k h w"]],
     truth: Bool[Tensor, "n k h w"],
     first: Prompts,
-    reader: Reader,
+    annotator: Annotator,
     corrections: int,
     rng: Generator,
 ) -> Rounds:
@@ -74,7 +74,7 @@ def simulate(
     logits = ask(prompts)
     scores = [hard_dice(logits > 0, truth)]
     for _ in range(corrections):
-        prompts = packed(append_points(prompts, correct(logits > 0, truth, reader, rng)))
+        prompts = packed(append_points(prompts, correct(logits > 0, truth, annotator, rng)))
         logits = ask(dataclasses.replace(prompts, masks=logits))
         scores.append(hard_dice(logits > 0, truth))
     return Rounds(torch.stack(scores, dim=2), prompts, logits)
@@ -83,17 +83,17 @@ def simulate(
 def correct(
     shown: Bool[Tensor, "n k h w"],
     truth: Bool[Tensor, "n k h w"],
-    reader: Reader,
+    annotator: Annotator,
     rng: Generator,
     error: Float[Tensor, "n k h w"] | None = None,
 ) -> Prompts:
-    """A point a label in its `largest_error`: positive where it was missed, negative where it was invented.
+    """A point a label in its `largest_error`: positive where it was missed, negative where it was a false positive.
 
     PADDING where nothing is wrong. With an `error` map, who clicks anywhere clicks where it is large.
     """
     region, sign = largest_error(shown, truth, error)
     n, k = sign.shape
-    shares = torch.tensor([reader.careful, reader.quick, reader.sloppy], dtype=torch.float32)
+    shares = torch.tensor([annotator.careful, annotator.quick, annotator.sloppy], dtype=torch.float32)
     how = torch.multinomial(shares, n * k, replacement=True, generator=rng)
     regions, wrong = region.flatten(0, 1)[:, None], sign.flatten() != PADDING
     weight = (region if error is None else region * (error + 1e-6)).flatten(0, 1)[:, None].float()
@@ -110,7 +110,8 @@ def correct(
 def largest_error(
     shown: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"], error: Float[Tensor, "n k h w"] | None = None
 ) -> tuple[Bool[Tensor, "n k h w"], Int[Tensor, "n k"]]:
-    """The largest connected region that was missed (1) or invented (0), and which; none and PADDING without errors.
+    """The largest connected region that was missed (1) or false positive (0), and which; none and PADDING without
+    errors.
 
     Large is by area, or by the sum of an `error` map over it.
     """
@@ -152,7 +153,8 @@ def _drawn(weight: Float[Tensor, "m 1 h w"], rng: Generator) -> Float[Tensor, "m
 def _largest(
     wrong: NDArray[np.bool_], truth: NDArray[np.bool_], importance: NDArray[np.floating] | None
 ) -> tuple[NDArray[np.bool_], int]:
-    """The largest connected part of what was missed or invented, and which of the two it is; a tie is missed."""
+    """The largest connected part of what was missed or a false positive, and which of the two it is; a tie is
+    missed."""
     found = []
     for sign, region in ((1, wrong & truth), (0, wrong & ~truth)):
         parts, count = ndimage.label(region)

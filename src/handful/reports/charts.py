@@ -1,4 +1,4 @@
-"""Charts as inline SVG that take their colours from the page: curves over shots, and boxes of arms."""
+"""Charts as inline SVG that take their colours from the page: curves over shots, and boxes of configurations."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from handful.evaluation.evaluate import Estimate
 from handful.reports.markup import Attributes, Element, element
 
 COLOURS = 10
-"""Classes c0 … c9 of the page; arms past the tenth get them again, with dashes."""
+"""Classes c0 … c9 of the page; configurations past the tenth get them again, with dashes."""
 WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 40
 SHAPES = 4
 NAME_WIDTH = 128
-"""Of the arms' names beside boxes."""
+"""Of the configurations' names beside boxes."""
 ROW = 21
 
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm is told from the others, in every chart the same."""
+    """How a configuration is told from the others, in every chart the same."""
 
     index: int
     dashed: bool = False
@@ -39,7 +39,7 @@ class Style:
 
 @dataclass(frozen=True)
 class Curve:
-    """An arm's scores by the number of labelled cases."""
+    """A configuration's scores by the number of labelled cases."""
 
     name: str
     style: Style
@@ -49,7 +49,7 @@ class Curve:
 def curve_chart(curves: Sequence[Curve], measure: str, largest: float | None) -> Element:
     """Means with their intervals over the shots; `largest` is the measure's upper bound, None where it has none.
 
-    Of a single number of shots there is no curve: the arms stand below each other.
+    Of a single number of shots there is no curve: the configurations stand below each other.
     """
     shots = sorted({n for curve in curves for n in curve.points})
     ends = [end for curve in curves for one in curve.points.values() for end in (one.mean, one.low, one.high)]
@@ -96,7 +96,7 @@ def marker(style: Style, x: float, y: float, size: float = 4.0) -> Element:
 
 
 def swatch(style: Style) -> Element:
-    """An arm's line and marker, for the legend."""
+    """A configuration's line and marker, for the legend."""
     line = element("line", {"class": "curve", "x1": 1, "x2": 27, "y1": 7, "y2": 7, "stroke-dasharray": style.dash})
     return element(
         "svg",
@@ -187,7 +187,7 @@ def _curve(curve: Curve, shots: Sequence[int], scale: _Scale, nudge: float, meas
 
 
 def _rows(curves: Sequence[Curve], shots: int, scale: _Scale, measure: str) -> Element:
-    """Each arm's mean and interval in a row of its own."""
+    """Each configuration's mean and interval in a row of its own."""
     height = len(curves) * ROW + 28
     drawing = _svg(WIDTH, height, f"{measure} with {shots} labelled")
     left, right = NAME_WIDTH, WIDTH - RIGHT
@@ -216,7 +216,7 @@ def _said(curve: Curve, shots: int, measure: str) -> str:
 
 
 def _name(name: str, left: float, y: float) -> Element:
-    """An arm's name before its row."""
+    """A configuration's name before its row."""
     short = name if len(name) <= 19 else f"{name[:18]}…"
     return element("text", {"class": "name", "x": left - 8, "y": y + 4, "text-anchor": "end"}, short)
 

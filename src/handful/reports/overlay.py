@@ -98,8 +98,10 @@ class _Sheet:
 
 
 def _dice(prediction: LabelMap, reference: LabelMap, labels: Labels) -> dict[int, float]:
-    known = reference.array >= 0
-    counts = {value: overlap(prediction.array == value, reference.array == value, known) for value in labels.values}
+    valid_mask = reference.array >= 0
+    counts = {
+        value: overlap(prediction.array == value, reference.array == value, valid_mask) for value in labels.values
+    }
     return {value: count.dice for value, count in counts.items() if count.n_pred + count.n_ref}
 
 

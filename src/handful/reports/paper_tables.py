@@ -38,11 +38,12 @@ class _Table:
 
 def _tables(study: Study) -> Iterator[_Table]:
     for data_set in study.data_sets:
-        shots, arms = study.shots_of(data_set), study.arms_of(data_set)
+        shots, configurations = study.shots_of(data_set), study.configurations_of(data_set)
         for measure in study.measures:
-            heads = ("arm", *[f"{n} labelled" for n in shots])
+            heads = ("configuration", *[f"{n} labelled" for n in shots])
             rows = tuple(
-                (arm, *[_cell(study.estimate(data_set, arm, n, measure), measure) for n in shots]) for arm in arms
+                (configuration, *[_cell(study.estimate(data_set, configuration, n, measure), measure) for n in shots])
+                for configuration in configurations
             )
             yield _Table(f"{data_set}: {TITLES[measure]}", heads, rows)
         for family in study.comparisons(data_set):
@@ -53,20 +54,26 @@ def _tables(study: Study) -> Iterator[_Table]:
             title = f"{data_set}: differences in {TITLES[study.main]} with {study.shared_shots(data_set)} labelled"
             yield _Table(title, ("pair", "cases", "difference", "p", "p (Holm)"), compared)
         needed = tuple(
-            (arm, f"{match.baseline} with {match.shots} ({match.score:.3f})", str(n) if n else "more than tried")
+            (
+                configuration,
+                f"{match.baseline} with {match.shots} ({match.score:.3f})",
+                str(n) if n else "more than tried",
+            )
             for match in study.matches(data_set)
-            for arm, n in match.needed.items()
+            for configuration, n in match.needed.items()
         )
         if needed:
-            yield _Table(f"{data_set}: labelled cases needed to match", ("arm", "matches", "labelled cases"), needed)
+            yield _Table(
+                f"{data_set}: labelled cases needed to match", ("configuration", "matches", "labelled cases"), needed
+            )
 
 
 def _words(study: Study) -> str:
-    draws = len({row.draw for row in study.results})
+    splits = len({row.split for row in study.results})
     return (
-        f"Means over unseen cases and {draws} draws [95 % two-stage bootstrap interval over draws and cases]; a missed "
-        "or invented label counts as 0, in distances as the image diagonal. p: Wilcoxon's signed-rank test, two-sided; "
-        "Holm's correction within a table."
+        f"Means over unseen cases and {splits} splits [95 % two-stage bootstrap interval over splits and cases]; a "
+        "missed or false positive label counts as 0, in distances as the image diagonal. p: Wilcoxon's signed-rank "
+        "test, two-sided; Holm's correction within a table."
     )
 
 

@@ -18,21 +18,21 @@ from handful.evaluation.evaluate import METRICS, Estimate, Report, Row, Summary
 from handful.jobs import atomic
 from handful.jobs.json_values import json_value
 
-FORMAT = 1
-"""Version of the JSON form; raised when a reader of the old one would misread the new one."""
+FORMAT = 2
+"""Version of the JSON form; raised when a program written for the old one would misread the new one."""
 
 COUNTS = ("tp", "fp", "fn", "tn", "n_pred", "n_ref")
 
 
 def print_table(report: Report, console: Console) -> None:
-    """A line a label and their mean: mean and 95 % interval over cases, and what was missed or invented."""
+    """A line a label and their mean: mean and 95 % interval over cases, and what was missed or a false positive."""
     summaries = report.summary()
     unit = summaries[-1].unit
     tolerance = f"{report.tolerance_mm:g} {unit}"
     caption = _caption(summaries[-1], tolerance)
     table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     table.add_column("label", overflow="fold")
-    for title in ("n", "Dice", f"HD95, {unit}", f"surface Dice, {tolerance}", "missed", "invented"):
+    for title in ("n", "Dice", f"HD95, {unit}", f"surface Dice, {tolerance}", "missed", "false positive"):
         width = len("[0.000–1.000]") if "Dice" in title else None
         table.add_column(title, justify="right", overflow="fold", min_width=width)
     for summary in summaries:
@@ -97,7 +97,7 @@ def write_nnunet_summary(report: Report, path: Path) -> None:
 def _caption(overall: Summary, tolerance: str) -> str:
     absent = f", {overall.absent} absent from both maps and left out" if overall.absent else ""
     return (
-        f"mean [95 % interval over cases]; missed and invented labels count as Dice 0 and an image diagonal{absent}; "
+        f"mean [95 % interval over cases]; missed and false positive labels count as Dice 0, image diagonal{absent}; "
         f"surface Dice within {tolerance}; n: cases"
     )
 
@@ -111,7 +111,7 @@ def _cells(summary: Summary) -> list[str]:
         _interval(summary.estimates["hd95"], 1),
         _interval(summary.estimates["surface_dice"], 3),
         f"[red]{lost}[/]" if summary.missed else lost,
-        f"[red]{summary.invented}[/]" if summary.invented else "0",
+        f"[red]{summary.false_positive}[/]" if summary.false_positive else "0",
     ]
 
 

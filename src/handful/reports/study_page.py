@@ -18,9 +18,9 @@ from handful.reports.markup import Content, Element, card, element, page, paragr
 from handful.reports.page_style import STYLE
 
 WORST = 2
-"""Pictures of an arm on a data set."""
+"""Pictures of a configuration on a data set."""
 MOST_FAILURES = 30
-"""Missed and invented labels that are listed one by one."""
+"""Missed and false positive labels that are listed one by one."""
 SURE = 0.05
 FEW = (1, 2, 4)
 """Charts that stand two in a line; others three."""
@@ -30,14 +30,17 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 def write_html(study: Study, path: Path) -> None:
     """The report of a study: cards, curves, tables, tests, boxes, worst cases, failures, costs, and its origin."""
-    styles = {arm: Style(index, arm in study.readers) for index, arm in enumerate(study.arms)}
+    styles = {
+        configuration: Style(index, configuration in study.annotators)
+        for index, configuration in enumerate(study.configurations)
+    }
     sections = [
         ("curves", "Labels and scores", _curves(study, styles)),
         ("table", "All scores", _tables(study)),
         ("tests", "Differences", _tests(study)),
         ("labels", "Label by label", _boxes(study, styles)),
         ("worst", "Worst cases", _gallery(study, styles)),
-        ("failures", "Missed and invented", _failures(study)),
+        ("failures", "Missed and false positive", _failures(study)),
         ("cost", "Time and memory", _costs(study)),
         ("origin", "Origin", _origin(study)),
     ]
@@ -66,24 +69,24 @@ def _header(study: Study) -> Element:
 
 def _what_was_done(study: Study) -> str:
     shots = sorted({row.shots for row in study.results})
-    draws = len({row.draw for row in study.results})
+    splits = len({row.split for row in study.results})
     backbones = ", ".join(dict.fromkeys(row.backbone for row in study.results))
     return (
-        f"Each arm learned from {_listed(shots)} labelled {'case' if shots == [1] else 'cases'}, drawn at random "
-        f"{'once' if draws == 1 else f'{draws} times'}, and then segmented cases of patients it had never seen. "
+        f"Each configuration learned from {_listed(shots)} labelled {'case' if shots == [1] else 'cases'}, chosen at "
+        f"random {'once' if splits == 1 else f'{splits} times'}, and then segmented cases of other patients. "
         f"Backbone: {backbones}."
     )
 
 
 def _notes(study: Study) -> list[str]:
     notes = []
-    if study.done < study.cells:
-        notes.append(f"Not complete: {study.done} of {study.cells} fits are done. The same command goes on from here.")
-    if study.readers:
-        names = ", ".join(arm for arm in study.arms if arm in study.readers)
+    if study.done < study.trials:
+        notes.append(f"Not complete: {study.done} of {study.trials} fits are done. The same command goes on from here.")
+    if study.annotators:
+        names = ", ".join(configuration for configuration in study.configurations if configuration in study.annotators)
         notes.append(
-            f"Dashed: {names}. Prompts came from a simulated reader who looks at each scan's own reference, on every "
-            "slice: a bound for that much work, not an automatic result."
+            f"Dashed: {names}. Their prompts come from a simulated annotator who sees the reference of every "
+            "slice: an upper bound for that much work, not an automatic result."
         )
     digests = {(row.backbone, row.backbone_sha256) for row in study.results}
     if len(digests) > len({row.backbone for row in study.results}):
@@ -94,17 +97,21 @@ def _notes(study: Study) -> list[str]:
 
 
 def _counts(study: Study) -> list[Element]:
-    scans = {(row.data_set, row.arm, row.shots, row.draw, row.case): row.predict_s for row in study.results}
-    fits = {(row.data_set, row.arm, row.shots, row.draw): row.fit_s for row in study.results}
+    scans = {(row.data_set, row.configuration, row.shots, row.split, row.case): row.predict_s for row in study.results}
+    fits = {(row.data_set, row.configuration, row.shots, row.split): row.fit_s for row in study.results}
     status = Counter(row.status for row in study.results)
     asked = status["missed"] + status["scored"]
     seconds = sum(scans.values()) + sum(fits.values())
     return [
-        card(f"{len(study.arms)}", "arm" if len(study.arms) == 1 else "arms", soft=True),
+        card(
+            f"{len(study.configurations)}",
+            "configuration" if len(study.configurations) == 1 else "configurations",
+            soft=True,
+        ),
         card(f"{len(fits):,}", "fits", soft=True),
         card(f"{len(scans):,}", "scans segmented", soft=True),
         card(f"{status['missed'] / asked:.1%}" if asked else "–", f"labels missed ({status['missed']:,})", soft=True),
-        card(f"{status['invented']:,}", "labels invented", soft=True),
+        card(f"{status['false_positive']:,}", "false positive labels", soft=True),
         card(_duration(seconds), "computing time", soft=True),
     ]
 
@@ -118,13 +125,13 @@ def _winner(study: Study, data_set: str) -> Element:
         ranking = study.ranking(data_set, shots)
         if not ranking:
             continue
-        arm, best = ranking[0]
+        configuration, best = ranking[0]
         if place == 0:
-            made.append(element("b", None, f"{arm} {best.mean:.3f}"))
+            made.append(element("b", None, f"{configuration} {best.mean:.3f}"))
             second = f"; next {ranking[1][0]} {ranking[1][1].mean:.3f}" if len(ranking) > 1 else ""
             made.append(paragraph(f"{title} with {shots} labelled, {_interval(best)}{second}"))
         else:
-            made.append(paragraph(f"With {shots} labelled: {arm} {best.mean:.3f}"))
+            made.append(paragraph(f"With {shots} labelled: {configuration} {best.mean:.3f}"))
     if sentence := _matched(study, data_set):
         made.append(paragraph(sentence))
     return made
@@ -133,21 +140,24 @@ def _winner(study: Study, data_set: str) -> Element:
 def _matched(study: Study, data_set: str) -> str:
     """What a user needs to know: how many labels do for what a U-Net needs many for."""
     for match in reversed(study.matches(data_set)):
-        reached = {arm: n for arm, n in match.needed.items() if n is not None}
+        reached = {configuration: n for configuration, n in match.needed.items() if n is not None}
         if reached:
             fewest = min(reached.values())
-            arms = ", ".join(arm for arm, n in reached.items() if n == fewest)
-            return f"To match {match.baseline} with {match.shots} labelled ({match.score:.3f}): {fewest} for {arms}"
+            configurations = ", ".join(configuration for configuration, n in reached.items() if n == fewest)
+            target = f"{match.baseline} with {match.shots} labelled ({match.score:.3f})"
+            return f"To match {target}: {fewest} for {configurations}"
     return ""
 
 
 def _curves(study: Study, styles: dict[str, Style]) -> list[Content]:
-    legend = [element("li", None, swatch(styles[arm]), arm) for arm in study.arms]
+    legend = [
+        element("li", None, swatch(styles[configuration]), configuration) for configuration in study.configurations
+    ]
     made: list[Content] = [
         paragraph(
-            "Means over unseen cases and draws. A bar is the 95 % bootstrap interval: draws are drawn again, and the "
-            "cases within each. A case's score is the mean over its labels; a missed or invented label counts as 0, in "
-            "distances as the diagonal of the image.",
+            "Means over unseen cases and splits. A bar is the 95 % bootstrap interval: splits are drawn again, and the "
+            "cases within each. A case's score is the mean over its labels; a missed or false positive label counts as "
+            "0, in distances as the diagonal of the image.",
             soft=True,
         ),
         element("ul", {"class": "legend"}, *legend),
@@ -168,11 +178,11 @@ def _grid(charts: Sequence[Element]) -> Element:
 
 def _chart(study: Study, data_set: str, measure: str, styles: dict[str, Style], caption: str) -> Element:
     curves = []
-    for arm in study.arms_of(data_set):
-        found = {n: study.estimate(data_set, arm, n, measure) for n in study.shots_of(data_set)}
+    for configuration in study.configurations_of(data_set):
+        found = {n: study.estimate(data_set, configuration, n, measure) for n in study.shots_of(data_set)}
         points = {n: one for n, one in found.items() if one is not None}
         if points:
-            curves.append(Curve(arm, styles[arm], points))
+            curves.append(Curve(configuration, styles[configuration], points))
     largest = 1.0 if measure in LARGER_IS_BETTER else None
     drawing = curve_chart(curves, TITLES[measure], largest) if curves else paragraph("nothing to score")
     return element("figure", None, element("figcaption", None, caption), drawing)
@@ -193,43 +203,44 @@ def _score_table(study: Study, data_set: str, measure: str) -> Element:
     heads = [_with_unit(of_set, measure), *[f"{n} labelled" for n in shots]]
     best = {n: _best(study, data_set, n, measure) for n in shots}
     rows = []
-    for arm in study.arms_of(data_set):
+    for configuration in study.configurations_of(data_set):
         cells: list[Element] = []
         for n in shots:
-            one = study.estimate(data_set, arm, n, measure)
+            one = study.estimate(data_set, configuration, n, measure)
             if one is None:
                 cells.append(element("td", None, "–"))
                 continue
-            kind = {"class": "best"} if arm == best[n] else None
+            kind = {"class": "best"} if configuration == best[n] else None
             cells.append(
                 element("td", kind, _number(one.mean, measure), element("small", None, _interval(one, measure)))
             )
-        rows.append(element("tr", None, element("th", {"scope": "row"}, arm), *cells))
+        rows.append(element("tr", None, element("th", {"scope": "row"}, configuration), *cells))
     return _table(heads, rows)
 
 
 def _best(study: Study, data_set: str, shots: int, measure: str) -> str | None:
-    """The automatic arm with the best mean."""
+    """The automatic configuration with the best mean."""
     found = {
-        arm: one.mean
-        for arm in study.arms_of(data_set)
-        if arm not in study.readers and (one := study.estimate(data_set, arm, shots, measure)) is not None
+        configuration: one.mean
+        for configuration in study.configurations_of(data_set)
+        if configuration not in study.annotators
+        and (one := study.estimate(data_set, configuration, shots, measure)) is not None
     }
     if not found:
         return None
     pick = max if measure in LARGER_IS_BETTER else min
-    return pick(found, key=lambda arm: found[arm])
+    return pick(found, key=lambda configuration: found[configuration])
 
 
 def _tests(study: Study) -> list[Content]:
-    if len(study.arms) < 2:
+    if len(study.configurations) < 2:
         return []
     made: list[Content] = [
         paragraph(
-            f"Row minus column, {TITLES[study.main]}, over the cases that both segmented; a case seen in several draws "
+            f"Row minus column, {TITLES[study.main]}, over the cases that both segmented; a case in several splits "
             "counts once, with its mean. Below it p of Wilcoxon's signed-rank test after Holm's correction for all "
-            f"pairs of the table; shaded where it is below {SURE}, which takes six cases at least. Arms with a "
-            "simulated reader are compared among themselves.",
+            f"pairs of the table; shaded where it is below {SURE}, which takes six cases at least. Configurations with "
+            "a simulated annotator are compared among themselves.",
             soft=True,
         )
     ]
@@ -246,12 +257,12 @@ def _tests(study: Study) -> list[Content]:
 
 
 def _matrix(found: Sequence[Comparison]) -> Element:
-    arms = list(dict.fromkeys(arm for one in found for arm in (one.first, one.second)))
+    configurations = list(dict.fromkeys(configuration for one in found for configuration in (one.first, one.second)))
     by_pair = {(one.first, one.second): one for one in found}
     rows = []
-    for first in arms[:-1]:
+    for first in configurations[:-1]:
         cells = []
-        for second in arms[1:]:
+        for second in configurations[1:]:
             one = by_pair.get((first, second))
             if one is None:
                 cells.append(element("td"))
@@ -261,15 +272,15 @@ def _matrix(found: Sequence[Comparison]) -> Element:
             p = element("small", None, _p(one.p_holm))
             cells.append(element("td", {**sure, "title": said}, _signed(one.difference.mean), p))
         rows.append(element("tr", None, element("th", {"scope": "row"}, first), *cells))
-    return _table(["", *arms[1:]], rows, "matrix")
+    return _table(["", *configurations[1:]], rows, "matrix")
 
 
 def _boxes(study: Study, styles: dict[str, Style]) -> list[Content]:
     made: list[Content] = [
         paragraph(
-            "Dice of each label, a value a case and draw, with the most labels at which the arms can be compared: "
-            "median, quartiles, whiskers to the last value within 1.5 times their distance, dots beyond. Cases that "
-            "lack a label are left out.",
+            "Dice of each label, one value per case and split, with the most labels at which the configurations can "
+            "be compared: median, quartiles, whiskers to the last value within 1.5 times their distance, dots beyond. "
+            "Cases that lack a label are left out.",
             soft=True,
         )
     ]
@@ -280,9 +291,13 @@ def _boxes(study: Study, styles: dict[str, Style]) -> list[Content]:
         charts = []
         for label, name in sorted(labels.items()):
             boxes = [
-                (arm, styles[arm], [r.dice for r in rows if r.label == label and r.status != "absent"])
-                for arm in study.arms_of(data_set)
-                if (rows := study.rows(data_set, arm, shots))
+                (
+                    configuration,
+                    styles[configuration],
+                    [r.dice for r in rows if r.label == label and r.status != "absent"],
+                )
+                for configuration in study.configurations_of(data_set)
+                if (rows := study.rows(data_set, configuration, shots))
             ]
             drawing = box_chart(boxes, f"Dice of {name}")
             charts.append(element("figure", None, element("figcaption", None, name), drawing))
@@ -294,16 +309,16 @@ def _gallery(study: Study, styles: dict[str, Style]) -> list[Content]:
     made: list[Content] = []
     for data_set in study.data_sets:
         cards = [
-            _picture(one, styles[arm])
-            for arm in study.arms_of(data_set)
-            for one in _worst([p for p in study.pictures if (p.data_set, p.arm) == (data_set, arm)])
+            _picture(one, styles[configuration])
+            for configuration in study.configurations_of(data_set)
+            for one in _worst([p for p in study.pictures if (p.data_set, p.configuration) == (data_set, configuration)])
         ]
         if cards:
             made += [element("h3", None, data_set), element("div", {"class": "gallery"}, *cards)]
     if made:
         text = (
-            "Each arm's worst cases, on the slice where prediction (colour) and reference (dashed white) differ most. "
-            "The pictures show patients: share this page only where you might share their scans."
+            "Each configuration's worst cases, on the slice where prediction (colour) and reference (dashed white) "
+            "differ most. The pictures show patients: share this page only where you might share their scans."
         )
         made.insert(0, paragraph(text, soft=True))
     return made
@@ -318,11 +333,11 @@ def _worst(pictures: Iterable[Picture]) -> list[Picture]:
 
 def _picture(one: Picture, style: Style) -> Element:
     source = "data:image/webp;base64," + base64.b64encode(one.webp).decode()
-    text = f"{one.arm}, case {one.case}: prediction and reference"
+    text = f"{one.configuration}, case {one.case}: prediction and reference"
     image = element("img", {"src": source, "alt": text})
     dot = element("span", {"class": f"dot {style.colour}"})
-    where = element("span", {"class": "soft"}, f"{one.case}, draw {one.draw}, {one.shots} labelled")
-    caption = element("figcaption", None, dot, f"{one.arm}: Dice {one.dice:.2f}", element("br"), where)
+    where = element("span", {"class": "soft"}, f"{one.case}, split {one.split}, {one.shots} labelled")
+    caption = element("figcaption", None, dot, f"{one.configuration}: Dice {one.dice:.2f}", element("br"), where)
     return element("figure", None, image, caption)
 
 
@@ -330,50 +345,61 @@ def _failures(study: Study) -> list[Content]:
     made: list[Content] = [_failure_counts(study)]
     for one in study.failed:
         made.insert(0, element("p", {"class": "note"}, f"No fit: {one.case}. {one.reason}"))
-    seen = {(r.arm, r.data_set, r.case, r.shots, r.draw): r.failure for r in study.results if r.failure}
-    for (arm, data_set, case, shots, draw), reason in list(seen.items())[:MOST_FAILURES]:
-        where = f"{arm}, {data_set}, {shots} labelled, draw {draw}, case {case}"
+    seen = {(r.configuration, r.data_set, r.case, r.shots, r.split): r.failure for r in study.results if r.failure}
+    for (configuration, data_set, case, shots, split), reason in list(seen.items())[:MOST_FAILURES]:
+        where = f"{configuration}, {data_set}, {shots} labelled, split {split}, case {case}"
         made.append(element("p", {"class": "note"}, f"Not segmented: {where}. {reason}"))
     listed = [
         row
         for row in study.results
-        if row.status in ("missed", "invented") and row.shots == study.shared_shots(row.data_set)
+        if row.status in ("missed", "false_positive") and row.shots == study.shared_shots(row.data_set)
     ]
     if not listed:
         return made
     listed.sort(key=lambda row: -max(row.reference_volume, row.predicted_volume))
-    made.append(paragraph("The largest ones, with the most labels at which the arms can be compared:", soft=True))
+    made.append(
+        paragraph("The largest ones, with the most labels at which the configurations can be compared:", soft=True)
+    )
     rows = [
         element(
             "tr",
             None,
             *[
                 element("td", {"class": "text"}, part)
-                for part in (row.arm, row.data_set, row.case, row.name, row.status)
+                for part in (row.configuration, row.data_set, row.case, row.name, row.status)
             ],
             element("td", None, _volume(row)),
-            element("td", None, str(row.draw)),
+            element("td", None, str(row.split)),
         )
         for row in listed[:MOST_FAILURES]
     ]
-    made.append(_table(["arm", "data set", "case", "label", "what", "size", "draw"], rows, texts=5))
+    made.append(_table(["configuration", "data set", "case", "label", "what", "size", "split"], rows, texts=5))
     if len(listed) > MOST_FAILURES:
         made.append(paragraph(f"And {len(listed) - MOST_FAILURES} more; all are in results.csv.", soft=True))
     return made
 
 
 def _failure_counts(study: Study) -> Element:
-    """Missed labels of those that are there, and invented ones, an arm a row and a data set a column."""
+    """Missed labels of those that are there, and false positive ones, a configuration a row and a data set a column."""
     rows = []
-    for arm in study.arms:
+    for configuration in study.configurations:
         cells = []
         for data_set in study.data_sets:
-            of_arm = [row.status for row in study.results if (row.arm, row.data_set) == (arm, data_set)]
-            missed, there = of_arm.count("missed"), of_arm.count("missed") + of_arm.count("scored")
-            said = f"{missed} of {there}" if of_arm else "–"
-            invented = element("small", None, f"{of_arm.count('invented')} invented") if of_arm else None
-            cells.append(element("td", None, said, invented))
-        rows.append(element("tr", None, element("th", {"scope": "row"}, arm), *cells))
+            of_configuration = [
+                row.status for row in study.results if (row.configuration, row.data_set) == (configuration, data_set)
+            ]
+            missed, there = (
+                of_configuration.count("missed"),
+                of_configuration.count("missed") + of_configuration.count("scored"),
+            )
+            said = f"{missed} of {there}" if of_configuration else "–"
+            false_positive = (
+                element("small", None, f"{of_configuration.count('false_positive')} false positive")
+                if of_configuration
+                else None
+            )
+            cells.append(element("td", None, said, false_positive))
+        rows.append(element("tr", None, element("th", {"scope": "row"}, configuration), *cells))
     return _table(["missed, over all shots", *study.data_sets], rows)
 
 
@@ -381,11 +407,11 @@ def _costs(study: Study) -> list[Content]:
     rows = []
     for data_set in study.data_sets:
         shots = study.shared_shots(data_set)
-        for arm in study.arms_of(data_set):
-            cost = study.cost(data_set, arm, shots)
+        for configuration in study.configurations_of(data_set):
+            cost = study.cost(data_set, configuration, shots)
             if cost is not None:
                 figures = (_seconds(cost.fit_s), _seconds(cost.predict_s), f"{cost.peak_mib:,.0f}")
-                texts = [element("td", {"class": "text"}, part) for part in (data_set, arm)]
+                texts = [element("td", {"class": "text"}, part) for part in (data_set, configuration)]
                 rows.append(
                     element(
                         "tr", None, *texts, element("td", None, str(shots)), *[element("td", None, f) for f in figures]
@@ -395,7 +421,7 @@ def _costs(study: Study) -> list[Content]:
     said = (
         f"Medians; memory is the most that any fit with its predictions held. On {devices}, beside whatever else ran."
     )
-    heads = ["data set", "arm", "labelled", "fit, s", "a case, s", "peak, MiB"]
+    heads = ["data set", "configuration", "labelled", "fit, s", "a case, s", "peak, MiB"]
     return [paragraph(said, soft=True), _table(heads, rows, texts=2)]
 
 
@@ -405,19 +431,24 @@ def _origin(study: Study) -> list[Content]:
         made += [paragraph("Made by"), element("pre", None, study.command)]
     if not study.results:
         return made or [paragraph("No command was noted.")]
-    arms = {row.arm: row for row in reversed(study.results)}
+    configurations = {row.configuration: row for row in reversed(study.results)}
     rows = [
         element(
             "tr",
             None,
-            element("th", {"scope": "row"}, arm),
-            element("td", {"class": "text"}, arms[arm].method + (f", {arms[arm].reader}" if arms[arm].reader else "")),
-            element("td", {"class": "text"}, arms[arm].backbone),
-            element("td", {"class": "long"}, element("code", None, arms[arm].settings)),
+            element("th", {"scope": "row"}, configuration),
+            element(
+                "td",
+                {"class": "text"},
+                configurations[configuration].method
+                + (f", {configurations[configuration].annotator}" if configurations[configuration].annotator else ""),
+            ),
+            element("td", {"class": "text"}, configurations[configuration].backbone),
+            element("td", {"class": "long"}, element("code", None, configurations[configuration].settings)),
         )
-        for arm in study.arms
+        for configuration in study.configurations
     ]
-    made.append(_table(["arm", "method", "backbone", "settings"], rows, texts=4))
+    made.append(_table(["configuration", "method", "backbone", "settings"], rows, texts=4))
     digests = sorted({(row.backbone, row.backbone_sha256) for row in study.results})
     versions = ", ".join(sorted({row.handful for row in study.results}))
     made.append(paragraph(f"handful {versions}. Weights, SHA-256:"))

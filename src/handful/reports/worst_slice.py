@@ -1,4 +1,5 @@
-"""A small picture of where an arm went wrong: the slice of a case on which prediction and reference differ most."""
+"""A small picture of where a configuration went wrong: the slice of a case on which prediction and reference differ
+most."""
 
 from __future__ import annotations
 

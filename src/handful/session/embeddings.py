@@ -1,4 +1,4 @@
-"""What a backbone sees in the slices of one scan: each encoded once, those beside the reader before she asks."""
+"""What a backbone sees in the slices of one scan: each encoded once, those beside the annotator before she asks."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.data.slicing import SliceView
 
 
-class Sights:
-    """The slices of a stack, as pixels and as embeddings; at most `keep` embeddings, those nearest to the reader.
+class SliceEmbeddings:
+    """The slices of a stack, as pixels and as embeddings; at most `keep` embeddings, those nearest to the annotator.
 
     `lock` is the only one there is: who holds it keeps the background from starting on another slice, so that a
     question waits for one encode at most. The background encodes without the lock and hands over by a future.
@@ -47,7 +47,8 @@ class Sights:
             return kept.to(torch.float32)
 
     def look_from(self, number: int) -> None:
-        """The reader is at this slice: it and its neighbours outwards are encoded in the background, if anything is."""
+        """The annotator is at this slice: it and its neighbours outwards are encoded in the background, if anything
+        is."""
         with self._lock:
             self._centre = number
             if self._background and self._worker is None and self._next() is not None:
@@ -84,7 +85,7 @@ class Sights:
                 self._keep(number, under_way.result())
 
     def _next(self) -> int | None:
-        """The slice nearest to the reader that is to be kept and is not there."""
+        """The slice nearest to the annotator that is to be kept and is not there."""
         if self._stopped:
             return None
         wanted = list(outwards(self._centre, len(self.stack)))[: self._limit]

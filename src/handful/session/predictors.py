@@ -13,7 +13,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Labels
 from handful.methods.base import PromptableSegmenter
 from handful.prompts.prompts import Prompts
-from handful.session.embeddings import Sights
+from handful.session.embeddings import SliceEmbeddings
 
 NOT_THERE = -20.0
 """Logit by which a mask prompt says that a label is nowhere."""
@@ -39,10 +39,10 @@ class Predictor:
         return self.promptable.encoder or self.promptable.backbone
 
     @torch.no_grad()
-    def answer(self, sights: Sights, number: int, label: int, prompts: Prompts) -> Float[Tensor, "h w"]:
+    def answer(self, embeddings: SliceEmbeddings, number: int, label: int, prompts: Prompts) -> Float[Tensor, "h w"]:
         """Logits of the label of this index on slice `number`; `prompts` are for one slice and one label."""
         if self.promptable.encoder is not None:
-            return self.promptable.answer_encoded(sights.image(number), prompts.to(self.backbone.device))[0, 0]
+            return self.promptable.answer_encoded(embeddings.image(number), prompts.to(self.backbone.device))[0, 0]
         among = prompts.among(label, len(self.labels), absent=NOT_THERE)
-        logits: Tensor = self.promptable(sights.pixels(number), among)
+        logits: Tensor = self.promptable(embeddings.pixels(number), among)
         return logits[0, label]

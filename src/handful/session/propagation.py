@@ -1,4 +1,4 @@
-"""From the slices that a reader has seen to those she has not: a label walks outwards from where it is known.
+"""From the slices that an annotator has seen to those she has not: a label walks outwards from where it is known.
 
 A backbone with a memory remembers the known slices and, as FATE does (He et al., arXiv 2501.09138), its own answer next
 door. Any other is asked with the answer next door, as a mask and as the box round it.
@@ -21,9 +21,9 @@ from handful.jobs.progress import Report
 from handful.methods.base import has_signal
 from handful.prompts.heuristics import boxes
 from handful.prompts.prompts import Prompts
-from handful.session.embeddings import Sights
+from handful.session.embeddings import SliceEmbeddings
 from handful.session.predictors import Predictor
-from handful.session.slice_state import drawn
+from handful.session.slice_state import mask_logits
 
 Masks = Mapping[int, Bool[NDArray[np.bool_], "h w"]]
 """Slice numbers to masks of one label, empty where it is known not to be."""
@@ -31,7 +31,7 @@ Masks = Mapping[int, Bool[NDArray[np.bool_], "h w"]]
 
 def walked(
     who: Predictor,
-    sights: Sights,
+    embeddings: SliceEmbeddings,
     known: Mapping[int, Masks],
     supports: int,
     report: Report,
@@ -41,21 +41,21 @@ def walked(
     `known` has, for each label index, the slices on which it is known; all others are walked to, the label being absent
     where no known slice that holds it comes first on the way out. At most `supports` known slices are remembered.
     """
-    walkers = {label: _walker(who, sights, label, masks, supports) for label, masks in known.items()}
+    walkers = {label: _walker(who, embeddings, label, masks, supports) for label, masks in known.items()}
     found: dict[int, _Found] = {}
-    count, done = len(sights.stack), 0
+    count, done = len(embeddings.stack), 0
     for step in (1, -1):
         for number in range(count)[::step]:
             for label, walker in walkers.items():
                 if number in known[label] or _side(known[label], number) != -step:
                     continue
                 logits = walker.look(number, number - step)
-                found.setdefault(number, _Found.nothing(sights.stack.size)).add(label, logits)
+                found.setdefault(number, _Found.nothing(embeddings.stack.size)).add(label, logits)
             done += 1
             report(done, 2 * count, "propagating")
     for number in set(range(count)) - set(found):
         if any(number not in masks for masks in known.values()):
-            found[number] = _Found.nothing(sights.stack.size)
+            found[number] = _Found.nothing(embeddings.stack.size)
     return {number: found[number].classes for number in sorted(found)}
 
 
@@ -92,34 +92,36 @@ class _Found:
 class _Walker(ABC):
     """Looks for one label on slice after slice."""
 
-    def __init__(self, who: Predictor, sights: Sights, label: int, known: Masks) -> None:
-        self.who, self.sights, self.label, self.known = who, sights, label, known
+    def __init__(self, who: Predictor, embeddings: SliceEmbeddings, label: int, known: Masks) -> None:
+        self.who, self.embeddings, self.label, self.known = who, embeddings, label, known
 
     @abstractmethod
     def look(self, number: int, before: int) -> Float[Tensor, "h w"] | None:
         """Logits on a slice that is not known, reached from the one `before` it; None where the label is absent."""
 
 
-def _walker(who: Predictor, sights: Sights, label: int, known: Masks, supports: int) -> _Walker:
+def _walker(who: Predictor, embeddings: SliceEmbeddings, label: int, known: Masks, supports: int) -> _Walker:
     if isinstance(who.backbone, MemoryBackbone):
-        return _Remembering(who, sights, label, known, who.backbone, supports)
-    return _Passing(who, sights, label, known)
+        return _Remembering(who, embeddings, label, known, who.backbone, supports)
+    return _Passing(who, embeddings, label, known)
 
 
 class _Passing(_Walker):
     """Hands each answer on to the next slice as its prompt."""
 
-    def __init__(self, who: Predictor, sights: Sights, label: int, known: Masks) -> None:
-        super().__init__(who, sights, label, known)
+    def __init__(self, who: Predictor, embeddings: SliceEmbeddings, label: int, known: Masks) -> None:
+        super().__init__(who, embeddings, label, known)
         self._last: Float[Tensor, "h w"] | None = None
 
     def look(self, number: int, before: int) -> Float[Tensor, "h w"] | None:
-        logits = drawn(self.known[before]) if before in self.known else self._last
+        logits = mask_logits(self.known[before]) if before in self.known else self._last
         self._last = None
-        if logits is not None and bool((logits > 0).any()) and bool(has_signal(self.sights.pixels(number))):
+        if logits is not None and bool((logits > 0).any()) and bool(has_signal(self.embeddings.pixels(number))):
             box = boxes((logits > 0)[None, None].cpu(), 0.0, Generator())
-            said = self.who.answer(self.sights, number, self.label, Prompts(boxes=box, masks=logits[None, None]))
-            self._last = said.cpu()
+            prompted = self.who.answer(
+                self.embeddings, number, self.label, Prompts(boxes=box, masks=logits[None, None])
+            )
+            self._last = prompted.cpu()
         return self._last
 
 
@@ -127,9 +129,15 @@ class _Remembering(_Walker):
     """Sees each slice in the light of the nearest known ones and of the answer next door."""
 
     def __init__(
-        self, who: Predictor, sights: Sights, label: int, known: Masks, backbone: MemoryBackbone, supports: int
+        self,
+        who: Predictor,
+        embeddings: SliceEmbeddings,
+        label: int,
+        known: Masks,
+        backbone: MemoryBackbone,
+        supports: int,
     ) -> None:
-        super().__init__(who, sights, label, known)
+        super().__init__(who, embeddings, label, known)
         self._backbone, self._supports = backbone, supports
         self._holding = [number for number, mask in known.items() if mask.any()]
         self._memories: dict[int, Memory] = {}
@@ -137,10 +145,10 @@ class _Remembering(_Walker):
 
     @torch.no_grad()
     def look(self, number: int, before: int) -> Float[Tensor, "h w"] | None:
-        if not bool(has_signal(self.sights.pixels(number))):
+        if not bool(has_signal(self.embeddings.pixels(number))):
             self._left = None
             return None
-        image = self.sights.image(number)
+        image = self.embeddings.image(number)
         memories = self._nearest(number)
         if before not in self.known and self._left is not None:
             memories.append(self._left)
@@ -149,7 +157,7 @@ class _Remembering(_Walker):
         self._left = self._backbone.remember(image, answer, distance=1)
         if float(answer.object_score) <= 0:
             return None
-        return self._backbone.to_slice(answer.logits, image.size)[0, 0]
+        return self._backbone.to_image_frame(answer.logits, image.size)[0, 0]
 
     def _nearest(self, number: int) -> list[Memory]:
         """Memories of the known slices nearest to this one; those of others are forgotten."""
@@ -160,9 +168,9 @@ class _Remembering(_Walker):
     def _memorized(self, number: int) -> Memory:
         """A structure smaller than a pixel of the model's square is shown as the pixels it covers most."""
         mask = torch.from_numpy(self.known[number].astype(np.float32)).to(self._backbone.device)
-        inside = self._backbone.to_square(mask[None, None], self._backbone.side)[:, 0]
+        inside = self._backbone.to_model_frame(mask[None, None], self._backbone.side)[:, 0]
         shown = inside > inside.amax(dim=(1, 2), keepdim=True) / 2
-        return self._backbone.memorize(self.sights.image(number), shown.float())
+        return self._backbone.memorize(self.embeddings.image(number), shown.float())
 
 
 def merged(old: NDArray[np.uint16], found: NDArray[np.uint16], labels: Sequence[int]) -> NDArray[np.uint16]:

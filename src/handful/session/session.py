@@ -1,4 +1,4 @@
-"""A session: a reader corrects the segmentation of one scan by clicks, boxes and strokes, and keeps what is right.
+"""A session: an annotator corrects the segmentation of one scan by clicks, boxes and strokes, and keeps what is right.
 
 It knows nothing of screens, mice or networks. All coordinates are those of slices as the slicer cuts them: slice
 numbers from 0, (x, y) in pixels, the first pixel with its centre at (0, 0).
@@ -29,14 +29,14 @@ from handful.errors import InputError, LabelError, SettingsError
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
 from handful.methods.promptable import Source, resolve_source
-from handful.session.embeddings import Sights
+from handful.session.embeddings import SliceEmbeddings
 from handful.session.predictors import Predictor
 from handful.session.propagation import merged, walked
-from handful.session.slice_state import Page, Said, answered, as_prompts, drawn
+from handful.session.slice_state import PromptedMask, SliceState, answered, as_prompts, mask_logits
 from handful.session.state_file import read_state, write_state
 
 STROKE = 8
-"""Points of a scribble that are asked with: as many as readers' strokes have in training."""
+"""Points of a scribble that are asked with: as many as annotators' strokes have in training."""
 LIMIT = 32.0
 """Logits of answers are cut off here, as SAM's own were in training; what is painted has twice as much, so it wins."""
 
@@ -49,9 +49,9 @@ class SessionConfig:
     """What a session may take of the machine, and how far it looks when it propagates."""
 
     keep: int = 32
-    """Slices whose embeddings are kept in memory, in half precision, those nearest to the reader."""
+    """Slices whose embeddings are kept in memory, in half precision, those nearest to the annotator."""
     background: bool = True
-    """Encode the slices beside the reader's before she asks."""
+    """Encode the slices beside the annotator's before she asks."""
     history: int = 200
     """Steps that can be undone."""
     supports: int = 6
@@ -102,50 +102,50 @@ class Session:
         self._who = who
         self._lock = threading.RLock()
         stack = self.slicer.view(volume)
-        self._sights = Sights(stack, who.backbone, self.config.keep, self.config.background, self._lock)
-        self._pages = [Page.empty(stack.size)] * len(stack)
-        self._undo: deque[dict[int, Page]] = deque(maxlen=self.config.history)
-        self._redo: list[dict[int, Page]] = []
-        weakref.finalize(self, self._sights.stop)
-        self._sights.look_from(len(stack) // 2)
+        self._embeddings = SliceEmbeddings(stack, who.backbone, self.config.keep, self.config.background, self._lock)
+        self._states = [SliceState.empty(stack.size)] * len(stack)
+        self._undo: deque[dict[int, SliceState]] = deque(maxlen=self.config.history)
+        self._redo: list[dict[int, SliceState]] = []
+        weakref.finalize(self, self._embeddings.stop)
+        self._embeddings.look_from(len(stack) // 2)
 
-    # Where the reader is.
+    # Where the annotator is.
 
     def __len__(self) -> int:
         """Number of slices."""
-        return len(self._pages)
+        return len(self._states)
 
     @property
     def size(self) -> tuple[int, int]:
         """Rows and columns of a slice."""
-        return self._sights.stack.size
+        return self._embeddings.stack.size
 
     @property
     def accepted(self) -> tuple[int, ...]:
         """Numbers of the slices that never change."""
-        return tuple(number for number, page in enumerate(self._pages) if page.accepted)
+        return tuple(number for number, state in enumerate(self._states) if state.accepted)
 
     @property
     def prompted(self) -> tuple[int, ...]:
-        """Numbers of the slices on which the reader has asked for something."""
-        return tuple(number for number, page in enumerate(self._pages) if page.said)
+        """Numbers of the slices on which the annotator has asked for something."""
+        return tuple(number for number, state in enumerate(self._states) if state.prompted)
 
     def look_at(self, number: int) -> Float[Tensor, "c h w"]:
-        """A slice in [0, 1], and word that the reader is there now: from here outwards slices are encoded."""
-        self._page(number)
-        self._sights.look_from(number)
-        return self._sights.stack.take([number])[0]
+        """A slice in [0, 1], and word that the annotator is there now: from here outwards slices are encoded."""
+        self._state(number)
+        self._embeddings.look_from(number)
+        return self._embeddings.stack.take([number])[0]
 
     def classes(self, number: int) -> Integer[np.ndarray, "h w"]:
         """The segmentation of a slice as label values; 0 is background."""
         values = np.array([0, *self.labels.values])
-        return np.asarray(values[self._page(number).classes()])
+        return np.asarray(values[self._state(number).classes()])
 
     def mask_of(self, number: int, label: int | str) -> Bool[np.ndarray, "h w"]:
         """One label on a slice."""
-        return np.asarray(self._page(number).classes() == self._index(label) + 1)
+        return np.asarray(self._state(number).classes() == self._index(label) + 1)
 
-    # What the reader says. `label` is a value or a name; what she says of one label on one slice adds up.
+    # What the annotator says. `label` is a value or a name; what she says of one label on one slice adds up.
 
     def click(self, number: int, label: int | str, xy: Point, positive: bool = True) -> Change:
         """Inside (positive) or outside the label at (x, y)."""
@@ -172,26 +172,26 @@ class Session:
     def paint(self, number: int, label: int | str, mask: Bool[np.ndarray, "h w"]) -> Change:
         """The label is exactly this; no model is asked. What was said of it before is forgotten."""
         with self._lock:
-            index, page = self._index(label), self._open(number)
+            index, state = self._index(label), self._open(number)
             exactly = torch.from_numpy(np.where(self._sized(mask), 2 * LIMIT, -2 * LIMIT))
-            said = answered((), None, exactly, self._who.backbone)
-            return self._answered(number, index, page, said)
+            prompted = answered((), None, exactly, self._who.backbone)
+            return self._answered(number, index, state, prompted)
 
     # Keeping and taking back.
 
     def accept(self, number: int) -> None:
         """From now on this slice changes by nothing but `reopen` and `undo`."""
         with self._lock:
-            page = self._page(number)
-            if not page.accepted:
-                self._commit({number: replace(page, accepted=True)})
+            state = self._state(number)
+            if not state.accepted:
+                self._commit({number: replace(state, accepted=True)})
 
     def reopen(self, number: int) -> None:
         """An accepted slice may change again."""
         with self._lock:
-            page = self._page(number)
-            if page.accepted:
-                self._commit({number: replace(page, accepted=False)})
+            state = self._state(number)
+            if state.accepted:
+                self._commit({number: replace(state, accepted=False)})
 
     def undo(self) -> tuple[int, ...]:
         """Takes the last step back, bit for bit; the slices it had changed, none where there is nothing to undo."""
@@ -215,14 +215,14 @@ class Session:
             raise SettingsError("this session was opened with nothing that makes proposals; give a fitted segmenter")
         if chosen.labels != self.labels:
             raise LabelError(f"the segmenter has the labels {chosen.labels}, the session {self.labels}")
-        values = self._sights.stack.of(chosen.predict(self.volume).array)
+        values = self._embeddings.stack.of(chosen.predict(self.volume).array)
         with self._lock:
             steps = {}
-            for number, page in enumerate(self._pages):
-                if not page.accepted:
+            for number, state in enumerate(self._states):
+                if not state.accepted:
                     index = np.searchsorted(self.labels.values, values[number]) + 1
                     below = np.where(values[number] > 0, index, 0).astype(np.uint16)
-                    steps[number] = page.with_proposal(below, self._who.backbone)
+                    steps[number] = state.with_proposal(below, self._who.backbone)
             return self._commit(steps)
 
     def propagate(
@@ -233,7 +233,7 @@ class Session:
         """Carries labels from where they are known, outwards to all other slices; the slices that changed. One step.
 
         A label (None: each that is known anywhere) is known on accepted slices, also as absent, and on those where the
-        reader asked for it. SettingsError where it is known nowhere.
+        annotator asked for it. SettingsError where it is known nowhere.
         """
         with self._lock:
             chosen = range(len(self.labels)) if labels is None else [self._index(label) for label in labels]
@@ -241,14 +241,14 @@ class Session:
             known = {index: masks for index, masks in everywhere.items() if any(m.any() for m in masks.values())}
             if not known or (labels is not None and len(known) < len(set(chosen))):
                 raise SettingsError("nothing is known of a label that is to be propagated; ask for it on a slice first")
-            found = walked(self._who, self._sights, known, self.config.supports, report)
+            found = walked(self._who, self._embeddings, known, self.config.supports, report)
             steps = {}
             for number, classes in found.items():
-                page = self._pages[number]
+                state = self._states[number]
                 here = [index for index in known if number not in known[index]]
-                if not page.accepted:
-                    below = merged(page.proposed(), classes, here)
-                    steps[number] = page.with_proposal(below, self._who.backbone)
+                if not state.accepted:
+                    below = merged(state.proposed(), classes, here)
+                    steps[number] = state.with_proposal(below, self._who.backbone)
             return self._commit(steps)
 
     def case(self, name: str) -> Case:
@@ -260,7 +260,7 @@ class Session:
             raise InputError("no slice is accepted, so there is nothing to learn from; accept some first")
         full = self.export()
         array = np.full(full.array.shape, IGNORE, dtype=np.int32)
-        target, source = self._sights.stack.of(array), self._sights.stack.of(full.array)
+        target, source = self._embeddings.stack.of(array), self._embeddings.stack.of(full.array)
         for number in self.accepted:
             target[number] = source[number]
         reference = LabelMap(array, full.geometry, self.labels)
@@ -286,7 +286,7 @@ class Session:
         """The segmentation, on the scan's very grid."""
         geometry = self.volume.geometry
         out = np.zeros(geometry.shape, dtype=np.int16 if max(self.labels.values) < 2**15 else np.int32)
-        target = self._sights.stack.of(out)
+        target = self._embeddings.stack.of(out)
         with self._lock:
             for number in range(len(self)):
                 target[number] = self.classes(number)
@@ -299,8 +299,8 @@ class Session:
     def save_state(self, path: str | Path) -> None:
         """Writes all that `restore` needs beside the scan and the source, but not the steps that could be undone."""
         with self._lock:
-            pages = list(self._pages)
-        write_state(Path(path), pages, self.volume, self.labels, self.slicer, self._who.backbone)
+            states = list(self._states)
+        write_state(Path(path), states, self.volume, self.labels, self.slicer, self._who.backbone)
 
     def restore(self, path: str | Path) -> None:
         """Takes up what `save_state` wrote, as one step.
@@ -308,18 +308,18 @@ class Session:
         DamagedFile where it is no such file, CheckpointError where it is of another scan, other labels, another slicer
         or another backbone.
         """
-        pages = read_state(Path(path), self.volume, self.labels, self.slicer, self._who.backbone)
+        states = read_state(Path(path), self.volume, self.labels, self.slicer, self._who.backbone)
         with self._lock:
-            self._commit(dict(enumerate(pages)))
+            self._commit(dict(enumerate(states)))
 
     def close(self) -> None:
         """Ends the background; the session can still be asked."""
-        self._sights.stop()
-        self._sights.wait()
+        self._embeddings.stop()
+        self._embeddings.wait()
 
     def wait(self) -> None:
-        """Returns when the slices beside the reader's are encoded."""
-        self._sights.wait()
+        """Returns when the slices beside the annotator's are encoded."""
+        self._embeddings.wait()
 
     def __enter__(self) -> Session:
         return self
@@ -340,71 +340,71 @@ class Session:
         rough: NDArray[np.bool_] | None = None,
     ) -> Change:
         with self._lock:
-            index, page = self._index(label), self._open(number)
+            index, state = self._index(label), self._open(number)
             self._require_inside([(x, y) for x, y, _ in points] + ([box[:2], box[2:]] if box else []))
-            before = page.said.get(index)
+            before = state.prompted.get(index)
             all_points = (before.points if before else ()) + tuple(points)
             last_box = box or (before.box if before else None)
-            shown = self._previous(page, index) if rough is None else drawn(rough)
+            shown = self._previous(state, index) if rough is None else mask_logits(rough)
             if shown is None and last_box is None and not any(positive for _, _, positive in all_points):
                 logits = torch.full(self.size, -LIMIT)  # nobody has said yet where it could be
             else:
                 prompts = as_prompts(all_points, last_box, shown)
-                self._sights.look_from(number)
-                logits = self._who.answer(self._sights, number, index, prompts)
-            said = answered(all_points, last_box, logits.clamp(-LIMIT, LIMIT), self._who.backbone)
-            return self._answered(number, index, page, said)
+                self._embeddings.look_from(number)
+                logits = self._who.answer(self._embeddings, number, index, prompts)
+            prompted = answered(all_points, last_box, logits.clamp(-LIMIT, LIMIT), self._who.backbone)
+            return self._answered(number, index, state, prompted)
 
-    def _previous(self, page: Page, index: int) -> Float[Tensor, "h w"] | None:
+    def _previous(self, state: SliceState, index: int) -> Float[Tensor, "h w"] | None:
         """Logits of the answer before, or the label as it was proposed; None where there is neither."""
-        if said := page.said.get(index):
-            logits = said.lifted(self._who.backbone, self.size).clamp(-LIMIT, LIMIT)
+        if prompted := state.prompted.get(index):
+            logits = prompted.lifted(self._who.backbone, self.size).clamp(-LIMIT, LIMIT)
             return logits if bool((logits > 0).any()) else None
-        shown = page.classes() == index + 1
-        return drawn(shown) if shown.any() else None
+        shown = state.classes() == index + 1
+        return mask_logits(shown) if shown.any() else None
 
-    def _answered(self, number: int, index: int, page: Page, said: Said) -> Change:
-        new = page.with_answer(index, said, self._who.backbone)
+    def _answered(self, number: int, index: int, state: SliceState, prompted: PromptedMask) -> Change:
+        new = state.with_answer(index, prompted, self._who.backbone)
         self._commit({number: new})
         classes = new.classes()
-        changed = classes != page.classes()
+        changed = classes != state.classes()
         rows, columns = _extent(changed.any(axis=1)), _extent(changed.any(axis=0))
         return Change(number, self.labels.values[index], rows, columns, classes == index + 1)
 
-    def _commit(self, pages: Mapping[int, Page]) -> tuple[int, ...]:
-        """Replaces pages, as one step that can be undone; the slices that look different now."""
-        if not pages:
+    def _commit(self, states: Mapping[int, SliceState]) -> tuple[int, ...]:
+        """Replaces states, as one step that can be undone; the slices that look different now."""
+        if not states:
             return ()
-        self._undo.append({number: self._pages[number] for number in pages})
+        self._undo.append({number: self._states[number] for number in states})
         self._redo.clear()
-        different = tuple(number for number, page in pages.items() if page.top != self._pages[number].top)
-        for number, page in pages.items():
-            self._pages[number] = page
+        different = tuple(number for number, state in states.items() if state.top != self._states[number].top)
+        for number, state in states.items():
+            self._states[number] = state
         return different
 
     def _swap(
-        self, pages: Mapping[int, Page], others: deque[dict[int, Page]] | list[dict[int, Page]]
+        self, states: Mapping[int, SliceState], others: deque[dict[int, SliceState]] | list[dict[int, SliceState]]
     ) -> tuple[int, ...]:
-        others.append({number: self._pages[number] for number in pages})
-        for number, page in pages.items():
-            self._pages[number] = page
-        return tuple(pages)
+        others.append({number: self._states[number] for number in states})
+        for number, state in states.items():
+            self._states[number] = state
+        return tuple(states)
 
     def _known(self, index: int) -> dict[int, NDArray[np.bool_]]:
         """Slices on which a label is known, and where it is there."""
-        pages = enumerate(self._pages)
-        return {n: page.classes() == index + 1 for n, page in pages if page.accepted or index in page.said}
+        states = enumerate(self._states)
+        return {n: state.classes() == index + 1 for n, state in states if state.accepted or index in state.prompted}
 
-    def _page(self, number: int) -> Page:
-        if not 0 <= number < len(self._pages):
-            raise InputError(f"there is no slice {number}; this scan has slices 0 to {len(self._pages) - 1}")
-        return self._pages[number]
+    def _state(self, number: int) -> SliceState:
+        if not 0 <= number < len(self._states):
+            raise InputError(f"there is no slice {number}; this scan has slices 0 to {len(self._states) - 1}")
+        return self._states[number]
 
-    def _open(self, number: int) -> Page:
-        page = self._page(number)
-        if page.accepted:
+    def _open(self, number: int) -> SliceState:
+        state = self._state(number)
+        if state.accepted:
             raise InputError(f"slice {number} is accepted and stays as it is; call reopen({number}) to change it")
-        return page
+        return state
 
     def _index(self, label: int | str) -> int:
         known = self.labels.names if isinstance(label, str) else self.labels.values

@@ -1,4 +1,4 @@
-"""A simulated reader at work in a session: clicks on a scan whose truth is known, for tests and comparisons."""
+"""A simulated annotator at work in a session: clicks on a scan whose truth is known, for tests and comparisons."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from handful.data.volume import LabelMap, Labels
 from handful.errors import InputError, SettingsError
 from handful.jobs.progress import Report, silent
 from handful.prompts.heuristics import centre_points
-from handful.prompts.simulation import Reader, clicks_to_reach, correct, hard_dice
+from handful.prompts.simulation import Annotator, clicks_to_reach, correct, hard_dice
 from handful.session.session import Session
 
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What a reader came to, region by region; a region is a label on a slice that holds it."""
+    """What an annotator came to, region by region; a region is a label on a slice that holds it."""
 
     labels: Labels
     regions: tuple[tuple[int, int], ...]
@@ -47,11 +47,12 @@ def read_through(
     reference: LabelMap,
     clicks: int = 5,
     slices: int | None = None,
-    reader: Reader | None = None,
+    annotator: Annotator | None = None,
     seed: int = 0,
     report: Report = silent,
 ) -> Reading:
-    """A reader who knows the reference asks for every label that a slice holds, and corrects until nothing is wrong.
+    """An annotator who knows the reference asks for every label that a slice holds, and corrects until nothing is
+    wrong.
 
     Her first click is in the middle of the label unless something is shown already; each other one in the largest
     error. She reads all slices that hold a label, or `slices` of them, evenly spaced; those she accepts, and from them
@@ -72,7 +73,7 @@ def read_through(
     seconds: list[float] = []
     for step, (number, value) in enumerate(regions, start=1):
         wanted = torch.from_numpy(truth[number] == value)[None, None]
-        dice, took = _corrected(session, number, value, wanted, clicks, reader or Reader(), generator)
+        dice, took = _corrected(session, number, value, wanted, clicks, annotator or Annotator(), generator)
         rows.append(dice)
         seconds += took
         report(step, len(regions), f"slice {number}")
@@ -91,7 +92,7 @@ def _corrected(
     value: int,
     truth: Bool[Tensor, "1 1 h w"],
     clicks: int,
-    reader: Reader,
+    annotator: Annotator,
     generator: Generator,
 ) -> tuple[list[float], list[float]]:
     """Dice after each click, and the seconds each took; fewer seconds than clicks where nothing was left to correct."""
@@ -99,12 +100,12 @@ def _corrected(
     seconds: list[float] = []
     for _ in range(clicks):
         shown = torch.from_numpy(session.mask_of(number, value))[None, None]
-        said = correct(shown, truth, reader, generator) if bool(shown.any()) else centre_points(truth)
-        assert said.points is not None
-        assert said.point_labels is not None
-        sign = int(said.point_labels[0, 0, 0])
+        prompted = correct(shown, truth, annotator, generator) if bool(shown.any()) else centre_points(truth)
+        assert prompted.points is not None
+        assert prompted.point_labels is not None
+        sign = int(prompted.point_labels[0, 0, 0])
         if sign >= 0:
-            x, y = said.points[0, 0, 0].tolist()
+            x, y = prompted.points[0, 0, 0].tolist()
             began = time.perf_counter()
             change = session.click(number, value, (x, y), positive=bool(sign))
             seconds.append(time.perf_counter() - began)

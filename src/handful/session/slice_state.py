@@ -1,6 +1,6 @@
 """What a session knows of each slice, as values that are never changed, only replaced: so that undo is exact and cheap.
 
-A page takes a few kilobytes: class numbers are kept deflated, masks as bits, logits in the model's square in half
+A state takes a few kilobytes: class numbers are kept deflated, masks as bits, logits in the model's square in half
 precision.
 """
 
@@ -28,8 +28,8 @@ Classes = UInt16[np.ndarray, "h w"]
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
-    """All that a reader said of one label on one slice, and the answer to it."""
+class PromptedMask:
+    """All that an annotator said of one label on one slice, and the answer to it."""
 
     points: tuple[tuple[float, float, bool], ...]
     """x, y in slice pixels, and whether that is inside."""
@@ -48,24 +48,24 @@ class Said:
     def lifted(self, backbone: Backbone, size: tuple[int, int]) -> Float[Tensor, "h w"]:
         """The answer's logits at slice size."""
         square = self.logits.to(backbone.device, torch.float32)
-        return backbone.to_slice(square[None, None], size)[0, 0]
+        return backbone.to_image_frame(square[None, None], size)[0, 0]
 
 
 @dataclass(frozen=True, eq=False)
-class Page:
+class SliceState:
     """What is known of one slice."""
 
     size: tuple[int, int]
     below: bytes
-    """Class numbers that were proposed or propagated, on which the reader's own answers lie."""
+    """Class numbers that were proposed or propagated, on which the annotator's own answers lie."""
     top: bytes
     """Class numbers with the answers: the segmentation."""
-    said: Mapping[int, Said] = field(default_factory=dict)
+    prompted: Mapping[int, PromptedMask] = field(default_factory=dict)
     """By label index."""
     accepted: bool = False
 
     @classmethod
-    def empty(cls, size: tuple[int, int]) -> Page:
+    def empty(cls, size: tuple[int, int]) -> SliceState:
         nothing = deflated(np.zeros(size, np.uint16))
         return cls(size, nothing, nothing)
 
@@ -74,20 +74,20 @@ class Page:
         return _inflated(self.top, self.size)
 
     def proposed(self) -> Classes:
-        """The segmentation without the reader's answers."""
+        """The segmentation without the annotator's answers."""
         return _inflated(self.below, self.size)
 
-    def with_proposal(self, classes: Classes, backbone: Backbone) -> Page:
+    def with_proposal(self, classes: Classes, backbone: Backbone) -> SliceState:
         """The same answers on another proposal."""
-        return self._composed(classes, self.said, backbone)
+        return self._composed(classes, self.prompted, backbone)
 
-    def with_answer(self, label: int, said: Said, backbone: Backbone) -> Page:
+    def with_answer(self, label: int, prompted: PromptedMask, backbone: Backbone) -> SliceState:
         """The same with another answer for one label."""
-        return self._composed(self.proposed(), {**self.said, label: said}, backbone)
+        return self._composed(self.proposed(), {**self.prompted, label: prompted}, backbone)
 
-    def _composed(self, below: Classes, said: Mapping[int, Said], backbone: Backbone) -> Page:
-        top = _composed(below, said, self.size, backbone)
-        return dataclasses.replace(self, below=deflated(below), top=deflated(top), said=said)
+    def _composed(self, below: Classes, prompted: Mapping[int, PromptedMask], backbone: Backbone) -> SliceState:
+        top = _composed(below, prompted, self.size, backbone)
+        return dataclasses.replace(self, below=deflated(below), top=deflated(top), prompted=prompted)
 
 
 def answered(
@@ -95,12 +95,12 @@ def answered(
     box: tuple[float, float, float, float] | None,
     logits: Float[Tensor, "h w"],
     backbone: Backbone,
-) -> Said:
-    """What was said, with an answer at slice size."""
+) -> PromptedMask:
+    """The prompts and their answer at slice size."""
     logits = logits.to(backbone.device)
     lowest = logits.min().clamp(max=0)  # what the square has beside the slice belongs to no object
-    square = backbone.to_square((logits - lowest)[None, None], backbone.mask_side)[0, 0] + lowest
-    return Said(points, box, square.to("cpu", torch.float16), np.packbits((logits > 0).cpu().numpy()).tobytes())
+    square = backbone.to_model_frame((logits - lowest)[None, None], backbone.mask_side)[0, 0] + lowest
+    return PromptedMask(points, box, square.to("cpu", torch.float16), np.packbits((logits > 0).cpu().numpy()).tobytes())
 
 
 def as_prompts(
@@ -115,31 +115,33 @@ def as_prompts(
     return Prompts(xy, inside, corners, None if logits is None else logits[None, None])
 
 
-def drawn(mask: NDArray[np.bool_]) -> Float[Tensor, "h w"]:
+def mask_logits(mask: NDArray[np.bool_]) -> Float[Tensor, "h w"]:
     """A mask that somebody drew, as logits."""
     return torch.where(torch.from_numpy(np.ascontiguousarray(mask)), CERTAIN, -CERTAIN)
 
 
-def _composed(below: Classes, said: Mapping[int, Said], size: tuple[int, int], backbone: Backbone) -> Classes:
+def _composed(
+    below: Classes, prompted: Mapping[int, PromptedMask], size: tuple[int, int], backbone: Backbone
+) -> Classes:
     """Answers on the proposal; where several claim a pixel the one of the largest logit has it.
 
     A label with an answer is nowhere but in that answer, whatever was proposed.
     """
-    top = np.where(np.isin(below, [label + 1 for label in said]), 0, below).astype(np.uint16)
-    masks = {label: said[label].mask(size) for label in sorted(said)}
+    top = np.where(np.isin(below, [label + 1 for label in prompted]), 0, below).astype(np.uint16)
+    masks = {label: prompted[label].mask(size) for label in sorted(prompted)}
     contested = np.sum([*masks.values(), np.zeros(size, bool)], axis=0) > 1
     best = np.full(size, -np.inf, np.float32)
     for label, mask in masks.items():
         top[mask & ~contested] = label + 1
         if (mask & contested).any():
-            logits = said[label].lifted(backbone, size).cpu().numpy()
+            logits = prompted[label].lifted(backbone, size).cpu().numpy()
             wins = mask & contested & (logits > best)
             top[wins], best[wins] = label + 1, logits[wins]
     return top
 
 
 def deflated(classes: Classes) -> bytes:
-    """Class numbers as a page keeps them."""
+    """Class numbers as a state keeps them."""
     return zlib.compress(np.ascontiguousarray(classes).tobytes(), 1)
 
 

@@ -19,58 +19,58 @@ from handful.data.volume import Labels, Volume
 from handful.errors import CheckpointError, DamagedFile
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of
-from handful.session.slice_state import Page, Said, deflated
+from handful.session.slice_state import PromptedMask, SliceState, deflated
 
-FORMAT = 1
+FORMAT = 2
 
 
 def write_state(
-    path: Path, pages: Sequence[Page], volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone
+    path: Path, states: Sequence[SliceState], volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone
 ) -> None:
-    """Writes a file, whole or not at all: the pages, and digests of what they belong to. No path, no name is in it."""
-    said = [(number, label, one) for number, page in enumerate(pages) for label, one in page.said.items()]
+    """Writes a file, whole or not at all: the states, and digests of what they belong to. No path, no name is in it."""
+    prompted = [(number, label, one) for number, state in enumerate(states) for label, one in state.prompted.items()]
     notes = {
         "of": _belonging(volume, labels, slicer, backbone),
-        "said": [{"slice": n, "label": label, "points": one.points, "box": one.box} for n, label, one in said],
+        "prompted": [{"slice": n, "label": label, "points": one.points, "box": one.box} for n, label, one in prompted],
     }
     side = backbone.mask_side
     content = io.BytesIO()
     np.savez_compressed(
         content,
         notes=np.frombuffer(json.dumps(notes).encode(), np.uint8),
-        below=np.stack([page.proposed() for page in pages]),
-        top=np.stack([page.classes() for page in pages]),
-        accepted=np.array([page.accepted for page in pages]),
-        logits=np.stack([np.zeros((side, side), np.float16), *[one.logits.numpy() for *_, one in said]])[1:],
-        bits=np.array([list(one.bits) for *_, one in said], np.uint8),
+        below=np.stack([state.proposed() for state in states]),
+        top=np.stack([state.classes() for state in states]),
+        accepted=np.array([state.accepted for state in states]),
+        logits=np.stack([np.zeros((side, side), np.float16), *[one.logits.numpy() for *_, one in prompted]])[1:],
+        bits=np.array([list(one.bits) for *_, one in prompted], np.uint8),
     )
     write_atomically(path, content.getvalue())
 
 
-def read_state(path: Path, volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> list[Page]:
-    """The pages that were written; DamagedFile where it is no such file, CheckpointError where they do not belong."""
+def read_state(path: Path, volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> list[SliceState]:
+    """The states that were written; DamagedFile where it is no such file, CheckpointError where they do not belong."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("notes", "below", "top", "accepted", "logits", "bits")}
         notes = json.loads(bytes(arrays["notes"]))
         _require_belonging(path, notes["of"], _belonging(volume, labels, slicer, backbone))
-        return _pages(arrays, notes["said"])
+        return _states(arrays, notes["prompted"])
     except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
         raise DamagedFile(f"{path} is no state of a session ({error}); start a new one") from error
 
 
-def _pages(arrays: dict[str, Any], said: Sequence[dict[str, Any]]) -> list[Page]:
+def _states(arrays: dict[str, Any], prompted: Sequence[dict[str, Any]]) -> list[SliceState]:
     size = (int(arrays["top"].shape[1]), int(arrays["top"].shape[2]))
-    answers: dict[int, dict[int, Said]] = {}
-    for one, logits, bits in zip(said, arrays["logits"], arrays["bits"], strict=True):
+    answers: dict[int, dict[int, PromptedMask]] = {}
+    for one, logits, bits in zip(prompted, arrays["logits"], arrays["bits"], strict=True):
         points = tuple((float(x), float(y), bool(positive)) for x, y, positive in one["points"])
         x0, y0, x1, y1 = one["box"] or (0.0, 0.0, 0.0, 0.0)
         box = (float(x0), float(y0), float(x1), float(y1)) if one["box"] else None
-        answer = Said(points, box, torch.from_numpy(logits.copy()), bits.tobytes())
+        answer = PromptedMask(points, box, torch.from_numpy(logits.copy()), bits.tobytes())
         answers.setdefault(int(one["slice"]), {})[int(one["label"])] = answer
     rows = zip(arrays["below"], arrays["top"], arrays["accepted"].tolist(), strict=True)
     return [
-        Page(size, deflated(below), deflated(top), answers.get(number, {}), accepted)
+        SliceState(size, deflated(below), deflated(top), answers.get(number, {}), accepted)
         for number, (below, top, accepted) in enumerate(rows)
     ]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 def augmented(
     slices: Float[Tensor, "n c h w"],
     masks: Float[Tensor, "n k h w"],
-    known: Bool[Tensor, "n h w"],
+    valid_mask: Bool[Tensor, "n h w"],
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "n c h w"], Float[Tensor, "n k h w"], Bool[Tensor, "n h w"]]:
     """Slices turned by ±30°, scaled by .65 to 1.5, shifted by ±10 %, relit, some of them coarser; never flipped.
@@ -45,7 +45,7 @@ def augmented(
     noise = uniform(0, 0.07)[:, None, None, None] * torch.randn(slices.shape, generator=generator)
     moved = F.grid_sample(slices, grid, align_corners=False).clamp_min(0)
     lit = (moved.pow(gamma) * gain * _field(n, h, w, generator) + noise).clamp(0, 1)
-    inside = F.grid_sample(known[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0] > 0
+    inside = F.grid_sample(valid_mask[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0] > 0
     return coarsened(lit, 0.25, generator), F.grid_sample(masks, grid, align_corners=False), inside
 
 

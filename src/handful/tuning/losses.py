@@ -18,66 +18,67 @@ RAREST = 1e-4
 
 
 def dice(
-    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
+    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], valid_mask: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, ""]:
     """Soft Dice loss of each label's own sigmoid, smoothed by one pixel so that an absent label has a gradient too."""
-    loss: Tensor = _overlap(sigmoid=True)(logits.float(), target, known[:, None])
+    loss: Tensor = _overlap(sigmoid=True)(logits.float(), target, valid_mask[:, None])
     return loss
 
 
 def bce(
-    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
+    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], valid_mask: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, ""]:
     """Binary cross entropy, averaged over labels and known pixels."""
-    return _known_mean(F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none"), known)
+    return _known_mean(F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none"), valid_mask)
 
 
 def focal(
-    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
+    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], valid_mask: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, ""]:
     """Focal loss (gamma 2), averaged over labels and known pixels."""
     from monai.losses import FocalLoss
 
-    return _known_mean(FocalLoss(reduction="none")(logits.float(), target), known)
+    return _known_mean(FocalLoss(reduction="none")(logits.float(), target), valid_mask)
 
 
 def dice_bce(
-    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
+    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], valid_mask: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, ""]:
     """Dice + BCE, equally weighted; stable on empty masks."""
-    return dice(logits, target, known) + bce(logits, target, known)
+    return dice(logits, target, valid_mask) + bce(logits, target, valid_mask)
 
 
 def dice_focal(
-    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
+    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], valid_mask: Bool[Tensor, "n h w"]
 ) -> Float[Tensor, ""]:
     """Dice + 20 · focal, the weights SAM itself was trained with (Kirillov et al. 2023)."""
-    return dice(logits, target, known) + 20 * focal(logits, target, known)
+    return dice(logits, target, valid_mask) + 20 * focal(logits, target, valid_mask)
 
 
 def dice_ce(
     logits: Float[Tensor, "n k h w"],
     target: Float[Tensor, "n k h w"],
-    known: Bool[Tensor, "n h w"],
-    balance: float = 0.0,
+    valid_mask: Bool[Tensor, "n h w"],
+    rare_class_weight: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Dice of the labels + cross entropy, both of one softmax over {background with logit 0, labels}.
 
-    The entropy weighs a class by the power -`balance` of its share of the known pixels: with 0 all pixels count alike.
+    The entropy weighs a class by the power -`rare_class_weight` of its share of the known pixels: with 0 all pixels
+    count alike.
     """
     logits = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).float()
     target = torch.cat([(1 - target.sum(dim=1, keepdim=True)).clamp_min(0), target], dim=1)
     overlap = _overlap(softmax=True, include_background=False)
     entropies = -(target * logits.log_softmax(dim=1))
-    if balance:
-        entropies = entropies * _weights(target, known, balance)
+    if rare_class_weight:
+        entropies = entropies * _weights(target, valid_mask, rare_class_weight)
     entropy = entropies.sum(dim=1, keepdim=True)
-    loss: Tensor = overlap(logits, target, known[:, None]) + _known_mean(entropy, known)
+    loss: Tensor = overlap(logits, target, valid_mask[:, None]) + _known_mean(entropy, valid_mask)
     return loss
 
 
 def whole_batch(
-    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], known: Bool[Tensor, "n h w"]
+    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], valid_mask: Bool[Tensor, "n h w"]
 ) -> tuple[Float[Tensor, "1 k h m"], Float[Tensor, "1 k h m"], Bool[Tensor, "1 h m"]]:
     """All slices of a batch side by side, so that the Dice of a label is that of the batch.
 
@@ -86,20 +87,22 @@ def whole_batch(
     return (
         rearrange(logits, "n k h w -> 1 k h (n w)"),
         rearrange(target, "n k h w -> 1 k h (n w)"),
-        rearrange(known, "n h w -> 1 h (n w)"),
+        rearrange(valid_mask, "n h w -> 1 h (n w)"),
     )
 
 
-def fading(balance: float, step: int, iterations: int) -> float:
-    """A balance that is whole at the first step and falls to nothing: rare labels are found, and in the end no pixel
-    counts for more than another."""
-    return balance * (1 - step / iterations)
+def fading(rare_class_weight: float, step: int, iterations: int) -> float:
+    """A rare_class_weight that is whole at the first step and falls to nothing: rare labels are found, and in the end
+    no pixel counts for more than another."""
+    return rare_class_weight * (1 - step / iterations)
 
 
-def _weights(target: Float[Tensor, "n l h w"], known: Bool[Tensor, "n h w"], balance: float) -> Float[Tensor, "l 1 1"]:
+def _weights(
+    target: Float[Tensor, "n l h w"], valid_mask: Bool[Tensor, "n h w"], rare_class_weight: float
+) -> Float[Tensor, "l 1 1"]:
     """Of classes, so that the mean weight of a pixel is 1."""
-    share = (target * known[:, None]).sum(dim=(0, 2, 3)) / known.sum().clamp_min(1)
-    weights = (share + RAREST) ** -balance
+    share = (target * valid_mask[:, None]).sum(dim=(0, 2, 3)) / valid_mask.sum().clamp_min(1)
+    weights = (share + RAREST) ** -rare_class_weight
     return (weights / (weights * share).sum().clamp_min(RAREST))[:, None, None]
 
 
@@ -111,6 +114,6 @@ def _overlap(**form: bool) -> nn.Module:
     return overlap
 
 
-def _known_mean(values: Tensor, known: Tensor) -> Tensor:
-    shown = known[:, None].to(values)
+def _known_mean(values: Tensor, valid_mask: Tensor) -> Tensor:
+    shown = valid_mask[:, None].to(values)
     return (values * shown).sum() / (shown.sum() * values.shape[1]).clamp_min(1)

@@ -59,7 +59,7 @@ def test_the_label_with_most_votes_wins_and_the_first_plane_breaks_ties(sam: Bac
 
 
 def test_planes_and_closer_come_back_from_settings():
-    method = build_method("fate", THREE | {"closer": 1.5, "top_k": 3})
+    method = build_method("fate", THREE | {"roi_margin": 1.5, "top_k": 3})
     assert build_method("fate", method_settings(method)) == method
     assert dataclasses.replace(method, planes=("axial", "coronal")) != method
 

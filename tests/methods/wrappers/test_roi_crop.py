@@ -43,20 +43,20 @@ def far_support(n: int = 3) -> SupportSet:
 def test_small_organs_are_found_that_are_lost_in_the_whole_slice(handful_tiny: Backbone):
     image, truth = far_away(7)
     whole = build_method("fate", {}).fit(far_support(), handful_tiny).predict(image)
-    closer = build_method("fate", {"closer": 1.4}).fit(far_support(), handful_tiny).predict(image)
+    closer = build_method("fate", {"roi_margin": 1.4}).fit(far_support(), handful_tiny).predict(image)
     assert mean_dice(closer, truth) > mean_dice(whole, truth) + 0.1
     assert mean_dice(closer, truth) > 0.6
 
 
 def test_the_answer_lies_on_the_grid_of_the_whole_scan(handful_tiny: Backbone):
     image, _ = far_away(7)
-    found = build_method("nearest-slice", {"closer": 1.4}).fit(far_support(), handful_tiny).predict(image)
+    found = build_method("nearest-slice", {"roi_margin": 1.4}).fit(far_support(), handful_tiny).predict(image)
     assert found.geometry is image.geometry
     assert set(np.unique(found.array)) <= {0, *LABELS.values}
 
 
 def test_the_window_holds_what_is_labelled_in_an_unseen_scan(handful_tiny: Backbone):
-    segmenter = build_method("nearest-slice", {"closer": 1.4}).fit(far_support(), handful_tiny)
+    segmenter = build_method("nearest-slice", {"roi_margin": 1.4}).fit(far_support(), handful_tiny)
     assert isinstance(segmenter, RoiCropSegmenter)
     image, truth = far_away(9)
     view = segmenter.slicer.view(image)
@@ -78,7 +78,7 @@ def test_the_support_is_learnt_from_windows_that_lie_where_they_lay(handful_tiny
             seen.append(support)
             return super().fit(support, backbone)
 
-    closer = build_method("nearest-slice", {"closer": 1.2})
+    closer = build_method("nearest-slice", {"roi_margin": 1.2})
     dataclasses.replace(closer, method=Watching()).fit(far_support(1), handful_tiny)
     image, truth = far_away(0)
     [case] = seen[0].cases
@@ -95,7 +95,7 @@ def test_the_support_is_learnt_from_windows_that_lie_where_they_lay(handful_tiny
 def test_a_region_that_fills_the_slices_changes_nothing(handful_tiny: Backbone):
     image, _ = phantom(7)
     whole = build_method("nearest-slice", {}).fit(support_set(), handful_tiny).predict(image)
-    closer = build_method("nearest-slice", {"closer": 9}).fit(support_set(), handful_tiny).predict(image)
+    closer = build_method("nearest-slice", {"roi_margin": 9}).fit(support_set(), handful_tiny).predict(image)
     assert np.array_equal(whole.array, closer.array)
 
 
@@ -104,7 +104,7 @@ def test_where_nothing_is_recognised_the_window_is_where_the_support_had_its_lab
     reference = empty.read_reference()
     nothing = dataclasses.replace(empty, reference=dataclasses.replace(reference, array=0 * reference.array))
     support = SupportSet((phantom_case(0), nothing), LABELS)
-    segmenter = build_method("nearest-slice", {"closer": 1.2}).fit(support, handful_tiny)
+    segmenter = build_method("nearest-slice", {"roi_margin": 1.2}).fit(support, handful_tiny)
     assert isinstance(segmenter, RoiCropSegmenter)
     view = segmenter.slicer.view(empty.read_image())
     window = segmenter.window(view)
@@ -123,22 +123,22 @@ def test_a_picture_is_looked_at_in_shares_of_its_size(handful_tiny: Backbone):
         return Case(f"picture-{seed}", Volume(array[None], geometry), labels, LABELS)
 
     support = SupportSet((picture(0, 64), picture(1, 96)), LABELS)
-    segmenter = build_method("nearest-slice", {"closer": 1.2}).fit(support, handful_tiny)
+    segmenter = build_method("nearest-slice", {"roi_margin": 1.2}).fit(support, handful_tiny)
     assert isinstance(segmenter, RoiCropSegmenter)
     sides = [max(segmenter.window(segmenter.slicer.view(picture(2, side).read_image())).sides) for side in (80, 160)]
     assert sides[1] == pytest.approx(2 * sides[0], abs=2)
 
 
 def test_the_setting_is_one_of_every_method_and_comes_back():
-    method = build_method("few-shot-prompts", {"closer": "1.5", "views": 2})
+    method = build_method("few-shot-prompts", {"roi_margin": "1.5", "views": 2})
     settings = method_settings(method)
-    assert settings["closer"] == 1.5
+    assert settings["roi_margin"] == 1.5
     assert settings["views"] == 2
     assert build_method("few-shot-prompts", settings) == method
-    assert build_method("fate", {"closer": "none"}) == build_method("fate", {})
+    assert build_method("fate", {"roi_margin": "none"}) == build_method("fate", {})
 
 
 @pytest.mark.parametrize("value", ["near", "0.5", "-1", "inf"])
 def test_a_window_that_cannot_be_is_refused_with_what_was_said(value: str):
     with pytest.raises(SettingsError, match=value.rstrip("0") if value != "-1" else "-1"):
-        build_method("fate", {"closer": value})
+        build_method("fate", {"roi_margin": value})

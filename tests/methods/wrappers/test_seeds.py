@@ -66,7 +66,7 @@ def test_each_fit_keeps_its_half_done_work_apart_and_says_its_name(sam: Backbone
 
 
 def test_seeds_reach_the_method_inside_planes_and_a_closer_look_and_come_back_from_settings(sam: Backbone):
-    settings = BRIEF | {"seeds": 3, "planes": "axial,coronal", "closer": 1.5}
+    settings = BRIEF | {"seeds": 3, "planes": "axial,coronal", "roi_margin": 1.5}
     method = build_method("unet", settings)
     assert build_method("unet", method_settings(method)) == method
     trained = [plane for one in method.fit(support_set(1), sam).voters for plane in one.voters]

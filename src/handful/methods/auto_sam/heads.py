@@ -32,7 +32,7 @@ class Head(nn.Module, ABC):
     def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n k s s"]:
         """Logits of k classes in the model's square, the background first."""
 
-    def drawn(self) -> dict[str, Tensor]:
+    def fixed_state(self) -> dict[str, Tensor]:
         """What never trains, yet decides the answer: drawn at random, or by the support."""
         return {}
 
@@ -72,13 +72,15 @@ class VitHead(_DecoderHead):
     The class tokens start round SAM's token for a single mask; position code and 'no mask' embedding are SAM's.
     """
 
-    def __init__(self, backbone: Backbone, classes: int, *, shared_pass: bool = True, spread: float = 0.5) -> None:
+    def __init__(
+        self, backbone: Backbone, classes: int, *, shared_pass: bool = True, token_init_std: float = 0.5
+    ) -> None:
         super().__init__(backbone, painters=1)
         self.shared_pass = shared_pass
         decoder: Any = backbone.mask_decoder
         first = decoder.mask_tokens.weight[:1].detach()
         noise = torch.randn(classes, backbone.channels).to(first)
-        self.class_tokens = nn.Parameter(first + spread * noise)
+        self.class_tokens = nn.Parameter(first + token_init_std * noise)
         self.register_buffer("kept_tokens", score_tokens(decoder).detach().clone(), persistent=False)
         mark = no_mask(backbone.prompt_encoder) + backbone.no_memory()
         self.register_buffer("mark", mark.detach().clone(), persistent=False)
@@ -124,7 +126,7 @@ class FaithfulVitHead(_DecoderHead):
     def tokens(self) -> tuple[Float[Tensor, "s t c"], slice]:
         return torch.cat([self.iou_tokens, self.mask_tokens], dim=1), slice(1, 2)
 
-    def drawn(self) -> dict[str, Tensor]:
+    def fixed_state(self) -> dict[str, Tensor]:
         return {"iou_tokens": self.iou_tokens.detach(), "frequencies": self.frequencies}
 
 
@@ -132,11 +134,11 @@ class CnnHead(Head):
     """Convolutions at the main level, then two doublings; widths are multiples of the backbone's.
 
     SAM 2's finer levels come in after each doubling, through a 1 × 1 convolution: the paper knows SAM alone. There are
-    no norms, and with PyTorch's own start, which `faithful` keeps, each layer passes on less than half of what it saw;
-    else the weights start as He et al. (2015) draw them, so that the tenth layer still sees the image.
+    no norms, and with PyTorch's own start, which `as_published` keeps, each layer passes on less than half of what it
+    saw; else the weights start as He et al. (2015) draw them, so that the tenth layer still sees the image.
     """
 
-    def __init__(self, channels: int, classes: int, finer: bool = False, *, faithful: bool = False) -> None:
+    def __init__(self, channels: int, classes: int, finer: bool = False, *, as_published: bool = False) -> None:
         super().__init__()
         half, quarter = channels // 2, channels // 4
         self.deep = nn.Sequential(
@@ -153,7 +155,7 @@ class CnnHead(Head):
         self.finer = nn.ModuleList()
         if finer:
             self.finer.extend([nn.Conv2d(channels // 8, quarter, 1), nn.Conv2d(quarter, half, 1)])
-        bent = [] if faithful else [layer for layer in (*self.deep, *self.fine) if isinstance(layer, nn.Conv2d)]
+        bent = [] if as_published else [layer for layer in (*self.deep, *self.fine) if isinstance(layer, nn.Conv2d)]
         for layer in bent:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
@@ -229,7 +231,7 @@ class UNetHead(Head):
             return logits
         return F.interpolate(logits, scale_factor=self.enlarged, mode="bilinear", align_corners=False)
 
-    def drawn(self) -> dict[str, Tensor]:
+    def fixed_state(self) -> dict[str, Tensor]:
         return {"pixels": torch.tensor(self.pixels)} if self.pixels else {}
 
 

@@ -69,10 +69,10 @@ class AutoSam(Method):
     shared_pass: bool = True
     """For 'vit': the tokens of all classes meet each other and one image, in one pass. Without it each class has the
     image to itself, as published, at as many times the cost as there are classes."""
-    spread: float = 0.5
+    token_init_std: float = 0.5
     """For 'vit': how far apart the class tokens start, the standard deviation of noise round SAM's mask token, whose
     numbers are about 1. Classes that start as one, and share their hypernetwork, are slow to part."""
-    faithful: bool = False
+    as_published: bool = False
     """Build the head as the authors' code does. 'vit': an image a class, two mask tokens and an IoU token a class and
     the image's position code drawn at random; 'cnn': the weights' start; 'linear': `relu_out`."""
     relu_out: bool = False
@@ -85,7 +85,7 @@ class AutoSam(Method):
     dice: Literal["batch", "slice"] = "batch"
     """Whose Dice is trained on: that of all slices of a batch together, as published, or of each slice by itself, which
     rewards a head for finding nothing where most slices hold few of the labels."""
-    balance: float = 0.5
+    rare_class_weight: float = 0.5
     """How much more a pixel of a rare class counts than one of a common one in the cross entropy: the power of how many
     times rarer it is, at the start of the training; it falls to 0 towards its end. At 0 all count alike, as published,
     and labels of few pixels are found late, or never."""
@@ -109,14 +109,14 @@ class AutoSam(Method):
                 raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.validate_from == 1:
             raise SettingsError("validate_from = 1 leaves nobody to train on; take 2 or more, or 0 for never")
-        for name in ("feature_noise", "spread", "balance"):
+        for name in ("feature_noise", "token_init_std", "rare_class_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.feature_dropout < 1:
             raise SettingsError(f"feature_dropout must be a share from 0 to less than 1, got {self.feature_dropout}")
-        if self.faithful and self.head == "unet":
+        if self.as_published and self.head == "unet":
             raise SettingsError(
-                "faithful is for the published heads, and 'unet' is ours; set head to vit, cnn or linear"
+                "as_published is for the published heads, and 'unet' is ours; set head to vit, cnn or linear"
             )
         if self.relu_out and self.head != "linear":
             raise SettingsError(f"relu_out is for the head 'linear', and this one is {self.head!r}; leave it out")
@@ -146,7 +146,7 @@ class AutoSam(Method):
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> AutoSamSegmenter:
         head = self.new_head(backbone, 1 + len(labels), with_slices="pixels" in learned)
-        fixed = head.drawn()
+        fixed = head.fixed_state()
         load_trainable_state(head, {name: value for name, value in learned.items() if name not in fixed})
         for name, value in fixed.items():
             value.copy_(learned[name])
@@ -169,14 +169,14 @@ class AutoSam(Method):
     def _random_head(self, backbone: Backbone, classes: int, with_slices: bool) -> Head:
         finer = has_finer_levels(backbone.mask_decoder)
         if self.head == "cnn":
-            return CnnHead(backbone.channels, classes, finer, faithful=self.faithful)
+            return CnnHead(backbone.channels, classes, finer, as_published=self.as_published)
         if self.head == "unet":
             return UNetHead(backbone.channels, classes, backbone.feature_side, finer, with_slices=with_slices)
         if self.head == "linear":
-            return LinearHead(backbone.channels, classes, relu_out=self.relu_out or self.faithful)
-        if self.faithful:
+            return LinearHead(backbone.channels, classes, relu_out=self.relu_out or self.as_published)
+        if self.as_published:
             return FaithfulVitHead(backbone, classes)
-        return VitHead(backbone, classes, shared_pass=self.shared_pass, spread=self.spread)
+        return VitHead(backbone, classes, shared_pass=self.shared_pass, token_init_std=self.token_init_std)
 
     def _encode(self, support: SupportSet, slicer: Slicer, backbone: Backbone, pixels: int) -> EncodedSupport:
         return encode_support(
@@ -198,10 +198,10 @@ class AutoSamSegmenter(Segmenter):
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         image = with_pixels(self.backbone, slices, self.backbone.encode(slices), self.head.pixels)
-        return self.backbone.to_slice(against_background(self.head(image)), image.size)
+        return self.backbone.to_image_frame(against_background(self.head(image)), image.size)
 
     def learned(self) -> dict[str, Tensor]:
-        return trainable_state(self.head) | {name: value.clone() for name, value in self.head.drawn().items()}
+        return trainable_state(self.head) | {name: value.clone() for name, value in self.head.fixed_state().items()}
 
 
 def finer_than_embeddings(edge: int, backbone: Backbone) -> bool:
@@ -250,12 +250,12 @@ class _HeadLoss:
         image = noisy(self.encoded.rows(rows), self.method.feature_noise, generator)
         if self.head.pixels:
             image = _with_fewer_channels(image, self.method.feature_dropout, generator)
-        return self.loss(rows, image, fading(self.method.balance, step, self.method.train.iterations))
+        return self.loss(rows, image, fading(self.method.rare_class_weight, step, self.method.train.iterations))
 
-    def loss(self, rows: Tensor, image: ImageEmbeddings, balance: float = 0.0) -> Tensor:
+    def loss(self, rows: Tensor, image: ImageEmbeddings, rare_class_weight: float = 0.0) -> Tensor:
         logits = against_background(self.head(image))
-        shown = logits, self.encoded.target[rows].to(logits), self.encoded.known[rows].to(logits.device)
-        return dice_ce(*(whole_batch(*shown) if self.method.dice == "batch" else shown), balance)
+        shown = logits, self.encoded.target[rows].to(logits), self.encoded.valid_mask[rows].to(logits.device)
+        return dice_ce(*(whole_batch(*shown) if self.method.dice == "batch" else shown), rare_class_weight)
 
     @torch.no_grad()
     def held_out_loss(self, rows: Tensor) -> float:

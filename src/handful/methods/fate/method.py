@@ -25,7 +25,7 @@ from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, drawn, require_same_labels, to_classes
+from handful.methods.base import Method, Segmenter, assemble_label_map, require_same_labels, to_classes
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.fate.recall import Answer, MemoryUse, SupportRecall
 from handful.methods.fate.support_bank import Retrieval, Similarity, SupportBank, bank_of
@@ -49,7 +49,7 @@ class Fate(Method):
     """Support slices retrieved for each slice."""
     diverse: bool = False
     """Take the best slice of every support case before the second best of any."""
-    place_tolerance: float = 1.0
+    slice_position_tolerance: float = 1.0
     """Largest difference in relative place along the stack between a slice and its supports, such as 0.2; 1 allows any.
     Where no support lies so near, any will do."""
     foreground_only: bool = False
@@ -87,8 +87,8 @@ class Fate(Method):
             raise SettingsError(f"top_k must be at least 1, got {self.top_k}")
         if not 0 <= self.window <= FARTHEST:
             raise SettingsError(f"window must be from 0 to {FARTHEST}, got {self.window}")
-        if not 0 <= self.place_tolerance <= 1:
-            raise SettingsError(f"place_tolerance must be from 0 to 1, got {self.place_tolerance}")
+        if not 0 <= self.slice_position_tolerance <= 1:
+            raise SettingsError(f"slice_position_tolerance must be from 0 to 1, got {self.slice_position_tolerance}")
         if self.window == 0 and (self.fuse or self.second_sweep):
             what = "fuse" if self.fuse else "second_sweep"
             raise SettingsError(f"{what} without neighbours changes nothing; set window from 1 to {FARTHEST}")
@@ -105,7 +105,7 @@ class Fate(Method):
     @property
     def retrieval(self) -> Retrieval:
         """Which support slices are shown for a slice."""
-        return Retrieval(self.similarity, self.top_k, self.diverse, self.place_tolerance, self.foreground_only)
+        return Retrieval(self.similarity, self.top_k, self.diverse, self.slice_position_tolerance, self.foreground_only)
 
     @property
     def memory_use(self) -> MemoryUse:
@@ -140,7 +140,7 @@ class FateSegmenter(Segmenter):
         with self._precision():
             image = self.backbone.encode(slices.to(self.backbone.device))
             answer = self._recall.answer(image, self._recall.retrieved(image), range(len(image)))
-        return self.backbone.to_slice(answer.logits, image.size)
+        return self.backbone.to_image_frame(answer.logits, image.size)
 
     def learned(self) -> dict[str, Tensor]:
         return dict(self.bank.named_buffers())
@@ -187,10 +187,10 @@ class FateSegmenter(Segmenter):
     def _segmented(self, stack: SliceView) -> tuple[LabelMap, SliceConfidence]:
         notes = ConfidenceNotes(len(stack), len(self.labels))
         with self._precision():
-            found = drawn(stack, self.labels, self._classes(self._walk.answers(stack), notes, stack.size))
+            found = assemble_label_map(stack, self.labels, self._classes(self._walk.answers(stack), notes, stack.size))
             if self.method.second_sweep:
                 again = self._walk.again(stack, stack.of(found.array), self.labels)
-                found = drawn(stack, self.labels, self._classes(again, notes, stack.size))
+                found = assemble_label_map(stack, self.labels, self._classes(again, notes, stack.size))
         if self.method.largest_component:
             keep_largest(found)
         names = tuple(tuple(self.bank.source(s) for s in supports) for supports in notes.retrieved)
@@ -205,7 +205,7 @@ class FateSegmenter(Segmenter):
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
         for answer in answers:
             notes.take(answer)
-            yield answer.numbers, to_classes(self.backbone.to_slice(answer.logits, size))
+            yield answer.numbers, to_classes(self.backbone.to_image_frame(answer.logits, size))
 
 
 def keep_largest(label_map: LabelMap) -> None:

@@ -35,7 +35,7 @@ class Retrieval:
     similarity: Similarity
     top_k: int
     diverse: bool
-    place_tolerance: float
+    slice_position_tolerance: float
     foreground_only: bool
 
 
@@ -149,8 +149,8 @@ class SupportBank(nn.Module):
         if retrieval.foreground_only:
             held = (self.rows[:, :-1] >= 0).any(dim=1)
             scores = scores.masked_fill(~held, -torch.inf)
-        if places is not None and retrieval.place_tolerance < 1:
-            near = (places[:, None] - self.place).abs() <= retrieval.place_tolerance
+        if places is not None and retrieval.slice_position_tolerance < 1:
+            near = (places[:, None] - self.place).abs() <= retrieval.slice_position_tolerance
             near &= scores > -torch.inf
             scores = scores.masked_fill(~near & near.any(dim=1, keepdim=True), -torch.inf)
         order = scores.argsort(dim=1, descending=True, stable=True)
@@ -271,7 +271,7 @@ def memorized(
         return None
     parts = []
     for lot in torch.split(torch.arange(len(rows)), max(1, TOKENS // backbone.feature_side**2)):
-        inside = backbone.to_square(masks[lot, None].to(backbone.device), backbone.side)[:, 0]
+        inside = backbone.to_model_frame(masks[lot, None].to(backbone.device), backbone.side)[:, 0]
         shown = inside > inside.amax(dim=(1, 2), keepdim=True) / 2
         parts.append(backbone.memorize(image[rows[lot].to(backbone.device)], shown.float()))
     return joined(parts)

@@ -75,7 +75,7 @@ class FewShotPrompts(Method):
     dice: Literal["batch", "slice"] = "batch"
     """Whose Dice is trained on: that of all slices of a batch together, or of each slice by itself, which rewards a
     decoder for finding nothing where most slices hold few of the labels."""
-    balance: float = 0.5
+    rare_class_weight: float = 0.5
     """With `background`, how much more a pixel of a rare class counts than one of a common one in the cross entropy:
     the power of how many times rarer it is, at the start of the training; it falls to 0 towards its end."""
     target: Literal["hard", "soft"] = "hard"
@@ -91,8 +91,8 @@ class FewShotPrompts(Method):
         for name in ("token_noise", "feature_noise"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be a share of 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.balance < math.inf:
-            raise SettingsError(f"balance must be 0 or more, got {self.balance}")
+        if not 0 <= self.rare_class_weight < math.inf:
+            raise SettingsError(f"rare_class_weight must be 0 or more, got {self.rare_class_weight}")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FewShotSegmenter:  # noqa: B008
         slicer = support.resolve(self.slicer)
@@ -150,7 +150,7 @@ class FewShotSegmenter(Segmenter):
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         image = self.backbone.encode(slices)
         asked = self.tokens.evenly(self.method.max_tokens).to(image.main)
-        return self.backbone.to_slice(self.decoder(image, asked.expand(len(image), -1, -1, -1)), image.size)
+        return self.backbone.to_image_frame(self.decoder(image, asked.expand(len(image), -1, -1, -1)), image.size)
 
     def learned(self) -> dict[str, Tensor]:
         decoder = {f"decoder/{name}": value for name, value in trainable_state(self.decoder.trained).items()}
@@ -226,11 +226,11 @@ class _Episodes:
         image = noisy(self.encoded.rows(rows), self.method.feature_noise, generator)
         asked = asked + self.noise * noise_like(asked, generator)
         logits = self.decoder(image, asked.to(image.main))
-        shown = logits, self.encoded.target[rows].to(logits), self.encoded.known[rows].to(logits.device)
+        shown = logits, self.encoded.target[rows].to(logits), self.encoded.valid_mask[rows].to(logits.device)
         if self.method.dice == "batch":
             shown = whole_batch(*shown)
         if self.method.background:
-            return dice_ce(*shown, fading(self.method.balance, step, self.method.train.iterations))
+            return dice_ce(*shown, fading(self.method.rare_class_weight, step, self.method.train.iterations))
         return (dice_bce if self.method.loss == "dice-bce" else dice_focal)(*shown)
 
     def _draw_tokens(self, row: int, count: int, generator: torch.Generator) -> Float[Tensor, "k t c"]:

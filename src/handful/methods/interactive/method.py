@@ -28,17 +28,17 @@ from handful.methods.base import CHUNK, Method, PromptableSegmenter, Segmenter, 
 from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint
 from handful.methods.interactive.network import InteractiveNetwork
 from handful.methods.interactive.training import CorrectionLoss, Regions, SimulatedAnnotators
-from handful.prompts.behaviours import Behaviours
 from handful.prompts.heuristics import boxes, centre_points
+from handful.prompts.prompt_mix import PromptMix
 from handful.prompts.prompts import Prompts
-from handful.prompts.simulation import CAREFUL, Reader
+from handful.prompts.simulation import CAREFUL, Annotator
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.lora import merge_lora
 from handful.tuning.pruning import Pruning, PruningReport, Sampler
 from handful.tuning.trainable import load_trainable_state, trainable_state
 
 FRAME = 256
-"""Pixels along the square in which readers are simulated, at most."""
+"""Pixels along the square in which annotators are simulated, at most."""
 CELLS = 8
 """Cells along the maps by which slices are compared."""
 OUTSIDE = -10.0
@@ -50,16 +50,16 @@ _Places = tuple[Float[Tensor, "n k 4"], Float[Tensor, "n k 2"]]
 
 @dataclass(frozen=True, kw_only=True)
 class Interactive(Method):
-    """Tunes a backbone to be asked and corrected, by simulated readers of the labelled slices."""
+    """Tunes a backbone to be asked and corrected, by simulated annotators of the labelled slices."""
 
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""
     prompts: Literal["phpg", "centre"] = "phpg"
-    """How readers ask in training. 'phpg': in every way of `behaviours`, corrections by any `reader`. 'centre': by a
-    click in the middle, corrections in the middle of the largest error: what others are to be compared with."""
-    behaviours: Behaviours = Behaviours()
+    """How annotators ask in training. 'phpg': in every way of `prompt_mix`, corrections by any `annotator`. 'centre':
+    by a click in the middle, corrections in the middle of the largest error: what others are to be compared with."""
+    prompt_mix: PromptMix = PromptMix()
     """Shares of the first prompts."""
-    reader: Reader = Reader()
+    annotator: Annotator = Annotator()
     """Shares of where corrections are clicked."""
     rounds: int = 3
     """Corrections of a region in a step, at most; as many as that or fewer, drawn evenly from 1 on. 0: none at all."""
@@ -127,8 +127,8 @@ class Interactive(Method):
     def _annotators(self) -> SimulatedAnnotators:
         varied = self.prompts == "phpg"
         return SimulatedAnnotators(
-            behaviours=self.behaviours if varied else Behaviours.only("centre"),
-            reader=self.reader if varied else CAREFUL,
+            prompt_mix=self.prompt_mix if varied else PromptMix.only("centre"),
+            annotator=self.annotator if varied else CAREFUL,
             rounds=self.rounds,
             mask_prompts=self.mask_prompts,
             at_once=self.regions,
@@ -182,9 +182,9 @@ class InteractiveSegmenter(Segmenter):
         some = [prompts.labels(slice(start, start + at_once)) for start in range(0, prompts.shape[1], at_once)]
         parts = [self.network(image, part, size) for part in some]
         errors = [self.network.errors(image, part) for part in parts]
-        logits = fork.to_slice(torch.cat([part.logits for part in parts], dim=1), size)
+        logits = fork.to_image_frame(torch.cat([part.logits for part in parts], dim=1), size)
         told = [error for error in errors if error is not None]
-        error = fork.to_slice(torch.cat(told, dim=1), size).sigmoid() if told else None
+        error = fork.to_image_frame(torch.cat(told, dim=1), size).sigmoid() if told else None
         return Answer(logits, torch.cat([part.iou for part in parts], dim=1).clamp(0, 1), error)
 
     def promptable(self) -> InteractivePromptable:
@@ -282,7 +282,7 @@ class _Table:
 def _noting_places(labelled: Iterable[LabelledSlices], places: list[_Places]) -> Iterator[LabelledSlices]:
     """The same slices; where each of their labels lies is added to `places` on the way, so that they are read once."""
     for one in labelled:
-        places.append(_places(one.masks * one.known[:, None] > 0))
+        places.append(_places(one.masks * one.valid_mask[:, None] > 0))
         yield one
 
 

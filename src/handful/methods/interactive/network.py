@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
 from handful.backbones.decoder import single_mask_parts, without_multimask
-from handful.prompts.behaviours import packed
+from handful.prompts.prompt_mix import packed
 from handful.prompts.prompts import PADDING, Prompts
 from handful.tuning.lora import add_lora
 from handful.tuning.trainable import freeze_all_but

@@ -15,10 +15,10 @@ from handful.backbones.base import ImageEmbeddings, MaskPrediction
 from handful.errors import LabelError
 from handful.methods.encoded_support import EncodedSupport
 from handful.methods.interactive.network import InteractiveNetwork
-from handful.prompts.behaviours import Behaviours, behave, confusion_negatives, packed
 from handful.prompts.heuristics import append_points
+from handful.prompts.prompt_mix import PromptMix, confusion_negatives, packed, simulate_prompts
 from handful.prompts.prompts import Prompts
-from handful.prompts.simulation import Reader, correct
+from handful.prompts.simulation import Annotator, correct
 from handful.tuning.pruning import Draw, Sampler
 from handful.tuning.sampling import integer
 
@@ -30,8 +30,8 @@ SMALLEST = 4
 class SimulatedAnnotators:
     """How prompts are given in training; see the settings of the same names in `Interactive`."""
 
-    behaviours: Behaviours
-    reader: Reader
+    prompt_mix: PromptMix
+    annotator: Annotator
     rounds: int
     mask_prompts: float
     at_once: int
@@ -80,7 +80,7 @@ class CorrectionLoss:
         labels = self._choose(draw.rows, generator)
         image = self.encoded.rows(self.regions.rows[draw.rows])
         scene = self._scene(draw, labels, _detached(image))
-        prompts = behave(scene.truth, self.annotators.behaviours, generator)
+        prompts = simulate_prompts(scene.truth, self.annotators.prompt_mix, generator)
         corrections = 0 if self.annotators.rounds == 0 else 1 + integer(self.annotators.rounds, generator)
         total = _SummedGradients([*self.parameters, *_learning(scene.image)])
         for number in range(corrections + 1):
@@ -108,20 +108,20 @@ class CorrectionLoss:
         rows = self.regions.rows[draw.rows]
         place = labels.clamp_min(0)[..., None, None].expand(-1, -1, *self.encoded.target.shape[-2:])
         truth = self.encoded.target[rows].gather(1, place) & (labels >= 0)[..., None, None]
-        return _Scene(image, truth, self.encoded.known[rows], draw.weights, self.network.fork.mask_side)
+        return _Scene(image, truth, self.encoded.valid_mask[rows], draw.weights, self.network.fork.mask_side)
 
     def _corrected(
         self, prompts: Prompts, answer: MaskPrediction, error: Tensor | None, scene: _Scene, generator: Generator
     ) -> Prompts:
         """The prompts and one correction more a region, now and then with the answer itself as a mask prompt."""
         logits = scene.framed(answer.logits.detach())
-        shown, known = (logits > 0).cpu(), scene.known[:, None]
+        shown, valid_mask = (logits > 0).cpu(), scene.valid_mask[:, None]
         weight = None if error is None else scene.framed(error.detach().sigmoid()).cpu()
-        click = correct(shown & known, scene.truth & known, self.annotators.reader, generator, weight)
+        click = correct(shown & valid_mask, scene.truth & valid_mask, self.annotators.annotator, generator, weight)
         prompts = append_points(prompts, click)
-        chance = self.annotators.behaviours.confusion
+        chance = self.annotators.prompt_mix.confusion
         if chance:
-            prompts = append_points(prompts, confusion_negatives(scene.truth, shown & known, chance, generator))
+            prompts = append_points(prompts, confusion_negatives(scene.truth, shown & valid_mask, chance, generator))
         given = float(torch.rand((), generator=generator)) < self.annotators.mask_prompts
         return packed(dataclasses.replace(prompts, masks=logits if given else None))
 
@@ -132,7 +132,7 @@ class _Scene:
 
     image: ImageEmbeddings
     truth: Bool[Tensor, "b r f f"]
-    known: Bool[Tensor, "b f f"]
+    valid_mask: Bool[Tensor, "b f f"]
     weights: Float[Tensor, " b"]
     mask_side: int
 
@@ -146,27 +146,27 @@ class _Scene:
         return self.truth.flatten(2).any(dim=2)
 
     def framed(self, maps: Float[Tensor, "b r s s"]) -> Float[Tensor, "b r f f"]:
-        """Maps of the decoder in the square in which readers look at them."""
+        """Maps of the decoder in the square in which annotators look at them."""
         return F.interpolate(maps, self.size, mode="bilinear", align_corners=False)
 
     def losses(self, answer: MaskPrediction) -> Float[Tensor, "b r"]:
         """20 focal + Dice + squared error of the predicted IoU, of every region; targets are area fractions."""
-        target, known = self._target(answer.logits)
+        target, valid_mask = self._target(answer.logits)
         logits = answer.logits
         entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         inside = logits.sigmoid()
         doubt = inside * (1 - target) + (1 - inside) * target
-        focal = (entropy * doubt**2 * known).sum(dim=(2, 3)) / known.sum(dim=(2, 3)).clamp_min(1)
-        shared, total = (inside * target * known).sum(dim=(2, 3)), ((inside + target) * known).sum(dim=(2, 3))
+        focal = (entropy * doubt**2 * valid_mask).sum(dim=(2, 3)) / valid_mask.sum(dim=(2, 3)).clamp_min(1)
+        shared, total = (inside * target * valid_mask).sum(dim=(2, 3)), ((inside + target) * valid_mask).sum(dim=(2, 3))
         dice = 1 - (2 * shared + 1) / (total + 1)
         return 20 * focal + dice + (answer.iou - self._iou(logits.detach())) ** 2
 
     def error_losses(self, error: Float[Tensor, "b r s s"], answer: MaskPrediction) -> Float[Tensor, "b r"]:
         """Cross-entropy between where an answer was predicted to be wrong and where it is."""
-        target, known = self._target(error)
+        target, valid_mask = self._target(error)
         wrong = ((answer.logits.detach() > 0).to(target) - target).abs()
         entropy = F.binary_cross_entropy_with_logits(error, wrong, reduction="none")
-        return (entropy * known).sum(dim=(2, 3)) / known.sum(dim=(2, 3)).clamp_min(1)
+        return (entropy * valid_mask).sum(dim=(2, 3)) / valid_mask.sum(dim=(2, 3)).clamp_min(1)
 
     def mean(self, losses: Float[Tensor, "b r"]) -> Float[Tensor, ""]:
         """Over the regions of each slice, then over the slices by weight."""
@@ -176,12 +176,12 @@ class _Scene:
 
     def _target(self, like: Tensor) -> tuple[Float[Tensor, "b r s s"], Float[Tensor, "b 1 s s"]]:
         side = (self.mask_side, self.mask_side)
-        known = (F.adaptive_avg_pool2d(self.known[:, None].float(), side) >= 0.5).to(like)
-        return F.adaptive_avg_pool2d(self.truth.float(), side).to(like), known
+        valid_mask = (F.adaptive_avg_pool2d(self.valid_mask[:, None].float(), side) >= 0.5).to(like)
+        return F.adaptive_avg_pool2d(self.truth.float(), side).to(like), valid_mask
 
     def _iou(self, logits: Float[Tensor, "b r s s"]) -> Float[Tensor, "b r"]:
-        known = self.known[:, None].to(logits.device)
-        shown, truth = (self.framed(logits) > 0) & known, self.truth.to(logits.device) & known
+        valid_mask = self.valid_mask[:, None].to(logits.device)
+        shown, truth = (self.framed(logits) > 0) & valid_mask, self.truth.to(logits.device) & valid_mask
         shared, either = (shown & truth).sum(dim=(2, 3)).float(), (shown | truth).sum(dim=(2, 3)).float()
         return shared / either.clamp_min(1)
 

@@ -33,7 +33,7 @@ from handful.data.volume import LabelMap, Labels
 from handful.errors import SettingsError
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, below, drawn, has_signal, to_classes
+from handful.methods.base import Method, Segmenter, assemble_label_map, below, has_signal, to_classes
 from handful.methods.stacks import UNKNOWN, StackedSupport, blocks
 from handful.methods.unet.network import Net, NetPlan, StackShape
 from handful.methods.unet.simclr import pretrain_encoder, unlabelled_slices
@@ -65,7 +65,7 @@ class UNet(Method):
     """Strongest bending of a training slice, as a share of its side; 0, as in nnU-Net, leaves it straight."""
     batch: int = 8
     """Slices (or stacks) a training step; every other one holds a label drawn at random, the rest are any."""
-    balance: float = 0.0
+    rare_class_weight: float = 0.0
     """How much more a pixel of a rare class counts than one of a common one in the cross entropy: the power of how many
     times rarer it is, at the start of the training; it falls to 0 towards its end. At 0, as in nnU-Net, all count
     alike; in short trainings 0.5 finds labels of few pixels sooner."""
@@ -88,7 +88,7 @@ class UNet(Method):
             raise SettingsError(f"side must be a multiple of 16 from 32 on, got {self.side}")
         if self.depth % 4:
             raise SettingsError(f"depth must be a multiple of 4, got {self.depth}")
-        for name in ("elastic", "balance"):
+        for name in ("elastic", "rare_class_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if self.pretrain == "simclr" and self.dims == 3:
@@ -146,7 +146,7 @@ class UNetSegmenter(Segmenter):
     def segment(self, stack: SliceView) -> LabelMap:
         if self.net.plan.depth == 1:
             return super().segment(stack)
-        return drawn(stack, self.labels, self._block_by_block(stack))
+        return assemble_label_map(stack, self.labels, self._block_by_block(stack))
 
     def learned(self) -> dict[str, Tensor]:
         return {f"net/{name}": value for name, value in trainable_state(self.net).items()} | {
@@ -184,14 +184,16 @@ class _NetLoss:
     def __call__(self, step: int, generator: torch.Generator) -> Tensor:
         self.net.train()
         stacks, classes = self.stacked.around(self.sampler.sample(generator), self.plan.depth)
-        slices, masks, known = self._varied(stacks, classes, generator)
+        slices, masks, valid_mask = self._varied(stacks, classes, generator)
         device = next(self.net.parameters()).device
         exits = self.net(slices.to(device)).unbind(1)
         target = rearrange(masks, "b k d h w -> 1 k (b d h) w").to(device)
-        shown = rearrange(known, "b d h w -> 1 (b d h) w").to(device)
+        shown = rearrange(valid_mask, "b d h w -> 1 (b d h) w").to(device)
         # the Dice of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none
-        balance = fading(self.method.balance, step, self.method.train.iterations)
-        losses = [dice_ce(rearrange(said, "b k d h w -> 1 k (b d h) w"), target, shown, balance) for said in exits]
+        rare_class_weight = fading(self.method.rare_class_weight, step, self.method.train.iterations)
+        losses = [
+            dice_ce(rearrange(said, "b k d h w -> 1 k (b d h) w"), target, shown, rare_class_weight) for said in exits
+        ]
         weights = torch.tensor([0.5**place for place in range(len(losses))], device=device)
         return (torch.stack(losses) * weights).sum() / weights.sum()
 

@@ -40,7 +40,7 @@ OUTLIERS = 0.02
 class RoiCrop(MethodWrapper):
     """A method that is shown a window round the labelled region."""
 
-    key = "closer"
+    key = "roi_margin"
     kind = float
     example = "a number such as 1.3"
 
@@ -50,7 +50,7 @@ class RoiCrop(MethodWrapper):
     def __post_init__(self) -> None:
         if not 1 <= self.context < np.inf:
             raise SettingsError(
-                f"closer must be 1 or more, got {self.context}: how much larger the window is than what is labelled"
+                f"roi_margin must be 1 or more, got {self.context}: how much larger the window is than what is labelled"
             )
 
     @property

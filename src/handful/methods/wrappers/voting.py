@@ -40,9 +40,9 @@ class VotingSegmenter(WrapperSegmenter):
         self.eval()
         held = [value for value in self.labels.values if (prediction.array == value).any()]
         masks = [prediction.array == value for value in held]
-        known = prediction.array != IGNORE
+        valid_mask = prediction.array != IGNORE
         dice = [
-            [overlap(vote.array == value, mask, known).dice for value, mask in zip(held, masks, strict=True)]
+            [overlap(vote.array == value, mask, valid_mask).dice for value, mask in zip(held, masks, strict=True)]
             for vote in self.votes(volume)
         ]
         return dict(zip(held, np.mean(dice, axis=0).tolist(), strict=True))

@@ -2,7 +2,7 @@
 
 After "parallel heuristic prompt generation" of Wang, Liao, Jiang and Geng (ISBI 2025, DOI
 10.1109/ISBI60581.2025.10981084): prompts in training as diverse as those of the people who will ask. Only the abstract
-is public; the behaviours and their shares are our reconstruction.
+is public; the prompt_mix and their shares are our reconstruction.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHORTEST, LONGEST = 5, 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Behaviours:
+class PromptMix:
     """How often people ask in which way; shares need not sum to one."""
 
     centre: float = 0.2
@@ -59,7 +59,7 @@ class Behaviours:
 
     def __post_init__(self) -> None:
         if min(self.shares()) < 0 or not 0 < sum(self.shares()) < math.inf:
-            raise SettingsError(f"shares of behaviours must be 0 or more, and one above 0; got {self.shares()}")
+            raise SettingsError(f"shares of prompt_mix must be 0 or more, and one above 0; got {self.shares()}")
         if not 0 <= self.confusion <= 1:
             raise SettingsError(f"confusion must be a chance in [0, 1], got {self.confusion}")
 
@@ -68,21 +68,21 @@ class Behaviours:
         return tuple(getattr(self, name) for name in BEHAVIOURS)
 
     @classmethod
-    def only(cls, behaviour: str) -> Behaviours:
+    def only(cls, behaviour: str) -> PromptMix:
         """Somebody who asks in one way alone; SettingsError where it is none of BEHAVIOURS."""
         if behaviour not in BEHAVIOURS:
-            raise SettingsError(f"there is no behaviour {behaviour!r}; behaviours are {', '.join(BEHAVIOURS)}")
+            raise SettingsError(f"there is no behaviour {behaviour!r}; prompt_mix are {', '.join(BEHAVIOURS)}")
         return cls(**{name: float(name == behaviour) for name in BEHAVIOURS}, confusion=0.0)
 
 
-def behave(masks: Bool[Tensor, "n k h w"], behaviours: Behaviours, rng: Generator) -> Prompts:
+def simulate_prompts(masks: Bool[Tensor, "n k h w"], prompt_mix: PromptMix, rng: Generator) -> Prompts:
     """First prompts for n slices × k regions; boxes are zeros where there is none, as is all of an absent region.
 
     Points are `packed`. Every region draws its behaviour independently of the others. One seed, one answer.
     """
     n, k = masks.shape[:2]
     regions = masks.flatten(0, 1)[:, None]
-    shares = torch.tensor(behaviours.shares(), dtype=torch.float32)
+    shares = torch.tensor(prompt_mix.shares(), dtype=torch.float32)
     drawn = torch.multinomial(shares, n * k, replacement=True, generator=rng)
     said = _silence(n * k, LONGEST)
     for number, behaviour in enumerate(BEHAVIOURS.values()):
@@ -90,8 +90,8 @@ def behave(masks: Bool[Tensor, "n k h w"], behaviours: Behaviours, rng: Generato
         if len(rows):
             _write(said, rows, behaviour(regions[rows], rng))
     prompts = said.reshaped(n, k)
-    if behaviours.confusion:
-        prompts = append_points(prompts, confusion_negatives(masks, None, behaviours.confusion, rng))
+    if prompt_mix.confusion:
+        prompts = append_points(prompts, confusion_negatives(masks, None, prompt_mix.confusion, rng))
     return packed(prompts)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from handful.backbones.zoom import OUTSIDE, decode_zoomed
+from handful.backbones.box_crop import OUTSIDE, decode_box_crop
 from handful.prompts.prompts import Prompts
 from tiny_models import SIDE, tiny_sam2_video
 
@@ -16,27 +16,29 @@ def test_a_window_as_large_as_the_slice_is_a_plain_question() -> None:
     for mask in (None, rough):
         prompts = backbone.embed(Prompts(boxes=box, masks=mask), (SIDE, SIDE))
         plain = backbone.decode(backbone.encode_exact(SLICES), prompts)
-        torch.testing.assert_close(decode_zoomed(backbone, SLICES, box, mask, context=100), plain, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            decode_box_crop(backbone, SLICES, box, mask, context=100), plain, atol=1e-4, rtol=1e-4
+        )
 
 
 def test_the_window_is_seen_as_a_slice_of_its_own_and_nothing_is_said_outside() -> None:
     backbone = tiny_sam2_video()
     box = torch.tensor([[[40.0, 50.0, 59.0, 69.0]]])  # 20 pixels wide, so the window is 40: 30..70, 40..80
-    seen = decode_zoomed(backbone, SLICES, box, context=2)
+    seen = decode_box_crop(backbone, SLICES, box, context=2)
     rows, columns = (seen[0, 0] > OUTSIDE).any(dim=1).nonzero()[:, 0], (seen[0, 0] > OUTSIDE).any(dim=0).nonzero()[:, 0]
     top, bottom, left, right = int(rows[0]), int(rows[-1]) + 1, int(columns[0]), int(columns[-1]) + 1
     assert (top, left) == (40, 30)
     assert (bottom - top, right - left) == (41, 41)
     cut = SLICES[:, :, top:bottom, left:right]
     own = torch.tensor([[[10.0, 10.0, 29.0, 29.0]]])
-    alone = decode_zoomed(backbone, cut, own, context=100)
+    alone = decode_box_crop(backbone, cut, own, context=100)
     torch.testing.assert_close(seen[:, :, top:bottom, left:right], alone, atol=1e-4, rtol=1e-4)
 
 
 def test_every_label_has_its_window_and_a_box_of_zeros_asks_for_nothing() -> None:
     backbone = tiny_sam2_video()
     boxes = torch.tensor([[[10.0, 10.0, 20.0, 20.0], [0.0] * 4], [[100.0, 90.0, 127.0, 127.0], [5.0, 5.0, 6.0, 6.0]]])
-    seen = decode_zoomed(backbone, SLICES.expand(2, -1, -1, -1), boxes)
+    seen = decode_box_crop(backbone, SLICES.expand(2, -1, -1, -1), boxes)
     assert seen.shape == (2, 2, SIDE, SIDE)
     assert (seen[0, 1] == OUTSIDE).all()
     for row, label, x, y in ((0, 0, 15, 15), (1, 0, 110, 110), (1, 1, 5, 5)):

@@ -1,4 +1,4 @@
-"""Who asks a fitted segmenter in an experiment: nobody, or a simulated reader who looks at the truth."""
+"""Who asks a fitted segmenter in an experiment: nobody, or a simulated annotator who looks at the truth."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from handful.backbones.base import ImageEmbeddings
 from handful.data.cases import Case
 from handful.data.volume import LabelMap
 from handful.errors import InputError, SettingsError
-from handful.experiments.plan import CLICKS, Arm
-from handful.methods.base import NOT_ASKED, PromptableSegmenter, Segmenter, drawn, to_classes
+from handful.experiments.plan import CLICKS, Configuration
+from handful.methods.base import NOT_ASKED, PromptableSegmenter, Segmenter, assemble_label_map, to_classes
 from handful.methods.promptable import oracle
 from handful.prompts.heuristics import centre_points
 from handful.prompts.prompts import Prompts
 from handful.prompts.simulation import CAREFUL, simulate
 
 
-def asked(segmenter: Segmenter, arm: Arm, draw: int) -> Callable[[Case], LabelMap]:
-    """What segments a case: the segmenter on its own, or with the arm's reader.
+def asked(segmenter: Segmenter, configuration: Configuration, split: int) -> Callable[[Case], LabelMap]:
+    """What segments a case: the segmenter on its own, or with the configuration's annotator.
 
-    SettingsError where the segmenter cannot be asked in the reader's way.
+    SettingsError where the segmenter cannot be asked in the annotator's way.
     """
-    if arm.reader is None:
+    if configuration.annotator is None:
         return lambda case: segmenter.predict(case.read_image())
-    clicks = CLICKS.fullmatch(arm.reader)
+    clicks = CLICKS.fullmatch(configuration.annotator)
     promptable = segmenter.promptable()
     if promptable is None or (clicks and promptable.encoder is None):
         raise SettingsError(
-            f"reader {arm.reader!r} cannot ask {arm.method}; boxes and points are for zero-shot, clicks for interactive"
+            f"annotator {configuration.annotator!r} cannot ask {configuration.method}; "
+            "boxes and points are for zero-shot, clicks for interactive"
         )
     if clicks:
-        return lambda case: _clicked(promptable, case, int(clicks[1]), draw)
-    return oracle(promptable, arm.reader, arm.jitter, draw)  # type: ignore[arg-type]  # checked by Arm
+        return lambda case: _clicked(promptable, case, int(clicks[1]), split)
+    return oracle(promptable, configuration.annotator, configuration.jitter, split)  # type: ignore[arg-type]  # checked by Configuration
 
 
-def _clicked(segmenter: PromptableSegmenter, case: Case, clicks: int, draw: int) -> LabelMap:
+def _clicked(segmenter: PromptableSegmenter, case: Case, clicks: int, split: int) -> LabelMap:
     """A click in the middle of each label on each slice that holds it, then corrections of the largest errors."""
     reference = case.read_reference()
     if reference is None:
@@ -47,7 +48,7 @@ def _clicked(segmenter: PromptableSegmenter, case: Case, clicks: int, draw: int)
     assert encoder is not None  # `asked` has made sure
     truth = stack.of(reference.array)
     masks = torch.from_numpy(np.stack([truth == value for value in segmenter.labels.values], axis=1))
-    generator = Generator().manual_seed(draw)
+    generator = Generator().manual_seed(split)
 
     @torch.inference_mode()
     def answers() -> Iterator[tuple[Sequence[int], Tensor]]:
@@ -71,4 +72,4 @@ def _clicked(segmenter: PromptableSegmenter, case: Case, clicks: int, draw: int)
             logits[:, there] = rounds.logits.cpu()
             yield [number], to_classes(logits)
 
-    return drawn(stack, segmenter.labels, answers())
+    return assemble_label_map(stack, segmenter.labels, answers())

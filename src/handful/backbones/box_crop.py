@@ -20,7 +20,7 @@ BATCH = 8
 """Windows that are encoded at once."""
 
 
-def decode_zoomed(
+def decode_box_crop(
     backbone: Backbone,
     slices: Float[Tensor, "n c h w"],
     boxes: Float[Tensor, "n k 4"],

@@ -1,4 +1,5 @@
-"""Arms of a study as text: METHOD, or METHOD:KEY=VALUE,… with settings, such as "fate:window=0,closer=1.4"."""
+"""Configurations of a study as text: METHOD, or METHOD:KEY=VALUE,… with settings, such as
+"fate:window=0,roi_margin=1.4"."""
 
 from __future__ import annotations
 
@@ -9,9 +10,9 @@ from handful.methods.base import Method
 from handful.methods.catalog import build_method, method_settings
 
 
-def parse(arm: str) -> tuple[str, dict[str, object]]:
+def parse(configuration: str) -> tuple[str, dict[str, object]]:
     """Method and settings; commas between values of a list belong to the list, as in "planes=axial,coronal"."""
-    name, _, text = arm.partition(":")
+    name, _, text = configuration.partition(":")
     settings: dict[str, object] = {}
     last = ""
     for part in filter(None, text.split(",")):
@@ -21,7 +22,7 @@ def parse(arm: str) -> tuple[str, dict[str, object]]:
         elif last:
             settings[last] = f"{settings[last]},{part}"
         else:
-            raise SettingsError(f"arm {arm!r}: {part!r} is no setting; write KEY=VALUE")
+            raise SettingsError(f"configuration {configuration!r}: {part!r} is no setting; write KEY=VALUE")
     return name, settings
 
 

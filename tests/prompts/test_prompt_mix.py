@@ -6,7 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handful.errors import SettingsError
-from handful.prompts.behaviours import BEHAVIOURS, SLOTS, Behaviours, behave, confusion_negatives, edge_band, packed
+from handful.prompts.prompt_mix import (
+    BEHAVIOURS,
+    SLOTS,
+    PromptMix,
+    confusion_negatives,
+    edge_band,
+    packed,
+    simulate_prompts,
+)
 from handful.prompts.prompts import PADDING, Prompts
 
 BOXES = {"tight_box", "jittered_box", "loose_box"}
@@ -47,7 +55,7 @@ def _same(one: Prompts, other: Prompts) -> bool:
 def test_a_click_meant_to_be_inside_is_inside(name: str) -> None:
     masks = _masks()
     for seed in range(5):
-        said = _points(behave(masks, Behaviours.only(name), _rng(seed)))
+        said = _points(simulate_prompts(masks, PromptMix.only(name), _rng(seed)))
         assert {(n, k) for n, k, *_ in said} == {(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)}
         assert all(masks[n, k, y, x] and label == 1 for n, k, x, y, label in said)
 
@@ -55,7 +63,7 @@ def test_a_click_meant_to_be_inside_is_inside(name: str) -> None:
 def test_a_boundary_click_is_within_three_pixels_of_the_edge() -> None:
     masks = torch.zeros(1, 1, 40, 40, dtype=torch.bool)
     masks[0, 0, 5:35, 5:35] = True
-    said = [_points(behave(masks, Behaviours.only("boundary"), _rng(seed)))[0] for seed in range(20)]
+    said = [_points(simulate_prompts(masks, PromptMix.only("boundary"), _rng(seed)))[0] for seed in range(20)]
     assert all(min(x - 5, 34 - x, y - 5, 34 - y) < 3 for _, _, x, y, _ in said)
     assert len({(x, y) for _, _, x, y, _ in said}) > 10
 
@@ -64,7 +72,7 @@ def test_a_near_miss_is_just_outside_and_still_meant_as_inside() -> None:
     masks = torch.zeros(1, 1, 40, 40, dtype=torch.bool)
     masks[0, 0, 10:20, 10:20] = True
     for seed in range(20):
-        ((_, _, x, y, label),) = _points(behave(masks, Behaviours.only("near_miss"), _rng(seed)))
+        ((_, _, x, y, label),) = _points(simulate_prompts(masks, PromptMix.only("near_miss"), _rng(seed)))
         assert label == 1
         assert not masks[0, 0, y, x]
         assert 7 <= x <= 22
@@ -75,7 +83,7 @@ def test_mixed_clicks_are_two_to_five_the_first_inside_and_negative_ones_outside
     masks = _masks()[:, :2]
     counts, signs = set(), set()
     for seed in range(30):
-        said = _points(behave(masks, Behaviours.only("clicks"), _rng(seed)))
+        said = _points(simulate_prompts(masks, PromptMix.only("clicks"), _rng(seed)))
         for place in {(n, k) for n, k, *_ in said}:
             mine = [point for point in said if point[:2] == place]
             counts.add(len(mine))
@@ -88,11 +96,11 @@ def test_mixed_clicks_are_two_to_five_the_first_inside_and_negative_ones_outside
 
 def test_a_tight_box_touches_all_sides_and_a_loose_one_is_larger_by_a_tenth_to_three_tenths() -> None:
     masks = _masks()[:1, :1]
-    tight = behave(masks, Behaviours.only("tight_box"), _rng()).boxes
+    tight = simulate_prompts(masks, PromptMix.only("tight_box"), _rng()).boxes
     assert tight is not None
     assert tight[0, 0].tolist() == [10, 5, 29, 14]
     for seed in range(10):
-        loose = behave(masks, Behaviours.only("loose_box"), _rng(seed)).boxes
+        loose = simulate_prompts(masks, PromptMix.only("loose_box"), _rng(seed)).boxes
         assert loose is not None
         off = (loose - tight)[0, 0] * torch.tensor([-1, -1, 1, 1]) / torch.tensor([20, 10, 20, 10])
         assert ((off >= 0.099) & (off <= 0.301)).all()
@@ -102,7 +110,7 @@ def test_a_jittered_box_moves_each_side_on_its_own_and_by_twenty_pixels_at_most(
     masks = torch.zeros(1, 1, 600, 600, dtype=torch.bool)
     masks[0, 0, 50:550, 50:550] = True
     off = torch.cat(
-        [behave(masks, Behaviours.only("jittered_box"), _rng(seed)).boxes[0] for seed in range(40)]  # type: ignore[index]
+        [simulate_prompts(masks, PromptMix.only("jittered_box"), _rng(seed)).boxes[0] for seed in range(40)]  # type: ignore[index]
     ) - torch.tensor([50.0, 50, 549, 549])
     assert off.abs().max() <= 20
     assert off.abs().max() > 10
@@ -113,7 +121,7 @@ def test_a_jittered_box_moves_each_side_on_its_own_and_by_twenty_pixels_at_most(
 @pytest.mark.parametrize("name", sorted(BOXES))
 def test_boxes_stay_in_the_slice_with_their_corners_in_order(name: str) -> None:
     for seed in range(10):
-        found = behave(_masks(), Behaviours.only(name), _rng(seed))
+        found = simulate_prompts(_masks(), PromptMix.only(name), _rng(seed))
         assert found.boxes is not None
         x0, y0, x1, y1 = found.boxes.unbind(-1)
         assert bool((x0 <= x1).all() and (y0 <= y1).all())
@@ -124,7 +132,9 @@ def test_boxes_stay_in_the_slice_with_their_corners_in_order(name: str) -> None:
 
 def test_a_scribble_runs_along_the_region() -> None:
     for seed in range(5):
-        said = [p for p in _points(behave(_masks(), Behaviours.only("scribble"), _rng(seed))) if p[:2] == (1, 0)]
+        said = [
+            p for p in _points(simulate_prompts(_masks(), PromptMix.only("scribble"), _rng(seed))) if p[:2] == (1, 0)
+        ]
         columns = [x for _, _, x, _, _ in said]
         assert 5 <= len(said) <= 8
         assert columns in (sorted(columns), sorted(columns, reverse=True))
@@ -133,7 +143,7 @@ def test_a_scribble_runs_along_the_region() -> None:
 
 
 def test_one_seed_gives_one_answer_and_another_seed_another() -> None:
-    first, again, other = (behave(_masks(), Behaviours(), _rng(seed)) for seed in (3, 3, 4))
+    first, again, other = (simulate_prompts(_masks(), PromptMix(), _rng(seed)) for seed in (3, 3, 4))
     assert _same(first, again)
     assert not _same(first, other)
 
@@ -141,7 +151,7 @@ def test_one_seed_gives_one_answer_and_another_seed_another() -> None:
 def test_regions_draw_their_behaviours_independently_and_by_their_shares() -> None:
     masks = torch.zeros(1, 1, 24, 24, dtype=torch.bool)
     masks[0, 0, 8:16, 8:16] = True
-    many = behave(masks.expand(300, 4, -1, -1).clone(), Behaviours(confusion=0.0), _rng())
+    many = simulate_prompts(masks.expand(300, 4, -1, -1).clone(), PromptMix(confusion=0.0), _rng())
     assert many.boxes is not None
     boxed = many.boxes.any(dim=2).float()
     assert abs(float(boxed.mean()) - 0.35) < 0.05
@@ -150,7 +160,7 @@ def test_regions_draw_their_behaviours_independently_and_by_their_shares() -> No
 
 def test_an_absent_region_is_asked_with_nothing_at_all() -> None:
     for seed in range(10):
-        said = behave(_masks(), Behaviours(), _rng(seed))
+        said = simulate_prompts(_masks(), PromptMix(), _rng(seed))
         assert said.boxes is not None
         assert (0, 3) not in {(n, k) for n, k, *_ in _points(said)}
         assert not said.boxes[0, 3].any()
@@ -213,9 +223,9 @@ def test_a_mask_without_an_edge_in_the_slice_is_all_edge() -> None:
 
 def test_unknown_behaviours_and_impossible_shares_are_refused() -> None:
     with pytest.raises(SettingsError, match="lasso"):
-        Behaviours.only("lasso")
+        PromptMix.only("lasso")
     with pytest.raises(SettingsError, match="shares"):
-        Behaviours(centre=-0.1)
+        PromptMix(centre=-0.1)
     with pytest.raises(SettingsError, match="confusion"):
-        Behaviours(confusion=1.5)
+        PromptMix(confusion=1.5)
     assert set(BEHAVIOURS) >= BOXES | INSIDE

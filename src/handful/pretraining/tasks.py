@@ -25,7 +25,7 @@ MOST_SUPPORTS = 8
 ROUNDS = (1, 1, 1, 2, 4)
 """How many corrective clicks are practised, one of these a step; only the last answer is learnt from."""
 
-REHEARSED = ("box", "points", "correction", "mask")
+REPLAYED = ("box", "points", "correction", "mask")
 """Skills of the decoder alone, which can be practised again on embeddings that are there."""
 
 
@@ -45,8 +45,8 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Skill:
-    """One practised skill: what it cost, the mean Dice where the target was there, and how honest its scores were."""
+class Task:
+    """One practised task: what it cost, the mean Dice where the target was there, and how honest its scores were."""
 
     loss: Tensor
     dice: float
@@ -58,32 +58,32 @@ class Skill:
     """Mean distance between the predicted and the true IoU where the target was there."""
 
 
-def practise(backbone: MemoryBackbone, batch: Batch, rng: Generator, only_match: bool = False) -> dict[str, Skill]:
-    """Loss and Dice of each skill on one batch; `only_match` leaves all but the matching of structures for later."""
+def train_step(backbone: MemoryBackbone, batch: Batch, rng: Generator, only_match: bool = False) -> dict[str, Task]:
+    """Loss and Dice of each task on one batch; `only_match` leaves all but the matching of structures for later."""
     image = backbone.encode_exact(batch.images)
     matched = match(image, batch)
     if only_match:
         return {"match": matched}
-    target = backbone.to_square(batch.masks.float(), backbone.mask_side)
+    target = backbone.to_model_frame(batch.masks.float(), backbone.mask_side)
     support = choose_supports(batch, int(torch.randint(1, MOST_SUPPORTS + 1, (1,), generator=rng)), rng)
     bank = backbone.memorize(image.repeat_interleave(batch.masks.shape[1]), _certain(batch.masks.flatten(0, 1)))
     memory = _recalled(backbone, image, batch, bank, support)
-    skills = {
+    tasks = {
         "memory": score(memory, target),
         "tokens": score(_token_prompted(backbone, image, batch, support), target),
     }
     if int(torch.bincount(batch.subject[batch.group == 0]).max()) > 1:
         rows, prediction = _followed(backbone, image, batch, bank, support, memory, rng)
-        skills["neighbour"] = score(prediction, target[rows])
+        tasks["neighbour"] = score(prediction, target[rows])
     for name, (answer, truth) in _prompted(backbone, image, batch, memory, rng).items():
-        skills[name] = score(answer, backbone.to_square(truth.float(), backbone.mask_side))
-    return skills | {"match": matched}
+        tasks[name] = score(answer, backbone.to_model_frame(truth.float(), backbone.mask_side))
+    return tasks | {"match": matched}
 
 
-def rehearse(
+def replay(
     backbone: MemoryBackbone, image: ImageEmbeddings, batch: Batch, name: str, rng: Generator
-) -> dict[str, Skill]:
-    """One of REHEARSED on embeddings that are there already, at a small part of a whole step's cost."""
+) -> dict[str, Task]:
+    """One of REPLAYED on embeddings that are there already, at a small part of a whole step's cost."""
     pieces = largest_pieces(batch.masks)
     if name == "correction":
         first = _box(pieces, rng) if _chance(0.5, rng) else _points(pieces, rng)
@@ -93,10 +93,10 @@ def rehearse(
     else:
         asked = {"box": _box, "points": _points, "mask": _rough}[name]
         answer = _ask(backbone, image, asked(pieces, rng), pieces)
-    return {name: score(answer, backbone.to_square(pieces.float(), backbone.mask_side))}
+    return {name: score(answer, backbone.to_model_frame(pieces.float(), backbone.mask_side))}
 
 
-def match(image: ImageEmbeddings, batch: Batch) -> Skill:
+def match(image: ImageEmbeddings, batch: Batch) -> Task:
     """Every cell of every feature level finds its structure among the mean embeddings of the other subjects.
 
     This asks the encoder for features that know a structure again in another individual, and does so for every pixel:
@@ -121,10 +121,10 @@ def match(image: ImageEmbeddings, batch: Batch) -> Skill:
         losses.append(-(wanted * logits.log_softmax(dim=2)).sum() / wanted.sum().clamp_min(1e-6))
         pure = share.amax(dim=2) > 0.6
         right.append(float((logits.argmax(dim=2) == share.argmax(dim=2))[pure].float().mean()))
-    return Skill(torch.stack(losses).mean(), sum(right) / len(right))
+    return Task(torch.stack(losses).mean(), sum(right) / len(right))
 
 
-def score(prediction: MaskPrediction, target: Float[Tensor, "n t s s"]) -> Skill:
+def score(prediction: MaskPrediction, target: Float[Tensor, "n t s s"]) -> Task:
     """Cross-entropy and Dice loss of the mask, squared error of the predicted IoU, cross-entropy of the object score.
 
     Targets are area fractions: a border cell is half a target, so borders are learnt finer than the grid of the logits.
@@ -147,13 +147,13 @@ def score(prediction: MaskPrediction, target: Float[Tensor, "n t s s"]) -> Skill
     iou_error = float(((prediction.iou.detach().float() - iou).abs() * there).sum() / present)
     dice_there = float((hard * there).sum() / present)
     if prediction.object_score is None:
-        return Skill(loss, dice_there, iou_error=iou_error)
+        return Task(loss, dice_there, iou_error=iou_error)
     said = prediction.object_score.float()
     absent = 1 - there
     doubt = F.binary_cross_entropy_with_logits(said, there, reduction="none")
     loss = loss + 0.2 * ((doubt * there).sum() / present + (doubt * absent).sum() / absent.sum().clamp_min(1))
     rejected = float(((said <= 0) * absent).sum() / absent.sum()) if absent.any() else None
-    return Skill(loss, dice_there, float(((said > 0) * there).sum() / present), rejected, iou_error)
+    return Task(loss, dice_there, float(((said > 0) * there).sum() / present), rejected, iou_error)
 
 
 def choose_supports(batch: Batch, count: int, rng: Generator) -> Int[Tensor, "n t m"]:
@@ -243,7 +243,7 @@ def _by_slice(seen: MaskPrediction, n: int) -> MaskPrediction:
 
 def _token_prompted(backbone: MemoryBackbone, image: ImageEmbeddings, batch: Batch, support: Tensor) -> MaskPrediction:
     """Class embeddings of the support as sparse prompts; a slice without the target lends the mean of those with it."""
-    share = backbone.to_square(batch.masks.float(), backbone.feature_side)
+    share = backbone.to_model_frame(batch.masks.float(), backbone.feature_side)
     weight = share.sum(dim=(2, 3))
     sums = torch.einsum("nthw,nchw->ntc", share, image.main)
     present = (weight > 1 / 256).float()[..., None]
@@ -292,7 +292,7 @@ def _correct(
     size = (masks.shape[-2], masks.shape[-1])
     rounds = ROUNDS[int(torch.randint(0, len(ROUNDS), (1,), generator=rng))]
     for last in [False] * (rounds - 1) + [True]:
-        logits = backbone.to_slice(answer.logits.detach().float(), size)
+        logits = backbone.to_image_frame(answer.logits.detach().float(), size)
         prompts = append_points(prompts, corrective_points(logits.cpu() > 0, masks.cpu(), rng))
         with torch.set_grad_enabled(last and torch.is_grad_enabled()):
             answer = _ask(backbone, image, replace(prompts, masks=logits), masks)
