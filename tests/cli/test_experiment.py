@@ -50,7 +50,7 @@ def test_a_plan_becomes_a_table_and_a_report(plan: Path, cohort: Path, tmp_path:
 
     status = handful("experiment", "status", out)
     assert "Two ways: 4 of 4 fits are done" in status.stdout
-    next((out / "cells").iterdir()).unlink()
+    next((out / "trials").iterdir()).unlink()
     assert len(json.loads(handful("experiment", "status", out, "--json").stdout)["missing"]) == 1
 
     files = json.loads(handful("experiment", "report", out, "--latex", "--json").stdout)["files"]

@@ -76,7 +76,7 @@ def test_a_number_out_of_range_is_refused_at_either_door(name: str, value: float
 
 def test_a_misspelt_setting_of_all_methods_is_recognised():
     with pytest.raises(SettingsError, match=r"did you mean 'roi_margin'.*settings are .*planes"):
-        build_method("fate", {"closr": 1.4})
+        build_method("fate", {"roi_margn": 1.4})
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -65,7 +65,7 @@ def full(**changes: object) -> Study:
     rows += [
         result(configuration="fate", shots=4, case="case-9", dice=0.0, status="false_positive", name="kidney", label=3)
     ]
-    about: dict[str, object] = {"pictures": (picture(), picture("case-1", 0.2), picture("case-2", 0.3)), "cells": 30}
+    about: dict[str, object] = {"pictures": (picture(), picture("case-1", 0.2), picture("case-2", 0.3)), "trials": 30}
     return study(rows, **about | {"done": 27} | changes)
 
 
@@ -76,7 +76,7 @@ def test_the_report_tells_all_of_a_study(tmp_path: Path):
     assert [attributes["href"] for attributes in page.named("a")] == [f"#{key}" for key in sections]
     assert page.says("handful experiment run plan.toml -o out")
     assert page.says("Not complete: 27 of 30 fits are done.")
-    assert page.says("a bound for that much work, not an automatic result")
+    assert page.says("an upper bound for that much work, not an automatic result")
     assert page.says("case-9 spleen missed")
     assert page.says("case-9 kidney false_positive")
 

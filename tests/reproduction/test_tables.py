@@ -182,5 +182,5 @@ def row(label: int, status: str, dice: float) -> Result:
         support="[]",
         device="cpu",
         handful="0.1.0",
-        cell="cd",
+        trial="cd",
     )
