@@ -159,7 +159,7 @@ def test_a_folder_in_gives_a_folder_out(cohort: Path, model: Path, tmp_path: Pat
     assert result.exit_code == 0
     assert json.loads(result.stdout) == {"output": str(tmp_path / "p"), "done": ALL, "skipped": [], "failures": []}
     again = handful("predict", model, "-i", cohort, "-o", tmp_path / "p")
-    assert "4 were done before" in again.stdout
+    assert "4 already segmented" in again.stdout
 
 
 def test_only_the_named_cases_are_segmented(cohort: Path, model: Path, tmp_path: Path, handful: Handful):

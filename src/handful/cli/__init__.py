@@ -1,7 +1,7 @@
-"""The command line: `main` is what `handful` runs, `app` what its commands hang on.
+"""The command line: `handful` runs `main`, and `app` is the Typer application that holds the commands.
 
-The doors are thin: parse, call, print. They import rooms inside functions, so nothing heavy is imported before a
-command has begun.
+A command parses its options, calls the package and prints the result. Packages are imported inside functions, so that
+`--help` does not load torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`handful annotate`: a simulated annotator clicks her way through a labelled scan."""
+"""`handful annotate`: a simulated annotator clicks through a labelled scan."""
 
 from __future__ import annotations
 
@@ -23,31 +23,33 @@ def annotate(
         str, typer.Argument(help="Folder that 'handful fit' made, or a backbone as for fit.", show_default=False)
     ],
     image: Annotated[Path, typer.Option("-i", "--image", help="The scan to annotate.")],
-    reference: Annotated[Path, typer.Option("--reference", help="Its label map, which the simulated annotator knows.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="File for the label map that comes of it.")],
-    clicks: Annotated[int, typer.Option(help="Clicks a label and slice, at most.", min=1)] = 5,
+    reference: Annotated[
+        Path, typer.Option("--reference", help="Reference label map of the scan; the clicks are simulated from it.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", help="File for the resulting label map.")],
+    clicks: Annotated[int, typer.Option(help="Maximum number of clicks per label and slice.", min=1)] = 5,
     slices: Annotated[
-        int | None, typer.Option(help="Read only so many slices, and propagate from them to the others.", min=1)
+        int | None, typer.Option(help="Annotate this many slices and propagate to the others. Default: all.", min=1)
     ] = None,
     propose: Annotated[
-        bool, typer.Option("--propose", help="Begin with what the fitted model says, and correct that.")
+        bool, typer.Option("--propose", help="Start from the fitted model's segmentation and correct it.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of where the annotator clicks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the click positions.")] = 0,
     device: options.Device = "auto",
     cache: options.Cache = None,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Let a simulated annotator annotate a labelled scan, and count her clicks: for tests and comparisons.
+    """Measure how many clicks a labelled scan takes, with a simulated annotator.
 
     Example: `handful annotate handful-tiny -i scan.nii.gz --reference truth.nii.gz -o annotated.nii.gz`
 
-    She knows the reference: this measures a model, it does not label a new scan. A real annotator's program uses the
-    Python API, `handful.Session`.
+    The clicks come from the reference, so this command measures a model and cannot label a new scan. To build a tool
+    for real annotators, use `handful.Session` in Python.
 
-    Dice is that of each label on its slice after each click; NoC@0.85 is the mean number of clicks to a Dice of 0.85,
-    where slices that never reach it count as all clicks.
+    The table shows the mean Dice per slice after each click. NoC@0.85 is the mean number of clicks that reach a Dice
+    of 0.85; slices that never reach it count as the maximum number of clicks.
     """
     from handful.cohort.choice import open_source
     from handful.data.files import read_label_map, read_volume
@@ -56,13 +58,13 @@ def annotate(
     from handful.session.simulated_annotator import read_through
 
     if out.exists() and not overwrite:
-        raise InputError(f"{out} exists; name another file, or say --overwrite")
+        raise InputError(f"{out} exists; name another file, or add --overwrite")
     volume, truth = read_volume(image), read_label_map(reference)
     model = open_source(source, device, cache)
     with Session(volume, model, None if labels_of(model) else truth.labels) as session:
         if propose:
             session.propose()
-        with progress("reading", quiet) as report:
+        with progress("annotating", quiet) as report:
             reading = read_through(session, truth, clicks, slices, seed=seed, report=report)
         session.save(out)
     if json:
@@ -73,7 +75,7 @@ def annotate(
 
 
 def _rows(reading: Reading) -> list[tuple[str, int, list[float], list[float], float]]:
-    """Name, regions, mean Dice after each click, NoC at each level, and Dice in the whole scan, of each label."""
+    """One row per label: name, slices, mean Dice after each click, NoC at each level, Dice in the whole scan."""
     rows = []
     for value, name in reading.labels.as_dict().items():
         dice = reading.of(value)
@@ -87,7 +89,7 @@ def _print_table(reading: Reading) -> None:
     from rich.table import Table
 
     clicks = range(1, reading.dice.shape[1] + 1)
-    title = "Dice on its slice after so many clicks, clicks to a Dice (NoC), Dice in the whole scan"
+    title = "Mean Dice per slice after 1, 2, ... clicks; number of clicks to reach a Dice (NoC); Dice in the whole scan"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("label", "slices", *map(str, clicks), *[f"NoC@{level:.2f}" for level in LEVELS], "scan"):
         table.add_column(column, justify="left" if column == "label" else "right", no_wrap=column != "label")
@@ -95,9 +97,9 @@ def _print_table(reading: Reading) -> None:
         cells = [*[f"{value:.3f}" for value in dice], *[f"{value:.1f}" for value in reached], f"{whole:.3f}"]
         table.add_row(name, str(count), *cells)
     stdout().print(table)
-    took = reading.seconds
+    seconds = reading.seconds
     stdout().print(
-        f"{len(took)} clicks, {median(took):.3f} s each (median), {sum(took):.1f} s in all; simulated annotator",
+        f"simulated annotator: {len(seconds)} clicks, {median(seconds):.3f} s per click (median), {sum(seconds):.1f} s",
         highlight=False,
     )
 

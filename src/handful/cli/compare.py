@@ -1,4 +1,4 @@
-"""`handful compare`: all methods on one's own labelled scans."""
+"""`handful compare`: methods compared on the user's own labelled scans."""
 
 from __future__ import annotations
 
@@ -14,15 +14,23 @@ from handful.cli.terminal import command_line
 
 def compare(
     input: options.CohortFolder,
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results; it is gone on with.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Output folder. An existing one is resumed.")],
     shots: Annotated[
-        str, typer.Option(help="Numbers of labelled cases, by commas; else 1,2,4,8,16 up to half of them.")
+        str,
+        typer.Option(
+            help="Numbers of labelled cases to fit on, separated by commas. Default: 1,2,4,8,16, at most half of them.",
+            show_default=False,
+        ),
     ] = "",
     methods: Annotated[
-        str, typer.Option(help="Names out of 'handful list methods', by commas, or all; else the quick ones.")
+        str,
+        typer.Option(
+            help="Names from 'handful list methods', separated by commas, or 'all'. Default: the fast methods.",
+            show_default=False,
+        ),
     ] = "",
-    splits: Annotated[int, typer.Option(help="Random splits of the labelled cases.", min=1)] = 3,
-    cases: Annotated[int, typer.Option(help="Unseen cases scored a split, at most.", min=1)] = 10,
+    splits: Annotated[int, typer.Option(help="Number of random splits into labelled and test cases.", min=1)] = 3,
+    cases: Annotated[int, typer.Option(help="Maximum number of test cases per split.", min=1)] = 10,
     backbone: options.Backbone = "handful-tiny",
     workers: Workers = None,
     cache: Cache = None,
@@ -31,12 +39,12 @@ def compare(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Find out which method suits your scans, and how many labels it takes: one command, ending in a report.
+    """Compare methods and numbers of labelled cases on your own scans, and write a report.
 
     Example: `handful compare -i my_cohort -o comparison`
 
-    Each method learns from a few of your labelled cases and is scored on the others, over several random splits.
-    Stopped by Ctrl-C or worse, the same command goes on where it was.
+    Each method is fitted on a few of your labelled cases and scored on the others, in several random splits. After an
+    interruption, run the same command again to resume.
     """
     from handful.experiments.plan import compare_plan
     from handful.experiments.run import ExperimentConfig

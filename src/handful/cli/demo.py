@@ -1,4 +1,4 @@
-"""`handful demo`: the whole way on a phantom cohort, with nothing to prepare."""
+"""`handful demo`: fit, predict and evaluate on a synthetic cohort."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_json, print_lines, progress, say, stdout
+from handful.cli.terminal import exit_on, print_json, print_lines, print_note, progress, stdout
 
 if TYPE_CHECKING:
     from handful.evaluation.evaluate import Failure, Report
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 METHOD = "few-shot-prompts"
 SHOTS = 3
 ITERATIONS = 200
-"""Enough for phantoms, which are easier than patients; the method's own default is longer."""
+"""Enough for phantoms, which are easier than real scans; the method's default is longer."""
 
 
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything the demo makes.")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="Seed of the phantoms and of the training.")] = 0,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for all files of the demo.")] = Path("demo"),
+    seed: Annotated[int, typer.Option(help="Random seed of the phantoms and of the training.")] = 0,
     backbone: options.Backbone = "handful-tiny",
     settings: options.Settings = [],  # noqa: B006
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """See it work on invented scans: learn from three labelled volumes, segment five others, score them.
+    """Try handful on synthetic scans: fit on three labelled volumes, segment five others, score them.
 
     Example: `handful demo`
     """
@@ -38,14 +38,14 @@ def demo(
     from handful.reports.score_tables import print_table, write_json
 
     places = _Places(out / "cohort", out / "model", out / "predictions", out / "overlays", out / "report.json")
-    say(f"writing 8 phantom scans into {places.cohort}")
+    print_note(f"writing 8 phantom scans into {places.cohort}")
     write_phantom_cohort(places.cohort, cases=8, seed=seed)
-    support = _learn(places, seed, backbone, options.settings_in(settings), device, quiet)
+    support = _fit(places, seed, backbone, options.settings_in(settings), device, quiet)
     failures = _segment(places, support, device, quiet)
     report = _score(places, support)
     write_json(report, places.report)
     if json:
-        dice = {one.name: one.estimates["dice"].mean for one in report.summary()}
+        dice = {label.name: label.estimates["dice"].mean for label in report.summary()}
         print_json({"folder": out, "support": support, "dice": dice, "report": places.report})
     else:
         print_table(report, stdout())
@@ -62,10 +62,8 @@ class _Places:
     report: Path
 
 
-def _learn(
-    places: _Places, seed: int, backbone: str, settings: dict[str, object], device: str, quiet: bool
-) -> list[str]:
-    """Fits on the drawn cases; their names."""
+def _fit(places: _Places, seed: int, backbone: str, settings: dict[str, object], device: str, quiet: bool) -> list[str]:
+    """Fit on randomly chosen cases and return their names."""
     from handful.backbones.catalog import open_backbone
     from handful.cohort.choice import choose_support
     from handful.cohort.fit import FitConfig, fit_to_folder
@@ -105,15 +103,15 @@ def _score(places: _Places, support: list[str]) -> Report:
 def _next_steps(places: _Places, support: list[str]) -> str:
     cohort, model = shlex.quote(str(places.cohort)), shlex.quote(str(places.model))
     return f"""
-learned from      {", ".join(support)}
-look at           {places.overlays}  (colour: prediction, dashed: reference)
+labelled cases    {", ".join(support)}
+pictures          {places.overlays}  (filled: prediction, dashed: reference)
 label maps        {places.predictions}
 report            {places.report}
 
-next, with scans of your own in my_cohort/images and a few label maps in my_cohort/labels:
+Next, with your own scans in my_cohort/images and a few label maps in my_cohort/labels:
   handful doctor -i my_cohort
   handful fit {METHOD} -i my_cohort -o model
   handful predict model -i my_cohort -o predictions
-or look around in the demo:
+Or continue with the cohort of the demo:
   handful fit nearest-slice -i {cohort} --shots 3 -o another_model
   handful predict {model} -i {cohort} -o again --preview"""

@@ -1,4 +1,4 @@
-"""`handful doctor`: every check of the inputs, nothing computed."""
+"""`handful doctor`: checks of scans and label maps."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 def doctor(
     input: options.CohortFolder, cases: options.Cases = "", json: options.Json = False, quiet: options.Quiet = False
 ) -> None:
-    """Check scans and labels before anything is computed: damaged files, grids, values, units.
+    """Check scans and label maps for damaged files, mismatching grids, wrong values and wrong units.
 
     Example: `handful doctor -i my_cohort`
 
-    Exit code 3 when a case has an error.
+    The exit code is 3 if a case has an error.
     """
     from handful.cohort.choice import choose_cases
     from handful.data.checks import check_cases

@@ -1,4 +1,4 @@
-"""`handful embed`: the cache filled ahead of time."""
+"""`handful embed`: fill the cache of embeddings ahead of time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_json, print_lines, progress, say_failures
+from handful.cli.terminal import exit_on, print_failures, print_json, print_lines, progress
 
 
 def embed(
@@ -16,19 +16,21 @@ def embed(
     backbone: options.Backbone = "handful-tiny",
     cases: options.Cases = "",
     cache: Annotated[
-        Path | None, typer.Option(help=f"Folder of the embeddings; else COHORT/{options.EMBEDDINGS}.")
+        Path | None, typer.Option(help=f"Folder of the embeddings. Default: COHORT/{options.EMBEDDINGS}.")
     ] = None,
-    plane: Annotated[str, typer.Option(help="auto, axial, coronal or sagittal, as the method will.")] = "auto",
+    plane: Annotated[
+        str, typer.Option(help="auto, axial, coronal or sagittal: the slice plane that the method will use.")
+    ] = "auto",
     window: Annotated[str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none.")] = "auto",
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Encode every slice once and keep the embeddings, so that fits and predictions with --cache are quick.
+    """Encode every slice once and store the embeddings, so that later fits and predictions with --cache are fast.
 
     Example: `handful embed -i my_cohort --backbone sam-vit-base`
 
-    Embeddings are patient data: they lie beside the scans unless told otherwise.
+    Embeddings are patient data. By default they are stored in the folder of the scans.
     """
     from handful.backbones.catalog import open_backbone
     from handful.cohort.choice import choose_cases
@@ -45,10 +47,10 @@ def embed(
     with progress("encoding", quiet) as report:
         result = embed_cohort(chosen, model, folder, slicer, report)
     if json:
-        said = {"cache": folder, "slices": result.slices, "computed": result.computed}
-        print_json(said | {"mib": round(result.mib, 1), "failures": result.failures})
+        counts = {"cache": folder, "slices": result.slices, "computed": result.computed}
+        print_json(counts | {"mib": round(result.mib, 1), "failures": result.failures})
     else:
-        text = f"{result.slices} slices, {result.computed} of them new; {result.mib:.1f} MiB in {folder}"
+        text = f"{result.slices} slices, {result.computed} newly encoded; {result.mib:.1f} MiB in {folder}"
         print_lines(text, highlight=True)
-    say_failures(result.failures)
+    print_failures(result.failures)
     exit_on(result.failures)

@@ -1,4 +1,4 @@
-"""`handful experiment`: a plan carried out, looked after, and told."""
+"""`handful experiment`: run a plan of many fits, show its progress, write its report."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from handful.cli import options
 from handful.cli.terminal import (
     command_line,
     exit_on,
+    print_failures,
     print_json,
     print_lines,
+    print_note,
     progress,
-    say,
-    say_failures,
     stdout,
     table,
 )
@@ -26,24 +26,25 @@ if TYPE_CHECKING:
     from handful.experiments.store import ExperimentStatus
 
 experiment = typer.Typer(
-    help="Which method, how many labels: many fits from a plan, their table, and a report.", no_args_is_help=True
+    help="Compare methods and numbers of labels: run many fits from a plan, then write tables and a report.",
+    no_args_is_help=True,
 )
 
 Workers = Annotated[
-    int | None, typer.Option(help="Processes that share the fits; else one a CPU core, up to eight.", min=1)
+    int | None, typer.Option(help="Number of worker processes. Default: one per CPU core, at most 8.", min=1)
 ]
 Known = Annotated[
     list[Path],
-    typer.Option(help="results.parquet or .csv of another run: its fits are not measured again. Repeatable."),
+    typer.Option(help="results.parquet or results.csv of an earlier run; its fits are not repeated. Repeatable."),
 ]
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of kept embeddings: configurations encode a slice once between them; times are then lower."
+        help="Folder of stored embeddings, shared by all configurations. Measured times then exclude most encoding."
     ),
 ]
-Latex = Annotated[bool, typer.Option("--latex", help="Write the tables for LaTeX, too.")]
-Folder = Annotated[Path, typer.Argument(help="The folder that the experiment was run into.", show_default=False)]
+Latex = Annotated[bool, typer.Option("--latex", help="Also write the tables for LaTeX.")]
+Folder = Annotated[Path, typer.Argument(help="Output folder of the experiment.", show_default=False)]
 
 
 @experiment.command("run")
@@ -51,15 +52,17 @@ def run(
     plan: Annotated[
         Path, typer.Argument(help="TOML file: data sets, configurations, shots and splits.", show_default=False)
     ],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the results; it is gone on with.")],
-    data: Annotated[Path | None, typer.Option(help="Where the plan's folders lie; else beside the plan.")] = None,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Output folder. An existing one is resumed.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that contains the plan's data sets. Default: the folder of the plan.")
+    ] = None,
     workers: Workers = None,
-    data_set: Annotated[list[str], typer.Option(help="Measure this data set of the plan only. Repeatable.")] = [],  # noqa: B006
-    configuration: Annotated[
-        list[str], typer.Option(help="Measure this configuration of the plan only. Repeatable.")
-    ] = [],  # noqa: B006
-    shots: Annotated[str, typer.Option(help="Measure these numbers of labelled cases only, by commas.")] = "",
-    splits: Annotated[str, typer.Option(help="Measure these splits only, by commas.")] = "",
+    data_set: Annotated[list[str], typer.Option(help="Run only this data set of the plan. Repeatable.")] = [],  # noqa: B006
+    configuration: Annotated[list[str], typer.Option(help="Run only this configuration of the plan. Repeatable.")] = [],  # noqa: B006
+    shots: Annotated[
+        str, typer.Option(help="Run only these numbers of labelled cases, separated by commas.", show_default=False)
+    ] = "",
+    splits: Annotated[str, typer.Option(help="Run only these splits, separated by commas.", show_default=False)] = "",
     known: Known = [],  # noqa: B006
     cache: Cache = None,
     device: options.Device = "auto",
@@ -67,12 +70,13 @@ def run(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Fit every configuration on every split of every data set, score the unseen cases, and write table and report.
+    """Fit every configuration on every split of every data set, score the unseen cases, write tables and a report.
 
     Example: `handful experiment run plan.toml -o results --data my_data`
 
-    A killed run loses only the fits it was at; the same command goes on from there, and so does one that names other
-    parts of the plan: `--configuration FATE --shots 1,4`. Exit code 3 when a fit failed.
+    After an interruption, run the same command again: only the fits that were running are repeated. A run can be
+    limited to parts of the plan, for example with `--configuration FATE --shots 1,4`, and completed later. The exit
+    code is 3 if a fit failed.
     """
     from handful.evaluation.results import read_results
     from handful.experiments.plan import read_plan
@@ -95,22 +99,22 @@ def run(
 
 @experiment.command("status")
 def status(out: Folder, json: options.Json = False) -> None:
-    """Say what is done, what failed and what is missing; nothing is computed.
+    """Show which fits of an experiment are done, failed or missing.
 
     Example: `handful experiment status results`
     """
     from handful.experiments.store import experiment_status
 
-    found = experiment_status(out)
+    progress_so_far = experiment_status(out)
     if json:
-        print_json(_content(found))
+        print_json(_content(progress_so_far))
     else:
-        _print(found)
+        _print(progress_so_far)
 
 
 @experiment.command("report")
 def report(out: Folder, latex: Latex = False, json: options.Json = False) -> None:
-    """Gather the table and write the report of whatever is done, also while a run goes on.
+    """Write the tables and the report of the fits that are done, also while the experiment is still running.
 
     Example: `handful experiment report results --latex`
     """
@@ -124,47 +128,47 @@ def report(out: Folder, latex: Latex = False, json: options.Json = False) -> Non
 
 
 def carry_out(plan: Plan, out: Path, config: ExperimentConfig, latex: bool, json: bool, quiet: bool) -> None:
-    """Runs a plan and writes its report."""
+    """Run a plan, write its report and print a summary."""
     from handful.experiments.run import run_experiment
     from handful.experiments.store import write_experiment_report
 
-    with progress("measuring", quiet) as tell:
-        found = run_experiment(plan, out, config, tell)
+    with progress("fitting", quiet) as report:
+        result = run_experiment(plan, out, config, report)
     paths = write_experiment_report(out, latex)
-    _say_problems(found)
+    _print_problems(result)
     if json:
-        print_json(_content(found) | {"files": paths})
+        print_json(_content(result) | {"files": paths})
     else:
-        print_lines(f"{len(found.done)} of {found.trials} fits: {out}", f"open {paths[-1]}")
-    exit_on(found.failed)
+        print_lines(f"{len(result.done)} of {result.trials} fits are done: {out}", f"report: {paths[-1]}")
+    exit_on(result.failed)
 
 
-def _print(found: ExperimentStatus) -> None:
+def _print(status: ExperimentStatus) -> None:
     from rich.text import Text
 
     console = stdout()
-    console.print(Text(f"{found.title}: {len(found.done)} of {found.trials} fits are done"))
+    console.print(Text(f"{status.title}: {len(status.done)} of {status.trials} fits are done"))
     fits = table("data set", "configuration", "done", "missing")
-    done = [(one.data_set, one.configuration) for one in found.done]
-    missing = [(one.data_set, one.configuration) for one in found.missing]
+    done = [(entry.data_set, entry.configuration) for entry in status.done]
+    missing = [(entry.data_set, entry.configuration) for entry in status.missing]
     for key in dict.fromkeys(done + missing):
         fits.add_row(*map(Text, key), str(done.count(key)), str(missing.count(key)))
     console.print(fits)
-    _say_problems(found)
+    _print_problems(status)
 
 
-def _say_problems(found: ExperimentStatus) -> None:
-    for one in found.left_out:
-        say(f"left out: {one}")
-    say_failures(found.failed)
+def _print_problems(status: ExperimentStatus) -> None:
+    for reason in status.left_out:
+        print_note(f"left out: {reason}")
+    print_failures(status.failed)
 
 
-def _content(found: ExperimentStatus) -> dict[str, object]:
+def _content(status: ExperimentStatus) -> dict[str, object]:
     return {
-        "title": found.title,
-        "fits": found.trials,
-        "done": len(found.done),
-        "missing": [one.name for one in found.missing],
-        "failed": [{"fit": one.case, "reason": one.reason} for one in found.failed],
-        "left_out": found.left_out,
+        "title": status.title,
+        "fits": status.trials,
+        "done": len(status.done),
+        "missing": [entry.name for entry in status.missing],
+        "failed": [{"fit": failure.case, "reason": failure.reason} for failure in status.failed],
+        "left_out": status.left_out,
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import print_json, print_lines, progress, say
+from handful.cli.terminal import print_json, print_lines, print_note, progress
 
 if TYPE_CHECKING:
     from handful.cohort.fit import FitResult
@@ -94,5 +94,5 @@ def _build(name: str, pairs: list[str], config: Path | None, seed: int | None) -
         if key := seed_setting(name):
             settings[key] = seed
         else:
-            say(f"{name} draws nothing at random; --seed changes nothing")
+            print_note(f"{name} draws nothing at random; --seed changes nothing")
     return build_method(name, settings)

@@ -1,4 +1,4 @@
-"""`handful predict`: a fitted model segments scans."""
+"""`handful predict`: segment scans with a fitted model."""
 
 from __future__ import annotations
 
@@ -8,35 +8,37 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_json, print_lines, progress, say_failures
+from handful.cli.terminal import exit_on, print_failures, print_json, print_lines, progress
 
 if TYPE_CHECKING:
     from handful.cohort.predict import CohortResult, PredictConfig
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Folder that 'handful fit' made.", show_default=False)],
-    input: Annotated[Path, typer.Option("-i", "--input", help="A scan, or a folder of them as for fit.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="A file for a scan, a folder for a folder.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a model from 'handful fit'.", show_default=False)],
+    input: Annotated[Path, typer.Option("-i", "--input", help="A scan, or a folder of scans as for fit.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="File for one scan, folder for a folder of scans.")],
     cases: options.Cases = "",
     device: options.Device = "auto",
     cache: options.Cache = None,
     overwrite: options.Overwrite = False,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Draw a picture of each result, with the labelled slices it rests on.")
+        bool, typer.Option("--preview", help="Also write a picture of each result into previews/.")
     ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Segment a scan or a whole folder; label maps lie on the very grids of their scans.
+    """Segment a scan or a folder of scans. Each label map has the voxel grid of its scan.
 
     Example: `handful predict model -i my_cohort -o predictions`
 
-    Results bear the file names of their scans (JPEG becomes PNG; nnU-Net's CASE_0000 becomes CASE). Run again, only
-    what is not done or has changed is done; a scan that fails is listed in failures.json and the others go on.
+    A label map has the file name of its scan (JPEG becomes PNG; nnU-Net's CASE_0000 becomes CASE). If the command is
+    run again, only new or changed scans are segmented. Scans that fail are listed in failures.json; the others are
+    still segmented.
 
-    `--preview` draws slices with what was found into `previews/`. With a model of fate each stands beside the labelled
-    slices that it was answered from: pictures of the patients it was fitted on, to be kept as their scans are.
+    The pictures of `--preview` show slices with the predicted labels. For a `fate` model they also show the labelled
+    slices that each prediction is based on. Those come from patients of the support set: protect the pictures like
+    their scans.
     """
     from handful.cohort.predict import PredictConfig, predict_file
     from handful.data.files import SUFFIXES
@@ -71,7 +73,7 @@ def _predict_folder(
 
 
 def _print(out: Path, result: CohortResult) -> None:
-    before = f", {len(result.skipped)} were done before" if result.skipped else ""
+    before = f", {len(result.skipped)} already segmented" if result.skipped else ""
     failed = f", {len(result.failures)} failed" if result.failures else ""
     print_lines(f"{len(result.done)} cases segmented{before}{failed}: {out}", highlight=True)
-    say_failures(result.failures)
+    print_failures(result.failures)

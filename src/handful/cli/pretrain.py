@@ -1,4 +1,4 @@
-"""`handful pretrain`: a small backbone made from synthetic anatomy alone."""
+"""`handful pretrain`: train a small backbone on synthetic anatomy."""
 
 from __future__ import annotations
 
@@ -19,28 +19,32 @@ class Schedule(StrEnum):
 
 
 def pretrain(
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder of the backbone to be made.")] = None,
-    iterations: Annotated[int, typer.Option(help="Optimiser steps.", min=1)] = 4000,
-    side: Annotated[int, typer.Option(help="Pixels along the slices; go on at twice that with --start.", min=64)] = 128,
-    episodes: Annotated[int, typer.Option(help="Episodes of nine slices a step and process.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the trained backbone.")] = None,
+    iterations: Annotated[int, typer.Option(help="Number of optimiser steps.", min=1)] = 4000,
+    side: Annotated[int, typer.Option(help="Width and height of the training slices in pixels.", min=64)] = 128,
+    episodes: Annotated[int, typer.Option(help="Episodes of nine slices per step and process.", min=1)] = 1,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that share each step; else one a GPU or CPU core.", min=1)
+        int | None, typer.Option(help="Processes that share each step. Default: one per GPU, else per CPU core.", min=1)
     ] = None,
     learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.", min=0)] = 6e-4,
-    schedule: Annotated[Schedule, typer.Option(help="What the rate does after its climb.")] = Schedule.cosine,
-    start: Annotated[Path | None, typer.Option(help="Folder of a backbone to go on from, of any side.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything drawn at random.")] = 0,
-    preview: Annotated[Path | None, typer.Option(help="PNG of a batch to learn from; -o trains, too.")] = None,
+    schedule: Annotated[Schedule, typer.Option(help="Learning rate schedule after the warm-up.")] = Schedule.cosine,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of a backbone to start from; it may have another --side.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    preview: Annotated[
+        Path | None, typer.Option(help="PNG file for a picture of training data; without -o nothing is trained.")
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Pre-train a small SAM 2 on invented anatomy; no scan of anybody is needed.
+    """Pre-train a small SAM 2 on synthetic anatomy, without any real scan.
 
-    Example: `handful pretrain -o small --side 128 --schedule constant`, an hour or two on a CPU, then
-    `handful pretrain -o my_backbone --side 256 --start small --iterations 1000`; fit with `--backbone my_backbone`.
-    GPUs are used where there are any. `--preview page.png` shows what is learnt from.
+    Example: `handful pretrain -o small --side 128 --schedule constant` (one to two hours on a CPU), then
+    `handful pretrain -o my_backbone --side 256 --start small --iterations 1000`. Use the result with
+    `handful fit --backbone my_backbone`. GPUs are used where available.
 
-    Stopped by Ctrl-C or worse, the same command goes on where it was.
+    After an interruption, run the same command again to resume.
     """
     from handful.jobs.progress import Run
     from handful.pretraining.pretrain import PretrainConfig, processors
@@ -49,7 +53,7 @@ def pretrain(
     from handful.tuning.loop import TrainConfig
 
     if out is None and preview is None:
-        raise typer.BadParameter("give -o FOLDER to pre-train, --preview FILE.png to look, or both")
+        raise typer.BadParameter("add -o FOLDER to train, --preview FILE.png for a picture of the data, or both")
     defaults = PretrainConfig()
     length: TrainConfig = replace(
         defaults.train, iterations=iterations, learning_rate=learning_rate, schedule=schedule.value, seed=seed

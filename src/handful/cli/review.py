@@ -1,4 +1,4 @@
-"""`handful review`: predictions without references, the doubtful ones first."""
+"""`handful review`: rank predictions by estimated quality, without references."""
 
 from __future__ import annotations
 
@@ -9,49 +9,54 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_json, print_lines, progress, say_failures
+from handful.cli.terminal import exit_on, print_failures, print_json, print_lines, progress
 
 if TYPE_CHECKING:
     from handful.curation.quality import CaseQuality
     from handful.reports.review_page import ReviewResult
 
 FIRST = 5
-"""Cases that are named in the terminal."""
+"""Number of cases listed in the terminal."""
 
 
 def review(
-    predictions: Annotated[Path, typer.Argument(help="Folder that 'handful predict' wrote.", show_default=False)],
-    model: Annotated[Path, typer.Option("-m", "--model", help="Folder of the model that predicted them.")],
+    predictions: Annotated[Path, typer.Argument(help="Output folder of 'handful predict'.", show_default=False)],
+    model: Annotated[Path, typer.Option("-m", "--model", help="Folder of the model that made the predictions.")],
     input: options.CohortFolder,
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the review.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for the review.")],
     support: Annotated[
-        Path | None, typer.Option(help="Cohort with the cases the model was fitted on, where -i lacks them.")
+        Path | None, typer.Option(help="Cohort with the cases that the model was fitted on, if -i lacks them.")
     ] = None,
     cases: options.Cases = "",
-    worst: Annotated[int, typer.Option(help="Cases that the page shows in pictures.", min=0)] = 12,
+    worst: Annotated[int, typer.Option(help="Number of cases with pictures on the page.", min=0)] = 12,
     calibrate: Annotated[
         bool | None,
         typer.Option(
             "--calibrate/--no-calibrate",
-            help="Fit anew without each labelled case, to learn what the signals are worth; else where no training is.",
+            help="Refit once per labelled case, leaving it out, to calibrate the quality estimate. "
+            "Default: only for methods that need no training.",
             show_default=False,
         ),
     ] = None,
-    reverse: Annotated[str, typer.Option(help="The reverse segmenter: auto, fate, nearest-slice or none.")] = "auto",
+    reverse: Annotated[
+        str,
+        typer.Option(help="Segmenter of reverse classification accuracy: auto, fate, nearest-slice or none."),
+    ] = "auto",
     no_confidence: Annotated[
-        bool, typer.Option("--no-confidence", help="Do not ask the model again how sure it is.")
+        bool, typer.Option("--no-confidence", help="Do not use the model's confidence; this saves a second prediction.")
     ] = False,
     device: options.Device = "auto",
     cache: options.Cache = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Tell which predictions to look at first: a predicted Dice for each case and label, without references.
+    """Find the predictions to check first: estimate the Dice of each case and label without references.
 
     Example: `handful review predictions -m model -i my_cohort -o review`
 
-    Writes review.csv, a line a case and label, the worst first, and review.html with pictures of the worst cases. Only
-    references of cases that the model was fitted on are read. Run again, only what has changed is judged.
+    Writes review.csv with one line per case and label, worst first, and review.html with pictures of the worst cases.
+    Of the references, only those of the model's own support cases are read. If the command is run again, only new or
+    changed predictions are estimated.
     """
     from handful.cohort.choice import choose_cases
     from handful.cohort.review import ReviewConfig, review_folder
@@ -63,30 +68,30 @@ def review(
     cohort = read_cohort(input)
     labelled = read_cohort(support) if support else cohort
     cohort = replace(cohort, cases=choose_cases(cohort, options.names_in(cases)))
-    with progress("judging", quiet) as report:
+    with progress("estimating quality", quiet) as report:
         result = review_folder(predictions, model, cohort, out, labelled, config, report)
     if json:
-        judged = {"output": out, "support": result.support, "calibration": result.calibration, "cases": result.cases}
-        print_json(judged | {"skipped": result.skipped, "failures": result.failures})
+        estimates = {"output": out, "support": result.support, "calibration": result.calibration, "cases": result.cases}
+        print_json(estimates | {"skipped": result.skipped, "failures": result.failures})
     else:
         _print(out, result)
     exit_on(result.failures)
 
 
 def _print(out: Path, result: ReviewResult) -> None:
-    how = "calibrated on" if result.calibration else "not calibrated; judged by"
-    before = f", {len(result.skipped)} were judged before" if result.skipped else ""
+    calibration = "calibrated on" if result.calibration else "not calibrated; based on"
+    before = f" ({len(result.skipped)} of them before)" if result.skipped else ""
     failed = f", {len(result.failures)} failed" if result.failures else ""
-    lines = [f"{len(result.cases)} cases judged{before}{failed}; {how} {len(result.support)} labelled cases"]
+    lines = [f"{len(result.cases)} cases estimated{before}{failed}; {calibration} {len(result.support)} labelled cases"]
     if result.cases:
-        lines.append("look first at:")
+        lines.append("check these first:")
     lines += [_line(case) for case in result.cases[:FIRST]]
     lines.append(f"{out / 'review.html'} and {out / 'review.csv'}")
     print_lines(*lines)
-    say_failures(result.failures)
+    print_failures(result.failures)
 
 
 def _line(case: CaseQuality) -> str:
-    worst = min(case.labels, key=lambda one: one.predicted_dice)
+    worst = min(case.labels, key=lambda label: label.predicted_dice)
     flags = f", {', '.join(worst.flags)}" if worst.flags else ""
     return f"  {case.case}: {worst.name}, predicted Dice {worst.predicted_dice:.2f}{flags}"

@@ -1,4 +1,4 @@
-"""`handful suggest`: which slices or cases to label next."""
+"""`handful suggest`: choose the slices or cases to label next."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_json, print_lines, progress, say_failures, stdout, table
+from handful.cli.terminal import exit_on, print_failures, print_json, print_lines, progress, stdout, table
 
 if TYPE_CHECKING:
     from handful.curation.suggest import Suggestion, SuggestResult
@@ -16,31 +16,38 @@ if TYPE_CHECKING:
 
 def suggest(
     input: options.CohortFolder,
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of suggestions.csv and suggestions.png.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder for suggestions.csv and suggestions.png.")],
     model: Annotated[
-        Path | None, typer.Option(help="Folder that 'handful fit' made, to ask where it contradicts itself.")
+        Path | None,
+        typer.Option(help="Folder of a model from 'handful fit'; slices that it predicts inconsistently rank higher."),
     ] = None,
-    count: Annotated[int, typer.Option(help="Slices to suggest, or cases.", min=1)] = 8,
-    whole_cases: Annotated[bool, typer.Option("--whole-cases", help="Suggest whole cases in place of slices.")] = False,
+    count: Annotated[int, typer.Option(help="Number of slices (or cases) to suggest.", min=1)] = 8,
+    whole_cases: Annotated[bool, typer.Option("--whole-cases", help="Suggest whole cases instead of slices.")] = False,
     backbone: Annotated[
         str | None,
-        typer.Option(help="What slices are compared by; else that of the model, or handful-tiny.", show_default=False),
+        typer.Option(
+            help="Backbone whose embeddings are compared. Default: the model's, else handful-tiny.", show_default=False
+        ),
     ] = None,
-    plane: Annotated[str, typer.Option(help="auto, axial, coronal or sagittal; a model brings its own.")] = "auto",
+    plane: Annotated[
+        str, typer.Option(help="auto, axial, coronal or sagittal. With --model, the model's own plane is used.")
+    ] = "auto",
     window: Annotated[
-        str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none; a model brings its own.")
+        str,
+        typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none. Not used with --model."),
     ] = "auto",
     device: options.Device = "auto",
     cache: options.Cache = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Say which unlabelled slices to label next, with the reason for each and a picture.
+    """Choose the unlabelled slices to label next, each with its reason and a picture.
 
     Example: `handful suggest -i my_cohort -o suggestions --model model`
 
-    Chosen are slices that look like many others and unlike those that are labelled. With a model, those count more
-    in which it contradicts itself. Run again after labelling; earlier suggestions are replaced.
+    The suggested slices are similar to many others in the cohort and unlike the labelled ones. With a model, slices on
+    which its predictions are inconsistent rank higher. Run the command again after labelling: earlier suggestions are
+    replaced.
     """
     from handful.checkpoint import open_segmenter
     from handful.cohort.choice import choose_encoder
@@ -55,16 +62,16 @@ def suggest(
     cohort = read_cohort(input)
     segmenter = open_segmenter(model, device, cache) if model else None
     encoder = choose_encoder(backbone, segmenter, device, cache)
-    with progress("looking", quiet) as report:
+    with progress("comparing slices", quiet) as report:
         result = suggested(cohort, encoder, segmenter, config, report)
     files = write_suggestions(out, cohort, result)
     if json:
         chosen_from = {"files": files, "candidates": result.candidates, "labelled_slices": result.labelled}
-        entries = [_entry(one) for one in result.suggestions]
+        entries = [_entry(suggestion) for suggestion in result.suggestions]
         print_json(chosen_from | {"suggestions": entries, "failures": result.failures})
     else:
         _print(result, count, files)
-    say_failures(result.failures)
+    print_failures(result.failures)
     exit_on(result.failures)
 
 
@@ -88,13 +95,14 @@ def _print(result: SuggestResult, count: int, files: tuple[Path, ...]) -> None:
     listed = table()
     for title in ("", "case", "slice", "score"):
         listed.add_column(title, justify="left" if title == "case" else "right")
-    listed.add_column("why")
-    for rank, one in enumerate(result.suggestions, start=1):
-        place = f"{one.slice.number + 1}/{one.slice.slices}" if one.slice.slices > 1 else ""
-        listed.add_row(str(rank), Text(one.slice.case), place, f"{one.score:.3f}", Text(one.reason))
-    console, what = stdout(), "cases" if result.whole_cases else "slices"
+    listed.add_column("reason")
+    for rank, suggestion in enumerate(result.suggestions, start=1):
+        place = f"{suggestion.slice.number + 1}/{suggestion.slice.slices}" if suggestion.slice.slices > 1 else ""
+        row = (Text(suggestion.slice.case), place, f"{suggestion.score:.3f}", Text(suggestion.reason))
+        listed.add_row(str(rank), *row)
+    console, kind = stdout(), "cases" if result.whole_cases else "slices"
     console.print(listed)
     if result.candidates < count:
-        console.print(f"asked for {count}, but only {result.candidates} {what} are unlabelled", highlight=False)
-    said = f"{len(result.suggestions)} of {result.candidates} unlabelled {what}; {result.labelled} slices are labelled"
-    print_lines(said, *files)
+        console.print(f"{count} requested, but only {result.candidates} {kind} are unlabelled", highlight=False)
+    total = f"{len(result.suggestions)} of {result.candidates} unlabelled {kind}; {result.labelled} slices are labelled"
+    print_lines(total, *files)

@@ -1,4 +1,4 @@
-"""What all commands share at the terminal: progress, messages, JSON, tables, and the exit code an error means."""
+"""Terminal output shared by all commands: progress, messages, JSON, tables, and exit codes."""
 
 from __future__ import annotations
 
@@ -26,43 +26,43 @@ FAILED_CASES = 3
 ERROR = "[bold red]error[/] "
 FAILED = "[bold red]failed[/] "
 PLAIN_EVERY_S = 10.0
-"""Seconds between two lines of progress where the terminal cannot redraw one."""
+"""Seconds between two lines of progress where stderr is not a terminal."""
 
 
-class Doors(TyperGroup):
-    """Commands whose explained errors end in a message and an exit code, without a traceback."""
+class Commands(TyperGroup):
+    """A command group that turns the errors of `handful.errors` into a message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            say("stopped; the same command goes on from here")
+            print_note("stopped; run the same command again to resume")
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise
         except OSError as error:
-            say(str(error), lead=ERROR)
+            print_note(str(error), lead=ERROR)
             raise typer.Exit(1) from error
         except Exception as error:
             if (code := _exit_code(error)) is None:
                 raise
-            say(str(error), lead=ERROR)
+            print_note(str(error), lead=ERROR)
             raise typer.Exit(code) from error
 
 
-def say(text: str, lead: str = "") -> None:
-    """A line for the person, on stderr; `lead` is rich markup, the text is not."""
+def print_note(text: str, lead: str = "") -> None:
+    """Print a line for the user on stderr; `lead` may contain rich markup, `text` is printed as it is."""
     stderr().print(f"{lead}{_escaped(text)}", soft_wrap=True, highlight=False)
 
 
-def say_failures(failures: Iterable[Failure]) -> None:
-    """One line per case that failed, with its reason, on stderr."""
-    for one in failures:
-        say(f"{one.case}: {one.reason}", lead=FAILED)
+def print_failures(failures: Iterable[Failure]) -> None:
+    """Print one line per failed case, with its reason, on stderr."""
+    for failure in failures:
+        print_note(f"{failure.case}: {failure.reason}", lead=FAILED)
 
 
 def exit_on(failures: Sized) -> None:
-    """Ends the command with exit code 3 if any case failed."""
+    """End the command with exit code 3 if any case failed."""
     if failures:
         raise typer.Exit(FAILED_CASES)
 
@@ -80,19 +80,19 @@ def stdout() -> Console:
 
 
 def print_json(content: Mapping[str, object]) -> None:
-    """One JSON object on stdout; dataclasses become objects, paths text, nan null."""
+    """Print one JSON object on stdout; dataclasses become objects, paths become strings, NaN becomes null."""
     from handful.jobs.json_values import json_value
 
     print(json.dumps(json_value(content), indent=2, ensure_ascii=False))
 
 
 def print_lines(*lines: object, highlight: bool = False) -> None:
-    """Lines on stdout as they are, without markup and never wrapped; `highlight` colours numbers and paths."""
+    """Print lines on stdout without markup and without wrapping; `highlight` colours numbers and paths."""
     stdout().print("\n".join(map(str, lines)), soft_wrap=True, markup=False, highlight=highlight)
 
 
 def table(*columns: str) -> Table:
-    """An empty table in the style of all commands."""
+    """An empty table with these column titles, in the style of all commands."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -100,15 +100,15 @@ def table(*columns: str) -> Table:
 
 
 def command_line() -> str:
-    """The command as it was typed."""
+    """The command line of this process, quoted for a shell."""
     return shlex.join(["handful", *sys.argv[1:]])
 
 
 @contextmanager
 def progress(title: str, quiet: bool = False) -> Iterator[Report]:
-    """A report function for long jobs: a bar with the time left, or plain lines, on stderr.
+    """A function that reports the progress of a long job on stderr: a bar with the time left, or plain lines.
 
-    A note at step 0 is an announcement and gets a line of its own.
+    A note at step 0 is printed on a line of its own. `quiet` reports nothing.
     """
     if quiet:
         yield lambda step, total, note: None
@@ -152,7 +152,7 @@ def _plain_lines(title: str) -> Report:
 
 
 def _exit_code(error: Exception) -> int | None:
-    """2 for a mistake in the command itself, 1 for any other that handful explains, None for a bug."""
+    """2 for wrong usage of the command, 1 for another `HandfulError`, None for a bug."""
     if not isinstance(error, HandfulError):
         return None
     return 2 if isinstance(error, SettingsError) or type(error) is InputError else 1
