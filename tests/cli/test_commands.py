@@ -46,7 +46,7 @@ def test_a_sound_cohort_passes_the_doctor(cohort: Path, handful: Handful):
     assert "all cases can be used" in result.output
 
 
-def test_the_doctor_names_the_broken_case_and_answers_3(own: Path, handful: Handful):
+def test_the_doctor_names_the_broken_case_and_exits_with_3(own: Path, handful: Handful):
     scan = own / "images" / "case-1.nii.gz"
     scan.write_bytes(scan.read_bytes()[:3000])
     result = handful("doctor", "-i", own, "--json")
@@ -56,7 +56,7 @@ def test_the_doctor_names_the_broken_case_and_answers_3(own: Path, handful: Hand
     assert "ends after" in found["findings"][0]["message"]
 
 
-def test_fit_tells_what_to_do_next(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):
+def test_fit_prints_the_next_command(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):
     result = handful("fit", "nearest-slice", "-i", cohort, "-o", tmp_path / "m", "--backbone", backbone, "--no-cache")
     assert result.exit_code == 0
     assert f"handful predict {tmp_path / 'm'}" in result.stdout
@@ -96,7 +96,7 @@ def test_a_fit_names_the_labels_that_it_did_not_learn(cohort: Path, backbone: Pa
     assert "train longer (--set train.iterations=...)" in said
 
 
-def test_a_method_without_chance_says_that_the_seed_changes_nothing(
+def test_a_method_without_randomness_warns_that_the_seed_changes_nothing(
     cohort: Path, backbone: Path, tmp_path: Path, handful: Handful
 ):
     result = handful(
@@ -106,9 +106,7 @@ def test_a_method_without_chance_says_that_the_seed_changes_nothing(
     assert "--seed changes nothing" in result.stderr
 
 
-def test_embeddings_are_kept_beside_the_scans_unless_told_otherwise(
-    own: Path, backbone: Path, tmp_path: Path, handful: Handful
-):
+def test_embeddings_are_stored_with_the_scans_by_default(own: Path, backbone: Path, tmp_path: Path, handful: Handful):
     common = ("fit", "nearest-slice", "-i", own, "--set", "similarity=embedding", "--backbone", backbone, "-q")
     assert handful(*common, "-o", tmp_path / "a", "--no-cache").exit_code == 0
     assert not (own / ".handful").exists()
@@ -133,7 +131,7 @@ def test_embeddings_are_kept_beside_the_scans_unless_told_otherwise(
         (("nearest-slice", "--config", "nowhere.toml"), "nowhere.toml"),
     ],
 )
-def test_a_mistake_in_the_command_answers_2_and_says_which(
+def test_a_mistake_in_the_command_is_named_and_exits_with_2(
     arguments: tuple[str, ...], said: str, cohort: Path, backbone: Path, tmp_path: Path, handful: Handful
 ):
     result = handful("fit", *arguments, "-i", cohort, "-o", tmp_path / "m", "--backbone", backbone)
@@ -143,9 +141,7 @@ def test_a_mistake_in_the_command_answers_2_and_says_which(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mistake_that_is_not_the_commands_answers_1(
-    cohort: Path, model: Path, backbone: Path, tmp_path: Path, handful: Handful
-):
+def test_another_error_exits_with_1(cohort: Path, model: Path, backbone: Path, tmp_path: Path, handful: Handful):
     (tmp_path / "broken.nii.gz").write_bytes(b"no scan")
     assert handful("predict", model, "-i", tmp_path / "broken.nii.gz", "-o", tmp_path / "x.nii.gz").exit_code == 1
     assert handful("predict", tmp_path, "-i", cohort, "-o", tmp_path / "x").exit_code == 1
@@ -210,7 +206,7 @@ def test_evaluation_leaves_out_what_the_model_was_fitted_on(
     assert {row["name"] for row in rows} == {"ball", "egg"}
 
 
-def test_evaluation_scores_the_support_when_told_to(cohort: Path, predictions: Path, handful: Handful):
+def test_evaluation_scores_the_support_on_request(cohort: Path, predictions: Path, handful: Handful):
     result = handful("evaluate", "-p", predictions, "-r", cohort / "labels", "--with-support", "--json")
     found = json.loads(result.stdout)
     assert found["left_out"] == []
@@ -231,7 +227,7 @@ def test_evaluation_writes_every_form_of_its_report(cohort: Path, predictions: P
     assert sorted(path.name for path in (tmp_path / "overlays").iterdir()) == ["case-2.png", "case-3.png"]
 
 
-def test_a_missing_prediction_answers_3(cohort: Path, model: Path, tmp_path: Path, handful: Handful):
+def test_a_missing_prediction_exits_with_3(cohort: Path, model: Path, tmp_path: Path, handful: Handful):
     handful("predict", model, "-i", cohort, "-o", tmp_path / "p", "--cases", "case-2")
     result = handful("evaluate", "-p", tmp_path / "p", "-r", cohort)
     assert result.exit_code == 3
@@ -253,7 +249,7 @@ def test_embed_fills_the_cache_that_fit_uses(own: Path, backbone: Path, tmp_path
     assert len(list((own / ".handful" / "embeddings").iterdir())) == 24
 
 
-def test_the_demo_goes_the_whole_way(backbone: Path, tmp_path: Path, handful: Handful):
+def test_the_demo_fits_predicts_and_scores(backbone: Path, tmp_path: Path, handful: Handful):
     quick = ("--set", "train.iterations=2", "--set", "views=1")
     result = handful("demo", "-o", tmp_path / "demo", "--backbone", backbone, *quick)
     assert result.exit_code == 0, result.output
@@ -263,7 +259,7 @@ def test_the_demo_goes_the_whole_way(backbone: Path, tmp_path: Path, handful: Ha
     assert len(json.loads((tmp_path / "demo" / "report.json").read_text())["rows"]) == 25
 
 
-def test_pretrain_shows_what_it_would_learn_from(tmp_path: Path, handful: Handful):
+def test_pretrain_writes_a_picture_of_its_training_data(tmp_path: Path, handful: Handful):
     assert handful("pretrain", "--preview", tmp_path / "look.png", "--side", "64").exit_code == 0
     assert (tmp_path / "look.png").stat().st_size > 1000
     assert handful("pretrain").exit_code == 2

@@ -40,7 +40,7 @@ def test_a_plan_becomes_a_table_and_a_report(plan: Path, cohort: Path, tmp_path:
     result = handful(*run)
     assert result.exit_code == 0, result.output
     assert "4 of 4 fits" in result.stdout
-    assert f"open {out / 'report.html'}" in result.stdout
+    assert f"report: {out / 'report.html'}" in result.stdout
     with (out / "results.csv").open() as file:
         assert {(row["configuration"], row["shots"]) for row in csv.DictReader(file)} == {
             (configuration, shots) for configuration in ("nearest", "carried") for shots in "12"
@@ -63,7 +63,7 @@ def test_a_plan_becomes_a_table_and_a_report(plan: Path, cohort: Path, tmp_path:
     assert "4 of 4 fits" in result.stdout
 
 
-def test_a_mistake_in_the_plan_answers_2_and_names_it(plan: Path, tmp_path: Path, handful: Handful):
+def test_a_mistake_in_the_plan_is_named_and_exits_with_2(plan: Path, tmp_path: Path, handful: Handful):
     plan.write_text(plan.read_text().replace("zero-shot", "zero-shto"))
     result = handful("experiment", "run", plan, "-o", tmp_path / "out")
     assert result.exit_code == 2
@@ -71,7 +71,7 @@ def test_a_mistake_in_the_plan_answers_2_and_names_it(plan: Path, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-def test_a_fit_that_fails_answers_3_and_the_report_tells(plan: Path, cohort: Path, tmp_path: Path, handful: Handful):
+def test_a_fit_that_fails_exits_with_3_and_is_in_the_report(plan: Path, cohort: Path, tmp_path: Path, handful: Handful):
     plan.write_text(plan.read_text().replace('method = "nearest-slice"', 'method = "nearest-slice"\nannotator = "box"'))
     out = tmp_path / "out"
     result = handful("experiment", "run", plan, "-o", out, "--data", cohort.parent, "--workers", "1", "-q")
@@ -92,12 +92,12 @@ def test_compare_takes_one_command(cohort: Path, backbone: Path, tmp_path: Path,
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--shots", "one"), "'one' is no number"),
+        (("--shots", "one"), "'one' is not a whole number"),
         (("--methods", "fates"), "did you mean 'fate'"),
         (("--shots", "4"), "nothing to measure: phantoms with 4 labelled"),
     ],
 )
-def test_a_mistake_in_compare_answers_2(
+def test_a_mistake_in_compare_exits_with_2(
     arguments: tuple[str, ...], said: str, cohort: Path, tmp_path: Path, handful: Handful
 ):
     result = handful("compare", "-i", cohort, "-o", tmp_path / "out", *arguments)

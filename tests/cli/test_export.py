@@ -25,10 +25,10 @@ def test_the_support_is_chosen_as_by_fit(cohort: Path, backbone: Path, tmp_path:
     assert (exported["values"], exported["ignore"]) == ({"1": 1, "2": 3}, None)
 
 
-def test_export_tells_what_to_do_next(cohort: Path, tmp_path: Path, handful: Handful):
+def test_export_prints_the_next_command(cohort: Path, tmp_path: Path, handful: Handful):
     result = handful("export", "nnunet", "-i", cohort, "-o", tmp_path, "--cases", "case-1", "--number", "12")
     assert result.exit_code == 0, result.output
-    assert "1 training cases, 0 to be predicted" in result.stdout
+    assert "1 training cases, 0 test cases" in result.stdout
     assert "nnUNetv2_plan_and_preprocess -d 12 --verify_dataset_integrity" in result.stdout
     assert not (tmp_path / "Dataset012_handful" / "imagesTs").exists()
 
@@ -66,7 +66,7 @@ def test_predictions_of_nnunet_are_evaluated_on_unseen_cases_alone(cohort: Path,
         (("--name", "a b"), "letters, digits"),
     ],
 )
-def test_a_mistake_in_the_command_answers_2_and_writes_nothing(
+def test_a_mistake_in_the_command_exits_with_2_and_writes_nothing(
     arguments: tuple[str, ...], said: str, cohort: Path, tmp_path: Path, handful: Handful
 ):
     result = handful("export", "nnunet", "-i", cohort, "-o", tmp_path / "raw", *arguments)

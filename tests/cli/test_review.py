@@ -51,7 +51,7 @@ def test_the_spoilt_case_comes_first_and_the_support_is_left_out(
     assert {row["case"] for row in rows} == {"case-2", "case-3"}
     dice = [float(row["predicted_dice"]) for row in rows]
     assert dice == sorted(dice)
-    assert "not calibrated; judged by 2 labelled cases" in result.stdout
+    assert "not calibrated; based on 2 labelled cases" in result.stdout
     assert result.stdout.index("case-3") < result.stdout.index("case-2")
 
 
@@ -83,7 +83,7 @@ def test_a_picture_is_of_the_prediction_that_is_there_now(
     assert after["case-2.png"] != before["case-2.png"]
 
 
-def test_what_is_judged_is_not_judged_again_until_it_changes(
+def test_an_unchanged_prediction_is_not_estimated_again(
     predictions: Path, model: Path, cohort: Path, tmp_path: Path, handful: Handful
 ):
     command = ("review", predictions, "-m", model, "-i", cohort, "-o", tmp_path / "review", "--json", "-q")
@@ -125,7 +125,7 @@ def test_the_labelled_cases_may_lie_in_another_folder(
     assert {row["case"] for row in rows_of(tmp_path / "review")} == {"case-2", "case-3"}
 
 
-def test_a_case_without_a_prediction_is_listed_and_answers_3(
+def test_a_case_without_a_prediction_is_listed_and_exits_with_3(
     predictions: Path, model: Path, cohort: Path, tmp_path: Path, handful: Handful
 ):
     (predictions / "case-2.nii.gz").unlink()
@@ -155,7 +155,7 @@ def test_predictions_on_another_grid_or_of_other_labels_are_listed_by_name(
     assert "9" in reasons["case-3"]
 
 
-def test_a_folder_without_predictions_of_these_cases_answers_2(
+def test_a_folder_without_predictions_of_these_cases_exits_with_2(
     model: Path, cohort: Path, tmp_path: Path, handful: Handful
 ):
     (tmp_path / "empty").mkdir()
@@ -175,7 +175,7 @@ def test_a_scan_that_only_bears_the_name_of_a_labelled_one_is_refused(
     assert "'case-0'" in result.stderr
 
 
-def test_an_unknown_reverse_segmenter_answers_2(
+def test_an_unknown_reverse_segmenter_exits_with_2(
     predictions: Path, model: Path, cohort: Path, tmp_path: Path, handful: Handful
 ):
     command = ("review", predictions, "-m", model, "-i", cohort, "-o", tmp_path / "review", "--reverse", "unet")

@@ -29,7 +29,7 @@ def test_suggestions_are_listed_and_written(half: Path, backbone: Path, tmp_path
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["suggestions.csv", "suggestions.png"]
 
 
-def test_a_model_brings_its_own_backbone_and_says_where_it_doubts(
+def test_a_model_uses_its_own_backbone_and_ranks_by_its_disagreement(
     half: Path, model: Path, tmp_path: Path, handful: Handful
 ):
     result = handful("suggest", "-i", half, "-o", tmp_path / "s", "--model", model, "--json", "-q")
@@ -40,14 +40,14 @@ def test_a_model_brings_its_own_backbone_and_says_where_it_doubts(
     assert said["candidates"] == said["labelled_slices"] == 12
 
 
-def test_fewer_than_asked_for_are_given_and_it_is_said(half: Path, backbone: Path, tmp_path: Path, handful: Handful):
+def test_fewer_candidates_than_requested_are_reported(half: Path, backbone: Path, tmp_path: Path, handful: Handful):
     chosen = ("--backbone", backbone, "--whole-cases", "--count", "5", "-q")
     result = handful("suggest", "-i", half, "-o", tmp_path / "s", *chosen)
     assert result.exit_code == 0, result.output
-    assert "asked for 5, but only 2 cases are unlabelled" in result.stdout
+    assert "5 requested, but only 2 cases are unlabelled" in result.stdout
 
 
-def test_a_broken_scan_is_named_and_the_answer_is_3(half: Path, backbone: Path, tmp_path: Path, handful: Handful):
+def test_a_broken_scan_is_named_and_exits_with_3(half: Path, backbone: Path, tmp_path: Path, handful: Handful):
     scan = half / "images" / "case-3.nii.gz"
     scan.write_bytes(scan.read_bytes()[:2000])
     result = handful("suggest", "-i", half, "-o", tmp_path / "s", "--backbone", backbone, "-q")
@@ -65,7 +65,7 @@ def test_a_cohort_without_anything_left_to_label_is_a_mistake(
     assert not (tmp_path / "s").exists()
 
 
-def test_embeddings_are_kept_where_the_cache_is(half: Path, backbone: Path, tmp_path: Path, handful: Handful):
+def test_embeddings_are_stored_in_the_cache(half: Path, backbone: Path, tmp_path: Path, handful: Handful):
     chosen = ("--backbone", backbone, "--cache", tmp_path / "cache", "-q")
     assert handful("suggest", "-i", half, "-o", tmp_path / "s", *chosen).exit_code == 0
     assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 24
