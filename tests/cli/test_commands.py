@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import small_cohort
+from handful.methods.catalog import METHODS
 from small_cohort import Handful
 
 ALL = ["case-0", "case-1", "case-2", "case-3"]
@@ -28,11 +29,31 @@ def test_the_version_is_printed(handful: Handful):
     assert handful("--version").output.startswith("handful ")
 
 
-def test_methods_are_listed_with_settings_that_fit_takes(handful: Handful):
-    listed = json.loads(handful("list", "methods", "--json").stdout)["methods"]
-    names = {entry["name"]: entry["settings"] for entry in listed}
-    assert names["few-shot-prompts"]["train.iterations"] > 0
+def test_methods_are_listed_with_what_they_are_for_and_settings_that_fit_takes(handful: Handful):
+    listed = {one["name"]: one for one in json.loads(handful("list", "methods", "--json").stdout)["methods"]}
+    assert listed["few-shot-prompts"]["settings"]["train.iterations"]["default"] > 0
+    assert listed["few-shot-prompts"]["trains"]
+    assert not listed["fate"]["trains"]
+    assert all(one["when to use it"] and one["time to fit"] for one in listed.values())
     assert "nearest-slice" in handful("list", "methods").output
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_each_setting_of_a_method_is_listed_with_its_default_and_its_meaning(method: str, handful: Handful):
+    settings = json.loads(handful("list", "methods", method, "--json").stdout)["settings"]
+    assert {"slicer.plane", "roi_margin", "planes", "seeds"} <= settings.keys()
+    assert not [name for name, one in settings.items() if not one["meaning"]]
+    assert "slicer.plane" in handful("list", "methods", method).output
+
+
+def test_a_misspelt_method_is_named_with_the_likeliest_one(handful: Handful):
+    result = handful("list", "methods", "fat")
+    assert result.exit_code == 2
+    assert "did you mean 'fate'" in result.output
+
+
+def test_backbones_have_no_settings_to_list(handful: Handful):
+    assert "no settings" in handful("list", "backbones", "handful-tiny").output
 
 
 def test_backbones_are_listed_with_their_licences(handful: Handful):
@@ -61,6 +82,12 @@ def test_fit_prints_the_next_command(cohort: Path, backbone: Path, tmp_path: Pat
     assert result.exit_code == 0
     assert f"handful predict {tmp_path / 'm'}" in result.stdout
     assert "24 slices in 4 cases, about" in result.stderr
+
+
+def test_fit_without_a_method_takes_the_default_and_says_so(cohort: Path, tmp_path: Path, handful: Handful):
+    result = handful("fit", "-i", cohort, "-o", tmp_path / "m", "--set", "nonsense=1")
+    assert "no method is named, so ensemble is fitted" in " ".join(result.output.split())
+    assert "ensemble has no setting 'nonsense'" in " ".join(result.output.split())
 
 
 def test_fit_prints_one_json_object(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):

@@ -1,15 +1,18 @@
-"""`handful list`: the methods and backbones there are."""
+"""`handful list`: the methods and backbones there are, and the settings of a method."""
 
 from __future__ import annotations
 
-import inspect
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from handful.cli import options
 from handful.cli.terminal import print_json, stdout, table
+
+if TYPE_CHECKING:
+    from handful.methods.description import MethodDescription
 
 
 class Catalogue(StrEnum):
@@ -21,56 +24,103 @@ class Catalogue(StrEnum):
 
 def list_catalogue(
     catalogue: Annotated[Catalogue, typer.Argument(help="What to list.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="A method, to list its settings.", show_default=False)] = "",
     json: options.Json = False,
 ) -> None:
-    """List methods with their settings, or backbones with their licences.
+    """List the methods, the settings of one method, or the backbones with their licences.
 
     Example: `handful list methods`
+
+    Example: `handful list methods fate`
     """
-    entries = _methods() if catalogue is Catalogue.methods else _backbones()
-    if json:
-        print_json({catalogue.value: entries})
+    if catalogue is Catalogue.backbones:
+        _list_backbones(name, json)
+    elif name:
+        _list_settings(name, json)
     else:
-        _print_table(catalogue.value, entries)
+        _list_methods(json)
 
 
-def _methods() -> list[dict[str, Any]]:
-    from handful.methods.catalog import METHODS, default_settings
+def _list_methods(json: bool) -> None:
+    from handful.methods.description import describe_methods
 
-    return [
-        {
-            "name": name,
-            "what it does": (inspect.getdoc(METHODS[name]) or "").partition("\n")[0],
-            "settings": default_settings(name),
-        }
-        for name in sorted(METHODS)
-    ]
+    methods = describe_methods()
+    if json:
+        print_json({"methods": [_as_json(one) for one in methods]})
+        return
+    rows = [(one.name, one.summary, one.when, "yes" if one.trains else "no", one.minutes) for one in methods]
+    _print_table(("method", "what it does", "when to use it", "trains", "time to fit"), rows)
+    note = "time: four or five labelled cases, handful-tiny, two CPU cores; settings: handful list methods NAME"
+    stdout().print(note, style="dim")
 
 
-def _backbones() -> list[dict[str, Any]]:
+def _list_settings(name: str, json: bool) -> None:
+    from handful.methods.description import describe_method
+
+    method = describe_method(name)
+    if json:
+        print_json(_as_json(method))
+        return
+    stdout().print(f"{method.name}: {method.summary}\nuse it for: {method.when}\n")
+    rows = [(one.name, _shown(one.default), one.meaning) for one in method.settings]
+    _print_table(("setting", "default", "meaning"), rows)
+    stdout().print(f"example: handful fit {name} -i my_cohort -o model --set {_example(method)}", style="dim")
+
+
+def _as_json(method: MethodDescription) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "what it does": method.summary,
+        "when to use it": method.when,
+        "trains": method.trains,
+        "time to fit": method.minutes,
+        "settings": {one.name: {"default": _jsonable(one.default), "meaning": one.meaning} for one in method.settings},
+    }
+
+
+def _example(method: MethodDescription) -> str:
+    trained = [one for one in method.settings if one.name.endswith("train.iterations")]
+    return f"{trained[0].name}={trained[0].default}" if trained else "roi_margin=1.4"
+
+
+def _jsonable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _list_backbones(name: str, json: bool) -> None:
     from handful.backbones.catalog import BACKBONES
 
-    return [
+    if name:
+        raise typer.BadParameter(f"backbones have no settings to list; leave out {name!r}")
+    entries = [
         {
-            "name": name,
+            "name": backbone,
             "what it is": entry.description,
             "licence": entry.licence,
             "source": "comes with handful" if entry.embedded else str(entry.source),
         }
-        for name, entry in BACKBONES.items()
+        for backbone, entry in BACKBONES.items()
     ]
+    if json:
+        print_json({"backbones": entries})
+    else:
+        _print_table(("backbone", "what it is", "licence", "source"), [tuple(entry.values()) for entry in entries])
 
 
-def _print_table(title: str, entries: list[dict[str, Any]]) -> None:
+def _print_table(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.text import Text
 
     listed = table()
-    for column in entries[0]:
-        listed.add_column(title if column == "name" else column, overflow="fold", no_wrap=column == "name")
-    for entry in entries:
-        cells = (
-            "\n".join(f"{key}={setting}" for key, setting in value.items()) if isinstance(value, dict) else value
-            for value in entry.values()
-        )
-        listed.add_row(*(Text(cell) for cell in cells), end_section=True)
+    for number, column in enumerate(columns):
+        listed.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        listed.add_row(*map(Text, row))
     stdout().print(listed)

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 
 def fit(
-    method: Annotated[str, typer.Argument(help="A name out of 'handful list methods'.", show_default=False)],
     input: options.CohortFolder,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to be made.")],
+    method: Annotated[
+        str, typer.Argument(help="A method of 'handful list methods'; without one, the best that there is.")
+    ] = "",
     cases: options.Cases = "",
     shots: Annotated[int | None, typer.Option(help="Learn from this many cases, drawn at random.", min=1)] = None,
     split: Annotated[int, typer.Option(help="Which random split of the cases.")] = 0,
@@ -37,7 +39,9 @@ def fit(
 ) -> None:
     """Learn from labelled cases: all of them, some by name, or a random few.
 
-    Example: `handful fit few-shot-prompts -i my_cohort --cases anna,ben,carl -o model`
+    Example: `handful fit -i my_cohort -o model`, which takes the method `ensemble`
+
+    Example: `handful fit fate -i my_cohort --cases anna,ben,carl -o model`
 
     Any method takes `--set roi_margin=1.4` (a window round the labelled region, for small organs),
     `--set planes=axial,coronal,sagittal` (several planes vote) and, if it trains, `--set seeds=3` (several fits vote).
@@ -50,7 +54,11 @@ def fit(
     from handful.cohort.choice import choose_support
     from handful.cohort.fit import FitConfig, fit_to_folder
     from handful.data.files import read_cohort
+    from handful.methods.catalog import DEFAULT_METHOD
 
+    if not method:
+        method = DEFAULT_METHOD
+        say(f"no method is named, so {method} is fitted; 'handful list methods' shows the others")
     built = _build(method, settings, config, seed)
     support = choose_support(read_cohort(input), options.names_in(cases), shots, split)
     model = open_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
@@ -80,7 +88,7 @@ def _learned(result: FitResult) -> list[str]:
         labels = ", ".join(result.not_learned)
         lines.append(
             f"not learned: {labels}; train longer (--set train.iterations=...), or, where organs are small in their "
-            "scans, look closer (--set roi_margin=1.4)"
+            "scans, crop to them (--set roi_margin=1.4)"
         )
     return lines
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -187,6 +187,10 @@ class Method(ABC):
 
     slicer: Slicer
     """Plane and window, the same when fitting and when predicting."""
+    when: ClassVar[str]
+    """The situation in which to choose this method, in one phrase."""
+    minutes: ClassVar[str]
+    """Time to fit four or five labelled cases with handful-tiny on two CPU cores, as measured."""
 
     @abstractmethod
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> Segmenter:  # noqa: B008

@@ -35,6 +35,8 @@ METHODS: dict[str, type[Method]] = {
     "unet": UNet,
     "zero-shot": ZeroShot,
 }
+DEFAULT_METHOD = "ensemble"
+"""Taken where none is named."""
 WRAPPERS: dict[str, type[Any]] = {"roi_margin": RoiCrop, "planes": Planes, "seeds": Seeds}
 """By the setting that asks for them, which all methods have; of several the first is the innermost."""
 
@@ -47,16 +49,22 @@ def build_method(name: str, settings: Mapping[str, object]) -> Method:
     planes vote; 'seeds' (3, say) fits from so many seeds, which vote. SettingsError names the field, the value and what
     is allowed.
     """
-    if name not in METHODS:
-        hint = did_you_mean(name, METHODS)
-        raise SettingsError(f"there is no method {name!r}; {hint}methods are {', '.join(sorted(METHODS))}")
+    kind = require_method(name)
     own = {key: value for key, value in settings.items() if key not in WRAPPERS}
-    method: Method = read_settings(METHODS[name], own, name, tuple(WRAPPERS))
+    method: Method = read_settings(kind, own, name, tuple(WRAPPERS))
     for wrapper in WRAPPERS.values():
         value = _wrapper_setting(wrapper, settings)
         if value is not None:
             method = wrapper(method, value)
     return method
+
+
+def require_method(name: str) -> type[Method]:
+    """The class of that name; SettingsError that names the likeliest one where there is none."""
+    if name not in METHODS:
+        hint = did_you_mean(name, METHODS)
+        raise SettingsError(f"there is no method {name!r}; {hint}methods are {', '.join(sorted(METHODS))}")
+    return METHODS[name]
 
 
 def read_settings(kind: type[Any], settings: Mapping[str, object], where: str, beside: tuple[str, ...] = ()) -> Any:

@@ -39,6 +39,9 @@ from handful.tuning.trainable import freeze_all_but, load_trainable_state, train
 class Lora(Method):
     """Tunes encoder and decoder for the labels; asked without prompts, and without a cache, for embeddings change."""
 
+    when = "comparison with SAMed and Med-SA; on a GPU"
+    minutes = "2 min"
+
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""
     variant: Literal["lora", "adapter"] = "lora"

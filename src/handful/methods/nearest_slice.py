@@ -28,6 +28,9 @@ CERTAIN = 10.0
 class NearestSlice(Method):
     """Copies labels from the most similar support slice; learns nothing."""
 
+    when = "the floor that every method must beat"
+    minutes = "seconds"
+
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""
     similarity: Literal["pixels", "embedding"] = "pixels"

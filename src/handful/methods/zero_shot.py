@@ -24,6 +24,9 @@ from handful.methods.promptable import FrozenPromptable, Prompted, PromptKind, T
 class ZeroShot(Method):
     """Asks the frozen backbone with the prompts of the most similar labelled slice; learns nothing."""
 
+    when = "a first impression of a backbone"
+    minutes = "seconds"
+
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""
     prompt: PromptKind = "box"

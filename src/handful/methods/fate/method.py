@@ -40,6 +40,9 @@ FARTHEST = 6
 class Fate(Method):
     """SAM 2's memory is shown the labelled slices that look most alike, and its own answers next door; no training."""
 
+    when = "no time to train, or one labelled case"
+    minutes = "seconds"
+
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""
     similarity: Similarity = "cosine"

@@ -52,6 +52,9 @@ _Places = tuple[Float[Tensor, "n k 4"], Float[Tensor, "n k 2"]]
 class Interactive(Method):
     """Tunes a backbone to be asked and corrected, by simulated annotators of the labelled slices."""
 
+    when = "you correct results by clicks and boxes"
+    minutes = "1 to 2 min"
+
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""
     prompts: Literal["phpg", "centre"] = "phpg"

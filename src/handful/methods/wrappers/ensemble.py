@@ -37,6 +37,9 @@ scan has fewer voxels."""
 class Ensemble(Wrapper):
     """AutoSAM, a U-Net and FATE learn from the same support and vote; where no two agree, AutoSAM decides."""
 
+    when = "1 to 5 labelled cases and a quarter of an hour; the default"
+    minutes = "15 min"
+
     slicer: Slicer = Slicer()
     """Plane and window of all three, the same when fitting and when predicting."""
     auto_sam: AutoSam = AutoSam()
