@@ -58,7 +58,7 @@ def fit(
 
     if not method:
         method = DEFAULT_METHOD
-        say(f"no method is named, so {method} is fitted; 'handful list methods' shows the others")
+        print_note(f"no method is named, so {method} is fitted; 'handful list methods' shows the others")
     built = _build(method, settings, config, seed)
     support = choose_support(read_cohort(input), options.names_in(cases), shots, split)
     model = open_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
