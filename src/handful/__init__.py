@@ -1,7 +1,7 @@
 """Label a handful of slices; get the whole cohort segmented.
 
-The public names stand in `__init__.pyi`, each with its module. A name is imported when it is first used, so importing
-the package loads nothing heavy.
+The public names are listed in `__init__.pyi` with their modules. Each is imported on first use, so that importing the
+package does not load torch.
 """
 
 from lazy_loader import attach_stub

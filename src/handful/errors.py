@@ -1,13 +1,13 @@
-"""The caller's mistakes, as a small tree; each message says what was wrong, the value, and the mend.
+"""Errors with a message for the user: what was wrong, the value, and how to fix it.
 
 HandfulError
-├── InputError                  something the caller handed over cannot be used as it is
-│   ├── GeometryMismatch        two grids that should be one
-│   ├── DamagedFile             truncated, corrupt, or larger than it may be
-│   ├── UnsupportedInput        4D, wrong kind of voxels, unknown suffix
-│   ├── LabelError              float labels, unknown values, an empty or missing label
-│   └── SettingsError           unknown method, backbone or option; a value out of range
-├── CheckpointError             a segmenter or backbone file that cannot be loaded, or made for another model
+├── InputError                  an input that cannot be used as it is
+│   ├── GeometryMismatch        two voxel grids that should be equal
+│   ├── DamagedFile             a file that is truncated, corrupt, or too large
+│   ├── UnsupportedInput        4D images, unsupported voxel types, unknown file suffixes
+│   ├── LabelError              label values that are not whole numbers, unknown, or missing
+│   └── SettingsError           an unknown method, backbone or option; a value out of range
+├── CheckpointError             a model file that cannot be loaded, or belongs to another backbone
 └── BusyError                   another process works in the same output folder
 """
 
@@ -16,27 +16,27 @@ from difflib import get_close_matches
 
 
 class HandfulError(Exception):
-    """Any mistake handful explains; the command line prints its message without a traceback."""
+    """Base class of all errors below; the command line prints their message without a traceback."""
 
 
 class InputError(HandfulError):
-    """Something the caller handed over cannot be used as it is."""
+    """An input that cannot be used as it is."""
 
 
 class GeometryMismatch(InputError):
-    """Two grids that should be one."""
+    """Two voxel grids that should be equal but differ."""
 
 
 class DamagedFile(InputError):
-    """A file that is truncated, corrupt, or larger than it may be."""
+    """A file that is truncated, corrupt, or larger than allowed."""
 
 
 class UnsupportedInput(InputError):
-    """A kind of file or array that handful does not read."""
+    """A kind of file or array that handful cannot read."""
 
 
 class LabelError(InputError):
-    """Labels that are not whole numbers, not known, or not there."""
+    """Label values that are not whole numbers, unknown, or missing."""
 
 
 class SettingsError(InputError):
@@ -44,7 +44,7 @@ class SettingsError(InputError):
 
 
 class CheckpointError(HandfulError):
-    """A segmenter or backbone that cannot be loaded, or was made for another model."""
+    """A segmenter or backbone that cannot be loaded, or belongs to another model."""
 
 
 class BusyError(HandfulError):
@@ -52,6 +52,6 @@ class BusyError(HandfulError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """The words of a message that name the likeliest of what is known, and a space; nothing where none is like it."""
+    """The phrase "did you mean 'X'? " with the most similar known word, for an error message; "" if none is similar."""
     near = get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}? " if near else ""

@@ -61,7 +61,7 @@ def test_predictions_of_nnunet_are_evaluated_on_unseen_cases_alone(cohort: Path,
     ("arguments", "said"),
     [
         (("--cases", "case-9"), "no case 'case-9'"),
-        (("--shots", "9"), "cannot split 9"),
+        (("--shots", "9"), "cannot choose 9"),
         (("--number", "1000"), "1 to 999"),
         (("--name", "a b"), "letters, digits"),
     ],

@@ -15,7 +15,7 @@ def names(cases: tuple[Case, ...]) -> list[str]:
     return [case.name for case in cases]
 
 
-def test_cases_come_in_the_order_asked_for(cohort: Cohort):
+def test_cases_come_in_the_order_of_the_names(cohort: Cohort):
     assert names(choose_cases(cohort, ["case-2", "case-0"])) == ["case-2", "case-0"]
 
 
@@ -38,7 +38,7 @@ def test_one_split_is_one_support(cohort: Cohort):
 
 
 def test_names_and_shots_together_are_refused(cohort: Cohort):
-    with pytest.raises(SettingsError, match="either named or drawn"):
+    with pytest.raises(SettingsError, match="give only one of them"):
         choose_support(cohort, ["case-0"], shots=1)
 
 
@@ -57,7 +57,7 @@ def test_a_folder_with_a_segmenter_is_opened_as_one_and_any_other_name_as_a_back
     assert opened.digest() == backbone.digest()
 
 
-def test_slices_are_compared_by_the_named_backbone_else_by_that_of_the_model(model: Path, backbone: Backbone):
+def test_the_encoder_is_the_named_backbone_else_that_of_the_model(model: Path, backbone: Backbone):
     segmenter = open_segmenter(model)
     assert choose_encoder(None, segmenter) is segmenter.backbone
     assert choose_encoder(backbone.name, segmenter) is not segmenter.backbone

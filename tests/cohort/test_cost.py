@@ -22,5 +22,5 @@ def test_nothing_readable_costs_nothing(backbone: Backbone):
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.01, "1 s"), (89, "89 s"), (240, "4 min"), (5400, "1 h 30 min")])
-def test_durations_are_said_as_people_do(seconds: float, said: str):
+def test_durations_are_written_in_everyday_units(seconds: float, said: str):
     assert duration(seconds) == said

@@ -47,7 +47,7 @@ def test_the_same_fit_again_is_already_done(support: SupportSet, backbone: Backb
 
 
 @pytest.mark.parametrize("what", ["settings", "cases"])
-def test_another_model_is_not_replaced_unless_told_to(
+def test_another_model_is_replaced_on_request_only(
     what: str, cohort: Cohort, support: SupportSet, backbone: Backbone, tmp_path: Path
 ):
     fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m")
@@ -107,7 +107,7 @@ def test_a_fit_that_fails_leaves_nothing(cohort: Cohort, backbone: Backbone, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fit_tells_how_it_does_on_the_cases_it_was_learned_from(
+def test_a_fit_reports_the_dice_on_its_own_support_cases(
     cohort: Cohort, support: SupportSet, backbone: Backbone, tmp_path: Path
 ):
     first = fit_to_folder("few-shot-prompts", few_shot(), support, backbone, tmp_path / "m")
@@ -123,7 +123,7 @@ def test_a_fit_tells_how_it_does_on_the_cases_it_was_learned_from(
     assert f"{name}: {dice:.2f}" in (tmp_path / "m" / "README.md").read_text()
 
 
-def test_cases_labelled_in_part_and_methods_that_train_nothing_are_not_looked_at(
+def test_partly_labelled_cases_and_methods_without_training_are_not_scored(
     support: SupportSet, backbone: Backbone, tmp_path: Path
 ):
     whole = support.cases[0]

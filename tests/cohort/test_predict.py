@@ -60,7 +60,7 @@ def test_a_case_that_fails_is_listed_and_the_others_are_done(model: Path, own: P
     assert visible(tmp_path / "out") == ["case-0.nii.gz", "case-2.nii.gz", "case-3.nii.gz", "failures.json", "run.json"]
 
 
-def test_a_mended_case_is_done_and_no_longer_listed(model: Path, own: Path, folder: Path, tmp_path: Path):
+def test_a_repaired_case_is_segmented_and_no_longer_listed(model: Path, own: Path, folder: Path, tmp_path: Path):
     scan = own / "images" / "case-1.nii.gz"
     scan.write_bytes(b"")
     run(model, own, tmp_path / "out")
@@ -131,7 +131,7 @@ def test_an_output_corrected_by_hand_is_put_aside_not_lost(model: Path, cohort: 
     assert kept.read_bytes() == b"an afternoon of work"
 
 
-def test_a_foreign_file_is_never_replaced_unless_told_to(model: Path, cohort: Cohort, tmp_path: Path):
+def test_a_foreign_file_is_replaced_on_request_only(model: Path, cohort: Cohort, tmp_path: Path):
     (tmp_path / FILES[0]).write_bytes(b"drawn by hand")
     result = predict_cohort(model, cohort.cases, tmp_path)
     assert [one.case for one in result.failures] == ["case-0"]
@@ -174,7 +174,7 @@ def test_previews_lie_apart_so_that_the_folder_stays_one_of_label_maps(model: Pa
     assert len(read_cohort(tmp_path).cases) == 2
 
 
-def test_a_case_done_without_a_preview_is_done_again_when_one_is_asked_for(model: Path, cohort: Cohort, tmp_path: Path):
+def test_a_case_done_without_a_preview_is_done_again_with_preview(model: Path, cohort: Cohort, tmp_path: Path):
     predict_cohort(model, cohort.cases[:2], tmp_path)
     with_previews = PredictConfig(preview=True)
     assert predict_cohort(model, cohort.cases[:2], tmp_path, with_previews).done == ("case-0", "case-1")
@@ -183,14 +183,14 @@ def test_a_case_done_without_a_preview_is_done_again_when_one_is_asked_for(model
     assert (result.done, result.skipped) == (("case-1",), ("case-0",))
 
 
-def test_no_preview_of_an_earlier_answer_stays(model: Path, own: Path, tmp_path: Path):
+def test_no_preview_of_an_earlier_prediction_stays(model: Path, own: Path, tmp_path: Path):
     run(model, own, tmp_path / "out", preview=True)
     shutil.copy(own / "images" / "case-3.nii.gz", own / "images" / "case-0.nii.gz")
     run(model, own, tmp_path / "out")
     assert visible(tmp_path / "out" / "previews") == ["case-1.png", "case-2.png", "case-3.png"]
 
 
-def test_a_picture_that_handful_did_not_draw_stays_where_none_is_asked_for(model: Path, cohort: Cohort, tmp_path: Path):
+def test_a_picture_that_handful_did_not_write_stays_without_preview(model: Path, cohort: Cohort, tmp_path: Path):
     (tmp_path / "previews").mkdir()
     (tmp_path / "previews" / "case-0.png").write_bytes(b"a holiday")
     predict_cohort(model, cohort.cases[:1], tmp_path)
@@ -233,7 +233,9 @@ def test_a_case_in_memory_gets_a_nifti_and_no_name_leads_out_of_the_folder(model
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_embeddings_are_kept_where_told(cohort: Cohort, support: SupportSet, backbone: Backbone, tmp_path: Path):
+def test_embeddings_are_stored_in_the_cache_folder(
+    cohort: Cohort, support: SupportSet, backbone: Backbone, tmp_path: Path
+):
     fit_to_folder("nearest-slice", NearestSlice(similarity="embedding"), support, backbone, tmp_path / "m")
     config = PredictConfig(cache=tmp_path / "cache")
     predict_cohort(tmp_path / "m", cohort.cases, tmp_path / "out", config)
@@ -263,7 +265,7 @@ def test_jpeg_in_gives_png_out(picture_model: Path, tmp_path: Path):
         predict_file(picture_model, tmp_path / "in" / "a.jpg", tmp_path / "x.jpg")
 
 
-def test_one_file_in_gives_one_file_out_and_nothing_beside_it(model: Path, folder: Path, tmp_path: Path):
+def test_one_file_in_gives_one_file_out_and_nothing_else(model: Path, folder: Path, tmp_path: Path):
     predict_file(model, folder / "images" / "case-2.nii.gz", tmp_path / "new" / "a.nii.gz")
     predict_cohort(model, read_cohort(folder).cases, tmp_path / "all")
     assert small_cohort.files_below(tmp_path / "new") == ["a.nii.gz"]
@@ -271,7 +273,7 @@ def test_one_file_in_gives_one_file_out_and_nothing_beside_it(model: Path, folde
     np.testing.assert_array_equal(alone, among)
 
 
-def test_an_existing_file_is_replaced_only_when_told_to(model: Path, folder: Path, tmp_path: Path):
+def test_an_existing_file_is_replaced_on_request_only(model: Path, folder: Path, tmp_path: Path):
     image, out = folder / "images" / "case-2.nii.gz", tmp_path / "a.nii.gz"
     out.write_bytes(b"drawn by hand")
     with pytest.raises(InputError, match="exists"):

@@ -183,7 +183,7 @@ def test_a_damaged_scan_is_listed_and_the_others_are_looked_at(folder: Path, bac
 
 
 @pytest.mark.parametrize("slicer", [Slicer(), Slicer(plane="axial", window="percentile")])
-def test_where_no_scan_can_be_read_the_first_reason_is_told(
+def test_where_no_scan_can_be_read_the_first_reason_is_given(
     folder: Path, backbone: Backbone, tmp_path: Path, slicer: Slicer
 ):
     own = Path(shutil.copytree(folder, tmp_path / "own"))

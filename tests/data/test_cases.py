@@ -34,7 +34,7 @@ def _cohort(volume: Volume, label_map: LabelMap, order: list[int]) -> Cohort:
     return Cohort(tuple(cases), label_map.labels, "twelve")
 
 
-def test_draw_takes_different_patients_and_keeps_theirs_out_of_the_rest(volume: Volume, label_map: LabelMap) -> None:
+def test_a_split_takes_different_patients_and_keeps_theirs_out_of_the_rest(volume: Volume, label_map: LabelMap) -> None:
     support, rest = _cohort(volume, label_map, list(range(12))).split(3, seed=0)
     drawn = {case.patient for case in support}
     assert (len(support), len(drawn), len(rest)) == (3, 3, 6)
@@ -42,7 +42,7 @@ def test_draw_takes_different_patients_and_keeps_theirs_out_of_the_rest(volume: 
     assert all(case.reference is not None for case in support)
 
 
-def test_draw_depends_on_the_seed_but_not_on_the_order_of_cases(volume: Volume, label_map: LabelMap) -> None:
+def test_a_split_depends_on_the_seed_but_not_on_the_order_of_cases(volume: Volume, label_map: LabelMap) -> None:
     there = _cohort(volume, label_map, list(range(12)))
     back = _cohort(volume, label_map, list(range(12))[::-1])
     for seed in range(5):
@@ -51,14 +51,14 @@ def test_draw_depends_on_the_seed_but_not_on_the_order_of_cases(volume: Volume, 
     assert len({tuple(case.name for case in there.split(2, seed)[0]) for seed in range(10)}) > 3
 
 
-def test_larger_draw_contains_the_smaller_one(volume: Volume, label_map: LabelMap) -> None:
+def test_a_larger_split_contains_the_smaller_one(volume: Volume, label_map: LabelMap) -> None:
     cohort = _cohort(volume, label_map, list(range(12)))
     assert cohort.split(5, seed=1)[0][:2] == cohort.split(2, seed=1)[0]
 
 
 @pytest.mark.parametrize("shots", [0, 7])
 def test_drawing_more_patients_than_there_are_is_refused(volume: Volume, label_map: LabelMap, shots: int) -> None:
-    with pytest.raises(SettingsError, match=f"'twelve': cannot split {shots} of 6 labelled patients"):
+    with pytest.raises(SettingsError, match=f"'twelve': cannot choose {shots} labelled patients, there are 6"):
         _cohort(volume, label_map, list(range(12))).split(shots, seed=0)
 
 
@@ -140,7 +140,7 @@ def test_reference_files_of_another_grid_are_named(tmp_path: Path, volume: Volum
     write_volume(tmp_path / "image.nii.gz", volume)
     write_label_map(tmp_path / "label.nii.gz", _moved(label_map, 5.0))
     case = Case("one", tmp_path / "image.nii.gz", tmp_path / "label.nii.gz")
-    with pytest.raises(GeometryMismatch, match=r"image\.nii\.gz.*label\.nii\.gz.*lie up to 5 mm apart"):
+    with pytest.raises(GeometryMismatch, match=r"image\.nii\.gz.*label\.nii\.gz.*differ by up to 5 mm"):
         case.read_reference()
 
 
@@ -149,12 +149,12 @@ def test_reference_within_half_a_voxel_lies_on_the_image_grid_and_is_reported(ca
     assert off.read_reference().geometry is case.image.geometry
     (finding,) = check_case(off)
     assert finding.severity == "warning"
-    assert "lie 0.3 mm apart, within half a voxel" in finding.message
+    assert "differ by 0.3 mm, less than half a voxel" in finding.message
     assert not check_case(replace(case, reference=_moved(label_map, 3e-4)))
 
 
 def test_reference_with_values_that_are_no_label_is_refused(case: Case) -> None:
-    with pytest.raises(LabelError, match=r"case 'one': values that are no label: 3 in 9 voxels, slices 3"):
+    with pytest.raises(LabelError, match=r"case 'one': values that are not labels: 3 in 9 voxels, slices 3"):
         replace(case, labels=Labels((1,), ("ball",))).read_reference()
 
 
@@ -174,7 +174,7 @@ def test_a_good_case_has_no_findings(case: Case) -> None:
 def test_constant_image_is_found_to_have_no_signal(case: Case, geometry: Geometry) -> None:
     flat = replace(case, image=Volume(np.full((1, *geometry.shape), 7, np.int16), geometry))
     (finding,) = check_case(flat)
-    assert (finding.severity, finding.message[:37]) == ("warning", "no signal: every voxel is 7, so nothi")
+    assert (finding.severity, finding.message[:41]) == ("warning", "no signal: every voxel has the value 7, s")
 
 
 @pytest.mark.parametrize(("shift", "doubted"), [(0, True), (-1000, False), (-5000, True)])
@@ -186,7 +186,7 @@ def test_ct_whose_values_cannot_be_hounsfield_is_doubted(case: Case, volume: Vol
 def test_one_slice_is_noted(volume: Volume) -> None:
     geometry = Geometry((9, 7, 1), volume.geometry.affine)
     (finding,) = check_case(Case("one", Volume(volume.array[..., :1], geometry)))
-    assert (finding.severity, finding.message) == ("note", "one slice only, grid (9, 7, 1); segmented like a picture")
+    assert (finding.severity, finding.message) == ("note", "only one slice, grid (9, 7, 1); segmented like a picture")
 
 
 def test_picture_of_one_slice_is_nothing_to_note(volume: Volume) -> None:
@@ -197,7 +197,7 @@ def test_picture_of_one_slice_is_nothing_to_note(volume: Volume) -> None:
 def test_empty_reference_is_a_warning(case: Case, label_map: LabelMap) -> None:
     label_map.array[:] = 0
     (finding,) = check_case(case)
-    assert (finding.severity, "holds no label" in finding.message) == ("warning", True)
+    assert (finding.severity, "contains no label" in finding.message) == ("warning", True)
 
 
 def test_huge_volume_is_noted_with_the_memory_it_needs(geometry: Geometry) -> None:

@@ -216,8 +216,8 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_writing_into_a_missing_folder_says_so(tmp_path: Path, label_map: LabelMap) -> None:
-    with pytest.raises(InputError, match="does not exist; make it first"):
+def test_writing_into_a_missing_folder_is_refused(tmp_path: Path, label_map: LabelMap) -> None:
+    with pytest.raises(InputError, match="does not exist; create it first"):
         write_label_map(tmp_path / "none" / "a.nii.gz", label_map)
 
 
@@ -229,7 +229,7 @@ def test_formats_of_two_files_are_not_written(tmp_path: Path, volume: Volume) ->
 def test_label_map_without_any_label_needs_names(tmp_path: Path, label_map: LabelMap, labels: Labels) -> None:
     label_map.array[:] = 0
     write_label_map(tmp_path / "a.nii.gz", label_map)
-    with pytest.raises(LabelError, match="no label in it and no label names given"):
+    with pytest.raises(LabelError, match="contains no label, and no label names are given"):
         read_label_map(tmp_path / "a.nii.gz")
     assert not read_label_map(tmp_path / "a.nii.gz", labels).array.any()
 

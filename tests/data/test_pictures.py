@@ -108,10 +108,10 @@ def test_black_and_white_and_palette_labels_are_their_indices(tmp_path: Path, gr
 
 def test_labels_in_colour_or_jpeg_are_refused(tmp_path: Path, colour: np.ndarray, grey: np.ndarray) -> None:
     Image.fromarray(colour).save(tmp_path / "a.png")
-    with pytest.raises(UnsupportedInput, match=r"a\.png: labels drawn in colour \(RGB\); save one channel"):
+    with pytest.raises(UnsupportedInput, match=r"a\.png: labels are colours \(RGB\); save one channel"):
         read_label_map(tmp_path / "a.png")
     Image.fromarray(grey).save(tmp_path / "a.jpg")
-    with pytest.raises(UnsupportedInput, match=r"a\.jpg: JPEG changes label values; save labels as \.png"):
+    with pytest.raises(UnsupportedInput, match=r"a\.jpg: JPEG compression changes label values; save labels as \.png"):
         read_label_map(tmp_path / "a.jpg")
 
 
@@ -124,7 +124,7 @@ def test_truncated_picture_is_refused(tmp_path: Path, name: str) -> None:
         Image.fromarray(noise).save(tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(whole[: len(whole) * 6 // 10])
-    with pytest.raises(DamagedFile, match=rf"{name}: .*; fetch the file anew|{name}: .*; check where it came from"):
+    with pytest.raises(DamagedFile, match=rf"{name}: .*; copy the file again|{name}: .*; check where it came from"):
         read_volume(tmp_path / name)
 
 
@@ -152,5 +152,5 @@ def test_stack_in_a_tiff_is_refused_with_a_remedy(tmp_path: Path, dtype) -> None
 
 
 def test_volume_in_space_is_not_written_as_a_picture(tmp_path: Path, volume: Volume) -> None:
-    with pytest.raises(UnsupportedInput, match=r"a picture cannot keep the grid \(9, 7, 5\) in space; write \.nii\.gz"):
+    with pytest.raises(UnsupportedInput, match=r"a picture cannot store the grid \(9, 7, 5\); write \.nii\.gz"):
         write_volume(tmp_path / "a.png", volume)

@@ -25,7 +25,7 @@ def body() -> np.ndarray:
     return np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
 
 
-def test_rows_and_columns_run_as_radiology_shows_them(body: np.ndarray) -> None:
+def test_rows_and_columns_run_in_radiological_display_order(body: np.ndarray) -> None:
     """Axes of `body` run to the left, the back and the feet."""
     shown = {"axial": body.transpose(2, 1, 0), "coronal": body.transpose(1, 2, 0), "sagittal": body.transpose(0, 2, 1)}
     for plane, expected in shown.items():
@@ -111,7 +111,7 @@ def test_windows_are_linear_and_clipped(body: np.ndarray, window, at_40: float) 
 @pytest.mark.parametrize(
     ("dtype", "value", "shown"), [(np.uint8, 51, 0.2), (np.uint16, 13107, 0.2), (np.float32, 0.2, 0.2)]
 )
-def test_no_window_shows_the_range_of_the_type(dtype, value: float, shown: float) -> None:
+def test_no_window_maps_the_range_of_the_type(dtype, value: float, shown: float) -> None:
     slices = Slicer(plane="axial", window="none").cut(_on(np.full((2, 2, 2), value, dtype=dtype)))
     torch.testing.assert_close(slices, torch.full((2, 1, 2, 2), 0.2))
 
@@ -136,7 +136,7 @@ def test_percentiles_of_a_huge_volume_come_from_a_sample(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("value", [0, 7])
-def test_constant_volume_is_shown_as_zeros(value: int) -> None:
+def test_a_constant_volume_becomes_zeros(value: int) -> None:
     slices = Slicer().cut(_on(np.full((3, 4, 5), value, dtype=np.int16)))
     assert (slices == 0).all()
 
@@ -179,7 +179,7 @@ def test_neighbours_of_a_colour_picture_are_refused() -> None:
         Slicer(neighbours=True).view(_on(np.zeros((3, 4, 5, 1), dtype=np.uint8)))
 
 
-def test_spacing_is_told_between_slices_rows_and_columns(body: np.ndarray) -> None:
+def test_spacing_is_between_slices_rows_and_columns(body: np.ndarray) -> None:
     assert Slicer(plane="axial").view(_on(body, 1, 2, 3)).spacing == (3, 2, 1)
     assert Slicer(plane="coronal").view(_on(body, 1, 2, 3)).spacing == (2, 3, 1)
     assert Slicer(plane="sagittal").view(_on(body, 1, 2, 3)).spacing == (1, 3, 2)

@@ -228,6 +228,6 @@ def test_an_unknown_setting_is_refused_by_name(name: str):
 
 
 @everywhere
-def test_a_plane_that_is_none_is_refused_with_what_was_said(name: str):
+def test_an_unknown_plane_is_refused_with_its_value(name: str):
     with pytest.raises(SettingsError, match=r"slicer\.plane = 'oblique'"):
         build_method(name, {"slicer.plane": "oblique"})

@@ -107,7 +107,7 @@ def test_a_slice_without_signal_says_that_it_was_shown_nothing(segmenter: FateSe
     assert near(pixels(tmp_path / "a.png")[130:-80, SUPPORTS_LEFT:], "#8B9096") > 200
 
 
-def test_a_coloured_picture_stands_beside_coloured_ones_and_grey_ones(video: MemoryBackbone, tmp_path: Path):
+def test_a_coloured_picture_stands_next_to_coloured_ones_and_grey_ones(video: MemoryBackbone, tmp_path: Path):
     def picture(name: str, channels: int, value: int) -> Case:
         geometry = Geometry((40, 30, 1), np.eye(4), unit="pixel")
         array = np.zeros((channels, *geometry.shape), np.uint8)

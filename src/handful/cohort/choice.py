@@ -1,4 +1,4 @@
-"""What a person chooses by name: cases of a cohort, the support among them, and the model that works on them."""
+"""Choice of cases, support sets and models by name, as the user types them."""
 
 from __future__ import annotations
 
@@ -18,23 +18,29 @@ DEFAULT_BACKBONE = "handful-tiny"
 
 
 def choose_cases(cohort: Cohort, names: Sequence[str]) -> tuple[Case, ...]:
-    """The cases of these names, in their order, or all where no name is given; InputError for an unknown name."""
+    """The cases with these names, in the order of the names; all cases if no name is given.
+
+    Raises InputError for an unknown name.
+    """
     if not names:
         return cohort.cases
-    known = {case.name: case for case in cohort.cases}
+    by_name = {case.name: case for case in cohort.cases}
     for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=3) or sorted(known)[:3]
+        if name not in by_name:
+            near = get_close_matches(name, by_name, n=3) or sorted(by_name)[:3]
             raise InputError(f"cohort {cohort.name!r} has no case {name!r}; did you mean {', '.join(near)}?")
-    return tuple(known[name] for name in dict.fromkeys(names))
+    return tuple(by_name[name] for name in dict.fromkeys(names))
 
 
 def choose_support(cohort: Cohort, names: Sequence[str] = (), shots: int | None = None, split: int = 0) -> SupportSet:
-    """The named cases, or `shots` drawn ones (split number `split`), or all that are labelled."""
+    """The named cases, or `shots` randomly chosen ones (random split number `split`), or all labelled cases.
+
+    Raises InputError if the cohort has no labels, SettingsError if both names and `shots` are given.
+    """
     if cohort.labels is None:
         raise InputError(f"cohort {cohort.name!r} has no labelled case; put label maps into its labels/ folder")
     if names and shots is not None:
-        raise SettingsError("cases are either named or drawn; give names or a number of shots, not both")
+        raise SettingsError("both names of cases and a number of shots are given; give only one of them")
     if names:
         cases = choose_cases(cohort, names)
     elif shots is not None:
@@ -45,7 +51,7 @@ def choose_support(cohort: Cohort, names: Sequence[str] = (), shots: int | None 
 
 
 def open_source(name: str, device: str = "auto", cache: Path | None = None) -> Segmenter | Backbone:
-    """The fitted segmenter in the folder `name`, or the backbone of that name where no segmenter is there."""
+    """The fitted segmenter in the folder `name` if there is one, else the backbone of that name."""
     if (Path(name) / RECORD).is_file():
         return open_segmenter(Path(name), device, cache)
     return open_backbone(name, device, cache)
@@ -54,7 +60,7 @@ def open_source(name: str, device: str = "auto", cache: Path | None = None) -> S
 def choose_encoder(
     name: str | None, segmenter: Segmenter | None, device: str = "auto", cache: Path | None = None
 ) -> Backbone:
-    """What slices are compared by: the backbone of that name, else that of the segmenter, else handful-tiny."""
+    """The backbone of that name; without a name that of the segmenter; without a segmenter handful-tiny."""
     if name is None and segmenter is not None:
         return segmenter.backbone
     return open_backbone(name or DEFAULT_BACKBONE, device, cache)

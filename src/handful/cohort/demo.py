@@ -1,4 +1,4 @@
-"""Something to try handful on: a phantom cohort on disk."""
+"""A synthetic cohort on disk, for the demo."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from handful.synthesis.episodes import phantom_cohort
 
 
 def write_phantom_cohort(folder: Path, cases: int = 8, seed: int = 0) -> Path:
-    """Writes `images/`, `labels/` and `dataset.json` of synthetic scans, all labelled; returns `folder`."""
+    """Write `images/`, `labels/` and `dataset.json` of synthetic scans, all labelled; returns `folder`."""
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     names: dict[int, str] = {}
@@ -22,6 +22,6 @@ def write_phantom_cohort(folder: Path, cases: int = 8, seed: int = 0) -> Path:
         label_map = LabelMap(phantom.labels, geometry, Labels.of(names))
         write_label_map(folder / "labels" / f"{phantom.name}.nii.gz", label_map)
     labels = {"0": "background"} | {str(value): name for value, name in names.items()}
-    content = {"name": "phantoms", "description": "synthetic scans of nobody", "labels": labels}
+    content = {"name": "phantoms", "description": "synthetic scans, no patient data", "labels": labels}
     write_json(folder / "dataset.json", content)
     return folder

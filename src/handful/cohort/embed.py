@@ -1,4 +1,4 @@
-"""The embedding cache filled ahead of time for a whole cohort."""
+"""Fill the embedding cache of a cohort ahead of time."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from handful.methods.cost import estimate, grids_of
 
 @dataclass(frozen=True)
 class EmbedResult:
-    """What lies in the cache now, and how it came there."""
+    """Result of `embed_cohort`."""
 
     slices: int
+    """Number of slices whose embeddings are in the cache now."""
     computed: int
-    """Slices that were not there before."""
+    """Number of slices that were encoded now."""
     mib: float
-    """Size of the whole cache."""
+    """Size of the cache folder in MiB."""
     failures: tuple[Failure, ...]
 
 
 def embed_cohort(
     cases: Sequence[Case], backbone: Backbone, folder: Path, slicer: Slicer | None = None, report: Report = silent
 ) -> EmbedResult:
-    """Encodes every slice of the cases once, and keeps the embeddings in `folder` for fits and predictions to come.
+    """Encode every slice of the cases once, and store the embeddings in `folder` for later fits and predictions.
 
-    Only slices cut with the same plane and window are found again. A case that fails is listed, the others go on.
+    A later job uses them if its slices have the same plane and window. Cases that fail are listed in the result.
     """
-    keeping = cached(backbone, folder)
+    caching = cached(backbone, folder)
     slicer = (slicer or Slicer()).for_display()
     report(0, len(cases), str(estimate(backbone, grids_of(cases, slicer)) or ""))
     failures: list[Failure] = []
@@ -44,9 +45,9 @@ def embed_cohort(
         try:
             view = slicer.view(case.read_image())
             for start in range(0, len(view), CHUNK):
-                keeping.encode(view.cut(start, start + CHUNK).to(keeping.device))
+                caching.encode(view.cut(start, start + CHUNK).to(caching.device))
         except (HandfulError, RuntimeError, MemoryError) as error:
             failures.append(Failure(case.name, str(error)))
         report(number, len(cases), case.name)
     size = sum(entry.stat().st_size for entry in folder.glob("[!.]*.safetensors")) if folder.exists() else 0
-    return EmbedResult(keeping.hits + keeping.misses, keeping.misses, size / 2**20, tuple(failures))
+    return EmbedResult(caching.hits + caching.misses, caching.misses, size / 2**20, tuple(failures))

@@ -1,4 +1,4 @@
-"""Pictures of the cases of a report: scan, prediction and reference."""
+"""Pictures of scan, prediction and reference for the cases of a report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from handful.reports.overlay import write_overlay
 
 @dataclass(frozen=True)
 class OverlayResult:
-    """The names of the cases, by what became of them."""
+    """Names of the cases, by outcome."""
 
     written: tuple[str, ...]
     without_scan: tuple[str, ...]
@@ -23,9 +23,9 @@ class OverlayResult:
 def write_overlays(
     report: Report, scans: Cohort, out: Path, labels: Labels | None = None, ignore: int | None = None
 ) -> OverlayResult:
-    """Writes `out`/CASE.png of every case that has a scan, a prediction and a reference, none of which failed."""
+    """Write `out`/CASE.png for every case of the report that has a scan and did not fail."""
     scan_of = {case.name: case for case in scans.cases}
-    failed = {one.case for one in report.failures}
+    failed = {failure.case for failure in report.failures}
     ready = [case for case, files in report.files.items() if files.prediction and case not in failed]
     written = tuple(case for case in ready if case in scan_of)
     for case in written:

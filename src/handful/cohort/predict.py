@@ -1,4 +1,4 @@
-"""A fitted segmenter over many cases: each on its own, resumed by content, nothing half written."""
+"""Prediction of many cases with a fitted segmenter. Interrupted runs are resumed; files are never half written."""
 
 from __future__ import annotations
 
@@ -27,45 +27,50 @@ from handful.methods.cost import estimate
 from handful.reports.explanation import write_preview
 
 WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
-"""Suffixes that label maps cannot have (lossy, or two files), and what they get instead."""
+"""Suffixes that label maps cannot have (lossy formats, or formats of two files), and their replacements."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """How to segment; nothing here changes what comes out."""
+    """Options of a prediction; none of them changes the label maps."""
 
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     overwrite: bool = False
-    """Do everything anew, and replace files that handful did not write."""
+    """Segment all cases again, and replace files that handful did not write."""
     preview: bool = False
-    """Draw a picture of each case, too: slices with what was found in them; where the method answers from labelled
-    slices, also how sure it was and which it was shown, so that the picture holds slices of the support's patients.
-    A case that was done without one is done again."""
+    """Also write a picture of each case, with slices and their predicted labels.
+
+    For methods that compare a slice with labelled ones, the picture also shows their confidence and those labelled
+    slices, which come from patients of the support set. A case that was segmented without a picture is segmented again.
+    """
     cache: Path | None = None
-    """Folder of embeddings to use and to fill."""
+    """Folder of stored embeddings; missing ones are added."""
 
 
 @dataclass(frozen=True)
 class CohortResult:
-    """The names of the cases, by what became of them."""
+    """Names of the cases, by outcome."""
 
     done: tuple[str, ...]
     skipped: tuple[str, ...]
-    """Done before: input, model and output are the same as then."""
+    """Segmented before, and unchanged: input, model and output are the same as then."""
     failures: tuple[Failure, ...]
 
 
 def predict_cohort(
     model: Path, cases: Sequence[Case], out: Path, config: PredictConfig | None = None, report: Report = silent
 ) -> CohortResult:
-    """Segments the cases with the segmenter in folder `model` and writes label maps into `out`, under the cases' names.
+    """Segment the cases with the segmenter in the folder `model`, and write label maps into `out`.
 
-    Outputs keep the suffix of their image; JPEG becomes PNG, .mhd .mha, .nhdr .nrrd. A case that fails is listed in
-    `out`/failures.json and the others go on. A case is passed over only when the digests of its input, of its output
-    and of the model are those noted when it was done. An output that somebody changed since is put aside into
-    .handful/changed before it is done anew; a file that handful did not write is not touched: its case fails.
-    Raises BusyError while another process works in `out`, CheckpointError where the model cannot be loaded.
+    A label map has the name of its case and the suffix of its image, except that JPEG becomes PNG, .mhd becomes .mha
+    and .nhdr becomes .nrrd. A case that fails is listed in `out`/failures.json, and the others are still segmented.
+
+    A case is skipped if its input, its output and the model are unchanged since it was segmented (compared by SHA-256).
+    An output that was changed by hand is moved to .handful/changed before its case is segmented again. A file that
+    handful did not write is not replaced: its case fails.
+
+    Raises BusyError while another process works in `out`, CheckpointError if the model cannot be loaded.
     """
     config = config or PredictConfig()
     started = datetime.now(UTC)
@@ -79,13 +84,16 @@ def predict_cohort(
 
 
 def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | None = None) -> None:
-    """Segments one file into one file; InputError where `out` exists, unless told to overwrite."""
+    """Segment the file `image` and write the label map `out`.
+
+    Raises InputError if `out` exists and `overwrite` is not set.
+    """
     config = config or PredictConfig()
     suffix = out.name[len(stem(out)) :]
     if instead := WRITTEN_AS.get(suffix.lower()):
-        raise UnsupportedInput(f"{out}: a label map cannot be kept in {suffix}; name it {stem(out)}{instead}")
+        raise UnsupportedInput(f"{out}: {suffix} cannot store a label map; name it {stem(out)}{instead}")
     if out.exists() and not config.overwrite:
-        raise InputError(f"{out} exists; name another file, or say --overwrite")
+        raise InputError(f"{out} exists; name another file, or add --overwrite")
     saved = open_model(model)
     volume = read_volume(image)
     segmenter = saved.open(config.device, config.cache)
@@ -94,32 +102,32 @@ def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | No
     label_map, reasons = segmenter.predict_explained(volume)
     preview = out.with_name(f"{stem(out)}.preview.png")
     if config.overwrite:
-        preview.unlink(missing_ok=True)  # of an earlier answer
+        preview.unlink(missing_ok=True)  # of an earlier prediction
     write_label_map(out, label_map)
     if config.preview:
         write_preview(preview, volume, label_map, segmenter, reasons, stem(out))
 
 
 def support_among(out: Path) -> set[str]:
-    """Names of the cases in an output folder that the model had been fitted on, as far as handful wrote it."""
+    """Names of the cases in an output folder of handful that the model was fitted on."""
     return {name for name, note in Notes(out / NOTES, _Note).items() if note.fitted_on}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Note:
-    """What an output was made of; nothing of a case that another program predicted."""
+    """SHA-256 digests that an output depends on; None for predictions of another program."""
 
     input: str | None = None
     model: str | None = None
     output: str | None
-    """Digest of the output; None while it is being written."""
+    """None while the output is being written."""
     fitted_on: bool = False
     """Whether the model was fitted on this scan."""
 
 
 @dataclass(frozen=True)
 class _Task:
-    """A case to do: where its output and its note go."""
+    """A case and the places of its output, its note and its picture."""
 
     case: Case
     output: Path
@@ -128,7 +136,7 @@ class _Task:
 
 
 class _Job:
-    """One run over a cohort; the segmenter is loaded for the first case that needs it."""
+    """One run over a cohort. The segmenter is loaded when the first case needs it."""
 
     def __init__(self, model: SavedModel, out: Path, config: PredictConfig, report: Report) -> None:
         self.model, self.out, self.config, self.report = model, out, config, report
@@ -142,7 +150,7 @@ class _Job:
                 ready = self._prepared(case)
                 if ready is None:
                     skipped.append(case.name)
-            except Exception as error:  # whatever it is, it is this case's: listed, and the next one goes on
+            except Exception as error:  # any error concerns this case only: it is listed, and the run continues
                 failures.append(Failure(case.name, _reason(error, case)))
                 ready = None
             if ready is not None:
@@ -161,12 +169,12 @@ class _Job:
         return self.model.open(self.config.device, self.config.cache)
 
     def _announce(self, first: Volume, left: int, count: int) -> None:
-        """Tells what the run will cost if all scans that are left are as large as the first of them."""
+        """Report the expected time, assuming that all remaining scans are as large as the first of them."""
         grid = self.segmenter.slicer.grid(first.geometry)
         self.report(0, count, str(estimate(self.segmenter.backbone, [grid] * left) or ""))
 
     def _prepared(self, case: Case) -> tuple[_Task, Volume, str] | None:
-        """What `_carry_out` takes, the case's place in the folder made free; None where the case was done before."""
+        """The arguments of `_carry_out`; None if the case was done before. Moves a changed output out of the way."""
         task = _task(case, self.out)
         if not self.config.overwrite and self._is_done(task):
             return None
@@ -182,9 +190,9 @@ class _Job:
     def _carry_out(self, task: _Task, volume: Volume, digest: str) -> None:
         label_map, reasons = self.segmenter.predict_explained(volume)
         if task.notes.path(task.case.name).exists():
-            task.preview.unlink(missing_ok=True)  # of an earlier answer
+            task.preview.unlink(missing_ok=True)  # of an earlier prediction
         note = _Note(input=digest, model=self.model.sha256, output=None)
-        task.notes.write(task.case.name, note)  # from here on the output is known to be handful's own
+        task.notes.write(task.case.name, note)  # from now on the output counts as written by handful
         write_label_map(task.output, label_map)
         if self.config.preview:
             write_preview(task.preview, volume, label_map, self.segmenter, reasons, task.case.name)
@@ -194,19 +202,21 @@ class _Job:
 
 def _task(case: Case, out: Path) -> _Task:
     if case.name in (".", "..") or any(mark in case.name for mark in "/\\\0"):
-        raise InputError(f"case {case.name!r} cannot name a file; rename it")
+        raise InputError(f"case {case.name!r}: this name cannot be a file name; rename the case")
     suffix = case.image.name[len(stem(case.image)) :] if isinstance(case.image, Path) else ".nii.gz"
     output = out / f"{case.name}{WRITTEN_AS.get(suffix.lower(), suffix)}"
     return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png")
 
 
 def _make_way(task: _Task, config: PredictConfig) -> None:
-    """Refuses to replace a foreign file; keeps an output that was changed by hand after it was written."""
+    """Raise InputError if handful did not write the output; move it aside if it was changed by hand."""
     if not task.output.exists() or config.overwrite:
         return
     note = task.notes.read(task.case.name)
     if note is None:
-        raise InputError(f"{task.output.name} exists and handful did not write it; name another folder or --overwrite")
+        raise InputError(
+            f"{task.output.name} exists and handful did not write it; name another folder, or add --overwrite"
+        )
     if note.output is not None and note.output != (now := digest_of_file(task.output)):
         aside = task.notes.folder / "changed" / f"{now[:12]}.{task.output.name}"
         aside.parent.mkdir(exist_ok=True)
@@ -214,10 +224,10 @@ def _make_way(task: _Task, config: PredictConfig) -> None:
 
 
 def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: PredictConfig, started: datetime) -> None:
-    """run.json: what happened, without paths or names; failures.json: which cases failed, and why."""
+    """Write run.json (facts about the run, without paths or names) and failures.json (failed cases with reasons)."""
     failures = out / "failures.json"
     if result.failures:
-        write_json(failures, [{"case": one.case, "reason": one.reason} for one in result.failures])
+        write_json(failures, [{"case": failure.case, "reason": failure.reason} for failure in result.failures])
     else:
         failures.unlink(missing_ok=True)
     record = model.record
@@ -242,13 +252,16 @@ def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: Pre
 
 
 def _remove_leftovers(out: Path, names: Iterable[str]) -> None:
-    """Temporary files that a killed run of these cases left behind."""
-    own = {"run", "failures", *names}
+    """Remove temporary files of killed runs on these cases."""
+    stems = {"run", "failures", *names}
     for folder in (out, out / NOTES, out / "previews"):
-        remove_leftovers(folder, lambda name: stem(name) in own)
+        remove_leftovers(folder, lambda name: stem(name) in stems)
 
 
 def _reason(error: Exception, case: Case) -> str:
-    """The message without the folder of the input, which may name a patient; the kind where it is no error of ours."""
+    """The message of an error, with its class if it is not from `handful.errors`.
+
+    The folder of the input is removed, since it may contain the name of a patient.
+    """
     text = str(error) if type(error).__module__ == "handful.errors" else f"{type(error).__name__}: {error}"
     return text.replace(f"{case.image.parent}{os.sep}", "") if isinstance(case.image, Path) else text

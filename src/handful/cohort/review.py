@@ -1,4 +1,4 @@
-"""A folder of predictions put in the order in which a reader should look at them: a table, and a page of the worst."""
+"""Review of a folder of predictions: a table ranked by estimated quality, and a page with the worst cases."""
 
 from __future__ import annotations
 
@@ -30,19 +30,23 @@ from handful.reports.review_page import PICTURES, ReviewResult, write_review
 
 @dataclass(frozen=True, kw_only=True)
 class ReviewConfig:
-    """How to estimator, and how many cases are drawn."""
+    """Options of a review."""
 
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     reverse: str = "auto"
-    """As in QualityConfig, and the two below."""
+    """As in `QualityConfig`."""
     confidence: bool = True
+    """As in `QualityConfig`."""
     cache: Path | None = None
+    """As in `QualityConfig`."""
     calibrate: bool | None = None
-    """Fit the method anew without each support case, to learn what the signals are worth; None does so for methods that
-    train nothing, where it takes little time."""
+    """Refit once per support case, leaving it out, to calibrate the estimate.
+
+    None does so for methods that need no training, where it takes little time.
+    """
     worst: int = 12
-    """Cases that the page shows, the worst first."""
+    """Number of cases with pictures on the page, worst first."""
 
     def __post_init__(self) -> None:
         if self.worst < 0:
@@ -58,48 +62,50 @@ def review_folder(
     config: ReviewConfig = ReviewConfig(),
     report: Report = silent,
 ) -> ReviewResult:
-    """Judges the label maps in `predictions`, named as the cohort's cases, and writes review.csv and review.html.
+    """Estimate the quality of the label maps in `predictions`, and write review.csv and review.html into `out`.
 
-    `model` is the folder of the segmenter that made them. The cases that it was fitted on, which are not judged, must
-    be in `labelled`, or else in the cohort, with their references; no other reference is read. A case without a
-    prediction, or one on another grid, is listed as a failure and the others go on. Run again, only what has changed is
-    judged. Raises InputError where none of the labelled cases are there or nothing is to be judged, BusyError while
-    another process works in `out`.
+    `predictions` are named like the cases of `cohort`, and `model` is the folder of the segmenter that made them. The
+    cases that the model was fitted on must be in `labelled` (default: the cohort) with their references. They are not
+    estimated, and no other reference is read. A case without a prediction, or with one on another grid, is listed as a
+    failure. If the review is run again, only new or changed predictions are estimated.
+
+    Raises InputError if none of the model's labelled cases is found or there is no prediction to estimate, BusyError
+    while another process works in `out`.
     """
     saved = open_model(model)
-    found = _label_maps(predictions)
-    support, known = _support(saved, labelled or cohort)
-    wanted = [case for case in cohort.cases if case.name not in known]
-    if not any(case.name in found for case in wanted):
+    files = _label_maps(predictions)
+    support, fitted_on = _support(saved, labelled or cohort)
+    cases = [case for case in cohort.cases if case.name not in fitted_on]
+    if not any(case.name in files for case in cases):
         raise InputError(
-            f"{predictions} holds no prediction of a case of {cohort.name!r} that the model was not fitted on; "
-            "give the folder that handful predict wrote, and the scans it was made from"
+            f"{predictions} contains no prediction of a case of {cohort.name!r} that the model was not fitted on; "
+            "give the output folder of handful predict, and the scans it was made from"
         )
     with locked(out / NOTES):
         segmenter = saved.open(config.device, config.cache)
         key, refit = _key(saved, support, config), _refit(saved, segmenter, config)
-        work = _Work(out, found, segmenter.slicer, segmenter.labels, key, refit)
+        work = _Work(out, files, segmenter.slicer, segmenter.labels, key, refit)
         quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=config.cache)
         with estimating_quality(segmenter, support, quality) as estimator:
-            return _reviewed(work, estimator, support, wanted, config, report)
+            return _reviewed(work, estimator, support, cases, config, report)
 
 
 @dataclass(frozen=True)
 class _Work:
-    """Where things are and where they go."""
+    """The inputs and outputs of a review."""
 
     out: Path
     predictions: dict[str, Path]
     slicer: Slicer
     labels: Labels
     key: str
-    """Of model, support and settings."""
+    """Digest of model, support set and settings."""
     refit: Refit | None
 
 
 @dataclass(frozen=True)
 class _CalibrationNote:
-    """The calibration, and the key of what it was learnt from."""
+    """The stored calibration, and the digest of what it depends on."""
 
     made_of: str
     content: Calibration | None
@@ -107,7 +113,7 @@ class _CalibrationNote:
 
 @dataclass(frozen=True)
 class _CaseNote:
-    """The quality of a case's prediction, and the key of what it was judged by."""
+    """The stored quality of a prediction, and the digest of what it depends on."""
 
     made_of: str
     content: CaseQuality
@@ -117,35 +123,35 @@ def _reviewed(
     work: _Work,
     estimator: QualityEstimator,
     support: SupportSet,
-    wanted: Sequence[Case],
+    cases: Sequence[Case],
     config: ReviewConfig,
     report: Report,
 ) -> ReviewResult:
     names = tuple(case.name for case in support.cases)
-    report(0, len(wanted), f"{len(wanted)} cases by {len(names)} labelled ones")
+    report(0, len(cases), f"{len(cases)} cases, compared with {len(names)} labelled ones")
     estimator = _calibrated(work, estimator, support, report)
-    judged: list[CaseQuality] = []
+    qualities: list[CaseQuality] = []
     skipped: list[str] = []
     failures: list[Failure] = []
-    for number, case in enumerate(wanted, start=1):
+    for number, case in enumerate(cases, start=1):
         try:
-            quality, anew = _judged(work, estimator, case)
-            judged.append(quality)
-            if not anew:
+            quality, is_new = _quality(work, estimator, case)
+            qualities.append(quality)
+            if not is_new:
                 skipped.append(case.name)
         except HandfulError as error:
             failures.append(Failure(case.name, str(error)))
-        report(number, len(wanted), case.name)
-    judged.sort(key=lambda one: (one.worst, one.case))
-    result = ReviewResult(tuple(judged), tuple(skipped), tuple(failures), names, estimator.calibration)
-    shown = judged[: config.worst]
-    _draw(work, wanted, shown)
-    write_review(work.out, result, shown)
+        report(number, len(cases), case.name)
+    qualities.sort(key=lambda quality: (quality.worst, quality.case))
+    result = ReviewResult(tuple(qualities), tuple(skipped), tuple(failures), names, estimator.calibration)
+    pictured = qualities[: config.worst]
+    _draw(work, cases, pictured)
+    write_review(work.out, result, pictured)
     return result
 
 
 def _calibrated(work: _Work, estimator: QualityEstimator, support: SupportSet, report: Report) -> QualityEstimator:
-    """The estimator with the calibration learnt before, or learnt now."""
+    """The estimator with the stored calibration, or with a new one."""
     notes = Notes(work.out / NOTES, _CalibrationNote)
     note = notes.find("calibration", made_of=work.key)
     if note is None:
@@ -154,10 +160,10 @@ def _calibrated(work: _Work, estimator: QualityEstimator, support: SupportSet, r
     return replace(estimator, calibration=note.content)
 
 
-def _judged(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[CaseQuality, bool]:
-    """The quality of a case's prediction, and whether that had to be found out."""
+def _quality(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[CaseQuality, bool]:
+    """The quality of a case's prediction, and whether it is new (not stored)."""
     if case.name not in work.predictions:
-        raise InputError(f"no prediction of case {case.name!r}; predict it first, or name the cases that are")
+        raise InputError(f"no prediction of case {case.name!r}; predict it first, or leave it out with --cases")
     path = work.predictions[case.name]
     prediction = read_label_map(path, work.labels)
     volume = case.read_image()
@@ -174,34 +180,37 @@ def _judged(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[CaseQ
 
 def _label_maps(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give the one that handful predict wrote")
+        raise InputError(f"{folder} is not a folder; give the output folder of handful predict")
     return {stem(path): path for path in sorted(folder.iterdir()) if is_scan(path)}
 
 
 def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str]]:
-    """The labelled cases that the model was fitted on, as far as they are there, and the names of all of them."""
+    """The labelled cases in the cohort that the model was fitted on, and the names of all cases it was fitted on."""
     fitted = model.fitted_on
     labelled = [case for case in cohort.cases if case.reference is not None]
     support = [case for case in labelled if case.name in fitted] if fitted else labelled
     if not support:
-        names = f"fitted on {', '.join(sorted(fitted)[:5])}" if fitted else "of which no support is recorded"
+        names = f"fitted on {', '.join(sorted(fitted)[:5])}" if fitted else "its support cases are not recorded"
         raise InputError(
-            f"cohort {cohort.name!r} has no labelled case of the model {model.folder.name!r} ({names}), "
-            "and nothing can be judged without one; name the folder that has them by --support"
+            f"cohort {cohort.name!r} has none of the labelled cases of the model {model.folder.name!r} ({names}), "
+            "which the estimate needs; name the folder that has them with --support"
         )
-    found = SupportSet(tuple(support), Labels.of(model.record.labels))
-    for facts in found.facts:
+    support_set = SupportSet(tuple(support), Labels.of(model.record.labels))
+    for facts in support_set.facts:
         name = facts.case.name
         if facts.image_sha256 != fitted.get(name, facts.image_sha256):
             raise InputError(
-                f"case {name!r} of cohort {cohort.name!r} is not the scan of that name that the model was fitted "
-                "on; name the folder that has it by --support"
+                f"case {name!r} of cohort {cohort.name!r} differs from the scan of that name that the model was "
+                "fitted on; name the folder that has the right one with --support"
             )
-    return found, {*fitted, *(case.name for case in support)}
+    return support_set, {*fitted, *(case.name for case in support)}
 
 
 def _refit(model: SavedModel, segmenter: Segmenter, config: ReviewConfig) -> Refit | None:
-    """Fits the model's method to other cases, on the backbone as it was before; None where nothing is calibrated."""
+    """A function that fits the model's method on other cases, starting from the original backbone.
+
+    None if the review does not calibrate.
+    """
     method = model.method()
     if config.calibrate is False or (config.calibrate is None and method.trains):
         return None
@@ -212,15 +221,15 @@ def _refit(model: SavedModel, segmenter: Segmenter, config: ReviewConfig) -> Ref
 
 
 def _key(model: SavedModel, support: SupportSet, config: ReviewConfig) -> str:
-    """What a judgement depends on, beside the case."""
+    """Digest of everything that an estimate depends on, except the case."""
     references = [(facts.case.name, facts.labels_sha256) for facts in support.facts]
     settings = (config.reverse, config.confidence, config.calibrate)
     return digest_of_json([version("handful"), model.sha256, references, settings])
 
 
-def _draw(work: _Work, cases: Sequence[Case], shown: Sequence[CaseQuality]) -> None:
-    """The contact sheets of the cases shown that are not there from before; those of other cases go."""
-    names = [one.case for one in shown]
+def _draw(work: _Work, cases: Sequence[Case], pictured: Sequence[CaseQuality]) -> None:
+    """Write the missing pictures of the cases `pictured`, and remove those of other cases."""
+    names = [quality.case for quality in pictured]
     for case in cases:
         path = _picture(work.out, case.name)
         if case.name not in names:

@@ -1,4 +1,4 @@
-"""Cases and cohorts: scans with their references, in memory or in files."""
+"""Cases and cohorts: scans and their reference label maps, in memory or in files."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from handful.errors import InputError, SettingsError
 from handful.jobs.digests import Digest, digest_of, digest_of_file
 
 HEADERS = (".mhd", ".nhdr")
-"""Suffixes of files that hold a header, and the voxels in a second file."""
+"""Suffixes of header files whose voxels are in a second file."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One image, in memory or in a file, with the reference somebody drew on it, if any."""
+    """One image, in memory or in a file, with its reference label map, if it has one."""
 
     name: str
     image: Volume | Path
     reference: LabelMap | Path | None = None
     labels: Labels | None = None
-    """The labels the reference may hold; None takes those it does hold."""
+    """Labels that the reference may contain. None: those it does contain."""
     patient: str | None = None
-    """Who was scanned, where one person has several cases; None takes each case for its own patient."""
+    """Identifies the patient, for patients with several cases. None: the case is its own patient."""
     modality: str | None = None
+    """For example "CT" or "MR"; overrides the modality of the image."""
     ignore: int | None = None
     """Value of unlabelled voxels in the reference's file."""
 
     def read_image(self) -> Volume:
-        """The image, verified."""
+        """Read and verify the image. Raises UnsupportedInput if voxels are not finite."""
         return self._verified(self.image if isinstance(self.image, Volume) else read_volume(self.image))
 
     def read_image_and_digest(self) -> tuple[Volume, str]:
-        """The image and its `image_digest`, the file read once for both wherever its format allows it."""
+        """The image and its `image_digest`. The file is read only once where its format allows it."""
         if (file := self._own_file) is not None:
             digest = Digest()
             return self._verified(read_volume(file, digest=digest)), digest.hex()
@@ -43,33 +44,33 @@ class Case:
         return volume, _digest_of_volume(volume)
 
     def image_digest(self) -> str:
-        """SHA-256 of the image's file; of voxels and grid where these are in memory, or in a second file."""
+        """SHA-256 of the image file, or of voxels and grid if the image is in memory or in two files."""
         file = self._own_file
         return _digest_of_volume(self.read_image()) if file is None else digest_of_file(file)
 
     @property
     def _own_file(self) -> Path | None:
-        """The one file that holds the whole image."""
+        """The file that holds the whole image; None for images in memory or in two files."""
         return self.image if isinstance(self.image, Path) and self.image.suffix.lower() not in HEADERS else None
 
     def read_reference(self, geometry: Geometry | None = None) -> LabelMap | None:
-        """The reference, verified and on the image's very grid; None where there is none.
+        """The verified reference on the grid of the image; None if the case has no reference.
 
-        `geometry` is that of the image, where it is known; else the image's header is read. Raises GeometryMismatch
-        where the reference's grid is another one (headers may differ by half a voxel), LabelError where it holds other
-        values than `labels`.
+        `geometry` is that of the image. If it is not given, the image's header is read. Raises GeometryMismatch if the
+        grids of image and reference differ by more than half a voxel, LabelError if the reference contains values that
+        are not in `labels`.
         """
         if self.reference is None:
             return None
         if isinstance(self.reference, LabelMap):
-            known = self.reference
-            require_known(known.array, self.labels or known.labels, f"case {self.name!r}")
+            label_map = self.reference
+            require_known(label_map.array, self.labels or label_map.labels, f"case {self.name!r}")
         else:
-            known = read_label_map(self.reference, self.labels, self.ignore)
+            label_map = read_label_map(self.reference, self.labels, self.ignore)
         geometry = geometry or self.read_geometry()
-        what = f"case {self.name!r}: image and labels" + _beside(self.image, self.reference)
-        geometry.require_same(known.geometry, what)
-        return LabelMap(known.array, geometry, self.labels or known.labels)
+        names = f"case {self.name!r}: image and labels" + _file_names(self.image, self.reference)
+        geometry.require_same(label_map.geometry, names)
+        return LabelMap(label_map.array, geometry, self.labels or label_map.labels)
 
     def _verified(self, volume: Volume) -> Volume:
         require_finite(volume.array, f"case {self.name!r}")
@@ -77,11 +78,11 @@ class Case:
 
     @property
     def is_in_files(self) -> bool:
-        """Whether image or reference must be read from a file."""
+        """Whether image or reference is in a file."""
         return isinstance(self.image, Path) or isinstance(self.reference, Path)
 
     def read_geometry(self) -> Geometry:
-        """The image's grid, without its voxels."""
+        """The image's grid, read without its voxels."""
         return self.image.geometry if isinstance(self.image, Volume) else read_geometry(self.image)
 
 
@@ -91,7 +92,7 @@ class Cohort:
 
     cases: tuple[Case, ...]
     labels: Labels | None
-    """None where no case has a reference."""
+    """None if no case has a reference."""
     name: str
 
     def __post_init__(self) -> None:
@@ -100,23 +101,25 @@ class Cohort:
             raise InputError(f"cohort {self.name!r}: several cases called {', '.join(double)}; give each its own name")
 
     def split(self, shots: int, seed: int) -> tuple[list[Case], list[Case]]:
-        """`shots` labelled cases of different patients, and all cases of the other patients.
+        """A random split: `shots` labelled cases of different patients, and all cases of the other patients.
 
-        The split depends on seed and names only, never on the order of cases; a larger split contains the smaller one.
-        Further cases of a drawn patient are in neither list: they would leak.
+        The split depends on the seed and the names only, not on the order of the cases. With the same seed, a larger
+        number of shots contains the cases of a smaller one. Further cases of a chosen patient are in neither list, so
+        that no patient is both learned from and tested.
         """
         groups: dict[str, list[Case]] = {}
         for case in sorted(self.cases, key=lambda case: _rank(case.name, seed)):
             groups.setdefault(_patient(case), []).append(case)
-        labelled = {who: [c for c in cases if c.reference is not None] for who, cases in groups.items()}
-        candidates = sorted((who for who in groups if labelled[who]), key=lambda who: _rank(who, seed))
+        labelled = {patient: [c for c in cases if c.reference is not None] for patient, cases in groups.items()}
+        candidates = sorted((name for name in groups if labelled[name]), key=lambda name: _rank(name, seed))
         if not 1 <= shots <= len(candidates):
             raise SettingsError(
-                f"cohort {self.name!r}: cannot split {shots} of {len(candidates)} labelled patients; ask for fewer"
+                f"cohort {self.name!r}: cannot choose {shots} labelled patients, there are {len(candidates)}; "
+                "choose fewer"
             )
-        drawn = candidates[:shots]
-        rest = [case for case in self.cases if _patient(case) not in drawn]
-        return [labelled[who][0] for who in drawn], sorted(rest, key=lambda case: case.name)
+        chosen = candidates[:shots]
+        others = [case for case in self.cases if _patient(case) not in chosen]
+        return [labelled[patient][0] for patient in chosen], sorted(others, key=lambda case: case.name)
 
 
 def _digest_of_volume(volume: Volume) -> str:
@@ -129,11 +132,11 @@ def _patient(case: Case) -> str:
 
 
 def _rank(name: str, seed: int) -> bytes:
-    """A position in the seed's order of all names there could be."""
+    """A sort key that puts names into a random order, which depends on the seed only."""
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
-def _beside(image: Volume | Path, reference: LabelMap | Path) -> str:
-    """Both file names, where there are files."""
+def _file_names(image: Volume | Path, reference: LabelMap | Path) -> str:
+    """The names of those of the two that are files, in brackets."""
     files = [str(part) for part in (image, reference) if isinstance(part, Path)]
     return f" ({', '.join(files)})" if files else ""

@@ -1,4 +1,4 @@
-"""The room's door to the disk: scans and label maps by their names, and cohorts in the folder layouts people have."""
+"""Scans, label maps and cohorts on disk; cohorts may have one of several folder layouts."""
 
 from __future__ import annotations
 
@@ -37,14 +37,15 @@ __all__ = [
 
 
 def read_cohort(folder: str | Path, *, images_only: bool = False) -> Cohort:
-    """The cases of a folder, sorted by name, no voxel read yet unless label names are missing.
+    """The cases in a folder, sorted by name.
 
-    With `images_only` references are passed over, and no voxel is read at all.
+    Supported layouts: `images/` and `labels/` with files of equal stem; nnU-Net's raw folders (`imagesTr/`, one
+    channel); the Medical Segmentation Decathlon's `dataset.json`; a folder of images; a single image file. Hidden files
+    are ignored.
 
-    Known layouts: `images/` and `labels/` with files of equal stem; nnU-Net's raw folders (`imagesTr/`, one channel);
-    the Medical Segmentation Decathlon's `dataset.json`; a folder of images; one image. A `dataset.json` gives label
-    names, modality, the value to ignore and, as {case: id}, patients; without names the references are scanned.
-    Hidden files are passed over.
+    `dataset.json` may state the label names, the modality, the value of unlabelled voxels ("ignore") and the patients
+    ("patient": {case: id}). Without label names, all references are read to find the label values; otherwise no voxels
+    are read. `images_only` ignores references. Raises InputError if the folder has no supported layout.
     """
     folder = Path(folder)
     if folder.is_file():
@@ -55,7 +56,7 @@ def read_cohort(folder: str | Path, *, images_only: bool = False) -> Cohort:
     pairs = _pairs(folder, facts)
     if not pairs:
         raise InputError(
-            f"{folder}: no scans in a layout handful knows: images/ and labels/, nnU-Net raw (imagesTr/, labelsTr/), "
+            f"{folder}: no scans in a supported layout: images/ and labels/, nnU-Net raw (imagesTr/, labelsTr/), "
             f"MSD (dataset.json), or files ending in {', '.join(SUFFIXES)} directly in it"
         )
     patients = _patients(facts, [name for name, _, _ in pairs])
@@ -71,7 +72,7 @@ def read_cohort(folder: str | Path, *, images_only: bool = False) -> Cohort:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What dataset.json says, as far as handful asks."""
+    """The contents of dataset.json that handful uses."""
 
     file: Path
     name: str
@@ -87,21 +88,21 @@ _Pair = tuple[str, Path, Path | None]
 
 @dataclass(frozen=True)
 class References:
-    """A folder of label maps to score by, and what is known of their values."""
+    """A folder of reference label maps, and the meaning of their values."""
 
     folder: Path
     labels: Labels | None = None
-    """None where no dataset.json names them."""
+    """None if no dataset.json names them."""
     ignore: int | None = None
     """Value of unlabelled voxels."""
     problem: str | None = None
-    """Why the label names are not known although there is a dataset.json."""
+    """Why the label names are unknown although there is a dataset.json."""
 
 
 def find_references(folder: Path) -> References:
-    """The label maps of a cohort, or those in a folder of label maps, with the label names of the dataset.json there.
+    """The label maps of a cohort or in a folder of label maps, with the label names from its dataset.json.
 
-    References may be scored where the scans are not, so a cohort that cannot be read only costs the label names.
+    The scans need not be there. If dataset.json cannot be used, only the label names are missing; see `problem`.
     """
     inside = [folder / name for name in ("labels", "labelsTr") if (folder / name).is_dir()]
     maps = inside[0] if inside else folder
@@ -121,7 +122,7 @@ def _read_facts(folder: Path) -> _Facts:
         try:
             content = json.loads(file.read_text("utf-8"))
         except ValueError as error:
-            raise InputError(f"{file}: no valid JSON ({error}); correct it") from error
+            raise InputError(f"{file}: not valid JSON ({error}); correct it") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: must be a JSON object, is a {type(content).__name__}; correct it")
     labels, ignore = _read_labels(file, content)
@@ -129,7 +130,7 @@ def _read_facts(folder: Path) -> _Facts:
     if isinstance(channels, dict):
         if len(channels) > 1:
             raise UnsupportedInput(
-                f"{file}: {len(channels)} channels ({', '.join(map(str, channels.values()))}); handful reads one: "
+                f"{file}: {len(channels)} channels ({', '.join(map(str, channels.values()))}), but handful reads one; "
                 "copy the images of one channel and their labels into images/ and labels/"
             )
         channels = next(iter(channels.values()), None)
@@ -138,7 +139,7 @@ def _read_facts(folder: Path) -> _Facts:
 
 
 def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None, int | None]:
-    """Label names and the value to ignore, from {"0": name} (MSD) or {name: value} (nnU-Net)."""
+    """Label names and the value of unlabelled voxels, from {"0": name} (MSD) or {name: value} (nnU-Net)."""
     ignore, stated = content.get("ignore"), content.get("labels")
     if not (ignore is None or type(ignore) is int) or not (stated is None or isinstance(stated, dict)):
         raise InputError(f'{file}: "labels" must be an object and "ignore" a whole number; correct it')
@@ -147,12 +148,12 @@ def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None,
     by_value = all(str(key).lstrip("-").isdigit() for key in stated)
     items = [(key, name) for key, name in stated.items()] if by_value else [(v, name) for name, v in stated.items()]
     if any(isinstance(value, list) for value, _ in items):
-        raise UnsupportedInput(f"{file}: labels made of regions; give each value a name of its own")
+        raise UnsupportedInput(f"{file}: region-based labels are not supported; give each value its own name")
     if not all(type(value) is int or (by_value and isinstance(name, str)) for value, name in items):
         raise InputError(f'{file}: "labels" must be {{"0": "background", "1": name}} or {{name: value}}, is {stated}')
     names = {int(value): str(name) for value, name in items}
     if len(names) < len(items):
-        raise InputError(f'{file}: one value under several names in "labels": {stated}; correct it')
+        raise InputError(f'{file}: the same value has several names in "labels": {stated}; correct it')
     for value in [value for value, name in names.items() if name == "ignore" and value != 0]:
         ignore = value
     names = {value: name for value, name in names.items() if value > 0 and value != ignore}
@@ -170,7 +171,7 @@ def _pairs(folder: Path, facts: _Facts) -> list[_Pair]:
 
 
 def _matched(images: Path, labels: Path, channel: bool) -> list[_Pair]:
-    """Images and labels of equal stem; `channel`: image names end in nnU-Net's channel number."""
+    """Images and labels of equal stem. With `channel`, image names end in nnU-Net's channel number."""
     image_of = _without_channel(images) if channel else _by_stem(images)
     label_of = _by_stem(labels) if labels.is_dir() else {}
     if orphans := sorted(str(label_of[name]) for name in label_of.keys() - image_of.keys()):
@@ -181,28 +182,28 @@ def _matched(images: Path, labels: Path, channel: bool) -> list[_Pair]:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if not is_scan(path):
             continue
-        if (other := found.setdefault(stem(path), path)) != path:
+        if (other := files.setdefault(stem(path), path)) != path:
             raise InputError(f"two files for one case: {other} and {path}; remove one of them")
-    return found
+    return files
 
 
 def _without_channel(images: Path) -> dict[str, Path]:
-    found = {}
+    files = {}
     for name, path in _by_stem(images).items():
         case, underscore, channel = name.rpartition("_")
         if not (underscore and len(channel) == 4 and channel.isdigit()):
             raise InputError(f"{path}: nnU-Net image names end in a channel such as _0000; rename it")
         if channel != "0000":
             raise UnsupportedInput(
-                f"{path}: a second channel; handful reads one: copy the images of one channel and their labels "
+                f"{path}: a second channel, but handful reads one; copy the images of one channel and their labels "
                 "into images/ and labels/"
             )
-        found[case] = path
-    return found
+        files[case] = path
+    return files
 
 
 def _is_hidden(entry: Any) -> bool:
@@ -210,19 +211,19 @@ def _is_hidden(entry: Any) -> bool:
 
 
 def _listed(folder: Path, file: Path, entry: Any) -> _Pair:
-    """A case as MSD lists it: paths of image and label, from the folder on."""
+    """A case as MSD lists it: paths of image and label, relative to the folder."""
     if not (isinstance(entry, dict) and isinstance(entry.get("image"), str)):
         raise InputError(f'{file}: "training" must hold {{"image": path, "label": path}}, got {entry!r}; correct it')
     paths = [Path(entry[part]) for part in ("image", "label") if isinstance(entry.get(part), str)]
     if outside := [path for path in paths if path.is_absolute() or ".." in path.parts]:
-        raise InputError(f"{file}: {outside[0]} leads out of the folder; list files inside it")
+        raise InputError(f"{file}: {outside[0]} is outside the folder; list files inside it")
     image, label = folder / paths[0], folder / paths[1] if len(paths) > 1 else None
-    if not image.exists():  # nnU-Net's first version lists images without their channel
+    if not image.exists():  # nnU-Net v1 lists images without their channel number
         with_channel = image.with_name(image.name.replace(stem(image), f"{stem(image)}_0000", 1))
         image = with_channel if with_channel.exists() else image
     for path in (image, label):
         if path is not None and not path.is_file():
-            raise InputError(f"{path}: listed in {file.name}, but not there; fetch it or take it off the list")
+            raise InputError(f"{path}: listed in {file.name}, but missing; add the file or remove the entry")
     return stem(paths[0]), image, label
 
 
@@ -231,13 +232,16 @@ def _patients(facts: _Facts, names: list[str]) -> dict[str, str]:
     if not isinstance(stated, dict):
         raise InputError(f'{facts.file}: "patient" must be {{case: id}}; correct it')
     if stated and (missing := sorted(set(names) - stated.keys())):
-        raise InputError(f'{facts.file}: no "patient" for {", ".join(missing[:5])}; name them, or their scans may leak')
+        raise InputError(
+            f'{facts.file}: no "patient" for {", ".join(missing[:5])}; add them, so that no patient is in both '
+            "the labelled and the test cases"
+        )
     return {case: str(patient) for case, patient in stated.items()}
 
 
 def _scan_labels(cases: tuple[Case, ...]) -> Labels | None:
-    """The values the references hold, when nobody named them; a file that cannot be read fails later, as its case."""
-    found: set[int] = set()
+    """The values in the references, for cohorts without label names. A file that cannot be read fails later."""
+    values: set[int] = set()
     failure: HandfulError | None = None
     references = [case for case in cases if isinstance(case.reference, Path)]
     for case in references:
@@ -247,10 +251,10 @@ def _scan_labels(cases: tuple[Case, ...]) -> Labels | None:
         except HandfulError as error:
             failure = failure or error
             continue
-        found.update(np.unique(label_map.array[label_map.array > 0]).tolist())
-    if failure and not found:
+        values.update(np.unique(label_map.array[label_map.array > 0]).tolist())
+    if failure and not values:
         raise failure
-    return Labels.of({value: f"label {value}" for value in found}) if found else None
+    return Labels.of({value: f"label {value}" for value in values}) if values else None
 
 
 def _with_labels(case: Case, labels: Labels | None) -> Case:

@@ -1,4 +1,7 @@
-"""One scan or label map in a file: verified when read, written completely or not at all, its format told by suffix."""
+"""Reading and writing of scans and label maps. The suffix determines the format.
+
+Files are verified when they are read, and written completely or not at all.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +25,13 @@ from handful.jobs.digests import Digest
 
 
 def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES, digest: Digest | None = None) -> Volume:
-    """The image in a file; integer voxels keep their type, all others become 32-bit floats.
+    """The image in a file, voxels (1 or 3, i, j, k). Integer voxels keep their type, all others become 32-bit floats.
 
-    The bytes of the file are added to `digest`, of NIfTI in the same pass in which they are read.
+    If a `digest` is given, the bytes of the file are added to it (for NIfTI while they are read, for other formats in a
+    second pass).
 
-    Raises DamagedFile where the file is cut off, corrupt or larger than `max_bytes`, UnsupportedInput where it holds
-    something else than one volume of finite grey values or one picture, or its axes are sheared.
+    Raises DamagedFile if the file is truncated, corrupt or larger than `max_bytes`. Raises UnsupportedInput if it is
+    not one volume or picture of finite values, or if its axes are not at right angles.
     """
     path = Path(path)
     array, geometry = _format(path).read(path, max_bytes, digest)
@@ -42,47 +46,49 @@ def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES, digest: Digest 
 def read_label_map(
     path: str | Path, labels: Labels | None = None, ignore: int | None = None, *, max_bytes: int = MAX_BYTES
 ) -> LabelMap:
-    """The label map in a file, 16-bit (32-bit where a label needs it).
+    """The label map in a file, with 16-bit voxels (i, j, k), or 32-bit voxels if a label value needs them.
 
-    Voxels of value `ignore` become IGNORE, and so do all slices that `<stem>.slices.json` beside the file does not
-    list: {"axis": 0, 1 or 2 of the stored array, "labelled": [slice numbers]}. A slice without any label counts as
-    labelled background: nothing is guessed. Without `labels`, each value found is a label called "label <value>".
-    Raises LabelError for values that are not whole, negative or not among `labels`.
+    Voxels of value `ignore` become IGNORE (unlabelled). If a file `<stem>.slices.json` lies in the same folder, all
+    slices that it does not list become IGNORE, too. Its content is {"axis": 0, 1 or 2 of the stored array, "labelled":
+    [slice numbers]}. Without it, a slice that contains no label counts as labelled background.
+
+    Without `labels`, each value in the file is a label called "label <value>". Raises LabelError for values that are
+    not whole numbers, negative, or not among `labels`.
     """
     path = Path(path)
     array, geometry = _format(path).read_labels(path, max_bytes)
     if array.shape[0] != 1:
-        raise UnsupportedInput(f"{path}: labels drawn in colour; save one channel that holds the label's number")
+        raise UnsupportedInput(f"{path}: labels are colours; save one channel of label numbers")
     _require_orthogonal(path, geometry)
     classes = _whole_numbers(array[0], path)
     if ignore is not None:
         classes[classes == ignore] = IGNORE
     _apply_sidecar(classes, path)
     if labels is None:
-        found = sorted(int(value) for value in np.unique(classes) if value > 0)
-        if not found:
-            raise LabelError(f"{path}: no label in it and no label names given; name the labels in dataset.json")
-        labels = Labels.of({value: f"label {value}" for value in found})
+        values = sorted(int(value) for value in np.unique(classes) if value > 0)
+        if not values:
+            raise LabelError(f"{path}: contains no label, and no label names are given; name them in dataset.json")
+        labels = Labels.of({value: f"label {value}" for value in values})
     require_known(classes, labels, str(path))
     return LabelMap(classes, geometry, labels)
 
 
 def read_geometry(path: str | Path) -> Geometry:
-    """The grid of a scan, from its header alone; the voxels are not verified."""
+    """The grid of a scan, from its header; the voxels are not verified."""
     path = Path(path)
     return _format(path).geometry(path)
 
 
 def read_notes(path: str | Path) -> list[str]:
-    """What is legal in a file's header, yet worth telling, a sentence each."""
+    """Unusual but valid properties of a file's header, one sentence each."""
     path = Path(path)
     return _format(path).notes(path)
 
 
 def write_label_map(path: str | Path, label_map: LabelMap) -> None:
-    """Writes a label map on its grid, in the smallest unsigned type that holds its values (signed, if some are IGNORE).
+    """Write a label map in the smallest integer type that holds its values (signed only if some are IGNORE).
 
-    The file is there completely or not at all, and equal label maps give equal bytes.
+    The file is written completely or not at all. Equal label maps give equal bytes.
     """
     array = label_map.array
     smallest = np.result_type(np.min_scalar_type(int(array.max())), np.min_scalar_type(min(int(array.min()), 0)))
@@ -90,39 +96,42 @@ def write_label_map(path: str | Path, label_map: LabelMap) -> None:
 
 
 def write_volume(path: str | Path, volume: Volume) -> None:
-    """Writes an image on its grid with the voxels' own type; the file is there completely or not at all."""
+    """Write an image with its own voxel type. The file is written completely or not at all."""
     array = volume.array
-    if array.dtype.kind == "b" or array.dtype == np.float16:  # types no medical format has
+    if array.dtype.kind == "b" or array.dtype == np.float16:  # types that the formats lack
         array = array.astype(np.uint8 if array.dtype.kind == "b" else np.float32)
     _write(Path(path), array, volume.geometry)
 
 
 def stem(path: str | Path) -> str:
-    """The file's name without its suffix, be it a double one: 'liver_1' of 'liver_1.nii.gz'."""
+    """The file name without its suffix, which may be a double one: 'liver_1' for 'liver_1.nii.gz'."""
     name = Path(path).name
     return name[: -len(suffix)] if (suffix := _suffix(name)) else Path(path).stem
 
 
 def is_scan(path: Path) -> bool:
-    """Whether a file's name says that it can be read here; hidden files are none."""
+    """Whether a file has the suffix of a supported format and is not hidden."""
     return not path.name.startswith(".") and bool(_suffix(path.name)) and path.is_file()
 
 
 def require_known(classes: NDArray[Any], labels: Labels, what: str) -> None:
-    """Raises LabelError, with counts and slices, where a voxel holds neither 0, IGNORE nor a value of `labels`."""
+    """Raise LabelError, with counts and slices, if a voxel is neither 0, IGNORE nor a value of `labels`.
+
+    `what` names the label map in the message.
+    """
     unknown = [int(v) for v in np.unique(classes) if v not in (0, IGNORE, *labels.values)]
     if unknown:
-        found = "; ".join(_where(classes, value) for value in unknown[:5])
+        places = "; ".join(_where(classes, value) for value in unknown[:5])
         more = f"; and {len(unknown) - 5} more values" if len(unknown) > 5 else ""
         raise LabelError(
-            f"{what}: values that are no label: {found}{more}. Known are 0 and {labels.as_dict()}; "
-            "name them among the labels or correct the file"
+            f"{what}: values that are not labels: {places}{more}. The labels are 0 and {labels.as_dict()}; "
+            "add the values to the labels or correct the file"
         )
 
 
 @dataclass(frozen=True)
 class _Format:
-    """How files of one kind are read and written; arrays are (channels, i, j, k)."""
+    """The functions that read and write files of one format; arrays are (channels, i, j, k)."""
 
     read: Callable[[Path, int, Digest | None], tuple[NDArray[Any], Geometry]]
     read_labels: Callable[[Path, int], tuple[NDArray[Any], Geometry]]
@@ -134,7 +143,7 @@ class _Format:
 def _after_digest(
     read: Callable[[Path, int], tuple[NDArray[Any], Geometry]],
 ) -> Callable[[Path, int, Digest | None], tuple[NDArray[Any], Geometry]]:
-    """A reader whose library opens the file itself, so that a digest takes a pass of its own before."""
+    """Add a digest to a function whose library opens the file itself; the digest reads the file a second time."""
 
     def digested(path: Path, max_bytes: int, digest: Digest | None) -> tuple[NDArray[Any], Geometry]:
         if digest:
@@ -162,7 +171,7 @@ _FORMATS: Mapping[str, _Format] = {
     ".bmp": _PICTURE,
 }
 SUFFIXES: tuple[str, ...] = tuple(_FORMATS)
-"""What the names of readable files end in."""
+"""Suffixes of the supported formats."""
 
 
 def _suffix(name: str) -> str:
@@ -171,12 +180,12 @@ def _suffix(name: str) -> str:
 
 def _format(path: Path) -> _Format:
     if not (suffix := _suffix(path.name)):
-        raise UnsupportedInput(f"{path}: unknown kind of file; handful reads {', '.join(SUFFIXES)}")
+        raise UnsupportedInput(f"{path}: unknown file format; handful reads {', '.join(SUFFIXES)}")
     return _FORMATS[suffix]
 
 
 def _require_orthogonal(path: Path, geometry: Geometry) -> None:
-    """An oblique grid is fine; axes that are not at right angles make distances and slices lie."""
+    """Raise UnsupportedInput if the axes are not at right angles, since distances would be wrong. Oblique is fine."""
     axes = geometry.affine[:3, :3] / geometry.spacing
     shear = float(np.abs(axes.T @ axes - np.eye(3)).max())
     if shear > 1e-3:
@@ -194,23 +203,23 @@ def _whole_numbers(array: NDArray[Any], path: Path) -> NDArray[Any]:
     if array.dtype.kind == "f" and (off := np.abs(array - whole) > 1e-3).any():
         values = ", ".join(f"{value:.6g}" for value in np.unique(array[off])[:5])
         raise LabelError(
-            f"{path}: {int(off.sum())} voxels are no whole label numbers, for example {values}; "
-            "threshold the map, or resample it by nearest neighbour"
+            f"{path}: {int(off.sum())} voxels are not whole numbers, for example {values}; "
+            "threshold the map, or resample it with nearest-neighbour interpolation"
         )
     lowest, highest = int(whole.min()), int(whole.max())
     if lowest < IGNORE or highest >= 2**31:
         wrong = lowest if lowest < IGNORE else highest
         raise LabelError(
-            f"{path}: label value {_where(whole, wrong)}; labels are whole numbers from 0 up, {IGNORE} is unlabelled"
+            f"{path}: label value {_where(whole, wrong)}; labels are whole numbers from 0, and {IGNORE} is unlabelled"
         )
     return whole.astype(np.int16 if highest < 2**15 else np.int32)
 
 
 def _where(classes: NDArray[Any], value: int) -> str:
-    found = classes == value
-    slices = np.flatnonzero(found.any(axis=(0, 1)))
-    shown = ", ".join(str(index) for index in slices[:5]) + (", ..." if len(slices) > 5 else "")
-    return f"{value} in {int(found.sum())} voxels, slices {shown} of the last axis"
+    equal = classes == value
+    slices = np.flatnonzero(equal.any(axis=(0, 1)))
+    listed = ", ".join(str(index) for index in slices[:5]) + (", ..." if len(slices) > 5 else "")
+    return f"{value} in {int(equal.sum())} voxels, slices {listed} of the last axis"
 
 
 def _apply_sidecar(classes: NDArray[Any], path: Path) -> None:
@@ -226,7 +235,7 @@ def _apply_sidecar(classes: NDArray[Any], path: Path) -> None:
         valid = False
     if not valid:
         form = '{"axis": 0, 1 or 2, "labelled": [slice numbers]}'
-        raise InputError(f"{sidecar}: must be {form} on a {classes.shape} grid; correct it")
+        raise InputError(f"{sidecar}: must be {form} for a {classes.shape} grid; correct it")
     unlabelled = np.ones(classes.shape[axis], dtype=bool)
     unlabelled[labelled] = False
     np.moveaxis(classes, axis, 0)[unlabelled] = IGNORE
@@ -235,8 +244,8 @@ def _apply_sidecar(classes: NDArray[Any], path: Path) -> None:
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     kind = _format(path)
     if path.suffix.lower() in (".mhd", ".nhdr"):
-        raise UnsupportedInput(f"{path}: two files cannot be replaced at once; write .mha or .nrrd")
+        raise UnsupportedInput(f"{path}: a format of two files cannot be written safely; write .mha or .nrrd")
     if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; make it first")
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
     with replacing(path) as temporary:
         kind.write(temporary, array, geometry)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import SimpleITK as sitk  # noqa: N813 - the name everybody knows it by
+import SimpleITK as sitk  # noqa: N813 - its usual name
 from numpy.typing import NDArray
 
 from handful.data.verified import verify_payload
@@ -24,31 +24,35 @@ _NRRD_BYTES = {"char": 1, "short": 2, "int": 4, "long long": 8, "longlong": 8, "
 
 
 def read_itk(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
-    """Voxels (1, i, j, k) as stored, and their grid in RAS."""
+    """Voxels (1, i, j, k) as stored, and their grid in RAS coordinates."""
     payload = _payload(path)
     verify_payload(payload.file, payload.offset, payload.size, payload.compressed, max_bytes)
     geometry = itk_geometry(path)
     try:
         array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     except RuntimeError as error:
-        raise DamagedFile(f"{path}: unreadable ({_reason(error)}); fetch the file anew") from error
+        raise DamagedFile(f"{path}: unreadable ({_reason(error)}); copy the file again") from error
     return array.reshape(geometry.shape[::-1]).transpose(2, 1, 0)[None], geometry
 
 
 def itk_geometry(path: Path) -> Geometry:
-    """The grid alone, from the header."""
+    """The grid, from the header."""
     open_file(path).close()
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
-        raise DamagedFile(f"{path}: unreadable header ({_reason(error)}); fetch the file anew") from error
+        raise DamagedFile(f"{path}: unreadable header ({_reason(error)}); copy the file again") from error
     size, dimension = reader.GetSize(), reader.GetDimension()
     if reader.GetNumberOfComponents() != 1:
-        raise UnsupportedInput(f"{path}: {reader.GetNumberOfComponents()} values a voxel; save one real-valued channel")
+        raise UnsupportedInput(
+            f"{path}: {reader.GetNumberOfComponents()} values per voxel; save one real-valued channel"
+        )
     if any(n != 1 for n in size[3:]):
-        raise UnsupportedInput(f"{path}: {dimension}D, shape {size}, where one volume is expected; split it into 3D")
+        raise UnsupportedInput(
+            f"{path}: {dimension}D, shape {size}, but one volume is expected; split it into 3D files, one per frame"
+        )
     affine = np.eye(4)
     axes = min(dimension, 3)
     direction = np.array(reader.GetDirection()).reshape(dimension, dimension)[:axes, :axes]
@@ -62,9 +66,11 @@ def itk_geometry(path: Path) -> Geometry:
 
 
 def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """One grey channel, compressed, header and voxels in one file."""
+    """Write one grey channel, compressed, header and voxels in one file."""
     if array.shape[0] != 1:
-        raise UnsupportedInput(f"{path}: holds grey volumes, this one has {array.shape[0]} channels; write .png")
+        raise UnsupportedInput(
+            f"{path}: this format holds one channel, this volume has {array.shape[0]}; write .png instead"
+        )
     image = sitk.GetImageFromArray(array[0].transpose(2, 1, 0), isVector=False)
     affine = _LPS_TO_RAS @ geometry.affine
     image.SetSpacing(geometry.spacing.tolist())
@@ -78,7 +84,7 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
 
 @dataclass(frozen=True)
 class _Payload:
-    """Where the voxels lie: `size` bytes, inflated, after `offset`."""
+    """Position of the voxels in a file: `size` bytes (after decompression) from `offset` on."""
 
     file: Path
     offset: int
@@ -92,7 +98,7 @@ def _payload(path: Path) -> _Payload:
     try:
         return _nrrd_payload(path, start) if start.startswith(b"NRRD") else _meta_payload(path, start)
     except (KeyError, ValueError) as error:
-        raise DamagedFile(f"{path}: not a whole NRRD or MetaImage header ({error}); fetch the file anew") from error
+        raise DamagedFile(f"{path}: incomplete NRRD or MetaImage header ({error}); copy the file again") from error
 
 
 def _nrrd_payload(path: Path, start: bytes) -> _Payload:
@@ -106,7 +112,7 @@ def _nrrd_payload(path: Path, start: bytes) -> _Payload:
     if fields["encoding"].lower() not in ("raw", "gzip", "gz"):
         raise UnsupportedInput(f"{path}: encoding {fields['encoding']!r}; save it as raw or gzip")
     if any(fields.get(name, "0") != "0" for name in ("byte skip", "byteskip", "line skip", "lineskip")):
-        raise UnsupportedInput(f"{path}: voxels after a byte or line skip; save header and voxels in one .nrrd file")
+        raise UnsupportedInput(f"{path}: uses a byte or line skip; save header and voxels in one .nrrd file")
     kind = re.sub(r"^(signed|unsigned)\s+|\s+int$|_t$|^u(?=[a-z])", "", fields["type"].lower())
     item = int(bits.group(1)) // 8 if (bits := re.fullmatch(r"int(\d+)", kind)) else _NRRD_BYTES[kind]
     size = math.prod(int(n) for n in fields["sizes"].split()) * item
@@ -114,7 +120,7 @@ def _nrrd_payload(path: Path, start: bytes) -> _Payload:
     if detached := fields.get("data file", fields.get("datafile")):
         return _Payload(_sibling(path, detached), 0, size, compressed)
     if not blank:
-        raise DamagedFile(f"{path}: ends inside its header; fetch the file anew")
+        raise DamagedFile(f"{path}: ends inside its header; copy the file again")
     return _Payload(path, len(header) + len(blank), size, compressed)
 
 
@@ -125,7 +131,7 @@ def _meta_payload(path: Path, start: bytes) -> _Payload:
     lines = (line.partition("=") for line in start[: match.start()].decode("latin1").splitlines())
     fields = {name.strip(): value.strip() for name, equals, value in lines if equals}
     if fields.get("BinaryData", "True").lower() not in ("true", "t", "1") or int(fields.get("HeaderSize", "0")) > 0:
-        raise UnsupportedInput(f"{path}: voxels as text or after a foreign header; save one binary .mha file")
+        raise UnsupportedInput(f"{path}: text voxels or an extra header; save one binary .mha file")
     item = _META_BYTES[fields["ElementType"].removeprefix("MET_").removesuffix("_ARRAY").removeprefix("U")]
     size = math.prod(int(n) for n in fields["DimSize"].split()) * int(fields.get("ElementNumberOfChannels", "1")) * item
     compressed = fields.get("CompressedData", "False").lower() in ("true", "t", "1")
@@ -136,13 +142,13 @@ def _meta_payload(path: Path, start: bytes) -> _Payload:
 
 
 def _sibling(path: Path, name: str) -> Path:
-    """The file of voxels beside a header; one that lies elsewhere, or in several files, is refused."""
+    """The file of voxels in the folder of the header; voxels elsewhere or in several files are refused."""
     if name.startswith("LIST") or "%" in name or Path(name).is_absolute() or ".." in Path(name).parts:
-        raise UnsupportedInput(f"{path}: voxels in {name!r}; save header and voxels in one .nrrd or .mha file")
+        raise UnsupportedInput(f"{path}: voxels are in {name!r}; save header and voxels in one .nrrd or .mha file")
     return path.parent / name
 
 
 def _reason(error: RuntimeError) -> str:
-    """The telling line of ITK's message, without the addresses and source files around it."""
+    """The main line of ITK's message, without addresses and source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if line.startswith("ITK ERROR")), lines[0] if lines else "no reason given")

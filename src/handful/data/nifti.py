@@ -1,4 +1,4 @@
-"""NIfTI files: verified bytes to voxels and back, the grid kept to the last bit of its 32-bit header."""
+"""Reading and writing of NIfTI files. Written grids are exact within the header's 32-bit floats."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from handful.jobs.digests import Digest
 from handful.jobs.files import open_file
 
 _NIFTI1_HEADER, _NIFTI2_HEADER = 348, 540
-"""Bytes, as both headers state themselves in their first field."""
+"""Sizes in bytes, as stated in the first field of each header."""
 
 
 def read_nifti(path: Path, max_bytes: int, digest: Digest | None = None) -> tuple[NDArray[Any], Geometry]:
-    """Voxels (1, i, j, k) and grid; integers stay as stored, scaled voxels become floats.
+    """Voxels (1, i, j, k) and grid. Integers stay as stored; scaled voxels become floats.
 
-    The file is read once; its bytes are added to `digest`.
+    The file is read once. If a `digest` is given, the bytes of the file are added to it.
     """
     with open_stream(path, digest) as stream:
         head = _read_head(stream, path)
@@ -43,16 +43,16 @@ def read_nifti(path: Path, max_bytes: int, digest: Digest | None = None) -> tupl
 
 
 def nifti_geometry(path: Path) -> Geometry:
-    """The grid alone, from the header."""
+    """The grid, from the header."""
     return _geometry(path, _read_header(path))
 
 
 def nifti_notes(path: Path) -> list[str]:
-    """What is legal in the file, yet worth knowing."""
+    """Unusual but valid properties of the file, one sentence each."""
     notes = []
     with open_file(path) as file:
         if path.name.lower().endswith(".gz") and not is_gzip(file):
-            notes.append(f"{path}: named .gz but not compressed; read as it is")
+            notes.append(f"{path}: named .gz but not compressed; read as an uncompressed file")
     header = _read_header(path)
     if header["sform_code"] > 0 and header["qform_code"] > 0:
         sform = _geometry(path, header)
@@ -62,16 +62,18 @@ def nifti_notes(path: Path) -> list[str]:
             notes.append(f"{path}: the qform is broken; the sform is used")
         else:
             if distance > 0.1 * float(sform.spacing.min()):
-                notes.append(f"{path}: qform and sform lie up to {distance:.3g} mm apart; the sform is used")
+                notes.append(f"{path}: qform and sform differ by up to {distance:.3g} mm; the sform is used")
     if unit := {1: "metres", 3: "micrometres"}.get(int(header["xyzt_units"]) & 7):
-        notes.append(f"{path}: spacing is declared in {unit}, but read as mm; rescale the header")
+        notes.append(f"{path}: the spacing is declared in {unit}, but read as mm; rescale the header")
     return notes
 
 
 def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """One grey channel; equal content gives equal bytes, compressed where the name ends in .gz."""
+    """Write one grey channel, compressed if the name ends in .gz. Equal content gives equal bytes."""
     if array.shape[0] != 1:
-        raise UnsupportedInput(f"{path}: NIfTI holds grey volumes, this one has {array.shape[0]} channels; write .png")
+        raise UnsupportedInput(
+            f"{path}: NIfTI files hold one channel, this volume has {array.shape[0]}; write .png instead"
+        )
     image_type = nib.Nifti1Image if max(geometry.shape) < 2**15 else nib.Nifti2Image
     image = image_type(array[0], geometry.affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm" if geometry.unit == "mm" else "unknown")
@@ -91,7 +93,7 @@ def _read_header(path: Path) -> Any:
 
 
 def _read_head(stream: Stream, path: Path) -> bytes:
-    """The header's bytes: 348 but of NIfTI-2, so that a tiny file of another kind is not called truncated."""
+    """The bytes of the header: 540 for NIfTI-2, else 348, so that a small file of another kind is not truncated."""
     start = stream.read(4)
     stated = (int.from_bytes(start, "little"), int.from_bytes(start, "big"))
     size = _NIFTI2_HEADER if _NIFTI2_HEADER in stated else _NIFTI1_HEADER
@@ -113,7 +115,7 @@ def _spatial_shape(path: Path, header: Any) -> tuple[int, int, int]:
     shape = tuple(int(n) for n in header.get_data_shape())
     if any(n != 1 for n in shape[3:]):
         raise UnsupportedInput(
-            f"{path}: {len(shape)}D, shape {shape}, where one volume is expected; split it into 3D files, one a frame"
+            f"{path}: {len(shape)}D, shape {shape}, but one volume is expected; split it into 3D files, one per frame"
         )
     if not shape or min(shape) < 1:
         raise DamagedFile(f"{path}: header declares the shape {shape}; repair the header")
@@ -138,7 +140,7 @@ def _geometry(path: Path, header: Any) -> Geometry:
 def _scaled(array: NDArray[Any], slope: float | None, inter: float | None) -> NDArray[Any]:
     if slope is None or (slope == 1 and not inter):
         return array
-    # 32-bit floats hold every 16-bit integer; wider voxels need 64
+    # 32-bit floats represent every 16-bit integer exactly; wider voxels need 64 bits
     wide: Any = np.float32 if array.dtype.itemsize <= 2 else np.float64
     scaled: NDArray[Any] = array.astype(wide) * wide(slope) + wide(inter or 0.0)
     return scaled

@@ -1,7 +1,7 @@
-"""nnU-Net v2 through files: a support set as its raw data set, and its predictions back as handful's label maps.
+"""Export of a support set as a raw data set of nnU-Net v2, and import of nnU-Net's predictions.
 
-The format is nnU-Net's own (its documentation, "dataset format" and "ignore label"): label values run 1, 2, 3, ...
-without a gap, and what nobody has labelled bears the value after the last one, called "ignore".
+In nnU-Net's format (see "dataset format" and "ignore label" in its documentation), label values are 1, 2, 3, ...
+without a gap. Unlabelled voxels have the next value, called "ignore".
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from handful.jobs.atomic import replacing_folder, write_json
 from handful.jobs.notes import NOTES
 
 RECORD = "handful.json"
-"""What handful keeps in the data set to read predictions back; nnU-Net passes it over."""
+"""File with what the import needs to know; nnU-Net ignores it."""
 ENDING = ".nii.gz"
 COLOURS = ("red", "green", "blue")
 
 
 @dataclass(frozen=True)
 class NnunetDataset:
-    """A raw data set that was written."""
+    """A raw data set that `export_nnunet` has written."""
 
     folder: Path
     training: tuple[str, ...]
@@ -41,9 +41,9 @@ class NnunetDataset:
     tests: tuple[str, ...]
     """Names of the cases in imagesTs."""
     values: dict[int, int]
-    """The value of each label here, by its value in the data set."""
+    """{value in the data set: value in the cohort}."""
     ignore: int | None
-    """Value of unlabelled voxels in the data set; None where all are labelled."""
+    """Value of unlabelled voxels in the data set; None if all voxels are labelled."""
 
 
 def export_nnunet(
@@ -54,11 +54,11 @@ def export_nnunet(
     cohort: Cohort | None = None,
     overwrite: bool = False,
 ) -> NnunetDataset:
-    """Writes `out`/Dataset501_handful with the support as its training cases, whole or not at all.
+    """Write the support set as training cases into `out`/Dataset501_handful, completely or not at all.
 
-    Voxels and grids are the scans' own; colour becomes three channels. The cases of `cohort` whose patients are not in
-    the support go to imagesTs. `out` is what nnU-Net calls nnUNet_raw. Raises InputError where the folder exists,
-    unless it is an earlier export and may be replaced.
+    `out` is the folder that nnU-Net calls nnUNet_raw. Voxels and grids are those of the scans; colour becomes three
+    channels. The cases of `cohort` whose patients are not in the support set go to imagesTs. Raises InputError if the
+    folder exists, unless it is an earlier export and `overwrite` is set; SettingsError for an invalid number or name.
     """
     if not 1 <= number <= 999 or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise SettingsError(
@@ -66,8 +66,8 @@ def export_nnunet(
         )
     folder = out / f"Dataset{number:03d}_{name}"
     if folder.exists() and not (overwrite and (folder / RECORD).is_file()):
-        mend = "say --overwrite to replace it" if (folder / RECORD).is_file() else "handful did not make it"
-        raise InputError(f"{folder} exists; take another number or name ({mend})")
+        remedy = "or add --overwrite to replace it" if (folder / RECORD).is_file() else "handful did not write it"
+        raise InputError(f"{folder} exists; choose another number or name ({remedy})")
     names = _label_names(support.labels)
     ignore = len(names) + 1 if any(_has_unlabelled(case) for case in support.cases) else None
     values = {place + 1: value for place, value in enumerate(support.labels.values)}
@@ -88,47 +88,49 @@ def export_nnunet(
                 "name": name,
             },
         )
-        seen = sorted(everyone - {case.name for case in tests})
-        write_json(fresh / RECORD, {"values": values, "labels": support.labels.as_dict(), "not_to_be_scored": seen})
+        excluded = sorted(everyone - {case.name for case in tests})
+        write_json(fresh / RECORD, {"values": values, "labels": support.labels.as_dict(), "not_to_be_scored": excluded})
     return NnunetDataset(
         folder, tuple(case.name for case in support.cases), tuple(case.name for case in tests), values, ignore
     )
 
 
 def import_nnunet(predictions: Path, dataset: Path, out: Path) -> list[str]:
-    """Writes nnU-Net's predictions into the new folder `out` with the labels' own values; the names of the cases.
+    """Write nnU-Net's predictions into the new folder `out` with the cohort's label values; returns the case names.
 
-    `dataset` is the folder that `export_nnunet` made. The cases nnU-Net had been trained on are noted in `out`, so that
-    evaluation leaves them out. Raises LabelError, by file, for values that nnU-Net was not taught.
+    `dataset` is the folder that `export_nnunet` wrote. The names of nnU-Net's training cases are stored in `out`, so
+    that `handful evaluate` excludes them. Raises LabelError, with the file name, for values that are not in the data
+    set.
     """
     record = _read_record(dataset)
     if not predictions.is_dir():
-        raise InputError(f"{predictions}: no such folder; name the one nnUNetv2_predict wrote (its -o)")
+        raise InputError(f"{predictions}: no such folder; name the output folder of nnUNetv2_predict (its -o)")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; name a new folder")
     files = [path for path in sorted(predictions.iterdir()) if is_scan(path)]
     if not files:
-        raise InputError(f"{predictions}: no label map in it; name the folder nnUNetv2_predict wrote (its -o)")
+        raise InputError(f"{predictions}: contains no label map; name the output folder of nnUNetv2_predict (its -o)")
     values = {int(here): int(value) for here, value in record["values"].items()}
     labels = Labels.of({int(value): name for value, name in record["labels"].items()})
-    taught = Labels(tuple(values), labels.names)
+    nnunet_labels = Labels(tuple(values), labels.names)
     with replacing_folder(out) as fresh:
         for path in files:
-            said = read_label_map(path, taught)
-            write_label_map(fresh / path.name, LabelMap(_mapped(said.array, values), said.geometry, labels))
+            prediction = read_label_map(path, nnunet_labels)
+            array = _mapped(prediction.array, values)
+            write_label_map(fresh / path.name, LabelMap(array, prediction.geometry, labels))
         for case in record["not_to_be_scored"]:
             write_json(fresh / NOTES / f"{case}.json", {"output": None, "fitted_on": True})
     return [stem(path) for path in files]
 
 
 def _label_names(labels: Labels) -> dict[str, int]:
-    """{name: value in the data set}, as nnU-Net wants it."""
+    """{name: value in the data set}, as in nnU-Net's dataset.json."""
     names = {name: place + 1 for place, name in enumerate(labels.names)}
     taken = sorted({"background", "ignore"} & names.keys())
     if taken or len(names) < len(labels):
         raise LabelError(
-            f"labels {labels.as_dict()}: nnU-Net wants a name of its own for each, and 'background' and 'ignore' "
-            "for itself; rename them in dataset.json"
+            f"labels {labels.as_dict()}: for nnU-Net, each label needs its own name other than 'background' and "
+            "'ignore'; rename them in dataset.json"
         )
     return names
 
@@ -146,7 +148,7 @@ def _of_other_patients(cohort: Cohort, support: SupportSet) -> list[Case]:
 
 @dataclass(frozen=True)
 class _Scan:
-    """What was written of a scan."""
+    """A scan that was written."""
 
     case: str
     channels: int
@@ -154,7 +156,7 @@ class _Scan:
 
 
 def _write_image(case: Case, folder: Path) -> _Scan:
-    """Writes each channel into a file of its own."""
+    """Write each channel into its own file."""
     folder.mkdir(parents=True, exist_ok=True)
     volume = case.read_image()
     for channel, array in enumerate(volume.array):
@@ -163,7 +165,7 @@ def _write_image(case: Case, folder: Path) -> _Scan:
 
 
 def _write_labels(case: Case, values: dict[int, int], ignore: int | None, folder: Path) -> None:
-    """Writes the reference with the data set's values; labels that the support does not ask for are background."""
+    """Write the reference with the data set's values; labels that the support set leaves out become background."""
     folder.mkdir(parents=True, exist_ok=True)
     reference = case.read_reference()
     assert reference is not None, "a support set has references"
@@ -174,7 +176,7 @@ def _write_labels(case: Case, values: dict[int, int], ignore: int | None, folder
 
 
 def _mapped(array: NDArray[Any], values: dict[int, int]) -> NDArray[Any]:
-    """The values that stand for those in the array; 0 for all others."""
+    """The array with its values replaced as in `values`; 0 for all other values."""
     out = np.zeros(array.shape, dtype=np.int32)
     for before, after in values.items():
         out[array == before] = after
@@ -182,12 +184,12 @@ def _mapped(array: NDArray[Any], values: dict[int, int]) -> NDArray[Any]:
 
 
 def _channel_names(scans: Sequence[_Scan]) -> dict[str, str]:
-    """nnU-Net scales a channel called CT by the labels' grey values, and any other by each scan's own."""
+    """Channel names: nnU-Net normalises "CT" by the grey values of all labels, other channels scan by scan."""
     first = scans[0]
     if odd := [scan for scan in scans if scan.channels != first.channels]:
         raise UnsupportedInput(
             f"case {odd[0].case!r} has {odd[0].channels} channel(s), {first.case!r} has {first.channels}; "
-            "nnU-Net wants the same ones of every case: keep grey and colour scans in cohorts of their own"
+            "nnU-Net needs the same channels in every case; put grey and colour scans into separate cohorts"
         )
     if first.channels == len(COLOURS):
         return {str(number): colour for number, colour in enumerate(COLOURS)}
@@ -201,15 +203,15 @@ def _read_record(dataset: Path) -> dict[str, Any]:
     path = dataset / RECORD
     try:
         record = json.loads(path.read_text("utf-8"))
-        whole = all(isinstance(record[key], kind) for key, kind in _RECORD_KINDS.items())
+        valid = all(isinstance(record[key], kind) for key, kind in _RECORD_KINDS.items())
     except FileNotFoundError:
-        raise InputError(f"{path} is missing; name the data set that 'handful export nnunet' wrote") from None
+        raise InputError(f"{path} is missing; name a data set from 'handful export nnunet'") from None
     except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise InputError(f"{path} is not as handful wrote it; export again with --overwrite")
-    found: dict[str, Any] = record
-    return found
+        valid = False
+    if not valid:
+        raise InputError(f"{path} was changed after it was written; export again with --overwrite")
+    checked: dict[str, Any] = record
+    return checked
 
 
 _RECORD_KINDS = {"values": dict, "labels": dict, "not_to_be_scored": list}

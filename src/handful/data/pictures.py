@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF and BMP pictures as volumes of one slice: i runs along x to the right, j along y down, in pixels."""
+"""PNG, JPEG, TIFF and BMP pictures as volumes of one slice: i runs to the right (x), j down (y), in pixels."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from handful.errors import DamagedFile, UnsupportedInput
 from handful.jobs.files import open_file
 
 _GREY = {"1": "L", "L": "L", "LA": "L", "La": "L", "I;16": "I;16", "I;16B": "I;16B", "I": "I", "F": "F"}
-"""Pillow's modes of one channel, and the mode without alpha; all others become RGB."""
+"""Pillow's one-channel modes, and each mode without alpha; all others become RGB."""
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error)
-"""What Pillow and tifffile raise on broken files, as a fuzzer found: there is no common parent."""
+"""Errors that Pillow and tifffile raise for broken files, found by fuzzing; they have no common base class."""
 
 
 def read_picture(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
-    """Pixels (1 or 3, x, y, 1) as stored; alpha is dropped, a palette becomes colours."""
+    """Pixels (1 or 3, x, y, 1) as stored, and their grid. Alpha is dropped; a palette becomes colours."""
     if _is_deep_tiff(path):
         return _on_grid(path, _read_tiff(path, max_bytes))
     image = _open(path, max_bytes)
@@ -33,9 +33,9 @@ def read_picture(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
 
 
 def read_label_picture(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
-    """Label ids (1, x, y, 1): grey values, or the indices of a palette; colours are refused."""
+    """Label numbers (1, x, y, 1) and their grid: grey values, or the indices of a palette; colours are refused."""
     if path.suffix.lower() in (".jpg", ".jpeg"):
-        raise UnsupportedInput(f"{path}: JPEG changes label values; save labels as .png")
+        raise UnsupportedInput(f"{path}: JPEG compression changes label values; save labels as .png")
     if _is_deep_tiff(path):
         pixels = _read_tiff(path, max_bytes)
         mode = "RGB" if pixels.ndim == 3 else "L"
@@ -43,12 +43,12 @@ def read_label_picture(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geomet
         image = _open(path, max_bytes)
         pixels, mode = np.asarray(image), image.mode
     if mode not in ("1", "L", "P", "I", "F", "I;16", "I;16B"):
-        raise UnsupportedInput(f"{path}: labels drawn in colour ({mode}); save one channel of label numbers")
+        raise UnsupportedInput(f"{path}: labels are colours ({mode}); save one channel of label numbers")
     return _on_grid(path, pixels.astype(np.uint8) if mode == "1" else pixels)
 
 
 def picture_geometry(path: Path) -> Geometry:
-    """The grid alone; tells nothing about the pixels."""
+    """The grid, from the header; the pixels are not verified."""
     if _is_deep_tiff(path):
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
@@ -58,10 +58,10 @@ def picture_geometry(path: Path) -> Geometry:
 
 
 def write_picture(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """One slice of 8-bit grey or colour, or of 16-bit grey, without loss: .png, .bmp (8 bit), .tif (any depth)."""
+    """Write one slice without loss: .png (8-bit grey or colour, 16-bit grey), .bmp (8-bit), .tif (any depth)."""
     expected = _geometry(*geometry.shape[:2])
     if geometry.shape[2] != 1 or expected.corner_distance(geometry) > 1e-3:
-        raise UnsupportedInput(f"{path}: a picture cannot keep the grid {geometry.shape} in space; write .nii.gz")
+        raise UnsupportedInput(f"{path}: a picture cannot store the grid {geometry.shape}; write .nii.gz")
     pixels = np.ascontiguousarray(array[0, :, :, 0].T if len(array) == 1 else array[..., 0].transpose(2, 1, 0))
     suffix = path.suffix.lower()
     if suffix in (".tif", ".tiff"):
@@ -69,29 +69,29 @@ def write_picture(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         return
     deepest = 16 if suffix == ".png" and len(array) == 1 else 8
     if suffix in (".jpg", ".jpeg") or pixels.dtype.kind != "u" or pixels.dtype.itemsize * 8 > deepest:
-        raise UnsupportedInput(f"{path}: {pixels.dtype} pixels do not fit into {suffix}; write .tif instead")
+        raise UnsupportedInput(f"{path}: {suffix} cannot store {pixels.dtype} pixels; write .tif instead")
     Image.fromarray(pixels).save(path)
 
 
 def _open(path: Path, max_bytes: int) -> Image.Image:
-    """The picture, all of it decoded and its checksums verified."""
+    """The decoded picture, with its checksums verified."""
     with open_file(path) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:
-        raise DamagedFile(f"{path}: larger than the {max_bytes:,} bytes allowed; cut it into tiles")
+        raise DamagedFile(f"{path}: larger than the allowed {max_bytes:,} bytes; cut it into tiles")
     image = _identify(path, io.BytesIO(content))
     if image.width * image.height * 4 > max_bytes:
-        raise DamagedFile(f"{path}: {image.size} pixels, more than {max_bytes:,} bytes allow; cut it into tiles")
+        raise DamagedFile(f"{path}: {image.size} pixels exceed the allowed {max_bytes:,} bytes; cut it into tiles")
     try:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview
             raise UnsupportedInput(f"{path}: a stack of {frames} pictures without spacing; save it as one .nii.gz")
         if image.format == "PNG":
-            image.verify()  # checks every chunk's CRC, which load() does not; spends the image
+            image.verify()  # checks the CRC of every chunk, which load() does not; the image cannot be used afterwards
             image = _identify(path, io.BytesIO(content))
         image.load()
     except _BROKEN as error:
-        raise DamagedFile(f"{path}: truncated or damaged picture ({error}); fetch the file anew") from error
+        raise DamagedFile(f"{path}: truncated or damaged picture ({error}); copy the file again") from error
     return image
 
 
@@ -103,11 +103,11 @@ def _identify(path: Path, file: Any) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DamagedFile(f"{path}: suspiciously many pixels ({error}); cut it into tiles") from error
     except _BROKEN as error:
-        raise DamagedFile(f"{path}: not a picture that can be read ({error}); check where it came from") from error
+        raise DamagedFile(f"{path}: not a readable picture ({error}); check where it came from") from error
 
 
 def _is_deep_tiff(path: Path) -> bool:
-    """Whether it is a TIFF of more than 8 bits, which Pillow reads in part only; refuses stacks."""
+    """Whether it is a TIFF of more than 8 bits, which Pillow does not fully support; stacks are refused."""
     open_file(path).close()
     if path.suffix.lower() not in (".tif", ".tiff"):
         return False
@@ -119,7 +119,7 @@ def _is_deep_tiff(path: Path) -> bool:
                 )
             dtype = tiff.pages.first.dtype
     except _BROKEN as error:
-        raise DamagedFile(f"{path}: not a whole TIFF ({error}); fetch the file anew") from error
+        raise DamagedFile(f"{path}: incomplete TIFF ({error}); copy the file again") from error
     return dtype is not None and dtype.itemsize > 1
 
 
@@ -129,12 +129,12 @@ def _read_tiff(path: Path, max_bytes: int) -> NDArray[Any]:
         with tifffile.TiffFile(path) as tiff:
             page = tiff.pages.first
             if page.nbytes > max_bytes:
-                raise DamagedFile(f"{path}: {page.nbytes:,} bytes, {max_bytes:,} are allowed; cut it into tiles")
+                raise DamagedFile(f"{path}: {page.nbytes:,} bytes, but {max_bytes:,} are allowed; cut it into tiles")
             pixels, axes = page.asarray(), page.axes
     except _BROKEN as error:
-        raise DamagedFile(f"{path}: truncated or damaged TIFF ({error}); fetch the file anew") from error
+        raise DamagedFile(f"{path}: truncated or damaged TIFF ({error}); copy the file again") from error
     if pixels.ndim != len(axes):
-        raise DamagedFile(f"{path}: pixels are missing; fetch the file anew")
+        raise DamagedFile(f"{path}: pixels are missing; copy the file again")
     if axes == "SYX":
         pixels, axes = pixels.transpose(1, 2, 0), "YXS"
     if axes == "YXS" and pixels.shape[2] in (3, 4):

@@ -1,4 +1,4 @@
-"""The grid of a volume seen as a stack of slices: how many, how large, and where each lies in the stored array."""
+"""A voxel grid as a stack of slices: their number, their size, and their position in the stored array."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ORDER: dict[Plane, tuple[int, int, int]] = {"axial": (2, 1, 0), "coronal": (1, 2
 
 @dataclass(frozen=True, eq=False)
 class SliceGrid:
-    """n slices of h rows and w columns of a voxel grid, without any voxels."""
+    """A voxel grid as n slices of h rows and w columns; holds no voxels."""
 
     geometry: Geometry
     plane: Plane
@@ -44,11 +44,11 @@ class SliceGrid:
 
     @property
     def axis(self) -> int:
-        """The axis of the stored array along which slices follow each other."""
+        """The axis of the stored array (0, 1 or 2) that counts the slices."""
         return self._stored_axes[0]
 
     def of(self, array_ijk: NDArray[Any]) -> NDArray[Any]:
-        """Any array on the grid as slices (n, h, w): writing into them writes into the array."""
+        """A view of an array (i, j, k) as slices (n, h, w). Writing into the view writes into the array."""
         if array_ijk.shape != self.geometry.shape:
             raise GeometryMismatch(
                 f"array of shape {array_ijk.shape} on a {self.geometry.shape} grid; give one of that shape"
@@ -57,11 +57,11 @@ class SliceGrid:
         return stacked[tuple(slice(None, None, -1 if flipped else 1) for flipped in self._flips)]
 
     def index_in_array(self, number: int) -> int:
-        """Where along `axis` the stored array has the slice of this number."""
+        """The index along `axis` of the slice with this number."""
         return len(self) - 1 - number if self._flips[0] else number
 
     def block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Block:
-        """The voxels of a window in all slices; `rows` and `columns` from the first up to, not with, the last."""
+        """The voxels of a window in all slices; `rows` and `columns` are (start, stop), without the stop."""
         ranges = [slice(0, 0)] * 3
         bounds = ((0, len(self)), rows, columns)
         for place, (axis, (start, stop)) in enumerate(zip(self._stored_axes, bounds, strict=True)):
@@ -71,7 +71,7 @@ class SliceGrid:
         return i, j, k
 
     def window(self, block: Block) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Rows and columns, from the first up to, not with, the last, that a block of voxels takes in the slices."""
+        """Rows and columns of a block of voxels in the slices, each as (start, stop), without the stop."""
         bounds = []
         for place in (1, 2):
             part, length = block[self._stored_axes[place]], self._shape[place]
@@ -81,7 +81,7 @@ class SliceGrid:
 
     @cached_property
     def _stored_axes(self) -> tuple[int, int, int]:
-        """The array axes along which slices, rows and columns follow each other."""
+        """The array axes that count slices, rows and columns."""
         axes = anatomical_axes(self.geometry)
         slices, rows, columns = (axes[axis] for axis in ORDER[self.plane])
         return slices, rows, columns
@@ -93,16 +93,17 @@ class SliceGrid:
 
     @cached_property
     def _flips(self) -> tuple[bool, bool, bool]:
-        """Whether slices, rows and columns run against the stored array."""
+        """Whether slices, rows and columns run opposite to the stored array."""
         towards = _towards(self.geometry)
         n, h, w = (bool(towards[axis] > 0) for axis in self._stored_axes)
         return n, h, w
 
 
 def best_plane(geometry: Geometry) -> Plane:
-    """The plane of a picture of one slice; else across the one axis that is coarser than both others, or axial.
+    """The plane whose slices have the finest pixels: perpendicular to the one axis with the largest spacing.
 
-    A planning CT of 4.6 x 4.6 x 3 mm has two coarse axes, so it stays axial and left stays apart from right.
+    If no axis is at least 10 % coarser than both others, the plane is axial: a planning CT of 4.6 x 4.6 x 3 mm has two
+    coarse axes and stays axial, so that left and right are in the same slice. A grid of one slice keeps its own plane.
     """
     axes = anatomical_axes(geometry)
     planes: dict[int, Plane] = {2: "axial", 1: "coronal", 0: "sagittal"}
@@ -115,7 +116,7 @@ def best_plane(geometry: Geometry) -> Plane:
 
 
 def anatomical(array: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
-    """A view of an (i, j, k) array whose axes run to the patient's left, back and feet."""
+    """A view of an array (i, j, k) whose axes run to the patient's left, back and feet."""
     if array.shape != geometry.shape:
         raise GeometryMismatch(f"array of shape {array.shape} on a {geometry.shape} grid; give one of that shape")
     flips = tuple(slice(None, None, -1 if direction > 0 else 1) for direction in _towards(geometry))
@@ -123,7 +124,7 @@ def anatomical(array: NDArray[Any], geometry: Geometry) -> NDArray[Any]:
 
 
 def anatomical_axes(geometry: Geometry) -> list[int]:
-    """The array axes that lie closest to the patient's left-right, front-back and head-foot axis."""
+    """The array axes that are nearest to the patient's left-right, front-back and head-foot axes."""
     orientation = nib.orientations.io_orientation(geometry.affine)
     return [int(axis) for axis in np.argsort(orientation[:, 0])]
 

@@ -1,4 +1,4 @@
-"""Bytes of a file in one bounded pass, proven whole: nothing cut off, no wrong checksum, no more than was declared."""
+"""Reading of file contents in one pass with bounded memory. Truncated files and wrong checksums are detected."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from handful.jobs.digests import Digest
 from handful.jobs.files import open_file
 
 MAX_BYTES = 8 * 2**30
-"""Default bound on the voxels of one file, inflated: a 512 x 512 x 4000 CT in 64-bit floats."""
+"""Default maximum size of the decompressed voxels of one file: a 512 x 512 x 4000 CT in 64-bit floats."""
 _CHUNK = 2**20
 _SURPLUS = 2**20
-"""Bytes a stream may hold beyond what its header declares: padding, not a bomb."""
+"""Bytes of padding that a compressed stream may hold beyond the size in its header."""
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """Bytes that are read one after the other."""
+    """Bytes that are read in order."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 @contextmanager
 def open_stream(path: Path, digest: Digest | None = None) -> Iterator[Stream]:
-    """The content of a file from its start, inflated where the magic bytes say gzip, whatever its name.
+    """The content of a file from its start, decompressed if it begins with gzip's magic bytes, whatever its name.
 
-    All bytes of the file are added to `digest`, in the same pass.
+    If a `digest` is given, all bytes of the file are added to it in the same pass.
     """
     with open_file(path) as file:
         source = _Digested(file, digest) if digest else file
@@ -41,9 +41,9 @@ def open_stream(path: Path, digest: Digest | None = None) -> Iterator[Stream]:
 
 
 def read_verified(stream: Stream, path: Path, head: bytes, size: int, max_bytes: int) -> bytearray:
-    """The first `size` bytes of a stream of which `head` was read before; its header declares how many they are.
+    """The first `size` bytes of a stream; `head` are those that were read before.
 
-    Nothing is allocated before `size` is known to be within `max_bytes`.
+    Raises DamagedFile, before memory is allocated, if `size` is larger than `max_bytes`; also if the stream ends early.
     """
     _require_bounded(path, size, max_bytes)
     content, filled = bytearray(size), min(len(head), size)
@@ -55,7 +55,7 @@ def read_verified(stream: Stream, path: Path, head: bytes, size: int, max_bytes:
 
 
 def verify_payload(path: Path, offset: int, size: int, compressed: bool, max_bytes: int) -> None:
-    """Raises DamagedFile unless `size` bytes of voxels, raw or as a gzip or zlib stream, lie whole after `offset`."""
+    """Raise DamagedFile unless `size` bytes of voxels, raw or as a gzip or zlib stream, follow `offset` completely."""
     _require_bounded(path, size, max_bytes)
     with open_file(path) as file:
         file.seek(offset)
@@ -64,16 +64,16 @@ def verify_payload(path: Path, offset: int, size: int, compressed: bool, max_byt
 
 
 def is_gzip(file: BufferedReader) -> bool:
-    """Whether the next bytes are gzip's magic ones; they are still to be read afterwards."""
+    """Whether the next bytes are gzip's magic bytes; they are not consumed."""
     return file.peek(2)[:2] == b"\x1f\x8b"
 
 
 def read_head(stream: Stream, path: Path, header: int, head: bytes = b"") -> bytes:
-    """The first `header` bytes, of which `head` was read before; DamagedFile where there are fewer."""
+    """The first `header` bytes; `head` are those that were read before. Raises DamagedFile if there are fewer."""
     while len(head) < header and (piece := stream.read(header - len(head))):
         head += piece
     if len(head) < header:
-        raise DamagedFile(f"{path}: ends after {len(head)} bytes, inside its {header}-byte header; fetch the file anew")
+        raise DamagedFile(f"{path}: ends after {len(head)} bytes, inside its {header}-byte header; copy the file again")
     return head
 
 
@@ -90,17 +90,17 @@ class _Digested:
 
 
 class Inflated:
-    """A gzip (of one or many members) or zlib stream, inflated piece by piece with every checksum verified."""
+    """A gzip (one or many members) or zlib stream, decompressed in pieces; every checksum is verified."""
 
     def __init__(self, file: Stream, path: Path) -> None:
         self._file, self._path = file, path
         self._waiting = b""
         self._restart()
         self.whole = False
-        """Whether the end of the last member has been reached, its checksum being right."""
+        """Whether the end of the last member has been reached and its checksum is right."""
 
     def read(self, size: int, /) -> bytes:
-        """At most `size` bytes; b"" at the end, be it the right one (`whole`) or not."""
+        """At most `size` bytes; b"" at the end of the file, which is complete if `whole` is true."""
         while not self.whole:
             data = self._waiting or self._file.read(_CHUNK)
             try:
@@ -108,7 +108,7 @@ class Inflated:
             except zlib.error as error:
                 raise DamagedFile(
                     f"{self._path}: damaged compressed stream ({str(error).partition(': ')[2] or error}); "
-                    "fetch the file anew"
+                    "copy the file again"
                 ) from error
             self._waiting = self._member.unconsumed_tail
             if self._member.eof:
@@ -130,25 +130,25 @@ class Inflated:
             self._waiting = rest
             self._restart()
         else:
-            raise DamagedFile(f"{self._path}: foreign bytes after the compressed stream; fetch the file anew")
+            raise DamagedFile(f"{self._path}: unknown bytes after the compressed stream; copy the file again")
 
 
 def _require_bounded(path: Path, size: int, max_bytes: int) -> None:
     if size > max_bytes:
         raise DamagedFile(
-            f"{path}: header declares {size:,} bytes of voxels, more than the {max_bytes:,} allowed; "
+            f"{path}: the header declares {size:,} bytes of voxels, more than the allowed {max_bytes:,}; "
             "repair the header, or crop the scan if it really is that large"
         )
 
 
 def _pieces(stream: Stream, path: Path, size: int, done: int = 0) -> Iterator[bytes]:
-    """The first `size` bytes but those `done`; then the rest of a compressed stream is read for its checksum."""
+    """The first `size` bytes, except those `done`; a compressed stream is then read to its end for its checksum."""
     while done < size:
         piece = stream.read(min(_CHUNK, size - done))
         if not piece:
             raise DamagedFile(
                 f"{path}: file ends after {100 * done / size:.0f} % of its content ({done:,} of {size:,} bytes); "
-                "fetch the file anew"
+                "copy the file again"
             )
         done += len(piece)
         yield piece
@@ -162,7 +162,7 @@ def _require_end(stream: Inflated, path: Path, size: int) -> None:
         surplus += len(piece)
         if surplus > _SURPLUS:
             raise DamagedFile(
-                f"{path}: inflates far beyond the {size:,} bytes its header declares; do not use this file"
+                f"{path}: decompresses to far more than the {size:,} bytes in its header; do not use this file"
             )
     if not stream.whole:
-        raise DamagedFile(f"{path}: compressed stream ends before its checksum; fetch the file anew")
+        raise DamagedFile(f"{path}: the compressed stream ends before its checksum; copy the file again")

@@ -1,4 +1,4 @@
-"""Arrays that know where in the patient they lie: Geometry, Volume, LabelMap, and the Labels they hold."""
+"""Images and label maps with their position in the patient: Geometry, Volume, Labels and LabelMap."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 from handful.errors import GeometryMismatch, LabelError, UnsupportedInput
 
 IGNORE = -1
-"""Value of a voxel nobody has labelled: neither background nor organ."""
+"""Value of an unlabelled voxel: neither background nor a label."""
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-    """A voxel grid: its shape (i, j, k) and the affine that takes voxel indices to RAS world coordinates in mm."""
+    """A voxel grid: its shape (i, j, k) and the affine (4, 4) from voxel indices to RAS world coordinates in mm."""
 
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     unit: Literal["mm", "pixel"] = "mm"
-    """What one world unit is; pictures without a known pixel size count in pixels."""
+    """Unit of the world coordinates; "pixel" for pictures, whose pixel size is unknown."""
 
     def __post_init__(self) -> None:
         if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all():
@@ -33,16 +33,19 @@ class Geometry:
 
     @property
     def spacing(self) -> NDArray[np.float64]:
-        """Voxel edge lengths along i, j, k, in `unit`."""
+        """Voxel sizes (3,) along i, j, k, in `unit`."""
         return np.asarray(np.linalg.norm(self.affine[:3, :3], axis=0), dtype=np.float64)
 
     def corner_distance(self, other: Geometry) -> float:
-        """Largest distance between matching corners of two grids of one shape, in `unit`."""
+        """Largest distance between corresponding corners of two grids of equal shape, in `unit`."""
         corners = np.array(np.meshgrid(*[(0, n - 1) for n in self.shape], [1], indexing="ij")).reshape(4, -1)
         return float(np.abs((self.affine - other.affine) @ corners).max())
 
     def require_same(self, other: Geometry, what: str) -> None:
-        """Raises GeometryMismatch unless both grids have one shape and lie within half a voxel of each other."""
+        """Raise GeometryMismatch unless both grids have the same shape and differ by at most half a voxel.
+
+        `what` names the two in the message.
+        """
         if self.shape != other.shape:
             raise GeometryMismatch(
                 f"{what}: grids of {self.shape} and {other.shape} voxels; resample one onto the other"
@@ -50,19 +53,19 @@ class Geometry:
         distance, half_voxel = self.corner_distance(other), float(self.spacing.min()) / 2
         if distance > half_voxel:
             raise GeometryMismatch(
-                f"{what}: same shape but the grids lie up to {distance:.3g} {self.unit} apart "
-                f"(half a voxel is {half_voxel:.3g}); resample one onto the other or mend the header"
+                f"{what}: the grids have the same shape but differ by up to {distance:.3g} {self.unit} "
+                f"(half a voxel is {half_voxel:.3g}); resample one onto the other or correct the header"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An image: voxels (channels, i, j, k) of any real type, one grey or three colour channels, on a geometry."""
+    """An image: voxels (channels, i, j, k) of any real type, with one (grey) or three (colour) channels, on a grid."""
 
     array: Num[np.ndarray[Any, Any], "c i j k"]
     geometry: Geometry
     modality: str | None = None
-    """As the data set declares it, for example 'CT' or 'MR'; None where nobody said."""
+    """As declared by the data set, for example 'CT' or 'MR'; None if unknown."""
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or self.array.shape[0] not in (1, 3):
@@ -80,13 +83,13 @@ class Labels:
 
     def __post_init__(self) -> None:
         if len(self.values) != len(self.names) or not self.values:
-            raise LabelError(f"labels need one name a value, got values {self.values} and names {self.names}")
+            raise LabelError(f"labels need one name per value, got values {self.values} and names {self.names}")
         if any(v <= 0 for v in self.values) or list(self.values) != sorted(set(self.values)):
             raise LabelError(f"label values must be positive and ascending, got {self.values}")
 
     @classmethod
     def of(cls, names: Mapping[int, str]) -> Labels:
-        """From {value: name}; the background's 0 and IGNORE are left out."""
+        """Labels from {value: name}; 0 (background) and negative values are left out."""
         items = sorted((int(v), str(n)) for v, n in names.items() if int(v) > 0)
         return cls(tuple(v for v, _ in items), tuple(n for _, n in items))
 
@@ -94,12 +97,13 @@ class Labels:
         return len(self.values)
 
     def as_dict(self) -> dict[int, str]:
+        """{value: name}."""
         return dict(zip(self.values, self.names, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """A segmentation: voxels (i, j, k) holding 0, a value of `labels`, or IGNORE, on a geometry."""
+    """A segmentation: voxels (i, j, k) with the value 0, a value of `labels`, or IGNORE, on a grid."""
 
     array: Integer[np.ndarray[Any, Any], "i j k"]
     geometry: Geometry
@@ -111,7 +115,7 @@ class LabelMap:
 
 
 def require_finite(array: NDArray[Any], what: str) -> None:
-    """Raises UnsupportedInput, with their number and the first place, where voxels (..., i, j, k) are not finite."""
+    """Raise UnsupportedInput if voxels (..., i, j, k) are NaN or infinite; `what` names the array in the message."""
     if array.dtype.kind != "f":
         return
     finite = np.isfinite(array)
@@ -120,5 +124,5 @@ def require_finite(array: NDArray[Any], what: str) -> None:
         first = tuple(int(index) for index in np.unravel_index(int(finite.argmin()), finite.shape)[-3:])
         raise UnsupportedInput(
             f"{what}: {count} of {finite.size} voxels are NaN or infinite, the first at {first}; "
-            "replace them by the background's value"
+            "replace them with the background value"
         )
