@@ -151,7 +151,7 @@ def test_embeddings_are_stored_with_the_scans_by_default(own: Path, backbone: Pa
         (("nearest-slice", "--set", "similarity=taste"), "similarity"),
         (("nearest-slice", "--set", "similarity"), "key=value"),
         (("nearest-slice", "--cases", "case-9"), "no case 'case-9'"),
-        (("nearest-slice", "--cases", "case-0", "--shots", "1"), "either named or drawn"),
+        (("nearest-slice", "--cases", "case-0", "--shots", "1"), "give only one of them"),
         (("nearest-slice", "--shots", "0"), "--shots"),
         (("nearest-slice", "--shots", "9"), "cannot choose 9"),
         (("nearest-slice", "--device", "tpu"), "tpu"),

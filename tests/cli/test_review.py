@@ -151,7 +151,7 @@ def test_predictions_on_another_grid_or_of_other_labels_are_listed_by_name(
     result = handful("review", predictions, "-m", model, "-i", cohort, "-o", tmp_path / "review", "--json", "-q")
     assert result.exit_code == 3
     reasons = {one["case"]: one["reason"] for one in json.loads(result.stdout)["failures"]}
-    assert "mm apart" in reasons["case-2"]
+    assert "the grids have the same shape but differ" in reasons["case-2"]
     assert "9" in reasons["case-3"]
 
 

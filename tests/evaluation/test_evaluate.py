@@ -39,7 +39,7 @@ def test_volume_difference_of_a_picture_is_a_fraction_of_its_pixels(label_map, c
     assert row.volume_difference == pytest.approx(27 / 960)
 
 
-def test_a_missed_or_invented_label_scores_nothing_at_a_diagonal(label_map, cube):
+def test_a_missed_or_false_positive_label_scores_0_at_the_image_diagonal(label_map, cube):
     diagonal = np.linalg.norm([12, 20, 24])
     missed, false_positive = score_case("ann", label_map({2: cube()}), label_map({1: cube()}))
     assert (missed.status, false_positive.status) == ("missed", "false_positive")
@@ -82,7 +82,7 @@ def test_ignored_voxels_count_in_neither_map(label_map, cube):
     assert spleen.status == "absent"
 
 
-def test_a_label_only_the_prediction_knows_is_invented(label_map, cube):
+def test_a_label_in_the_prediction_only_is_a_false_positive(label_map, cube):
     reference = label_map({1: cube()}, labels=Labels((1,), ("liver",)))
     assert [row.status for row in score_case("ann", label_map({1: cube(), 2: cube(i=7)}), reference)] == [
         "scored",
@@ -100,7 +100,7 @@ def test_maps_on_two_grids_are_refused(label_map, cube):
     moved = reference.geometry.affine.copy()
     moved[0, 3] += 5
     prediction = LabelMap(reference.array, Geometry(reference.geometry.shape, moved), reference.labels)
-    with pytest.raises(GeometryMismatch, match=r"'ann'.*5 mm apart"):
+    with pytest.raises(GeometryMismatch, match=r"'ann'.*differ by up to 5 mm"):
         score_case("ann", prediction, reference)
 
 

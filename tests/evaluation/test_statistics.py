@@ -53,7 +53,7 @@ def test_signed_rank_is_scipys(n: int, rounded: bool):
         assert signed_rank(differences) == wilcoxon(differences).pvalue
 
 
-def test_arms_that_never_differ_are_not_told_apart():
+def test_configurations_that_never_differ_have_p_1():
     assert signed_rank([0.0, 0.0, 0.0]) == 1.0
     assert math.isnan(signed_rank([]))
 
@@ -108,7 +108,7 @@ def test_every_split_counts_the_same():
     assert found.sd == pytest.approx(math.sqrt(0.5))
 
 
-def test_draws_that_disagree_widen_the_interval():
+def test_splits_that_disagree_widen_the_interval():
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.02, (3, 12))
     alike = over_splits((0.8 + noise).tolist())

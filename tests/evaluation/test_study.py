@@ -33,7 +33,7 @@ def test_pandas_and_people_read_the_header(tmp_path: Path):
 
 def test_another_table_is_no_table_of_results(tmp_path: Path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(DamagedFile, match=r"other\.csv is no table of results"):
+    with pytest.raises(DamagedFile, match=r"other\.csv is not a table of results"):
         read_results(tmp_path / "other.csv")
     with pytest.raises(UnsupportedInput, match=r"\.csv or \.parquet"):
         write_results([], tmp_path / "results.xlsx")
@@ -60,7 +60,7 @@ def test_distances_are_better_when_they_are_smaller():
     ]
 
 
-def test_arms_are_compared_in_the_split_that_all_have():
+def test_configurations_are_compared_in_the_splits_that_all_have():
     rows = grid(
         ["a", "b"], lambda configuration, n, case: (0.7 if configuration == "a" else 0.6) + 0.01 * case, shots=(2,)
     )
@@ -106,7 +106,7 @@ def test_labels_are_matched_on_the_split_and_cases_that_both_have():
     assert [match.needed for match in found.matches("hearts")] == [{"fate": None}]
 
 
-def test_arms_are_compared_where_most_of_them_are():
+def test_configurations_are_compared_where_most_of_them_were_measured():
     rows = grid(["a", "b"], lambda configuration, n, case: 0.5) + grid(
         ["a"], lambda configuration, n, case: 0.5, shots=(8,)
     )

@@ -43,7 +43,7 @@ def test_table_names_the_failed_cases_as_they_are_written(report):
     assert "failed eve: truth/eve.nii.gz [cut off]" in printed(report)
 
 
-def test_table_says_what_was_left_out_and_the_tolerance(report):
+def test_table_states_what_was_left_out_and_the_tolerance(report):
     text = " ".join(printed(report).split())
     assert "1 absent from both maps and left out" in text
     assert "surface Dice, 1 mm" in text

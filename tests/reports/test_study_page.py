@@ -91,7 +91,7 @@ def test_the_report_asks_nothing_of_the_network(tmp_path: Path):
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def test_names_are_shown_never_obeyed(tmp_path: Path):
+def test_names_are_displayed_as_text_and_never_as_markup(tmp_path: Path):
     rows = grid([NASTY, "other"], lambda configuration, n, case: 0.5 + 0.01 * case, data_set=NASTY, name=NASTY)
     rows.append(
         result(

@@ -1,8 +1,9 @@
-"""Scores of segmentations against references: a row a case and label, and what they say together.
+"""Scores of segmentations against references: one row per case and label, and their summaries.
 
-A label that neither map of a case holds is *absent*: Dice 1, no distance, counted but kept out of every mean. One that
-only the reference holds is *missed*, one that only the prediction holds is a *false positive*: Dice, IoU and surface
-Dice 0, and an image diagonal for the distances, so that finding less never looks better.
+A label of a case has one of four states. *absent*: in neither map; Dice 1, no distance, left out of every mean.
+*missed*: in the reference only. *false positive*: in the prediction only. *scored*: in both. A missed label and a false
+positive have Dice, IoU and surface Dice 0, and the image diagonal as their distances, so that leaving a structure out
+never improves a score.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from handful.evaluation.metrics import Overlap, overlap, surface_distances
 Status = Literal["scored", "absent", "missed", "false_positive"]
 
 RESAMPLES = 2000
-"""Bootstrap draws; more move the interval's ends by less than its third digit."""
+"""Number of bootstrap resamples; more would change the third digit of the interval at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Row:
     name: str
     status: Status
     unit: Literal["mm", "pixel"]
-    """Of the distances and the tolerance."""
+    """Unit of the distances and of the tolerance."""
     counts: Overlap
     dice: float
     iou: float
@@ -46,16 +47,16 @@ class Row:
     assd: float
     surface_dice: float
     volume_difference: float
-    """Prediction minus reference: ml where the unit is mm, else a fraction of the image's known voxels."""
+    """Prediction minus reference: in ml if the unit is mm, else as a fraction of the image's labelled voxels."""
 
 
 METRICS = ("dice", "iou", "hd95", "assd", "surface_dice", "volume_difference")
-"""The fields of a Row that are averaged, in the order in which they are reported."""
+"""The fields of a Row that are averaged, in reporting order."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A case that could not be scored as it should have been, and why."""
+    """A case that failed, and the reason."""
 
     case: str
     reason: str
@@ -63,10 +64,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Files:
-    """Where a case's two label maps were read."""
+    """The files of a case's two label maps."""
 
     prediction: str | None
-    """None where there is none."""
+    """None if there is none."""
     reference: str
 
 
@@ -74,7 +75,7 @@ class Files:
 class Estimate:
     """A mean over cases, their standard deviation, and the 95 % bootstrap interval of the mean.
 
-    nan where there are too few cases: all for none, and all but the mean for one.
+    With one case, all but the mean are nan; with none, all four are.
     """
 
     mean: float
@@ -84,7 +85,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float], seed: int = 0) -> Estimate:
-        """From one value a case; percentile bootstrap, so the interval stays within what was measured."""
+        """The estimate from one value per case. A percentile bootstrap, so the interval is within the values' range."""
         nan = float("nan")
         if not values:
             return cls(nan, nan, nan, nan)
@@ -93,7 +94,7 @@ class Estimate:
             return cls(mean, nan, nan, nan)
         if min(values) == max(values):
             return cls(mean, 0.0, mean, mean)
-        from scipy.stats import bootstrap  # a second, not needed to predict
+        from scipy.stats import bootstrap  # takes a second to import and is not needed to predict
 
         rng = np.random.default_rng(seed)
         interval = bootstrap(
@@ -104,35 +105,36 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What all cases say about one label, or about all of them together."""
+    """The scores of one label over all cases, or of all labels together."""
 
     label: int | None
-    """None for the mean over labels, each case counting once with the mean over its labels."""
+    """None for all labels together: each case then counts once, with the mean over its labels."""
     name: str
     unit: Literal["mm", "pixel", "mixed"]
     n: int
-    """Values averaged: cases in which the label is not absent."""
+    """Number of cases averaged: those in which the label is not absent."""
     missed: int
     missed_of: int
-    """Cases whose reference holds the label; summed over the labels for their mean, as the other counts are."""
+    """Number of cases whose reference contains the label. For all labels together, counts are sums over the labels."""
     false_positive: int
     absent: int
     estimates: Mapping[str, Estimate]
-    """By the names in METRICS."""
+    """An estimate for each of METRICS."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All rows of an evaluation, the cases that went wrong, and the setting that the rows depend on."""
+    """The result of an evaluation."""
 
     rows: tuple[Row, ...]
     failures: tuple[Failure, ...] = ()
     tolerance_mm: float = 1.0
+    """Tolerance of the surface Dice."""
     files: Mapping[str, Files] = field(default_factory=dict)
-    """By case; empty where the predictions never were files."""
+    """By case; empty for predictions that were not read from files."""
 
     def summary(self, seed: int = 0) -> list[Summary]:
-        """One entry a label in ascending order, then their mean; `seed` draws the bootstrap's cases."""
+        """One entry per label in ascending order, then one for all together; `seed` is that of the bootstrap."""
         labels = {row.label: row.name for row in sorted(self.rows, key=lambda row: row.label)}
         by_label = [
             _summary([row for row in self.rows if row.label == label], label, name, seed)
@@ -141,11 +143,11 @@ class Report:
         return [*by_label, _summary(self.rows, None, "mean", seed)]
 
     def only(self, cases: Collection[str]) -> Report:
-        """The report of these of its cases."""
+        """The report restricted to these cases."""
         return replace(
             self,
             rows=tuple(row for row in self.rows if row.case in cases),
-            failures=tuple(one for one in self.failures if one.case in cases),
+            failures=tuple(failure for failure in self.failures if failure.case in cases),
             files={case: files for case, files in self.files.items() if case in cases},
         )
 
@@ -156,10 +158,10 @@ def evaluate(
     tolerance_mm: float = 1.0,
     labels: Labels | None = None,
 ) -> Report:
-    """Segments every case (pass `segmenter.predict`) and scores it against its reference.
+    """Segment every case with `segment` (for example `segmenter.predict`), and score it against its reference.
 
-    A case that cannot be segmented is listed as a failure and its labels count as missed; one without a readable
-    reference is listed and has no rows. The other cases go on. `labels` as in `score_case`.
+    A case that cannot be segmented is listed as a failure, and its labels count as missed. A case without a readable
+    reference is listed as a failure and has no rows. `labels` as in `score_case`.
     """
     return evaluate_cases(lambda case: segment(case.read_image()), cases, tolerance_mm, labels)
 
@@ -170,7 +172,7 @@ def evaluate_cases(
     tolerance_mm: float = 1.0,
     labels: Labels | None = None,
 ) -> Report:
-    """The same for what looks at more of a case than its image, as an oracle does that takes prompts from the truth."""
+    """As `evaluate`, but `segment` gets the whole case. For simulated annotators, who need its reference."""
     pairs = [_Pair(case.name, partial(_reference, case), partial(segment, case)) for case in cases]
     return _report(pairs, {}, tolerance_mm, labels)
 
@@ -182,25 +184,27 @@ def evaluate_folders(
     labels: Labels | None = None,
     ignore: int | None = None,
 ) -> Report:
-    """Scores every label map in `references` against the one of the same stem in `predictions`.
+    """Score every label map in `references` against the one of the same stem in `predictions`.
 
-    A prediction that is missing, unreadable or on another grid is listed as a failure and the reference's labels count
-    as missed; an unreadable reference is listed and has no rows. Without `labels`, every value that any reference
-    holds is one. `ignore` is the value of unlabelled voxels in the reference files.
+    A prediction that is missing, unreadable or on another grid is listed as a failure, and the labels of its reference
+    count as missed. An unreadable reference is listed as a failure and has no rows. Without `labels`, every value in
+    any reference is a label. `ignore` is the value of unlabelled voxels in the reference files.
     """
-    wanted, found = _by_stem(references), _by_stem(predictions)
-    if not wanted:
-        raise InputError(f"{references} holds no label map; references are files ending in {', '.join(SUFFIXES)}")
-    labels = labels or _labels_in(references, wanted.values(), ignore)
+    truth, predicted = _by_stem(references), _by_stem(predictions)
+    if not truth:
+        raise InputError(f"{references} contains no label map; references are files ending in {', '.join(SUFFIXES)}")
+    labels = labels or _labels_in(references, truth.values(), ignore)
     pairs = [
         _Pair(
             case,
             partial(read_label_map, path, labels, ignore),
-            partial(_read_prediction, case, found, predictions, labels),
+            partial(_read_prediction, case, predicted, predictions, labels),
         )
-        for case, path in wanted.items()
+        for case, path in truth.items()
     ]
-    files = {case: Files(str(found[case]) if case in found else None, str(path)) for case, path in wanted.items()}
+    files = {
+        case: Files(str(predicted[case]) if case in predicted else None, str(path)) for case, path in truth.items()
+    }
     return _report(pairs, files, tolerance_mm, labels)
 
 
@@ -211,10 +215,10 @@ def score_case(
     tolerance_mm: float = 1.0,
     labels: Labels | None = None,
 ) -> list[Row]:
-    """One row for each of `labels`, or for each label that either map knows.
+    """One row for each of `labels` (default: the labels of either map).
 
-    The tolerance of the surface Dice is in the geometry's unit, which is pixels for pictures of unknown pixel size.
-    Voxels that the reference marks IGNORE count as background in both maps. Raises GeometryMismatch for two grids.
+    The tolerance of the surface Dice is in the geometry's unit: mm, or pixels for pictures. Voxels that are IGNORE in
+    the reference count as background in both maps. Raises GeometryMismatch if the grids differ.
     """
     reference.geometry.require_same(prediction.geometry, f"case {name!r}, reference and prediction")
     valid_mask = reference.array != IGNORE
@@ -299,30 +303,30 @@ def _reference(case: Case) -> LabelMap:
     return reference
 
 
-def _read_prediction(case: str, found: Mapping[str, Path], folder: Path, labels: Labels) -> LabelMap:
-    if case not in found:
+def _read_prediction(case: str, files: Mapping[str, Path], folder: Path, labels: Labels) -> LabelMap:
+    if case not in files:
         raise InputError(f"no prediction of case {case!r} in {folder}; its labels count as missed")
-    return read_label_map(found[case], labels)
+    return read_label_map(files[case], labels)
 
 
 def _union(reference: Labels, prediction: Labels) -> Labels:
-    """The labels of both; the reference's names win, for predictions often come back as bare numbers."""
+    """The labels of both, named as in the reference, since predictions often have no names."""
     return Labels.of(prediction.as_dict() | reference.as_dict())
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    """The label maps lying in a folder, by stem; raises where two share one."""
+    """The label maps in a folder, by stem. Raises InputError if two files have the same stem."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give one of label maps")
-    found: dict[str, Path] = {}
+        raise InputError(f"{folder} is not a folder; give a folder of label maps")
+    files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if is_scan(path) and (other := found.setdefault(stem(path), path)) != path:
+        if is_scan(path) and (other := files.setdefault(stem(path), path)) != path:
             raise InputError(f"{other} and {path.name} are both case {stem(path)!r}; remove one of them")
-    return found
+    return files
 
 
 def _labels_in(folder: Path, paths: Iterable[Path], ignore: int | None) -> Labels:
-    """The values that label maps hold; a map that cannot be read holds none here, and fails by name when scored."""
+    """The values in label maps. A map that cannot be read is passed over here, and becomes a failure when scored."""
     names: dict[int, str] = {}
     for path in paths:
         try:
@@ -330,7 +334,7 @@ def _labels_in(folder: Path, paths: Iterable[Path], ignore: int | None) -> Label
         except HandfulError:
             continue
     if not names:
-        raise LabelError(f"no label map in {folder} holds a label, and none are named; name the labels")
+        raise LabelError(f"no label map in {folder} contains a label, and no label names are given; name the labels")
     return Labels.of(names)
 
 
@@ -350,7 +354,7 @@ def _summary(rows: Sequence[Row], label: int | None, name: str, seed: int) -> Su
         missed_of=status.count("missed") + status.count("scored"),
         false_positive=status.count("false_positive"),
         absent=status.count("absent"),
-        estimates={m: Estimate.of([_mean(m, own) for own in by_case.values()], seed) for m in METRICS},
+        estimates={m: Estimate.of([_mean(m, of_case) for of_case in by_case.values()], seed) for m in METRICS},
     )
 
 

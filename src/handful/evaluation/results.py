@@ -1,4 +1,4 @@
-"""Results of experiments as one tidy table: a row a data set, configuration, number of shots, split, case and label."""
+"""Results of experiments as one table: one row per data set, configuration, number of shots, split, case and label."""
 
 from __future__ import annotations
 
@@ -20,69 +20,70 @@ from handful.jobs.json_values import json_value
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One label of one unseen case, as one configuration segmented it after one fit; and where all that comes from."""
+    """The scores of one label of one test case after one fit of one configuration, with their provenance."""
 
     experiment: str
     data_set: str
     configuration: str
     shots: int
-    """Labelled cases that were learned from."""
+    """Number of labelled cases."""
     split: int
-    """Which random split of them; also the seed, where `seed` says so."""
+    """Number of the random split; also the random seed of the method, unless its settings name one (see `seed`)."""
     case: str
     label: int
     name: str
     status: Status
     dice: float
-    """0 where the label was missed or a false positive, as the other overlaps."""
+    """0 for a missed label or a false positive, 1 for an absent label; see `handful.evaluation.evaluate`."""
     iou: float
     hd95: float
-    """In `unit`; an image diagonal where the label was missed or a false positive, nan where it is absent. So is
-    `assd`."""
+    """In `unit`; the image diagonal for a missed label or a false positive, nan for an absent label."""
     assd: float
+    """In `unit`, as `hd95`."""
     surface_dice: float
     reference_volume: float
-    """In ml where `unit` is mm, else a share of the image. So is `predicted_volume`."""
+    """In ml if `unit` is mm, else as a fraction of the image."""
     predicted_volume: float
+    """As `reference_volume`."""
     unit: Literal["mm", "pixel"]
     tolerance: float
-    """Of the surface Dice, in `unit`."""
+    """Tolerance of the surface Dice, in `unit`."""
     failure: str
-    """Why the case could not be segmented; its labels then count as missed. Empty where it could."""
+    """Why the case could not be segmented; its labels then count as missed. Empty if it was segmented."""
     predict_s: float
-    """Seconds for the whole case, reading included."""
+    """Seconds for the whole case, including reading."""
     fit_s: float
-    """Seconds of the fit, the same in all rows of it."""
+    """Seconds of the fit; equal in all its rows."""
     peak_mib: float
-    """Most memory that the fit and its predictions held, the program itself included; on CUDA that of the device."""
+    """Peak memory in MiB of the fit and its predictions: of the process on a CPU, of the device on CUDA."""
     method: str
     settings: str
     """All settings of the method, as JSON."""
     annotator: str
-    """Who gave the prompts: empty for an automatic configuration, else a simulated annotator who looks at the truth."""
+    """The simulated annotator whose prompts come from the reference; empty for automatic configurations."""
     backbone: str
     backbone_sha256: str
     seed: int | None
-    """None where the method splits nothing at random."""
+    """Random seed of the method; None if it uses no random numbers."""
     support: str
     """Names of the labelled cases, as JSON."""
     device: str
     handful: str
-    """Version."""
+    """Version of handful."""
     trial: str
-    """Digest of all that decides the fit and its scores; by it a later run knows what need not be measured again."""
+    """Digest of everything that the fit and its scores depend on; later runs use it to skip finished fits."""
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
 _KINDS = get_type_hints(Result)
 MEASURES = ("dice", "iou", "hd95", "assd", "surface_dice")
-"""The columns that curves, tables and tests can be of."""
+"""The columns that reports can show and test."""
 LARGER_IS_BETTER = ("dice", "iou", "surface_dice")
 TITLES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "surface_dice": "surface Dice"}
 
 
 def write_results(results: Sequence[Result], path: Path) -> None:
-    """A .csv file, or a .parquet file where pyarrow is installed; an undefined number is an empty cell."""
+    """Write a .csv file, or a .parquet file if pyarrow is installed. An undefined number becomes an empty cell."""
     if path.suffix == ".csv":
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
@@ -102,7 +103,7 @@ def write_results(results: Sequence[Result], path: Path) -> None:
 
 
 def read_results(path: Path) -> tuple[Result, ...]:
-    """The rows of a table that `write_results` wrote; DamagedFile where it is another one."""
+    """The rows of a table that `write_results` has written. Raises DamagedFile for any other table."""
     if path.suffix == ".csv":
         with path.open(encoding="utf-8", newline="") as file:
             rows: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)]
@@ -114,16 +115,18 @@ def read_results(path: Path) -> tuple[Result, ...]:
     try:
         return tuple(Result(**{name: _value(name, row[name]) for name in COLUMNS}) for row in rows)
     except (KeyError, ValueError, TypeError) as error:
-        raise DamagedFile(f"{path} is no table of results ({error!r}); gather it again") from error
+        raise DamagedFile(
+            f"{path} is not a table of results ({error!r}); write it again with handful experiment report"
+        ) from error
 
 
 def has_parquet() -> bool:
-    """Whether Parquet files can be written here."""
+    """Whether pyarrow is installed, which Parquet files need."""
     return find_spec("pyarrow") is not None
 
 
 def case_scores(results: Iterable[Result], measure: str) -> dict[str, float]:
-    """{case: mean over its labels}; absent labels are kept out, missed and false positive ones count."""
+    """{case: mean over its labels}, without absent labels; missed labels and false positives count."""
     by_case: dict[str, list[float]] = {}
     for result in results:
         if result.status != "absent":
@@ -133,9 +136,9 @@ def case_scores(results: Iterable[Result], measure: str) -> dict[str, float]:
 
 def _require_parquet(path: Path) -> None:
     if path.suffix != ".parquet":
-        raise UnsupportedInput(f"{path}: results are kept as .csv or .parquet")
+        raise UnsupportedInput(f"{path}: not a table of results; give a .csv or .parquet file")
     if not has_parquet():
-        raise UnsupportedInput(f"{path}: Parquet needs pyarrow (pip install pyarrow); or take .csv")
+        raise UnsupportedInput(f"{path}: Parquet files need pyarrow; run pip install pyarrow, or use .csv")
 
 
 def _text(value: object) -> object:

@@ -1,5 +1,4 @@
-"""What may be said of scores over cases and splits: intervals, paired tests, and how many labels a configuration
-needs."""
+"""Statistics of scores over cases and splits: confidence intervals and paired tests."""
 
 from __future__ import annotations
 
@@ -15,52 +14,55 @@ from handful.evaluation.evaluate import RESAMPLES, Estimate
 
 
 def over_splits(splits: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
-    """Of one value a case in each split: the mean of the splits' means, their SD, and a 95 % interval.
+    """The mean of the splits' means, their standard deviation, and a 95 % interval; `splits` hold one value per case.
 
-    The interval is a percentile bootstrap in two stages: splits are drawn again, and the cases within each. With one
-    split it speaks of the cases alone, and the SD is nan.
+    The interval is a two-stage percentile bootstrap: splits are resampled, and cases within each split. With one split,
+    only the cases are resampled, and the standard deviation is nan.
     """
     filled = [np.asarray(values, dtype=np.float64) for values in splits if len(values)]
     if len(filled) < 2:
-        one = Estimate.of(filled[0].tolist() if filled else [], seed)
-        return replace(one, sd=math.nan)
+        of_cases = Estimate.of(filled[0].tolist() if filled else [], seed)
+        return replace(of_cases, sd=math.nan)
     means = [float(values.mean()) for values in filled]
     rng = np.random.default_rng(seed)
     total = np.zeros(RESAMPLES)
     for _ in filled:
-        again = np.stack([values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(1) for values in filled])
-        total += again[rng.integers(0, len(filled), RESAMPLES), np.arange(RESAMPLES)]
+        resampled = np.stack(
+            [values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(1) for values in filled]
+        )
+        total += resampled[rng.integers(0, len(filled), RESAMPLES), np.arange(RESAMPLES)]
     low, high = np.quantile(total / len(filled), [0.025, 0.975])
     return Estimate(float(np.mean(means)), float(np.std(means, ddof=1)), float(low), float(high))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two configurations on the cases that both segmented."""
+    """Two configurations compared on the cases that both have segmented."""
 
     first: str
     second: str
     n: int
+    """Number of cases."""
     difference: Estimate
-    """Of first minus second, over cases."""
+    """First minus second, over cases."""
     p: float
-    """Wilcoxon's signed-rank test, two-sided; 1 where no case differs, nan without a case."""
+    """Two-sided Wilcoxon signed-rank test; 1 if no case differs, nan if there is no case."""
     p_holm: float
-    """The same after Holm's correction for all pairs compared together."""
+    """`p` after Holm's correction for all pairs compared together."""
 
 
 def compare_pairs(scores: Mapping[str, Mapping[str, float]], seed: int = 0) -> list[Comparison]:
-    """All pairs of configurations in {configuration: {case: score}}, in the mapping's order, corrected together."""
+    """All pairs of configurations in {configuration: {case: score}}, with p-values corrected for all of them."""
     pairs = list(itertools.combinations(scores, 2))
-    found = [_compare(first, second, scores[first], scores[second], seed) for first, second in pairs]
-    corrected = holm([one.p for one in found])
-    return [replace(one, p_holm=p) for one, p in zip(found, corrected, strict=True)]
+    comparisons = [_compare(first, second, scores[first], scores[second], seed) for first, second in pairs]
+    corrected = holm([comparison.p for comparison in comparisons])
+    return [replace(comparison, p_holm=p) for comparison, p in zip(comparisons, corrected, strict=True)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values after Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979), in their order.
+    """The p-values after Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979), in the same order.
 
-    nan stays nan and counts for nothing.
+    nan stays nan and is not counted as a test.
     """
     tested = [index for index, p in enumerate(p_values) if not math.isnan(p)]
     corrected, largest = list(p_values), 0.0
@@ -71,9 +73,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def signed_rank(differences: Sequence[float]) -> float:
-    """p of Wilcoxon's signed-rank test, two-sided, as SciPy has it; 1 where none differs, nan where there is none.
+    """p of SciPy's two-sided Wilcoxon signed-rank test; 1 if all differences are 0, nan if there are none.
 
-    Exact up to 50 cases without ties and zeros.
+    Exact for up to 50 cases without ties and zeros.
     """
     if not differences:
         return math.nan
@@ -83,7 +85,7 @@ def signed_rank(differences: Sequence[float]) -> float:
 
 
 def shots_to_reach(curve: Mapping[int, float], target: float) -> int | None:
-    """The fewest shots at which a curve {shots: score, larger is better} reaches the target; None if it never does."""
+    """The smallest number of shots whose score in {shots: score} is at least `target`; None if there is none."""
     return next((shots for shots, score in sorted(curve.items()) if score >= target), None)
 
 
@@ -91,6 +93,6 @@ def _compare(
     first: str, second: str, of_first: Mapping[str, float], of_second: Mapping[str, float], seed: int
 ) -> Comparison:
     common = sorted(of_first.keys() & of_second.keys())
-    # Rounded, so that scores equal but for the order of a sum are ties.
+    # rounded, so that scores that differ only by the order of a sum are ties
     differences = [round(of_first[case] - of_second[case], 12) for case in common]
     return Comparison(first, second, len(common), Estimate.of(differences, seed), signed_rank(differences), math.nan)

@@ -1,5 +1,4 @@
-"""An experiment's results as they are asked for by an annotator: by data set, configuration and number of labelled
-cases."""
+"""The results of an experiment, by data set, configuration and number of labelled cases."""
 
 from __future__ import annotations
 
@@ -14,12 +13,12 @@ from handful.evaluation.results import LARGER_IS_BETTER, MEASURES, Result, case_
 from handful.evaluation.statistics import Comparison, compare_pairs, over_splits, shots_to_reach
 
 BASELINE = "unet"
-"""The method that others are asked to match with fewer labels."""
+"""The method that the others are compared with in `Study.matches`."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A case that a configuration did badly on: reference and prediction drawn on the slice where they differ most."""
+    """A case with a low score: reference and prediction on the slice where they differ most."""
 
     data_set: str
     configuration: str
@@ -33,89 +32,92 @@ class Picture:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a configuration takes, over the fits of one number of shots."""
+    """Time and memory of a configuration with one number of shots."""
 
     fit_s: float
-    """Median."""
+    """Median over the fits, in seconds."""
     predict_s: float
-    """Median, a case."""
+    """Median over the cases, in seconds."""
     peak_mib: float
-    """Most of all."""
+    """Maximum over the fits, in MiB."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """How many labelled cases the baseline had, and how few each configuration needs to be as good, among those tried.
+    """The number of labelled cases that each configuration needs to reach the mean score of the baseline.
 
-    As good on average over the splits and cases that both were scored on.
+    Means are over the splits and cases on which both were scored.
     """
 
     baseline: str
     shots: int
+    """Number of labelled cases of the baseline."""
     score: float
+    """Mean score of the baseline."""
     needed: dict[str, int | None]
+    """The smallest number among those measured, by configuration; None if none is enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """All that a report tells."""
+    """The content of a report."""
 
     title: str
     results: tuple[Result, ...]
     order: tuple[str, ...] = ()
-    """Configurations in the order they are shown; those that are not named here follow."""
+    """Configurations in display order; those that are not named here follow."""
     measures: tuple[str, ...] = ("dice", "hd95")
-    """The first one decides who is best, and is the one that is tested."""
+    """Measures to report; configurations are ranked and tested by the first one."""
     pictures: tuple[Picture, ...] = ()
     command: str = ""
-    """What somebody types to have all this again."""
+    """The command that reproduces the results."""
     trials: int = 0
-    """Fits that were asked for."""
+    """Number of fits in the plan."""
     done: int = 0
-    """And are in `results`."""
+    """Number of fits whose results are in `results`."""
     failed: tuple[Failure, ...] = ()
-    """Fits that came to nothing, by their names."""
+    """Failed fits, by name."""
 
     def __post_init__(self) -> None:
-        if unknown := [one for one in self.measures if one not in MEASURES] or not self.measures:
+        if unknown := [name for name in self.measures if name not in MEASURES] or not self.measures:
             raise SettingsError(f"measures {unknown or '()'}: choose one or more of {', '.join(MEASURES)}")
 
     @property
     def main(self) -> str:
-        """The measure that decides."""
+        """The measure that configurations are ranked and tested by."""
         return self.measures[0]
 
     @cached_property
     def data_sets(self) -> list[str]:
+        """Names of the data sets, in the order of the results."""
         return list(dict.fromkeys(row.data_set for row in self.results))
 
     @cached_property
     def configurations(self) -> list[str]:
-        there = dict.fromkeys(row.configuration for row in self.results)
-        return [configuration for configuration in self.order if configuration in there] + [
-            configuration for configuration in there if configuration not in self.order
-        ]
+        """Names of the configurations, in display order."""
+        measured = dict.fromkeys(row.configuration for row in self.results)
+        return [name for name in self.order if name in measured] + [name for name in measured if name not in self.order]
 
     @cached_property
     def annotators(self) -> set[str]:
-        """Configurations that were prompted by a simulated annotator: bounds, not automatic results."""
+        """Configurations prompted by a simulated annotator: upper bounds, not automatic results."""
         return {row.configuration for row in self.results if row.annotator}
 
     def configurations_of(self, data_set: str) -> list[str]:
-        return [
-            configuration
-            for configuration in self.configurations
-            if (data_set, configuration) in {key[:2] for key in self._by_point}
-        ]
+        """Configurations that were measured on the data set."""
+        measured = {key[:2] for key in self._by_point}
+        return [name for name in self.configurations if (data_set, name) in measured]
 
     def shots_of(self, data_set: str) -> list[int]:
-        return sorted({shots for one, _, shots in self._by_point if one == data_set})
+        """Numbers of shots that were measured on the data set, in ascending order."""
+        return sorted({shots for name, _, shots in self._by_point if name == data_set})
 
     def rows(self, data_set: str, configuration: str, shots: int) -> Sequence[Result]:
+        """All results of a configuration with this number of shots."""
         return self._by_point.get((data_set, configuration, shots), ())
 
     def estimate(self, data_set: str, configuration: str, shots: int, measure: str) -> Estimate | None:
-        """The mean over splits and its interval; None where nothing was measured."""
+        """The mean over splits and its interval; None if nothing was measured."""
         key = (data_set, configuration, shots, measure)
         if key not in self._estimates:
             splits = _by_split(self.rows(data_set, configuration, shots))
@@ -124,45 +126,37 @@ class Study:
         return self._estimates[key]
 
     def shared_shots(self, data_set: str) -> int:
-        """The largest number of shots at which the most configurations were measured: where they are compared."""
+        """The number of shots at which configurations are compared: that which most of them have (largest if equal)."""
         configurations, shots = self.configurations_of(data_set), self.shots_of(data_set)
-        return max(
-            shots,
-            key=lambda n: (sum(bool(self.rows(data_set, configuration, n)) for configuration in configurations), n),
-        )
+        return max(shots, key=lambda n: (sum(bool(self.rows(data_set, name, n)) for name in configurations), n))
 
     def ranking(self, data_set: str, shots: int) -> list[tuple[str, Estimate]]:
-        """Automatic configurations by the main measure, the best first."""
-        found = [
-            (configuration, one)
-            for configuration in self.configurations_of(data_set)
-            if configuration not in self.annotators
-            and (one := self.estimate(data_set, configuration, shots, self.main)) is not None
+        """Automatic configurations by the main measure, best first."""
+        estimates = [
+            (name, estimate)
+            for name in self.configurations_of(data_set)
+            if name not in self.annotators and (estimate := self.estimate(data_set, name, shots, self.main)) is not None
         ]
         sign = -1 if self.main in LARGER_IS_BETTER else 1
-        return sorted(found, key=lambda entry: sign * entry[1].mean)
+        return sorted(estimates, key=lambda entry: sign * entry[1].mean)
 
     def comparisons(self, data_set: str) -> list[list[Comparison]]:
-        """All pairs of automatic configurations, then all of those with annotators: two families, for an annotator
-        looks at the truth.
+        """All pairs of automatic configurations, and all pairs of configurations with simulated annotators.
 
-        At `shared_shots`, on each case's mean over the splits that all configurations have.
+        The two families are corrected separately, since annotators use the reference. Configurations are compared at
+        `shared_shots`, on the mean of each case over the splits that all configurations have.
         """
         shots, configurations = self.shared_shots(data_set), self.configurations_of(data_set)
-        scores = {
-            configuration: self._paired_scores(data_set, configuration, shots) for configuration in configurations
-        }
+        scores = {name: self._paired_scores(data_set, name, shots) for name in configurations}
         families = (
-            [configuration for configuration in configurations if (configuration in self.annotators) is with_annotator]
+            [name for name in configurations if (name in self.annotators) is with_annotator]
             for with_annotator in (False, True)
         )
-        found = (
-            compare_pairs({configuration: scores[configuration] for configuration in family if scores[configuration]})
-            for family in families
-        )
-        return [pairs for pairs in found if pairs]
+        comparisons = (compare_pairs({name: scores[name] for name in family if scores[name]}) for family in families)
+        return [pairs for pairs in comparisons if pairs]
 
     def cost(self, data_set: str, configuration: str, shots: int) -> Cost | None:
+        """Time and memory of a configuration; None if nothing was measured."""
         rows = self.rows(data_set, configuration, shots)
         if not rows:
             return None
@@ -171,26 +165,25 @@ class Study:
         return Cost(median(fits.values()), median(cases.values()), max(row.peak_mib for row in rows))
 
     def matches(self, data_set: str) -> list[Match]:
-        """For each number of shots of the first U-Net among the configurations; none without one, or where less is
-        better."""
+        """Comparison with the first U-Net among the configurations, at each of its numbers of shots.
+
+        Empty without a U-Net, or if smaller values of the main measure are better.
+        """
         baseline = next((row.configuration for row in self.results if row.method == BASELINE), None)
         if baseline is None or self.main not in LARGER_IS_BETTER:
             return []
-        others = [
-            configuration
-            for configuration in self.configurations_of(data_set)
-            if configuration != baseline and configuration not in self.annotators
-        ]
-        found: list[Match] = []
+        automatic = [name for name in self.configurations_of(data_set) if name not in self.annotators]
+        matches: list[Match] = []
         for shots in self.shots_of(data_set):
             target = self.estimate(data_set, baseline, shots, self.main)
             if target is not None:
                 needed = {
-                    configuration: self._shots_to_match(data_set, configuration, (baseline, shots))
-                    for configuration in others
+                    name: self._shots_to_match(data_set, name, (baseline, shots))
+                    for name in automatic
+                    if name != baseline
                 }
-                found.append(Match(baseline, shots, target.mean, needed))
-        return found
+                matches.append(Match(baseline, shots, target.mean, needed))
+        return matches
 
     @cached_property
     def _by_point(self) -> dict[tuple[str, str, int], list[Result]]:
@@ -201,13 +194,13 @@ class Study:
 
     @cached_property
     def _estimates(self) -> dict[tuple[str, str, int, str], Estimate | None]:
-        """Those worked out so far."""
+        """Estimates that have been computed."""
         return {}
 
     def _paired_scores(self, data_set: str, configuration: str, shots: int) -> dict[str, float]:
-        """Only splits that every configuration has, so that all means are over the same splits."""
+        """{case: mean score} over the splits that every configuration has."""
         splits = [set(_by_split(self.rows(data_set, other, shots))) for other in self.configurations_of(data_set)]
-        common = set.intersection(*[found for found in splits if found])
+        common = set.intersection(*[numbers for numbers in splits if numbers])
         by_case: dict[str, list[float]] = {}
         for split, rows in _by_split(self.rows(data_set, configuration, shots)).items():
             if split in common:
@@ -220,14 +213,17 @@ class Study:
         return shots_to_reach({n: gap for n, gap in gaps.items() if gap is not None}, 0.0)
 
     def _gap(self, data_set: str, first: tuple[str, int], second: tuple[str, int]) -> float | None:
-        """Mean difference over the splits and cases that both were scored on; None where there are none."""
-        ours, theirs = (_by_split(self.rows(data_set, *one)) for one in (first, second))
+        """Mean difference over the splits and cases on which both were scored; None if there are none.
+
+        `first` and `second` are (configuration, shots).
+        """
+        first_splits, second_splits = (_by_split(self.rows(data_set, *point)) for point in (first, second))
         by_split = []
-        for split in ours.keys() & theirs.keys():
-            mine, other = (case_scores(rows[split], self.main) for rows in (ours, theirs))
-            if shared := mine.keys() & other.keys():
-                by_split.append(fmean(mine[case] - other[case] for case in shared))
-        # Rounded, so that scores equal but for the order of a sum are equal.
+        for split in first_splits.keys() & second_splits.keys():
+            of_first, of_second = (case_scores(rows[split], self.main) for rows in (first_splits, second_splits))
+            if shared := of_first.keys() & of_second.keys():
+                by_split.append(fmean(of_first[case] - of_second[case] for case in shared))
+        # rounded, so that scores that differ only by the order of a sum are equal
         return round(fmean(by_split), 12) if by_split else None
 
 
