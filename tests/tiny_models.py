@@ -1,4 +1,4 @@
-"""SAM, SAM 2, SAM 2 video and EdgeTAM small enough for tests: the true architectures with seeded random weights."""
+"""SAM and its relatives small enough for tests: the true architectures with seeded random weights."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from transformers import (
 )
 
 from handful.backbones.edgetam import EdgeTamBackbone
+from handful.backbones.families import FAMILIES
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.backbones.sam_med2d import add_sam_med2d_adapters
+from handful.backbones.tiny_vit import TinyVit, TinyVitShape
 
 SIDE = 128
 
@@ -26,6 +29,29 @@ SIDE = 128
 def tiny_sam(seed: int = 0, side: int = SIDE) -> SamBackbone:
     """SAM with two ViT layers, one of them global: 0.2 million parameters."""
     return SamBackbone(_random(SamModel(sam_config(side)), seed), "tiny-sam")
+
+
+def tiny_medsam(seed: int = 0, side: int = SIDE) -> SamBackbone:
+    """The weights of `tiny_sam`, on MedSAM's pixels."""
+    return SamBackbone(_random(SamModel(sam_config(side)), seed), "tiny-medsam", FAMILIES["medsam"])
+
+
+def tiny_sam_med2d(seed: int = 0, side: int = SIDE) -> SamBackbone:
+    """SAM with SAM-Med2D's adapters."""
+    model = SamModel(sam_config(side))
+    add_sam_med2d_adapters(model, inner=12)
+    return SamBackbone(_random(model, seed), "tiny-sam-med2d", FAMILIES["sam-med2d"])
+
+
+def tiny_mobile_sam(seed: int = 0, side: int = SIDE) -> SamBackbone:
+    """SAM's prompt encoder and decoder behind a narrow TinyViT."""
+    config = sam_config(side)
+    config.vision_config.num_hidden_layers = 0
+    model = SamModel(config)
+    model.vision_encoder = TinyVit(
+        TinyVitShape(widths=(8, 16, 24, 32), depths=(1, 1, 1, 1), heads=(2, 2, 4), windows=(7, 14, 7), channels=64)
+    )
+    return SamBackbone(_random(model, seed), "tiny-mobile-sam", FAMILIES["mobile-sam"])
 
 
 def tiny_sam2(seed: int = 0, side: int = SIDE) -> Sam2Backbone:
@@ -154,6 +180,8 @@ def _random(model: nn.Module, seed: int) -> nn.Module:
             noise = torch.randn(tensor.shape, generator=generator)
             if name.endswith("positional_embedding"):
                 tensor.copy_(noise)
+            elif name.endswith("running_var"):
+                tensor.copy_(1 + 0.1 * noise.abs())
             elif "norm" in name and name.endswith("weight"):
                 tensor.copy_(1 + 0.1 * noise)
             else:

@@ -1,12 +1,13 @@
-"""The authors' names of every weight of SAM and SAM 2, written down one by one beside transformers' names.
+"""The authors' names of every weight of SAM, its relatives and SAM 2, written down one by one.
 
 Kept apart from the loader's own table on purpose: the loader is judged by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+import torch
 from torch import Tensor, nn
 
 Pairs = Iterator[tuple[str, str]]
@@ -155,3 +156,90 @@ def _mlp_pairs(theirs: str, ours: str) -> Pairs:
     yield from _both(f"{theirs}.layers.0", f"{ours}.proj_in")
     yield from _both(f"{theirs}.layers.1", f"{ours}.layers.0")
     yield from _both(f"{theirs}.layers.2", f"{ours}.proj_out")
+
+
+def mobile_sam_encoder(
+    widths: tuple[int, int, int, int],
+    depths: tuple[int, int, int, int],
+    heads: tuple[int, int, int],
+    windows: tuple[int, int, int],
+    channels: int = 256,
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of TinyViT's weights in MobileSAM's file, the classifier included."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def linear(name: str, out: int, into: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (out, into), (out,)
+
+    def norm(name: str, width: int) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    def convolution(name: str, out: int, into: int, kernel: int) -> None:
+        shapes[f"{name}.c.weight"] = (out, into, kernel, kernel)
+        for what in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.bn.{what}"] = (out,)
+        shapes[f"{name}.bn.num_batches_tracked"] = ()
+
+    first = widths[0]
+    convolution("patch_embed.seq.0", first // 2, 3, 3)
+    convolution("patch_embed.seq.2", first, first // 2, 3)
+    for block in range(depths[0]):
+        name = f"layers.0.blocks.{block}"
+        convolution(f"{name}.conv1", 4 * first, first, 1)
+        convolution(f"{name}.conv2", 4 * first, 1, 3)
+        convolution(f"{name}.conv3", first, 4 * first, 1)
+    for stage, (width, depth, count, window) in enumerate(
+        zip(widths[1:], depths[1:], heads, windows, strict=True), start=1
+    ):
+        for block in range(depth):
+            name = f"layers.{stage}.blocks.{block}"
+            shapes[f"{name}.attn.attention_biases"] = (count, window**2)
+            norm(f"{name}.attn.norm", width)
+            linear(f"{name}.attn.qkv", 3 * width, width)
+            linear(f"{name}.attn.proj", width, width)
+            norm(f"{name}.mlp.norm", width)
+            linear(f"{name}.mlp.fc1", 4 * width, width)
+            linear(f"{name}.mlp.fc2", width, 4 * width)
+            convolution(f"{name}.local_conv", width, 1, 3)
+    for stage in range(3):
+        into, out = widths[stage : stage + 2]
+        convolution(f"layers.{stage}.downsample.conv1", out, into, 1)
+        convolution(f"layers.{stage}.downsample.conv2", out, 1, 3)
+        convolution(f"layers.{stage}.downsample.conv3", out, out, 1)
+    norm("norm_head", widths[3])
+    linear("head", 1000, widths[3])
+    shapes["neck.0.weight"], shapes["neck.2.weight"] = (channels, widths[3], 1, 1), (channels, channels, 3, 3)
+    norm("neck.1", channels)
+    norm("neck.3", channels)
+    return {f"image_encoder.{name}": shape for name, shape in shapes.items()}
+
+
+def sam_med2d_adapter(width: int, block: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the adapter of one block in SAM-Med2D's file."""
+    name = f"image_encoder.blocks.{block}.Adapter"
+    return {
+        f"{name}.norm.weight": (width,),
+        f"{name}.norm.bias": (width,),
+        f"{name}.channel.0.weight": (width // 4, width),
+        f"{name}.channel.2.weight": (width, width // 4),
+        f"{name}.spatial.0.weight": (width, width, 3, 3),
+        f"{name}.spatial.2.weight": (width, width, 4, 4),
+    }
+
+
+def random_state(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:
+    """Weights of these names and shapes, the same ones for one seed, of a size that keeps activations near 1."""
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Tensor] = {}
+    for name, shape in sorted(shapes.items()):
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(7)
+            continue
+        noise = torch.randn(shape, generator=generator)
+        if name.endswith("running_var"):
+            state[name] = 1 + 0.3 * noise.abs()
+        elif len(shape) == 1 and name.endswith("weight"):
+            state[name] = 1 + 0.1 * noise
+        else:
+            state[name] = noise / max(noise[0].numel() if noise.dim() > 1 else 100, 16) ** 0.5
+    return state

@@ -1,4 +1,4 @@
-"""The four kinds of backbone, tiny, with random weights."""
+"""Every kind of backbone, tiny, with random weights."""
 
 import pytest
 
@@ -7,6 +7,9 @@ from handful.backbones.base import Backbone
 
 BUILDERS = {
     "sam": tiny_models.tiny_sam,
+    "medsam": tiny_models.tiny_medsam,
+    "sam-med2d": tiny_models.tiny_sam_med2d,
+    "mobile-sam": tiny_models.tiny_mobile_sam,
     "sam2": tiny_models.tiny_sam2,
     "sam2-video": tiny_models.tiny_sam2_video,
     "edgetam": tiny_models.tiny_edgetam,

@@ -59,8 +59,13 @@ def test_another_process_finds_the_entries(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [lambda: tiny_models.tiny_sam(seed=1), lambda: tiny_models.tiny_sam(side=256), tiny_models.tiny_sam2],
-    ids=["other weights", "other square", "other model"],
+    [
+        lambda: tiny_models.tiny_sam(seed=1),
+        lambda: tiny_models.tiny_sam(side=256),
+        tiny_models.tiny_sam2,
+        tiny_models.tiny_medsam,
+    ],
+    ids=["other weights", "other square", "other model", "other pixels"],
 )
 def test_another_encoder_finds_nothing(tmp_path: Path, other: object) -> None:
     cached(tiny_models.tiny_sam(), tmp_path).encode(_slices(1))

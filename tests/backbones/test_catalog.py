@@ -13,11 +13,14 @@ from huggingface_hub import snapshot_download
 from safetensors.torch import load_file, save_file
 
 import tiny_models
+from handful.backbones.base import MemoryBackbone
 from handful.backbones.catalog import BACKBONES, load_backbone
+from handful.backbones.families import FAMILIES
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import CheckpointError, SettingsError
+from handful.prompts.prompts import Prompts
 
 
 def _same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
@@ -99,6 +102,102 @@ def test_an_authors_file_is_loaded_by_its_path(tmp_path: Path) -> None:
     _same_weights(loaded, original)
 
 
+def _sam_file(path: Path) -> Path:
+    from backbones.authors_layout import authors_state, sam_pairs
+
+    torch.save(authors_state(tiny_models.tiny_sam().model, sam_pairs(layers=2)), path)
+    return path
+
+
+def _sam2_file(path: Path) -> Path:
+    from backbones.authors_layout import authors_state, sam2_video_pairs
+
+    model = tiny_models.tiny_sam2_video().model
+    torch.save({"model": authors_state(model, sam2_video_pairs(blocks=12, memory_layers=2))}, path)
+    return path
+
+
+def test_a_family_before_the_colon_decides_what_the_weights_do_not_show(tmp_path: Path) -> None:
+    path = _sam_file(tmp_path / "vit_b.pth")
+    medsam, sam = load_backbone(f"medsam:{path}"), load_backbone(f"sam:{path}")
+    assert (medsam.name, sam.name) == (f"medsam:{path}", f"sam:{path}")
+    assert (medsam.family, sam.family) == (FAMILIES["medsam"], FAMILIES["sam"])
+    assert medsam.digest() == tiny_models.tiny_medsam().digest() != sam.digest()
+    _same_weights(medsam, sam)
+
+
+def test_the_catalogues_medsam_is_on_medsams_pixels(hub_of_medsam: None) -> None:
+    for name in ("medsam", "wanglab/medsam-vit-base"):
+        assert load_backbone(name).family == FAMILIES["medsam"]
+    assert load_backbone("sam:medsam").family == FAMILIES["sam"]
+
+
+def test_a_file_that_may_be_medsam_is_not_taken_for_sam_in_silence(tmp_path: Path) -> None:
+    path = _sam_file(tmp_path / "medsam_vit_b.pth")
+    with pytest.raises(SettingsError, match=rf"write medsam:{path}, or sam:{path}"):
+        load_backbone(str(path))
+    video = _sam2_file(tmp_path / "MedSAM2_latest.pt")
+    with pytest.raises(SettingsError, match=rf"write medsam2:{video}, or sam2:{video}"):
+        load_backbone(video)
+
+
+def test_medsam2_has_512_pixels_and_sam_2s_normalisation(tmp_path: Path) -> None:
+    path = _sam2_file(tmp_path / "MedSAM2_latest.pt")
+    medsam2, sam2 = load_backbone(f"medsam2:{path}"), load_backbone(f"sam2:{path}")
+    assert (medsam2.side, sam2.side) == (512, 1024)
+    assert medsam2.family.pixels == sam2.family.pixels
+    assert medsam2.digest() != sam2.digest()
+    assert medsam2.digest() == load_backbone(f"sam2:{path}@512").digest()
+
+
+@pytest.mark.parametrize("family", ["sam2", "mobile-sam", "handful-tiny"])
+def test_a_family_of_another_architecture_is_refused(tmp_path: Path, family: str) -> None:
+    path = _sam_file(tmp_path / "vit_b.pth")
+    with pytest.raises(SettingsError, match="its keys are those of sam, medsam, sam-med2d"):
+        load_backbone(f"{family}:{path}")
+    tiny_models.tiny_sam().model.save_pretrained(tmp_path / "folder")
+    with pytest.raises(SettingsError, match="it is one of sam, medsam, sam-med2d"):
+        load_backbone(f"{family}:{tmp_path / 'folder'}")
+
+
+@pytest.mark.parametrize(
+    "build", [tiny_models.tiny_sam, tiny_models.tiny_sam2, tiny_models.tiny_sam2_video, tiny_models.tiny_edgetam]
+)
+def test_the_side_of_the_square_can_be_named(tmp_path: Path, build: object) -> None:
+    original = build()  # type: ignore[operator]
+    original.model.save_pretrained(tmp_path)
+    larger, same = load_backbone(f"{tmp_path}@192"), load_backbone(f"{tmp_path}@128")
+    assert (larger.side, larger.feature_side, larger.mask_side) == (192, 12, 48)
+    assert same.digest() == original.digest() != larger.digest()
+    slices = torch.rand(1, 1, 50, 90, generator=torch.Generator().manual_seed(3))
+    point = Prompts(points=torch.tensor([[[[20.0, 30.0]]]]), point_labels=torch.ones(1, 1, 1, dtype=torch.long))
+    logits = larger.decode(larger.encode(slices), larger.embed(point, (50, 90)))
+    assert logits.shape == (1, 1, 50, 90)
+    assert torch.isfinite(logits).all()
+    if isinstance(larger, MemoryBackbone):
+        memory = larger.memorize(larger.encode(slices), torch.ones(1, 50, 90))
+        assert torch.isfinite(larger.decode_recalled(larger.recall(larger.encode(slices), memory)).logits).all()
+
+
+def test_handful_tiny_is_found_in_a_catalogue_name_with_a_size() -> None:
+    larger = load_backbone("handful-tiny@512")
+    assert (larger.name, larger.side) == ("handful-tiny@512", 512)
+    assert larger.family == load_backbone("handful-tiny").family == FAMILIES["handful-tiny"]
+    assert larger.digest() != load_backbone("handful-tiny").digest()
+
+
+@pytest.mark.parametrize("size", ["500", "0", "16"])
+def test_a_side_that_no_model_can_take_is_refused(size: str) -> None:
+    with pytest.raises(SettingsError, match=f"multiple of 32 pixels, got {int(size)}"):
+        load_backbone(f"handful-tiny@{size}")
+
+
+def test_a_path_with_an_at_sign_is_a_path(tmp_path: Path) -> None:
+    folder = tmp_path / "run@64"
+    tiny_models.tiny_sam().model.save_pretrained(folder)
+    assert load_backbone(folder).side == tiny_models.SIDE
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"onnx")
     with pytest.raises(SettingsError, match=r"\.pth, \.pt, \.safetensors"):
@@ -122,6 +221,13 @@ def test_every_entry_says_where_it_comes_from_and_under_which_licence() -> None:
         assert entry.description, name
         assert entry.licence == "Apache-2.0", name
         assert entry.embedded == (name == "handful-tiny"), name
+
+
+@pytest.fixture
+def hub_of_medsam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that gives a tiny SAM for every name."""
+    tiny_models.tiny_sam().model.save_pretrained(tmp_path / "medsam")
+    monkeypatch.setattr("handful.backbones.catalog.snapshot_download", lambda *_, **__: str(tmp_path / "medsam"))
 
 
 @pytest.fixture

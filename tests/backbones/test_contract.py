@@ -112,7 +112,8 @@ def test_a_point_in_slice_pixels_is_stretched_with_the_slice_in_sam_2(build: obj
 def test_a_box_is_its_two_corners_moved_like_points(backbone: Backbone) -> None:
     size = (40, 80)
     box = torch.tensor([[[10.0, 7.0, 30.0, 20.0]]])
-    scale = torch.tensor([128 / 80, (64 if backbone.name == "tiny-sam" else 128) / 40]).repeat(2)
+    padded = backbone.family.pixels.resize == "pad"
+    scale = torch.tensor([128 / 80, (64 if padded else 128) / 40]).repeat(2)
     expected, _ = backbone.prompt_encoder(None, None, (box + 0.5) * scale - 0.5, None)
     torch.testing.assert_close(backbone.embed(Prompts(boxes=box), size).sparse, expected)
 

@@ -156,10 +156,10 @@ def test_every_key_of_every_sam_2_1_has_a_place(
 
 def test_a_missing_and_an_unknown_weight_are_both_named() -> None:
     state = _sam_state()
-    state["image_encoder.blocks.0.Adapter.weight"] = state.pop("image_encoder.neck.3.bias")
+    state["image_encoder.blocks.0.attn.bias"] = state.pop("image_encoder.neck.3.bias")
     with pytest.raises(CheckpointError, match=r"1 missing: vision_encoder\.neck\.layer_norm2\.bias") as caught:
         from_official_state(state, "sam_med2d.pth")
-    assert "1 unexpected: image_encoder.blocks.0.Adapter.weight" in str(caught.value)
+    assert "1 unexpected: vision_encoder.layers.0.attn.bias" in str(caught.value)
 
 
 def test_a_checkpoint_without_the_weights_that_tell_its_size_is_refused() -> None:
@@ -178,7 +178,6 @@ def test_stages_of_no_known_sam_2_are_refused_with_what_was_found() -> None:
 @pytest.mark.parametrize(
     ("key", "what"),
     [
-        ("image_encoder.patch_embed.seq.0.c.weight", "MobileSAM"),
         ("image_encoder.trunk.body.stem.weight", "EdgeTAM"),
         ("vision_encoder.pos_embed", "transformers' layout"),
         ("layer1.0.conv1.weight", r"keys such as layer1\.0\.conv1\.weight"),

@@ -1,7 +1,8 @@
 """What every foundation model offers the methods: encode slices, embed prompts, decode masks; some have a memory.
 
 Frames. Outside a backbone there is the slice: n × c × h × w, values in [0, 1], prompts in slice pixels. Inside there is
-the model's square: its side, padding, means. `to_model_frame` and `to_image_frame` are the only bridge between the two.
+the model's square input, made by the `PixelPolicy` of its family. `to_model_frame` and `to_image_frame` are the only
+bridge between the two.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from handful.backbones.families import Family
+from handful.backbones.framing import PixelPolicy
 from handful.errors import SettingsError
-from handful.jobs.digests import digest_of_tensors
+from handful.jobs.digests import digest_of, digest_of_json, digest_of_tensors
 from handful.prompts.prompts import Prompts
 
 
@@ -118,16 +121,20 @@ class Memory:
 class Backbone(nn.Module, ABC):
     """Slices in as values in [0, 1] (grey or three colour channels), prompts in slice pixels, logits at slice size.
 
-    The model's square, its padding and its means stay inside.
+    The model's square, its padding and its normalisation stay inside.
     """
 
     name: str
-    """What `load_backbone` was asked for: a catalogue name, a hub id or a path."""
+    """What `load_backbone` was given, such as a catalogue name or a path, with family and size where they were named."""
+    family: Family
+    """How its pixels are prepared, and the settings that suit its weights."""
     image_encoder: nn.Module
     prompt_encoder: nn.Module
     mask_decoder: nn.Module
     side: int
     """Pixels along the model's square input."""
+    usual_input: tuple[PixelPolicy, int]
+    """Pixels and side that these weights get where nobody names a family or a size."""
     mask_side: int
     """Pixels along the square of its mask logits."""
     feature_side: int
@@ -220,8 +227,19 @@ class Backbone(nn.Module, ABC):
         return next(self.parameters()).device
 
     def digest(self) -> str:
-        """SHA-256 over all weights: two backbones with one digest answer alike."""
-        return digest_of_tensors(sorted(self.state_dict().items()))
+        """SHA-256 over all weights, and over pixels and side where these are not the usual ones of the weights.
+
+        Two backbones with one digest give the same answers.
+        """
+        weights = digest_of_tensors(sorted(self.state_dict().items()))
+        if (self.family.pixels, self.side) == self.usual_input:
+            return weights
+        return digest_of(weights, digest_of_json(self.input_description()))
+
+    @final
+    def input_description(self) -> dict[str, object]:
+        """The side of the square input and how slices become it, as JSON has it."""
+        return {"side": self.side, **asdict(self.family.pixels)}
 
 
 class MemoryBackbone(Backbone):

@@ -29,7 +29,7 @@ from handful.backbones.base import (
 )
 from handful.errors import SettingsError
 from handful.jobs.atomic import remove_leftovers, write_atomically
-from handful.jobs.digests import digest_of, digest_of_tensors
+from handful.jobs.digests import digest_of, digest_of_json, digest_of_tensors
 from handful.prompts.prompts import Prompts
 
 FORMAT = 1
@@ -62,6 +62,7 @@ class CachedBackbone(Backbone):
             self.add_module(name, child)
         self.name, self.side, self.mask_side = backbone.name, backbone.side, backbone.mask_side
         self.feature_side, self.channels = backbone.feature_side, backbone.channels
+        self.family, self.usual_input = backbone.family, backbone.usual_input
         self.cache = EmbeddingCache(folder, max_bytes)
         self._weights: tuple[object, str] = (None, "")
         self.eval()
@@ -137,9 +138,10 @@ class CachedBackbone(Backbone):
         return self.inner.encoding_parts()
 
     def _keys(self, slices: Tensor) -> list[str]:
-        """What decides an embedding: the slice, the encoder's weights, the model's kind and square, the format."""
+        """What decides an embedding: slice, encoder weights, kind of model, how slices become its input, and format."""
         made_by = (
-            f"{FORMAT}:{type(self.inner).__name__}:{self.side}:{self._encoder_digest()}:{tuple(slices.shape[1:])}:"
+            f"{FORMAT}:{type(self.inner).__name__}:{digest_of_json(self.input_description())}:"
+            f"{self._encoder_digest()}:{tuple(slices.shape[1:])}:"
         )
         pixels = slices.detach().to("cpu", torch.float32).contiguous().numpy()
         return [digest_of(made_by, one) for one in pixels]

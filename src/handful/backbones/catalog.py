@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import hf_hub_download, snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 from transformers.utils import logging
@@ -19,12 +19,15 @@ from transformers.utils import logging
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.edgetam import EdgeTamBackbone
+from handful.backbones.families import FAMILIES, Architecture, Family
 from handful.backbones.official import SUFFIXES, load_official
+from handful.backbones.resizing import require_side, resize_sam, resized_sam2
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import CheckpointError, SettingsError
 from handful.jobs.devices import choose_device
+from handful.jobs.digests import digest_of_file
 
 Model = TypeVar("Model", SamModel, Sam2Model, Sam2VideoModel, EdgeTamVideoModel)
 
@@ -38,14 +41,24 @@ class BackboneEntry:
     """Hub id, or the folder inside the package that holds its weights."""
     licence: str
     """Of the weights, as an SPDX identifier."""
-    kind: Literal["sam", "sam2"]
+    family: str
+    """One of FAMILIES."""
     revision: str | None = None
     """Commit on the hub; None takes the newest."""
+    file: str | None = None
+    """Name of the authors' checkpoint on the hub; None where the hub has a folder of transformers."""
+    sha256: str | None = None
+    """Of that file."""
 
     @property
     def embedded(self) -> bool:
         """Whether the weights come with the package, so that nothing is downloaded."""
         return isinstance(self.source, Path)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether it can remember masks on other slices, as SAM 2 does."""
+        return FAMILIES[self.family].architecture == "sam2"
 
 
 def _sam(size: str, parameters: str) -> BackboneEntry:
@@ -53,7 +66,7 @@ def _sam(size: str, parameters: str) -> BackboneEntry:
         description=f"Segment Anything, ViT-{size[0].upper()}, {parameters} parameters, 1024 pixels",
         source=f"facebook/sam-vit-{size}",
         licence="Apache-2.0",
-        kind="sam",
+        family="sam",
     )
 
 
@@ -62,7 +75,7 @@ def _sam2(generation: str, size: str, parameters: str) -> BackboneEntry:
         description=f"SAM {generation[3:]} with memory, Hiera {size}, {parameters} parameters, 1024 pixels",
         source=f"facebook/{generation}-hiera-{size}",
         licence="Apache-2.0",
-        kind="sam2",
+        family="sam2",
     )
 
 
@@ -71,18 +84,26 @@ BACKBONES: dict[str, BackboneEntry] = {
         description="a small SAM 2 with memory, pre-trained on synthetic anatomy alone, 256 pixels; comes with handful",
         source=Path(__file__).parent / "weights" / "handful-tiny",
         licence="Apache-2.0",
-        kind="sam2",
+        family="handful-tiny",
     ),
     "sam-vit-base": _sam("base", "94 M"),
     "sam-vit-large": _sam("large", "312 M"),
     "sam-vit-huge": _sam("huge", "641 M"),
     "medsam": BackboneEntry(
-        description="MedSAM: SAM ViT-B tuned on 1.5 million medical image-mask pairs, asked with boxes, 1024 pixels",
+        description="MedSAM: SAM ViT-B tuned on 1.5 million medical image-mask pairs, prompted with boxes, 1024 pixels",
         source="wanglab/medsam-vit-base",
         licence="Apache-2.0",
-        kind="sam",
+        family="medsam",
         # The main branch holds a pickle only; this commit is the hub's own conversion of it to safetensors.
         revision="a0a0e4bf38278213a0df876d2378f5736731a15e",
+    ),
+    "mobile-sam": BackboneEntry(
+        description="MobileSAM: SAM with a small image encoder, TinyViT, 10 M parameters, 1024 pixels; for laptops",
+        source="dhkim2810/MobileSAM",
+        licence="Apache-2.0",
+        family="mobile-sam",
+        file="mobile_sam.pt",
+        sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
     ),
     "sam2.1-hiera-tiny": _sam2("sam2.1", "tiny", "39 M"),
     "sam2.1-hiera-small": _sam2("sam2.1", "small", "46 M"),
@@ -96,33 +117,66 @@ BACKBONES: dict[str, BackboneEntry] = {
         description="EdgeTAM, a small SAM 2 with memory, RepViT, 14 M parameters, 1024 pixels; handful[edgetam]",
         source="yonigozlan/EdgeTAM-hf",
         licence="Apache-2.0",
-        kind="sam2",
+        family="sam2",
     ),
 }
 
 
+@dataclass(frozen=True)
+class BackboneName:
+    """A backbone's name in its parts: [family:]source[@image size]."""
+
+    source: str
+    family: str | None = None
+    image_size: int | None = None
+
+    @classmethod
+    def of(cls, name: str | Path) -> BackboneName:
+        """SettingsError for an image size that no model can take."""
+        text = str(name)
+        if text in BACKBONES or Path(text).exists():
+            return cls(text)
+        found = re.fullmatch(rf"(?:({'|'.join(FAMILIES)}):)?(.+?)(?:@(\d+))?", text, re.DOTALL)
+        if found is None:
+            return cls(text)
+        family, source, size = found.groups()
+        if size is not None:
+            require_side(int(size))
+        return cls(source, family, None if size is None else int(size))
+
+    @property
+    def entry(self) -> BackboneEntry | None:
+        """The catalogue's entry of the source, by its name or hub id; None where there is none."""
+        by_hub_id = {entry.source: entry for entry in BACKBONES.values()}
+        return BACKBONES.get(self.source) or by_hub_id.get(self.source)
+
+
 def load_backbone(name: str | Path) -> Backbone:
-    """The frozen backbone, in float32, that `name` says: one of BACKBONES, a hub id, a folder, or an authors' file.
+    """The frozen backbone, in float32, of that name: a name of BACKBONES, a hub id, a folder, or an authors' file.
 
     A folder is one of transformers (config.json and safetensors), a file one of .pth, .pt or .safetensors with the
-    authors' key names. The hub's cache and offline mode are honoured. Raises SettingsError for a name that is none of
-    these, CheckpointError for one that cannot be downloaded or read.
+    authors' key names. 'FAMILY:' before it, one of FAMILIES, says which pixels it was trained on, where the weights do
+    not show that: 'medsam:/path/medsam_vit_b.pth'. '@SIZE' after it is the side of the square input in pixels:
+    'sam2.1-hiera-tiny@512'. The hub's cache and offline mode are honoured. Raises SettingsError for an unknown name, a
+    family that cannot be in these weights or a wrong size, CheckpointError for weights that cannot be had or read.
     """
-    entry = BACKBONES.get(str(name))
+    wanted = BackboneName.of(name)
+    path, entry = Path(wanted.source), wanted.entry
     if entry is not None:
-        source, revision = entry.source, entry.revision
-        folder = source if isinstance(source, Path) else _downloaded(source, revision)
-        return _from_folder(folder, str(name))
-    path = Path(name)
+        wanted = replace(wanted, family=wanted.family or entry.family)
+        if entry.file is not None:
+            return _from_file(_downloaded_file(entry), str(name), wanted)
+        folder = entry.source if isinstance(entry.source, Path) else _downloaded(entry.source, entry.revision)
+        return _from_folder(folder, str(name), wanted)
     if path.is_dir():
-        return _from_folder(path, str(name))
+        return _from_folder(path, str(name), wanted)
     if path.is_file():
         if path.suffix not in SUFFIXES:
             raise SettingsError(f"backbone file {path} is none of {', '.join(SUFFIXES)}")
-        return load_official(path)
-    if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix not in SUFFIXES:
-        return _from_folder(_downloaded(name, None), name)
-    close = get_close_matches(str(name), BACKBONES, n=3, cutoff=0.5) or list(BACKBONES)
+        return _from_file(path, str(name), wanted)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", wanted.source) and path.suffix not in SUFFIXES and not isinstance(name, Path):
+        return _from_folder(_downloaded(wanted.source, None), str(name), wanted)
+    close = get_close_matches(wanted.source, BACKBONES, n=3, cutoff=0.5) or list(BACKBONES)
     raise SettingsError(
         f"unknown backbone {str(name)!r}; did you mean {', '.join(close)}? "
         "A hub id (organisation/name), a folder or a checkpoint file will do, too"
@@ -130,7 +184,7 @@ def load_backbone(name: str | Path) -> Backbone:
 
 
 def open_backbone(name: str | Path, device: str = "auto", cache: Path | None = None) -> Backbone:
-    """The backbone that `name` says, as by `load_backbone`, on a device and with the embeddings kept in `cache`."""
+    """The backbone of that name, as `load_backbone` has it, on a device and with its embeddings kept in `cache`."""
     backbone = load_backbone(name).to(choose_device(device))
     return backbone if cache is None else cached(backbone, cache)
 
@@ -151,8 +205,34 @@ def _downloaded(hub_id: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _from_folder(folder: Path, name: str) -> Backbone:
-    """A model that transformers saved; which class it takes is told by its config and by the weights themselves."""
+def _downloaded_file(entry: BackboneEntry) -> Path:
+    """The entry's checkpoint in the hub's cache; CheckpointError where it is not the file that the entry describes."""
+    assert entry.file is not None
+    try:
+        path = Path(hf_hub_download(str(entry.source), entry.file, revision=entry.revision))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{entry.file} of {str(entry.source)!r} cannot be downloaded ({_first_line(error)}); connect this machine, "
+            f"or copy the file from one that is connected and give its path, as {entry.family}:/path/{entry.file}"
+        ) from error
+    found = digest_of_file(path)
+    if found != entry.sha256:
+        raise CheckpointError(
+            f"{path} is damaged or another file: its SHA-256 is {found[:12]}, not {str(entry.sha256)[:12]}; "
+            "remove it and try again"
+        )
+    return path
+
+
+def _from_file(path: Path, name: str, wanted: BackboneName) -> Backbone:
+    backbone = load_official(path, wanted.family, wanted.image_size)
+    backbone.name = name
+    _require_clear_family(backbone, wanted)
+    return backbone
+
+
+def _from_folder(folder: Path, name: str, wanted: BackboneName) -> Backbone:
+    """A model that transformers saved; its class is that of its config and of its weights."""
     weights = sorted(folder.glob("*.safetensors"))
     if not (folder / "config.json").is_file() or not weights:
         raise CheckpointError(
@@ -160,18 +240,7 @@ def _from_folder(folder: Path, name: str) -> Backbone:
         )
     try:
         with _quiet_transformers():
-            kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
-            if kind == "sam":
-                return SamBackbone(_model(SamModel, folder, name), name)
-            if kind == "edgetam_video":
-                return EdgeTamBackbone(_model(EdgeTamVideoModel, folder, name), name)
-            if kind not in ("sam2", "sam2_video"):
-                raise CheckpointError(
-                    f"backbone {name!r} is a {kind!r} model; handful knows sam, sam2, sam2_video and edgetam_video"
-                )
-            if _holds_memory(weights):
-                return Sam2VideoBackbone(_model(Sam2VideoModel, folder, name), name)
-            return Sam2Backbone(_model(Sam2Model, folder, name), name)
+            backbone = _built(folder, name, wanted)
     except ImportError as error:
         raise CheckpointError(
             f"backbone {name!r} needs a package that is not installed; EdgeTAM's image encoder comes from timm, which "
@@ -179,10 +248,67 @@ def _from_folder(folder: Path, name: str) -> Backbone:
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise CheckpointError(f"backbone {name!r} in {folder} cannot be read ({_first_line(error)})") from error
+    _require_clear_family(backbone, wanted)
+    return backbone
+
+
+def _built(folder: Path, name: str, wanted: BackboneName) -> Backbone:
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    kind = config.model_type
+    if kind not in ("sam", "sam2", "sam2_video", "edgetam_video"):
+        raise CheckpointError(
+            f"backbone {name!r} is a {kind!r} model; handful knows sam, sam2, sam2_video and edgetam_video"
+        )
+    family = _family_of(config, name, wanted)
+    if kind == "sam":
+        sam = _model(SamModel, folder, name)
+        usual_side = int(sam.config.vision_config.image_size)
+        if wanted.image_size is not None:
+            resize_sam(sam, wanted.image_size)
+        return SamBackbone(sam, name, family, usual_side)
+    if kind == "edgetam_video":
+        return EdgeTamBackbone(*_sam2_model(EdgeTamVideoModel, folder, name, wanted, family))
+    if _holds_memory(sorted(folder.glob("*.safetensors"))):
+        return Sam2VideoBackbone(*_sam2_model(Sam2VideoModel, folder, name, wanted, family))
+    return Sam2Backbone(*_sam2_model(Sam2Model, folder, name, wanted, family))
+
+
+def _sam2_model(
+    kind: type[Model], folder: Path, name: str, wanted: BackboneName, family: Family
+) -> tuple[Model, str, Family, int]:
+    """Model, name, family and usual side; the model itself is for the side that is asked for."""
+    model = _model(kind, folder, name)
+    usual_side = int(model.prompt_encoder.input_image_size)
+    if wanted.image_size not in (None, usual_side):
+        model = resized_sam2(model, wanted.image_size)
+    return model, name, family, usual_side
+
+
+def _family_of(config: Any, name: str, wanted: BackboneName) -> Family:
+    """The family that is asked for, else the one that the configuration shows."""
+    architecture: Architecture = "sam" if config.model_type == "sam" else "sam2"
+    # no published SAM 2 has one candidate mask only; models that handful pre-trains do
+    small = architecture == "sam2" and config.mask_decoder_config.num_multimask_outputs == 1
+    family = FAMILIES[wanted.family or ("handful-tiny" if small else architecture)]
+    if family.architecture != architecture:
+        fitting = [key for key, one in FAMILIES.items() if one.architecture == architecture]
+        raise SettingsError(f"backbone {name!r} cannot be a {wanted.family!r}; it is one of {', '.join(fitting)}")
+    return family
+
+
+def _require_clear_family(backbone: Backbone, wanted: BackboneName) -> None:
+    """SettingsError for a source called MedSAM whose family nobody named: its keys are those of SAM, its pixels not."""
+    if wanted.family is None and "medsam" in Path(wanted.source).name.lower():
+        choices = ("medsam2", "sam2") if backbone.family.architecture == "sam2" else ("medsam", "sam")
+        medical, plain = (f"{family}:{wanted.source}" for family in choices)
+        raise SettingsError(
+            f"{wanted.source} may be a MedSAM, which was trained on other pixels than SAM, and its weights do not show "
+            f"it; write {medical}, or {plain} for weights that were trained on SAM's pixels"
+        )
 
 
 def _model(kind: type[Model], folder: Path, name: str) -> Model:
-    """Every weight from the file: transformers would make up those that are missing."""
+    """Every weight from the file: transformers would fill in random ones where some are missing."""
     model, found = kind.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
     )
@@ -203,7 +329,7 @@ def _holds_memory(weights: list[Path]) -> bool:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No progress bars and no load reports meanwhile: what is wrong is said by an error."""
+    """No progress bars and no load reports meanwhile; an error says what is wrong."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import EdgeTamVideoModel
 
 from handful.backbones.base import ImageEmbeddings, Memory
+from handful.backbones.families import FAMILIES, Family
 from handful.backbones.sam2_video import Sam2VideoBackbone
 
 
@@ -23,8 +24,14 @@ class EdgeTamBackbone(Sam2VideoBackbone):
     RepViT, comes from timm; any other that transformers can put into an EdgeTamVideoModel does as well.
     """
 
-    def __init__(self, model: EdgeTamVideoModel, name: str) -> None:
-        super().__init__(model, name)
+    def __init__(
+        self,
+        model: EdgeTamVideoModel,
+        name: str,
+        family: Family = FAMILIES["sam2"],
+        usual_side: int | None = None,
+    ) -> None:
+        super().__init__(model, name, family, usual_side)
 
     def _attention(self, memory: Memory) -> Callable[..., Tensor]:
         # It is told where one memory ends and the next begins: only the second half of each is turned by its place.

@@ -1,4 +1,4 @@
-"""The authors' names of SAM's and SAM 2's weights, and transformers' names for the same.
+"""The authors' names of the weights of SAM and its relatives, and transformers' names for the same.
 
 Each row is (authors' name, transformers' name); `*` stands for the same piece in both; the first row that begins a key
 counts. A key that no row begins has no place in transformers.
@@ -10,13 +10,40 @@ import re
 from collections.abc import Mapping, Sequence
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 
 def from_sam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A SAM state dict under transformers' names; keys that have no place there keep theirs, but for `UNUSED`."""
-    out = _renamed({key: tensor for key, tensor in state.items() if key not in UNUSED}, SAM)
+    """A SAM state dict under transformers' names; keys that have no place there keep theirs, but for `UNUSED`.
+
+    SAM-Med2D's adapters come beside the MLPs, as `add_sam_med2d_adapters` puts them.
+    """
+    adapted = any(".Adapter." in key for key in state)
+    names = (*ADAPTED_MLP, *SAM) if adapted else SAM
+    out = _renamed({key: tensor for key, tensor in state.items() if key not in UNUSED}, names)
     return _with_two_projections(out)
+
+
+def from_mobile_sam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A MobileSAM state dict under the names of a SamModel whose `vision_encoder` is a TinyVit.
+
+    The classifier, a leftover of the encoder's own pre-training, is dropped.
+    """
+    kept = {key: tensor for key, tensor in state.items() if not key.startswith((*UNUSED, *CLASSIFIER))}
+    heads = {
+        key.removesuffix("attention_biases"): len(tensor) for key, tensor in kept.items() if "attention_biases" in key
+    }
+    ordered = {
+        key: _query_key_value(tensor, heads[key[: key.index("qkv.")]]) if ".attn.qkv." in key else tensor
+        for key, tensor in kept.items()
+    }
+    return _with_two_projections(_renamed(ordered, MOBILE_SAM))
+
+
+def _query_key_value(rows: Tensor, heads: int) -> Tensor:
+    """Rows of a fused layer, stored head by head, as all queries, all keys, all values."""
+    return rearrange(rows, "(heads part d) ... -> (part heads d) ...", heads=heads, part=3)
 
 
 def from_sam2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -52,7 +79,8 @@ def _rename(key: str, rows: Sequence[tuple[re.Pattern[str], str]]) -> str:
 Names = tuple[tuple[str, str], ...]
 
 UNUSED = ("pixel_mean", "pixel_std")
-"""Keys of early SAM files that are constants: ImageNet's colours."""
+"""Keys of early SAM files that are constants: ImageNet's mean and standard deviation."""
+CLASSIFIER = ("image_encoder.norm_head.", "image_encoder.head.")
 
 
 def _same(*names: str) -> Names:
@@ -113,6 +141,17 @@ SAM: Names = (
     ("image_encoder.neck.1", "vision_encoder.neck.layer_norm1"),
     ("image_encoder.neck.2", "vision_encoder.neck.conv2"),
     ("image_encoder.neck.3", "vision_encoder.neck.layer_norm2"),
+    *_prompt_encoder("prompt_encoder"),
+    *_mask_decoder("mask_decoder"),
+)
+
+ADAPTED_MLP: Names = (
+    ("image_encoder.blocks.*.mlp", "vision_encoder.layers.*.mlp.mlp"),
+    ("image_encoder.blocks.*.Adapter", "vision_encoder.layers.*.mlp.adapter"),
+)
+
+MOBILE_SAM: Names = (
+    ("image_encoder", "vision_encoder"),
     *_prompt_encoder("prompt_encoder"),
     *_mask_decoder("mask_decoder"),
 )

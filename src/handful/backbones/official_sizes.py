@@ -1,20 +1,26 @@
-"""How large a SAM or SAM 2 is, told by the shapes of its weights under the authors' names."""
+"""How large a SAM, MobileSAM or SAM 2 is, by the shapes of its weights under the authors' names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
+from math import isqrt
 
 from transformers import Sam2VideoConfig, SamConfig
 
 from handful.backbones.sam import DECODER_EPS
+from handful.backbones.tiny_vit import TinyVitShape
 from handful.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 DECODER_HEADS = 8
-"""Attention heads of the mask decoder: the same in all models of the authors, and not to be seen in the weights."""
+"""Attention heads of the mask decoder: the same in all models of the authors, and not visible in the weights."""
+PATCH = 16
+"""Pixels of the input per cell of the embeddings, along one side."""
+MOBILE_SAM_SIDE = 1024
+"""Pixels along MobileSAM's input: no weight depends on it."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +65,47 @@ def sam_config(shapes: Shapes) -> SamConfig:
             "num_pos_feats": shapes["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"][1],
         },
         prompt_encoder_config=_prompt_encoder_config(shapes, "prompt_encoder", grid * patch, patch),
-        mask_decoder_config={
-            **_mask_decoder_config(shapes, "mask_decoder"),
-            "mlp_dim": shapes["mask_decoder.transformer.layers.0.mlp.lin1.weight"][0],
-            "layer_norm_eps": DECODER_EPS,
+        mask_decoder_config=_sam_mask_decoder_config(shapes),
+    )
+
+
+def adapter_width(shapes: Shapes) -> int | None:
+    """Width of the channel attention of SAM-Med2D's adapters; None without adapters."""
+    shape = shapes.get("image_encoder.blocks.0.Adapter.channel.0.weight")
+    return None if shape is None else shape[0]
+
+
+def mobile_sam_config(shapes: Shapes) -> SamConfig:
+    """SAM without layers in its image encoder, which TinyViT is to replace."""
+    side = MOBILE_SAM_SIDE
+    channels = shapes["image_encoder.neck.0.weight"][0]
+    return SamConfig(
+        vision_config={
+            "image_size": side,
+            "patch_size": PATCH,
+            "hidden_size": channels,
+            "num_hidden_layers": 0,
+            "output_channels": channels,
+            "num_pos_feats": shapes["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"][1],
         },
+        prompt_encoder_config=_prompt_encoder_config(shapes, "prompt_encoder", side, PATCH),
+        mask_decoder_config=_sam_mask_decoder_config(shapes),
+    )
+
+
+def tiny_vit_shape(shapes: Shapes) -> TinyVitShape:
+    prefix = "image_encoder.layers"
+    blocks = [_count(shapes, f"{prefix}.{stage}.blocks.") for stage in range(4)]
+    widths = [shapes[f"{prefix}.{stage}.blocks.0.attn.proj.weight"][0] for stage in (1, 2, 3)]
+    widths.insert(0, shapes["image_encoder.patch_embed.seq.2.c.weight"][0])
+    biases = [shapes[f"{prefix}.{stage}.blocks.0.attn.attention_biases"] for stage in (1, 2, 3)]
+    return TinyVitShape(
+        widths=(widths[0], widths[1], widths[2], widths[3]),
+        depths=(blocks[0], blocks[1], blocks[2], blocks[3]),
+        heads=(biases[0][0], biases[1][0], biases[2][0]),
+        # a table has one column per distance in rows and columns, so as many as the window has cells
+        windows=(isqrt(biases[0][1]), isqrt(biases[1][1]), isqrt(biases[2][1])),
+        channels=shapes["image_encoder.neck.0.weight"][0],
     )
 
 
@@ -95,7 +137,7 @@ def sam2_image_config(shapes: Shapes, side: int) -> dict[str, dict[str, object]]
             "backbone_feature_sizes": [[4 * cells] * 2, [2 * cells] * 2, [cells] * 2],
             "fpn_hidden_size": shapes["image_encoder.neck.convs.0.conv.weight"][0],
         },
-        "prompt_encoder_config": _prompt_encoder_config(shapes, "sam_prompt_encoder", side, 16),
+        "prompt_encoder_config": _prompt_encoder_config(shapes, "sam_prompt_encoder", side, PATCH),
         "mask_decoder_config": {
             **_mask_decoder_config(shapes, "sam_mask_decoder"),
             "mlp_dim": shapes["sam_mask_decoder.transformer.layers.0.mlp.layers.0.weight"][0],
@@ -131,6 +173,14 @@ def _prompt_encoder_config(shapes: Shapes, prefix: str, side: int, patch: int) -
         "patch_size": patch,
         "hidden_size": shapes[f"{prefix}.no_mask_embed.weight"][1],
         "mask_input_channels": shapes[f"{prefix}.mask_downscaling.3.weight"][0],
+    }
+
+
+def _sam_mask_decoder_config(shapes: Shapes) -> dict[str, object]:
+    return {
+        **_mask_decoder_config(shapes, "mask_decoder"),
+        "mlp_dim": shapes["mask_decoder.transformer.layers.0.mlp.lin1.weight"][0],
+        "layer_norm_eps": DECODER_EPS,
     }
 
 

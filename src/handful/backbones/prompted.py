@@ -12,7 +12,8 @@ from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
 from handful.backbones.decoder import no_mask
-from handful.backbones.framing import points_in_square
+from handful.backbones.families import Family
+from handful.backbones.framing import PixelPolicy, points_in_square
 from handful.prompts.prompts import Prompts
 
 
@@ -25,16 +26,16 @@ class PromptedBackbone(Backbone):
         self,
         model: SamModel | Sam2Model | Sam2VideoModel | EdgeTamVideoModel,
         name: str,
-        side: int,
-        feature_side: int,
+        family: Family,
+        sides: tuple[int, int],
         channels: int,
+        usual_input: tuple[PixelPolicy, int],
     ) -> None:
         super().__init__()
         self.model = model.requires_grad_(False)
-        self.name = name
-        self.side = side
-        self.feature_side = feature_side
-        self.mask_side = 4 * feature_side
+        self.name, self.family, self.usual_input = name, family, usual_input
+        self.side, self.feature_side = sides
+        self.mask_side = 4 * self.feature_side
         self.channels = channels
         self.eval()
 
@@ -57,7 +58,8 @@ class PromptedBackbone(Backbone):
         """Tokens of points and boxes (unused slots are SAM's own 'not a point'); of masks, a dense map a label."""
         prompts = prompts.to(self.device)
         n, k = prompts.shape
-        sparse, _ = self.model.prompt_encoder(*points_in_square(prompts, size, self._content(size)), None)
+        content = self.family.pixels.content(size, self.side)
+        sparse, _ = self.model.prompt_encoder(*points_in_square(prompts, size, content), None)
         if sparse is None:
             sparse = torch.zeros(n, k, 0, self.channels, device=self.device)
         if prompts.masks is None:
@@ -90,13 +92,15 @@ class PromptedBackbone(Backbone):
             tokens.reshape(n, k, -1),
         )
 
+    def to_model_frame(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
+        return self.family.pixels.into_frame(masks, self.side, side)
+
+    def to_image_frame(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
+        return self.family.pixels.from_frame(logits, self.side, size)
+
     def position_encoding(self) -> Float[Tensor, "1 c f f"]:
         encoding: Tensor = self.model.get_image_wide_positional_embeddings()
         return encoding.detach()
-
-    @abstractmethod
-    def _content(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Rows and columns of the square that a slice of `size` (h, w) covers, from the upper left corner."""
 
     @abstractmethod
     def _candidates(

@@ -9,24 +9,32 @@ from torch import Tensor, nn
 from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel
 
 from handful.backbones.base import ImageEmbeddings
-from handful.backbones.framing import from_square, into_square, normalised
+from handful.backbones.families import FAMILIES, STRETCHED, Family
 from handful.backbones.prompted import PromptedBackbone
 
 
 class Sam2Backbone(PromptedBackbone):
-    """SAM 2 without its memory. Slices are resized to the model's square, aspect not kept, as SAM 2 does.
+    """SAM 2 without its memory.
 
-    The 'no memory' embedding is added when decoding, not when encoding, so that the embeddings serve memories as well.
+    The 'no memory' embedding is added when decoding, not when encoding, so that memories can use the same embeddings.
     """
 
-    def __init__(self, model: Sam2Model | Sam2VideoModel | EdgeTamVideoModel, name: str) -> None:
+    def __init__(
+        self,
+        model: Sam2Model | Sam2VideoModel | EdgeTamVideoModel,
+        name: str,
+        family: Family = FAMILIES["sam2"],
+        usual_side: int | None = None,
+    ) -> None:
+        """`usual_side` is the input side of these weights where nobody names one; by default that of the model."""
         side = int(model.prompt_encoder.input_image_size)
         vision = model.config.vision_config
+        sides = (side, int(vision.backbone_feature_sizes[-1][0]))
         _keep_positions(model)
-        super().__init__(model, name, side, int(vision.backbone_feature_sizes[-1][0]), int(vision.fpn_hidden_size))
+        super().__init__(model, name, family, sides, int(vision.fpn_hidden_size), (STRETCHED, usual_side or side))
 
     def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
-        pixels = normalised(into_square(slices, self.side))
+        pixels = self.family.pixels.encoder_input(slices, self.side)
         levels = list(self.model.vision_encoder(pixels).fpn_hidden_states)
         levels[0] = self.model.mask_decoder.conv_s0(levels[0])
         levels[1] = self.model.mask_decoder.conv_s1(levels[1])
@@ -35,18 +43,9 @@ class Sam2Backbone(PromptedBackbone):
     def encoding_parts(self) -> tuple[nn.Module, ...]:
         return (self.image_encoder, self.model.mask_decoder.conv_s0, self.model.mask_decoder.conv_s1)
 
-    def to_model_frame(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
-        return into_square(masks, side)
-
-    def to_image_frame(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
-        return from_square(logits, size)
-
     def no_memory(self) -> Float[Tensor, "1 c 1 1"]:
         embedding: Tensor = self.model.no_memory_embedding
         return rearrange(embedding, "1 1 c -> 1 c 1 1")
-
-    def _content(self, size: tuple[int, int]) -> tuple[int, int]:
-        return (self.side, self.side)
 
     def _candidates(
         self, image: ImageEmbeddings, sparse: Tensor, dense: Tensor, multimask: bool
@@ -63,7 +62,7 @@ class Sam2Backbone(PromptedBackbone):
 
 
 class KeptPosition(nn.Module):
-    """Sine position codes, computed once a shape: transformers keeps one shape alone, and an encode asks for three."""
+    """Sine position codes, computed once per shape: transformers keeps the last shape only, an encode needs three."""
 
     def __init__(self, sine: nn.Module) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
 
 from handful.backbones.base import ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone, PromptEmbeddings
 from handful.backbones.decoder import no_mask
+from handful.backbones.families import FAMILIES, Family
 from handful.backbones.framing import from_square, into_square
 from handful.backbones.sam2 import Sam2Backbone
 from handful.errors import SettingsError
@@ -26,8 +27,14 @@ NOT_SEEN = -1024.0
 class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
     """SAM 2 of any size with its memory, or handful-tiny."""
 
-    def __init__(self, model: Sam2VideoModel | EdgeTamVideoModel, name: str) -> None:
-        super().__init__(model, name)
+    def __init__(
+        self,
+        model: Sam2VideoModel | EdgeTamVideoModel,
+        name: str,
+        family: Family = FAMILIES["sam2"],
+        usual_side: int | None = None,
+    ) -> None:
+        super().__init__(model, name, family, usual_side)
 
     def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"]) -> Memory:
         truth = (into_square((masks[:, None] > 0).float(), self.side) > 0.5).float()

@@ -227,7 +227,7 @@ def keep_largest(label_map: LabelMap) -> None:
 def _with_memory(backbone: Backbone) -> MemoryBackbone:
     if isinstance(backbone, MemoryBackbone):
         return backbone
-    known = ", ".join(name for name, entry in BACKBONES.items() if entry.kind == "sam2")
+    known = ", ".join(name for name, entry in BACKBONES.items() if entry.has_memory)
     raise SettingsError(
         f"FATE needs a backbone with a memory, and {backbone.name!r} has none; take {known}, or any Sam2VideoModel"
     )
