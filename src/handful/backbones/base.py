@@ -125,7 +125,7 @@ class Backbone(nn.Module, ABC):
     """
 
     name: str
-    """What `load_backbone` was given, such as a catalogue name or a path, with family and size where they were named."""
+    """What `load_backbone` was given: a catalogue name, a hub id or a path, with family and size where named."""
     family: Family
     """How its pixels are prepared, and the settings that suit its weights."""
     image_encoder: nn.Module
