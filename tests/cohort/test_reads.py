@@ -16,7 +16,8 @@ from handful.cohort.choice import choose_support
 from handful.cohort.fit import fit_to_folder
 from handful.cohort.predict import PredictConfig, predict_cohort
 from handful.data.files import read_cohort
-from handful.methods.catalog import METHODS, build_method
+from handful.methods.catalog import METHODS
+from whole import build_whole
 
 QUICK = {
     "auto-sam": {"train.iterations": 1, "views": 8},
@@ -27,6 +28,8 @@ QUICK = {
     "unet": {"train.iterations": 1},
 }
 WRAPPED = [
+    ("nearest-slice", {"roi_margin": "auto"}),
+    ("few-shot-prompts", {"train.iterations": 1, "views": 8, "roi_margin": "auto"}),
     ("nearest-slice", {"roi_margin": 1.5}),
     ("nearest-slice", {"planes": "axial,coronal,sagittal", "roi_margin": 1.5}),
     ("unet", {"train.iterations": 1, "seeds": 3}),
@@ -64,7 +67,7 @@ def memory_backbone() -> Backbone:
 def test_a_fit_reads_each_scan_and_each_reference_twice_and_once_more_to_report_its_dice(
     name: str, settings: dict[str, object], folder: Path, memory_backbone: Backbone, tmp_path: Path
 ):
-    method = build_method(name, settings)
+    method = build_whole(name, settings)
     with counted() as opens:
         support = choose_support(read_cohort(folder), ["case-0", "case-1"])
         fit_to_folder(name, method, support, memory_backbone, tmp_path / "model")

@@ -15,12 +15,12 @@ from handful.errors import CheckpointError, LabelError, SettingsError
 from handful.jobs.progress import Run
 from handful.methods.auto_sam.heads import Head, VitHead
 from handful.methods.auto_sam.method import AutoSam, finer_than_embeddings
-from handful.methods.catalog import build_method
 from handful.methods.encoded_support import with_pixels
 from handful.tuning.loop import TrainConfig
 from handful.tuning.trainable import count_trainable
 from methods.variants import VARIANTS, Fits
 from phantoms import LABELS, phantom, phantom_case, support_set
+from whole import build_whole
 
 SHORT = TrainConfig(iterations=2)
 FORMS = [
@@ -65,8 +65,8 @@ def size_of(head: Head) -> int:
 
 @pytest.mark.parametrize(("head", "rate"), [("unet", 2e-3), ("vit", 2e-3), ("linear", 2e-3), ("cnn", 1e-3)])
 def test_a_head_learns_at_its_own_rate_unless_told_otherwise(head: str, rate: float):
-    assert build_method("auto-sam", {"head": head, "train.iterations": 9}).training().learning_rate == rate
-    assert build_method("auto-sam", {"head": head, "train.learning_rate": 3e-4}).training().learning_rate == 3e-4
+    assert build_whole("auto-sam", {"head": head, "train.iterations": 9}).training().learning_rate == rate
+    assert build_whole("auto-sam", {"head": head, "train.learning_rate": 3e-4}).training().learning_rate == 3e-4
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,19 @@ import pytest
 from handful.errors import SettingsError
 from handful.methods.catalog import METHODS, build_method, default_settings, method_settings, seed_setting
 from handful.methods.few_shot_prompts.method import FewShotPrompts
+from handful.methods.interactive.method import Interactive
 from handful.methods.unet.method import UNet
+from handful.methods.wrappers.roi_crop import RoiCrop
+from whole import build_whole
 
 
 def test_no_settings_give_the_defaults():
-    assert build_method("few-shot-prompts", {}) == FewShotPrompts()
+    assert build_method("few-shot-prompts", {}) == RoiCrop(FewShotPrompts(), "auto")
+    assert build_method("interactive", {}) == Interactive()
 
 
 def test_dotted_keys_reach_inside_and_text_becomes_numbers():
-    method = build_method(
+    method = build_whole(
         "few-shot-prompts", {"train.iterations": "200", "slicer.plane": "axial", "location": "true", "views": "3"}
     )
     assert method.train.iterations == 200
@@ -21,23 +25,23 @@ def test_dotted_keys_reach_inside_and_text_becomes_numbers():
 
 
 def test_a_dotted_key_keeps_the_other_defaults_beside_it():
-    changed = build_method("few-shot-prompts", {"train.iterations": 7})
+    changed = build_whole("few-shot-prompts", {"train.iterations": 7})
     assert changed.train.learning_rate == FewShotPrompts().train.learning_rate
 
 
 def test_a_choice_of_numbers_and_none_may_be_typed_as_text():
-    assert build_method("unet", {"dims": "3", "side": "none"}) == UNet(dims=3)
-    assert build_method("unet", {"side": "64"}) == UNet(side=64)
+    assert build_whole("unet", {"dims": "3", "side": "none"}) == UNet(dims=3)
+    assert build_whole("unet", {"side": "64"}) == UNet(side=64)
     with pytest.raises(SettingsError, match="dims = '4'"):
         build_method("unet", {"dims": "4"})
 
 
 def test_a_window_may_be_typed_as_two_numbers():
-    assert build_method("nearest-slice", {"slicer.window": "-100,300"}).slicer.window == (-100, 300)
+    assert build_whole("nearest-slice", {"slicer.window": "-100,300"}).slicer.window == (-100, 300)
 
 
 def test_nested_and_dotted_settings_mix():
-    method = build_method("few-shot-prompts", {"train": {"iterations": 5}, "train.seed": 3})
+    method = build_whole("few-shot-prompts", {"train": {"iterations": 5}, "train.seed": 3})
     assert (method.train.iterations, method.train.seed) == (5, 3)
 
 

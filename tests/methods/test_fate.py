@@ -20,10 +20,10 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
-from handful.methods.catalog import build_method
 from handful.methods.fate.method import Fate, FateSegmenter, SliceConfidence, keep_largest
 from handful.synthesis.episodes import phantom_cohort
 from phantoms import LABELS, phantom, phantom_case, support_set
+from whole import build_whole
 
 PLAIN = Slicer(plane="axial", window=(0.0, 400.0))
 
@@ -38,7 +38,7 @@ def video() -> MemoryBackbone:
 
 
 def fitted(video: Backbone, support: SupportSet | None = None, **settings: object) -> FateSegmenter:
-    method = build_method("fate", settings)
+    method = build_whole("fate", settings)
     assert isinstance(method, Fate)
     return dataclasses.replace(method, slicer=PLAIN).fit(support or support_set(2), video)
 
@@ -446,7 +446,7 @@ def test_a_backbone_without_memory_is_refused_with_those_that_have_one(sam2: Bac
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, object]):
     with pytest.raises(SettingsError, match=list(settings)[-1]):
-        build_method("fate", settings)
+        build_whole("fate", settings)
 
 
 def test_left_and_right_stay_left_and_right(handful_tiny: MemoryBackbone):

@@ -10,9 +10,10 @@ import pytest
 from handful.backbones.base import Backbone
 from handful.data.volume import LabelMap
 from handful.methods.base import Segmenter
-from handful.methods.catalog import METHODS, build_method
+from handful.methods.catalog import METHODS
 from phantoms import phantom, support_set
 from scores import mean_dice
+from whole import build_whole
 
 UNET = {"channels": 4, "batch": 4, "side": 32, "train.iterations": 80, "train.learning_rate": 2e-2}
 STACKS = UNET | {"dims": 3, "depth": 4, "batch": 1, "train.iterations": 160, "train.learning_rate": 1e-2}
@@ -75,7 +76,7 @@ def learned(lesson: Lesson | str, request: pytest.FixtureRequest) -> float:
         segmenter = request.getfixturevalue(lesson)
     else:
         backbone: Backbone = request.getfixturevalue(lesson.backbone)
-        segmenter = build_method(lesson.method, lesson.settings).fit(support_set(3), backbone)
+        segmenter = build_whole(lesson.method, lesson.settings).fit(support_set(3), backbone)
     image, truth = phantom(7)
     return mean_dice(segmenter.predict(image), truth)
 

@@ -40,7 +40,7 @@ class Variant:
 
     def build(self, **further: object) -> Method:
         """The method; grey values are windowed by fixed numbers, so that a changed slice changes no other."""
-        return build_method(self.method, {"slicer.window": "0,350", **self.settings, **further})
+        return build_method(self.method, {"slicer.window": "0,350", "roi_margin": "none", **self.settings, **further})
 
     def reseeded(self, seed: int) -> Method:
         """The same method with another seed."""

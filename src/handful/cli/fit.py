@@ -43,8 +43,9 @@ def fit(
 
     Example: `handful fit fate -i my_cohort --cases anna,ben,carl -o model`
 
-    Any method takes `--set roi_margin=1.4` (a window round the labelled region, for small organs),
-    `--set planes=axial,coronal,sagittal` (several planes vote) and, if it trains, `--set seeds=3` (several fits vote).
+    Any method crops scans to the labelled region where that is safe and says so (`--set roi_margin=none`: never).
+
+    It takes `--set planes=axial,coronal,sagittal` (planes vote) and, if it trains, `--set seeds=3` (fits vote).
 
     After a training it tells the Dice on the labelled cases themselves: a label that fails even there was not learned.
 
@@ -70,12 +71,16 @@ def fit(
     names, seconds = [case.name for case in support.cases], time.monotonic() - began
     if json:
         said = {"model": out, "method": method, "backbone": backbone, "cases": names}
-        came_to = {"already_fitted": not result.anew, "dice_on_support": result.dice_on_support}
+        came_to = {
+            "already_fitted": not result.anew,
+            "decisions": result.decisions,
+            "dice_on_support": result.dice_on_support,
+        }
         print_json(said | came_to | {"seconds": round(seconds, 1)})
     else:
         took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
         next_step = f"next: handful predict {out} -i {input} -o predictions"
-        print_lines(f"{took}: {out}", *_learned(result), next_step)
+        print_lines(f"{took}: {out}", *result.decisions, *_learned(result), next_step)
 
 
 def _learned(result: FitResult) -> list[str]:
@@ -86,10 +91,7 @@ def _learned(result: FitResult) -> list[str]:
     lines = [f"Dice on the labelled cases themselves: {told}"]
     if result.not_learned:
         labels = ", ".join(result.not_learned)
-        lines.append(
-            f"not learned: {labels}; train longer (--set train.iterations=...), or, where organs are small in their "
-            "scans, crop to them (--set roi_margin=1.4)"
-        )
+        lines.append(f"not learned: {labels}; train longer (--set train.iterations=...)")
     return lines
 
 

@@ -44,6 +44,8 @@ class FitResult:
     """False where this very segmenter lay there already."""
     dice_on_support: dict[str, float]
     """Of each label, by name; see `dice_on_support`. Empty for methods that train nothing."""
+    decisions: tuple[str, ...] = ()
+    """What the fit decided by itself, one sentence each."""
 
     @property
     def not_learned(self) -> list[str]:
@@ -77,17 +79,19 @@ def fit_to_folder(
             remove_leftovers(out.parent, lambda name: name == out.name)
             saved = _fitted_before(out, str(provenance["fingerprint"]), backbone, config.overwrite)
             if saved is not None:
-                return FitResult(False, saved.record.provenance.get("dice_on_support", {}))
+                past = saved.record.provenance
+                return FitResult(False, past.get("dice_on_support", {}), tuple(past.get("decisions", ())))
             training = _begin(scratch, str(provenance["fingerprint"]))
             slicer = support.resolve(method.slicer)
             report(0, 1, str(estimate(backbone, [slicer.grid(facts.geometry) for facts in support.facts]) or ""))
             segmenter = method.fit(support, backbone, Run(training, report, config.save_every_s))
+            provenance["decisions"] = list(segmenter.decisions)
             dice: dict[str, float] = {}
             if method.trains:
                 provenance["dice_on_support"] = dice = dice_on_support(segmenter, support)
             save(segmenter, out, method_name=name, method=method, provenance=provenance)
             shutil.rmtree(training)
-            return FitResult(True, dice)
+            return FitResult(True, dice, segmenter.decisions)
         finally:
             if not any((scratch / TRAINING).glob("**/*.*")):  # nothing that a later run could go on from
                 shutil.rmtree(scratch)

@@ -69,6 +69,11 @@ class Segmenter(nn.Module, ABC):
 
     # Capabilities: what some segmenters can do and others cannot.
 
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        """What the fit decided by itself, one sentence each; nothing for a segmenter that was loaded."""
+        return ()
+
     def predict_explained(self, volume: Volume) -> Explained:
         """What `predict` returns, with the reasons for it where the segmenter has any."""
         return Explained(self.predict(volume))
@@ -191,6 +196,8 @@ class Method(ABC):
     """The situation in which to choose this method, in one phrase."""
     minutes: ClassVar[str]
     """Time to fit four or five labelled cases with handful-tiny on two CPU cores, as measured."""
+    whole_slices: ClassVar[bool] = False
+    """Whether it is always applied to whole slices, because people see and prompt these."""
 
     @abstractmethod
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> Segmenter:  # noqa: B008

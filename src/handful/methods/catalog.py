@@ -44,16 +44,17 @@ WRAPPERS: dict[str, type[Any]] = {"roi_margin": RoiCrop, "planes": Planes, "seed
 def build_method(name: str, settings: Mapping[str, object]) -> Method:
     """The method of that name; settings are values or their text, nested or with dotted keys ('train.iterations').
 
-    What is not set keeps the method's own default. Three settings are for all methods: 'roi_margin' (1.3, say) shows
-    them a window round the labelled region, that much larger than it; 'planes' ('axial,coronal,sagittal') lets several
-    planes vote; 'seeds' (3, say) fits from so many seeds, which vote. SettingsError names the field, the value and what
+    What is not set keeps the method's own default. Three settings are for all methods. 'roi_margin'
+    crops scans to a window round the labelled region, that many times as large: a number, 'none', or 'auto' (the
+    default), which decides on the support. With 'planes' ('axial,coronal,sagittal') several planes vote, with 'seeds'
+    (3, say) several fits. SettingsError names the field, the value and what
     is allowed.
     """
     kind = require_method(name)
     own = {key: value for key, value in settings.items() if key not in WRAPPERS}
     method: Method = read_settings(kind, own, name, tuple(WRAPPERS))
     for wrapper in WRAPPERS.values():
-        value = _wrapper_setting(wrapper, settings)
+        value = _wrapper_setting(wrapper, settings, None if kind.whole_slices else wrapper.default)
         if value is not None:
             method = wrapper(method, value)
     return method
@@ -85,7 +86,8 @@ def method_settings(method: Method) -> dict[str, Any]:
     if isinstance(method, MethodWrapper):
         return method_settings(method.method) | {method.key: method.value}
     settings: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
-    return settings
+    without = {key: "none" for key, wrapper in WRAPPERS.items() if wrapper.default is not None}
+    return settings | ({} if method.whole_slices else without)
 
 
 def default_settings(name: str) -> dict[str, Any]:
@@ -107,9 +109,9 @@ def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _wrapper_setting(wrapper: type[MethodWrapper], settings: Mapping[str, object]) -> Any:
-    """The value of the wrapper's setting; None where it is left out."""
-    value = _listed(settings.get(wrapper.key))
+def _wrapper_setting(wrapper: type[MethodWrapper], settings: Mapping[str, object], default: Any) -> Any:
+    """The value of the wrapper's setting, `default` where it is left out; None for a method without the wrapper."""
+    value = _listed(settings.get(wrapper.key, default))
     if value in (None, "", "none"):
         return None
     try:

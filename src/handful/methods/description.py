@@ -42,8 +42,12 @@ def describe_method(name: str) -> MethodDescription:
     """The method of that name with its settings; SettingsError where there is none."""
     kind = require_method(name)
     meanings = _meanings(kind)
-    own = [SettingDescription(key, value, meanings.get(key, "")) for key, value in default_settings(name).items()]
-    shared = [SettingDescription(key, None, _one_line(inspect.getdoc(wrapper))) for key, wrapper in WRAPPERS.items()]
+    defaults = default_settings(name)
+    own = [SettingDescription(key, defaults[key], meanings.get(key, "")) for key in defaults if key not in WRAPPERS]
+    shared = [
+        SettingDescription(key, defaults.get(key), _one_line(inspect.getdoc(wrapper)))
+        for key, wrapper in WRAPPERS.items()
+    ]
     summary = (inspect.getdoc(kind) or "").partition("\n")[0]
     trains = any(one.name.endswith("train.iterations") for one in own)
     return MethodDescription(name, summary, kind.when, trains, kind.minutes, (*own, *shared))

@@ -15,11 +15,11 @@ from handful.data.volume import Geometry, LabelMap, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Segmenter
-from handful.methods.catalog import build_method
 from handful.methods.wrappers.ensemble import EnsembleSegmenter
 from handful.methods.wrappers.planes import PlanesSegmenter
 from methods.variants import believing
 from phantoms import LABELS, phantom, support_set
+from whole import build_whole
 
 BRIEF = {
     "auto_sam.views": 1,
@@ -49,7 +49,7 @@ class Saying(Segmenter):
 
 
 def fitted(backbone: MemoryBackbone, support: SupportSet | None = None, **settings: object) -> EnsembleSegmenter:
-    segmenter = build_method("ensemble", BRIEF | settings).fit(support or support_set(1), backbone)
+    segmenter = build_whole("ensemble", BRIEF | settings).fit(support or support_set(1), backbone)
     assert isinstance(segmenter, EnsembleSegmenter)
     return segmenter
 
@@ -98,7 +98,7 @@ def test_fate_looks_at_three_planes_only_where_voxels_are_about_as_high_as_wide(
     case = Case(name="cube", image=image, reference=LabelMap(classes, geometry, LABELS), labels=LABELS)
     segmenter = fitted(video, SupportSet((case,), LABELS))
     assert isinstance(segmenter.fitted["fate"], PlanesSegmenter)
-    again = build_method("ensemble", BRIEF).restore(LABELS, segmenter.slicer, video, segmenter.learned())
+    again = build_whole("ensemble", BRIEF).restore(LABELS, segmenter.slicer, video, segmenter.learned())
     assert isinstance(again, EnsembleSegmenter)
     assert isinstance(again.fitted["fate"], PlanesSegmenter)
     kept = again.learned()
@@ -115,15 +115,15 @@ def test_another_seed_gives_other_weights(brief: EnsembleSegmenter, video: Memor
 def test_progress_names_who_is_at_work(video: MemoryBackbone):
     notes: list[str] = []
     run = Run(report=lambda step, total, note: notes.append(note))
-    build_method("ensemble", BRIEF).fit(support_set(1), video, run)
+    build_whole("ensemble", BRIEF).fit(support_set(1), video, run)
     assert list(dict.fromkeys(note.split(":")[0] for note in notes)) == ["auto-sam", "unet", "fate"]
 
 
 def test_a_slicer_of_one_alone_is_refused():
     with pytest.raises(SettingsError, match=r"unet\.slicer is set"):
-        build_method("ensemble", {"unet.slicer.plane": "coronal"})
+        build_whole("ensemble", {"unet.slicer.plane": "coronal"})
 
 
 def test_each_member_keeps_settings_of_its_own():
-    method = build_method("ensemble", BRIEF | {"fate.top_k": 3})
+    method = build_whole("ensemble", BRIEF | {"fate.top_k": 3})
     assert dataclasses.asdict(method)["fate"]["top_k"] == 3

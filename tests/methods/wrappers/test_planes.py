@@ -13,6 +13,7 @@ from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method, method_settings
 from handful.methods.wrappers.planes import PlanesSegmenter
 from phantoms import phantom, support_set
+from whole import build_whole
 
 THREE = {"planes": "axial,coronal,sagittal"}
 
@@ -35,7 +36,7 @@ class Saying(Segmenter):
 
 
 def fitted(backbone: Backbone, planes: str = THREE["planes"]) -> PlanesSegmenter:
-    segmenter = build_method("nearest-slice", {"planes": planes}).fit(support_set(2), backbone)
+    segmenter = build_whole("nearest-slice", {"planes": planes}).fit(support_set(2), backbone)
     assert isinstance(segmenter, PlanesSegmenter)
     return segmenter
 
@@ -59,7 +60,7 @@ def test_the_label_with_most_votes_wins_and_the_first_plane_breaks_ties(sam: Bac
 
 
 def test_planes_and_closer_come_back_from_settings():
-    method = build_method("fate", THREE | {"roi_margin": 1.5, "top_k": 3})
+    method = build_whole("fate", THREE | {"roi_margin": 1.5, "top_k": 3})
     assert build_method("fate", method_settings(method)) == method
     assert dataclasses.replace(method, planes=("axial", "coronal")) != method
 
@@ -67,4 +68,4 @@ def test_planes_and_closer_come_back_from_settings():
 @pytest.mark.parametrize("planes", ["axial", "axial,axial", "axial,oblique"])
 def test_planes_that_cannot_vote_are_refused_with_what_was_said(planes: str):
     with pytest.raises(SettingsError, match=planes):
-        build_method("fate", {"planes": planes})
+        build_whole("fate", {"planes": planes})

@@ -4,14 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
+from torch import Tensor
 
+import tiny_models
 from handful.backbones.base import Backbone
 from handful.data.cases import Case
+from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
-from handful.data.volume import Geometry, LabelMap, Volume
+from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
+from handful.jobs.progress import Run
+from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import build_method, method_settings
-from handful.methods.wrappers.roi_crop import RoiCropSegmenter
+from handful.methods.fate.method import Fate
+from handful.methods.wrappers.roi_crop import RoiCrop, RoiCropSegmenter
+from handful.methods.wrappers.roi_window import region_of
 from phantoms import LABELS, phantom, phantom_case, support_set
 from scores import mean_dice
 
@@ -42,10 +49,10 @@ def far_support(n: int = 3) -> SupportSet:
 
 def test_small_organs_are_found_that_are_lost_in_the_whole_slice(handful_tiny: Backbone):
     image, truth = far_away(7)
-    whole = build_method("fate", {}).fit(far_support(), handful_tiny).predict(image)
-    closer = build_method("fate", {"roi_margin": 1.4}).fit(far_support(), handful_tiny).predict(image)
-    assert mean_dice(closer, truth) > mean_dice(whole, truth) + 0.1
-    assert mean_dice(closer, truth) > 0.6
+    whole = build_method("fate", {"roi_margin": "none"}).fit(far_support(), handful_tiny).predict(image)
+    cropped = build_method("fate", {"roi_margin": 1.4}).fit(far_support(), handful_tiny).predict(image)
+    assert mean_dice(cropped, truth) > mean_dice(whole, truth) + 0.1
+    assert mean_dice(cropped, truth) > 0.6
 
 
 def test_the_answer_lies_on_the_grid_of_the_whole_scan(handful_tiny: Backbone):
@@ -73,13 +80,13 @@ def test_the_support_is_learnt_from_windows_that_lie_where_they_lay(handful_tiny
     seen: list[SupportSet] = []
 
     @dataclasses.dataclass(frozen=True)
-    class Watching(type(build_method("nearest-slice", {}))):
+    class Watching(type(build_method("nearest-slice", {"roi_margin": "none"}))):
         def fit(self, support, backbone, run=None):
             seen.append(support)
             return super().fit(support, backbone)
 
-    closer = build_method("nearest-slice", {"roi_margin": 1.2})
-    dataclasses.replace(closer, method=Watching()).fit(far_support(1), handful_tiny)
+    cropped = build_method("nearest-slice", {"roi_margin": 1.2})
+    dataclasses.replace(cropped, method=Watching()).fit(far_support(1), handful_tiny)
     image, truth = far_away(0)
     [case] = seen[0].cases
     cut, labels = case.read_image(), case.read_reference()
@@ -94,9 +101,9 @@ def test_the_support_is_learnt_from_windows_that_lie_where_they_lay(handful_tiny
 
 def test_a_region_that_fills_the_slices_changes_nothing(handful_tiny: Backbone):
     image, _ = phantom(7)
-    whole = build_method("nearest-slice", {}).fit(support_set(), handful_tiny).predict(image)
-    closer = build_method("nearest-slice", {"roi_margin": 9}).fit(support_set(), handful_tiny).predict(image)
-    assert np.array_equal(whole.array, closer.array)
+    whole = build_method("nearest-slice", {"roi_margin": "none"}).fit(support_set(), handful_tiny).predict(image)
+    cropped = build_method("nearest-slice", {"roi_margin": 9}).fit(support_set(), handful_tiny).predict(image)
+    assert np.array_equal(whole.array, cropped.array)
 
 
 def test_where_nothing_is_recognised_the_window_is_where_the_support_had_its_labels(handful_tiny: Backbone):
@@ -135,10 +142,134 @@ def test_the_setting_is_one_of_every_method_and_comes_back():
     assert settings["roi_margin"] == 1.5
     assert settings["views"] == 2
     assert build_method("few-shot-prompts", settings) == method
-    assert build_method("fate", {"roi_margin": "none"}) == build_method("fate", {})
+    assert build_method("fate", {"roi_margin": "none"}) == Fate()
+    assert method_settings(build_method("fate", {}))["roi_margin"] == "auto"
+    assert method_settings(Fate())["roi_margin"] == "none"
 
 
 @pytest.mark.parametrize("value", ["near", "0.5", "-1", "inf"])
 def test_a_window_that_cannot_be_is_refused_with_what_was_said(value: str):
     with pytest.raises(SettingsError, match=value.rstrip("0") if value != "-1" else "-1"):
         build_method("fate", {"roi_margin": value})
+
+
+def ball_case(name: str, middle: tuple[int, int], radius: int = 8, side: int = 96) -> Case:
+    """A bright ball in a dark field of 96 × 96 × 3 voxels of 1 mm, labelled."""
+    at = np.stack(np.meshgrid(np.arange(side), np.arange(side), indexing="ij"), axis=-1)
+    ball = np.linalg.norm(at - np.array(middle), axis=-1) < radius
+    rng = np.random.default_rng(sum(middle))
+    image = np.where(ball, 200, 40)[..., None] + rng.normal(0, 4, (side, side, 3))
+    labels = Labels((1,), ("ball",))
+    geometry = Geometry((side, side, 3), np.diag([1.0, 1.0, 5.0, 1.0]))
+    volume = Volume(image.astype(np.float32)[None], geometry)
+    return Case(
+        name, volume, LabelMap(np.repeat(ball[..., None], 3, axis=2).astype(np.int16), geometry, labels), labels
+    )
+
+
+def balls(*middles: tuple[int, int], radius: int = 8) -> SupportSet:
+    cases = [ball_case(f"ball-{number}", middle, radius) for number, middle in enumerate(middles)]
+    return SupportSet(tuple(cases), Labels((1,), ("ball",)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Bright(Method):
+    """Whatever is bright: a method whose right answer is known inside any window."""
+
+    slicer: Slicer = Slicer(window=(0.0, 255.0))
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> Segmenter:  # noqa: B008
+        return BrightSegmenter(support.labels, support.resolve(self.slicer), backbone)
+
+    def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> Segmenter:
+        return BrightSegmenter(labels, slicer, backbone)
+
+
+class BrightSegmenter(Segmenter):
+    def forward(self, slices: Tensor) -> Tensor:
+        return 100 * (slices[:, :1] - 0.5)
+
+    def learned(self) -> dict[str, Tensor]:
+        return {}
+
+
+def decided(support: SupportSet) -> str:
+    fitted = RoiCrop(Bright()).fit(support, tiny_models.tiny_sam())
+    return " ".join(fitted.decisions)
+
+
+def test_small_organs_at_one_place_are_cropped_to():
+    assert "crop to 1.4 times the labelled region, which spans 16% of a slice" in decided(
+        balls((40, 40), (42, 41), (41, 38))
+    )
+
+
+def test_a_place_that_varies_widens_the_crop_until_it_holds_each_case_that_is_left_out():
+    decision = decided(balls((40, 40), (47, 40), (40, 46)))
+    assert decision.startswith("crop to ")
+    assert not decision.startswith("crop to 1.4 ")
+
+
+def test_a_place_that_varies_too_much_is_not_cropped_to():
+    assert "its place varies too much" in decided(balls((12, 12), (80, 80), (12, 80), (80, 12)))
+
+
+def test_a_region_that_is_most_of_a_slice_is_not_cropped_to():
+    assert decided(balls((48, 48), (47, 48), radius=30)) == "no crop: the labelled region spans 61% of a slice"
+
+
+def test_one_case_is_cropped_to_with_more_room():
+    assert decided(balls((40, 40))).startswith("crop to 2 times")
+
+
+def test_a_single_labelled_picture_is_not_cropped_to():
+    case = ball_case("one", (40, 40))
+    volume, reference = case.read_image(), case.read_reference()
+    geometry = Geometry((96, 96, 1), volume.geometry.affine)
+    one = Case(
+        "one",
+        dataclasses.replace(volume, array=volume.array[..., :1], geometry=geometry),
+        dataclasses.replace(reference, array=reference.array[..., :1], geometry=geometry),
+        reference.labels,
+    )
+    assert decided(SupportSet((one,), reference.labels)).startswith("no crop: a single labelled slice")
+
+
+def test_an_organ_that_reaches_the_rim_moves_the_window():
+    case = ball_case("elsewhere", (52, 48))
+    fixed = RoiCrop(Bright(), 1.4).fit(balls((40, 40), (41, 40)), tiny_models.tiny_sam())
+    window = fixed.window(fixed.slicer.view(case.read_image()))
+    assert not window.holds(region_of(fixed.slicer.view(case.read_image()), case.read_reference()))
+    assert np.array_equal(fixed.predict(case.read_image()).array, case.read_reference().array)
+
+
+def test_an_organ_that_fills_the_window_widens_it():
+    case = ball_case("larger", (40, 40), radius=20)
+    fixed = RoiCrop(Bright(), 1.4).fit(balls((40, 40), (41, 40)), tiny_models.tiny_sam())
+    assert np.array_equal(fixed.predict(case.read_image()).array, case.read_reference().array)
+
+
+def test_without_a_crop_it_answers_as_the_method_itself(handful_tiny: Backbone):
+    image, _ = phantom(7)
+    alone = build_method("fate", {"roi_margin": "none"}).fit(support_set(), handful_tiny)
+    auto = build_method("fate", {}).fit(support_set(), handful_tiny)
+    assert auto.decisions == ("no crop: the labelled region spans 82% of a slice",)
+    assert np.array_equal(auto.predict(image).array, alone.predict(image).array)
+    assert auto.confidence(image, auto.predict(image)) == alone.confidence(image, alone.predict(image))
+    again = build_method("fate", {}).restore(LABELS, auto.slicer, handful_tiny, auto.learned())
+    assert np.array_equal(again.predict(image).array, alone.predict(image).array)
+
+
+def test_reasons_confidence_and_corrections_reach_the_method_inside_the_crop(handful_tiny: Backbone):
+    image, truth = far_away(7)
+    segmenter = build_method("fate", {}).fit(far_support(), handful_tiny)
+    explained = segmenter.predict_explained(image)
+    assert np.array_equal(explained.label_map.array, segmenter.predict(image).array)
+    sure = segmenter.confidence(image, explained.label_map, explained.reasons)
+    assert set(sure) == set(np.unique(explained.label_map.array)) - {0}
+    case, number = explained.reasons.retrieved[3][0]
+    assert segmenter.support_picture(case, number).case == case
+    own = SupportSet((Case("own", image, truth, LABELS),), LABELS)
+    extended = segmenter.extend(own).predict_explained(image)
+    assert extended.reasons.retrieved[3][0] == ("own", 3)
+    assert mean_dice(extended.label_map, truth) > 0.95

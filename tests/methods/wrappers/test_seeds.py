@@ -10,12 +10,13 @@ from handful.jobs.progress import Run
 from handful.methods.catalog import build_method, method_settings
 from handful.methods.wrappers.seeds import Seeds, SeedsSegmenter
 from phantoms import phantom, support_set
+from whole import build_whole
 
 BRIEF = {"channels": 4, "side": 32, "train.iterations": 3}
 
 
 def fitted(backbone: Backbone, run: Run = Run(), **settings: object) -> SeedsSegmenter:  # noqa: B008
-    segmenter = build_method("unet", BRIEF | {"seeds": 3} | settings).fit(support_set(1), backbone, run)
+    segmenter = build_whole("unet", BRIEF | {"seeds": 3} | settings).fit(support_set(1), backbone, run)
     assert isinstance(segmenter, SeedsSegmenter)
     return segmenter
 
@@ -28,7 +29,7 @@ def three(sam: Backbone) -> SeedsSegmenter:
 def test_each_is_what_its_seed_alone_would_have_given(three: SeedsSegmenter, sam: Backbone):
     learned = [one.learned() for one in three.voters]
     for seed, found in enumerate(learned):
-        alone = build_method("unet", BRIEF | {"train.seed": seed}).fit(support_set(1), sam).learned()
+        alone = build_whole("unet", BRIEF | {"train.seed": seed}).fit(support_set(1), sam).learned()
         assert all(torch.equal(found[name], value) for name, value in alone.items())
     assert any(not torch.equal(value, learned[1][name]) for name, value in learned[0].items())
 
@@ -53,7 +54,7 @@ def test_single_slices_get_the_mean_of_what_is_held_for_likely(three: SeedsSegme
 
 
 def test_pre_training_has_a_seed_of_its_own_each_time_too():
-    method = build_method("unet", {"train.seed": 4, "contrast.seed": 7})
+    method = build_whole("unet", {"train.seed": 4, "contrast.seed": 7})
     later = method.seeded(2)
     assert (later.train.seed, later.contrast.seed) == (6, 9)
 
@@ -67,14 +68,14 @@ def test_each_fit_keeps_its_half_done_work_apart_and_says_its_name(sam: Backbone
 
 def test_seeds_reach_the_method_inside_planes_and_a_closer_look_and_come_back_from_settings(sam: Backbone):
     settings = BRIEF | {"seeds": 3, "planes": "axial,coronal", "roi_margin": 1.5}
-    method = build_method("unet", settings)
+    method = build_whole("unet", settings)
     assert build_method("unet", method_settings(method)) == method
     trained = [plane for one in method.fit(support_set(1), sam).voters for plane in one.voters]
     assert len({float(sum(value.double().sum() for value in one.learned().values())) for one in trained}) == 6
 
 
 def test_an_ensemble_counts_its_seed_on():
-    method = build_method("ensemble", {"seeds": 3, "seed": 5})
+    method = build_whole("ensemble", {"seeds": 3, "seed": 5})
     assert isinstance(method, Seeds)
     assert [method_settings(method.method.seeded(further))["seed"] for further in range(3)] == [5, 6, 7]
 
@@ -82,15 +83,15 @@ def test_an_ensemble_counts_its_seed_on():
 @pytest.mark.parametrize("count", [1, 2, 0, -3])
 def test_two_cannot_vote(count: int):
     with pytest.raises(SettingsError, match=f"seeds must be 3 or more, got {count}"):
-        build_method("unet", {"seeds": count})
+        build_whole("unet", {"seeds": count})
 
 
 @pytest.mark.parametrize("method", ["fate", "nearest-slice"])
 def test_what_trains_nothing_has_no_seeds(method: str):
     with pytest.raises(SettingsError, match=r"seeds is for methods that train.*leave it out"):
-        build_method(method, {"seeds": 3})
+        build_whole(method, {"seeds": 3})
 
 
 def test_no_number_of_seeds_is_refused():
     with pytest.raises(SettingsError, match="seeds = 'many': give a whole number such as 3"):
-        build_method("unet", {"seeds": "many"})
+        build_whole("unet", {"seeds": "many"})

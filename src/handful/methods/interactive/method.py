@@ -54,6 +54,7 @@ class Interactive(Method):
 
     when = "you correct results by clicks and boxes"
     minutes = "1 to 2 min"
+    whole_slices = True
 
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""

@@ -51,6 +51,8 @@ class MethodWrapper(Wrapper):
     """Type of its value."""
     example: ClassVar[str]
     """What to give, in words for an error message."""
+    default: ClassVar[Any] = None
+    """The value where the setting is left out; None where the method is then left as it is."""
 
     method: Method
 
@@ -85,6 +87,10 @@ class WrapperSegmenter(Segmenter):
 
     def learned(self) -> dict[str, Tensor]:
         return {f"{name}/{key}": value for name, one in self.members.items() for key, value in one.learned().items()}
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(line for one in self.members.values() for line in one.decisions))
 
     @property
     def holds_pictures(self) -> bool:

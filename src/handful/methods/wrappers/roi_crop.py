@@ -1,150 +1,159 @@
-"""A closer look: any method, shown a window round the labelled region instead of whole slices.
+"""The crop to the labelled region: any method, applied to a window round the labels instead of whole slices.
 
-A model that sees a whole slice in a fixed square has few cells left for small organs. So the support is cut to windows
-of one size round what is labelled, the method learns from these, and in a new scan the window is put where the most
-similar support slices have their labels: first where, then what, as cascades for CT do it (Roth et al., "Hierarchical
-3D fully convolutional networks for multi-organ segmentation", 2017). The window is one for all slices of a scan, and no
-slice is left out.
+A model that gets a whole slice in a square of fixed size has few cells left for small organs. So the support is
+cropped to windows of one size round what is labelled, and the method learns from these. In a new scan the window is
+placed where the most similar support slices have their labels: first where, then what, as cascades for CT do it (Roth
+et al., "Hierarchical 3D fully convolutional networks for multi-organ segmentation", 2017). The window is the same for
+all slices of a scan, and no slice is left out.
+
+A window in the wrong place cuts an organ off. So `roi_margin = "auto"` decides on the support, by leaving each case out
+in turn, whether to crop and how wide (module `roi_margin`), and every prediction is checked at the rim of its window.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.cases import Case
-from handful.data.slice_grid import Block, SliceGrid
+from handful.data.slice_grid import Block
 from handful.data.slicing import Slicer, SliceView
-from handful.data.support import LabelledScan, LabelledSlices, SupportFacts, SupportSet
+from handful.data.support import LabelledScan, LabelledSlices, SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Segmenter, below
-from handful.methods.explained import SliceConfidence
+from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.promptable import TransferredPrompts
 from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
+from handful.methods.wrappers.roi_margin import Decision, decide_margin, region_is_large
+from handful.methods.wrappers.roi_window import Region, Windows, labelled_region, region_of, share_on_rim
 
-OUTLIERS = 0.02
-"""Share of the labelled pixels that may lie outside on either side when the region of a new scan is looked for."""
+RIM = 0.01
+"""Share of the found voxels that may lie on the rim of the window; with more, an organ may go on outside of it."""
+TRIES = 3
+"""Windows that are tried for a scan, at most."""
+WIDER = 1.5
+"""Side of the next window over that of this one, where the found region fills it."""
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class RoiCrop(MethodWrapper):
-    """A method that is shown a window round the labelled region."""
+    """Crop scans to a window round the labelled region, this many times as large; auto decides on the support."""
 
     key = "roi_margin"
-    kind = float
-    example = "a number such as 1.3"
+    default = "auto"
+    kind = float | Literal["auto"]
+    example = "auto, or a number such as 1.4"
 
-    context: float
-    """Side of the window over the longest side of the labelled region, the largest one of the support; 1.3 or so."""
+    margin: float | Literal["auto"] = "auto"
+    """Side of the window over the longest side of the labelled region, the largest one of the support."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.context < np.inf:
+        if self.margin != "auto" and not 1 <= self.margin < np.inf:
             raise SettingsError(
-                f"roi_margin must be 1 or more, got {self.context}: how much larger the window is than what is labelled"
+                f"roi_margin must be 1 or more, got {self.margin}: how much larger the window is than what is labelled"
             )
 
     @property
-    def value(self) -> float:
-        return self.context
+    def value(self) -> float | str:
+        return self.margin
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> RoiCropSegmenter:  # noqa: B008
         slicer = support.resolve(self.slicer)
-        regions = [_labelled_region(facts, slicer) for facts in support.facts]
-        windows = Windows.of(regions, self.context)
-        cut: list[Case] = []
-        where = TransferredPrompts.of(
-            _cutting(support.scans(slicer), [windows.round_about(region) for region in regions], cut), "box", seed=0
-        )
-        inner = self.method.with_slicer(slicer).fit(SupportSet(tuple(cut), support.labels), backbone, run)
-        return RoiCropSegmenter(inner, where, windows)
+        if self.margin != "auto":
+            return self._fit_cropped(support, slicer, self.margin, backbone, run)
+        if (decision := region_is_large(support, slicer)) is not None:
+            return self._fit_whole(support, slicer, backbone, run, decision)
+        with support.held() as held:
+            decision = decide_margin(held, slicer)
+            if decision.margin is None:
+                return self._fit_whole(held, slicer, backbone, run, decision)
+            return self._fit_cropped(held, slicer, decision.margin, backbone, run, decision)
+
+    def _fit_whole(
+        self, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run, decision: Decision
+    ) -> RoiCropSegmenter:
+        return RoiCropSegmenter(self.method.with_slicer(slicer).fit(support, backbone, run), None, decision)
+
+    def _fit_cropped(
+        self,
+        support: SupportSet,
+        slicer: Slicer,
+        margin: float,
+        backbone: Backbone,
+        run: Run,
+        decision: Decision | None = None,
+    ) -> RoiCropSegmenter:
+        regions = [labelled_region(facts, slicer) for facts in support.facts]
+        windows = Windows.of(regions, margin)
+        cropped: list[Case] = []
+        scans = _crop_each(support.scans(slicer), [windows.round_about(region) for region in regions], cropped)
+        place = TransferredPrompts.of(scans, "box", seed=0)
+        cases = SupportSet(tuple(cropped), support.labels)
+        inner = self.method.with_slicer(slicer).fit(cases, backbone, run)
+        return RoiCropSegmenter(inner, Cropper(place, windows), decision)
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> RoiCropSegmenter:
         inner = self.method.restore(labels, slicer, backbone, below("inner", learned))
-        where = TransferredPrompts.unpack(below("where", learned))
-        return RoiCropSegmenter(inner, where, Windows(*learned["windows"].tolist()))
+        if "windows" not in learned:
+            return RoiCropSegmenter(inner, None)
+        place = TransferredPrompts.unpack(below("where", learned))
+        return RoiCropSegmenter(inner, Cropper(place, Windows(*learned["windows"].tolist())))
 
 
-@dataclass(frozen=True)
-class Region:
-    """Where something is in all slices of a grid: rows and columns, and how large these are."""
+@dataclass(frozen=True, eq=False)
+class Cropper:
+    """Where a scan is cropped."""
 
-    grid: SliceGrid
-    top: float
-    left: float
-    bottom: float
-    right: float
+    place: TransferredPrompts
+    """Boxes round the labels of the support slices."""
+    windows: Windows
 
-    @property
-    def sides(self) -> tuple[float, float]:
-        return self.bottom - self.top, self.right - self.left
+    def window(self, stack: SliceView) -> Region:
+        """The window of a scan, placed by the labels of the most similar support slices."""
+        return self.windows.round_boxes(stack.grid, self.place(stack).boxes)
 
-    @property
-    def middle(self) -> tuple[float, float]:
-        return (self.top + self.bottom) / 2, (self.left + self.right) / 2
+    def next_window(self, window: Region, found: Region) -> Region:
+        """A window round the region that was found, where that reaches the rim of the present one."""
+        fills = any(inner >= 0.9 * outer for inner, outer in zip(found.sides, window.sides, strict=True))
+        return self.windows.round_about(found, scale=window.side_over(self.windows) * (WIDER if fills else 1.0))
 
-
-@dataclass(frozen=True)
-class Windows:
-    """How large windows are, and where they are put if nothing tells."""
-
-    world: float
-    """Side in mm, for scans that know them."""
-    share: float
-    """Side as a share of the longer side of the slice, for pictures."""
-    down: float
-    across: float
-    """Usual middle of the labelled region, as shares of the slice's height and width."""
-
-    @classmethod
-    def of(cls, regions: Sequence[Region], context: float) -> Windows:
-        world, share, middles = [], [], []
-        for region in regions:
-            _, row, column = region.grid.spacing
-            world.append(max(region.sides[0] * row, region.sides[1] * column))
-            share.append(max(region.sides) / max(region.grid.size))
-            middles.append(np.divide(region.middle, region.grid.size))
-        down, across = np.mean(middles, axis=0).tolist()
-        return cls(context * max(world), context * max(share), down, across)
-
-    def round_about(self, region: Region) -> Region:
-        """A window of the usual size in the region's middle, of whole pixels and within the slice."""
-        return self._at(region.grid, region.middle)
-
-    def usual(self, grid: SliceGrid) -> Region:
-        """A window where the support had its labels."""
-        return self._at(grid, (self.down * grid.size[0], self.across * grid.size[1]))
-
-    def _at(self, grid: SliceGrid, middle: tuple[float, float]) -> Region:
-        _, *pixel = grid.spacing
-        in_mm = grid.geometry.unit == "mm"
-        edges = []
-        for place, edge, length in zip(middle, pixel, grid.size, strict=True):
-            side = min(length, max(1, round(self.world / edge if in_mm else self.share * max(grid.size))))
-            start = min(max(0, round(place - side / 2)), length - side)
-            edges.append((start, start + side))
-        (top, bottom), (left, right) = edges
-        return Region(grid, top, left, bottom, right)
+    def learned(self) -> dict[str, Tensor]:
+        """All as tensors, by name."""
+        place = {f"where/{name}": tensor for name, tensor in self.place.pack().items()}
+        return place | {"windows": torch.tensor(dataclasses.astuple(self.windows), dtype=torch.float64)}
 
 
 class RoiCropSegmenter(WrapperSegmenter):
-    """A segmenter for windows, and what tells where to put them."""
+    """A segmenter of windows, and the cropper that places them; without a cropper it takes whole slices."""
 
-    def __init__(self, inner: Segmenter, where: TransferredPrompts, windows: Windows) -> None:
+    def __init__(self, inner: Segmenter, cropper: Cropper | None, decision: Decision | None = None) -> None:
         super().__init__({"inner": inner})
-        self.where = where
-        self.windows = windows
+        self.cropper = cropper
+        self.decision = decision
+
+    @property
+    def inner(self) -> Segmenter:
+        """The segmenter of windows."""
+        return self.members["inner"]
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        own = (self.decision.reason,) if self.decision else ()
+        return (*own, *self.inner.decisions)
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Logits for slices that are windows already."""
@@ -152,84 +161,105 @@ class RoiCropSegmenter(WrapperSegmenter):
         return logits
 
     def learned(self) -> dict[str, Tensor]:
-        where = {f"where/{name}": tensor for name, tensor in self.where.pack().items()}
-        windows = torch.tensor(dataclasses.astuple(self.windows), dtype=torch.float64)
-        return super().learned() | where | {"windows": windows}
+        return super().learned() | (self.cropper.learned() if self.cropper else {})
 
     def segment(self, stack: SliceView) -> LabelMap:
-        window = self.window(stack)
-        cut = _voxels(window)
-        found = self.inner.predict(_cropped(stack.volume, cut))
-        whole = np.zeros(stack.volume.geometry.shape, dtype=found.array.dtype)
-        whole[cut] = found.array
-        return LabelMap(whole, stack.volume.geometry, self.labels)
+        if self.cropper is None:
+            return self.inner.segment(stack)
+        label_map, _ = self._checked(stack, self.inner.predict, lambda found: found)
+        return label_map
+
+    def predict_explained(self, volume: Volume) -> Explained:
+        if self.cropper is None:
+            return self.inner.predict_explained(volume)
+        label_map, found = self._checked(
+            self.slicer.view(volume), self.inner.predict_explained, lambda found: found.label_map
+        )
+        return Explained(label_map, found.reasons)
+
+    def support_picture(self, case: str, number: int) -> SupportPicture:
+        return self.inner.support_picture(case, number)
 
     def confidence(
         self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
     ) -> dict[int, float]:
-        """Unknown: the logits are those of windows."""
-        return {}
+        if self.cropper is None:
+            return self.inner.confidence(volume, prediction, reasons)
+        stack = self.slicer.view(volume)
+        window, found = self.cropper.window(stack), region_of(stack, prediction)
+        if found is not None and not window.holds(found):
+            window = self.cropper.next_window(window, found)
+        block = window.block
+        within = _crop(volume, block)
+        own = LabelMap(np.ascontiguousarray(prediction.array[block]), within.geometry, prediction.labels)
+        return self.inner.confidence(within, own, reasons)
+
+    def extend(self, support: SupportSet) -> RoiCropSegmenter:
+        if self.cropper is None:
+            return RoiCropSegmenter(self.inner.extend(support), None, self.decision)
+        windows, slicer = self.cropper.windows, self.slicer
+        regions = [windows.round_about(labelled_region(facts, slicer)) for facts in support.facts]
+        cropped: list[Case] = []
+        further = TransferredPrompts.of(_crop_each(support.scans(slicer), regions, cropped), "box", seed=0)
+        inner = self.inner.extend(dataclasses.replace(support, cases=tuple(cropped), known_facts=None))
+        place = TransferredPrompts.joined([self.cropper.place, further])
+        return RoiCropSegmenter(inner, Cropper(place, windows), self.decision)
 
     @property
     def holds_pictures(self) -> bool:
-        return True  # thumbnails of the whole slices
-
-    @property
-    def inner(self) -> Segmenter:
-        """The segmenter of windows."""
-        return self.members["inner"]
+        return self.cropper is not None or super().holds_pictures  # thumbnails of the whole slices
 
     def window(self, stack: SliceView) -> Region:
-        """Where in the slices of a scan the method looks."""
-        boxes = self.where(stack).boxes
-        assert boxes is not None
-        asked = (boxes != 0).any(dim=2)
-        if not asked.any():
-            return self.windows.usual(stack.grid)
-        left, top, right, bottom = boxes[asked].numpy().T
-        rows, columns = _without_outliers(top, bottom), _without_outliers(left, right)
-        return self.windows.round_about(Region(stack.grid, rows[0], columns[0], rows[1], columns[1]))
+        """The first window that is tried in the slices of a scan; all of the slices without a cropper."""
+        return self.cropper.window(stack) if self.cropper else Region(stack.grid, 0, 0, *stack.size)
+
+    def _checked(
+        self, stack: SliceView, predict: Callable[[Volume], _Result], map_of: Callable[[_Result], LabelMap]
+    ) -> tuple[LabelMap, _Result]:
+        """The prediction within the window whose rim it touches least, of the few that are tried."""
+        assert self.cropper is not None
+        window, best = self.cropper.window(stack), None
+        for _ in range(TRIES):
+            result = predict(_crop(stack.volume, window.block))
+            label_map = _in_whole(map_of(result), window.block, stack.volume)
+            found = region_of(stack, label_map)
+            touching = share_on_rim(stack, label_map, window)
+            if best is None or touching < best[0]:
+                best = touching, label_map, result
+            if touching <= RIM or found is None:
+                break
+            moved = self.cropper.next_window(window, found)
+            if moved == window:
+                break
+            window = moved
+        assert best is not None
+        return best[1], best[2]
 
 
-def _without_outliers(low: NDArray[np.floating], high: NDArray[np.floating]) -> tuple[float, float]:
-    """From where to where boxes reach, a few of them apart."""
-    return float(np.quantile(low, OUTLIERS)), float(np.quantile(high, 1 - OUTLIERS)) + 1
-
-
-def _labelled_region(facts: SupportFacts, slicer: Slicer) -> Region:
-    """The extent of all labels of a case; the whole slice where there are none."""
-    grid = slicer.grid(facts.geometry)
-    if facts.extent is None:
-        return Region(grid, 0, 0, *grid.size)
-    rows, columns = grid.window(facts.extent)
-    return Region(grid, rows[0], columns[0], rows[1], columns[1])
-
-
-def _cutting(scans: Iterator[LabelledScan], windows: Sequence[Region], cut: list[Case]) -> Iterator[LabelledSlices]:
-    """The labelled slices of each scan; the scan itself, cut to its window, is appended to `cut` on the way."""
+def _crop_each(
+    scans: Iterator[LabelledScan], windows: Sequence[Region], cropped: list[Case]
+) -> Iterator[LabelledSlices]:
+    """The labelled slices of each scan; the scan itself, cropped to its window, is appended to `cropped` on the way."""
     for scan, window in zip(scans, windows, strict=True):
         yield scan.labelled()
-        cut.append(_cut(scan, _voxels(window)))
+        image = _crop(scan.view.volume, window.block)
+        reference = scan.reference.array[window.block]
+        labels = dataclasses.replace(scan.reference, array=reference, geometry=image.geometry)
+        cropped.append(dataclasses.replace(scan.facts.case, image=image, reference=labels))
 
 
-def _cut(scan: LabelledScan, block: Block) -> Case:
-    """The same case, of which nothing outside the block is left."""
-    image = _cropped(scan.view.volume, block)
-    labels = dataclasses.replace(scan.reference, array=scan.reference.array[block], geometry=image.geometry)
-    return dataclasses.replace(scan.facts.case, image=image, reference=labels)
+def _in_whole(found: LabelMap, block: Block, volume: Volume) -> LabelMap:
+    """The label map of a window on the grid of the whole scan."""
+    whole = np.zeros(volume.geometry.shape, dtype=found.array.dtype)
+    whole[block] = found.array
+    return LabelMap(whole, volume.geometry, found.labels)
 
 
-def _voxels(window: Region) -> Block:
-    """The window in all slices, as ranges of voxels i, j, k."""
-    rows, columns = (int(window.top), int(window.bottom)), (int(window.left), int(window.right))
-    return window.grid.block(rows, columns)
-
-
-def _cropped(volume: Volume, cut: Block) -> Volume:
-    """The voxels of a block, where they lay in the world."""
-    array = np.ascontiguousarray(volume.array[(slice(None), *cut)])
+def _crop(volume: Volume, block: Block) -> Volume:
+    """The voxels of a block, at their place in the world."""
+    array = np.ascontiguousarray(volume.array[(slice(None), *block)])
     affine = volume.geometry.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [part.start for part in cut]
+    affine[:3, 3] += affine[:3, :3] @ [part.start for part in block]
     i, j, k = array.shape[1:]
     return dataclasses.replace(
         volume, array=array, geometry=dataclasses.replace(volume.geometry, shape=(i, j, k), affine=affine)

@@ -1,0 +1,136 @@
+"""Whether to crop scans to the labelled region, and how wide: decided on the support alone, without fitting anything.
+
+Each labelled case is left out in turn (each labelled slice, where there is one case), and the window that the others
+give it is compared with its labels. A margin is safe where no case that is left out loses more than one labelled voxel
+in a hundred; the smallest safe margin is taken. Only thumbnails of slices are compared, so this takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handful.data.slice_grid import SliceGrid
+from handful.data.slicing import Slicer
+from handful.data.support import LabelledScan, SupportSet
+from handful.data.volume import IGNORE
+from handful.methods.promptable import TransferredPrompts, thumbnails_of
+from handful.methods.wrappers.roi_window import Region, Windows, labelled_region
+
+MARGINS = (1.4, 1.7, 2.0, 2.5)
+"""Margins that are tried, the smallest first."""
+LEAST_OF_ONE_CASE = 2.0
+"""Smallest margin where only one case is labelled: it says little of where organs lie in other patients."""
+LOST = 0.01
+"""Share of a left-out case's labelled voxels that may lie outside of its window."""
+MOST_OF_SLICE = 0.7
+"""A window whose side is a larger share of the slice's is not worth its risk."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether to crop."""
+
+    margin: float | None
+    """Side of the window over that of the labelled region; None for whole slices."""
+    reason: str
+    """One sentence for the user."""
+
+
+def region_is_large(support: SupportSet, slicer: Slicer) -> Decision | None:
+    """Not to crop where even the smallest window is most of a slice; None where that has to be found out by reading."""
+    share = _share(support, slicer)
+    if _least(support) * share <= MOST_OF_SLICE:
+        return None
+    return Decision(None, f"no crop: the labelled region spans {share:.0%} of a slice")
+
+
+def decide_margin(support: SupportSet, slicer: Slicer) -> Decision:
+    """The smallest safe margin for a method that is fitted on this support; `slicer` is resolved. Reads each case."""
+    share, least = _share(support, slicer), _least(support)
+    left_out = _parts(support, slicer)
+    if len(left_out) < 2:
+        return Decision(None, "no crop: a single labelled slice does not show how much its place varies")
+    for margin in (one for one in MARGINS if one >= least and one * share <= MOST_OF_SLICE):
+        worst = max(_lost(left_out, number, margin) for number in range(len(left_out)))
+        if worst <= LOST:
+            what = "case" if len(support.facts) > 1 else "slice"
+            return Decision(
+                margin,
+                f"crop to {margin:g} times the labelled region, which spans {share:.0%} of a slice: "
+                f"each labelled {what}, left out in turn, keeps {1 - worst:.0%} of its labels",
+            )
+    return Decision(None, f"no crop: the labelled region spans {share:.0%} of a slice, but its place varies too much")
+
+
+def _share(support: SupportSet, slicer: Slicer) -> float:
+    """The longest side of a labelled region over that of its slice."""
+    regions = [labelled_region(facts, slicer) for facts in support.facts]
+    return max(max(region.sides) / max(region.grid.size) for region in regions)
+
+
+def _least(support: SupportSet) -> float:
+    return MARGINS[0] if len(support.facts) > 1 else LEAST_OF_ONE_CASE
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A case, or a slice of the only one, that is left out in turn."""
+
+    region: Region
+    boxes: TransferredPrompts
+    """Boxes round its labels."""
+    thumbnails: Float[Tensor, "n p"]
+    """Of the slices in which a window is placed."""
+    labelled: NDArray[np.int64]
+    """How many labelled voxels lie at each row and column."""
+
+
+def _parts(support: SupportSet, slicer: Slicer) -> list[_Part]:
+    if len(support.facts) > 1:
+        return [_case(scan, labelled_region(scan.facts, slicer)) for scan in support.scans(slicer)]
+    return [part for scan in support.scans(slicer) for part in _slices(scan)]
+
+
+def _case(scan: LabelledScan, region: Region) -> _Part:
+    boxes = TransferredPrompts.of([scan.labelled()], "box", seed=0)
+    shown = scan.view.of(scan.reference.array)
+    return _Part(region, boxes, thumbnails_of(scan.view), _count(shown))
+
+
+def _slices(scan: LabelledScan) -> list[_Part]:
+    boxes = TransferredPrompts.of([scan.labelled()], "box", seed=0)
+    shown = scan.view.of(scan.reference.array)
+    parts = []
+    for row, number in enumerate(scan.labelled().index):
+        counts = _count(shown[number][None])
+        if not counts.any():
+            continue
+        rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
+        region = Region(scan.view.grid, int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+        parts.append(_Part(region, boxes.rows([row]), boxes.thumbnails[[row]], counts))
+    return parts
+
+
+def _count(classes: NDArray[np.generic]) -> NDArray[np.int64]:
+    counts: NDArray[np.int64] = np.count_nonzero((classes != 0) & (classes != IGNORE), axis=0)
+    return counts
+
+
+def _lost(parts: Sequence[_Part], left_out: int, margin: float) -> float:
+    """Share of the labelled voxels of a part outside of the window that the other parts give it."""
+    own, others = parts[left_out], [part for number, part in enumerate(parts) if number != left_out]
+    total = int(own.labelled.sum())
+    if not total:
+        return 0.0
+    grid: SliceGrid = own.region.grid
+    windows = Windows.of([part.region for part in others], margin)
+    boxes = TransferredPrompts.joined([part.boxes for part in others]).nearest(own.thumbnails, grid.size).boxes
+    window = windows.round_boxes(grid, boxes)
+    inside = own.labelled[int(window.top) : int(window.bottom), int(window.left) : int(window.right)]
+    return 1.0 - int(inside.sum()) / total

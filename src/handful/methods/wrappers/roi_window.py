@@ -1,0 +1,169 @@
+"""Windows in the slices of a scan: where they lie, how large they are, and what touches their rim."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from handful.data.slice_grid import Block, SliceGrid
+from handful.data.slicing import Slicer, SliceView
+from handful.data.support import SupportFacts
+from handful.data.volume import LabelMap
+
+OUTLIERS = 0.02
+"""Share of the boxes that may lie outside on either side when a window is placed by them."""
+RIM_WIDTH = 0.02
+"""Width of the rim of a window over its side; at least one pixel."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Rows and columns of all slices of a grid, from the first to the one after the last, in pixels."""
+
+    grid: SliceGrid
+    top: float
+    left: float
+    bottom: float
+    right: float
+
+    @property
+    def sides(self) -> tuple[float, float]:
+        """Height and width in pixels."""
+        return self.bottom - self.top, self.right - self.left
+
+    @property
+    def middle(self) -> tuple[float, float]:
+        """Row and column."""
+        return (self.top + self.bottom) / 2, (self.left + self.right) / 2
+
+    @property
+    def block(self) -> Block:
+        """The region in all slices, as ranges of voxels i, j, k."""
+        rows, columns = (int(self.top), int(self.bottom)), (int(self.left), int(self.right))
+        return self.grid.block(rows, columns)
+
+    def holds(self, other: Region) -> bool:
+        """Whether all of the other region lies within this one."""
+        return (
+            self.top <= other.top
+            and self.left <= other.left
+            and other.bottom <= self.bottom
+            and other.right <= self.right
+        )
+
+    def side_over(self, windows: Windows) -> float:
+        """The longer side over that of the usual window on this grid."""
+        usual = windows.sides(self.grid)
+        return max(1.0, *(own / max(1, side) for own, side in zip(self.sides, usual, strict=True)))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How large windows are, and where they are placed if no support slice says where."""
+
+    world: float
+    """Side in mm, for scans with a known pixel size."""
+    share: float
+    """Side as a share of the longer side of the slice, for pictures."""
+    down: float
+    across: float
+    """Mean middle of the labelled region, as shares of the slice's height and width."""
+
+    @classmethod
+    def of(cls, regions: Sequence[Region], margin: float) -> Windows:
+        """Windows that are `margin` times as large as the largest of the labelled regions."""
+        world, share, middles = [], [], []
+        for region in regions:
+            _, row, column = region.grid.spacing
+            world.append(max(region.sides[0] * row, region.sides[1] * column))
+            share.append(max(region.sides) / max(region.grid.size))
+            middles.append(np.divide(region.middle, region.grid.size))
+        down, across = np.mean(middles, axis=0).tolist()
+        return cls(margin * max(world), margin * max(share), down, across)
+
+    def round_about(self, region: Region, scale: float = 1.0) -> Region:
+        """A window of the usual size, or `scale` times that, round the region's middle; whole pixels of the slice."""
+        return self._at(region.grid, region.middle, scale)
+
+    def round_boxes(self, grid: SliceGrid, boxes: Float[Tensor, "n k 4"] | None) -> Region:
+        """A window round the boxes (x0, y0, x1, y1; zeros are none) of all slices, outliers left out.
+
+        Where there are none it lies where the support had its labels.
+        """
+        assert boxes is not None
+        given = (boxes != 0).any(dim=2)
+        if not given.any():
+            return self._at(grid, (self.down * grid.size[0], self.across * grid.size[1]), 1.0)
+        left, top, right, bottom = boxes[given].numpy().T
+        rows, columns = _without_outliers(top, bottom), _without_outliers(left, right)
+        return self.round_about(Region(grid, rows[0], columns[0], rows[1], columns[1]))
+
+    def sides(self, grid: SliceGrid) -> tuple[int, int]:
+        """Height and width of the usual window in pixels, at most those of the slice."""
+        return self._sides(grid, 1.0)
+
+    def _sides(self, grid: SliceGrid, scale: float) -> tuple[int, int]:
+        _, row, column = grid.spacing
+        in_mm = grid.geometry.unit == "mm"
+        height, width = (
+            min(length, max(1, round(scale * (self.world / edge if in_mm else self.share * max(grid.size)))))
+            for edge, length in zip((row, column), grid.size, strict=True)
+        )
+        return height, width
+
+    def _at(self, grid: SliceGrid, middle: tuple[float, float], scale: float) -> Region:
+        edges = []
+        for place, side, length in zip(middle, self._sides(grid, scale), grid.size, strict=True):
+            start = min(max(0, round(place - side / 2)), length - side)
+            edges.append((start, start + side))
+        (top, bottom), (left, right) = edges
+        return Region(grid, top, left, bottom, right)
+
+
+def labelled_region(facts: SupportFacts, slicer: Slicer) -> Region:
+    """The extent of all labels of a case; the whole slice where there are none."""
+    grid = slicer.grid(facts.geometry)
+    if facts.extent is None:
+        return Region(grid, 0, 0, *grid.size)
+    rows, columns = grid.window(facts.extent)
+    return Region(grid, rows[0], columns[0], rows[1], columns[1])
+
+
+def region_of(stack: SliceView, label_map: LabelMap) -> Region | None:
+    """The extent of all labels of a label map; None where it is empty."""
+    footprint = _footprint(stack, label_map) > 0
+    rows, columns = np.flatnonzero(footprint.any(axis=1)), np.flatnonzero(footprint.any(axis=0))
+    if not rows.size:
+        return None
+    return Region(stack.grid, int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
+
+
+def share_on_rim(stack: SliceView, label_map: LabelMap, window: Region) -> float:
+    """Share of the labelled voxels on the rim of the window; edges of the slice itself are no rim."""
+    footprint = _footprint(stack, label_map)
+    total = int(footprint.sum())
+    if not total:
+        return 0.0
+    top, left, bottom, right = (int(edge) for edge in (window.top, window.left, window.bottom, window.right))
+    down, across = (max(1, round(RIM_WIDTH * side)) for side in window.sides)
+    height, width = stack.size
+    core = footprint[
+        top + down * (top > 0) : bottom - down * (bottom < height),
+        left + across * (left > 0) : right - across * (right < width),
+    ]
+    return 1.0 - int(core.sum()) / total
+
+
+def _footprint(stack: SliceView, label_map: LabelMap) -> NDArray[np.int64]:
+    """How many slices have a label at each row and column."""
+    counts: NDArray[np.int64] = np.count_nonzero(stack.of(label_map.array) > 0, axis=0)
+    return counts
+
+
+def _without_outliers(low: NDArray[np.floating], high: NDArray[np.floating]) -> tuple[float, float]:
+    return float(np.quantile(low, OUTLIERS)), float(np.quantile(high, 1 - OUTLIERS)) + 1
