@@ -31,6 +31,30 @@ with replacing_folder(path) as fresh:
 """
 
 
+written: list[str] | None = None
+
+
+def _note(event: str, arguments: tuple[object, ...]) -> None:
+    if event == "open" and written is not None and any(letter in str(arguments[1] or "") for letter in "wax+"):
+        written.append(Path(str(arguments[0])).name)
+
+
+sys.addaudithook(_note)  # cannot be taken off again; it does nothing while `written` is None
+
+
+def test_a_file_is_never_written_under_its_own_name(tmp_path: Path):
+    global written
+    written = []
+    try:
+        write_atomically(tmp_path / "scores.csv", b"whole")
+        write_json(tmp_path / "record.json", {"whole": True})
+    finally:
+        names, written = written, None
+    assert len(set(names)) == 2
+    assert not {"scores.csv", "record.json"} & set(names)
+    assert files_below(tmp_path) == ["record.json", "scores.csv"]
+
+
 def killed(work: str, path: Path) -> None:
     """Does the work in a process of its own, which kills itself in it."""
     begin = """

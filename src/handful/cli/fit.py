@@ -55,11 +55,8 @@ def fit(
     from handful.cohort.choice import choose_support
     from handful.cohort.fit import FitConfig, fit_to_folder
     from handful.data.files import read_cohort
-    from handful.methods.catalog import DEFAULT_METHOD
 
-    if not method:
-        method = DEFAULT_METHOD
-        print_note(f"no method is named, so {method} is fitted; 'handful list methods' shows the others")
+    method = method or _default_method()
     built = _build(method, settings, config, seed)
     support = choose_support(read_cohort(input), options.names_in(cases), shots, split)
     model = open_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
@@ -70,17 +67,27 @@ def fit(
         )
     names, seconds = [case.name for case in support.cases], time.monotonic() - began
     if json:
-        said = {"model": out, "method": method, "backbone": backbone, "cases": names}
-        came_to = {
-            "already_fitted": not result.anew,
-            "decisions": result.decisions,
-            "dice_on_support": result.dice_on_support,
-        }
-        print_json(said | came_to | {"seconds": round(seconds, 1)})
+        print_json({"model": out, "method": method, "backbone": backbone, "cases": names, **_as_json(result, seconds)})
     else:
         took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
         next_step = f"next: handful predict {out} -i {input} -o predictions"
         print_lines(f"{took}: {out}", *result.decisions, *_learned(result), next_step)
+
+
+def _as_json(result: FitResult, seconds: float) -> dict[str, object]:
+    return {
+        "already_fitted": not result.anew,
+        "decisions": result.decisions,
+        "dice_on_support": result.dice_on_support,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _default_method() -> str:
+    from handful.methods.catalog import DEFAULT_METHOD
+
+    print_note(f"no method is named, so {DEFAULT_METHOD} is fitted; 'handful list methods' shows the others")
+    return DEFAULT_METHOD
 
 
 def _learned(result: FitResult) -> list[str]:
