@@ -22,8 +22,9 @@ from handful.methods.base import Method
 from handful.methods.catalog import METHODS, build_method, method_settings
 from handful.methods.promptable import PromptKind
 
-FAST = ("nearest-slice", "zero-shot", "fate", "few-shot-prompts", "auto-sam")
-"""Methods that a folder of one's own is compared on unless others are named: a fit takes minutes at most on a CPU."""
+COMPARED = ("nearest-slice", "fate", "few-shot-prompts", "auto-sam", "unet", "ensemble")
+"""Methods that are compared on a folder of one's own unless others are named; a fit takes up to a quarter of an
+hour."""
 SHOTS = (1, 2, 4, 8, 16)
 CLICKS = re.compile(r"clicks-([1-9]\d?)")
 FOLDER = "{folder}"
@@ -203,14 +204,14 @@ def compare_plan(
 ) -> Plan:
     """Methods as they come on one's own labelled folder.
 
-    Without `methods` those in FAST, with 'all' among them every one there is. Without `shots` 1, 2, 4, 8 and 16, as far
-    as half of the patients stay unseen.
+    Without `methods` those in COMPARED, with 'all' among them every one there is. Without `shots` 1, 2, 4, 8 and 16, as
+    far as half of the patients stay unseen.
     """
     cohort = read_cohort(folder)
     patients = len(_drawing_order(cohort, 0)) if cohort.labels else 0
     if patients < 2:
         raise InputError(f"{folder} has {patients} labelled patients; to compare methods takes two, better ten or more")
-    chosen = tuple(sorted(METHODS)) if "all" in methods else tuple(dict.fromkeys(methods or FAST))
+    chosen = tuple(sorted(METHODS)) if "all" in methods else tuple(dict.fromkeys(methods or COMPARED))
     return Plan(
         name=f"Methods on {cohort.name}",
         data={cohort.name: DataSet(folder=folder)},

@@ -1,0 +1,85 @@
+"""What to expect of a method on unseen scans: fitted again without some labelled cases, and scored on these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handful.backbones.base import Backbone
+from handful.data.cases import Case
+from handful.data.support import SupportSet, require_reference
+from handful.data.volume import IGNORE
+from handful.evaluation.metrics import overlap
+from handful.jobs.progress import Report, silent
+from handful.methods.base import Method
+
+FOLDS = 8
+"""Fits, at most: with more labelled patients several are left out at a time."""
+
+
+@dataclass(frozen=True)
+class LeftOutScore:
+    """Dice of one label of a case, by a fit that had no case of its patient; 0 where it is missed or a false
+    positive."""
+
+    case: str
+    label: str
+    dice: float
+
+
+def score_left_out(
+    method: Method, support: SupportSet, backbone: Backbone, report: Report = silent, folds: int = FOLDS
+) -> list[LeftOutScore]:
+    """Scores of every labelled case from fits without its patient, in at most `folds` fits.
+
+    A patient who is the only one with some label stays in every fit and gets no score. Empty where nobody is left out,
+    as with one patient. Voxels without a label do not count, nor do labels that are in neither label map.
+    """
+    groups = [group for group in _groups(support, folds) if _others(support, group) is not None]
+    scores: list[LeftOutScore] = []
+    for number, group in enumerate(groups):
+        report(number, len(groups), f"fitting without {', '.join(case.name for case in group)}")
+        others = _others(support, group)
+        assert others is not None
+        segmenter = method.fit(others, backbone)
+        for case in group:
+            scores += _scores(case, support, segmenter.predict(case.read_image()).array)
+    return scores
+
+
+def mean_of_labels(scores: Sequence[LeftOutScore]) -> dict[str, float]:
+    """The mean over cases of each label, by its name."""
+    names = dict.fromkeys(score.label for score in scores)
+    return {name: round(fmean(score.dice for score in scores if score.label == name), 4) for name in names}
+
+
+def _groups(support: SupportSet, folds: int) -> list[list[Case]]:
+    """The cases that are left out together: those of one patient, and of several patients where there are many."""
+    patients: dict[str, list[Case]] = {}
+    for case in support.cases:
+        patients.setdefault(case.patient or case.name, []).append(case)
+    members = list(patients.values())
+    count = min(folds, len(members))
+    return [[case for patient in members[place::count] for case in patient] for place in range(count)]
+
+
+def _others(support: SupportSet, group: Sequence[Case]) -> SupportSet | None:
+    """The support without a group; None where a label is then in no case."""
+    names = {case.name for case in group}
+    facts = tuple(one for one in support.facts if one.case.name not in names)
+    if not all(any(value in one.voxels for one in facts) for value in support.labels.values):
+        return None
+    return SupportSet(tuple(one.case for one in facts), support.labels, facts)
+
+
+def _scores(case: Case, support: SupportSet, predicted: NDArray[np.integer]) -> Iterator[LeftOutScore]:
+    reference = require_reference(case)
+    valid = reference.array != IGNORE
+    for value, name in support.labels.as_dict().items():
+        counts = overlap(predicted == value, reference.array == value, valid)
+        if counts.n_pred or counts.n_ref:
+            yield LeftOutScore(case.name, name, counts.dice)
