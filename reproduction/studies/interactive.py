@@ -230,7 +230,7 @@ def _held(support: SupportSet) -> dict[str, int]:
 def _asked(
     segmenter: InteractiveSegmenter, image: ImageEmbeddings, prompts: Prompts, size: tuple[int, int]
 ) -> Float[Tensor, "n k h w"]:
-    return segmenter.ask(image, prompts, size).logits
+    return segmenter.segment_prompted(image, prompts, size).logits
 
 
 def _of_label(scene: Scene, dice: NDArray[np.float64], column: int) -> float | None:

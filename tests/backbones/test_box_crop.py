@@ -21,7 +21,7 @@ def test_a_window_as_large_as_the_slice_is_a_plain_question() -> None:
         )
 
 
-def test_the_window_is_seen_as_a_slice_of_its_own_and_nothing_is_said_outside() -> None:
+def test_the_window_is_segmented_as_its_own_slice_and_the_rest_is_background() -> None:
     backbone = tiny_sam2_video()
     box = torch.tensor([[[40.0, 50.0, 59.0, 69.0]]])  # 20 pixels wide, so the window is 40: 30..70, 40..80
     seen = decode_box_crop(backbone, SLICES, box, context=2)

@@ -141,7 +141,7 @@ def test_a_constant_volume_becomes_zeros(value: int) -> None:
     assert (slices == 0).all()
 
 
-def test_two_values_of_which_one_is_zero_are_still_told_apart() -> None:
+def test_two_values_of_which_one_is_zero_are_still_distinguished() -> None:
     values = np.zeros((3, 4, 5), dtype=np.uint8)
     values[1] = 9
     assert Slicer(plane="sagittal").cut(_on(values)).amax(dim=(1, 2, 3)).tolist() == [0, 1, 0]

@@ -129,7 +129,7 @@ def test_an_unknown_measure_is_refused():
         Study(title="x", results=(), measures=("speed",))
 
 
-def test_markdown_has_every_configurations_and_keeps_its_columns():
+def test_markdown_has_every_configuration_and_keeps_its_columns():
     rows = grid(
         ["a|b", "c*d"], lambda configuration, n, case: 0.5 + 0.01 * case + (0.1 if configuration == "c*d" else 0)
     )

@@ -38,7 +38,7 @@ def written(folder: Path, text: str) -> Path:
     return path
 
 
-def test_a_plan_is_what_its_file_says(tmp_path: Path):
+def test_a_plan_has_the_content_of_its_file(tmp_path: Path):
     plan = read_plan(written(tmp_path, GOOD))
     assert (plan.name, plan.shots, plan.splits, plan.measures) == ("Hearts", (1, 2), (0, 3), ("dice", "surface_dice"))
     assert plan.data == {"hearts": DataSet(folder=tmp_path / "hearts", cases=6)}
@@ -66,8 +66,8 @@ def test_folders_may_lie_elsewhere(tmp_path: Path):
         ("cases = 6", "cases = 0", "cases must be at least 1, got 0"),
         ("cases = 6", "case = 6", "no entry 'data.hearts.case'; did you mean 'cases'"),
         ('folder = "hearts"', "", "'data.hearts.folder' is missing"),
-        ('"surface_dice"', '"speed"', "measures ['speed']; choose of dice"),
-        ("[data.hearts]", "[data.hearts", "no valid TOML"),
+        ('"surface_dice"', '"speed"', "measures ['speed']; choose from dice"),
+        ("[data.hearts]", "[data.hearts", "not valid TOML"),
     ],
 )
 def test_a_mistake_is_named_with_the_file(old: str, new: str, said: str, tmp_path: Path):
@@ -83,7 +83,7 @@ def test_a_plan_that_is_not_there_is_named(tmp_path: Path):
         read_plan(tmp_path / "none.toml")
 
 
-def test_every_configurations_is_measured_on_every_draw(make_plan: Callable[..., Plan]):
+def test_every_configuration_is_measured_on_every_split(make_plan: Callable[..., Plan]):
     plan = make_plan(
         configurations={"a": Configuration(method="nearest-slice"), "b": Configuration(method="zero-shot")},
         splits=(0, 1),
@@ -95,10 +95,10 @@ def test_every_configurations_is_measured_on_every_draw(make_plan: Callable[...,
     assert left_out == []
 
 
-def test_shots_that_leave_nobody_unseen_are_left_out_and_said(make_plan: Callable[..., Plan]):
+def test_shots_that_leave_no_test_patient_are_left_out_and_reported(make_plan: Callable[..., Plan]):
     found, left_out = trials(make_plan(shots=(1, 5, 8)))
     assert {trial.shots for trial in found} == {1}
-    assert left_out == [f"phantoms with {n} labelled: 5 patients have labels" for n in (5, 8)]
+    assert left_out == [f"phantoms with {n} labelled: only 5 patients have labels" for n in (5, 8)]
 
 
 def test_a_plan_that_leaves_nothing_to_measure_is_refused(make_plan: Callable[..., Plan], tmp_path: Path):
@@ -117,7 +117,7 @@ def test_all_numbers_of_shots_are_tried_on_the_same_unseen_cases(make_plan: Call
         assert not supports[2] & {case.name for case in splits[0][1]}
 
 
-def test_other_draws_try_other_cases(make_plan: Callable[..., Plan], folder: Path):
+def test_other_splits_have_other_cases(make_plan: Callable[..., Plan], folder: Path):
     cohort = read_cohort(folder)
     found, _ = trials(make_plan(shots=(1,), splits=tuple(range(8))))
     assert len({tuple(case.name for case in trial.divide(cohort)[1]) for trial in found}) > 3
@@ -137,7 +137,7 @@ def test_no_patient_is_on_both_sides(make_plan: Callable[..., Plan], folder: Pat
             assert len(unseen) in (1, 2)
 
 
-def test_what_is_random_follows_the_draw_unless_the_settings_name_a_seed():
+def test_the_seed_is_the_split_unless_the_settings_name_one():
     assert [Configuration(method="few-shot-prompts").build(split)[1] for split in (0, 5)] == [0, 5]
     assert Configuration(method="few-shot-prompts", settings={"train.seed": 7}).build(5)[1] == 7
     assert Configuration(method="zero-shot").build(5)[1] == 5

@@ -124,7 +124,7 @@ def test_a_table_of_other_fits_spares_nothing(make_plan: Callable[..., Plan], tm
     assert {row.tolerance for row in read_study(tmp_path / "second").results} == {2.0}
 
 
-def test_arms_encode_a_slice_once_between_them(make_plan: Callable[..., Plan], tmp_path: Path):
+def test_configurations_encode_a_slice_once_between_them(make_plan: Callable[..., Plan], tmp_path: Path):
     configurations = {
         name: Configuration(method="auto-sam", settings={"head": name, "train.iterations": 1})
         for name in ("vit", "linear")
@@ -155,7 +155,7 @@ def test_a_part_of_a_plan_may_be_measured_first(make_plan: Callable[..., Plan], 
     [
         ({"configurations": ("nearset",)}, "has no configuration 'nearset'; did you mean 'nearest'"),
         ({"data_sets": ("hearts",)}, "has no data set 'hearts'; it has phantoms"),
-        ({"shots": (7,)}, "nothing to measure: the chosen shots and splits are none of its own"),
+        ({"shots": (7,)}, "nothing to measure: it does not contain the chosen shots and splits"),
     ],
 )
 def test_a_part_that_the_plan_does_not_have_is_named(
@@ -165,7 +165,7 @@ def test_a_part_that_the_plan_does_not_have_is_named(
         run_experiment(make_plan(), tmp_path, ExperimentConfig(**part))  # type: ignore[arg-type]
 
 
-def test_another_name_of_an_configurations_measures_nothing_anew(make_plan: Callable[..., Plan], tmp_path: Path):
+def test_another_name_of_a_configuration_measures_nothing_again(make_plan: Callable[..., Plan], tmp_path: Path):
     run_experiment(make_plan(), tmp_path, ONE)
     told = Told()
     run_experiment(
@@ -251,7 +251,7 @@ def test_a_annotator_that_cannot_ask_does_not_hold_up_the_others(make_plan: Call
     assert [failure.case for failure in found.failed] == ["phantoms, clicked, 1 labelled, split 0"]
 
 
-def test_a_fit_that_fails_is_told_and_the_others_go_on(make_plan: Callable[..., Plan], tmp_path: Path):
+def test_a_fit_that_fails_is_reported_and_the_others_go_on(make_plan: Callable[..., Plan], tmp_path: Path):
     plan = make_plan(
         configurations={
             "bad": Configuration(method="nearest-slice", annotator="box"),
@@ -261,14 +261,14 @@ def test_a_fit_that_fails_is_told_and_the_others_go_on(make_plan: Callable[..., 
     found = run_experiment(plan, tmp_path, ONE)
     assert len(found.done) == 2
     assert [failure.case for failure in found.failed] == [f"phantoms, bad, {n} labelled, split 0" for n in (1, 2)]
-    assert "cannot ask nearest-slice" in found.failed[0].reason
+    assert "nearest-slice does not take the prompts" in found.failed[0].reason
     again = Told()
     run_experiment(plan, tmp_path, ONE, report=again)
     assert len(again.done) == 2, "what failed is tried again"
 
 
 @pytest.mark.process
-def test_several_processes_give_the_table_of_one_and_annotators_ask_one_fit_there_too(
+def test_several_processes_give_the_table_of_one_and_annotators_share_a_fit(
     make_plan: Callable[..., Plan], tmp_path: Path
 ):
     plan = make_plan(configurations={"nearest": Configuration(method="nearest-slice"), **CLICKED})
@@ -378,7 +378,7 @@ def test_status_knows_what_is_missing_and_the_report_what_is_there(make_plan: Ca
     next((tmp_path / "trials").iterdir()).unlink()
     found = experiment_status(tmp_path)
     assert [one.name for one in found.missing] == ["phantoms, nearest, 1 labelled, split 0"]
-    assert found.left_out == ("phantoms with 9 labelled: 5 patients have labels",)
+    assert found.left_out == ("phantoms with 9 labelled: only 5 patients have labels",)
     assert {path.name for path in write_experiment_report(tmp_path, with_latex=True)} >= {
         "results.csv",
         "report.html",

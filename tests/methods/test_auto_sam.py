@@ -64,7 +64,7 @@ def size_of(head: Head) -> int:
 
 
 @pytest.mark.parametrize(("head", "rate"), [("unet", 2e-3), ("vit", 2e-3), ("linear", 2e-3), ("cnn", 1e-3)])
-def test_a_head_learns_at_its_own_rate_unless_told_otherwise(head: str, rate: float):
+def test_a_head_has_its_own_default_learning_rate(head: str, rate: float):
     assert build_whole("auto-sam", {"head": head, "train.iterations": 9}).training().learning_rate == rate
     assert build_whole("auto-sam", {"head": head, "train.learning_rate": 3e-4}).training().learning_rate == 3e-4
 
@@ -174,7 +174,7 @@ def test_the_order_of_classes_is_that_of_their_tokens_and_nothing_else(form: dic
     ids=str,
 )
 @torch.no_grad()
-def test_every_head_looks_at_all_levels_of_sam2(form: dict, sam2: Backbone):
+def test_every_head_uses_all_levels_of_sam2(form: dict, sam2: Backbone):
     head, image = head_of(sam2, **form), embeddings(sam2)
     before = head(image)
     for level in range(3):
@@ -184,7 +184,7 @@ def test_every_head_looks_at_all_levels_of_sam2(form: dict, sam2: Backbone):
 
 @on_both
 @torch.no_grad()
-def test_the_unet_looks_at_slices_that_are_finer_than_the_embeddings(model: str, request: pytest.FixtureRequest):
+def test_the_unet_head_takes_slices_that_are_finer_than_the_embeddings(model: str, request: pytest.FixtureRequest):
     backbone = request.getfixturevalue(model)
     slices, levels = torch.rand(2, 1, 90, 100), [*backbone.encode(torch.rand(1, 1, 9, 9)).features]
     coarse = max(level.shape[-1] for level in levels)
@@ -273,7 +273,7 @@ WINDOW = Slicer(window=(0.0, 350.0))
 
 
 @pytest.mark.parametrize("dice", ["batch", "slice"])
-def test_balance_and_dice_have_a_say_in_the_training(dice: str, sam: Backbone):
+def test_rare_class_weight_and_dice_change_the_training(dice: str, sam: Backbone):
     fitted = [
         AutoSam(
             slicer=WINDOW, head="linear", views=1, batch=2, dice=dice, rare_class_weight=rare_class_weight, train=SHORT
@@ -333,7 +333,7 @@ def test_with_too_few_patients_or_none_to_spare_all_are_trained_on(sam: Backbone
         ({"feature_noise": -0.1}, "feature_noise"),
         ({"token_init_std": float("nan")}, "token_init_std"),
         ({"relu_out": True}, "linear"),
-        ({"validate_from": 1}, "nobody to train on"),
+        ({"validate_from": 1}, "no patient to train on"),
         ({"validate_from": 5, "train": TrainConfig(ema=0.9)}, "ema"),
     ],
     ids=str,

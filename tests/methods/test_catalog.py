@@ -24,7 +24,7 @@ def test_dotted_keys_reach_inside_and_text_becomes_numbers():
     assert method.views == 3
 
 
-def test_a_dotted_key_keeps_the_other_defaults_beside_it():
+def test_a_dotted_key_keeps_the_other_defaults():
     changed = build_whole("few-shot-prompts", {"train.iterations": 7})
     assert changed.train.learning_rate == FewShotPrompts().train.learning_rate
 
@@ -50,12 +50,12 @@ def test_settings_are_json():
     assert method_settings(FewShotPrompts())["train"]["iterations"] == FewShotPrompts().train.iterations
 
 
-def test_an_unknown_method_is_answered_with_the_nearest_name():
+def test_an_unknown_method_is_refused_with_the_nearest_name():
     with pytest.raises(SettingsError, match="did you mean 'nearest-slice'"):
         build_method("nearest-slices", {})
 
 
-def test_an_unknown_nested_setting_is_answered_with_the_nearest_name():
+def test_an_unknown_nested_setting_is_refused_with_the_nearest_name():
     with pytest.raises(SettingsError, match=r"train has no setting 'iteration'.*did you mean 'iterations'"):
         build_method("few-shot-prompts", {"train.iteration": 5})
 

@@ -57,7 +57,7 @@ def test_every_method_of_the_catalogue_is_among_the_variants():
 
 
 @variants()
-def test_the_answer_lies_on_the_very_grid_of_the_image(name: str, fits: Fits):
+def test_the_prediction_lies_on_the_grid_of_the_image(name: str, fits: Fits):
     image, _ = phantom(7)
     found = fits(name).segmenter.predict(image)
     assert found.geometry.shape == image.geometry.shape
@@ -114,7 +114,7 @@ def test_another_seed_gives_another_result(name: str, fits: Fits):
 
 
 @variants("unlabelled")
-def test_unlabelled_slices_have_no_say(name: str, fits: Fits):
+def test_unlabelled_slices_change_nothing(name: str, fits: Fits):
     fit = fits(name)
     strange = support(unlabelled=lambda pixels: pixels.max() - pixels[:, ::-1])
     assert equal(fit.method.fit(strange, fit.backbone).learned(), fit.learned)
@@ -197,7 +197,7 @@ def test_half_done_work_of_another_fit_is_not_taken_up(name: str, other: str, fi
 
 
 @variants()
-def test_a_saved_segmenter_answers_exactly_as_before(name: str, fits: Fits, tmp_path: Path):
+def test_a_saved_segmenter_predicts_exactly_as_before(name: str, fits: Fits, tmp_path: Path):
     fit, variant = fits(name), VARIANTS[name]
     save(fit.segmenter, tmp_path / "kept", method_name=variant.method, method=fit.method, provenance={})
     assert answers_alike(load(tmp_path / "kept", fit.backbone), fit.segmenter)

@@ -178,7 +178,7 @@ def test_sam2_does_not_fall_back_on_its_untrained_masks(sam2: Backbone):
     ],
     ids=str,
 )
-def test_every_option_changes_the_answer_and_comes_back(option: dict, sam: Backbone):
+def test_every_option_changes_the_prediction_and_is_restored(option: dict, sam: Backbone):
     slices = torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(0))
     method = FewShotPrompts(views=1, batch=3, background=False, train=SHORT)
     plain = method.fit(support_set(2), sam)
@@ -191,7 +191,7 @@ def test_every_option_changes_the_answer_and_comes_back(option: dict, sam: Backb
         assert torch.equal(changed(slices), again(slices))
 
 
-def test_balance_has_a_say_in_the_training(sam: Backbone):
+def test_rare_class_weight_changes_the_training(sam: Backbone):
     even, balanced = (
         FewShotPrompts(views=1, batch=3, rare_class_weight=rare_class_weight, train=SHORT)
         .fit(support_set(2), sam)
@@ -276,7 +276,7 @@ def test_location_adds_the_mean_position():
     assert pool(torch.ones(3, 4, 4), torch.ones(4, 4), position=position).tolist() == [[1, 1, 8]]
 
 
-def test_a_slice_is_not_asked_with_its_own_case_while_there_are_others(sam: Backbone):
+def test_a_slice_is_not_prompted_with_its_own_case_while_there_are_others(sam: Backbone):
     tokens = FewShotPrompts(views=1, train=TrainConfig(iterations=0)).fit(support_set(2), sam).tokens
     index = int(tokens.slices[0])
     others = tokens[tokens.farthest(0, 0, index, 0)]
@@ -286,13 +286,13 @@ def test_a_slice_is_not_asked_with_its_own_case_while_there_are_others(sam: Back
     assert (0, index) not in set(zip(own_too.cases.tolist(), own_too.slices.tolist(), strict=True))
 
 
-def test_a_case_alone_is_asked_with_its_other_slices(sam: Backbone):
+def test_a_single_case_is_prompted_with_its_other_slices(sam: Backbone):
     tokens = FewShotPrompts(views=1, train=TrainConfig(iterations=0)).fit(support_set(1), sam).tokens
     index = int(tokens.slices[tokens.classes == 0][0])
     assert index not in tokens[tokens.farthest(0, 0, index, 0)].slices
 
 
-def test_as_many_embeddings_of_each_class_are_asked_with_at_once(sam: Backbone):
+def test_prompts_have_equally_many_embeddings_of_each_class(sam: Backbone):
     tokens = FewShotPrompts(views=1, train=TrainConfig(iterations=0)).fit(support_set(3), sam).tokens
     assert tokens.evenly(4).shape == (3, 4, sam.channels)  # two labels and the background
     most = int(tokens.classes.bincount().max())

@@ -59,7 +59,9 @@ def test_a_tuned_backbone_answers_and_is_corrected_far_better_than_an_untuned_on
     def dice(asked: InteractiveSegmenter) -> float:
         generator = torch.Generator().manual_seed(0)
         first = simulate_prompts(masks, PromptMix.only(behaviour), generator)
-        rounds = simulate(lambda said: asked.ask(image, said, size).logits, masks, first, Annotator(), 2, generator)
+        rounds = simulate(
+            lambda said: asked.segment_prompted(image, said, size).logits, masks, first, Annotator(), 2, generator
+        )
         return float(rounds.dice.mean())
 
     assert dice(tuned) > 0.5
@@ -72,8 +74,8 @@ def test_prompts_for_one_label_find_that_label(tuned: InteractiveSegmenter):
     said = simulate_prompts(masks, PromptMix.only("tight_box"), torch.Generator().manual_seed(0))
     assert said.boxes is not None
     image = tuned.backbone.encode(slices)
-    right = tuned.ask(image, said, size).logits > 0
-    swapped = tuned.ask(image, replace(said, boxes=said.boxes.flip(1)), size).logits > 0
+    right = tuned.segment_prompted(image, said, size).logits > 0
+    swapped = tuned.segment_prompted(image, replace(said, boxes=said.boxes.flip(1)), size).logits > 0
     assert (right & masks).sum() > 3 * (swapped & masks).sum()
 
 
@@ -81,7 +83,7 @@ def test_an_error_head_suggests_a_click_whose_sign_fits_the_answer(tuned: Intera
     slices, masks = scene(tuned)
     size = (slices.shape[-2], slices.shape[-1])
     said = simulate_prompts(masks, PromptMix.only("centre"), torch.Generator().manual_seed(0))
-    answer = tuned.ask(tuned.backbone.encode(slices), said, size)
+    answer = tuned.segment_prompted(tuned.backbone.encode(slices), said, size)
     assert answer.error is not None
     assert answer.error.shape == answer.logits.shape
     assert bool(((answer.error >= 0) & (answer.error <= 1)).all())
@@ -98,14 +100,16 @@ def test_the_error_head_knows_wrong_from_right(tuned: InteractiveSegmenter):
     slices, masks = scene(tuned)
     size = (slices.shape[-2], slices.shape[-1])
     said = simulate_prompts(masks, PromptMix.only("uniform"), torch.Generator().manual_seed(0))
-    answer = tuned.ask(tuned.backbone.encode(slices), said, size)
+    answer = tuned.segment_prompted(tuned.backbone.encode(slices), said, size)
     assert answer.error is not None
     wrong = (answer.logits > 0) != masks
     assert float(answer.error[wrong].mean()) > 1.5 * float(answer.error[~wrong].mean())
 
 
 def test_without_an_error_head_no_click_is_suggested(brief: InteractiveSegmenter):
-    answer = brief.ask(brief.backbone.encode(torch.rand(1, 1, 20, 24)), Prompts(boxes=torch.ones(1, 2, 4)), (20, 24))
+    answer = brief.segment_prompted(
+        brief.backbone.encode(torch.rand(1, 1, 20, 24)), Prompts(boxes=torch.ones(1, 2, 4)), (20, 24)
+    )
     assert answer.error is None
     with pytest.raises(SettingsError, match="error_head=True"):
         brief.suggest(answer)
@@ -114,7 +118,7 @@ def test_without_an_error_head_no_click_is_suggested(brief: InteractiveSegmenter
 # Asking.
 
 
-def test_labels_answer_alike_alone_and_together_and_however_many_at_once(brief: InteractiveSegmenter):
+def test_labels_have_the_same_masks_alone_and_together(brief: InteractiveSegmenter):
     image = brief.backbone.encode(torch.rand(2, 1, 40, 40))
     generator = torch.Generator().manual_seed(0)
     points = 40 * torch.rand(2, 11, 3, 2, generator=generator)
@@ -122,11 +126,11 @@ def test_labels_answer_alike_alone_and_together_and_however_many_at_once(brief: 
     boxes = torch.tensor([5.0, 6, 25, 30]) * (torch.arange(11) % 2)[:, None]
     said = Prompts(points, labels, boxes.expand(2, -1, -1), torch.randn(2, 11, 40, 40, generator=generator))
     for prompts in (said, replace(said, masks=None)):
-        together = brief.ask(image, prompts, (40, 40))
+        together = brief.segment_prompted(image, prompts, (40, 40))
         for k in (0, 5, 10):
             parts = (prompts.points, prompts.point_labels, prompts.boxes, prompts.masks)
             one = Prompts(*[None if part is None else part[:, k : k + 1] for part in parts])
-            alone = brief.ask(image, one, (40, 40))
+            alone = brief.segment_prompted(image, one, (40, 40))
             assert torch.allclose(alone.logits[:, 0], together.logits[:, k], atol=1e-4)
             assert torch.allclose(alone.iou[:, 0], together.iou[:, k], atol=1e-4)
 
@@ -134,36 +138,38 @@ def test_labels_answer_alike_alone_and_together_and_however_many_at_once(brief: 
 def test_a_box_of_zeros_is_no_box_and_padding_is_no_point(brief: InteractiveSegmenter):
     image = brief.backbone.encode(torch.rand(1, 1, 40, 40))
     click = Prompts(torch.tensor([[[[12.0, 20.0]]]]), torch.tensor([[[1]]]))
-    plain = brief.ask(image, click, (40, 40)).logits
+    plain = brief.segment_prompted(image, click, (40, 40)).logits
     said_more = Prompts(
         torch.tensor([[[[12.0, 20.0], [30.0, 3.0]]]]), torch.tensor([[[1, PADDING]]]), torch.zeros(1, 1, 4)
     )
-    assert torch.equal(brief.ask(image, said_more, (40, 40)).logits, plain)
+    assert torch.equal(brief.segment_prompted(image, said_more, (40, 40)).logits, plain)
     boxed = replace(said_more, boxes=torch.tensor([[[5.0, 6, 25, 30]]]))
-    assert not torch.allclose(brief.ask(image, boxed, (40, 40)).logits, plain)
+    assert not torch.allclose(brief.segment_prompted(image, boxed, (40, 40)).logits, plain)
 
 
-def test_the_answer_before_makes_a_difference(brief: InteractiveSegmenter):
+def test_the_previous_mask_makes_a_difference(brief: InteractiveSegmenter):
     image = brief.backbone.encode(torch.rand(1, 1, 40, 40))
     click = Prompts(torch.tensor([[[[12.0, 20.0]]]]), torch.tensor([[[1]]]))
-    plain = brief.ask(image, click, (40, 40)).logits
-    again = brief.ask(image, replace(click, masks=plain), (40, 40)).logits
+    plain = brief.segment_prompted(image, click, (40, 40)).logits
+    again = brief.segment_prompted(image, replace(click, masks=plain), (40, 40)).logits
     assert again.shape == plain.shape
     assert not torch.allclose(again, plain)
 
 
 def test_predicted_ious_lie_between_nought_and_one(brief: InteractiveSegmenter):
-    iou = brief.ask(brief.backbone.encode(torch.rand(2, 1, 30, 30)), Prompts(boxes=torch.ones(2, 3, 4)), (30, 30)).iou
+    iou = brief.segment_prompted(
+        brief.backbone.encode(torch.rand(2, 1, 30, 30)), Prompts(boxes=torch.ones(2, 3, 4)), (30, 30)
+    ).iou
     assert iou.shape == (2, 3)
     assert bool(((iou >= 0) & (iou <= 1)).all())
 
 
-def test_asked_as_a_promptable_it_says_the_same_and_nothing_unasked(brief: InteractiveSegmenter):
+def test_as_a_promptable_it_gives_the_same_masks_and_none_without_prompts(brief: InteractiveSegmenter):
     slices = torch.rand(2, 1, 40, 40)
     said = Prompts(boxes=torch.tensor([[[5.0, 6, 25, 30], [0, 0, 0, 0]]]).expand(2, -1, -1))
     promptable = brief.promptable()
     logits = promptable(slices, said)
-    expected = brief.ask(brief.backbone.encode(slices), said, (40, 40)).logits
+    expected = brief.segment_prompted(brief.backbone.encode(slices), said, (40, 40)).logits
     assert torch.equal(logits[:, 0], expected[:, 0])
     assert not (logits[:, 1] > 0).any()
     assert promptable.labels == brief.labels

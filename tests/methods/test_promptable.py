@@ -71,7 +71,7 @@ def test_a_label_without_a_point_stays_empty(promptable: FrozenPromptable) -> No
     assert (promptable(middle_slice(phantom(7)[0]), asked)[:, 0] < -1000).all()
 
 
-def test_slices_without_any_prompt_stay_empty_and_all_others_are_answered(promptable: FrozenPromptable) -> None:
+def test_slices_without_any_prompt_stay_empty_and_all_others_are_segmented(promptable: FrozenPromptable) -> None:
     image, reference = phantom(7)
     boxes = boxes_of(reference, image)
     boxes[[0, 3]] = 0

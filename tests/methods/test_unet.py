@@ -57,7 +57,7 @@ def small(sam: Backbone) -> UNetSegmenter:
     ],
     ids=str,
 )
-def test_every_option_changes_the_answer(option: dict[str, object], small: UNetSegmenter, sam: Backbone):
+def test_every_option_changes_the_prediction(option: dict[str, object], small: UNetSegmenter, sam: Backbone):
     slices = torch.rand(2, 1, 24, 28)
     changed = replace(SMALL, **option).fit(support_set(1), sam)
     with torch.inference_mode():

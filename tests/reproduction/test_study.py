@@ -79,7 +79,7 @@ def test_of_a_cell_with_some_lines_only_the_missing_ones_are_added(measured):
     assert [json.loads(text) for text in (second, first)] == read_lines(out)
 
 
-def test_an_configurations_is_a_method_with_settings():
+def test_a_configuration_is_a_method_with_settings():
     assert parse("fate") == ("fate", {})
     expected = {"planes": "axial,coronal", "roi_margin": "1.4"}
     assert parse("fate:planes=axial,coronal,roi_margin=1.4") == ("fate", expected)

@@ -68,7 +68,7 @@ def test_curves_are_of_sets_with_at_least_three_numbers_of_labels(measured: Meas
     assert "livers" not in text
 
 
-def test_a_cell_of_fewer_draws_says_so(measured: Measured):
+def test_a_cell_of_fewer_splits_says_so(measured: Measured):
     evidence = measured({("hearts", "FATE", 1): 0.5, ("hearts", "U-Net", 1): 0.6}, noise=0.0)
     scores = evidence.plans[0].scores["hearts", "FATE", 1]
     scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] == 0}
@@ -77,7 +77,7 @@ def test_a_cell_of_fewer_draws_says_so(measured: Measured):
     assert "| U-Net | 0.600 [0.600, 0.600] |" in text
 
 
-def test_a_vote_stands_beside_those_who_vote(measured: Measured):
+def test_an_ensemble_is_listed_with_its_members(measured: Measured):
     means = {("hearts", "ensemble", 1): 0.8, ("hearts", "U-Net", 1): 0.7, ("hearts", "U-Net", 4): 0.75}
     text = tables.ensemble(measured(means, noise=0.0), [])
     assert text.splitlines()[2:] == [

@@ -153,7 +153,7 @@ def test_where_labels_overlap_the_larger_logit_decides_and_what_is_painted_wins(
     ],
     ids=["frozen", "zoomed", "zero-shot", "interactive", "interactive-promptable", "any-segmenter"],
 )
-def test_everything_that_can_be_asked_can_answer(
+def test_every_promptable_segmenter_returns_masks(
     source: Callable[[Backbone], object], scan: Scan, truth: np.ndarray, handful_tiny: Backbone
 ):
     session = Session(scan[0], source(handful_tiny), config=QUIET)
@@ -232,7 +232,7 @@ def test_after_an_undo_the_same_question_gets_the_same_answer(session: Session, 
     assert session.redo() == ()
 
 
-def test_no_more_steps_are_kept_than_asked_for(scan: Scan, handful_tiny: Backbone):
+def test_at_most_history_steps_can_be_undone(scan: Scan, handful_tiny: Backbone):
     session = Session(scan[0], handful_tiny, LABELS, config=replace(QUIET, history=2))
     for number in range(3):
         session.paint(number, BALL, np.ones(session.size, bool))

@@ -114,7 +114,7 @@ def test_phantom_organs_can_be_told_from_their_surroundings() -> None:
     assert phantom.image[phantom.labels == 1].mean() > background + 100
 
 
-def test_looking_closer_enlarges_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_roi_crop_enlarges_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels of an enlarged label map come in pairs: many columns are the very same as the next."""
 
     def enlarged(share: float) -> float:

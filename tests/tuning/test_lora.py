@@ -71,7 +71,7 @@ def test_a_stage_of_hiera_that_widens_gets_updates_of_its_own_shapes() -> None:
 
 
 @everywhere
-def test_merging_changes_no_answer_and_comes_apart_exactly(tiny: Callable) -> None:
+def test_merging_changes_no_prediction_and_is_undone_exactly(tiny: Callable) -> None:
     backbone = tiny(side=64)
     moved(add_lora(backbone.image_encoder, 4, rng()))
     apart = seen(backbone)

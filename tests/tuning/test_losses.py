@@ -36,7 +36,7 @@ def test_bce_of_an_undecided_answer_is_the_logarithm_of_two():
     assert torch.isclose(bce(torch.zeros_like(TARGET), TARGET, KNOWN), torch.log(torch.tensor(2.0)))
 
 
-def test_unlabelled_voxels_have_no_say():
+def test_unlabelled_voxels_change_nothing():
     valid_mask = KNOWN.clone()
     valid_mask[:, 4:] = False
     logits = torch.randn(TARGET.shape, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -1,4 +1,4 @@
-"""A method fitted on the few cases of a trial, and tried on its unseen ones."""
+"""Fit of one trial, and its scores on the test cases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from handful.data.volume import LabelMap, Volume
 from handful.errors import HandfulError, InputError
 from handful.evaluation.evaluate import Row, score_case
 from handful.experiments.plan import Trial
-from handful.experiments.simulated_annotators import asked
+from handful.experiments.simulated_annotators import segmentation_function
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.memory import PeakMemory
 from handful.methods.base import Segmenter
@@ -29,35 +29,37 @@ from handful.methods.catalog import method_settings
 from handful.reports.worst_slice import worst_slice
 
 Outcome = dict[str, Any]
-"""What is kept of a trial, as JSON has it: what its rows share, the rows, and pictures."""
+"""The stored result of a trial, as a JSON object: the values that all rows share, the rows, and the pictures."""
 _IN_TWO_FILES = (".mhd", ".nhdr")
 
 
 class Fingerprints:
-    """What decides a trial's result, as one digest; files are read once for all trials."""
+    """Digests of everything that the result of a trial depends on; each file is read once for all trials."""
 
     def __init__(self) -> None:
         self._cohorts: dict[Path, Cohort] = {}
         self._files: dict[Path, str] = {}
 
     def of(self, trial: Trial, backbone_sha256: str) -> str:
-        """Of method, weights, tolerance and the content of scans and labels; not of the names of configuration and data
-        set."""
+        """Digest of method, weights, tolerance and the contents of scans and references.
+
+        The names of the configuration and the data set are not part of it.
+        """
         cohort = self._cohorts.get(trial.folder) or read_cohort(trial.folder)
         self._cohorts[trial.folder] = cohort
         method, _ = trial.configuration.build(trial.split)
-        drawn, unseen = trial.divide(cohort)
-        decides = {
+        support, unseen = trial.divide(cohort)
+        parts = {
             "method": [trial.configuration.method, method_settings(method)],
             "annotator": trial.configuration.annotator
             and [trial.configuration.annotator, trial.configuration.jitter, trial.split],
             "backbone": backbone_sha256,
             "tolerance": trial.tolerance,
             "labels": cohort.labels.as_dict() if cohort.labels else None,
-            "support": [self._of_case(case) for case in drawn],
+            "support": [self._of_case(case) for case in support],
             "unseen": [self._of_case(case) for case in unseen],
         }
-        return digest_of_json(decides)
+        return digest_of_json(parts)
 
     def _of_case(self, case: Case) -> list[object]:
         files = [self._of_file(part) for part in (case.image, case.reference) if isinstance(part, Path)]
@@ -73,7 +75,7 @@ class Fingerprints:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """A method fitted on the few cases of a trial."""
+    """A fitted segmenter with its support cases, its time and its peak memory."""
 
     segmenter: Segmenter
     support: Sequence[Case]
@@ -82,26 +84,26 @@ class Fit:
 
 
 def fit(trial: Trial, backbone: Backbone) -> Fit:
-    """Fits what a trial, and all of the same `fit`, is about; in this process."""
+    """Fit the method of a trial, in this process."""
     cohort = read_cohort(trial.folder)
     if cohort.labels is None:
         raise InputError(f"{trial.folder} has no labelled case; put label maps into its labels/ folder")
     method, _ = trial.configuration.build(trial.split, trial.folder)
-    drawn, _ = trial.divide(cohort)
-    support = SupportSet(tuple(drawn), cohort.labels)
+    cases, _ = trial.divide(cohort)
+    support = SupportSet(tuple(cases), cohort.labels)
     memory, began = PeakMemory(backbone.device), time.perf_counter()
     segmenter = method.fit(support, backbone)
-    return Fit(segmenter, drawn, time.perf_counter() - began, memory.mib())
+    return Fit(segmenter, cases, time.perf_counter() - began, memory.mib())
 
 
 def measure(trial: Trial, fitted: Fit) -> Outcome:
-    """Scores a trial on its unseen cases. One that cannot be segmented counts as missed; its reason is kept."""
+    """Score a trial on its test cases. The labels of a case that cannot be segmented count as missed."""
     _, unseen = trial.divide(read_cohort(trial.folder))
     written, seed = trial.configuration.build(trial.split)
     backbone = fitted.segmenter.backbone
     memory = PeakMemory(backbone.device)
-    segment = asked(fitted.segmenter, trial.configuration, trial.split)
-    tried = [_try(segment, case, trial.tolerance) for case in unseen]
+    segment = segmentation_function(fitted.segmenter, trial.configuration, trial.split)
+    scored = [_score(segment, case, trial.tolerance) for case in unseen]
     peak = max(fitted.peak_mib, memory.mib())
     shared = {
         "shots": trial.shots,
@@ -119,13 +121,13 @@ def measure(trial: Trial, fitted: Fit) -> Outcome:
         "device": backbone.device.type,
         "handful": version("handful"),
     }
-    rows = [row for one in tried for row in one.rows]
-    return {"shared": shared, "rows": rows, "pictures": _pictures(tried, fitted.segmenter, trial.pictures)}
+    rows = [row for case in scored for row in case.rows]
+    return {"shared": shared, "rows": rows, "pictures": _pictures(scored, fitted.segmenter, trial.pictures)}
 
 
 @dataclass(frozen=True, eq=False)
-class _Tried:
-    """A case after it was segmented and scored."""
+class _ScoredCase:
+    """A case with its prediction and its scores."""
 
     case: Case
     prediction: LabelMap
@@ -134,7 +136,7 @@ class _Tried:
     rows: list[dict[str, Any]]
 
 
-def _try(segment: Callable[[Case], LabelMap], case: Case, tolerance: float) -> _Tried:
+def _score(segment: Callable[[Case], LabelMap], case: Case, tolerance: float) -> _ScoredCase:
     reference = case.read_reference()
     if reference is None:
         raise InputError(f"case {case.name!r} has no reference; leave it out")
@@ -148,12 +150,12 @@ def _try(segment: Callable[[Case], LabelMap], case: Case, tolerance: float) -> _
     scored = score_case(case.name, prediction, reference, tolerance, reference.labels)
     about = {"failure": failure, "predict_s": round(seconds, 4)}
     present = [row.dice for row in scored if row.status != "absent"]
-    rows = [_row(one, reference) | about for one in scored]
-    return _Tried(case, prediction, reference, float(np.mean(present)) if present else 1.0, rows)
+    rows = [_row(row, reference) | about for row in scored]
+    return _ScoredCase(case, prediction, reference, float(np.mean(present)) if present else 1.0, rows)
 
 
 def _row(row: Row, reference: LabelMap) -> dict[str, Any]:
-    """What Result has of a Row; nan as None."""
+    """The columns of `Result` that come from a `Row`; nan becomes None."""
     measures = {name: getattr(row, name) for name in ("dice", "iou", "hd95", "assd", "surface_dice")}
     if row.unit == "mm":
         unit_of_volume = abs(float(np.linalg.det(reference.geometry.affine[:3, :3]))) / 1000
@@ -181,19 +183,19 @@ def _annotator(trial: Trial) -> str:
     )
 
 
-def _pictures(tried: Sequence[_Tried], segmenter: Segmenter, most: int) -> list[dict[str, Any]]:
-    """The worst cases, drawn."""
-    worst = sorted(tried, key=lambda one: one.dice)[:most]
+def _pictures(scored: Sequence[_ScoredCase], segmenter: Segmenter, most: int) -> list[dict[str, Any]]:
+    """Pictures of the cases with the lowest Dice."""
+    worst = sorted(scored, key=lambda case: case.dice)[:most]
     return [
         {
-            "case": one.case.name,
-            "dice": round(one.dice, 6),
-            "webp": base64.b64encode(_drawn(one, segmenter)).decode(),
+            "case": case.case.name,
+            "dice": round(case.dice, 6),
+            "webp": base64.b64encode(_picture(case, segmenter)).decode(),
         }
-        for one in worst
+        for case in worst
     ]
 
 
-def _drawn(one: _Tried, segmenter: Segmenter) -> bytes:
-    volume: Volume = one.case.read_image()
-    return worst_slice(volume, one.prediction, one.reference, segmenter.slicer)
+def _picture(scored: _ScoredCase, segmenter: Segmenter) -> bytes:
+    volume: Volume = scored.case.read_image()
+    return worst_slice(volume, scored.prediction, scored.reference, segmenter.slicer)

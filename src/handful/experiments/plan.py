@@ -1,4 +1,4 @@
-"""What an experiment is to find out: data sets, configurations, shots and splits, as a TOML file says them."""
+"""Plans of experiments: data sets, configurations, numbers of shots and splits, read from a TOML file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from handful.methods.catalog import METHODS, build_method, method_settings
 from handful.methods.promptable import PromptKind
 
 COMPARED = ("nearest-slice", "fate", "few-shot-prompts", "auto-sam", "unet", "ensemble")
-"""Methods that are compared on a folder of one's own unless others are named; a fit takes up to a quarter of an
-hour."""
+"""Methods that `compare_plan` uses by default; a fit takes up to a quarter of an hour."""
 SHOTS = (1, 2, 4, 8, 16)
 CLICKS = re.compile(r"clicks-([1-9]\d?)")
 FOLDER = "{folder}"
-"""Stands for the data set's folder in a setting, as in `unlabelled = "{folder}"`."""
+"""Placeholder for the data set's folder in a setting, as in `unlabelled = "{folder}"`."""
 _FORBID = ConfigDict(extra="forbid")
 
 
@@ -40,27 +39,30 @@ class DataSet:
 
     folder: Path
     cases: int | None = None
-    """Unseen cases a split, at most, where it is not the plan's number."""
+    """Maximum number of test cases per split; None: as in the plan."""
     shots: tuple[int, ...] | None = None
-    """Where they are not the plan's."""
+    """Numbers of labelled cases; None: as in the plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A way to segment: a method with its settings, and who asks it where it must be asked."""
+    """A method with its settings and, for methods that need prompts, a simulated annotator."""
 
     __pydantic_config__ = _FORBID
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """As `build_method` takes them; '{folder}' stands for the data set's folder."""
+    """As in `build_method`; '{folder}' stands for the data set's folder."""
     backbone: str | None = None
-    """Where it is not the plan's."""
+    """None: as in the plan."""
     annotator: str | None = None
-    """A simulated annotator who looks at the truth: 'box', 'points-1', 'points-3' or 'points-5' for methods that are
-    asked once, such as zero-shot; 'clicks-3' (any number) for interactive. None is automatic."""
+    """A simulated annotator whose prompts come from the reference; None for automatic segmentation.
+
+    'box', 'points-1', 'points-3' or 'points-5' give one prompt per label and slice, for example for zero-shot.
+    'clicks-3' (or any other number) corrects errors by clicks, for interactive.
+    """
     jitter: float = 0.05
-    """Each side of an annotator's box is off by up to this share of it."""
+    """Maximum error of each side of an annotator's box, as a fraction of the box."""
 
     def __post_init__(self) -> None:
         kinds = get_args(PromptKind)
@@ -71,26 +73,29 @@ class Configuration:
         self.build(0)
 
     def build(self, split: int, folder: Path | None = None) -> tuple[Method, int | None]:
-        """The method, and the seed it splits by: the split's number unless the settings name one; None without any.
+        """The method and its random seed.
 
-        Without a folder the settings keep '{folder}', as they are written down.
+        The seed is the number of the split unless the settings name another; None if the method uses no random numbers.
+        Without a `folder`, '{folder}' in the settings is kept.
         """
         settings = {k: str(folder) if v == FOLDER and folder else v for k, v in self.settings.items()}
         method = build_method(self.method, settings)
-        known = method_settings(method)
-        key = "train.seed" if "seed" in (known.get("train") or {}) else "seed" if "seed" in known else None
+        all_settings = method_settings(method)
+        key = (
+            "train.seed" if "seed" in (all_settings.get("train") or {}) else "seed" if "seed" in all_settings else None
+        )
         if key is None:
             return method, None
-        stated = known["train"]["seed"] if key == "train.seed" else known["seed"]
+        seed = all_settings["train"]["seed"] if key == "train.seed" else all_settings["seed"]
         default = method_settings(build_method(self.method, {}))
-        if stated == (default["train"]["seed"] if key == "train.seed" else default["seed"]):
-            stated = split
-        return build_method(self.method, {**settings, key: stated}), int(stated)
+        if seed == (default["train"]["seed"] if key == "train.seed" else default["seed"]):
+            seed = split
+        return build_method(self.method, {**settings, key: seed}), int(seed)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Every data set × configuration × number of shots × split is one fit."""
+    """The plan of an experiment: one fit for each data set × configuration × number of shots × split."""
 
     __pydantic_config__ = _FORBID
 
@@ -98,42 +103,42 @@ class Plan:
     data: Mapping[str, DataSet]
     configurations: Mapping[str, Configuration]
     shots: tuple[int, ...] = (1, 2, 4, 8)
-    """Labelled cases, each of another patient."""
+    """Numbers of labelled cases, each case from another patient."""
     splits: tuple[int, ...] = (0, 1, 2)
-    """Numbers of the random splits of the labelled cases; the larger support of a split holds the smaller one."""
+    """Numbers of the random splits. In one split, more shots contain the cases of fewer shots."""
     backbone: str = "handful-tiny"
     cases: int | None = 12
-    """Unseen cases a split, at most: drawn too, and mostly the same for every number of shots."""
+    """Maximum number of test cases per split, chosen at random and mostly the same for every number of shots."""
     measures: tuple[str, ...] = ("dice", "hd95")
-    """What the report shows; the first one decides. All of them are in the table."""
+    """Measures in the report, which ranks configurations by the first one. The table always has all measures."""
     tolerance: float = 1.0
-    """Of the surface Dice: mm, or pixels for pictures of unknown pixel size."""
+    """Tolerance of the surface Dice in mm, or in pixels for pictures."""
     pictures: int = 2
-    """Worst cases drawn of each fit on the most labelled cases."""
+    """Number of pictures of the worst cases, for each fit with the largest number of shots."""
 
     def __post_init__(self) -> None:
-        for what, there in (
+        for entry, values in (
             ("data", self.data),
             ("configurations", self.configurations),
             ("shots", self.shots),
             ("splits", self.splits),
         ):
-            if not there:
-                raise SettingsError(f"plan {self.name!r} has no {what}; name at least one")
-        shots = [*self.shots, *[n for one in self.data.values() for n in one.shots or ()]]
-        cases = [n for n in (self.cases, *[one.cases for one in self.data.values()]) if n is not None]
-        for what, values, least in (("shots", shots, 1), ("splits", self.splits, 0), ("cases", cases, 1)):
-            if values and min(values) < least:
-                raise SettingsError(f"plan {self.name!r}: {what} must be at least {least}, got {min(values)}")
-        if unknown := [one for one in self.measures if one not in MEASURES] or not self.measures:
-            raise SettingsError(f"plan {self.name!r}: measures {unknown}; choose of {', '.join(MEASURES)}")
+            if not values:
+                raise SettingsError(f"plan {self.name!r} has no {entry}; name at least one")
+        shots = [*self.shots, *[n for data_set in self.data.values() for n in data_set.shots or ()]]
+        cases = [n for n in (self.cases, *[data_set.cases for data_set in self.data.values()]) if n is not None]
+        for entry, numbers, least in (("shots", shots, 1), ("splits", self.splits, 0), ("cases", cases, 1)):
+            if numbers and min(numbers) < least:
+                raise SettingsError(f"plan {self.name!r}: {entry} must be at least {least}, got {min(numbers)}")
+        if unknown := [name for name in self.measures if name not in MEASURES] or not self.measures:
+            raise SettingsError(f"plan {self.name!r}: measures {unknown}; choose from {', '.join(MEASURES)}")
         if self.tolerance < 0 or self.pictures < 0:
             raise SettingsError(f"plan {self.name!r}: tolerance and pictures must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One fit, and the cases it is tried on."""
+    """One fit of a plan, and the number of cases it is tested on."""
 
     data_set: str
     folder: Path
@@ -152,9 +157,9 @@ class Trial:
 
     @cached_property
     def fit(self) -> str:
-        """What is fitted on what: the same of trials that differ in name or in who asks."""
+        """Identifies the fit: equal for trials that differ only in their name or their annotator."""
         method, _ = self.configuration.build(self.split, self.folder)
-        decides = (
+        parts = (
             str(self.folder),
             self.shots,
             self.split,
@@ -162,36 +167,37 @@ class Trial:
             self.configuration.method,
             method_settings(method),
         )
-        return json.dumps(decides, sort_keys=True)
+        return json.dumps(parts, sort_keys=True)
 
     def divide(self, cohort: Cohort) -> tuple[list[Case], list[Case]]:
-        """The labelled cases to learn from, and unseen ones with references to be scored on."""
-        drawn, rest = cohort.split(self.shots, self.split)
-        unseen = [case for case in rest if case.reference is not None]
+        """The labelled cases to fit on, and the test cases."""
+        support, others = cohort.split(self.shots, self.split)
+        unseen = [case for case in others if case.reference is not None]
         if self.most_cases is None or len(unseen) <= self.most_cases:
-            return drawn, unseen
-        # The far end of the order in which patients are drawn to be labelled: the last that more shots would take away.
-        order = {_patient(case): place for place, case in enumerate(_drawing_order(cohort, self.split))}
+            return support, unseen
+        # take test cases from the end of the split's order: more shots take patients from its start
+        order = {_patient(case): place for place, case in enumerate(_split_order(cohort, self.split))}
         unseen.sort(key=lambda case: (-order[_patient(case)], case.name))
-        return drawn, sorted(unseen[: self.most_cases], key=lambda case: case.name)
+        return support, sorted(unseen[: self.most_cases], key=lambda case: case.name)
 
 
 def read_plan(path: Path, data: Path | None = None) -> Plan:
-    """The plan in a TOML file; folders of data sets are relative to `data`, or to the file's own folder.
+    """The plan in a TOML file. Folders of data sets are relative to `data`, or to the file's own folder.
 
-    Raises SettingsError that names each wrong entry, its value and what is allowed.
+    Raises SettingsError with each wrong entry, its value and what is allowed.
     """
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except ValueError as error:
-        raise SettingsError(f"{path}: no valid TOML ({error})") from error
+        raise SettingsError(f"{path}: not valid TOML ({error})") from error
     plan = _validated({"name": path.stem, **content}, path)
     home = data or path.parent
-    return dataclasses.replace(
-        plan, data={name: dataclasses.replace(one, folder=home / one.folder) for name, one in plan.data.items()}
-    )
+    data_sets = {
+        name: dataclasses.replace(data_set, folder=home / data_set.folder) for name, data_set in plan.data.items()
+    }
+    return dataclasses.replace(plan, data=data_sets)
 
 
 def compare_plan(
@@ -202,15 +208,17 @@ def compare_plan(
     cases: int | None = 10,
     backbone: str = "handful-tiny",
 ) -> Plan:
-    """Methods as they come on one's own labelled folder.
+    """A plan that compares methods with their default settings on one labelled cohort.
 
-    Without `methods` those in COMPARED, with 'all' among them every one there is. Without `shots` 1, 2, 4, 8 and 16, as
-    far as half of the patients stay unseen.
+    `methods` defaults to COMPARED; 'all' stands for all methods. `shots` defaults to those of 1, 2, 4, 8 and 16 that
+    are at most half of the labelled patients. Raises InputError for fewer than two labelled patients.
     """
     cohort = read_cohort(folder)
-    patients = len(_drawing_order(cohort, 0)) if cohort.labels else 0
+    patients = len(_split_order(cohort, 0)) if cohort.labels else 0
     if patients < 2:
-        raise InputError(f"{folder} has {patients} labelled patients; to compare methods takes two, better ten or more")
+        raise InputError(
+            f"{folder} has {patients} labelled patients; a comparison needs at least two, better ten or more"
+        )
     chosen = tuple(sorted(METHODS)) if "all" in methods else tuple(dict.fromkeys(methods or COMPARED))
     return Plan(
         name=f"Methods on {cohort.name}",
@@ -224,21 +232,24 @@ def compare_plan(
 
 
 def trials(plan: Plan) -> tuple[list[Trial], list[str]]:
-    """The trials of a plan, whole splits first and few shots before many; and why some are left out.
+    """The trials of a plan, split by split and few shots before many, and the reasons why some are left out.
 
-    Left out are numbers of shots for which a data set has too few labelled patients, so that none would stay unseen.
+    A number of shots is left out for data sets that have no more labelled patients than that, since none would be left
+    to test on.
     """
-    patients = {name: len(_drawing_order(_labelled(one.folder), 0)) for name, one in plan.data.items()}
+    patients = {name: len(_split_order(_labelled(data_set.folder), 0)) for name, data_set in plan.data.items()}
     possible: dict[str, list[int]] = {}
     left_out: list[str] = []
-    for name, one in plan.data.items():
-        wanted = sorted(set(one.shots or plan.shots))
-        possible[name] = [n for n in wanted if n < patients[name]]
+    for name, data_set in plan.data.items():
+        planned = sorted(set(data_set.shots or plan.shots))
+        possible[name] = [n for n in planned if n < patients[name]]
         left_out += [
-            f"{name} with {n} labelled: {patients[name]} patients have labels" for n in wanted if n >= patients[name]
+            f"{name} with {n} labelled: only {patients[name]} patients have labels"
+            for n in planned
+            if n >= patients[name]
         ]
     order = sorted({n for shots in possible.values() for n in shots})
-    made = [
+    planned_trials = [
         _trial(plan, name, configuration, shots, split, pictures=plan.pictures if shots == max(possible[name]) else 0)
         for split in dict.fromkeys(plan.splits)
         for shots in order
@@ -246,20 +257,19 @@ def trials(plan: Plan) -> tuple[list[Trial], list[str]]:
         if shots in possible[name]
         for configuration in plan.configurations
     ]
-    return made, left_out
+    return planned_trials, left_out
 
 
 def _trial(plan: Plan, data_set: str, configuration: str, shots: int, split: int, pictures: int) -> Trial:
-    one = plan.data[data_set]
     return Trial(
         data_set=data_set,
-        folder=one.folder,
+        folder=plan.data[data_set].folder,
         configuration_name=configuration,
         configuration=plan.configurations[configuration],
         shots=shots,
         split=split,
         backbone=plan.configurations[configuration].backbone or plan.backbone,
-        most_cases=one.cases or plan.cases,
+        most_cases=plan.data[data_set].cases or plan.cases,
         tolerance=plan.tolerance,
         pictures=pictures,
     )
@@ -272,8 +282,8 @@ def _labelled(folder: Path) -> Cohort:
     return cohort
 
 
-def _drawing_order(cohort: Cohort, split: int) -> list[Case]:
-    """The first labelled case of each patient, in the order in which a split takes them."""
+def _split_order(cohort: Cohort, split: int) -> list[Case]:
+    """The first labelled case of each patient, in the random order of the split."""
     patients = {_patient(case) for case in cohort.cases if case.reference is not None}
     return cohort.split(len(patients), split)[0] if patients else []
 
@@ -286,19 +296,19 @@ def _validated(content: Mapping[str, Any], path: Path) -> Plan:
     try:
         return TypeAdapter(Plan).validate_python(content)
     except ValidationError as error:
-        wrong = "; ".join(_said(one) for one in error.errors())
+        wrong = "; ".join(_message(detail) for detail in error.errors())
         raise SettingsError(f"{path}: {wrong}") from None
     except HandfulError as error:
         raise SettingsError(f"{path}: {error}") from error
 
 
-def _said(error: Any) -> str:
+def _message(error: Any) -> str:
     *above, key = [str(part) for part in error["loc"]] or ["?"]
     where = ".".join([*above, key])
     if error["type"] == "unexpected_keyword_argument":
         kind = DataSet if above[:1] == ["data"] else Configuration if above[:1] == ["configurations"] else Plan
-        known = [one.name for one in dataclasses.fields(kind)]
-        return f"there is no entry {where!r}; {did_you_mean(key, known)}entries are {', '.join(known)}"
+        names = [field.name for field in dataclasses.fields(kind)]
+        return f"there is no entry {where!r}; {did_you_mean(key, names)}entries are {', '.join(names)}"
     if error["type"].startswith("missing"):
         return f"{where!r} is missing"
     return f"{where} = {error['input']!r}: {error['msg']}"

@@ -1,4 +1,4 @@
-"""An experiment carried out: its trials spread over workers, each kept as soon as it is done."""
+"""Runs the trials of an experiment on several worker processes; each result is stored as soon as it is known."""
 
 from __future__ import annotations
 
@@ -20,50 +20,53 @@ from handful.jobs.notes import NOTES
 from handful.jobs.progress import Report, silent
 
 MOST_PROCESSES = 8
-"""Unless more are asked for: each holds a backbone and a scan."""
+"""Default limit, since each process holds a backbone and a scan in memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """Circumstances of a run; nothing here shows in the scores."""
+    """Options of a run; none of them changes the scores."""
 
     workers: int | None = None
-    """Processes that share the cores of a CPU, as many as there are unless told otherwise; with one, all happens in the
-    caller's own."""
+    """Number of worker processes; with 1, everything runs in the caller's process. None: one per CPU core, at most 8,
+    or 1 on a GPU."""
     device: str = "cpu"
+    """cpu, cuda or mps."""
     command: str = ""
-    """What was typed, noted for the report."""
+    """The command line, for the report."""
     known: Sequence[Result] = ()
-    """The table of an earlier run, as `read_results` gives it: its fits are taken over, without pictures."""
+    """Results of an earlier run, from `read_results`: their fits are taken over, without pictures."""
     cache: Path | None = None
-    """Folder of kept embeddings, so that configurations which see the same slices encode them once; times are then no
-    longer those of a fit by itself."""
+    """Folder of stored embeddings, shared by all configurations. Measured times then exclude most of the encoding."""
     data_sets: tuple[str, ...] = ()
-    """What of the plan to measure now; empty for all of it. So are `configurations`, `shots` and `splits`."""
+    """Data sets of the plan to run now; empty for all."""
     configurations: tuple[str, ...] = ()
+    """Configurations of the plan to run now; empty for all."""
     shots: tuple[int, ...] = ()
+    """Numbers of labelled cases to run now; empty for all."""
     splits: tuple[int, ...] = ()
+    """Splits to run now; empty for all."""
 
-    def wants(self, trial: Trial) -> bool:
-        """Whether a trial is to be measured now."""
-        chosen = (
+    def includes(self, trial: Trial) -> bool:
+        """Whether a trial is to be run now."""
+        filters = (
             (self.data_sets, trial.data_set),
             (self.configurations, trial.configuration_name),
             (self.shots, trial.shots),
             (self.splits, trial.split),
         )
-        return all(not some or one in some for some, one in chosen)
+        return all(not chosen or value in chosen for chosen, value in filters)
 
     def require_known_names(self, plan: Plan) -> None:
-        """SettingsError for a data set or a configuration that the plan does not have."""
-        for what, chosen, there in (
+        """Raise SettingsError for a data set or a configuration that the plan does not have."""
+        for kind, chosen, entries in (
             ("data set", self.data_sets, plan.data),
             ("configuration", self.configurations, plan.configurations),
         ):
             for name in chosen:
-                if name not in there:
-                    hint = did_you_mean(name, there)
-                    raise SettingsError(f"plan {plan.name!r} has no {what} {name!r}; {hint}it has {', '.join(there)}")
+                if name not in entries:
+                    hint = did_you_mean(name, entries)
+                    raise SettingsError(f"plan {plan.name!r} has no {kind} {name!r}; {hint}it has {', '.join(entries)}")
 
 
 def run_experiment(
@@ -72,30 +75,33 @@ def run_experiment(
     config: ExperimentConfig | None = None,
     report: Report = silent,
 ) -> ExperimentStatus:
-    """Measures what is missing in `out`, and says what is there then.
+    """Run the trials of `plan` that are not done in `out`, and return the status of the experiment.
 
-    A trial is a small file, written whole when it is known: a killed run loses no more than the trials it was at, and
-    the same call goes on from there. A trial whose method, weights, scans or labels changed is measured anew, one that
-    failed is tried again. Raises BusyError while another run works in `out`.
+    Each trial is stored in a small file as soon as it is done. After an interruption, the same call resumes: only the
+    trials that were running are repeated. A trial is repeated if its method, weights, scans or labels have changed, or
+    if it failed. Raises BusyError while another run works in `out`, SettingsError if there is nothing to run.
     """
     config = config or ExperimentConfig()
     config.require_known_names(plan)
     with locked(out / NOTES):
-        every, left_out = trials(plan)
-        if not any(config.wants(trial) for trial in every):
-            why = "; ".join(left_out) or "the chosen shots and splits are none of its own"
-            raise SettingsError(f"plan {plan.name!r} has nothing to measure: {why}")
-        digests = {name: load_backbone(name).digest() for name in dict.fromkeys(trial.backbone for trial in every)}
+        planned_trials, left_out = trials(plan)
+        if not any(config.includes(trial) for trial in planned_trials):
+            reason = "; ".join(left_out) or "it does not contain the chosen shots and splits"
+            raise SettingsError(f"plan {plan.name!r} has nothing to measure: {reason}")
+        names = dict.fromkeys(trial.backbone for trial in planned_trials)
+        digests = {name: load_backbone(name).digest() for name in names}
         fingerprints = Fingerprints()
-        tasks = [_Task(out, fingerprints.of(trial, digests[trial.backbone]), trial, config.cache) for trial in every]
+        tasks = [
+            _Task(out, fingerprints.of(trial, digests[trial.backbone]), trial, config.cache) for trial in planned_trials
+        ]
         planned = {task.digest for task in tasks}
         adopt(out, (result for result in config.known if result.trial in planned))
         write_manifest(out, plan, [(task.trial, task.digest) for task in tasks], left_out, config.command)
-        wanted = {task.digest: task for task in tasks if config.wants(task.trial)}
-        todo = [task for task in wanted.values() if not is_done(out, task.digest)]
+        included = {task.digest: task for task in tasks if config.includes(task.trial)}
+        todo = [task for task in included.values() if not is_done(out, task.digest)]
         if todo:
-            report(0, len(todo), f"{len(todo)} of {len(wanted)} fits to do")
-        outcomes = _outcomes(_jobs(todo), config.workers or _usual(config.device), config.device)
+            report(0, len(todo), f"{len(todo)} of {len(included)} fits to do")
+        outcomes = _outcomes(_jobs(todo), config.workers or _default_workers(config.device), config.device)
         for number, (task, failure) in enumerate(outcomes, start=1):
             report(number, len(todo), f"{task.trial.name}{': ' + failure if failure else ''}")
         return experiment_status(out)
@@ -110,42 +116,42 @@ class _Task:
 
 
 _Job = list[_Task]
-"""Tasks of one fit, which differ in who asks."""
+"""Tasks with the same fit, which differ in their annotator."""
 
 
 def _jobs(tasks: Iterable[_Task]) -> list[_Job]:
-    """Each at the place of its first task."""
-    of_fit: dict[str, _Job] = {}
+    """Tasks grouped by fit, in the order of the first task of each."""
+    by_fit: dict[str, _Job] = {}
     for task in tasks:
-        of_fit.setdefault(task.trial.fit, []).append(task)
-    return list(of_fit.values())
+        by_fit.setdefault(task.trial.fit, []).append(task)
+    return list(by_fit.values())
 
 
-def _usual(device: str) -> int:
+def _default_workers(device: str) -> int:
     return min(cores(), MOST_PROCESSES) if device == "cpu" else 1
 
 
 def _outcomes(jobs: Sequence[_Job], workers: int, device: str) -> Iterator[tuple[_Task, str]]:
-    """Each task as it ends, with the reason where it failed."""
+    """Each task when it ends, with the reason if it failed, else ""."""
     executor: Executor = Processes(workers) if workers > 1 and len(jobs) > 1 else Serial()
     for job, reasons in executor.run(_Worker(device), jobs):
-        yield from zip(job, _buried(job, reasons) if isinstance(reasons, Lost) else reasons, strict=True)
+        yield from zip(job, _lost(job, reasons) if isinstance(reasons, Lost) else reasons, strict=True)
 
 
 class _Worker:
-    """Carries out jobs; each backbone is loaded once."""
+    """Runs jobs in one process; each backbone is loaded once."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.backbones: dict[str, Backbone] = {}
 
     def __call__(self, job: _Job) -> list[str]:
-        """Fits once, measures and keeps each trial; the reasons where that failed, so that the others go on."""
+        """Fit once, then score and store each trial. Returns the reason of failure of each task, else ""."""
         try:
             fitted = fit(job[0].trial, self._backbone(job[0]))
-        except Exception as error:  # whatever it is, it is this fit's
+        except Exception as error:  # any error concerns this fit only
             return _failed(job, error)
-        return [_tried(task, fitted) for task in job]
+        return [_measured(task, fitted) for task in job]
 
     def _backbone(self, task: _Task) -> Backbone:
         name = task.trial.backbone
@@ -155,24 +161,24 @@ class _Worker:
         return self.backbones[name]
 
 
-def _tried(task: _Task, fitted: Fit) -> str:
+def _measured(task: _Task, fitted: Fit) -> str:
     try:
         outcome = measure(task.trial, fitted)
-    except Exception as error:  # whatever it is, it is this trial's
+    except Exception as error:  # any error concerns this trial only
         return _failed([task], error)[0]
     write_outcome(task.out, task.digest, outcome)
     return ""
 
 
 def _failed(job: _Job, error: Exception | str) -> list[str]:
-    """The reason, a task, which is kept."""
+    """Store the reason of failure of each task, and return the reasons."""
     reason = str(error) if isinstance(error, HandfulError | str) else f"{type(error).__name__}: {error}"
     for task in job:
         write_outcome(task.out, task.digest, {"failure": reason})
     return [reason] * len(job)
 
 
-def _buried(job: _Job, lost: Lost) -> list[str]:
-    """What is noted of tasks whose process ended under them; those that were done already stay."""
-    reason = f"its process was ended {lost.how}; where memory ran out, take fewer --workers"
+def _lost(job: _Job, lost: Lost) -> list[str]:
+    """As `_failed`, for the unfinished tasks of a job whose process was killed."""
+    reason = f"its process was ended {lost.how}; if memory ran out, use fewer --workers"
     return ["" if is_done(task.out, task.digest) else _failed([task], reason)[0] for task in job]

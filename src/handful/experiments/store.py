@@ -1,4 +1,4 @@
-"""An experiment's folder: what was asked for, a small file a fit that is done, and the table gathered from them."""
+"""The folder of an experiment: its list of trials, one small file per finished fit, and the report made from them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class Entry:
-    """A trial as the folder knows it."""
+    """A trial in the folder's list."""
 
     data_set: str
     configuration: str
     shots: int
     split: int
     digest: str
-    """Of all that decides its result, and the name of its file."""
+    """Digest of everything that the result depends on; also the name of its file."""
 
     @property
     def name(self) -> str:
@@ -41,7 +41,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All trials of an experiment, and how it is told of."""
+    """All trials of an experiment, and what its report needs to know."""
 
     title: str
     command: str
@@ -53,25 +53,26 @@ class Manifest:
 
 @dataclass(frozen=True)
 class ExperimentStatus:
-    """How far an experiment is."""
+    """The progress of an experiment."""
 
     title: str
     done: tuple[Entry, ...]
     failed: tuple[Failure, ...]
-    """Tried again by the next run."""
+    """The next run repeats them."""
     missing: tuple[Entry, ...]
     left_out: tuple[str, ...]
-    """Numbers of shots that a data set cannot give."""
+    """Numbers of shots for which a data set has too few patients, with the reason."""
 
     @property
     def trials(self) -> int:
+        """Number of fits in the plan."""
         return len(self.done) + len(self.failed) + len(self.missing)
 
 
 def write_manifest(
     out: Path, plan: Plan, digested: Sequence[tuple[Trial, str]], left_out: Sequence[str], command: str
 ) -> None:
-    """Notes what is asked for in `out`: the trials with their digests."""
+    """Write the list of trials, with their digests, into `out`."""
     entries = tuple(
         Entry(trial.data_set, trial.configuration_name, trial.shots, trial.split, digest) for trial, digest in digested
     )
@@ -81,18 +82,20 @@ def write_manifest(
 
 
 def read_manifest(out: Path) -> Manifest:
-    """InputError where `out` is no experiment's folder."""
+    """The list of trials in `out`. Raises InputError if `out` is not the folder of an experiment."""
     path = out / MANIFEST
     if not path.is_file():
-        raise InputError(f"{out} holds no {MANIFEST}: no experiment was run there; begin with handful experiment run")
+        raise InputError(f"{out} has no {MANIFEST}, so it is not an experiment; start with handful experiment run")
     try:
         raw = json.loads(path.read_text("utf-8"))
         if raw["format"] > FORMAT:
-            raise DamagedFile(f"{path} has format {raw['format']}, this handful reads up to {FORMAT}; update handful")
+            raise DamagedFile(
+                f"{path} has format {raw['format']}, but this version of handful reads up to {FORMAT}; update handful"
+            )
         if raw["format"] < FORMAT:
             raise DamagedFile(
-                f"{path} was written by an earlier handful (format {raw['format']}, this one reads {FORMAT}); "
-                "run the experiment again into a new folder"
+                f"{path} was written by an earlier version of handful (format {raw['format']}, this one reads "
+                f"{FORMAT}); run the experiment again into a new folder"
             )
         return Manifest(
             raw["title"],
@@ -107,15 +110,15 @@ def read_manifest(out: Path) -> Manifest:
 
 
 def write_outcome(out: Path, digest: str, outcome: Mapping[str, Any]) -> None:
-    """Whole or not at all."""
+    """Store the result of a trial, completely or not at all."""
     write_atomically(_path(out, digest), json.dumps(outcome, ensure_ascii=False).encode())
 
 
 def adopt(out: Path, results: Iterable[Result]) -> None:
-    """Takes fits over from the table of another run, without their pictures, where they are not done in `out`."""
+    """Take fits that are not done in `out` over from the results of another run, without pictures."""
     fits: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        row = {name: None if value != value else value for name, value in vars(result).items()}  # nan is no JSON
+        row = {name: None if value != value else value for name, value in vars(result).items()}  # JSON has no nan
         fits.setdefault(result.trial, []).append(row)
     for digest, rows in fits.items():
         if digest and not is_done(out, digest):
@@ -123,7 +126,7 @@ def adopt(out: Path, results: Iterable[Result]) -> None:
 
 
 def read_outcome(out: Path, digest: str) -> dict[str, Any] | None:
-    """None where the trial was never tried."""
+    """The stored result of a trial; None if it was never run."""
     path = _path(out, digest)
     try:
         outcome = json.loads(path.read_text("utf-8"))
@@ -132,17 +135,18 @@ def read_outcome(out: Path, digest: str) -> dict[str, Any] | None:
     except ValueError as error:
         raise DamagedFile(f"{path} is not JSON ({error}); delete it and run the experiment again") from error
     if not isinstance(outcome, dict) or not ("failure" in outcome or {"shared", "rows", "pictures"} <= outcome.keys()):
-        raise DamagedFile(f"{path} is no result of a fit; delete it and run the experiment again")
+        raise DamagedFile(f"{path} is not the result of a fit; delete it and run the experiment again")
     return outcome
 
 
 def is_done(out: Path, digest: str) -> bool:
+    """Whether a trial was run without failure."""
     outcome = read_outcome(out, digest)
     return outcome is not None and "failure" not in outcome
 
 
 def experiment_status(out: Path) -> ExperimentStatus:
-    """What of the experiment in `out` is done, what failed, and what is missing."""
+    """Which trials of the experiment in `out` are done, failed or missing."""
     manifest = read_manifest(out)
     done: list[Entry] = []
     failed: list[Failure] = []
@@ -159,7 +163,7 @@ def experiment_status(out: Path) -> ExperimentStatus:
 
 
 def read_study(out: Path) -> Study:
-    """All results in `out`, in the plan's order; whatever is done of it."""
+    """The results of the finished trials in `out`, in the order of the plan."""
     manifest = read_manifest(out)
     results: list[Result] = []
     pictures: list[Picture] = []
@@ -189,7 +193,10 @@ def read_study(out: Path) -> Study:
 
 
 def write_experiment_report(out: Path, with_latex: bool = False) -> list[Path]:
-    """Writes results.csv, results.parquet where pyarrow is installed, tables.md (.tex) and report.html; their paths."""
+    """Write results.csv, results.parquet (if pyarrow is installed), tables.md (and .tex) and report.html into `out`.
+
+    Returns their paths; report.html is the last.
+    """
     study = read_study(out)
     tables = [out / "results.csv", *([out / "results.parquet"] if has_parquet() else [])]
     for path in tables:
@@ -219,6 +226,7 @@ def _results(title: str, entry: Entry, outcome: Mapping[str, Any]) -> Iterator[R
 
 
 def _pictures(entry: Entry, outcome: Mapping[str, Any]) -> Iterator[Picture]:
-    for one in outcome["pictures"]:
-        webp = base64.b64decode(one["webp"])
-        yield Picture(entry.data_set, entry.configuration, entry.shots, entry.split, one["case"], one["dice"], webp)
+    for picture in outcome["pictures"]:
+        webp = base64.b64decode(picture["webp"])
+        about = (entry.data_set, entry.configuration, entry.shots, entry.split)
+        yield Picture(*about, picture["case"], picture["dice"], webp)

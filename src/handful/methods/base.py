@@ -1,7 +1,7 @@
-"""Where scans and models meet: what a method is, and the segmenter that it leaves behind when it has been fitted.
+"""Base classes: `Method` (settings, can be fitted), `Segmenter` (fitted), `PromptableSegmenter` (takes prompts).
 
-The rest of the package knows segmenters and methods by what these classes offer. Each capability has a default, so a
-new method states only what it can do, and nobody has to ask for its class.
+The rest of the package uses methods and segmenters through these classes only. Every optional capability has a default,
+so a new method implements only what it can do.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from handful.tuning.loop import TrainConfig
 
 _Method = TypeVar("_Method", bound="Method")
 CHUNK = 8
-"""Slices that go through a model at once: bounds memory, and more does not run faster on a CPU."""
-NOT_ASKED = -1024.0
+"""Number of slices per forward pass; larger numbers need more memory and are not faster on a CPU."""
+UNPROMPTED = -1024.0
 """Logit of a label that has no prompt in a slice."""
 
 
 class Segmenter(nn.Module, ABC):
-    """What a method learned: ready to segment volumes it has never seen."""
+    """A fitted method, which can segment volumes."""
 
     def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone) -> None:
         super().__init__()
@@ -45,20 +45,20 @@ class Segmenter(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        """Logits of each label for slices in [0, 1]; background is logit 0."""
+        """Logits of the k labels for slices with values in [0, 1]; the background has logit 0."""
 
     @abstractmethod
     def learned(self) -> dict[str, Tensor]:
-        """All that `Method.restore` needs beside the backbone, by name."""
+        """The tensors that `Method.restore` needs in addition to the backbone, by name."""
 
     @torch.inference_mode()
     def predict(self, volume: Volume) -> LabelMap:
-        """The label map of a volume, on its very grid; slices stream through, so their number costs no memory."""
+        """The label map of a volume, on the grid of the volume. Memory does not grow with the number of slices."""
         self.eval()
         return self.segment(self.slicer.view(volume))
 
     def segment(self, stack: SliceView) -> LabelMap:
-        """The label map of a stack of slices; a method whose slices depend on each other has its own order."""
+        """The label map of a stack of slices. Overridden where the prediction of a slice depends on other slices."""
         return assemble_label_map(stack, self.labels, self._slice_by_slice(stack))
 
     def _slice_by_slice(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Tensor]]:
@@ -67,7 +67,7 @@ class Segmenter(nn.Module, ABC):
             slices = stack.take(numbers).to(self.backbone.device)
             yield numbers, to_classes(self.forward(slices)) * has_signal(slices)[:, None, None]
 
-    # Capabilities: what some segmenters can do and others cannot.
+    # Optional capabilities.
 
     @property
     def decisions(self) -> tuple[str, ...]:
@@ -75,52 +75,52 @@ class Segmenter(nn.Module, ABC):
         return ()
 
     def predict_explained(self, volume: Volume) -> Explained:
-        """What `predict` returns, with the reasons for it where the segmenter has any."""
+        """The result of `predict`, with the labelled slices it is based on if the segmenter compares slices."""
         return Explained(self.predict(volume))
 
     def support_picture(self, case: str, number: int) -> SupportPicture:
-        """A labelled slice that `predict_explained` named as a reason; SettingsError where none are kept."""
-        raise SettingsError(f"{type(self).__name__} keeps no pictures of its labelled slices")
+        """A labelled slice that `predict_explained` refers to. Raises SettingsError if no pictures are stored."""
+        raise SettingsError(f"{type(self).__name__} stores no pictures of its labelled slices")
 
     @torch.inference_mode()
     def confidence(
         self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
     ) -> dict[int, float]:
-        """How sure the segmenter is of each label of its own prediction, in [0, 1] by label value.
+        """The confidence of each label in the segmenter's own prediction: {label value: confidence in [0, 1]}.
 
-        Here the margin of probability over the next best class, averaged over the label's voxels. `reasons` are those
-        of `predict_explained`; without them the volume is segmented again where they are needed. Empty for a segmenter
-        that cannot tell: one whose label map does not come from `forward` slice by slice returns {}.
+        By default it is the difference between the label's probability and that of the next best class, averaged over
+        the label's voxels. `reasons` are those of `predict_explained`; if they are needed and not given, the volume is
+        segmented again. Returns {} if the segmenter has no measure of confidence.
         """
         self.eval()
         stack = self.slicer.view(volume)
         return _margins(self, stack, stack.of(prediction.array))
 
     def promptable(self) -> PromptableSegmenter | None:
-        """The same model, to be prompted; None where it takes no prompts."""
+        """The same model with prompts as input; None if it takes none."""
         return None
 
     def extend(self, support: SupportSet) -> Segmenter:
-        """A segmenter that has also learned from the labelled slices of `support`, without training.
+        """A new segmenter that also uses the labelled slices of `support`, without training; this one is unchanged.
 
-        The segmenter itself stays as it was; `support` need not hold every label. LabelError where its labels are
-        others, SettingsError where the method cannot do this.
+        `support` need not contain every label. Raises LabelError if its labels differ from the segmenter's,
+        SettingsError if the method needs training.
         """
         raise SettingsError(
-            f"{type(self).__name__} learned by training and cannot be refreshed from corrections; "
-            "fit its method again with session.case(name) among the support, or take fate or few-shot-prompts"
+            f"{type(self).__name__} cannot use corrections without training; fit the method again with "
+            "session.case(name) in the support set, or use fate or few-shot-prompts"
         )
 
     @property
     def holds_pictures(self) -> bool:
-        """Whether what was learned holds small pictures of the labelled slices, to be protected like the scans."""
+        """Whether `learned` contains small pictures of labelled slices, which must be protected like the scans."""
         return False
 
 
 class PromptableSegmenter(nn.Module, ABC):
-    """Segments what prompts ask for; a label without a prompt in a slice is not there.
+    """Segments slices from prompts; a label without a prompt in a slice is absent from its prediction.
 
-    It is no `Segmenter`: one that ignored its prompts in silence would lie.
+    It is not a `Segmenter`, whose `predict` takes no prompts.
     """
 
     def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone) -> None:
@@ -130,56 +130,58 @@ class PromptableSegmenter(nn.Module, ABC):
         self.backbone = backbone
 
     @abstractmethod
-    def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        """Logits of each label; those of labels without a prompt do not matter."""
+    def prompted_logits(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
+        """Logits of each label for slices with values in [0, 1]; those of labels without a prompt are not used."""
 
     @abstractmethod
     def learned(self) -> dict[str, Tensor]:
-        """All that was learned beside the backbone, by name."""
+        """The tensors that were learned in addition to the backbone, by name."""
 
     @property
     def encoder(self) -> Backbone | None:
-        """The backbone whose embeddings `answer_encoded` takes; None for one that must see the slices themselves."""
+        """The backbone whose embeddings `decode` takes; None if the segmenter needs the slices themselves."""
         return None
 
-    def answer_encoded(self, image: ImageEmbeddings, prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        """Logits at slice size for slices encoded by `encoder`, for as many labels as there are prompts.
+    def decode(self, image: ImageEmbeddings, prompts: Prompts) -> Float[Tensor, "n k h w"]:
+        """Logits at slice size for n slices encoded by `encoder`, for the k labels of the prompts.
 
-        SettingsError where `encoder` is None.
+        Raises SettingsError if `encoder` is None.
         """
-        raise SettingsError(f"{type(self).__name__} must see the slices themselves, not their embeddings")
+        raise SettingsError(f"{type(self).__name__} needs the slices themselves, not their embeddings")
 
     def forward(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        """Logits of each label for slices in [0, 1]; NOT_ASKED where a label has no prompt.
+        """Logits of each label for slices with values in [0, 1]; UNPROMPTED for labels without a prompt.
 
-        Raises SettingsError where the prompts are not for these slices and labels.
+        Raises SettingsError if the prompts are not for n slices and all labels.
         """
-        wanted = prompts.is_prompted()
-        if wanted.shape != (len(slices), len(self.labels)):
+        prompted = prompts.is_prompted()
+        if prompted.shape != (len(slices), len(self.labels)):
             raise SettingsError(
-                f"prompts for (slices, labels) = {tuple(wanted.shape)}, but there are "
-                f"{(len(slices), len(self.labels))}; give one row a slice and one prompt a label"
+                f"prompts for (slices, labels) = {tuple(prompted.shape)}, but there are "
+                f"{(len(slices), len(self.labels))}; give one row per slice and one prompt per label"
             )
-        absent = ~wanted[..., None, None].to(slices.device)
-        return self.answer(slices, prompts.to(slices.device)).masked_fill(absent, NOT_ASKED)
+        absent = ~prompted[..., None, None].to(slices.device)
+        return self.prompted_logits(slices, prompts.to(slices.device)).masked_fill(absent, UNPROMPTED)
 
     @torch.inference_mode()
     def predict(self, volume: Volume, prompts: Prompts) -> LabelMap:
-        """The label map of a volume, on its very grid; `prompts` has a row for each of its slices, as `slicer` cuts."""
+        """The label map of a volume, on the grid of the volume; `prompts` has one row for each slice of `slicer`."""
         self.eval()
         return self.segment(self.slicer.view(volume), prompts)
 
     def segment(self, stack: SliceView, prompts: Prompts) -> LabelMap:
-        """The label map of a stack; slices without a prompt cost nothing."""
-        wanted = prompts.is_prompted()
-        if len(wanted) != len(stack):
-            raise SettingsError(f"prompts for {len(wanted)} slices, but there are {len(stack)}; give a row a slice")
-        return assemble_label_map(stack, self.labels, self._answers(stack, prompts, wanted.any(dim=1)))
+        """The label map of a stack of slices; slices without a prompt are not encoded."""
+        prompted = prompts.is_prompted()
+        if len(prompted) != len(stack):
+            raise SettingsError(
+                f"prompts for {len(prompted)} slices, but there are {len(stack)}; give one row per slice"
+            )
+        return assemble_label_map(stack, self.labels, self._prompted_slices(stack, prompts, prompted.any(dim=1)))
 
-    def _answers(
-        self, stack: SliceView, prompts: Prompts, wanted: Bool[Tensor, " n"]
+    def _prompted_slices(
+        self, stack: SliceView, prompts: Prompts, prompted: Bool[Tensor, " n"]
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        chosen = torch.nonzero(wanted)[:, 0].tolist()
+        chosen = torch.nonzero(prompted)[:, 0].tolist()
         for start in range(0, len(chosen), CHUNK):
             numbers = chosen[start : start + CHUNK]
             slices = stack.take(numbers).to(self.backbone.device)
@@ -188,10 +190,13 @@ class PromptableSegmenter(nn.Module, ABC):
 
 
 class Method(ABC):
-    """A way to learn from a support set: a frozen dataclass of settings, nothing learned."""
+    """A way to learn from a support set: a frozen dataclass of settings, without any learned weights.
+
+    The first paragraph below each setting is its entry in the settings reference.
+    """
 
     slicer: Slicer
-    """Plane and window, the same when fitting and when predicting."""
+    """Slice plane and intensity window, used for fitting and predicting."""
     when: ClassVar[str]
     """The situation in which to choose this method, in one phrase."""
     minutes: ClassVar[str]
@@ -201,33 +206,35 @@ class Method(ABC):
 
     @abstractmethod
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> Segmenter:  # noqa: B008
-        """A segmenter for the support's labels; the backbone and the support stay as they were."""
+        """A segmenter for the labels of the support set. The backbone and the support set are not changed."""
 
     @abstractmethod
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> Segmenter:
-        """The segmenter that `fit` returned, from what it learned."""
+        """The segmenter that `fit` returned, from its `learned` tensors."""
 
     def with_slicer(self: _Method, slicer: Slicer) -> _Method:
-        """The same method on slices that are cut otherwise."""
+        """The same method with another slicer."""
         return dataclasses.replace(self, slicer=slicer)  # type: ignore[type-var]
 
     def seeded(self: _Method, further: int) -> _Method:
-        """The same method from a later seed; SettingsError where a fit draws nothing at random."""
-        own: Any = self
-        if hasattr(own, "seed"):
-            changes: dict[str, Any] = {"seed": own.seed + further}
+        """The same method with `further` added to its random seed. Raises SettingsError if it has no seed."""
+        settings: Any = self
+        if hasattr(settings, "seed"):
+            changes: dict[str, Any] = {"seed": settings.seed + further}
         else:
-            trainings = {key: value for key, value in vars(own).items() if isinstance(value, TrainConfig)}
-            changes = {key: dataclasses.replace(one, seed=one.seed + further) for key, one in trainings.items()}
+            trainings = {key: value for key, value in vars(settings).items() if isinstance(value, TrainConfig)}
+            changes = {
+                key: dataclasses.replace(training, seed=training.seed + further) for key, training in trainings.items()
+            }
         if not changes:
             raise SettingsError(
-                f"seeds is for methods that train, and {type(self).__name__} gives the same from any seed; leave it out"
+                f"seeds is for methods that train, but {type(self).__name__} does not depend on a seed; leave it out"
             )
-        return dataclasses.replace(own, **changes)  # type: ignore[no-any-return]
+        return dataclasses.replace(settings, **changes)  # type: ignore[no-any-return]
 
     @property
     def trains(self) -> bool:
-        """Whether a fit depends on a seed, as a training does."""
+        """Whether a fit depends on a random seed."""
         try:
             self.seeded(0)
         except SettingsError:
@@ -236,54 +243,58 @@ class Method(ABC):
 
 
 def assemble_label_map(stack: SliceView, labels: Labels, classes: Iterable[tuple[Sequence[int], Tensor]]) -> LabelMap:
-    """Assembles per-slice class numbers (n, h, w), in any order of slices, into a label map."""
+    """Assemble class numbers per slice into a label map.
+
+    `classes` yields slice numbers and their class numbers (n, h, w), in any order of slices: 0 for the background, i +
+    1 for the label with index i.
+    """
     geometry = stack.volume.geometry
     out = np.zeros(geometry.shape, dtype=np.int16 if max(labels.values) < 2**15 else np.int32)
     target = stack.of(out)
     values = np.array([0, *labels.values], dtype=out.dtype)
-    for numbers, winner in classes:
-        target[list(numbers)] = values[winner.cpu().numpy()]
+    for numbers, class_numbers in classes:
+        target[list(numbers)] = values[class_numbers.cpu().numpy()]
     return LabelMap(out, geometry, labels)
 
 
 def has_signal(slices: Float[Tensor, "n c h w"]) -> Bool[Tensor, " n"]:
-    """False for slices of one value throughout: there is nothing to be found."""
+    """False for constant slices, which contain nothing to segment."""
     return slices.amax(dim=(1, 2, 3)) > slices.amin(dim=(1, 2, 3))
 
 
 def to_classes(logits: Float[Tensor, "n k h w"]) -> Tensor:
-    """Class numbers (n, h, w): 0 where no label's logit is above 0, else 1 + the index of the largest."""
+    """Class numbers (n, h, w): 0 if no label has a logit above 0, else 1 + the index of the largest logit."""
     best, index = logits.max(dim=1)
     return torch.where(best > 0, index + 1, 0)
 
 
 def below(prefix: str, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors named `prefix/...`, by the rest of their names."""
+    """The tensors whose names start with `prefix/`, with this prefix removed."""
     return {name.removeprefix(f"{prefix}/"): value for name, value in learned.items() if name.startswith(f"{prefix}/")}
 
 
 def require_same_labels(support: SupportSet, labels: Labels) -> None:
-    """LabelError unless the support has the labels of the segmenter that is to learn from it."""
+    """Raise LabelError unless the support set has exactly these labels."""
     if support.labels != labels:
         raise LabelError(
-            f"the new slices are labelled with {support.labels.as_dict()}, "
-            f"the segmenter with {labels.as_dict()}; label them alike"
+            f"the new slices have the labels {support.labels.as_dict()}, but the segmenter has {labels.as_dict()}; "
+            "use the same labels"
         )
 
 
 def _margins(segmenter: Segmenter, stack: SliceView, classes: NDArray[np.integer]) -> dict[int, float]:
-    """Mean over a label's voxels of its probability less that of the next best class, at least 0."""
+    """Mean over a label's voxels of its probability minus that of the next best class, at least 0."""
     values = segmenter.labels.values
     total, count = np.zeros(len(values)), np.zeros(len(values))
     numbers = np.flatnonzero(np.isin(classes, values).any(axis=(1, 2)))
     for start in range(0, len(numbers), CHUNK):
         chosen = numbers[start : start + CHUNK]
         logits: Tensor = segmenter(stack.take(chosen.tolist()).to(segmenter.backbone.device)).float()
-        shares = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).softmax(dim=1)
+        likely = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).softmax(dim=1)
         for index, value in enumerate(values):
-            inside = torch.from_numpy(np.ascontiguousarray(classes[chosen] == value)).to(shares.device)
-            others = torch.cat([shares[:, : index + 1], shares[:, index + 2 :]], dim=1).amax(dim=1)
-            margin = (shares[:, index + 1] - others).clamp_min(0)
+            inside = torch.from_numpy(np.ascontiguousarray(classes[chosen] == value)).to(likely.device)
+            others = torch.cat([likely[:, : index + 1], likely[:, index + 2 :]], dim=1).amax(dim=1)
+            margin = (likely[:, index + 1] - others).clamp_min(0)
             total[index] += float(margin[inside].double().sum())
             count[index] += int(inside.sum())
     return {value: float(total[i] / count[i]) for i, value in enumerate(values) if count[i]}

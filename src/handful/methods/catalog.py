@@ -1,4 +1,4 @@
-"""Methods by the names that people type, with settings as they type them, such as 'train.iterations=200'."""
+"""The catalogue of methods by name, and their settings in the form 'train.iterations=200'."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ METHODS: dict[str, type[Method]] = {
     "zero-shot": ZeroShot,
 }
 DEFAULT_METHOD = "ensemble"
-"""Taken where none is named."""
+"""The method that is used if none is named."""
 WRAPPERS: dict[str, type[Any]] = {"roi_margin": RoiCrop, "planes": Planes, "seeds": Seeds}
-"""By the setting that asks for them, which all methods have; of several the first is the innermost."""
+"""Wrappers by the setting that enables them, which all methods have. With several, the first is the innermost."""
 
 
 def build_method(name: str, settings: Mapping[str, object]) -> Method:
-    """The method of that name; settings are values or their text, nested or with dotted keys ('train.iterations').
+    """The method of that name with these settings; settings that are left out keep their defaults.
 
-    What is not set keeps the method's own default. Three settings are for all methods. 'roi_margin'
-    crops scans to a window round the labelled region, that many times as large: a number, 'none', or 'auto' (the
-    default), which decides on the support. With 'planes' ('axial,coronal,sagittal') several planes vote, with 'seeds'
-    (3, say) several fits. SettingsError names the field, the value and what
-    is allowed.
+    Settings are values or text, nested or with dotted keys ('train.iterations'). All methods have three settings that
+    wrap the method: `roi_margin` crops scans to the labelled region, enlarged by that factor (a number, 'none', or
+    'auto', the default, which decides on the support set); `planes` ('axial,coronal,sagittal') fits on several planes,
+    which vote; `seeds` (3) fits with several random seeds, which vote. Raises SettingsError with the setting, its value
+    and what is allowed.
     """
     kind = require_method(name)
-    own = {key: value for key, value in settings.items() if key not in WRAPPERS}
-    method: Method = read_settings(kind, own, name, tuple(WRAPPERS))
+    of_method = {key: value for key, value in settings.items() if key not in WRAPPERS}
+    method: Method = read_settings(kind, of_method, name, tuple(WRAPPERS))
     for wrapper in WRAPPERS.values():
         value = _wrapper_setting(wrapper, settings, None if kind.whole_slices else wrapper.default)
         if value is not None:
@@ -61,28 +61,31 @@ def build_method(name: str, settings: Mapping[str, object]) -> Method:
 
 
 def require_method(name: str) -> type[Method]:
-    """The class of that name; SettingsError that names the likeliest one where there is none."""
+    """The class of the method of that name. Raises SettingsError, with a similar name, for an unknown one."""
     if name not in METHODS:
         hint = did_you_mean(name, METHODS)
         raise SettingsError(f"there is no method {name!r}; {hint}methods are {', '.join(sorted(METHODS))}")
     return METHODS[name]
 
 
-def read_settings(kind: type[Any], settings: Mapping[str, object], where: str, beside: tuple[str, ...] = ()) -> Any:
-    """A dataclass of settings with some of them changed; `where` names it in errors, `beside` what else there is."""
+def read_settings(kind: type[Any], settings: Mapping[str, object], where: str, further: tuple[str, ...] = ()) -> Any:
+    """A dataclass of class `kind` with some of its settings changed.
+
+    `where` names the class in errors; `further` are names of settings that are handled elsewhere.
+    """
     changes = _nested(settings)
-    _require_known(changes, kind, where, beside)
+    _require_known(changes, kind, where, further)
     changes = _typed(changes, kind)
     adapter = TypeAdapter(kind)
     try:
         return adapter.validate_python(_merged(adapter.dump_python(kind(), mode="json"), changes))
     except ValidationError as error:
         wrong = [f"{'.'.join(str(p) for p in e['loc'])} = {e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise SettingsError(f"settings of {where} that cannot be used: {'; '.join(wrong)}") from None
+        raise SettingsError(f"invalid settings of {where}: {'; '.join(wrong)}") from None
 
 
 def method_settings(method: Method) -> dict[str, Any]:
-    """All settings of a method as JSON has them; `build_method` takes them back."""
+    """All settings of a method as JSON values; `build_method` accepts them."""
     if isinstance(method, MethodWrapper):
         return method_settings(method.method) | {method.key: method.value}
     settings: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
@@ -91,13 +94,13 @@ def method_settings(method: Method) -> dict[str, Any]:
 
 
 def default_settings(name: str) -> dict[str, Any]:
-    """The defaults of a method, keyed as people type them: {'train.iterations': 600}."""
+    """The default settings of a method, with dotted keys: {'train.iterations': 600}."""
     settings = _dotted(method_settings(build_method(name, {})))
-    return {key: value for key, value in settings.items() if ".slicer." not in key}  # an ensemble sets one for all
+    return {key: value for key, value in settings.items() if ".slicer." not in key}  # members of an ensemble share one
 
 
 def seed_setting(name: str) -> str | None:
-    """The setting of a method that holds its seed; None where nothing is random."""
+    """The name of the setting for a method's random seed; None if it has none."""
     settings = default_settings(name)
     return next((key for key in ("train.seed", "seed") if key in settings), None)
 
@@ -110,18 +113,18 @@ def _dotted(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _wrapper_setting(wrapper: type[MethodWrapper], settings: Mapping[str, object], default: Any) -> Any:
-    """The value of the wrapper's setting, `default` where it is left out; None for a method without the wrapper."""
+    """The value of the wrapper's setting, or `default` if it is left out; None for a method without the wrapper."""
     value = _listed(settings.get(wrapper.key, default))
     if value in (None, "", "none"):
         return None
     try:
         return TypeAdapter(wrapper.kind).validate_python(value)
     except ValidationError:
-        raise SettingsError(f"{wrapper.key} = {settings[wrapper.key]!r}: give {wrapper.example}, or none") from None
+        raise SettingsError(f"{wrapper.key} = {settings[wrapper.key]!r}: set {wrapper.example}, or none") from None
 
 
 def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
-    """Dotted keys opened into dicts; text with commas becomes a list, as in 'slicer.window=-100,300'."""
+    """Dotted keys as nested dictionaries; text with commas becomes a list, as in 'slicer.window=-100,300'."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         here, *path = reversed(key.split("."))
@@ -134,7 +137,7 @@ def _nested(settings: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _typed(changes: Mapping[str, Any], kind: Any) -> dict[str, Any]:
-    """Text in place of what pydantic does not read from text: numbers to choose from (dims=3), and none for None."""
+    """The changes with text converted where pydantic does not: choices of numbers (dims=3), and 'none' for None."""
     hints = get_type_hints(kind)
     return {key: _typed_value(value, hints[key]) for key, value in changes.items()}
 
@@ -142,7 +145,7 @@ def _typed(changes: Mapping[str, Any], kind: Any) -> dict[str, Any]:
 def _typed_value(value: Any, hint: Any) -> Any:
     if isinstance(value, Mapping):
         return _typed(value, hint) if dataclasses.is_dataclass(hint) else value
-    choices = [choice for one in (hint, *get_args(hint)) if get_origin(one) is Literal for choice in get_args(one)]
+    choices = [choice for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for choice in get_args(kind)]
     if not isinstance(value, str) or value in choices:
         return value
     if value == "none" and type(None) in get_args(hint):
@@ -162,14 +165,15 @@ def _merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, An
     return merged
 
 
-def _require_known(changes: Mapping[str, Any], kind: type[Any], where: str, beside: tuple[str, ...] = ()) -> None:
-    """Refuses a misspelt key, which pydantic would drop in silence."""
+def _require_known(changes: Mapping[str, Any], kind: type[Any], where: str, further: tuple[str, ...] = ()) -> None:
+    """Raise SettingsError for a misspelt key, which pydantic would ignore."""
     allowed = get_type_hints(kind)
     for key, value in changes.items():
         if key not in allowed:
-            hint = did_you_mean(key, [*allowed, *beside])
+            names = [*allowed, *further]
+            hint = did_you_mean(key, names)
             raise SettingsError(
-                f"{where} has no setting {key!r} (value {value!r}); {hint}settings are {', '.join([*allowed, *beside])}"
+                f"{where} has no setting {key!r} (value {value!r}); {hint}settings are {', '.join(names)}"
             )
         if isinstance(value, Mapping) and dataclasses.is_dataclass(allowed[key]):
             _require_known(value, allowed[key], f"{where}.{key}")

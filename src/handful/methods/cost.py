@@ -1,4 +1,4 @@
-"""What a job will cost, told before it begins: how many slices, and how long the image encoder takes for one."""
+"""Estimate of the time of a job before it starts, from the number of slices and one timed slice."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from handful.errors import HandfulError
 
 @dataclass(frozen=True)
 class Cost:
-    """The slices of a job and the time that their encoding takes on this machine."""
+    """The number of slices of a job, and the estimated time to encode them on this machine."""
 
     cases: int
     slices: int
@@ -31,10 +31,7 @@ class Cost:
 
 
 def estimate(backbone: Backbone, grids: Sequence[SliceGrid]) -> Cost | None:
-    """The cost of encoding every slice of these grids, by one timed slice; None where there are none.
-
-    A cache is not counted on.
-    """
+    """The cost of encoding every slice of these grids without a cache; None if there are no grids."""
     if not grids:
         return None
     slices = sum(len(grid) for grid in grids)
@@ -43,7 +40,7 @@ def estimate(backbone: Backbone, grids: Sequence[SliceGrid]) -> Cost | None:
 
 
 def grids_of(cases: Iterable[Case], slicer: Slicer) -> list[SliceGrid]:
-    """The slices of cases by their headers; those that cannot be read are left out, and fail when their turn comes."""
+    """The slice grids of the cases, from their headers. Cases that cannot be read are left out."""
     grids = []
     for case in cases:
         with suppress(HandfulError):
@@ -52,7 +49,7 @@ def grids_of(cases: Iterable[Case], slicer: Slicer) -> list[SliceGrid]:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: 8 s, 4 min, 1 h 20 min."""
+    """A duration as text: 8 s, 4 min, 1 h 20 min."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -61,12 +58,12 @@ def duration(seconds: float) -> str:
 
 @torch.no_grad()
 def _seconds_per_slice(backbone: Backbone, size: tuple[int, int]) -> float:
-    """Of a second call where the first was quick, for the first one also sets things up."""
+    """Seconds to encode one slice of this size. If the first call is fast, a second is timed, without set-up costs."""
     ramp = torch.linspace(0, 1, size[0] * size[1], device=backbone.device).reshape(1, 1, *size)
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()
-        backbone.plain.encode(ramp).main.sum().item()  # reading a number waits for the device
+        backbone.plain.encode(ramp).main.sum().item()  # item() waits for the device
         seconds = time.perf_counter() - began
         if seconds > 2:
             break

@@ -1,4 +1,4 @@
-"""What a method is, when to use it, and what each of its settings means, read from the classes themselves."""
+"""Descriptions of methods and their settings, read from the docstrings of their classes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from handful.methods.catalog import METHODS, WRAPPERS, default_settings, require
 
 @dataclass(frozen=True)
 class SettingDescription:
-    """One setting of a method, as `--set name=value` takes it."""
+    """One setting of a method, in the form of `--set name=value`."""
 
     name: str
-    """With dots where it belongs to a group: train.iterations."""
+    """With dots if it belongs to a group: train.iterations."""
     default: Any
     meaning: str
     """The first paragraph of its documentation, on one line."""
@@ -34,23 +34,23 @@ class MethodDescription:
     trains: bool
     """Whether weights are learned by gradient steps."""
     minutes: str
-    """To fit four or five labelled cases with handful-tiny on two CPU cores, as measured."""
+    """Measured time to fit four or five labelled cases with handful-tiny on two CPU cores."""
     settings: tuple[SettingDescription, ...]
 
 
 def describe_method(name: str) -> MethodDescription:
-    """The method of that name with its settings; SettingsError where there is none."""
+    """The method of that name with its settings. Raises SettingsError for an unknown name."""
     kind = require_method(name)
     meanings = _meanings(kind)
     defaults = default_settings(name)
-    own = [SettingDescription(key, defaults[key], meanings.get(key, "")) for key in defaults if key not in WRAPPERS]
+    settings = [SettingDescription(key, defaults[key], meanings.get(key, "")) for key in defaults if key not in WRAPPERS]
     shared = [
         SettingDescription(key, defaults.get(key), _one_line(inspect.getdoc(wrapper)))
         for key, wrapper in WRAPPERS.items()
     ]
     summary = (inspect.getdoc(kind) or "").partition("\n")[0]
-    trains = any(one.name.endswith("train.iterations") for one in own)
-    return MethodDescription(name, summary, kind.when, trains, kind.minutes, (*own, *shared))
+    trains = any(setting.name.endswith("train.iterations") for setting in settings)
+    return MethodDescription(name, summary, kind.when, trains, kind.minutes, (*settings, *shared))
 
 
 def describe_methods() -> list[MethodDescription]:
@@ -59,14 +59,14 @@ def describe_methods() -> list[MethodDescription]:
 
 
 def _meanings(kind: type[Any], prefix: str = "") -> dict[str, str]:
-    """The documentation of each field of a dataclass of settings, and of the fields of the groups within it."""
+    """The documentation of each field of a dataclass of settings, including those of nested dataclasses."""
     documented, hints = _attribute_docstrings(kind), get_type_hints(kind)
-    found: dict[str, str] = {}
+    meanings: dict[str, str] = {}
     for field in dataclasses.fields(kind):
         if dataclasses.is_dataclass(hints[field.name]):
-            found |= _meanings(hints[field.name], f"{prefix}{field.name}.")
-        found[prefix + field.name] = documented.get(field.name, "")
-    return found
+            meanings |= _meanings(hints[field.name], f"{prefix}{field.name}.")
+        meanings[prefix + field.name] = documented.get(field.name, "")
+    return meanings
 
 
 def _attribute_docstrings(kind: type[Any]) -> dict[str, str]:

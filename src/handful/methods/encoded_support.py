@@ -1,4 +1,4 @@
-"""The labelled slices of a support as an image encoder sees them, for the methods that train on its embeddings."""
+"""Embeddings of the labelled slices of a support set, for methods that train on them."""
 
 from __future__ import annotations
 
@@ -21,50 +21,52 @@ from handful.tuning.augment import augmented
 from handful.tuning.sampling import noise_like
 
 MOST_BYTES = 2 * 2**30
-"""Memory that the kept views of a support may take, if each slice is to have more than a FEW."""
+"""Maximum size in bytes of the embeddings of all views, if there are more than FEW views per slice."""
 FEW = 4
+"""Number of augmented views per slice that is always allowed."""
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedSupport:
-    """v rows, each one view of one labelled slice: its embeddings, and its labels in the model's square."""
+    """v rows, each one view of one labelled slice: its embeddings, and its labels in the model frame."""
 
     source: StoredEmbeddings | EncodedOnUse
     regions: Float[Tensor, "v k f f"]
-    """Share of each feature cell that a label covers; the background comes last."""
+    """Fraction of each feature cell that a class covers; the background is the last class."""
     target: Bool[Tensor, "v l s s"] | Float[Tensor, "v l s s"]
-    """The labels without the background; where it is soft, the share of each cell that is inside."""
+    """The labels without the background: inside or outside, or the fraction of each cell that is inside."""
     valid_mask: Bool[Tensor, "v s s"]
+    """False where the slice is unlabelled or padded."""
     cases: Int[Tensor, " v"]
-    """Index into `names`, which is that of the case in the support set."""
+    """Index of the case in `names` and in the support set."""
     slices: Int[Tensor, " v"]
     """Index of the slice in its case."""
     views: Int[Tensor, " v"]
-    """0 for the slice as it is, else the number of its augmented view."""
+    """0 for the unchanged slice, else the number of its augmented view."""
     names: tuple[str, ...]
     """Names of the cases."""
     digest: str
-    """SHA-256 of the pixels, labels and known voxels that went in."""
+    """SHA-256 of pixels, labels and valid masks of the support set."""
 
     def __len__(self) -> int:
         return len(self.views)
 
     def rows(self, rows: Int[Tensor, " b"]) -> ImageEmbeddings:
-        """The embeddings of some rows, in float32."""
+        """The embeddings of these rows, in float32."""
         return self.source.rows(rows)
 
     @property
     def holds(self) -> Bool[Tensor, "v l"]:
-        """Which label is in which row."""
+        """Whether each row contains each label."""
         return self.target.sum(dim=(2, 3)) > 0
 
 
 @dataclass(frozen=True, eq=False)
 class StoredEmbeddings:
-    """Embeddings of a frozen encoder, computed once; `with_pixels` where pixels were asked for."""
+    """Embeddings of a frozen encoder, computed once."""
 
     image: ImageEmbeddings
-    """Half precision, to keep many; rows become float32 on use."""
+    """In half precision, to save memory."""
 
     def rows(self, rows: Int[Tensor, " b"]) -> ImageEmbeddings:
         return self.image[rows].to(torch.float32)
@@ -72,7 +74,7 @@ class StoredEmbeddings:
 
 @dataclass(frozen=True, eq=False)
 class EncodedOnUse:
-    """Slices for an encoder that learns: encoded each time they are used, with gradients."""
+    """Slices for an encoder that is trained: they are encoded at every use, with gradients."""
 
     encoder: Backbone
     slices: Sequence[Tensor]
@@ -80,7 +82,7 @@ class EncodedOnUse:
 
     def rows(self, rows: Int[Tensor, " b"]) -> ImageEmbeddings:
         chosen = [self.slices[row][None].to(self.encoder.device) for row in rows.tolist()]
-        return ImageEmbeddings.cat([self.encoder.encode_exact(one) for one in chosen])
+        return ImageEmbeddings.cat([self.encoder.encode_exact(image) for image in chosen])
 
 
 def encode_support(
@@ -94,39 +96,42 @@ def encode_support(
     pixels: int = 0,
     learns: bool = False,
 ) -> EncodedSupport:
-    """Encodes every view of every labelled slice, once; the first view is the slice itself, the others are random.
+    """Encode `views` views of every labelled slice once: the slice itself, and random augmentations of it.
 
-    `side` is that of the square of the labels. With `pixels` the slices themselves are kept before their embeddings,
-    in a square of so many pixels. Where the encoder `learns`, the slices are kept in place of embeddings.
+    `side` is the width and height of the target maps. If `pixels` is not 0, the slices themselves are stored before
+    their embeddings, as in `with_pixels`. If the encoder `learns`, slices are stored instead of embeddings.
     """
     generator = torch.Generator().manual_seed(seed)
     digest = Digest()
     names: list[str] = []
     images: list[ImageEmbeddings] = []
-    kept: list[Tensor] = []
+    stored: list[Tensor] = []
     maps: list[tuple[Tensor, Tensor, Tensor]] = []
     origin: list[tuple[int, int, int]] = []
-    for one in labelled:
-        names.append(one.case)
-        digest.add(one.slices, one.masks, one.valid_mask)
-        for view, rows, slices, masks, valid_mask in _views_of(one, views, generator):
+    for case in labelled:
+        names.append(case.case)
+        digest.add(case.slices, case.masks, case.valid_mask)
+        for view, rows, slices, masks, valid_mask in _views_of(case, views, generator):
             if learns:
-                kept += slices
+                stored += slices
             else:
                 image = with_pixels(backbone, slices, backbone.encode(slices.to(backbone.device)), pixels)
                 images.append(image.to(torch.float16))
-            maps.append(_in_square(backbone, masks, valid_mask, target, side))
-            origin += [(len(names) - 1, one.index[row], view) for row in rows]
-    source = EncodedOnUse(backbone, kept) if learns else StoredEmbeddings(ImageEmbeddings.cat(images))
-    regions, truth, shown = (torch.cat(parts) for parts in zip(*maps, strict=True))
+            maps.append(_in_model_frame(backbone, masks, valid_mask, target, side))
+            origin += [(len(names) - 1, case.index[row], view) for row in rows]
+    source = EncodedOnUse(backbone, stored) if learns else StoredEmbeddings(ImageEmbeddings.cat(images))
+    regions, truth, valid = (torch.cat(parts) for parts in zip(*maps, strict=True))
     cases, indices, numbers = torch.tensor(origin).unbind(1)
-    return EncodedSupport(source, regions, truth, shown, cases, indices, numbers, tuple(names), digest.hex())
+    return EncodedSupport(source, regions, truth, valid, cases, indices, numbers, tuple(names), digest.hex())
 
 
 def with_pixels(
     backbone: Backbone, slices: Float[Tensor, "n c h w"], image: ImageEmbeddings, pixels: int
 ) -> ImageEmbeddings:
-    """The slices themselves, in the model's square of so many pixels and three channels, before their embeddings."""
+    """The embeddings, preceded by the slices themselves in a model frame of pixels x pixels with three channels.
+
+    Without change if `pixels` is 0.
+    """
     if not pixels:
         return image
     square = backbone.to_model_frame(slices.to(image.main), pixels).expand(-1, 3, -1, -1)
@@ -134,23 +139,24 @@ def with_pixels(
 
 
 def views_to_keep(wanted: int, support: SupportSet, slicer: Slicer, backbone: Backbone, pixels: int = 0) -> int:
-    """Views of each labelled slice: as many as wanted, yet beyond FEW no more than MOST_BYTES hold; at least 1."""
+    """The number of views per labelled slice: `wanted`, but at most what MOST_BYTES hold, or FEW if that is more."""
     slices = sum(facts.labelled_slices(slicer) for facts in support.facts)
-    # in half precision; the levels come to 4 of these at most, the rest is room for the truth
+    # in half precision; all feature levels are at most 4 of these, the rest is for the target maps
     view = 7 * backbone.channels * backbone.feature_side**2 * 2 + 3 * pixels**2 * 2
     return max(1, min(wanted, max(FEW, MOST_BYTES // (view * max(1, slices)))))
 
 
 def noisy(image: ImageEmbeddings, share: float, generator: torch.Generator) -> ImageEmbeddings:
-    """The embeddings with noise on the main level, of `share` of its standard deviation."""
+    """The embeddings with Gaussian noise on the main level; `share` is relative to its standard deviation."""
     main = image.main + share * image.main.std() * noise_like(image.main, generator)
     return dataclasses.replace(image, features=(*image.features[:-1], main))
 
 
 def fingerprint(method: Any, digest: str, backbone: Backbone) -> str:
-    """Names a fit by all that decides its result, so that only its own half-done work is taken up again.
+    """A digest of everything that the result of a fit depends on, so that a fit resumes only its own unfinished work.
 
-    `digest` is of the pixels, labels and known voxels of the support."""
+    `digest` is that of the pixels, labels and valid masks of the support set.
+    """
     settings = json.dumps(dataclasses.asdict(method), sort_keys=True)
     return digest_of(f"{settings}:{digest}:{backbone.digest()}")[:16]
 
@@ -158,7 +164,7 @@ def fingerprint(method: Any, digest: str, backbone: Backbone) -> str:
 def _views_of(
     labelled: LabelledSlices, count: int, generator: torch.Generator
 ) -> Iterator[tuple[int, range, Tensor, Tensor, Tensor]]:
-    """(view, rows, slices, masks, valid_mask) in chunks that fit through the encoder."""
+    """(view, rows, slices, masks, valid_mask) in chunks of at most CHUNK slices."""
     for start in range(0, len(labelled.slices), CHUNK):
         rows = range(len(labelled.slices))[start : start + CHUNK]
         part = slice(start, start + CHUNK)
@@ -168,16 +174,16 @@ def _views_of(
             yield view, rows, *augmented(slices, masks, valid_mask, generator)
 
 
-def _in_square(
+def _in_model_frame(
     backbone: Backbone, masks: Tensor, valid_mask: Tensor, target: Literal["hard", "soft"], side: int
 ) -> tuple[Float[Tensor, "n k f f"], Tensor, Bool[Tensor, "n s s"]]:
-    """Area fractions per class at the features' resolution; labels and known cells on a square of that side."""
-    shown = valid_mask[:, None].to(masks)
-    labels = masks * shown
+    """Area fractions per class at the resolution of the features; labels and valid mask in a frame of that side."""
+    valid = valid_mask[:, None].to(masks)
+    labels = masks * valid
     truth = backbone.to_model_frame(labels, side)
-    classes = torch.cat([labels, shown - labels.sum(dim=1, keepdim=True)], dim=1)
+    classes = torch.cat([labels, valid - labels.sum(dim=1, keepdim=True)], dim=1)
     return (
         backbone.to_model_frame(classes, backbone.feature_side),
         truth >= 0.5 if target == "hard" else truth,
-        backbone.to_model_frame(shown, side)[:, 0] >= 0.5,
+        backbone.to_model_frame(valid, side)[:, 0] >= 0.5,
     )

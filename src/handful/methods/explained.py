@@ -1,4 +1,4 @@
-"""A prediction with the reasons for it: how sure the model was, and which labelled slices it was shown."""
+"""A prediction with its confidence and the labelled slices that it is based on."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from handful.data.volume import LabelMap
 
 @dataclass(frozen=True, eq=False)
 class SliceConfidence:
-    """How sure the model was of each slice and label of a volume, slices counted as the slicer cuts them."""
+    """The confidence of a method that compares slices, for each of the n slices and k labels of a volume."""
 
     object_score: Float[Tensor, "n k"]
-    """Logit that the label is in the slice at all; nan where no retrieved support holds it."""
+    """Logit that the label is in the slice; nan if none of the retrieved labelled slices contains the label."""
     iou: Float[Tensor, "n k"]
     """Predicted IoU of the mask, in [0, 1]; nan as above."""
     retrieved: tuple[tuple[tuple[str, int], ...], ...]
-    """For each slice the supports it was shown, the most similar first: case and number of the slice in it."""
+    """The labelled slices that were used for each slice, most similar first, as (case, slice number)."""
 
 
 @dataclass(frozen=True, eq=False)
 class SupportPicture:
-    """A support slice and its labels, small, as the fitted segmenter keeps them to be displayed.
+    """A small picture of a labelled slice and its labels, stored in the fitted segmenter for display.
 
-    Pixels are square in the patient; what the slice leaves of the square is 0 in both.
+    Pixels are isotropic. The picture is padded to a square with 0.
     """
 
     case: str
     number: int
-    """Of the slice in its case."""
+    """Number of the slice in its case."""
     image: UInt8[np.ndarray, "h w 3"]
     labels: Integer[np.ndarray, "h w"]
     """Label values."""
 
 
 class Explained(NamedTuple):
-    """A label map and what it rests on."""
+    """A label map and the labelled slices that it is based on."""
 
     label_map: LabelMap
     reasons: SliceConfidence | None = None
-    """None where the segmenter shows its model no labelled slices."""
+    """None if the segmenter does not compare slices."""

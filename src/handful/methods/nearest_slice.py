@@ -1,4 +1,4 @@
-"""Nearest slice: each slice takes the labels of the support slice it most resembles; the floor others must beat."""
+"""Nearest slice: each slice gets the labels of the most similar labelled slice. A lower bound for other methods."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from handful.methods.base import CHUNK, Method, Segmenter
 from handful.methods.promptable import thumbnails
 
 CELLS = 16
-"""Cells along the feature maps that are compared."""
+"""Width and height in cells to which feature maps are pooled before they are compared."""
 CERTAIN = 10.0
-"""The logit of a copied label: there is no doubt in a copy."""
+"""Logit of a copied label."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NearestSlice(Method):
-    """Copies labels from the most similar support slice; learns nothing."""
+    """Copies the labels of the most similar labelled slice; needs no training."""
 
     when = "the floor that every method must beat"
     minutes = "seconds"
 
     slicer: Slicer = Slicer()
-    """Plane and window, the same when fitting and when predicting."""
+    """Slice plane and intensity window, used for fitting and predicting."""
     similarity: Literal["pixels", "embedding"] = "pixels"
-    """What is compared, place by place: thumbnails of the slices, or the backbone's image embeddings."""
+    """Basis of the comparison: 'pixels' compares thumbnails of the slices, 'embedding' the backbone's embeddings."""
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> NearestSliceSegmenter:  # noqa: B008
         slicer = support.resolve(self.slicer)
@@ -54,7 +54,7 @@ class NearestSlice(Method):
 
 
 class NearestSliceSegmenter(Segmenter):
-    """The support slices' signatures, and their class numbers, a tensor (n, h, w) a case."""
+    """Signatures and class numbers of the labelled slices; `classes` has one tensor (n, h, w) per case."""
 
     signatures: Tensor
 
@@ -74,8 +74,8 @@ class NearestSliceSegmenter(Segmenter):
         self.owner = [(case, row) for case, maps in enumerate(classes) for row in range(len(maps))]
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        asked = signature(slices, self.backbone, self.similarity)
-        nearest = torch.cdist(asked, self.signatures).argmin(dim=1)
+        signatures = signature(slices, self.backbone, self.similarity)
+        nearest = torch.cdist(signatures, self.signatures).argmin(dim=1)
         copied = torch.cat([self._labels_of(int(row), tuple(slices.shape[-2:])) for row in nearest]).to(slices.device)
         values = torch.arange(1, len(self.labels) + 1, device=slices.device)[:, None, None]
         return torch.where(copied == values, CERTAIN, -CERTAIN).to(slices)
@@ -96,7 +96,7 @@ class NearestSliceSegmenter(Segmenter):
 def signature(
     slices: Float[Tensor, "n c h w"], backbone: Backbone, similarity: Literal["pixels", "embedding"]
 ) -> Float[Tensor, "n s"]:
-    """What two slices are compared by, of zero mean and unit variance a slice; near in Euclid's sense is alike."""
+    """Features to compare slices by Euclidean distance, with zero mean and unit variance per slice."""
     if similarity == "pixels":
         return thumbnails(slices)
     features = backbone.encode(slices).main
@@ -105,6 +105,6 @@ def signature(
 
 
 def _classes(masks: Float[Tensor, "n k h w"]) -> Tensor:
-    """Class numbers (n, h, w): 0 where no mask is set, else 1 + the label's index."""
+    """Class numbers (n, h, w): 0 if no mask is set, else 1 + the index of the label."""
     inside, index = masks.max(dim=1)
     return torch.where(inside > 0, index + 1, 0).to(torch.int16)

@@ -1,6 +1,6 @@
-"""Who prompts a promptable segmenter: prompts carried over from labelled slices, or a simulated annotator.
+"""Sources of prompts for a promptable segmenter: the most similar labelled slice, or a simulated annotator.
 
-`Prompted` makes a segmenter of both, so that prediction and evaluation have one path.
+`Prompted` combines a promptable segmenter with a source of prompts into a `Segmenter`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from handful.prompts.heuristics import append_points, boxes, centre_points, insi
 from handful.prompts.prompts import Prompts
 
 PromptKind = Literal["box", "points-1", "points-3", "points-5"]
-"""A box round a label, or points inside it: the deepest one, and two or four drawn at random."""
+"""A box around a label, or points inside it: the one farthest from the edge, and none, two or four random ones."""
 Prompter = Callable[[SliceView], Prompts]
-"""Prompts for every slice of a stack, in its order."""
+"""Returns prompts for all slices of a stack, in their order."""
 
 SIDE = 32
-"""Pixels along the thumbnails by which slices are compared: coarse enough to forgive a small shift."""
+"""Width and height in pixels of the thumbnails that slices are compared by; coarse enough to tolerate small shifts."""
 
 
 class Prompted(Segmenter):
-    """A promptable segmenter with a prompter that asks it: a segmenter like any other."""
+    """A promptable segmenter together with a source of prompts."""
 
     def __init__(self, inner: PromptableSegmenter, prompter: Prompter) -> None:
         super().__init__(inner.labels, inner.slicer, inner.backbone)
@@ -50,7 +50,7 @@ class Prompted(Segmenter):
         return logits
 
     def learned(self) -> dict[str, Tensor]:
-        """What the promptable one learned; a prompter learns nothing."""
+        """The tensors of the promptable segmenter; a source of prompts has none."""
         return self.inner.learned()
 
     def segment(self, stack: SliceView) -> LabelMap:
@@ -59,7 +59,7 @@ class Prompted(Segmenter):
     def confidence(
         self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
     ) -> dict[int, float]:
-        """Unknown: the prompts of a slice depend on the others."""
+        """Not available."""
         return {}
 
     def promptable(self) -> PromptableSegmenter:
@@ -67,7 +67,7 @@ class Prompted(Segmenter):
 
 
 class FrozenPromptable(PromptableSegmenter):
-    """A backbone as it is; all labels of a slice are asked for in one decoder call."""
+    """A backbone without any training; all labels of a slice are decoded in one call."""
 
     def __init__(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, box_crop: bool = False, multimask: bool = False
@@ -77,12 +77,12 @@ class FrozenPromptable(PromptableSegmenter):
         self.multimask = multimask
 
     @torch.no_grad()
-    def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        """Raises SettingsError where `box_crop` is set and there is no box to look at closely."""
+    def prompted_logits(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
+        """As in the base class. Raises SettingsError if `box_crop` is set and the prompts have no boxes."""
         if not self.box_crop:
-            return self.answer_encoded(self.backbone.encode(slices), prompts)
+            return self.decode(self.backbone.encode(slices), prompts)
         if prompts.boxes is None:
-            raise SettingsError("box_crop looks round boxes, but the prompts have none; give boxes or box_crop=False")
+            raise SettingsError("box_crop needs boxes, but the prompts have none; give boxes or set box_crop=False")
         return decode_box_crop(self.backbone, slices, prompts.boxes)
 
     @property
@@ -90,68 +90,66 @@ class FrozenPromptable(PromptableSegmenter):
         return None if self.box_crop else self.backbone
 
     @torch.no_grad()
-    def answer_encoded(self, image: ImageEmbeddings, prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        answer = self.backbone.decode_square(image, self.backbone.embed(prompts, image.size), self.multimask)
-        return self.backbone.to_image_frame(answer.logits, image.size)
+    def decode(self, image: ImageEmbeddings, prompts: Prompts) -> Float[Tensor, "n k h w"]:
+        prediction = self.backbone.decode_square(image, self.backbone.embed(prompts, image.size), self.multimask)
+        return self.backbone.to_image_frame(prediction.logits, image.size)
 
     def learned(self) -> dict[str, Tensor]:
         return {}
 
 
 Source = Backbone | PromptableSegmenter | Segmenter
-"""What can be prompted, if only through its backbone."""
+"""A model that can be prompted, directly or through its backbone."""
 
 
 def resolve_source(
     source: Source, labels: Labels | None = None, slicer: Slicer | None = None
 ) -> tuple[PromptableSegmenter, Segmenter | None]:
-    """What answers prompts for `source`, and the segmenter that makes proposals, where it is one.
+    """The promptable segmenter for `source`, and `source` itself if it can propose segmentations without prompts.
 
-    A segmenter that takes no prompts leaves the answers to its backbone. Raises SettingsError where a backbone comes
-    without labels, or a segmenter with others than its own.
+    A segmenter that takes no prompts is prompted through its backbone. Raises SettingsError if `source` is a backbone
+    and there are no labels, or a segmenter and labels or a slicer are given that differ from its own.
     """
     if isinstance(source, Backbone):
         if labels is None:
-            raise SettingsError(
-                "a backbone knows no labels; say which ones the annotator draws: labels=Labels.of({...})"
-            )
+            raise SettingsError("a backbone has no labels of its own; name them: labels=Labels.of({1: 'liver'})")
         return FrozenPromptable(labels, slicer or Slicer(), source), None
     if slicer is not None or (labels is not None and labels != source.labels):
-        raise SettingsError("a segmenter has labels and a slicer of its own; leave labels and slicer out")
+        raise SettingsError("a segmenter has its own labels and slicer; leave labels and slicer out")
     if isinstance(source, PromptableSegmenter):
         return source, None
     return source.promptable() or FrozenPromptable(source.labels, source.slicer, source.backbone), source
 
 
 def labels_of(source: Source) -> Labels | None:
-    """The labels that a source knows; None of a backbone."""
+    """The labels of a source; None for a backbone."""
     return None if isinstance(source, Backbone) else source.labels
 
 
 @dataclass(frozen=True, eq=False)
 class SimulatedAnnotator:
-    """An oracle: prompts drawn from the *true* label map of the scan that is asked about.
+    """Prompts derived from the *reference* of the scan that is segmented.
 
-    It stands for a person who prompts every slice of every scan and sees every label. What comes of it is an upper
-    bound for that much work, never a result of an automatic method.
+    This simulates a person who prompts every label on every slice of every scan. The resulting scores are upper bounds
+    for that amount of work, not results of an automatic method.
     """
 
     reference: LabelMap
-    """The truth, on the grid of the scan."""
+    """The reference label map, on the grid of the scan."""
     labels: Labels
-    """Those of the segmenter that is asked."""
+    """The labels of the segmenter."""
     kind: PromptKind = "box"
     jitter: float = 0.0
-    """Each side of a box is off by up to this share of the box; points are not moved."""
+    """Maximum error of each side of a box, as a fraction of the box; points are not moved."""
     seed: int = 0
-    """Of jitter and drawn points."""
+    """Random seed of the jitter and of random points."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.jitter < 1:
-            raise SettingsError(f"jitter must be a share from 0 to below 1, got {self.jitter}")
+            raise SettingsError(f"jitter must be a fraction from 0 to below 1, got {self.jitter}")
 
     def __call__(self, stack: SliceView) -> Prompts:
-        """Raises GeometryMismatch where the stack is not of the scan that the reference belongs to."""
+        """The prompts of all slices. Raises GeometryMismatch if the reference is not on the grid of the scan."""
         stack.volume.geometry.require_same(self.reference.geometry, "the simulated annotator's reference and the scan")
         parts = []
         for number, classes in enumerate(stack.of(self.reference.array)):
@@ -164,7 +162,10 @@ class SimulatedAnnotator:
 def oracle(
     promptable: PromptableSegmenter, kind: PromptKind = "box", jitter: float = 0.0, seed: int = 0
 ) -> Callable[[Case], LabelMap]:
-    """Segments labelled cases with prompts from their own references, for `evaluate_cases`: it looks at the truth."""
+    """A function that segments a labelled case with prompts derived from its reference, for `evaluate_cases`.
+
+    The parameters are those of `SimulatedAnnotator`.
+    """
 
     def segment(case: Case) -> LabelMap:
         reference = case.read_reference()
@@ -178,30 +179,30 @@ def oracle(
 
 @dataclass(frozen=True, eq=False)
 class TransferredPrompts:
-    """Automatic: each slice gets the prompts that fit the labelled support slice which it most resembles."""
+    """Automatic prompts: each slice gets the prompts of the most similar labelled slice."""
 
     thumbnails: Float[Tensor, "s p"]
-    """What slices are compared by, a row a support slice."""
+    """Thumbnails that slices are compared by, one row per labelled slice."""
     sizes: Int[Tensor, "s 2"]
-    """Height and width of each support slice in pixels."""
+    """Height and width of each labelled slice in pixels."""
     prompts: Prompts
-    """In the pixels of each support slice."""
+    """In pixels of the labelled slices."""
 
     @classmethod
     def of(cls, support: Iterable[LabelledSlices], kind: PromptKind, seed: int) -> TransferredPrompts:
-        """The prompts of all labelled slices, case by case; of the slices themselves only thumbnails are kept."""
+        """The prompts and thumbnails of all labelled slices."""
         generator = Generator().manual_seed(seed)
-        looks: list[Tensor] = []
+        pictures: list[Tensor] = []
         sizes: list[tuple[int, int]] = []
         parts: list[Prompts] = []
         for labelled in support:
             for slices, masks in zip(
                 *[torch.split(part, CHUNK) for part in (labelled.slices, labelled.masks)], strict=True
             ):
-                looks.append(thumbnails(slices))
+                pictures.append(thumbnails(slices))
                 sizes += [(slices.shape[-2], slices.shape[-1])] * len(slices)
                 parts.append(as_prompts(masks > 0, kind, 0.0, generator))
-        return cls(torch.cat(looks), torch.tensor(sizes), Prompts.cat(parts))
+        return cls(torch.cat(pictures), torch.tensor(sizes), Prompts.cat(parts))
 
     @classmethod
     def joined(cls, parts: Sequence[TransferredPrompts]) -> TransferredPrompts:
@@ -218,6 +219,7 @@ class TransferredPrompts:
         return TransferredPrompts(self.thumbnails[chosen], self.sizes[chosen], self.prompts.rows(chosen))
 
     def __call__(self, stack: SliceView) -> Prompts:
+        """The prompts of all slices of a stack, in its pixels."""
         return self.nearest(thumbnails_of(stack), stack.size)
 
     def nearest(self, slices: Float[Tensor, "n p"], size: tuple[int, int]) -> Prompts:
@@ -226,21 +228,21 @@ class TransferredPrompts:
         return self.prompts.rows(nearest).resized(self.sizes[nearest], size)
 
     def pack(self) -> dict[str, Tensor]:
-        """All as tensors, by name."""
+        """All contents as tensors, by name."""
         parts = {"points": self.prompts.points, "point_labels": self.prompts.point_labels, "boxes": self.prompts.boxes}
-        kept = {name: tensor for name, tensor in parts.items() if tensor is not None}
-        return {"thumbnails": self.thumbnails, "sizes": self.sizes, **kept}
+        given = {name: tensor for name, tensor in parts.items() if tensor is not None}
+        return {"thumbnails": self.thumbnails, "sizes": self.sizes, **given}
 
     @classmethod
     def unpack(cls, packed: dict[str, Tensor]) -> TransferredPrompts:
-        """What `pack` was called on, on the CPU."""
+        """The inverse of `pack`; tensors are moved to the CPU."""
         tensors = {name: tensor.cpu() for name, tensor in packed.items()}
         prompts = Prompts(tensors.get("points"), tensors.get("point_labels"), tensors.get("boxes"))
         return cls(tensors["thumbnails"], tensors["sizes"], prompts)
 
 
 def as_prompts(masks: Bool[Tensor, "n k h w"], kind: PromptKind, jitter: float, generator: Generator) -> Prompts:
-    """What a person who sees the masks would say; PADDING points and zero boxes where a label is absent."""
+    """Prompts of one kind for the masks; PADDING points or zero boxes where a label is absent."""
     if kind == "box":
         return Prompts(boxes=boxes(masks, jitter, generator))
     deepest, more = centre_points(masks), int(kind.removeprefix("points-")) - 1
@@ -254,15 +256,15 @@ def thumbnails_of(stack: SliceView) -> Float[Tensor, "n p"]:
 
 
 def thumbnails(slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p"]:
-    """Small grey pictures of zero mean and unit variance; near in Euclid's sense is alike."""
+    """Small grey pictures with zero mean and unit variance, to be compared by Euclidean distance."""
     grey = slices.mean(dim=1, keepdim=True)
     small = F.interpolate(grey, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False).flatten(1)
     return (small - small.mean(dim=1, keepdim=True)) / small.std(dim=1, keepdim=True).clamp_min(1e-6)
 
 
 def _stacked(slices: Float[Tensor, "n c h w"]) -> SliceView:
-    """Slices as the axial stack of a volume that has no other place in the world."""
+    """Slices as an axial stack, for code that needs a volume; the grid is arbitrary."""
     n, _, h, w = slices.shape
-    geometry = Geometry((w, h, n), np.diag([-1.0, -1.0, -1.0, 1.0]), unit="pixel")  # slices run as they are stored
+    geometry = Geometry((w, h, n), np.diag([-1.0, -1.0, -1.0, 1.0]), unit="pixel")  # keeps the order of the slices
     volume = Volume(rearrange(slices.detach().cpu(), "n c h w -> c w h n").numpy(), geometry)
     return Slicer(plane="axial", window=(0.0, 1.0)).view(volume)

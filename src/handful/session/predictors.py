@@ -42,7 +42,7 @@ class Predictor:
     def answer(self, embeddings: SliceEmbeddings, number: int, label: int, prompts: Prompts) -> Float[Tensor, "h w"]:
         """Logits of the label of this index on slice `number`; `prompts` are for one slice and one label."""
         if self.promptable.encoder is not None:
-            return self.promptable.answer_encoded(embeddings.image(number), prompts.to(self.backbone.device))[0, 0]
+            return self.promptable.decode(embeddings.image(number), prompts.to(self.backbone.device))[0, 0]
         among = prompts.among(label, len(self.labels), absent=NOT_THERE)
         logits: Tensor = self.promptable(embeddings.pixels(number), among)
         return logits[0, label]

@@ -86,9 +86,7 @@ def test_forward_is_the_mean_of_probabilities(brief: EnsembleSegmenter):
     assert torch.allclose(torch.cat([torch.zeros(1), logits]).softmax(dim=0), mean)
 
 
-def test_fate_looks_at_three_planes_only_where_voxels_are_about_as_high_as_wide(
-    brief: EnsembleSegmenter, video: MemoryBackbone
-):
+def test_fate_uses_three_planes_only_for_nearly_isotropic_voxels(brief: EnsembleSegmenter, video: MemoryBackbone):
     assert not isinstance(brief.fitted["fate"], PlanesSegmenter), "the phantoms' slices are thick and few"
     rng, shape = np.random.default_rng(0), (20, 18, 16)
     geometry = Geometry(shape, np.diag([1.0, 1.0, 1.5, 1.0]))

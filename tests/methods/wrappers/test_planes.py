@@ -59,13 +59,13 @@ def test_the_label_with_most_votes_wins_and_the_first_plane_breaks_ties(sam: Bac
     assert not found[6:].any()
 
 
-def test_planes_and_closer_come_back_from_settings():
+def test_planes_and_roi_margin_come_back_from_settings():
     method = build_whole("fate", THREE | {"roi_margin": 1.5, "top_k": 3})
     assert build_method("fate", method_settings(method)) == method
     assert dataclasses.replace(method, planes=("axial", "coronal")) != method
 
 
 @pytest.mark.parametrize("planes", ["axial", "axial,axial", "axial,oblique"])
-def test_planes_that_cannot_vote_are_refused_with_what_was_said(planes: str):
+def test_planes_that_cannot_vote_are_refused_with_their_value(planes: str):
     with pytest.raises(SettingsError, match=planes):
         build_whole("fate", {"planes": planes})

@@ -55,7 +55,7 @@ def test_small_organs_are_found_that_are_lost_in_the_whole_slice(handful_tiny: B
     assert mean_dice(cropped, truth) > 0.6
 
 
-def test_the_answer_lies_on_the_grid_of_the_whole_scan(handful_tiny: Backbone):
+def test_the_prediction_lies_on_the_grid_of_the_whole_scan(handful_tiny: Backbone):
     image, _ = far_away(7)
     found = build_method("nearest-slice", {"roi_margin": 1.4}).fit(far_support(), handful_tiny).predict(image)
     assert found.geometry is image.geometry
@@ -148,7 +148,7 @@ def test_the_setting_is_one_of_every_method_and_comes_back():
 
 
 @pytest.mark.parametrize("value", ["near", "0.5", "-1", "inf"])
-def test_a_window_that_cannot_be_is_refused_with_what_was_said(value: str):
+def test_an_invalid_window_is_refused_with_its_value(value: str):
     with pytest.raises(SettingsError, match=value.rstrip("0") if value != "-1" else "-1"):
         build_method("fate", {"roi_margin": value})
 

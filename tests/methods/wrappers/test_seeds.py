@@ -59,14 +59,14 @@ def test_pre_training_has_a_seed_of_its_own_each_time_too():
     assert (later.train.seed, later.contrast.seed) == (6, 9)
 
 
-def test_each_fit_keeps_its_half_done_work_apart_and_says_its_name(sam: Backbone, tmp_path):
+def test_each_fit_has_its_own_scratch_folder_and_reports_its_name(sam: Backbone, tmp_path):
     notes: list[str] = []
     fitted(sam, Run(scratch=tmp_path, report=lambda step, total, note: notes.append(note), save_every_s=0))
     assert {path.name for path in tmp_path.iterdir()} == {"seed-0", "seed-1", "seed-2"}
     assert {note.split(":")[0] for note in notes} == {"seed-0", "seed-1", "seed-2"}
 
 
-def test_seeds_reach_the_method_inside_planes_and_a_closer_look_and_come_back_from_settings(sam: Backbone):
+def test_seeds_reach_the_method_inside_planes_and_roi_crop_and_come_back_from_settings(sam: Backbone):
     settings = BRIEF | {"seeds": 3, "planes": "axial,coronal", "roi_margin": 1.5}
     method = build_whole("unet", settings)
     assert build_method("unet", method_settings(method)) == method
@@ -93,5 +93,5 @@ def test_what_trains_nothing_has_no_seeds(method: str):
 
 
 def test_no_number_of_seeds_is_refused():
-    with pytest.raises(SettingsError, match="seeds = 'many': give a whole number such as 3"):
+    with pytest.raises(SettingsError, match="seeds = 'many': set a whole number such as 3"):
         build_whole("unet", {"seeds": "many"})

@@ -1,4 +1,4 @@
-"""AutoSAM's heads: maps of all classes from image embeddings, by a mask decoder, a CNN, a U-Net, or upscaling alone."""
+"""Heads of AutoSAM, which predict maps of all classes from image embeddings: mask decoder, CNN, U-Net, or linear."""
 
 from __future__ import annotations
 
@@ -19,31 +19,34 @@ from handful.backbones.decoder import decode_with_tokens, no_mask, score_tokens
 
 PUBLISHED_MASK_TOKENS = 2
 COARSEST = 4
-"""Cells along the coarsest level of the head 'unet', at least."""
+"""Minimum width in cells of the coarsest level of the head 'unet'."""
 
 
 class Head(nn.Module, ABC):
-    """Maps of all classes from image embeddings; holds no part of the encoder."""
+    """Predicts maps of all classes from image embeddings; contains no part of the encoder."""
 
     pixels: int = 0
-    """Side of the square in which it wants the slice itself before the embeddings, and answers; 0 where it does not."""
+    """Width of the frame in which the head takes the slices themselves (before the embeddings) and returns its maps.
+
+    0 if it takes embeddings only.
+    """
 
     @abstractmethod
     def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n k s s"]:
-        """Logits of k classes in the model's square, the background first."""
+        """Logits of k classes in the model frame; the first class is the background."""
 
     def fixed_state(self) -> dict[str, Tensor]:
-        """What never trains, yet decides the answer: drawn at random, or by the support."""
+        """Tensors that are not trained but needed to restore the head: random constants, or facts of the support."""
         return {}
 
 
 class _DecoderHead(Head):
-    """Copies of the backbone's mask decoder, all of which train: transformer, upscaling and the first hypernetworks."""
+    """A trainable copy of the backbone's mask decoder: transformer, upscaling and the first hypernetworks."""
 
     mark: Tensor
-    """Added to the image at every place (1, c, 1, 1)."""
+    """Embedding (1, c, 1, 1) that is added to all image features."""
     position: Tensor
-    """The image's position code (1, c, f, f)."""
+    """Positional encoding (1, c, f, f) of the image."""
 
     def __init__(self, backbone: Backbone, painters: int) -> None:
         super().__init__()
@@ -56,20 +59,21 @@ class _DecoderHead(Head):
 
     @abstractmethod
     def tokens(self) -> tuple[Float[Tensor, "s t c"], slice]:
-        """Sets of tokens, each of which meets the image by itself, and which tokens of a set paint a class."""
+        """s sets of t tokens, which attend to the image independently, and the tokens of a set that produce masks."""
 
     def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n k s s"]:
-        tokens, painting = self.tokens()
-        asked = tokens.expand(len(image), -1, -1, -1)
-        answers, fine = decode_with_tokens(self, image.main + self.mark, self.position, asked, image.features[:-1])
-        masks = torch.einsum("nsmd,nsdhw->nsmhw", self.painters[0](answers[:, :, painting]), fine)
+        tokens, of_masks = self.tokens()
+        tokens = tokens.expand(len(image), -1, -1, -1)
+        output, fine = decode_with_tokens(self, image.main + self.mark, self.position, tokens, image.features[:-1])
+        masks = torch.einsum("nsmd,nsdhw->nsmhw", self.painters[0](output[:, :, of_masks]), fine)
         return rearrange(masks, "n s m h w -> n (s m) h w")
 
 
 class VitHead(_DecoderHead):
-    """SAM's mask decoder without prompts: a learned token a class beside the IoU token, which stays SAM's own.
+    """SAM's mask decoder with one trained token per class instead of prompts.
 
-    The class tokens start round SAM's token for a single mask; position code and 'no mask' embedding are SAM's.
+    The class tokens are initialised at SAM's token for a single mask, plus noise. IoU token, positional encoding and
+    'no mask' embedding are SAM's.
     """
 
     def __init__(
@@ -96,12 +100,12 @@ class VitHead(_DecoderHead):
         return torch.cat([kept, self.class_tokens[:, None]], dim=1), slice(first, None)
 
 
-class FaithfulVitHead(_DecoderHead):
-    """The ViT head as published: each class has the image, an untrained IoU token and two mask tokens to itself.
+class PublishedVitHead(_DecoderHead):
+    """The ViT head as published: each class has its own image copy, untrained IoU token and two mask tokens.
 
-    All tokens and the position code are drawn at random and the 'no mask' embedding is left out, as in the authors'
-    code, where they slip through the loading of SAM's weights. Of the two masks only the first is used, so only it is
-    painted; the IoU head, which nobody asks, counts among the parameters.
+    As in the authors' code, which does not load SAM's weights for them, all tokens and the positional encoding are
+    random, and the 'no mask' embedding is left out. Only the first of the two masks is used, so only it is computed.
+    The unused IoU head counts among the parameters.
     """
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
@@ -117,7 +121,7 @@ class FaithfulVitHead(_DecoderHead):
 
     @property
     def position(self) -> Float[Tensor, "1 c f f"]:  # type: ignore[override]
-        """SAM's random Fourier code of the cells' centres, from random numbers of its own."""
+        """SAM's random Fourier encoding of the cell centres, with its own random frequencies."""
         centres = (torch.arange(self.cells).to(self.frequencies) + 0.5) / self.cells
         rows, columns = torch.meshgrid(centres, centres, indexing="ij")
         angles = 2 * math.pi * (2 * torch.stack([columns, rows], dim=-1) - 1) @ self.frequencies
@@ -131,11 +135,12 @@ class FaithfulVitHead(_DecoderHead):
 
 
 class CnnHead(Head):
-    """Convolutions at the main level, then two doublings; widths are multiples of the backbone's.
+    """Convolutions at the main level, then two upsampling steps; widths are multiples of the backbone's.
 
-    SAM 2's finer levels come in after each doubling, through a 1 × 1 convolution: the paper knows SAM alone. There are
-    no norms, and with PyTorch's own start, which `as_published` keeps, each layer passes on less than half of what it
-    saw; else the weights start as He et al. (2015) draw them, so that the tenth layer still sees the image.
+    SAM 2's finer levels are added after each upsampling, through a 1 x 1 convolution (the paper covers SAM only). There
+    are no normalisation layers. With PyTorch's default initialisation, which `as_published` keeps, each layer passes on
+    less than half of its input. Otherwise, weights are initialised as in He et al. (2015), so that the signal reaches
+    the tenth layer.
     """
 
     def __init__(self, channels: int, classes: int, finer: bool = False, *, as_published: bool = False) -> None:
@@ -155,8 +160,8 @@ class CnnHead(Head):
         self.finer = nn.ModuleList()
         if finer:
             self.finer.extend([nn.Conv2d(channels // 8, quarter, 1), nn.Conv2d(quarter, half, 1)])
-        bent = [] if as_published else [layer for layer in (*self.deep, *self.fine) if isinstance(layer, nn.Conv2d)]
-        for layer in bent:
+        layers = [] if as_published else [layer for layer in (*self.deep, *self.fine) if isinstance(layer, nn.Conv2d)]
+        for layer in layers:
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n k s s"]:
@@ -167,7 +172,7 @@ class CnnHead(Head):
 
 
 class LinearHead(Head):
-    """The mask decoder's upscaling with random weights, SAM 2's finer levels added as there, and two 1 × 1 layers."""
+    """The mask decoder's upscaling with random weights and SAM 2's finer levels, followed by two 1 x 1 convolutions."""
 
     def __init__(self, channels: int, classes: int, *, relu_out: bool = False) -> None:
         super().__init__()
@@ -187,12 +192,11 @@ class LinearHead(Head):
 
 
 class UNetHead(Head):
-    """A U-Net over the embeddings: each level joins where the net is as coarse; ours, not the paper's.
+    """A U-Net over the embeddings, not from the paper: each feature level enters at the U-Net level of its resolution.
 
-    Instance norm on what comes in and after every convolution takes out of the features what sets one scanner apart
-    from another; up to two further levels below the main one see the whole slice. With `with_slices` the slices
-    themselves join too, on twice the grid of SAM 2's finest level (of SAM's only one, on four times its grid),
-    for structures that are thin in their scans.
+    Instance norm of the inputs and after every convolution removes differences between scanners. Up to two further
+    levels below the main one cover the whole slice. If `with_slices` is set, the slices themselves are an input, too,
+    at twice the resolution of SAM 2's finest level (four times that of SAM's only level), for thin structures.
     """
 
     def __init__(
@@ -209,24 +213,24 @@ class UNetHead(Head):
             narrowest = max(8, channels // 32)
         widths = [narrowest * 2 ** min(level, 3 + with_slices) for level in range(len(self.joins))]
         self.down = nn.ModuleList(
-            _normed(inside + join, own) for inside, join, own in zip([0, *widths], self.joins, widths, strict=False)
+            _normed(inside + join, width) for inside, join, width in zip([0, *widths], self.joins, widths, strict=False)
         )
         self.up = nn.ModuleList(_normed(fine + coarse, fine) for fine, coarse in itertools.pairwise(widths))
         self.out = nn.Conv2d(widths[0], classes, 1)
 
     def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n k s s"]:
         levels = iter(image.features)
-        seen: list[Tensor] = []
+        features: list[Tensor] = []
         for block, join in zip(self.down, self.joins, strict=True):
-            parts = [F.avg_pool2d(seen[-1], 2)] if seen else []
+            parts = [F.avg_pool2d(features[-1], 2)] if features else []
             parts += [F.instance_norm(next(levels))] if join else []
-            seen.append(block(torch.cat(parts, dim=1)))
-        found = seen.pop()
+            features.append(block(torch.cat(parts, dim=1)))
+        decoded = features.pop()
         for block in reversed(self.up):
-            fine = seen.pop()
-            coarse = F.interpolate(found, (fine.shape[-2], fine.shape[-1]), mode="bilinear", align_corners=False)
-            found = block(torch.cat([fine, coarse], dim=1))
-        logits: Tensor = self.out(found)
+            fine = features.pop()
+            coarse = F.interpolate(decoded, (fine.shape[-2], fine.shape[-1]), mode="bilinear", align_corners=False)
+            decoded = block(torch.cat([fine, coarse], dim=1))
+        logits: Tensor = self.out(decoded)
         if self.enlarged == 1:
             return logits
         return F.interpolate(logits, scale_factor=self.enlarged, mode="bilinear", align_corners=False)
@@ -243,7 +247,7 @@ def _normed(inside: int, outside: int) -> nn.Sequential:
 
 
 def against_background(logits: Float[Tensor, "n k s s"]) -> Float[Tensor, "n l s s"]:
-    """Logits of the labels where the background, which comes first and falls away, has logit 0: the same softmax."""
+    """Logits of the labels relative to the background, which is the first class; the softmax is the same."""
     return logits[:, 1:] - logits[:, :1]
 
 

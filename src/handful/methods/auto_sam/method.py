@@ -1,8 +1,8 @@
-"""AutoSAM: heads without prompts on a frozen encoder, one map a class: SAM's mask decoder, a CNN, a U-Net, or less.
+"""AutoSAM: a trained head on a frozen encoder predicts all classes without prompts.
 
 After Hu, Xu and Shi, "How to Efficiently Adapt Large Segmentation Model (SAM) to Medical Images" (arXiv 2306.13731).
-The encoder sees each view of each support slice once; the head alone trains, on the kept embeddings. `faithful` builds
-the heads as the authors' code does, with what that code does by accident; without it they are mended.
+The encoder encodes each view of each labelled slice once; only the head is trained, on the stored embeddings. With
+`as_published`, heads are built as in the authors' code, including its errors; without it, these are fixed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
 from handful.methods.auto_sam.heads import (
     CnnHead,
-    FaithfulVitHead,
     Head,
     LinearHead,
+    PublishedVitHead,
     UNetHead,
     VitHead,
     against_background,
@@ -48,85 +48,104 @@ from handful.tuning.sampling import BalancedSampler
 from handful.tuning.trainable import load_trainable_state, trainable_state
 
 CHECKS = 20
-"""How often a training looks at the held-out slices, if any."""
+"""Number of times that a training evaluates the held-out slices, if any."""
 PATIENCE = 5
-"""Checks without a better one after which a training stops."""
+"""Number of evaluations without improvement after which a training stops."""
 RATES = {"unet": 2e-3, "vit": 2e-3, "cnn": 1e-3, "linear": 2e-3}
-"""Peak learning rates that suit the heads on handful-tiny."""
+"""Default peak learning rates of the heads, chosen on handful-tiny."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AutoSam(Method):
-    """A head without prompts learns all classes, the background among them; the encoder stays frozen."""
+    """Trains a head on the frozen encoder that predicts all classes without prompts."""
 
     when = "2 to 10 labelled cases; each image is segmented in one pass"
     minutes = "3 to 18 min"
 
     slicer: Slicer = Slicer()
-    """Plane and window, the same when fitting and when predicting."""
+    """Slice plane and intensity window, used for fitting and predicting."""
     head: Literal["unet", "vit", "cnn", "linear"] = "unet"
-    """'unet': ours, a U-Net over all levels of the embeddings, and over the slices themselves where these are finer.
-    'vit', 'cnn' and 'linear' are the paper's: the mask decoder, asked with a learned token a class; ten convolutions,
-    the most parameters; the decoder's upscaling alone, the least, which in spite of its name bends three times. All but
-    'vit' start from random weights."""
+    """Trained head: 'unet' (default), or those of the paper: 'vit' (SAM's mask decoder), 'cnn' and 'linear'.
+
+    'unet' is a U-Net over all feature levels, and over the slices themselves if these have more pixels. 'vit' is the
+    mask decoder with one trained token per class. 'cnn' has ten convolutions and the most parameters. 'linear' is the
+    upscaling of the decoder, with the fewest parameters; in spite of its name it contains three nonlinearities. All but
+    'vit' start from random weights.
+    """
     shared_pass: bool = True
-    """For 'vit': the tokens of all classes meet each other and one image, in one pass. Without it each class has the
-    image to itself, as published, at as many times the cost as there are classes."""
+    """For 'vit': decode all classes in one pass; off (as published), one pass per class, at a multiple of the cost."""
     token_init_std: float = 0.5
-    """For 'vit': how far apart the class tokens start, the standard deviation of noise round SAM's mask token, whose
-    numbers are about 1. Classes that start as one, and share their hypernetwork, are slow to part."""
+    """For 'vit': standard deviation of the initial class tokens around SAM's mask token.
+
+    If all class tokens start nearly equal (0.02 is a usual choice), training separates them slowly, because all classes
+    share one hypernetwork.
+    """
     as_published: bool = False
-    """Build the head as the authors' code does. 'vit': an image a class, two mask tokens and an IoU token a class and
-    the image's position code drawn at random; 'cnn': the weights' start; 'linear': `relu_out`."""
+    """Build the head exactly as in the authors' code, to reproduce the paper; not for 'unet'.
+
+    'vit': one pass per class, two mask tokens and one IoU token per class, and random positional encoding. 'cnn':
+    PyTorch's default initialisation. 'linear': `relu_out`.
+    """
     relu_out: bool = False
-    """For 'linear': end in the published ReLU, by which classes can die."""
+    """For 'linear': end with the published ReLU, which can make the logits of a class stay 0."""
     views: int = 64
-    """Augmented views kept of each support slice, the slice itself being the first; 0 and 1 keep the slice alone. Where
-    the support has many slices they are fewer, so that all fit into 2 GiB."""
+    """Augmented views stored per labelled slice, including the slice itself; 0 or 1 for no augmentation.
+
+    For large support sets it is reduced (to no less than 4), so that the stored embeddings fit into 2 GiB.
+    """
     batch: int = 4
-    """Slices a training step; every other one holds a label drawn at random, the rest are any."""
+    """Slices per training step; half of them are chosen to contain a random label."""
     dice: Literal["batch", "slice"] = "batch"
-    """Whose Dice is trained on: that of all slices of a batch together, as published, or of each slice by itself, which
-    rewards a head for finding nothing where most slices hold few of the labels."""
+    """Dice loss over all slices of a batch together, or slice by slice; 'slice' favours empty masks of rare labels.
+
+    The paper uses 'batch'.
+    """
     rare_class_weight: float = 0.5
-    """How much more a pixel of a rare class counts than one of a common one in the cross entropy: the power of how many
-    times rarer it is, at the start of the training; it falls to 0 towards its end. At 0 all count alike, as published,
-    and labels of few pixels are found late, or never."""
+    """Weight of rare classes in the cross-entropy; 0 weights all pixels equally, as published.
+
+    A pixel of a class that is r times rarer counts r ** rare_class_weight times as much. The exponent falls linearly to
+    0 by the end of the training. With 0, small labels are learned late or never.
+    """
     feature_noise: float = 0.1
-    """Noise on the image embeddings in training, as a share of their standard deviation."""
+    """Noise on the image embeddings in training, as a fraction of their standard deviation."""
     feature_dropout: float = 0.5
-    """For 'unet', where it sees the slices themselves: share of the embeddings' channels that are kept from it in a
-    training step, so that it learns to use both."""
+    """For 'unet' with slices as input: fraction of the embedding channels that are dropped in each training step."""
     validate_from: int = 0
-    """Where the support has at least so many patients, hold one of them out, keep the weights that did best on it, and
-    stop when it no longer gains; 0 trains on all, to the end. It is one without whom every label is still shown."""
+    """With at least this many patients, hold one out for early stopping; 0 trains on all, to the end.
+
+    The weights with the lowest loss on the held-out patient are kept. Only a patient without whom every label is still
+    present is held out.
+    """
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(iterations=1500, learning_rate=None, weight_decay=1e-4)
     )
-    """Length and rate of the training. Left out, the rate is 2e-3, and 1e-3 for 'cnn', whose ten layers have no norms:
-    they suit handful-tiny. For SAM's own weights take the paper's 5e-4, and 840 steps, its 120 epochs of a patient."""
+    """Length and learning rate of the training; for the original SAM weights set the paper's 5e-4 and 840 iterations.
+
+    The default rate is 2e-3, or 1e-3 for 'cnn', chosen on handful-tiny. 840 iterations are the paper's 120 epochs for
+    one patient.
+    """
 
     def __post_init__(self) -> None:
         for name, least in (("views", 0), ("batch", 1), ("validate_from", 0)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.validate_from == 1:
-            raise SettingsError("validate_from = 1 leaves nobody to train on; take 2 or more, or 0 for never")
+            raise SettingsError("validate_from = 1 leaves no patient to train on; set 2 or more, or 0 for never")
         for name in ("feature_noise", "token_init_std", "rare_class_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be 0 or more, got {getattr(self, name)}")
         if not 0 <= self.feature_dropout < 1:
-            raise SettingsError(f"feature_dropout must be a share from 0 to less than 1, got {self.feature_dropout}")
+            raise SettingsError(f"feature_dropout must be a fraction from 0 to below 1, got {self.feature_dropout}")
         if self.as_published and self.head == "unet":
             raise SettingsError(
-                "as_published is for the published heads, and 'unet' is ours; set head to vit, cnn or linear"
+                "as_published is for the published heads, but 'unet' is not one; set head to vit, cnn or linear"
             )
         if self.relu_out and self.head != "linear":
-            raise SettingsError(f"relu_out is for the head 'linear', and this one is {self.head!r}; leave it out")
+            raise SettingsError(f"relu_out is for the head 'linear', but head is {self.head!r}; leave it out")
         if self.validate_from and self.train.ema:
             raise SettingsError(
-                f"validate_from = {self.validate_from} and train.ema = {self.train.ema} both choose the weights; "
-                "set one of them to 0"
+                f"validate_from = {self.validate_from} and train.ema = {self.train.ema} exclude each other, since both "
+                "choose the final weights; set one of them to 0"
             )
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> AutoSamSegmenter:  # noqa: B008
@@ -140,7 +159,7 @@ class AutoSam(Method):
         loss = _HeadLoss(self, head, encoded, training)
         run = dataclasses.replace(run, scratch=scratch)
         if len(held):
-            _train_to_the_best(loss, held, run)
+            _train_with_validation(loss, held, run)
         else:
             train(head, loss, self.training(), run)
         return AutoSamSegmenter(support.labels, slicer, backbone, head)
@@ -156,14 +175,14 @@ class AutoSam(Method):
         return AutoSamSegmenter(labels, slicer, backbone, head)
 
     def training(self) -> TrainConfig:
-        """`train` with the head's own rate where it has none."""
+        """`train`, with the head's default learning rate if none is set."""
         rate = self.train.learning_rate
         return dataclasses.replace(self.train, learning_rate=RATES[self.head] if rate is None else rate)
 
     def new_head(self, backbone: Backbone, classes: int, *, with_slices: bool = False) -> Head:
-        """The head before any training, for so many classes, the background counted; one seed, one head.
+        """A new, untrained head for `classes` classes including the background; its weights depend on the seed only.
 
-        `with_slices` lets 'unet' have the slices themselves as well as their embeddings.
+        `with_slices`: the head 'unet' takes the slices themselves in addition to their embeddings.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.train.seed)
@@ -178,7 +197,7 @@ class AutoSam(Method):
         if self.head == "linear":
             return LinearHead(backbone.channels, classes, relu_out=self.relu_out or self.as_published)
         if self.as_published:
-            return FaithfulVitHead(backbone, classes)
+            return PublishedVitHead(backbone, classes)
         return VitHead(backbone, classes, shared_pass=self.shared_pass, token_init_std=self.token_init_std)
 
     def _encode(self, support: SupportSet, slicer: Slicer, backbone: Backbone, pixels: int) -> EncodedSupport:
@@ -193,7 +212,7 @@ class AutoSam(Method):
 
 
 class AutoSamSegmenter(Segmenter):
-    """A trained head; it predicts all classes of a slice in one pass, without prompts."""
+    """A trained head, which predicts all classes of a slice in one pass, without prompts."""
 
     def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone, head: Head) -> None:
         super().__init__(labels, slicer, backbone)
@@ -208,41 +227,41 @@ class AutoSamSegmenter(Segmenter):
 
 
 def finer_than_embeddings(edge: int, backbone: Backbone) -> bool:
-    """Whether slices with a longest edge of so many pixels show more than the finest level of the embeddings."""
+    """Whether slices whose longest edge has `edge` pixels are finer than the finest level of the embeddings."""
     cells = backbone.feature_side
     return edge > (4 * cells if has_finer_levels(backbone.mask_decoder) else cells)
 
 
 def _require_every_label(encoded: EncodedSupport, labels: Labels) -> None:
-    shown = encoded.holds[encoded.views == 0].any(dim=0)
-    for name, found in zip(labels.names, shown.tolist(), strict=True):
-        if not found:
+    usable = encoded.holds[encoded.views == 0].any(dim=0)
+    for name, is_usable in zip(labels.names, usable.tolist(), strict=True):
+        if not is_usable:
             raise LabelError(
-                f"{name!r} covers no cell of the model's square by half on any support slice; "
-                "label a slice where it is larger, or take a backbone with a larger square"
+                f"{name!r} is smaller than a pixel of the model's output on every labelled slice; label a slice where "
+                "it is larger, or use a backbone with a larger input"
             )
 
 
 def _split(
     method: AutoSam, support: SupportSet, encoded: EncodedSupport
 ) -> tuple[Int[Tensor, " t"], Int[Tensor, " h"]]:
-    """Rows to train on, and those of the held-out patient, unaugmented; none where nobody is held out."""
+    """Rows to train on, and the unaugmented rows of the held-out patient (none if no patient is held out)."""
     patients = [case.patient or case.name for case in support.cases]
     names = sorted(set(patients))
     everything = torch.arange(len(encoded.cases))
     if method.validate_from and len(names) >= method.validate_from:
         generator = torch.Generator().manual_seed(method.train.seed)
         for choice in torch.randperm(len(names), generator=generator).tolist():
-            own = torch.tensor([who == names[choice] for who in patients])[encoded.cases]
-            left = everything[~own]
-            held = everything[own & (encoded.views == 0)]
-            if len(held) and bool(encoded.holds[left].any(dim=0).all()):
-                return left, held
+            of_patient = torch.tensor([patient == names[choice] for patient in patients])[encoded.cases]
+            training = everything[~of_patient]
+            held_out = everything[of_patient & (encoded.views == 0)]
+            if len(held_out) and bool(encoded.holds[training].any(dim=0).all()):
+                return training, held_out
     return everything, everything[:0]
 
 
 class _HeadLoss:
-    """The loss of one training step, on rows chosen from those to train on."""
+    """The loss of one training step, on random rows of those to train on."""
 
     def __init__(self, method: AutoSam, head: Head, encoded: EncodedSupport, training: Int[Tensor, " t"]) -> None:
         self.method, self.head, self.encoded = method, head, encoded
@@ -257,8 +276,8 @@ class _HeadLoss:
 
     def loss(self, rows: Tensor, image: ImageEmbeddings, rare_class_weight: float = 0.0) -> Tensor:
         logits = against_background(self.head(image))
-        shown = logits, self.encoded.target[rows].to(logits), self.encoded.valid_mask[rows].to(logits.device)
-        return dice_ce(*(whole_batch(*shown) if self.method.dice == "batch" else shown), rare_class_weight)
+        batch = logits, self.encoded.target[rows].to(logits), self.encoded.valid_mask[rows].to(logits.device)
+        return dice_ce(*(whole_batch(*batch) if self.method.dice == "batch" else batch), rare_class_weight)
 
     @torch.no_grad()
     def held_out_loss(self, rows: Tensor) -> float:
@@ -267,19 +286,19 @@ class _HeadLoss:
 
 
 def _with_fewer_channels(image: ImageEmbeddings, share: float, generator: torch.Generator) -> ImageEmbeddings:
-    """Some channels of the embeddings cleared, others in each slice; the slice itself, which comes first, is whole."""
+    """The embeddings with a random fraction of the channels of each slice set to 0; the slices themselves are kept."""
     slices, *levels = image.features
-    kept = [(torch.rand(*level.shape[:2], 1, 1, generator=generator) >= share).to(level) for level in levels]
+    masks = [(torch.rand(*level.shape[:2], 1, 1, generator=generator) >= share).to(level) for level in levels]
     return dataclasses.replace(
-        image, features=(slices, *[level * few for level, few in zip(levels, kept, strict=True)])
+        image, features=(slices, *[level * mask for level, mask in zip(levels, masks, strict=True)])
     )
 
 
-def _train_to_the_best(loss: _HeadLoss, held: Int[Tensor, " h"], run: Run) -> None:
-    """Trains, and leaves the head with the weights that did best on the held-out rows."""
+def _train_with_validation(loss: _HeadLoss, held_out: Int[Tensor, " h"], run: Run) -> None:
+    """Train with early stopping, and keep the weights with the lowest loss on the held-out rows."""
     config = loss.method.training()
     every = max(1, config.iterations // CHECKS)
-    stopping = EarlyStopping(loss.head, lambda: loss.held_out_loss(held), every, PATIENCE, run.scratch)
+    stopping = EarlyStopping(loss.head, lambda: loss.held_out_loss(held_out), every, PATIENCE, run.scratch)
     history = train(loss.head, loss, config, run, stopping)
     if len(history.losses) == config.iterations:
         stopping.check(config.iterations)

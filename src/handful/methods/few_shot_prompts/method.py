@@ -1,8 +1,9 @@
-"""Few-shot embeddings as prompts: mask-pooled features of the support slices query a mask decoder tuned on them.
+"""Few-shot prompts: class embeddings, pooled from labelled slices, are the prompts of a fine-tuned mask decoder.
 
 After Xie, Willems, Patil, Li and Kumar, "Few-shot adaptation of SAM to medical images" (WACV 2024, arXiv 2407.04651).
-There is no public code: this is a reconstruction from the abstract. The image encoder stays frozen and sees each view
-of each support slice once; the decoder trains on the kept embeddings, each slice asked with those of the others.
+There is no public code: this is a reconstruction from the abstract. The image encoder stays frozen and encodes each
+view of each labelled slice once. The decoder is trained on the stored embeddings; each slice is prompted with the class
+embeddings of the others.
 """
 
 from __future__ import annotations
@@ -41,51 +42,63 @@ from handful.tuning.trainable import freeze_all_but, load_trainable_state, train
 
 @dataclass(frozen=True, kw_only=True)
 class FewShotPrompts(Method):
-    """Class embeddings of the labelled slices ask the mask decoder for every label at once; only the decoder trains."""
+    """Prompts a mask decoder with class embeddings of the labelled slices; only the decoder is trained."""
 
     when = "2 to 10 labelled cases whose intensities vary, such as ultrasound or nuclei"
     minutes = "2 to 10 min"
 
     slicer: Slicer = Slicer()
-    """Plane and window, the same when fitting and when predicting."""
+    """Slice plane and intensity window, used for fitting and predicting."""
     variant: Literal["prompt", "query"] = "prompt"
-    """'prompt': the embeddings join SAM's own tokens. 'query': they replace them, and each paints a mask itself."""
+    """Role of the class embeddings: 'prompt' adds them to SAM's own tokens, 'query' puts them in place of these.
+
+    With 'query', each embedding produces its own mask, and the masks of a class are averaged.
+    """
     location: bool = False
-    """Add the mean positional encoding of the region to its embedding: helps where anatomy keeps its place."""
+    """Add the region's mean positional encoding to its embedding; for organs that keep their place in the slice."""
     parts: int = 1
-    """Embeddings a region is split into at most, by k-means: for large or heterogeneous organs."""
+    """Maximum number of embeddings per region, by k-means; increase for large or heterogeneous organs."""
     adapter: bool = False
-    """Pass embeddings through a learned linear layer, the identity at the start, and a norm."""
+    """Pass the embeddings through a trained linear layer (initially the identity) and a layer norm."""
     type_embedding: bool = False
-    """Add the prompt encoder's embedding of a positive click."""
+    """Add the prompt encoder's embedding of a positive click to the class embeddings."""
     background: bool = True
-    """Ask for the background with embeddings of its own; softmax over all takes the place of a sigmoid a label."""
+    """Use embeddings for the background, too, with a softmax over all classes; without it, one sigmoid per label."""
     views: int = 4
-    """Augmented views kept of each support slice, the slice itself being the first; 0 and 1 keep the slice alone. Where
-    the support has many slices they are fewer, so that all fit into 2 GiB."""
+    """Augmented views stored per labelled slice, including the slice itself; 0 or 1 for no augmentation.
+
+    For large support sets it is reduced (to no less than 4), so that the stored embeddings fit into 2 GiB.
+    """
     leave_out: Literal["case", "slice"] = "case"
-    """What of its own a slice is not asked with in training: the embeddings of its whole case, or of itself alone."""
+    """Embeddings that a training slice is not prompted with: those of its whole case, or only those of itself."""
     max_tokens: int = 32
-    """Embeddings per label that are asked with at once, at most."""
+    """Maximum number of embeddings per label in a prompt; fewer need less time and memory."""
     token_noise: float = 0.1
-    """Noise on the asking embeddings in training, as a share of their standard deviation."""
+    """Noise on the class embeddings in training, as a fraction of their standard deviation."""
     feature_noise: float = 0.1
-    """Noise on the image embeddings in training, as a share of their standard deviation."""
+    """Noise on the image embeddings in training, as a fraction of their standard deviation."""
     batch: int = 8
-    """Slices a training step; every other one holds a label drawn at random, the rest are any."""
+    """Slices per training step; half of them are chosen to contain a random label."""
     loss: Literal["dice-bce", "dice-focal"] = "dice-bce"
-    """Dice with cross entropy, or with SAM's focal loss; with `background` it is always Dice with softmax entropy."""
+    """Loss without `background`: Dice with binary cross-entropy or with SAM's focal loss.
+
+    With `background`, the loss is Dice with softmax cross-entropy.
+    """
     dice: Literal["batch", "slice"] = "batch"
-    """Whose Dice is trained on: that of all slices of a batch together, or of each slice by itself, which rewards a
-    decoder for finding nothing where most slices hold few of the labels."""
+    """Dice loss over all slices of a batch together, or slice by slice; 'slice' favours empty masks of rare labels."""
     rare_class_weight: float = 0.5
-    """With `background`, how much more a pixel of a rare class counts than one of a common one in the cross entropy:
-    the power of how many times rarer it is, at the start of the training; it falls to 0 towards its end."""
+    """Weight of rare classes in the cross-entropy with `background`; 0 weights all pixels equally.
+
+    A pixel of a class that is r times rarer counts r ** rare_class_weight times as much. The exponent falls linearly to
+    0 by the end of the training.
+    """
     target: Literal["hard", "soft"] = "hard"
-    """The truth at the decoder's resolution: inside or outside, or the share of each cell that is inside."""
+    """Target at the decoder's resolution: inside or outside, or the fraction of each cell that is inside."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=700, learning_rate=2e-3))
-    """Length and rate of the training; 0 iterations leave the decoder as it is. The rate suits handful-tiny; decoders
-    that have seen millions of masks, as SAM's own have, want one of 1e-4 to 5e-4."""
+    """Length and learning rate of the training; for the original SAM or SAM 2 weights set 1e-4 to 5e-4.
+
+    With 0 iterations the decoder is not trained.
+    """
 
     def __post_init__(self) -> None:
         for name, least in (("parts", 1), ("max_tokens", 1), ("batch", 1), ("views", 0)):
@@ -93,7 +106,7 @@ class FewShotPrompts(Method):
                 raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for name in ("token_noise", "feature_noise"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} must be a share of 0 or more, got {getattr(self, name)}")
+                raise SettingsError(f"{name} must be a fraction of 0 or more, got {getattr(self, name)}")
         if not 0 <= self.rare_class_weight < math.inf:
             raise SettingsError(f"rare_class_weight must be 0 or more, got {self.rare_class_weight}")
 
@@ -128,13 +141,13 @@ class FewShotPrompts(Method):
         )
 
     def _tokens(self, encoded: EncodedSupport, backbone: Backbone) -> Tokens:
-        """Embeddings of the classes that are asked for: all labels, and with `background` that, too."""
+        """Embeddings of all labels, and of the background if it is modelled."""
         classes = encoded.target.shape[1] + int(self.background)
         return class_embeddings(encoded, backbone, classes, self.parts, self.location)
 
 
 class FewShotSegmenter(Segmenter):
-    """A tuned decoder and the table of class embeddings it is asked with."""
+    """A fine-tuned decoder and the class embeddings that it is prompted with."""
 
     def __init__(
         self,
@@ -152,36 +165,36 @@ class FewShotSegmenter(Segmenter):
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         image = self.backbone.encode(slices)
-        asked = self.tokens.evenly(self.method.max_tokens).to(image.main)
-        return self.backbone.to_image_frame(self.decoder(image, asked.expand(len(image), -1, -1, -1)), image.size)
+        tokens = self.tokens.evenly(self.method.max_tokens).to(image.main)
+        return self.backbone.to_image_frame(self.decoder(image, tokens.expand(len(image), -1, -1, -1)), image.size)
 
     def learned(self) -> dict[str, Tensor]:
         decoder = {f"decoder/{name}": value for name, value in trainable_state(self.decoder.trained).items()}
         return decoder | {f"tokens/{name}": value for name, value in self.tokens.pack().items()}
 
     def extend(self, support: SupportSet) -> FewShotSegmenter:
-        """A segmenter that is also asked with embeddings of new labelled slices; nothing is trained again."""
+        """A segmenter that is also prompted with the embeddings of new labelled slices; nothing is trained."""
         require_same_labels(support, self.labels)
         encoded = self.method._encode(support, self.slicer, self.backbone, views=1)
         tokens = self.tokens.joined(self.method._tokens(encoded, self.backbone))
         return FewShotSegmenter(self.labels, self.slicer, self.backbone, self.method, self.decoder, tokens)
 
     def sources(self) -> list[tuple[str, int, str]]:
-        """For each embedding the case, the slice's index in it, and the label it was pooled from."""
+        """The origin of each embedding: case, number of the slice in the case, and label."""
         names = (*self.labels.names, "background")
         where = zip(self.tokens.cases.tolist(), self.tokens.slices.tolist(), self.tokens.classes.tolist(), strict=True)
         return [(self.tokens.names[case], index, names[label]) for case, index, label in where]
 
 
 class TokenDecoder(nn.Module):
-    """The reformulated mask decoder: a fork of the backbone's, asked with k sets of t class embeddings in one call."""
+    """A copy of the backbone's mask decoder, prompted with k sets of t class embeddings in one call."""
 
     def __init__(self, backbone: Backbone, method: FewShotPrompts) -> None:
         super().__init__()
         self.method = method
         self.fork = backbone.fork()
         self.trained = nn.ModuleDict({"mask_decoder": self.fork.mask_decoder})
-        """What the loop may train; the parts that this variant does not use stay frozen."""
+        """The modules to be trained; parts that the variant does not use stay frozen."""
         if method.adapter:
             self.trained["adapter"] = _adapter(backbone.channels).to(backbone.device)
         decoder = self.fork.mask_decoder
@@ -189,7 +202,7 @@ class TokenDecoder(nn.Module):
         without_multimask(decoder)
 
     def forward(self, image: ImageEmbeddings, tokens: Float[Tensor, "n k t c"]) -> Float[Tensor, "n l s s"]:
-        """Logits of each label in the model's square; the background, where asked for, comes last and is subtracted."""
+        """Logits of each label in the model frame; those of the background (the last class) are subtracted."""
         for adapter in self._adapters():
             tokens = adapter(tokens)
         if self.method.type_embedding:
@@ -207,44 +220,44 @@ class TokenDecoder(nn.Module):
 def _require_every_class(tokens: Tokens, names: Sequence[str]) -> None:
     for index, name in enumerate(names):
         if not bool(((tokens.classes == index) & (tokens.views == 0)).any()):
-            raise LabelError(f"{name!r} covers no usable area on any support slice; label a slice where it is larger")
+            raise LabelError(f"{name!r} is too small on every labelled slice; label a slice where it is larger")
 
 
 class _Episodes:
-    """The loss of one training step: slices of the support, prompted with the embeddings of the others."""
+    """The loss of one training step: slices of the support set, prompted with the class embeddings of other slices."""
 
     def __init__(self, method: FewShotPrompts, decoder: TokenDecoder, encoded: EncodedSupport, tokens: Tokens) -> None:
         self.method, self.decoder, self.encoded, self.tokens = method, decoder, encoded, tokens
         self.classes = encoded.target.shape[1] + int(method.background)
         self.sampler = BalancedSampler(encoded.holds, method.batch)
         self.noise = method.token_noise * float(tokens.vectors.std())
-        # as many at once as will be asked with later, less those of the slice itself
-        fewer = int(tokens.of_view(0).classes.bincount().max()) - method.parts
-        self.most = max(1, min(method.max_tokens, fewer))
+        # at most as many as in a prediction, without those of the slice itself
+        others = int(tokens.of_view(0).classes.bincount().max()) - method.parts
+        self.most = max(1, min(method.max_tokens, others))
 
     def __call__(self, step: int, generator: torch.Generator) -> Tensor:
         rows = self.sampler.sample(generator)
         count = 1 + integer(self.most, generator)
-        asked = torch.stack([self._draw_tokens(int(row), count, generator) for row in rows])
+        tokens = torch.stack([self._random_tokens(int(row), count, generator) for row in rows])
         image = noisy(self.encoded.rows(rows), self.method.feature_noise, generator)
-        asked = asked + self.noise * noise_like(asked, generator)
-        logits = self.decoder(image, asked.to(image.main))
-        shown = logits, self.encoded.target[rows].to(logits), self.encoded.valid_mask[rows].to(logits.device)
+        tokens = tokens + self.noise * noise_like(tokens, generator)
+        logits = self.decoder(image, tokens.to(image.main))
+        batch = logits, self.encoded.target[rows].to(logits), self.encoded.valid_mask[rows].to(logits.device)
         if self.method.dice == "batch":
-            shown = whole_batch(*shown)
+            batch = whole_batch(*batch)
         if self.method.background:
-            return dice_ce(*shown, fading(self.method.rare_class_weight, step, self.method.train.iterations))
-        return (dice_bce if self.method.loss == "dice-bce" else dice_focal)(*shown)
+            return dice_ce(*batch, fading(self.method.rare_class_weight, step, self.method.train.iterations))
+        return (dice_bce if self.method.loss == "dice-bce" else dice_focal)(*batch)
 
-    def _draw_tokens(self, row: int, count: int, generator: torch.Generator) -> Float[Tensor, "k t c"]:
-        """`count` embeddings of each class, repeated only where the pool has fewer."""
+    def _random_tokens(self, row: int, count: int, generator: torch.Generator) -> Float[Tensor, "k t c"]:
+        """`count` random embeddings of each class, repeated only if there are fewer."""
         case, index, view = (int(of[row]) for of in (self.encoded.cases, self.encoded.slices, self.encoded.views))
-        drawn = []
+        chosen = []
         for label in range(self.classes):
-            outside = self.tokens.farthest(label, case, index, view, self.method.leave_out)
-            order = torch.randperm(len(outside), generator=generator)
-            drawn.append(outside[order[torch.arange(count) % len(outside)]])
-        return self.tokens.vectors[torch.stack(drawn)]
+            allowed = self.tokens.farthest(label, case, index, view, self.method.leave_out)
+            order = torch.randperm(len(allowed), generator=generator)
+            chosen.append(allowed[order[torch.arange(count) % len(allowed)]])
+        return self.tokens.vectors[torch.stack(chosen)]
 
 
 def _query_masks(
@@ -252,16 +265,16 @@ def _query_masks(
 ) -> Float[Tensor, "n k s s"]:
     """Variant 'query': class embeddings take the place of SAM's IoU and mask tokens, and share one hypernetwork.
 
-    Each of the t output tokens paints a mask and the masks are averaged; as a mask is linear in what the hypernetwork
-    says, averaging that comes to the same.
+    A class has t tokens, whose masks are averaged. A mask is linear in the output of the hypernetwork, so that output
+    is averaged instead.
     """
     decoder: Any = backbone.mask_decoder
     main = image.main + no_mask(backbone.prompt_encoder)
     if not image.recalled:
         main = main + backbone.no_memory()
-    answers, fine = decode_with_tokens(decoder, main, backbone.position_encoding(), tokens, image.features[:-1])
-    painter = decoder.output_hypernetworks_mlps[0](answers).mean(dim=2)
-    return torch.einsum("nkc,nkchw->nkhw", painter, fine)
+    output, fine = decode_with_tokens(decoder, main, backbone.position_encoding(), tokens, image.features[:-1])
+    weights = decoder.output_hypernetworks_mlps[0](output).mean(dim=2)
+    return torch.einsum("nkc,nkchw->nkhw", weights, fine)
 
 
 def _adapter(width: int) -> nn.Sequential:

@@ -1,4 +1,4 @@
-"""Class embeddings: mask-pooled features of labelled slices, each with where it comes from."""
+"""Class embeddings: mask-pooled features of labelled slices, each with its origin."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from handful.methods.encoded_support import EncodedSupport
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
-    """Class embeddings, a row each, and where every one comes from."""
+    """t class embeddings of c channels, and the origin of each."""
 
     vectors: Float[Tensor, "t c"]
     classes: Int[Tensor, " t"]
-    """Index of the label; the number of labels stands for the background."""
+    """Index of the label; for the background, the number of labels."""
     cases: Int[Tensor, " t"]
-    """Index into `names`."""
+    """Index of the case in `names`."""
     slices: Int[Tensor, " t"]
-    """Index of the slice in its case."""
+    """Number of the slice in its case."""
     views: Int[Tensor, " t"]
-    """0 for the slice as it is, else the number of its augmented view."""
+    """0 for the unchanged slice, else the number of its augmented view."""
     names: tuple[str, ...]
     """Names of the cases."""
 
@@ -37,10 +37,14 @@ class Tokens:
         )
 
     def of_view(self, view: int) -> Tokens:
+        """The embeddings from views of this number."""
         return self[self.views == view]
 
     def evenly(self, most: int) -> Float[Tensor, "k t c"]:
-        """Equally many of each class, at most `most`: spaced evenly over the table, repeated where there are fewer."""
+        """The same number of embeddings for each class, at most `most`.
+
+        They are evenly spaced over all embeddings of the class, or repeated if it has fewer.
+        """
         rows = [torch.nonzero(self.classes == c)[:, 0] for c in range(int(self.classes.max()) + 1)]
         length = min(most, max(len(r) for r in rows))
         chosen = [r[torch.linspace(0, len(r) - 1, length).round().long()] for r in rows]
@@ -49,19 +53,22 @@ class Tokens:
     def farthest(
         self, label: int, case: int, index: int, view: int, leave_out: Literal["case", "slice"] = "case"
     ) -> Int[Tensor, " p"]:
-        """Rows of a class from outside the query: other cases, else other slices, else other views, else any."""
+        """Rows of a class that do not come from the given slice: of other cases, else slices, else views, else all.
+
+        With `leave_out` "slice", other slices of the same case are allowed from the start.
+        """
         other_case = self.cases != case
         other_slice = other_case | (self.slices != index)
         other_view = other_slice | (self.views != view)
-        mine = self.classes == label
+        of_class = self.classes == label
         allowed = [other_slice, other_view] if leave_out == "slice" else [other_case, other_slice, other_view]
         for outside in allowed:
-            if bool((mine & outside).any()):
-                return torch.nonzero(mine & outside)[:, 0]
-        return torch.nonzero(mine)[:, 0]
+            if bool((of_class & outside).any()):
+                return torch.nonzero(of_class & outside)[:, 0]
+        return torch.nonzero(of_class)[:, 0]
 
     def joined(self, other: Tokens) -> Tokens:
-        """The rows of both; cases of one name are one case."""
+        """The embeddings of both; equal names are the same case."""
         names = (*self.names, *[n for n in other.names if n not in self.names])
         cases = torch.tensor([names.index(n) for n in other.names], dtype=torch.long)[other.cases]
         return Tokens(
@@ -74,13 +81,14 @@ class Tokens:
         )
 
     def pack(self) -> dict[str, Tensor]:
-        """All as tensors; the names as the bytes of a JSON list."""
+        """All contents as tensors; the names become the bytes of a JSON list."""
         names = torch.frombuffer(bytearray(json.dumps(self.names).encode()), dtype=torch.uint8)
         parts = {"classes": self.classes, "cases": self.cases, "slices": self.slices, "views": self.views}
         return {"vectors": self.vectors, "names": names, **parts}
 
     @classmethod
     def unpack(cls, packed: dict[str, Tensor]) -> Tokens:
+        """The inverse of `pack`."""
         names = json.loads(bytes(packed["names"].tolist()))
         vectors, classes, cases = packed["vectors"], packed["classes"], packed["cases"]
         return cls(vectors, classes, cases, packed["slices"], packed["views"], tuple(names))
@@ -89,9 +97,10 @@ class Tokens:
 def class_embeddings(
     support: EncodedSupport, backbone: Backbone, classes: int, parts: int = 1, location: bool = False
 ) -> Tokens:
-    """The mask-pooled features of the first `classes` classes in every row, at most `parts` of each.
+    """The mask-pooled features of the first `classes` classes in every row, at most `parts` per class and row.
 
-    None where the class covers under 1/256 of a cell. With `location` the mean positional encoding is added.
+    A class is left out of a row if it covers less than 1/256 of a cell in total. With `location`, the mean positional
+    encoding of the region is added.
     """
     position = backbone.position_encoding()[0].cpu() if location else None
     regions = support.regions[:, :classes]
@@ -119,10 +128,11 @@ def pool(
     parts: int = 1,
     position: Float[Tensor, "c f f"] | None = None,
 ) -> Float[Tensor, "p c"]:
-    """Means of the features over up to `parts` parts of a region, weighted by the share of each cell that it covers.
+    """Weighted means of the features over at most `parts` clusters of a region; `region` is the fraction of each cell.
 
-    `position` is pooled alike and added. The parts are those of a k-means on the features, begun at the cell nearest to
-    their mean and then at the ones farthest from all earlier centres, so that one region always gives one answer.
+    `position`, if given, is pooled in the same way and added. The clusters come from k-means on the features. Its first
+    centre is the cell nearest to the mean, each further one the cell farthest from all centres, so the result is
+    deterministic.
     """
     weight = region.flatten()
     cells = torch.nonzero(weight > 0)[:, 0]
@@ -135,7 +145,7 @@ def pool(
 
 
 def _k_means(z: Float[Tensor, "p c"], weight: Float[Tensor, " p"], parts: int) -> Int[Tensor, " p"]:
-    """The part of each cell, numbered without gaps."""
+    """The cluster of each cell, numbered without gaps."""
     mean = (weight[:, None] * z).sum(0) / weight.sum()
     centres = z[(z - mean).norm(dim=1).argmin()][None]
     while len(centres) < parts:

@@ -1,9 +1,9 @@
-"""Interactive multi-organ tuning: prompt encoder and mask decoder learn to answer the prompts that people really give.
+"""Interactive: fine-tunes prompt encoder and mask decoder for realistic prompts and corrections of many organs.
 
 After Wang, Liao, Jiang and Geng (ISBI 2025, DOI 10.1109/ISBI60581.2025.10981084): parallel heuristic prompt generation
-(PHPG), which trains on diverse and imperfect prompts guided by errors, many organs at once, and class-balanced data
-pruning (CBDP). Only the abstract is public: this is our reconstruction. The image encoder stays frozen, or learns by
-low-rank updates.
+(PHPG), which trains on diverse and imperfect prompts guided by errors, for many organs at once, and class-balanced data
+pruning (CBDP). Only the abstract is public: this is our reconstruction. The image encoder stays frozen, or is trained
+by low-rank updates.
 """
 
 from __future__ import annotations
@@ -38,59 +38,67 @@ from handful.tuning.pruning import Pruning, PruningReport, Sampler
 from handful.tuning.trainable import load_trainable_state, trainable_state
 
 FRAME = 256
-"""Pixels along the square in which annotators are simulated, at most."""
+"""Maximum width and height in pixels of the frame in which annotators are simulated."""
 CELLS = 8
-"""Cells along the maps by which slices are compared."""
+"""Width and height in cells to which feature maps are pooled before slices are compared."""
 OUTSIDE = -10.0
-"""Logit of a label that is not asked for."""
+"""Logit of a label that the most similar labelled slice does not contain."""
 
 _Places = tuple[Float[Tensor, "n k 4"], Float[Tensor, "n k 2"]]
-"""Boxes and deepest points of the labels of n slices, as `_Table` has them."""
+"""Boxes and centre points of the labels of n slices, as in `_Table`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interactive(Method):
-    """Tunes a backbone to be asked and corrected, by simulated annotators of the labelled slices."""
+    """Fine-tunes a backbone for prompts and corrections, with annotators simulated on the labelled slices."""
 
     when = "you correct results by clicks and boxes"
     minutes = "1 to 2 min"
     whole_slices = True
 
     slicer: Slicer = Slicer()
-    """Plane and window, the same when fitting and when predicting."""
+    """Slice plane and intensity window, used for fitting and predicting."""
     prompts: Literal["phpg", "centre"] = "phpg"
-    """How annotators ask in training. 'phpg': in every way of `prompt_mix`, corrections by any `annotator`. 'centre':
-    by a click in the middle, corrections in the middle of the largest error: what others are to be compared with."""
+    """Simulated prompts in training: 'phpg' for varied ones, 'centre' for centre clicks only (a baseline).
+
+    'phpg' takes first prompts from `prompt_mix` and corrections from `annotator`. 'centre' clicks in the middle of the
+    region, and corrects in the middle of the largest error.
+    """
     prompt_mix: PromptMix = PromptMix()
-    """Shares of the first prompts."""
+    """Relative frequencies of the kinds of first prompts in training."""
     annotator: Annotator = Annotator()
-    """Shares of where corrections are clicked."""
+    """Relative frequencies of the positions of correction clicks in training."""
     rounds: int = 3
-    """Corrections of a region in a step, at most; as many as that or fewer, drawn evenly from 1 on. 0: none at all."""
+    """Maximum number of corrections per region in a training step; 0 for none.
+
+    The actual number is random, from 1 to this maximum.
+    """
     mask_prompts: float = 0.5
-    """Chance that a round of corrections is also given the answer before it as a mask prompt."""
+    """Probability that a correction also gets the previous mask as a prompt."""
     regions: int = 8
-    """Regions of a slice asked for at once, at most; where it holds more, rare labels are drawn first."""
+    """Maximum number of regions per slice in one step; if a slice has more, rare labels are preferred."""
     batch: int = 4
-    """Slices a training step."""
+    """Slices per training step."""
     views: int = 1
-    """Augmented views kept of each support slice, the slice itself being the first."""
+    """Augmented views stored per labelled slice, including the slice itself; 1 for no augmentation."""
     encoder_rank: int = 0
-    """Rank of updates of the image encoder's queries and values, as `Lora` learns them. 0: the encoder stays frozen and
-    sees each slice once. Otherwise every step encodes its slices anew, and a cache round the backbone is passed by."""
+    """Rank of low-rank updates of the image encoder (as in `lora`); 0 keeps the encoder frozen, which is faster.
+
+    With updates, every step encodes its slices again, and a cache of embeddings is not used.
+    """
     error_head: bool = False
-    """Also learn to predict where answers are wrong: it weighs corrections in training and suggests clicks later."""
+    """Also train a head that predicts errors; it guides corrections in training and can suggest clicks later."""
     pruning: Pruning = Pruning()
-    """Which slices are left out of an epoch, if any."""
+    """Rule that leaves slices out of an epoch, to save training time."""
     train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=500, learning_rate=1e-4))
-    """Length (before pruning) and rate of the training; 0 iterations leave the backbone as it is."""
+    """Length (before pruning) and learning rate of the training; 0 iterations leave the backbone untrained."""
 
     def __post_init__(self) -> None:
         for name, least in (("rounds", 0), ("regions", 1), ("batch", 1), ("views", 1), ("encoder_rank", 0)):
             if getattr(self, name) < least:
                 raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.mask_prompts <= 1:
-            raise SettingsError(f"mask_prompts must be a chance in [0, 1], got {self.mask_prompts}")
+            raise SettingsError(f"mask_prompts must be a probability in [0, 1], got {self.mask_prompts}")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> InteractiveSegmenter:  # noqa: B008
         slicer = support.resolve(self.slicer)
@@ -140,20 +148,20 @@ class Interactive(Method):
 
 
 @dataclass(frozen=True, eq=False)
-class Answer:
-    """What a tuned backbone says to prompts."""
+class PromptedMasks:
+    """The prediction of a fine-tuned backbone for prompts."""
 
     logits: Float[Tensor, "n k h w"]
     iou: Float[Tensor, "n k"]
-    """Predicted IoU, in [0, 1]."""
+    """Predicted IoU of each mask, in [0, 1]."""
     error: Float[Tensor, "n k h w"] | None
-    """Chance that a pixel of this answer is wrong; None without an error head."""
+    """Probability that a pixel of the mask is wrong; None without an error head."""
 
 
 class InteractiveSegmenter(Segmenter):
-    """A tuned backbone, to be asked by people and programs; where nobody asks, by what the nearest labelled slice has.
+    """A fine-tuned backbone. Without a user, it is prompted as the most similar labelled slice suggests.
 
-    `pruning_report` says what the training was shown; None after it was restored.
+    `pruning_report` states which slices were used in training; it is None after the segmenter was loaded.
     """
 
     def __init__(
@@ -172,56 +180,56 @@ class InteractiveSegmenter(Segmenter):
 
     @property
     def encoder(self) -> Backbone:
-        """What has to encode the slices that `ask` is asked about: the backbone, or a tuned one if it learnt to see."""
+        """The backbone that has to encode slices for `segment_prompted`: the original one unless it was trained."""
         return self.network.fork if self.method.encoder_rank else self.backbone
 
     @torch.no_grad()
-    def ask(self, image: ImageEmbeddings, prompts: Prompts, size: tuple[int, int]) -> Answer:
-        """The answer to prompts in slice pixels on slices of `size` (h, w) pixels, encoded by `encoder`.
+    def segment_prompted(self, image: ImageEmbeddings, prompts: Prompts, size: tuple[int, int]) -> PromptedMasks:
+        """Masks for prompts in slice pixels, on slices of `size` (h, w) pixels encoded by `encoder`.
 
-        A region may have points, a box, or both; a box of zeros is none, and one who is asked nothing still answers.
-        Masks of the prompts are logits of the answer before. Many labels are decoded a few at once.
+        A region may have points, a box, or both; a box of zeros counts as none. A region without any prompt gets a
+        mask, too. `prompts.masks` are logits of the previous masks. If there are many labels, they are decoded in
+        several calls.
         """
         fork, at_once = self.network.fork, self.method.regions
-        some = [prompts.labels(slice(start, start + at_once)) for start in range(0, prompts.shape[1], at_once)]
-        parts = [self.network(image, part, size) for part in some]
+        chunks = [prompts.labels(slice(start, start + at_once)) for start in range(0, prompts.shape[1], at_once)]
+        parts = [self.network(image, chunk, size) for chunk in chunks]
         errors = [self.network.errors(image, part) for part in parts]
         logits = fork.to_image_frame(torch.cat([part.logits for part in parts], dim=1), size)
-        told = [error for error in errors if error is not None]
-        error = fork.to_image_frame(torch.cat(told, dim=1), size).sigmoid() if told else None
-        return Answer(logits, torch.cat([part.iou for part in parts], dim=1).clamp(0, 1), error)
+        predicted = [error for error in errors if error is not None]
+        error = fork.to_image_frame(torch.cat(predicted, dim=1), size).sigmoid() if predicted else None
+        return PromptedMasks(logits, torch.cat([part.iou for part in parts], dim=1).clamp(0, 1), error)
 
     def promptable(self) -> InteractivePromptable:
-        """The same, to be asked slice by slice like any promptable segmenter, for example by `oracle`."""
         return InteractivePromptable(self)
 
-    def suggest(self, answer: Answer) -> Prompts:
-        """The click on each label's answer that the error head takes for the most useful one.
+    def suggest(self, masks: PromptedMasks) -> Prompts:
+        """The click on the mask of each label that the error head considers most useful.
 
-        It lies where an error is most likely: negative where the answer shows the label, else positive. SettingsError
-        without an error head.
+        It lies where an error is most likely: negative inside the mask, positive outside. Raises SettingsError without
+        an error head.
         """
-        if answer.error is None:
+        if masks.error is None:
             raise SettingsError("this segmenter has no error head to suggest clicks; fit it with error_head=True")
-        error = F.avg_pool2d(answer.error, 5, stride=1, padding=2)  # a region of errors rather than one pixel
+        error = F.avg_pool2d(masks.error, 5, stride=1, padding=2)  # prefers a region of errors to a single pixel
         place = error.flatten(2).argmax(dim=2, keepdim=True)
-        shown = answer.logits.flatten(2).gather(2, place) > 0
+        inside = masks.logits.flatten(2).gather(2, place) > 0
         width = error.shape[-1]
-        return Prompts(torch.stack([place % width, place // width], dim=-1).float(), (~shown).long())
+        return Prompts(torch.stack([place % width, place // width], dim=-1).float(), (~inside).long())
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        """Logits for prompts that the most similar support slice lends: the boxes of its masks, or their middles.
+        """Logits for the prompts of the most similar labelled slice: the boxes or centres of its labels.
 
-        A label that it does not hold is not asked for.
+        Labels that this slice does not contain are absent.
         """
         image = self.encoder.encode(slices)
         h, w = slices.shape[-2:]
         logits = slices.new_full((len(slices), len(self.labels), h, w), OUTSIDE)
         for row, nearest in enumerate(self.table.nearest(image).tolist()):
-            lent = self.table.lent(nearest, (h, w), self.method.prompts == "centre")
-            there = torch.nonzero(self.table.boxes[nearest].any(dim=1))[:, 0]
-            if len(there):
-                logits[row, there] = self.ask(image[row], lent.labels(there), (h, w)).logits[0]
+            prompts = self.table.prompts(nearest, (h, w), self.method.prompts == "centre")
+            present = torch.nonzero(self.table.boxes[nearest].any(dim=1))[:, 0]
+            if len(present):
+                logits[row, present] = self.segment_prompted(image[row], prompts.labels(present), (h, w)).logits[0]
         return logits
 
     def learned(self) -> dict[str, Tensor]:
@@ -230,21 +238,21 @@ class InteractiveSegmenter(Segmenter):
 
 
 class InteractivePromptable(PromptableSegmenter):
-    """A tuned backbone that finds nothing without a prompt."""
+    """The promptable form of an `InteractiveSegmenter`; labels without a prompt are absent."""
 
     def __init__(self, segmenter: InteractiveSegmenter) -> None:
         super().__init__(segmenter.labels, segmenter.slicer, segmenter.backbone)
         self.segmenter = segmenter
 
-    def answer(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        return self.answer_encoded(self.segmenter.encoder.encode(slices), prompts)
+    def prompted_logits(self, slices: Float[Tensor, "n c h w"], prompts: Prompts) -> Float[Tensor, "n k h w"]:
+        return self.decode(self.segmenter.encoder.encode(slices), prompts)
 
     @property
     def encoder(self) -> Backbone:
         return self.segmenter.encoder
 
-    def answer_encoded(self, image: ImageEmbeddings, prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        return self.segmenter.ask(image, prompts, image.size).logits
+    def decode(self, image: ImageEmbeddings, prompts: Prompts) -> Float[Tensor, "n k h w"]:
+        return self.segmenter.segment_prompted(image, prompts, image.size).logits
 
     def learned(self) -> dict[str, Tensor]:
         return self.segmenter.learned()
@@ -252,29 +260,29 @@ class InteractivePromptable(PromptableSegmenter):
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """What labelled slices lend to unlabelled ones, a row a slice."""
+    """Prompts of the labelled slices, and the signatures to find the most similar slice; one row per slice."""
 
     signatures: Float[Tensor, "v s"]
     boxes: Float[Tensor, "v k 4"]
-    """Box of each label as shares of the slice's width and height, the pixels' outer edges; zeros where it is not."""
+    """Box of each label (x0, y0, x1, y1) as fractions of width and height, at outer pixel edges; zeros if absent."""
     centres: Float[Tensor, "v k 2"]
-    """The deepest point of each label, likewise."""
+    """The point of each label farthest from its edge (x, y), as fractions of width and height."""
 
     @classmethod
     @torch.no_grad()
     def of(cls, encoded: EncodedSupport, places: Sequence[_Places]) -> _Table:
-        """Of the slices as they are, compared as the encoder sees them now."""
+        """The table of the unaugmented slices, with signatures of the current encoder."""
         plain = torch.nonzero(encoded.views == 0)[:, 0]
         signatures = [_signature(encoded.rows(rows)).cpu() for rows in torch.split(plain, CHUNK)]
-        found, centres = (torch.cat(parts) for parts in zip(*places, strict=True))
-        return cls(torch.cat(signatures), found, centres)
+        all_boxes, centres = (torch.cat(parts) for parts in zip(*places, strict=True))
+        return cls(torch.cat(signatures), all_boxes, centres)
 
     def nearest(self, image: ImageEmbeddings) -> Int[Tensor, " n"]:
-        """For each slice the row that looks most alike, place by place."""
+        """The row of the most similar labelled slice, for each slice."""
         return (_signature(image) @ self.signatures.to(image.main.device).T).argmax(dim=1)
 
-    def lent(self, row: int, size: tuple[int, int], centre: bool) -> Prompts:
-        """Prompts of one row, in pixels of a slice of `size`."""
+    def prompts(self, row: int, size: tuple[int, int], centre: bool) -> Prompts:
+        """The boxes (or centre points) of one row, in pixels of a slice of `size` (h, w)."""
         h, w = size
         if not centre:
             edges = self.boxes[row : row + 1] * self.boxes.new_tensor([w, h, w, h])
@@ -284,23 +292,23 @@ class _Table:
 
 
 def _noting_places(labelled: Iterable[LabelledSlices], places: list[_Places]) -> Iterator[LabelledSlices]:
-    """The same slices; where each of their labels lies is added to `places` on the way, so that they are read once."""
-    for one in labelled:
-        places.append(_places(one.masks * one.valid_mask[:, None] > 0))
-        yield one
+    """The same slices. The boxes and centres of their labels are appended to `places`, so that slices are read once."""
+    for case in labelled:
+        places.append(_places(case.masks * case.valid_mask[:, None] > 0))
+        yield case
 
 
 def _places(masks: Bool[Tensor, "n k h w"]) -> tuple[Float[Tensor, "n k 4"], Float[Tensor, "n k 2"]]:
-    """Boxes and deepest points as shares of the slice; zeros where a label is absent."""
+    """Boxes and centre points as fractions of the slice, as in `_Table`; zeros for absent labels."""
     h, w = masks.shape[-2:]
-    there = masks.flatten(2).any(dim=2)[..., None]
+    present = masks.flatten(2).any(dim=2)[..., None]
     corners = boxes(masks, 0.0, torch.Generator()) + torch.tensor([0.0, 0.0, 1.0, 1.0])
     middle = centre_points(masks).points
     assert middle is not None
-    return there * corners / torch.tensor([w, h, w, h]), there * (middle[:, :, 0] + 0.5) / torch.tensor([w, h])
+    return present * corners / torch.tensor([w, h, w, h]), present * (middle[:, :, 0] + 0.5) / torch.tensor([w, h])
 
 
 def _signature(image: ImageEmbeddings) -> Float[Tensor, "n s"]:
-    """What slices are compared by: of zero mean and unit length, so that their product is a correlation."""
+    """Features to compare slices by, with zero mean and unit length, so that their product is a correlation."""
     cells = F.adaptive_avg_pool2d(image.main, min(CELLS, image.main.shape[-1])).flatten(1)
     return F.normalize(cells - cells.mean(dim=1, keepdim=True), dim=1)

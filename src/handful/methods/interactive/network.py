@@ -1,4 +1,4 @@
-"""What `Interactive` trains: a fork of the backbone, to be prompted, and a head that predicts its errors."""
+"""The network that `Interactive` trains: a copy of the backbone, and a head that predicts errors of its masks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from handful.tuning.trainable import freeze_all_but
 
 
 class InteractiveNetwork(nn.Module):
-    """A fork of the backbone whose prompt encoder and mask decoder train, and what else is to be trained with them.
+    """A copy of the backbone with trainable prompt encoder and mask decoder.
 
-    That is a head that predicts errors, and low-rank updates of an encoder whose own weights the fork still shares.
+    Optionally, low-rank updates of the image encoder and a head that predicts errors are trained, too. The encoder's
+    own weights stay shared with the backbone.
     """
 
     def __init__(self, backbone: Backbone, encoder_rank: int = 0, error_head: bool = False, seed: int = 0) -> None:
@@ -39,27 +40,27 @@ class InteractiveNetwork(nn.Module):
         whole = [part for name, part in self.trained.items() if name != "mask_decoder"]
         freeze_all_but(self.trained, *single_mask_parts(decoder, iou=True), *whole)
         prompt_encoder: Any = self.fork.prompt_encoder
-        prompt_encoder.shared_embedding.requires_grad_(False)  # the positional encoding is the image's, too
+        prompt_encoder.shared_embedding.requires_grad_(False)  # the image uses this positional encoding, too
         without_multimask(decoder)
 
     def forward(self, image: ImageEmbeddings, prompts: Prompts, size: tuple[int, int]) -> MaskPrediction:
-        """Masks in the model's square for prompts in pixels of slices of `size`; labels share one decoder call."""
+        """Masks in the model frame, for prompts in pixels of slices of `size` (h, w); one call for all labels."""
         return self.fork.decode_square(image, self._embed(packed(prompts), size))
 
-    def errors(self, image: ImageEmbeddings, answer: MaskPrediction) -> Float[Tensor, "n k s s"] | None:
-        """Logits that each pixel of an answer is wrong; None without the head."""
+    def errors(self, image: ImageEmbeddings, prediction: MaskPrediction) -> Float[Tensor, "n k s s"] | None:
+        """Logits that each pixel of a predicted mask is wrong; None without the error head."""
         if "error_head" not in self.trained:
             return None
-        errors: Tensor = self.trained["error_head"](image.main.detach(), answer.logits.detach())
+        errors: Tensor = self.trained["error_head"](image.main.detach(), prediction.logits.detach())
         return errors
 
     def _embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
-        """As the backbone embeds them, with padding for the corners where a region has no box among some that have."""
+        """The prompt embeddings of the backbone. Regions without a box get padding in place of its corners."""
         assert prompts.boxes is not None
         assert prompts.points is not None
         assert prompts.point_labels is not None
         boxed = self.fork.embed(prompts, size)
-        # a call without boxes brings one padding point of its own
+        # without boxes, the prompt encoder adds one padding point itself
         corners = boxed.sparse.shape[2] - prompts.points.shape[2] - 1
         points = F.pad(prompts.points, (0, 0, 0, corners))
         bare = self.fork.embed(Prompts(points, F.pad(prompts.point_labels, (0, corners), value=PADDING)), size)
@@ -68,7 +69,7 @@ class InteractiveNetwork(nn.Module):
 
 
 class ErrorHead(nn.Module):
-    """A few convolutions from image features and an answer's logits to where that answer is wrong."""
+    """A small CNN from image features and mask logits to the logits that a pixel of the mask is wrong."""
 
     def __init__(self, channels: int, width: int = 16) -> None:
         super().__init__()
@@ -80,9 +81,9 @@ class ErrorHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "n c f f"], logits: Float[Tensor, "n k s s"]) -> Float[Tensor, "n k s s"]:
         n, k, s, _ = logits.shape
-        looks = F.interpolate(self.reduce(features), (s, s), mode="bilinear", align_corners=False)
+        reduced = F.interpolate(self.reduce(features), (s, s), mode="bilinear", align_corners=False)
         inside = logits.flatten(0, 1)[:, None].sigmoid()
-        doubt = 4 * inside * (1 - inside)
-        joined = torch.cat([looks.repeat_interleave(k, dim=0), inside, doubt], dim=1)
-        found: Tensor = self.out(F.gelu(self.mix(joined)))
-        return found.reshape(n, k, s, s)
+        uncertainty = 4 * inside * (1 - inside)
+        joined = torch.cat([reduced.repeat_interleave(k, dim=0), inside, uncertainty], dim=1)
+        errors: Tensor = self.out(F.gelu(self.mix(joined)))
+        return errors.reshape(n, k, s, s)

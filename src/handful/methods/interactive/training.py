@@ -1,4 +1,4 @@
-"""How `Interactive` trains: simulated annotators prompt for regions of the labelled slices and correct the answers."""
+"""Training of `Interactive`: simulated annotators prompt for regions of the labelled slices and correct the masks."""
 
 from __future__ import annotations
 
@@ -23,45 +23,45 @@ from handful.tuning.pruning import Draw, Sampler
 from handful.tuning.sampling import integer
 
 SMALLEST = 4
-"""Pixels of the square of the labels that a region must have to be prompted for in training."""
+"""Minimum size of a region to be prompted for in training, in pixels of the frame of the annotators."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedAnnotators:
-    """How prompts are given in training; see the settings of the same names in `Interactive`."""
+    """Settings of the prompts in training; see the settings of the same names in `Interactive`."""
 
     prompt_mix: PromptMix
     annotator: Annotator
     rounds: int
     mask_prompts: float
     at_once: int
-    """Regions of a slice in one step, at most: the setting `regions`."""
+    """Maximum number of regions per slice in one step: the setting `regions`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """What annotators may prompt for."""
+    """The regions that are large enough to be prompted for."""
 
     rows: Int[Tensor, " r"]
-    """Rows of the support that hold a region which is large enough."""
+    """Rows of the encoded support that contain such a region."""
     held: Bool[Tensor, "r k"]
-    """Which labels have such a region in each of these rows."""
+    """Whether each of these rows contains such a region of each label."""
 
     @classmethod
     def of(cls, encoded: EncodedSupport) -> Regions:
-        """The regions of SMALLEST pixels and more; LabelError where there are none."""
+        """The regions of at least SMALLEST pixels. Raises LabelError if there are none."""
         held = encoded.target.sum(dim=(2, 3)) >= SMALLEST
         rows = torch.nonzero(held.any(dim=1))[:, 0]
         if not len(rows):
             raise LabelError(
-                f"no labelled region covers {SMALLEST} pixels of a square of {encoded.target.shape[-1]}; "
-                "label slices where the organs are larger"
+                f"no labelled region covers {SMALLEST} pixels of a {encoded.target.shape[-1]} pixels wide model "
+                "frame; label slices where the organs are larger"
             )
         return cls(rows, held[rows])
 
 
 class CorrectionLoss:
-    """The loss of one training step: annotators prompt for the regions of a few slices and correct the answers."""
+    """The loss of one training step: annotators prompt for the regions of a few slices and correct the masks."""
 
     def __init__(
         self,
@@ -79,56 +79,62 @@ class CorrectionLoss:
         draw = self.sampler.draw(step)
         labels = self._choose(draw.rows, generator)
         image = self.encoded.rows(self.regions.rows[draw.rows])
-        scene = self._scene(draw, labels, _detached(image))
-        prompts = simulate_prompts(scene.truth, self.annotators.prompt_mix, generator)
+        batch = self._batch(draw, labels, _detached(image))
+        prompts = simulate_prompts(batch.truth, self.annotators.prompt_mix, generator)
         corrections = 0 if self.annotators.rounds == 0 else 1 + integer(self.annotators.rounds, generator)
-        total = _SummedGradients([*self.parameters, *_learning(scene.image)])
+        total = _SummedGradients([*self.parameters, *_with_gradient(batch.image)])
         for number in range(corrections + 1):
-            answer = self.network(scene.image, prompts, scene.size)
-            losses = scene.losses(answer)
-            error = self.network.errors(scene.image, answer)
-            value = scene.mean(losses)
+            prediction = self.network(batch.image, prompts, batch.size)
+            losses = batch.losses(prediction)
+            error = self.network.errors(batch.image, prediction)
+            value = batch.mean(losses)
             if error is not None:
-                value = value + 0.1 * scene.mean(scene.error_losses(error, answer))
+                value = value + 0.1 * batch.mean(batch.error_losses(error, prediction))
             total.add(value / (corrections + 1))
             if number < corrections:
-                prompts = self._corrected(prompts, answer, error, scene, generator)
+                prompts = self._corrected(prompts, prediction, error, batch, generator)
         self.sampler.observe(_by_label(losses, labels, self.regions.held.shape[1]))
-        return total.surrogate_loss([*self.parameters, *_learning(image)])
+        return total.surrogate_loss([*self.parameters, *_with_gradient(image)])
 
     def _choose(self, rows: Int[Tensor, " b"], generator: Generator) -> Int[Tensor, "b r"]:
-        """The labels asked for on each slice, rare ones drawn first; -1 where a slice has fewer than another."""
+        """Random labels of each slice, with a preference for rare ones; padded with -1."""
         held = self.regions.held[rows]
         rarity = held / self.regions.held.sum(dim=0).clamp_min(1)
         keys = torch.where(held, rarity.log() + _gumbel(held.shape, generator), -torch.inf)
         order = keys.argsort(dim=1, descending=True)[:, : min(self.annotators.at_once, int(held.sum(dim=1).max()))]
         return torch.where(held.gather(1, order), order, -1)
 
-    def _scene(self, draw: Draw, labels: Int[Tensor, "b r"], image: ImageEmbeddings) -> _Scene:
+    def _batch(self, draw: Draw, labels: Int[Tensor, "b r"], image: ImageEmbeddings) -> _Batch:
         rows = self.regions.rows[draw.rows]
         place = labels.clamp_min(0)[..., None, None].expand(-1, -1, *self.encoded.target.shape[-2:])
         truth = self.encoded.target[rows].gather(1, place) & (labels >= 0)[..., None, None]
-        return _Scene(image, truth, self.encoded.valid_mask[rows], draw.weights, self.network.fork.mask_side)
+        return _Batch(image, truth, self.encoded.valid_mask[rows], draw.weights, self.network.fork.mask_side)
 
     def _corrected(
-        self, prompts: Prompts, answer: MaskPrediction, error: Tensor | None, scene: _Scene, generator: Generator
+        self,
+        prompts: Prompts,
+        prediction: MaskPrediction,
+        error: Tensor | None,
+        batch: _Batch,
+        generator: Generator,
     ) -> Prompts:
-        """The prompts and one correction more a region, now and then with the answer itself as a mask prompt."""
-        logits = scene.framed(answer.logits.detach())
-        shown, valid_mask = (logits > 0).cpu(), scene.valid_mask[:, None]
-        weight = None if error is None else scene.framed(error.detach().sigmoid()).cpu()
-        click = correct(shown & valid_mask, scene.truth & valid_mask, self.annotators.annotator, generator, weight)
+        """The prompts with one more correction per region, sometimes with the predicted mask as a mask prompt."""
+        logits = batch.framed(prediction.logits.detach())
+        predicted, valid_mask = (logits > 0).cpu(), batch.valid_mask[:, None]
+        weight = None if error is None else batch.framed(error.detach().sigmoid()).cpu()
+        click = correct(predicted & valid_mask, batch.truth & valid_mask, self.annotators.annotator, generator, weight)
         prompts = append_points(prompts, click)
         chance = self.annotators.prompt_mix.confusion
         if chance:
-            prompts = append_points(prompts, confusion_negatives(scene.truth, shown & valid_mask, chance, generator))
-        given = float(torch.rand((), generator=generator)) < self.annotators.mask_prompts
-        return packed(dataclasses.replace(prompts, masks=logits if given else None))
+            negatives = confusion_negatives(batch.truth, predicted & valid_mask, chance, generator)
+            prompts = append_points(prompts, negatives)
+        with_mask = float(torch.rand((), generator=generator)) < self.annotators.mask_prompts
+        return packed(dataclasses.replace(prompts, masks=logits if with_mask else None))
 
 
 @dataclass(frozen=True, eq=False)
-class _Scene:
-    """The slices of a step and the regions asked for on each; regions that pad a row are empty."""
+class _Batch:
+    """The slices of a step and the regions to segment on each; padding regions are empty."""
 
     image: ImageEmbeddings
     truth: Bool[Tensor, "b r f f"]
@@ -138,40 +144,41 @@ class _Scene:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Prompts are in pixels of the square itself, so that slices of all sizes go together."""
+        """Size of the frame of the annotators; prompts are in its pixels, whatever the size of the slices."""
         return (self.truth.shape[-2], self.truth.shape[-1])
 
     @property
-    def there(self) -> Bool[Tensor, "b r"]:
+    def present(self) -> Bool[Tensor, "b r"]:
+        """Whether a region is not padding."""
         return self.truth.flatten(2).any(dim=2)
 
     def framed(self, maps: Float[Tensor, "b r s s"]) -> Float[Tensor, "b r f f"]:
-        """Maps of the decoder in the square in which annotators look at them."""
+        """Maps of the decoder, resized to the frame of the annotators."""
         return F.interpolate(maps, self.size, mode="bilinear", align_corners=False)
 
-    def losses(self, answer: MaskPrediction) -> Float[Tensor, "b r"]:
-        """20 focal + Dice + squared error of the predicted IoU, of every region; targets are area fractions."""
-        target, valid_mask = self._target(answer.logits)
-        logits = answer.logits
+    def losses(self, prediction: MaskPrediction) -> Float[Tensor, "b r"]:
+        """20 focal + Dice + squared error of the predicted IoU, for every region; targets are area fractions."""
+        target, valid_mask = self._target(prediction.logits)
+        logits = prediction.logits
         entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         inside = logits.sigmoid()
-        doubt = inside * (1 - target) + (1 - inside) * target
-        focal = (entropy * doubt**2 * valid_mask).sum(dim=(2, 3)) / valid_mask.sum(dim=(2, 3)).clamp_min(1)
+        wrong = inside * (1 - target) + (1 - inside) * target
+        focal = (entropy * wrong**2 * valid_mask).sum(dim=(2, 3)) / valid_mask.sum(dim=(2, 3)).clamp_min(1)
         shared, total = (inside * target * valid_mask).sum(dim=(2, 3)), ((inside + target) * valid_mask).sum(dim=(2, 3))
         dice = 1 - (2 * shared + 1) / (total + 1)
-        return 20 * focal + dice + (answer.iou - self._iou(logits.detach())) ** 2
+        return 20 * focal + dice + (prediction.iou - self._iou(logits.detach())) ** 2
 
-    def error_losses(self, error: Float[Tensor, "b r s s"], answer: MaskPrediction) -> Float[Tensor, "b r"]:
-        """Cross-entropy between where an answer was predicted to be wrong and where it is."""
+    def error_losses(self, error: Float[Tensor, "b r s s"], prediction: MaskPrediction) -> Float[Tensor, "b r"]:
+        """Cross-entropy between predicted and actual errors of the masks, for every region."""
         target, valid_mask = self._target(error)
-        wrong = ((answer.logits.detach() > 0).to(target) - target).abs()
+        wrong = ((prediction.logits.detach() > 0).to(target) - target).abs()
         entropy = F.binary_cross_entropy_with_logits(error, wrong, reduction="none")
         return (entropy * valid_mask).sum(dim=(2, 3)) / valid_mask.sum(dim=(2, 3)).clamp_min(1)
 
     def mean(self, losses: Float[Tensor, "b r"]) -> Float[Tensor, ""]:
-        """Over the regions of each slice, then over the slices by weight."""
-        there = self.there.to(losses)
-        per_slice = (losses * there).sum(dim=1) / there.sum(dim=1).clamp_min(1)
+        """The mean over the regions of each slice, then the weighted mean over the slices."""
+        present = self.present.to(losses)
+        per_slice = (losses * present).sum(dim=1) / present.sum(dim=1).clamp_min(1)
         return (per_slice * self.weights.to(losses)).mean()
 
     def _target(self, like: Tensor) -> tuple[Float[Tensor, "b r s s"], Float[Tensor, "b 1 s s"]]:
@@ -181,13 +188,13 @@ class _Scene:
 
     def _iou(self, logits: Float[Tensor, "b r s s"]) -> Float[Tensor, "b r"]:
         valid_mask = self.valid_mask[:, None].to(logits.device)
-        shown, truth = (self.framed(logits) > 0) & valid_mask, self.truth.to(logits.device) & valid_mask
-        shared, either = (shown & truth).sum(dim=(2, 3)).float(), (shown | truth).sum(dim=(2, 3)).float()
+        predicted, truth = (self.framed(logits) > 0) & valid_mask, self.truth.to(logits.device) & valid_mask
+        shared, either = (predicted & truth).sum(dim=(2, 3)).float(), (predicted | truth).sum(dim=(2, 3)).float()
         return shared / either.clamp_min(1)
 
 
 class _SummedGradients:
-    """The gradients of several losses, added up one by one, so that no two of their graphs are in memory at once."""
+    """The sum of the gradients of several losses, computed one by one so that only one graph is in memory."""
 
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         self.inputs = inputs
@@ -203,31 +210,33 @@ class _SummedGradients:
         self.loss += float(value.detach())
 
     def surrogate_loss(self, inputs: Sequence[Tensor]) -> Tensor:
-        """A scalar that equals the summed losses, and whose gradient at `inputs` is the sum of their gradients.
+        """A surrogate scalar: its value is the sum of the losses, its gradient at `inputs` the sum of their gradients.
 
-        It is to be back-propagated in their place, also into what `inputs` were computed from.
+        It is back-propagated in place of the losses, also into the tensors that `inputs` were computed from.
         """
         terms = [
-            (one * gradient).sum() for one, gradient in zip(inputs, self.gradients, strict=True) if gradient is not None
+            (tensor * gradient).sum()
+            for tensor, gradient in zip(inputs, self.gradients, strict=True)
+            if gradient is not None
         ]
-        linear = torch.stack(terms).sum()  # its gradient at each input is the stored one; its value means nothing
+        linear = torch.stack(terms).sum()  # only its gradient is used, which is the stored one at each input
         return linear - linear.detach() + self.loss
 
 
 def _detached(image: ImageEmbeddings) -> ImageEmbeddings:
-    """The same without the way back into the encoder, so that the rounds share one; they still ask for gradients."""
+    """The embeddings as new leaves of the graph, so that the encoder is back-propagated once for all rounds."""
     features = tuple(level.detach().requires_grad_(level.requires_grad) for level in image.features)
     return dataclasses.replace(image, features=features)
 
 
-def _learning(image: ImageEmbeddings) -> list[Tensor]:
-    """The levels that ask for gradients."""
+def _with_gradient(image: ImageEmbeddings) -> list[Tensor]:
+    """The feature levels that need gradients."""
     return [level for level in image.features if level.requires_grad]
 
 
 def _by_label(losses: Float[Tensor, "b r"], labels: Int[Tensor, "b r"], count: int) -> Float[Tensor, "b d"]:
-    """Losses a column a label and one for slices without any, as a sampler takes them; nan where nothing was asked."""
-    table = torch.full((len(labels), count + 2), torch.nan)  # the last column takes what pads
+    """The losses in one column per label and one for slices without labels, for a `Sampler`; nan if not measured."""
+    table = torch.full((len(labels), count + 2), torch.nan)  # the last column is for padding
     table.scatter_(1, torch.where(labels >= 0, labels, count + 1), losses.detach().cpu().float())
     return table[:, :-1]
 

@@ -1,4 +1,4 @@
-"""What all methods share that are made of other methods, and the segmenters that are made of other segmenters."""
+"""Base classes of methods that consist of other methods, and of their segmenters."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _Wrapper = TypeVar("_Wrapper", bound="MethodWrapper")
 
 
 class Wrapper(Method):
-    """A method made of other methods, its members, each under a name."""
+    """A method that consists of other methods, its members, each with a name."""
 
     def fit_members(
         self, members: Mapping[str, Method], support: SupportSet, backbone: Backbone, run: Run
     ) -> dict[str, Segmenter]:
-        """All members fitted on one support, one after the other; its files are read once for all of them."""
+        """Fit all members on the support set, one after the other; its files are read once for all of them."""
         with support.held() as held:
             return {name: method.fit(held, backbone, run.part(name)) for name, method in members.items()}
 
@@ -37,22 +37,27 @@ class Wrapper(Method):
         backbone: Backbone,
         learned: Mapping[str, Tensor],
     ) -> dict[str, Segmenter]:
-        """The members' segmenters, from what `WrapperSegmenter.learned` kept of them."""
-        return {name: one.restore(labels, slicer, backbone, below(name, learned)) for name, one in members.items()}
+        """The segmenters of the members, from the result of `WrapperSegmenter.learned`."""
+        return {
+            name: member.restore(labels, slicer, backbone, below(name, learned)) for name, member in members.items()
+        }
 
 
 @dataclass(frozen=True)
 class MethodWrapper(Wrapper):
-    """A wrapper round any one method, which a setting that all methods have asks for."""
+    """A wrapper of any one method, enabled by a setting that all methods have.
+
+    The first paragraph of a subclass is the entry of that setting in the settings reference.
+    """
 
     key: ClassVar[str]
-    """Name of that setting."""
+    """Name of the setting."""
     kind: ClassVar[Any]
     """Type of its value."""
     example: ClassVar[str]
-    """What to give, in words for an error message."""
+    """Example of a value, for error messages."""
     default: ClassVar[Any] = None
-    """The value where the setting is left out; None where the method is then left as it is."""
+    """The value if the setting is left out; None leaves the method unchanged."""
 
     method: Method
 
@@ -68,12 +73,12 @@ class MethodWrapper(Wrapper):
 
     @property
     def value(self) -> Any:
-        """The value of the setting, as JSON has it."""
+        """The value of the setting as a JSON value."""
         raise NotImplementedError
 
 
 class WrapperSegmenter(Segmenter):
-    """A segmenter made of others of the same labels; the first gives slicer and backbone."""
+    """A segmenter that consists of others with the same labels; slicer and backbone are those of the first."""
 
     def __init__(self, fitted: Mapping[str, Segmenter]) -> None:
         first = next(iter(fitted.values()))
@@ -82,11 +87,13 @@ class WrapperSegmenter(Segmenter):
 
     @property
     def members(self) -> dict[str, Segmenter]:
-        """The segmenters by name, in the order in which they were given."""
+        """The segmenters by name, in their order."""
         return dict(self.fitted.items())  # type: ignore[arg-type]
 
     def learned(self) -> dict[str, Tensor]:
-        return {f"{name}/{key}": value for name, one in self.members.items() for key, value in one.learned().items()}
+        return {
+            f"{name}/{key}": value for name, member in self.members.items() for key, value in member.learned().items()
+        }
 
     @property
     def decisions(self) -> tuple[str, ...]:
@@ -94,4 +101,4 @@ class WrapperSegmenter(Segmenter):
 
     @property
     def holds_pictures(self) -> bool:
-        return any(one.holds_pictures for one in self.members.values())
+        return any(member.holds_pictures for member in self.members.values())

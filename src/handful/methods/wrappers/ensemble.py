@@ -1,8 +1,8 @@
-"""Ensemble: three ways to learn from the same labels, and each voxel gets the label that two of them give it.
+"""Ensemble of AutoSAM, a U-Net and FATE, fitted on the same labels: each voxel gets the label of the majority.
 
-Segmenters that err for different reasons correct each other (Dietterich, "Ensemble methods in machine learning", 2000):
-AutoSAM reads a foundation model's embeddings, the U-Net has only ever seen these slices, and FATE trains nothing and
-compares. nnU-Net gains likewise from several U-Nets, which differ less.
+Segmenters that make different errors correct each other (Dietterich, "Ensemble methods in machine learning", 2000).
+AutoSAM is trained on the embeddings of a foundation model, the U-Net is trained from scratch, and FATE compares slices
+without training.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from handful.methods.fate.method import Fate
 from handful.methods.unet.method import UNet
 from handful.methods.wrappers.base import Wrapper
 from handful.methods.wrappers.planes import ALL, Planes
-from handful.methods.wrappers.voting import VotingSegmenter, mean_answer
+from handful.methods.wrappers.voting import VotingSegmenter, mean_logits
 
 FLATTEST, FEWEST = 2.0, 16
-"""FATE looks at three planes where no voxel's longest edge is more than so many times its shortest, and no side of a
-scan has fewer voxels."""
+"""FATE uses three planes if the longest voxel edge is at most FLATTEST times the shortest, and every side of every scan
+has at least FEWEST voxels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Wrapper):
-    """AutoSAM, a U-Net and FATE learn from the same support and vote; where no two agree, AutoSAM decides."""
+    """AutoSAM, a U-Net and FATE are fitted on the same cases and vote; where no two agree, AutoSAM decides."""
 
     when = "1 to 5 labelled cases and a quarter of an hour; the default"
     minutes = "15 min"
 
     slicer: Slicer = Slicer()
-    """Plane and window of all three, the same when fitting and when predicting."""
+    """Slice plane and intensity window of all three members, used for fitting and predicting."""
     auto_sam: AutoSam = AutoSam()
     """Settings of AutoSAM."""
     unet: UNet = UNet()
@@ -49,12 +49,12 @@ class Ensemble(Wrapper):
     fate: Fate = Fate()
     """Settings of FATE."""
     seed: int = 0
-    """Added to the seeds of those that train."""
+    """Random seed, added to those of the members that train."""
 
     def __post_init__(self) -> None:
         for name, member in (("auto_sam", self.auto_sam), ("unet", self.unet), ("fate", self.fate)):
             if member.slicer != Slicer():
-                raise SettingsError(f"{name}.slicer is set, but the three see the same slices; set slicer instead")
+                raise SettingsError(f"{name}.slicer is set, but all members use the same slices; set slicer instead")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> EnsembleSegmenter:  # noqa: B008
         slicer = support.resolve(self.slicer)
@@ -71,7 +71,7 @@ class Ensemble(Wrapper):
         return EnsembleSegmenter(fitted, three_planes)
 
     def _members(self, slicer: Slicer, three_planes: bool) -> dict[str, Method]:
-        """The three, the one that decides first."""
+        """The three members; the first decides where no two agree."""
         fate: Method = self.fate.with_slicer(slicer)
         return {
             "auto-sam": self.auto_sam.with_slicer(slicer).seeded(self.seed),
@@ -81,7 +81,7 @@ class Ensemble(Wrapper):
 
 
 class EnsembleSegmenter(VotingSegmenter):
-    """Three segmenters; the first decides where no two agree."""
+    """Three segmenters that vote; the first decides where no two agree."""
 
     def __init__(self, fitted: Mapping[str, Segmenter], three_planes: bool) -> None:
         super().__init__(fitted)
@@ -89,13 +89,13 @@ class EnsembleSegmenter(VotingSegmenter):
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Logits of the mean of the members' probabilities."""
-        return mean_answer(self.voters, slices)
+        return mean_logits(self.voters, slices)
 
     def learned(self) -> dict[str, Tensor]:
         return super().learned() | {"three_planes": torch.tensor(self.three_planes)}
 
 
 def _has_three_planes(geometry: Geometry) -> bool:
-    """Whether other planes than the one that is cut show as much."""
+    """Whether the volume is isotropic and large enough to be sliced in all three planes."""
     edges = geometry.spacing
     return min(geometry.shape) >= FEWEST and bool(edges.max() <= FLATTEST * edges.min())

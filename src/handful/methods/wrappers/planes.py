@@ -1,7 +1,7 @@
-"""Several planes, one vote: any method, fitted on slices of each plane, and the label that most of them give a voxel.
+"""Several planes: any method is fitted on the slices of each plane, and each voxel gets the label of the majority.
 
-As tri-planar networks do it (Prasoon et al., "Deep feature learning for knee cartilage segmentation using a triplanar
-convolutional neural network", MICCAI 2013). For volumes with voxels about as high as they are wide.
+After tri-planar networks (Prasoon et al., "Deep feature learning for knee cartilage segmentation using a triplanar
+convolutional neural network", MICCAI 2013). For nearly isotropic volumes.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ ALL = ("axial", "coronal", "sagittal")
 
 @dataclass(frozen=True)
 class Planes(MethodWrapper):
-    """A method that is fitted on slices of several planes."""
+    """Fit on several planes, such as axial,coronal,sagittal, whose results vote; for nearly isotropic volumes."""
 
     key = "planes"
     kind = tuple[str, ...]
     example = "such as axial,coronal,sagittal"
 
     planes: tuple[str, ...]
-    """Two or three of axial, coronal, sagittal; where their votes are equal, the plane named first decides."""
+    """Two or three of axial, coronal, sagittal; the first decides where votes are equal."""
 
     def __post_init__(self) -> None:
         if len(self.planes) < 2 or len(set(self.planes)) < len(self.planes) or not set(self.planes) <= set(ALL):
             raise SettingsError(
-                f"planes = {','.join(self.planes)}: name two or three of {', '.join(ALL)}, or set slicer.plane for one"
+                f"planes = {','.join(self.planes)}: name two or three different ones of {', '.join(ALL)}; "
+                "for a single plane, set slicer.plane"
             )
 
     @property
@@ -78,6 +79,6 @@ class PlanesSegmenter(VotingSegmenter):
     """One segmenter per plane."""
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        """Logits for slices of the first plane."""
+        """Logits of the first plane's segmenter, for slices of the first plane."""
         logits: Tensor = self.voters[0](slices)
         return logits

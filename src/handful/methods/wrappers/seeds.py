@@ -1,7 +1,7 @@
-"""Several seeds, one vote: any method that trains, fitted on the same labels several times, each from its own seed.
+"""Several seeds: any method that trains is fitted several times with different random seeds, and the results vote.
 
-Deep ensembles (Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep ensembles",
-NeurIPS 2017), which vote here. What the fits have in common, mistakes above all, stays.
+These are deep ensembles (Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using deep
+ensembles", NeurIPS 2017) with a majority vote. Errors that all fits share remain.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Method
 from handful.methods.wrappers.base import MethodWrapper
-from handful.methods.wrappers.voting import VotingSegmenter, mean_answer
+from handful.methods.wrappers.voting import VotingSegmenter, mean_logits
 
 FEWEST = 3
-"""Of two the first would decide everywhere."""
+"""With two, the first would decide everywhere."""
 
 
 @dataclass(frozen=True)
 class Seeds(MethodWrapper):
-    """A method that is fitted from its own seed and from those that follow it."""
+    """Fit this many times (3 or more) with different random seeds, which vote; the time grows by the same factor."""
 
     key = "seeds"
     kind = int
     example = "a whole number such as 3"
 
     count: int
-    """Fits; where their votes are equal, the first decides."""
+    """Number of fits; the first decides where votes are equal."""
 
     def __post_init__(self) -> None:
         if self.count < FEWEST:
             raise SettingsError(
-                f"seeds must be {FEWEST} or more, got {self.count}: of two the first decides everywhere; for one fit "
-                "leave it out"
+                f"seeds must be {FEWEST} or more, got {self.count}, since two fits cannot outvote each other; leave it "
+                "out for a single fit"
             )
         self.method.seeded(0)
 
@@ -63,4 +63,4 @@ class SeedsSegmenter(VotingSegmenter):
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         """Logits of the mean of the members' probabilities."""
-        return mean_answer(self.voters, slices)
+        return mean_logits(self.voters, slices)

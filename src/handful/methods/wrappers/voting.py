@@ -1,4 +1,4 @@
-"""Segmenters that vote: each gives a whole scan its labels, and a voxel gets the label that most of them agree on."""
+"""Majority vote of several segmenters: each segments the whole scan, and each voxel gets the most frequent label."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from handful.methods.wrappers.base import WrapperSegmenter
 
 
 class VotingSegmenter(WrapperSegmenter):
-    """Several segmenters of the same labels, made one."""
+    """Several segmenters with the same labels that vote."""
 
     @property
     def voters(self) -> Sequence[Segmenter]:
-        """The one that decides where votes are equal comes first."""
+        """The segmenters; the first decides where votes are equal."""
         return list(self.members.values())
 
     def votes(self, volume: Volume) -> Iterator[LabelMap]:
-        """What each makes of a scan, one after the other."""
-        return (one.predict(volume) for one in self.voters)
+        """The label map of each segmenter, computed one after the other."""
+        return (voter.predict(volume) for voter in self.voters)
 
     def segment(self, stack: SliceView) -> LabelMap:
         return majority(list(self.votes(stack.volume)))
@@ -36,24 +36,24 @@ class VotingSegmenter(WrapperSegmenter):
     def confidence(
         self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
     ) -> dict[int, float]:
-        """Mean Dice of each voter's label map with the prediction."""
+        """{label value: mean Dice between the voters' label maps and the prediction}."""
         self.eval()
-        held = [value for value in self.labels.values if (prediction.array == value).any()]
-        masks = [prediction.array == value for value in held]
+        present = [value for value in self.labels.values if (prediction.array == value).any()]
+        masks = [prediction.array == value for value in present]
         valid_mask = prediction.array != IGNORE
         dice = [
-            [overlap(vote.array == value, mask, valid_mask).dice for value, mask in zip(held, masks, strict=True)]
+            [overlap(vote.array == value, mask, valid_mask).dice for value, mask in zip(present, masks, strict=True)]
             for vote in self.votes(volume)
         ]
-        return dict(zip(held, np.mean(dice, axis=0).tolist(), strict=True))
+        return dict(zip(present, np.mean(dice, axis=0).tolist(), strict=True))
 
 
 def majority(maps: Sequence[LabelMap]) -> LabelMap:
-    """The label that most maps give a voxel, background counted as one; of equals, the one that is named first.
+    """The most frequent label of each voxel, counting background as a label; if votes are equal, that of the first map.
 
-    The maps lie on one grid. With two of them the first decides everywhere.
+    The maps must have the same grid. With two maps, the first decides everywhere.
     """
-    votes = [one.array for one in maps]
+    votes = [label_map.array for label_map in maps]
     winner, most = votes[0].copy(), np.ones(votes[0].shape, dtype=np.uint8)
     for place, vote in enumerate(votes):
         agreed = np.zeros(vote.shape, dtype=np.uint8)
@@ -64,9 +64,9 @@ def majority(maps: Sequence[LabelMap]) -> LabelMap:
     return LabelMap(winner, maps[0].geometry, maps[0].labels)
 
 
-def mean_answer(voters: Sequence[Segmenter], slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-    """Logits of the mean of what several segmenters hold for likely, each by itself."""
-    likely = torch.stack([_with_background(one(slices)).softmax(dim=1) for one in voters]).mean(dim=0)
+def mean_logits(voters: Sequence[Segmenter], slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+    """The mean of the voters' softmax probabilities, as logits relative to the background."""
+    likely = torch.stack([_with_background(voter(slices)).softmax(dim=1) for voter in voters]).mean(dim=0)
     logs = likely.clamp_min(torch.finfo(likely.dtype).tiny).log()
     return logs[:, 1:] - logs[:, :1]
 
