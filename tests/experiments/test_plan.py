@@ -148,7 +148,7 @@ def test_a_folder_of_ones_own_is_compared_up_to_half_of_it(folder: Path):
     plan = compare_plan(folder)
     assert (plan.shots, plan.splits) == ((1, 2), (0, 1, 2))
     assert {"fate", "nearest-slice"} <= plan.configurations.keys()
-    assert "unet" not in plan.configurations
+    assert "lora" not in plan.configurations
     assert "unet" in compare_plan(folder, ("all",)).configurations
     assert list(compare_plan(folder, ("lora", "fate"), shots=(3,)).configurations) == ["lora", "fate"]
 

@@ -206,7 +206,7 @@ def test_a_corrected_label_map_is_noticed_by_the_fits_it_matters_to(
     assert len(told.done) < 4
 
 
-def test_a_annotator_may_ask(make_plan: Callable[..., Plan], tmp_path: Path):
+def test_an_annotator_may_prompt(make_plan: Callable[..., Plan], tmp_path: Path):
     configurations = {
         "box": Configuration(method="zero-shot", annotator="box", jitter=0.1),
         "clicks": Configuration(

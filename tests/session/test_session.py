@@ -329,7 +329,7 @@ def test_a_trained_method_cannot_be_refreshed_but_fitted_with_the_case(
     session = Session(scan[0], segmenter, config=QUIET)
     draw_truth(session, truth, MIDDLE)
     session.accept(MIDDLE)
-    with pytest.raises(SettingsError, match="fit its method again"):
+    with pytest.raises(SettingsError, match="fit the method again"):
         session.refresh()
     case = session.case("mine")
     reference = case.read_reference()

@@ -43,7 +43,9 @@ def describe_method(name: str) -> MethodDescription:
     kind = require_method(name)
     meanings = _meanings(kind)
     defaults = default_settings(name)
-    settings = [SettingDescription(key, defaults[key], meanings.get(key, "")) for key in defaults if key not in WRAPPERS]
+    settings = [
+        SettingDescription(key, defaults[key], meanings.get(key, "")) for key in defaults if key not in WRAPPERS
+    ]
     shared = [
         SettingDescription(key, defaults.get(key), _one_line(inspect.getdoc(wrapper)))
         for key, wrapper in WRAPPERS.items()
