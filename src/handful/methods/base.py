@@ -71,7 +71,7 @@ class Segmenter(nn.Module, ABC):
 
     @property
     def decisions(self) -> tuple[str, ...]:
-        """What the fit decided by itself, one sentence each; nothing for a segmenter that was loaded."""
+        """Automatic decisions of the fit, one sentence each; empty for a loaded segmenter."""
         return ()
 
     def predict_explained(self, volume: Volume) -> Explained:
@@ -200,9 +200,9 @@ class Method(ABC):
     when: ClassVar[str]
     """The situation in which to choose this method, in one phrase."""
     minutes: ClassVar[str]
-    """Time to fit four or five labelled cases with handful-tiny on two CPU cores, as measured."""
+    """Measured time to fit four or five labelled cases with handful-tiny on two CPU cores."""
     whole_slices: ClassVar[bool] = False
-    """Whether it is always applied to whole slices, because people see and prompt these."""
+    """Whether the method is never cropped by default, because users prompt whole slices."""
 
     @abstractmethod
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> Segmenter:  # noqa: B008

@@ -1,13 +1,13 @@
-"""The crop to the labelled region: any method, applied to a window round the labels instead of whole slices.
+"""The crop to the labelled region: any method, applied to a window around the labels instead of whole slices.
 
-A model that gets a whole slice in a square of fixed size has few cells left for small organs. So the support is
-cropped to windows of one size round what is labelled, and the method learns from these. In a new scan the window is
-placed where the most similar support slices have their labels: first where, then what, as cascades for CT do it (Roth
-et al., "Hierarchical 3D fully convolutional networks for multi-organ segmentation", 2017). The window is the same for
-all slices of a scan, and no slice is left out.
+A model with a fixed input size resolves small organs poorly. Therefore all support cases are cropped to windows of one
+size around their labels, and the method is fitted on these. In a new scan, the window is placed where the most similar
+labelled slices have their labels. This is a coarse-to-fine cascade (Roth et al., "Hierarchical 3D fully convolutional
+networks for multi-organ segmentation", 2017). All slices of a scan have the same window, and no slice is left out.
 
-A window in the wrong place cuts an organ off. So `roi_margin = "auto"` decides on the support, by leaving each case out
-in turn, whether to crop and how wide (module `roi_margin`), and every prediction is checked at the rim of its window.
+A window in the wrong place cuts an organ off. Therefore `roi_margin = "auto"` decides from the support set whether to
+crop and how wide, by leaving each case out in turn (module `roi_margin`), and every prediction is checked at the rim of
+its window.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ from handful.methods.wrappers.roi_margin import Decision, decide_margin, region_
 from handful.methods.wrappers.roi_window import Region, Windows, labelled_region, region_of, share_on_rim
 
 RIM = 0.01
-"""Share of the found voxels that may lie on the rim of the window; with more, an organ may go on outside of it."""
+"""Maximum fraction of the predicted voxels on the rim of the window; with more, an organ may extend beyond it."""
 TRIES = 3
-"""Windows that are tried for a scan, at most."""
+"""Maximum number of windows that are tried for a scan."""
 WIDER = 1.5
-"""Side of the next window over that of this one, where the found region fills it."""
+"""Factor by which the next window is larger, if the predicted region fills the present one."""
 
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class RoiCrop(MethodWrapper):
-    """Crop scans to a window round the labelled region, this many times as large; auto decides on the support."""
+    """Crop scans to the labelled region, enlarged by this factor (1.4, say), or none; auto decides from the support."""
 
     key = "roi_margin"
     default = "auto"
@@ -57,12 +57,13 @@ class RoiCrop(MethodWrapper):
     example = "auto, or a number such as 1.4"
 
     margin: float | Literal["auto"] = "auto"
-    """Side of the window over the longest side of the labelled region, the largest one of the support."""
+    """Side of the window divided by the longest side of the labelled region (the largest in the support set)."""
 
     def __post_init__(self) -> None:
         if self.margin != "auto" and not 1 <= self.margin < np.inf:
             raise SettingsError(
-                f"roi_margin must be 1 or more, got {self.margin}: how much larger the window is than what is labelled"
+                f"roi_margin must be 1 or more, got {self.margin}; it is the size of the window relative to the "
+                "labelled region"
             )
 
     @property
@@ -98,7 +99,7 @@ class RoiCrop(MethodWrapper):
         regions = [labelled_region(facts, slicer) for facts in support.facts]
         windows = Windows.of(regions, margin)
         cropped: list[Case] = []
-        scans = _crop_each(support.scans(slicer), [windows.round_about(region) for region in regions], cropped)
+        scans = _crop_each(support.scans(slicer), [windows.around(region) for region in regions], cropped)
         place = TransferredPrompts.of(scans, "box", seed=0)
         cases = SupportSet(tuple(cropped), support.labels)
         inner = self.method.with_slicer(slicer).fit(cases, backbone, run)
@@ -116,29 +117,29 @@ class RoiCrop(MethodWrapper):
 
 @dataclass(frozen=True, eq=False)
 class Cropper:
-    """Where a scan is cropped."""
+    """Places the window of a scan."""
 
     place: TransferredPrompts
-    """Boxes round the labels of the support slices."""
+    """Boxes around the labels of the labelled slices."""
     windows: Windows
 
     def window(self, stack: SliceView) -> Region:
-        """The window of a scan, placed by the labels of the most similar support slices."""
-        return self.windows.round_boxes(stack.grid, self.place(stack).boxes)
+        """The window of a scan, placed by the labels of the most similar labelled slices."""
+        return self.windows.around_boxes(stack.grid, self.place(stack).boxes)
 
-    def next_window(self, window: Region, found: Region) -> Region:
-        """A window round the region that was found, where that reaches the rim of the present one."""
-        fills = any(inner >= 0.9 * outer for inner, outer in zip(found.sides, window.sides, strict=True))
-        return self.windows.round_about(found, scale=window.side_over(self.windows) * (WIDER if fills else 1.0))
+    def next_window(self, window: Region, predicted: Region) -> Region:
+        """The window around the predicted region, for a prediction that reaches the rim of the present window."""
+        fills = any(inner >= 0.9 * outer for inner, outer in zip(predicted.sides, window.sides, strict=True))
+        return self.windows.around(predicted, scale=window.side_over(self.windows) * (WIDER if fills else 1.0))
 
     def learned(self) -> dict[str, Tensor]:
-        """All as tensors, by name."""
+        """All contents as tensors, by name."""
         place = {f"where/{name}": tensor for name, tensor in self.place.pack().items()}
         return place | {"windows": torch.tensor(dataclasses.astuple(self.windows), dtype=torch.float64)}
 
 
 class RoiCropSegmenter(WrapperSegmenter):
-    """A segmenter of windows, and the cropper that places them; without a cropper it takes whole slices."""
+    """A segmenter of windows, and the cropper that places them; without a cropper, it segments whole slices."""
 
     def __init__(self, inner: Segmenter, cropper: Cropper | None, decision: Decision | None = None) -> None:
         super().__init__({"inner": inner})
@@ -156,7 +157,7 @@ class RoiCropSegmenter(WrapperSegmenter):
         return (*own, *self.inner.decisions)
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        """Logits for slices that are windows already."""
+        """Logits for slices that are already cropped."""
         logits: Tensor = self.inner(slices)
         return logits
 
@@ -166,16 +167,16 @@ class RoiCropSegmenter(WrapperSegmenter):
     def segment(self, stack: SliceView) -> LabelMap:
         if self.cropper is None:
             return self.inner.segment(stack)
-        label_map, _ = self._checked(stack, self.inner.predict, lambda found: found)
+        label_map, _ = self._checked(stack, self.inner.predict, lambda prediction: prediction)
         return label_map
 
     def predict_explained(self, volume: Volume) -> Explained:
         if self.cropper is None:
             return self.inner.predict_explained(volume)
-        label_map, found = self._checked(
-            self.slicer.view(volume), self.inner.predict_explained, lambda found: found.label_map
+        label_map, explained = self._checked(
+            self.slicer.view(volume), self.inner.predict_explained, lambda prediction: prediction.label_map
         )
-        return Explained(label_map, found.reasons)
+        return Explained(label_map, explained.reasons)
 
     def support_picture(self, case: str, number: int) -> SupportPicture:
         return self.inner.support_picture(case, number)
@@ -186,9 +187,9 @@ class RoiCropSegmenter(WrapperSegmenter):
         if self.cropper is None:
             return self.inner.confidence(volume, prediction, reasons)
         stack = self.slicer.view(volume)
-        window, found = self.cropper.window(stack), region_of(stack, prediction)
-        if found is not None and not window.holds(found):
-            window = self.cropper.next_window(window, found)
+        window, predicted = self.cropper.window(stack), region_of(stack, prediction)
+        if predicted is not None and not window.holds(predicted):
+            window = self.cropper.next_window(window, predicted)
         block = window.block
         within = _crop(volume, block)
         own = LabelMap(np.ascontiguousarray(prediction.array[block]), within.geometry, prediction.labels)
@@ -198,7 +199,7 @@ class RoiCropSegmenter(WrapperSegmenter):
         if self.cropper is None:
             return RoiCropSegmenter(self.inner.extend(support), None, self.decision)
         windows, slicer = self.cropper.windows, self.slicer
-        regions = [windows.round_about(labelled_region(facts, slicer)) for facts in support.facts]
+        regions = [windows.around(labelled_region(facts, slicer)) for facts in support.facts]
         cropped: list[Case] = []
         further = TransferredPrompts.of(_crop_each(support.scans(slicer), regions, cropped), "box", seed=0)
         inner = self.inner.extend(dataclasses.replace(support, cases=tuple(cropped), known_facts=None))
@@ -210,25 +211,25 @@ class RoiCropSegmenter(WrapperSegmenter):
         return self.cropper is not None or super().holds_pictures  # thumbnails of the whole slices
 
     def window(self, stack: SliceView) -> Region:
-        """The first window that is tried in the slices of a scan; all of the slices without a cropper."""
+        """The first window that is tried in a scan; without a cropper, the whole slices."""
         return self.cropper.window(stack) if self.cropper else Region(stack.grid, 0, 0, *stack.size)
 
     def _checked(
         self, stack: SliceView, predict: Callable[[Volume], _Result], map_of: Callable[[_Result], LabelMap]
     ) -> tuple[LabelMap, _Result]:
-        """The prediction within the window whose rim it touches least, of the few that are tried."""
+        """The prediction in several windows, of which the one that touches the rim of its window least is returned."""
         assert self.cropper is not None
         window, best = self.cropper.window(stack), None
         for _ in range(TRIES):
             result = predict(_crop(stack.volume, window.block))
             label_map = _in_whole(map_of(result), window.block, stack.volume)
-            found = region_of(stack, label_map)
+            predicted = region_of(stack, label_map)
             touching = share_on_rim(stack, label_map, window)
             if best is None or touching < best[0]:
                 best = touching, label_map, result
-            if touching <= RIM or found is None:
+            if touching <= RIM or predicted is None:
                 break
-            moved = self.cropper.next_window(window, found)
+            moved = self.cropper.next_window(window, predicted)
             if moved == window:
                 break
             window = moved
@@ -239,7 +240,7 @@ class RoiCropSegmenter(WrapperSegmenter):
 def _crop_each(
     scans: Iterator[LabelledScan], windows: Sequence[Region], cropped: list[Case]
 ) -> Iterator[LabelledSlices]:
-    """The labelled slices of each scan; the scan itself, cropped to its window, is appended to `cropped` on the way."""
+    """The labelled slices of each scan. The cropped case is appended to `cropped`, so that each scan is read once."""
     for scan, window in zip(scans, windows, strict=True):
         yield scan.labelled()
         image = _crop(scan.view.volume, window.block)
@@ -248,15 +249,15 @@ def _crop_each(
         cropped.append(dataclasses.replace(scan.facts.case, image=image, reference=labels))
 
 
-def _in_whole(found: LabelMap, block: Block, volume: Volume) -> LabelMap:
+def _in_whole(prediction: LabelMap, block: Block, volume: Volume) -> LabelMap:
     """The label map of a window on the grid of the whole scan."""
-    whole = np.zeros(volume.geometry.shape, dtype=found.array.dtype)
-    whole[block] = found.array
-    return LabelMap(whole, volume.geometry, found.labels)
+    whole = np.zeros(volume.geometry.shape, dtype=prediction.array.dtype)
+    whole[block] = prediction.array
+    return LabelMap(whole, volume.geometry, prediction.labels)
 
 
 def _crop(volume: Volume, block: Block) -> Volume:
-    """The voxels of a block, at their place in the world."""
+    """The volume cropped to a block of voxels, at the same world coordinates."""
     array = np.ascontiguousarray(volume.array[(slice(None), *block)])
     affine = volume.geometry.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ [part.start for part in block]

@@ -1,8 +1,8 @@
-"""Whether to crop scans to the labelled region, and how wide: decided on the support alone, without fitting anything.
+"""The decision whether to crop scans to the labelled region, and how wide, from the support set and without any fit.
 
-Each labelled case is left out in turn (each labelled slice, where there is one case), and the window that the others
-give it is compared with its labels. A margin is safe where no case that is left out loses more than one labelled voxel
-in a hundred; the smallest safe margin is taken. Only thumbnails of slices are compared, so this takes seconds.
+Each labelled case is left out in turn (each labelled slice, if there is one case), and its labels are compared with the
+window that the others give it. A margin is safe if no left-out case loses more than 1 % of its labelled voxels; the
+smallest safe margin is used. Only thumbnails of slices are compared, so this takes seconds.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from handful.methods.wrappers.roi_window import Region, Windows, labelled_region
 MARGINS = (1.4, 1.7, 2.0, 2.5)
 """Margins that are tried, the smallest first."""
 LEAST_OF_ONE_CASE = 2.0
-"""Smallest margin where only one case is labelled: it says little of where organs lie in other patients."""
+"""Smallest margin for a single labelled case, which does not show how much organs vary between patients."""
 LOST = 0.01
-"""Share of a left-out case's labelled voxels that may lie outside of its window."""
+"""Maximum fraction of a left-out case's labelled voxels outside of its window."""
 MOST_OF_SLICE = 0.7
-"""A window whose side is a larger share of the slice's is not worth its risk."""
+"""Maximum side of a window as a fraction of the slice's; a larger window is not worth its risk."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Decision:
     """Whether to crop."""
 
     margin: float | None
-    """Side of the window over that of the labelled region; None for whole slices."""
+    """Side of the window divided by that of the labelled region; None for whole slices."""
     reason: str
     """One sentence for the user."""
 
 
 def region_is_large(support: SupportSet, slicer: Slicer) -> Decision | None:
-    """Not to crop where even the smallest window is most of a slice; None where that has to be found out by reading."""
+    """The decision not to crop if even the smallest window is most of a slice; None if the scans have to be read."""
     share = _share(support, slicer)
     if _least(support) * share <= MOST_OF_SLICE:
         return None
@@ -51,25 +51,28 @@ def region_is_large(support: SupportSet, slicer: Slicer) -> Decision | None:
 
 
 def decide_margin(support: SupportSet, slicer: Slicer) -> Decision:
-    """The smallest safe margin for a method that is fitted on this support; `slicer` is resolved. Reads each case."""
+    """The smallest safe margin for a method that is fitted on this support set.
+
+    `slicer` must be resolved. Each case is read.
+    """
     share, least = _share(support, slicer), _least(support)
     left_out = _parts(support, slicer)
     if len(left_out) < 2:
-        return Decision(None, "no crop: a single labelled slice does not show how much its place varies")
-    for margin in (one for one in MARGINS if one >= least and one * share <= MOST_OF_SLICE):
+        return Decision(None, "no crop: a single labelled slice does not show how much positions vary")
+    for margin in (candidate for candidate in MARGINS if candidate >= least and candidate * share <= MOST_OF_SLICE):
         worst = max(_lost(left_out, number, margin) for number in range(len(left_out)))
         if worst <= LOST:
-            what = "case" if len(support.facts) > 1 else "slice"
+            unit = "case" if len(support.facts) > 1 else "slice"
             return Decision(
                 margin,
                 f"crop to {margin:g} times the labelled region, which spans {share:.0%} of a slice: "
-                f"each labelled {what}, left out in turn, keeps {1 - worst:.0%} of its labels",
+                f"each labelled {unit}, left out in turn, keeps {1 - worst:.0%} of its labels",
             )
     return Decision(None, f"no crop: the labelled region spans {share:.0%} of a slice, but its place varies too much")
 
 
 def _share(support: SupportSet, slicer: Slicer) -> float:
-    """The longest side of a labelled region over that of its slice."""
+    """The longest side of a labelled region, as a fraction of its slice."""
     regions = [labelled_region(facts, slicer) for facts in support.facts]
     return max(max(region.sides) / max(region.grid.size) for region in regions)
 
@@ -80,15 +83,15 @@ def _least(support: SupportSet) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
-    """A case, or a slice of the only one, that is left out in turn."""
+    """A case (or a slice of the only case) that is left out in turn."""
 
     region: Region
     boxes: TransferredPrompts
-    """Boxes round its labels."""
+    """Boxes around its labels."""
     thumbnails: Float[Tensor, "n p"]
-    """Of the slices in which a window is placed."""
+    """Thumbnails of the slices in which a window is placed."""
     labelled: NDArray[np.int64]
-    """How many labelled voxels lie at each row and column."""
+    """Number of labelled voxels at each row and column."""
 
 
 def _parts(support: SupportSet, slicer: Slicer) -> list[_Part]:
@@ -99,16 +102,16 @@ def _parts(support: SupportSet, slicer: Slicer) -> list[_Part]:
 
 def _case(scan: LabelledScan, region: Region) -> _Part:
     boxes = TransferredPrompts.of([scan.labelled()], "box", seed=0)
-    shown = scan.view.of(scan.reference.array)
-    return _Part(region, boxes, thumbnails_of(scan.view), _count(shown))
+    classes = scan.view.of(scan.reference.array)
+    return _Part(region, boxes, thumbnails_of(scan.view), _count(classes))
 
 
 def _slices(scan: LabelledScan) -> list[_Part]:
     boxes = TransferredPrompts.of([scan.labelled()], "box", seed=0)
-    shown = scan.view.of(scan.reference.array)
+    classes = scan.view.of(scan.reference.array)
     parts = []
     for row, number in enumerate(scan.labelled().index):
-        counts = _count(shown[number][None])
+        counts = _count(classes[number][None])
         if not counts.any():
             continue
         rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
@@ -123,7 +126,7 @@ def _count(classes: NDArray[np.generic]) -> NDArray[np.int64]:
 
 
 def _lost(parts: Sequence[_Part], left_out: int, margin: float) -> float:
-    """Share of the labelled voxels of a part outside of the window that the other parts give it."""
+    """Fraction of the labelled voxels of a part outside of the window that the other parts give it."""
     own, others = parts[left_out], [part for number, part in enumerate(parts) if number != left_out]
     total = int(own.labelled.sum())
     if not total:
@@ -131,6 +134,6 @@ def _lost(parts: Sequence[_Part], left_out: int, margin: float) -> float:
     grid: SliceGrid = own.region.grid
     windows = Windows.of([part.region for part in others], margin)
     boxes = TransferredPrompts.joined([part.boxes for part in others]).nearest(own.thumbnails, grid.size).boxes
-    window = windows.round_boxes(grid, boxes)
+    window = windows.around_boxes(grid, boxes)
     inside = own.labelled[int(window.top) : int(window.bottom), int(window.left) : int(window.right)]
     return 1.0 - int(inside.sum()) / total

@@ -1,4 +1,4 @@
-"""Windows in the slices of a scan: where they lie, how large they are, and what touches their rim."""
+"""Windows in the slices of a scan: their position, their size, and the labels on their rim."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from handful.data.support import SupportFacts
 from handful.data.volume import LabelMap
 
 OUTLIERS = 0.02
-"""Share of the boxes that may lie outside on either side when a window is placed by them."""
+"""Fraction of the boxes that is ignored on each side when a window is placed by them."""
 RIM_WIDTH = 0.02
-"""Width of the rim of a window over its side; at least one pixel."""
+"""Width of the rim of a window as a fraction of its side; at least one pixel."""
 
 
 @dataclass(frozen=True)
 class Region:
-    """Rows and columns of all slices of a grid, from the first to the one after the last, in pixels."""
+    """A rectangle in all slices of a grid, in pixels: rows `top` to `bottom`, columns `left` to `right`."""
 
     grid: SliceGrid
     top: float
@@ -38,7 +38,7 @@ class Region:
 
     @property
     def middle(self) -> tuple[float, float]:
-        """Row and column."""
+        """Row and column of the centre."""
         return (self.top + self.bottom) / 2, (self.left + self.right) / 2
 
     @property
@@ -57,22 +57,23 @@ class Region:
         )
 
     def side_over(self, windows: Windows) -> float:
-        """The longer side over that of the usual window on this grid."""
-        usual = windows.sides(self.grid)
-        return max(1.0, *(own / max(1, side) for own, side in zip(self.sides, usual, strict=True)))
+        """The largest ratio of the sides to those of the standard window on this grid, at least 1."""
+        standard = windows.sides(self.grid)
+        return max(1.0, *(own / max(1, side) for own, side in zip(self.sides, standard, strict=True)))
 
 
 @dataclass(frozen=True)
 class Windows:
-    """How large windows are, and where they are placed if no support slice says where."""
+    """The size of windows, and their default position."""
 
     world: float
     """Side in mm, for scans with a known pixel size."""
     share: float
-    """Side as a share of the longer side of the slice, for pictures."""
+    """Side as a fraction of the longer side of the slice, for pictures."""
     down: float
+    """Mean row of the centres of the labelled regions, as a fraction of the slice's height."""
     across: float
-    """Mean middle of the labelled region, as shares of the slice's height and width."""
+    """Mean column of the centres of the labelled regions, as a fraction of the slice's width."""
 
     @classmethod
     def of(cls, regions: Sequence[Region], margin: float) -> Windows:
@@ -86,14 +87,14 @@ class Windows:
         down, across = np.mean(middles, axis=0).tolist()
         return cls(margin * max(world), margin * max(share), down, across)
 
-    def round_about(self, region: Region, scale: float = 1.0) -> Region:
-        """A window of the usual size, or `scale` times that, round the region's middle; whole pixels of the slice."""
+    def around(self, region: Region, scale: float = 1.0) -> Region:
+        """A window of `scale` times the standard size around the centre of a region, in whole pixels of the slice."""
         return self._at(region.grid, region.middle, scale)
 
-    def round_boxes(self, grid: SliceGrid, boxes: Float[Tensor, "n k 4"] | None) -> Region:
-        """A window round the boxes (x0, y0, x1, y1; zeros are none) of all slices, outliers left out.
+    def around_boxes(self, grid: SliceGrid, boxes: Float[Tensor, "n k 4"] | None) -> Region:
+        """A window around the boxes (x0, y0, x1, y1; zeros for none) of all slices, ignoring outliers.
 
-        Where there are none it lies where the support had its labels.
+        Without any box, the window has its default position.
         """
         assert boxes is not None
         given = (boxes != 0).any(dim=2)
@@ -101,10 +102,10 @@ class Windows:
             return self._at(grid, (self.down * grid.size[0], self.across * grid.size[1]), 1.0)
         left, top, right, bottom = boxes[given].numpy().T
         rows, columns = _without_outliers(top, bottom), _without_outliers(left, right)
-        return self.round_about(Region(grid, rows[0], columns[0], rows[1], columns[1]))
+        return self.around(Region(grid, rows[0], columns[0], rows[1], columns[1]))
 
     def sides(self, grid: SliceGrid) -> tuple[int, int]:
-        """Height and width of the usual window in pixels, at most those of the slice."""
+        """Height and width of the standard window in pixels, at most those of the slice."""
         return self._sides(grid, 1.0)
 
     def _sides(self, grid: SliceGrid, scale: float) -> tuple[int, int]:
@@ -126,7 +127,7 @@ class Windows:
 
 
 def labelled_region(facts: SupportFacts, slicer: Slicer) -> Region:
-    """The extent of all labels of a case; the whole slice where there are none."""
+    """The extent of all labels of a case; the whole slice if it has none."""
     grid = slicer.grid(facts.geometry)
     if facts.extent is None:
         return Region(grid, 0, 0, *grid.size)
@@ -135,7 +136,7 @@ def labelled_region(facts: SupportFacts, slicer: Slicer) -> Region:
 
 
 def region_of(stack: SliceView, label_map: LabelMap) -> Region | None:
-    """The extent of all labels of a label map; None where it is empty."""
+    """The extent of all labels of a label map; None if it is empty."""
     footprint = _footprint(stack, label_map) > 0
     rows, columns = np.flatnonzero(footprint.any(axis=1)), np.flatnonzero(footprint.any(axis=0))
     if not rows.size:
@@ -144,7 +145,7 @@ def region_of(stack: SliceView, label_map: LabelMap) -> Region | None:
 
 
 def share_on_rim(stack: SliceView, label_map: LabelMap, window: Region) -> float:
-    """Share of the labelled voxels on the rim of the window; edges of the slice itself are no rim."""
+    """Fraction of the labelled voxels on the rim of the window; edges of the slice itself do not count as rim."""
     footprint = _footprint(stack, label_map)
     total = int(footprint.sum())
     if not total:
@@ -160,7 +161,7 @@ def share_on_rim(stack: SliceView, label_map: LabelMap, window: Region) -> float
 
 
 def _footprint(stack: SliceView, label_map: LabelMap) -> NDArray[np.int64]:
-    """How many slices have a label at each row and column."""
+    """Number of slices with a label at each row and column."""
     counts: NDArray[np.int64] = np.count_nonzero(stack.of(label_map.array) > 0, axis=0)
     return counts
 
