@@ -53,9 +53,33 @@ def test_the_backbone_is_found_by_its_name_where_none_is_given(backbone: Backbon
     assert torch.equal(load(tmp_path / "s")(slices), segmenter(slices))
 
 
+def test_the_record_says_what_the_backbone_is_given_and_what_its_defaults_gave(tmp_path: Path):
+    backbone = tiny_models.tiny_sam2_video(side=64)
+    method = build_method("fate", {"window": 2})
+    save(method.fit(support_set(1), backbone), tmp_path / "s", method_name="fate", method=method, provenance={})
+    record = json.loads((tmp_path / "s" / "segmenter.json").read_text())
+    assert record["backbone_input"] == backbone.input_description()
+    assert record["settings_from_backbone"] == {"top_k": 3}
+    assert (record["settings"]["top_k"], record["settings"]["window"]) == (3, 2)
+    assert "Settings taken from the backbone's defaults: top_k = 3." in (tmp_path / "s" / "README.md").read_text()
+
+
+def test_a_saved_model_comes_back_on_the_pixels_it_was_fitted_on(tmp_path: Path):
+    tiny_models.tiny_sam().model.save_pretrained(tmp_path / "weights")
+    name = f"medsam:{tmp_path / 'weights'}@64"
+    method = NearestSlice(similarity="embedding")
+    segmenter = method.fit(support_set(1), load_backbone(name))
+    save(segmenter, tmp_path / "s", method_name="nearest-slice", method=method, provenance={})
+    again = load(tmp_path / "s")
+    assert again.backbone.input_description() == segmenter.backbone.input_description()
+    assert (again.backbone.side, again.backbone.family.pixels.min_max) == (64, True)
+    with pytest.raises(CheckpointError, match=r"with other pixels .*min_max True there, False here.*medsam:"):
+        load(tmp_path / "s", load_backbone(f"sam:{tmp_path / 'weights'}@64"))
+
+
 def test_the_card_names_the_licence_of_a_backbone_of_the_catalogue(backbone: Backbone, tmp_path: Path):
     known = backbone.fork()
-    known.name = "sam-vit-base"
+    known.name = "sam-vit-base@512"
     keep(NearestSlice().fit(support_set(1), known), tmp_path / "s")
     assert "base weights: Apache-2.0" in (tmp_path / "s" / "README.md").read_text()
 

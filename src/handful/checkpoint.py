@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
-from handful.backbones.catalog import BACKBONES, load_backbone
+from handful.backbones.catalog import BackboneName, load_backbone
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
@@ -29,9 +29,9 @@ from handful.jobs.atomic import replacing_folder
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of
 from handful.methods.base import Method, Segmenter
-from handful.methods.catalog import build_method, method_settings, read_settings
+from handful.methods.catalog import build_method, method_settings, read_settings, settings_from_backbone
 
-FORMAT = 2
+FORMAT = 3
 """Version of the folder's layout and of the names of settings; other versions are refused."""
 RECORD, WEIGHTS, CARD = "segmenter.json", "weights.safetensors", "README.md"
 LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")
@@ -49,6 +49,10 @@ class Record:
     """Plane and window as the support resolved them."""
     backbone: str
     backbone_sha256: str
+    backbone_input: dict[str, Any]
+    """Side of the backbone's square input, and how slices become it."""
+    settings_from_backbone: dict[str, Any]
+    """Those of the settings that nobody set, and that the backbone's defaults gave."""
     weights_sha256: str
     versions: dict[str, str]
     provenance: dict[str, Any]
@@ -68,11 +72,13 @@ def save(
     record = Record(
         format=FORMAT,
         method=method_name,
-        settings=method_settings(method),
+        settings=method_settings(method.resolved(segmenter.backbone)),
         labels=segmenter.labels.as_dict(),
         slicer=TypeAdapter(Slicer).dump_python(segmenter.slicer, mode="json"),
         backbone=segmenter.backbone.name,
         backbone_sha256=segmenter.backbone.digest(),
+        backbone_input=segmenter.backbone.input_description(),
+        settings_from_backbone=settings_from_backbone(method, segmenter.backbone),
         weights_sha256=digest_of(weights),
         versions=_versions(),
         provenance=dict(provenance),
@@ -113,6 +119,7 @@ class SavedModel:
         record = self.record
         weights = _read_weights(self.folder, record)
         backbone = backbone or load_backbone(record.backbone)
+        _require_same_input(self.folder, record, backbone)
         digest = backbone.digest()
         if digest != record.backbone_sha256:
             raise CheckpointError(
@@ -179,8 +186,8 @@ def _parsed(path: Path, raw: Any) -> Record:
         raise CheckpointError(f"{path.parent} has format {found}, this handful reads up to {FORMAT}; update handful")
     if isinstance(found, int) and found < FORMAT:
         raise CheckpointError(
-            f"{path.parent} was fitted by an earlier handful (format {found}, this one reads {FORMAT}), whose settings "
-            f"had other names; fit again: handful fit {raw.get('method')} -i COHORT -o {path.parent} --overwrite"
+            f"{path.parent} was fitted by an earlier handful (format {found}, this one reads {FORMAT}), whose record "
+            f"says less; fit again: handful fit {raw.get('method')} -i COHORT -o {path.parent} --overwrite"
         )
     unknown = sorted(raw.keys() - {field.name for field in dataclasses.fields(Record)}) if isinstance(raw, dict) else []
     if unknown:
@@ -204,6 +211,19 @@ def _read_weights(folder: Path, record: Record) -> dict[str, Any]:
         return safetensors.torch.load(weights)
     except SafetensorError as error:
         raise CheckpointError(f"{folder / WEIGHTS} is not a safetensors file ({error}); fit again") from error
+
+
+def _require_same_input(folder: Path, record: Record, backbone: Backbone) -> None:
+    """CheckpointError for a backbone that makes other pixels of a slice than the one that was fitted on."""
+    there, here = record.backbone_input, backbone.input_description()
+    differences = [
+        f"{key} {there.get(key)} there, {value} here" for key, value in here.items() if there.get(key) != value
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{folder} was fitted on backbone {record.backbone!r} with other pixels than {backbone.name!r} takes "
+            f"({'; '.join(differences)}); load the backbone by the name {record.backbone!r}"
+        )
 
 
 def _json(record: Record) -> str:
@@ -231,7 +251,9 @@ def _card(record: Record, size: int, with_pictures: bool) -> str:
     own = record.provenance.get("dice_on_support") or {}
     dice = "\n".join(f"- {name}: {value:.2f}" for name, value in own.items())
     learned = f"Dice on these very cases, no measure of what is to be expected of others:\n\n{dice}\n\n" if own else ""
-    known = BACKBONES.get(record.backbone)
+    chosen = ", ".join(f"{key} = {value}" for key, value in record.settings_from_backbone.items())
+    taken = f"\nSettings taken from the backbone's defaults: {chosen}.\n" if chosen else ""
+    known = BackboneName.of(record.backbone).entry
     licence = known.licence if known else f"as where the weights {record.backbone!r} come from says"
     pictures = ",\nand small pictures of these slices with their labels" if with_pictures else ""
     return f"""# Segmenter: {", ".join(record.labels.values())}
@@ -249,6 +271,7 @@ Fitted by handful {record.versions["handful"]} with the method `{record.method}`
 {support}
 
 {learned}Slices: {json.dumps(record.slicer)}.
+{taken}
 
 ## Licence and privacy
 

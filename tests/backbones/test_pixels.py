@@ -108,8 +108,8 @@ def test_weights_on_other_pixels_have_another_digest_and_say_what_they_get() -> 
         "resize": "stretch",
         "interpolation": "bicubic",
         "min_max": True,
-        "mean": (0.0, 0.0, 0.0),
-        "std": (1.0, 1.0, 1.0),
+        "mean": [0.0, 0.0, 0.0],
+        "std": [1.0, 1.0, 1.0],
     }
 
 

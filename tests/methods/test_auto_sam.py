@@ -63,10 +63,23 @@ def size_of(head: Head) -> int:
     return sum(parameter.numel() for parameter in head.parameters())
 
 
-@pytest.mark.parametrize(("head", "rate"), [("unet", 2e-3), ("vit", 2e-3), ("linear", 2e-3), ("cnn", 1e-3)])
-def test_a_head_has_its_own_default_learning_rate(head: str, rate: float):
-    assert build_whole("auto-sam", {"head": head, "train.iterations": 9}).training().learning_rate == rate
-    assert build_whole("auto-sam", {"head": head, "train.learning_rate": 3e-4}).training().learning_rate == 3e-4
+@pytest.mark.parametrize(
+    ("head", "on_handful_tiny", "on_sam"),
+    [
+        ("unet", (1500, 2e-3), (1500, 2e-3)),
+        ("vit", (1500, 2e-3), (840, 5e-4)),
+        ("linear", (1500, 2e-3), (840, 5e-4)),
+        ("cnn", (1500, 1e-3), (840, 5e-4)),
+    ],
+)
+def test_a_head_learns_as_suits_it_and_the_backbone(
+    head: str, on_handful_tiny: tuple[int, float], on_sam: tuple[int, float], handful_tiny: Backbone, sam: Backbone
+):
+    for backbone, (steps, rate) in ((handful_tiny, on_handful_tiny), (sam, on_sam)):
+        train = AutoSam(head=head).resolved(backbone).train
+        assert (train.iterations, train.learning_rate, train.weight_decay) == (steps, rate, 1e-4)
+    chosen = build_whole("auto-sam", {"head": head, "train.learning_rate": 3e-4, "train.iterations": 9})
+    assert chosen.resolved(sam) == chosen
 
 
 @pytest.mark.parametrize(

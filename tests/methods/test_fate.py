@@ -180,7 +180,7 @@ def test_without_neighbours_a_slice_is_answered_from_itself(video: MemoryBackbon
 
 def test_the_first_walk_knows_nothing_of_the_other_side(video: MemoryBackbone):
     image, _ = phantom(7)
-    segmenter = fitted(video, window=2)
+    segmenter = fitted(video, window=2, top_k=5)
     before, after = answered(segmenter, image), answered(segmenter, changed(image, 4))
     assert same(before.object_score[:4], after.object_score[:4], 1e-5)
     assert not same(before.object_score[5], after.object_score[5], 1e-6)
@@ -188,12 +188,14 @@ def test_the_first_walk_knows_nothing_of_the_other_side(video: MemoryBackbone):
 
 def test_a_mirrored_stack_gets_the_mirrored_answer(video: MemoryBackbone):
     image = odd(phantom(7)[0])
-    segmenter = fitted(video, window=6, forward_uses_reverse=False)
+    segmenter = fitted(video, window=6, top_k=5, forward_uses_reverse=False)
     found, confidence = segmenter.predict_explained(image)
     turned, confidence_turned = segmenter.predict_explained(mirrored(image))
     assert same(confidence.object_score, confidence_turned.object_score.flip(0), 1e-5)
     assert np.mean(found.array[:, ::-1] == turned.array) > 0.999
-    carried = answered(fitted(video, window=6), image)  # where the second walk remembers the first, it cannot be
+    carried = answered(
+        fitted(video, window=6, top_k=5), image
+    )  # where the second walk remembers the first, it cannot be
     assert not same(confidence.object_score, carried.object_score, 1e-6)
 
 

@@ -239,7 +239,8 @@ class Backbone(nn.Module, ABC):
     @final
     def input_description(self) -> dict[str, object]:
         """The side of the square input and how slices become it, as JSON has it."""
-        return {"side": self.side, **asdict(self.family.pixels)}
+        pixels = self.family.pixels
+        return {"side": self.side, **asdict(pixels), "mean": list(pixels.mean), "std": list(pixels.std)}
 
 
 class MemoryBackbone(Backbone):

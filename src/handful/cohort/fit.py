@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from handful.backbones.base import Backbone
-from handful.backbones.catalog import BACKBONES
+from handful.backbones.catalog import BackboneName
 from handful.checkpoint import RECORD, SavedModel, describe_support, open_model, save
 from handful.data.support import SupportFacts, SupportSet, require_reference
 from handful.errors import CheckpointError
@@ -18,7 +18,7 @@ from handful.jobs.digests import digest_of_json
 from handful.jobs.lock import LOCK, locked
 from handful.jobs.progress import Report, Run, silent
 from handful.methods.base import Method, Segmenter
-from handful.methods.catalog import method_settings
+from handful.methods.catalog import method_settings, settings_from_backbone
 from handful.methods.cost import estimate
 
 FINGERPRINT, TRAINING = "fingerprint.txt", "training"
@@ -85,16 +85,23 @@ def fit_to_folder(
             slicer = support.resolve(method.slicer)
             report(0, 1, str(estimate(backbone, [slicer.grid(facts.geometry) for facts in support.facts]) or ""))
             segmenter = method.fit(support, backbone, Run(training, report, config.save_every_s))
-            provenance["decisions"] = list(segmenter.decisions)
+            decisions = (*_taken_from(backbone, method), *segmenter.decisions)
+            provenance["decisions"] = list(decisions)
             dice: dict[str, float] = {}
             if method.trains:
                 provenance["dice_on_support"] = dice = dice_on_support(segmenter, support)
             save(segmenter, out, method_name=name, method=method, provenance=provenance)
             shutil.rmtree(training)
-            return FitResult(True, dice, segmenter.decisions)
+            return FitResult(True, dice, decisions)
         finally:
             if not any((scratch / TRAINING).glob("**/*.*")):  # nothing that a later run could go on from
                 shutil.rmtree(scratch)
+
+
+def _taken_from(backbone: Backbone, method: Method) -> list[str]:
+    """A sentence on the settings that nobody set and that the backbone's defaults gave."""
+    chosen = ", ".join(f"{key}={value}" for key, value in settings_from_backbone(method, backbone).items())
+    return [f"settings that suit {backbone.name}: {chosen}"] if chosen else []
 
 
 def dice_on_support(segmenter: Segmenter, support: SupportSet) -> dict[str, float]:
@@ -137,14 +144,14 @@ def _provenance(name: str, method: Method, support: SupportSet, backbone: Backbo
     decides = [
         version("handful"),
         name,
-        method_settings(method),
+        method_settings(method.resolved(backbone)),
         support.labels.as_dict(),
         described,
         grids,
         backbone.digest(),
     ]
     fingerprint = digest_of_json(decides)
-    entry = BACKBONES.get(backbone.name)
+    entry = BackboneName.of(backbone.name).entry
     licence = {"backbone_licence": entry.licence} if entry else {}
     return {"fingerprint": fingerprint, **described, **licence}
 

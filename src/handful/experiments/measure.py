@@ -40,7 +40,7 @@ class Fingerprints:
         self._cohorts: dict[Path, Cohort] = {}
         self._files: dict[Path, str] = {}
 
-    def of(self, trial: Trial, backbone_sha256: str) -> str:
+    def of(self, trial: Trial, backbone: Backbone, backbone_sha256: str) -> str:
         """Digest of method, weights, tolerance and the contents of scans and references.
 
         The names of the configuration and the data set are not part of it.
@@ -50,7 +50,7 @@ class Fingerprints:
         method, _ = trial.configuration.build(trial.split)
         support, unseen = trial.divide(cohort)
         parts = {
-            "method": [trial.configuration.method, method_settings(method)],
+            "method": [trial.configuration.method, method_settings(method.resolved(backbone))],
             "annotator": trial.configuration.annotator
             and [trial.configuration.annotator, trial.configuration.jitter, trial.split],
             "backbone": backbone_sha256,
@@ -112,7 +112,7 @@ def measure(trial: Trial, fitted: Fit) -> Outcome:
         "fit_s": round(fitted.seconds, 3),
         "peak_mib": round(peak, 1),
         "method": trial.configuration.method,
-        "settings": json.dumps(method_settings(written)),
+        "settings": json.dumps(method_settings(written.resolved(backbone))),
         "annotator": _annotator(trial),
         "backbone": trial.backbone,
         "backbone_sha256": backbone.digest(),

@@ -88,12 +88,7 @@ def run_experiment(
         if not any(config.includes(trial) for trial in planned_trials):
             reason = "; ".join(left_out) or "it does not contain the chosen shots and splits"
             raise SettingsError(f"plan {plan.name!r} has nothing to measure: {reason}")
-        names = dict.fromkeys(trial.backbone for trial in planned_trials)
-        digests = {name: load_backbone(name).digest() for name in names}
-        fingerprints = Fingerprints()
-        tasks = [
-            _Task(out, fingerprints.of(trial, digests[trial.backbone]), trial, config.cache) for trial in planned_trials
-        ]
+        tasks = _tasks(planned_trials, out, config.cache)
         planned = {task.digest for task in tasks}
         adopt(out, (result for result in config.known if result.trial in planned))
         write_manifest(out, plan, [(task.trial, task.digest) for task in tasks], left_out, config.command)
@@ -113,6 +108,18 @@ class _Task:
     digest: str
     trial: Trial
     cache: Path | None
+
+
+def _tasks(every: Sequence[Trial], out: Path, cache: Path | None) -> list[_Task]:
+    """A task per trial, in their order; only one backbone is in memory at a time."""
+    fingerprints, digests = Fingerprints(), {}
+    for name in dict.fromkeys(trial.backbone for trial in every):
+        backbone = load_backbone(name)
+        weights = backbone.digest()
+        for number, trial in enumerate(every):
+            if trial.backbone == name:
+                digests[number] = fingerprints.of(trial, backbone, weights)
+    return [_Task(out, digests[number], trial, cache) for number, trial in enumerate(every)]
 
 
 _Job = list[_Task]

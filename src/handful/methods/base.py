@@ -212,6 +212,13 @@ class Method(ABC):
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> Segmenter:
         """The segmenter that `fit` returned, from its `learned` tensors."""
 
+    def resolved(self: _Method, backbone: Backbone) -> _Method:
+        """The same method with each setting of None that has a default for this backbone set to it.
+
+        `fit` and `restore` call it; so does whoever wants to know the values.
+        """
+        return self
+
     def with_slicer(self: _Method, slicer: Slicer) -> _Method:
         """The same method with another slicer."""
         return dataclasses.replace(self, slicer=slicer)  # type: ignore[type-var]

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from handful.backbones.base import Backbone
 from handful.errors import SettingsError, did_you_mean
 from handful.methods.auto_sam.method import AutoSam
 from handful.methods.base import Method
@@ -91,6 +92,12 @@ def method_settings(method: Method) -> dict[str, Any]:
     settings: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
     without = {key: "none" for key, wrapper in WRAPPERS.items() if wrapper.default is not None}
     return settings | ({} if method.whole_slices else without)
+
+
+def settings_from_backbone(method: Method, backbone: Backbone) -> dict[str, Any]:
+    """The settings of None that the backbone's defaults replace, and their values: {'train.learning_rate': 0.0003}."""
+    left, taken = (_dotted(method_settings(one)) for one in (method, method.resolved(backbone)))
+    return {key: value for key, value in taken.items() if value is not None and left[key] is None}
 
 
 def default_settings(name: str) -> dict[str, Any]:

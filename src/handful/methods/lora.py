@@ -51,24 +51,32 @@ class Lora(Method):
     """Rank of the updates, or inner width of the adapters."""
     batch: int = 4
     """Slices per training step, newly augmented each time; half of them are chosen to contain a random label."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=200, learning_rate=2e-3))
-    """Length and learning rate of the training; for the original SAM or SAM 2 weights set 1e-4 to 5e-4."""
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=200, learning_rate=None))
+    """Length and learning rate of the training; without a rate, the one that suits the backbone.
+
+    That is 2e-3 for handful-tiny and 3e-4 for decoders trained on millions of masks, as SAM's.
+    """
 
     def __post_init__(self) -> None:
         for name in ("rank", "batch"):
             if getattr(self, name) < 1:
                 raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
 
+    def resolved(self, backbone: Backbone) -> Lora:
+        train = self.train.filled(self.train.steps, backbone.family.defaults.decoder_rate)
+        return dataclasses.replace(self, train=train)
+
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> LoraSegmenter:  # noqa: B008
         """As `Method.fit`; a cache of the backbone is not used, since the encoder is trained."""
+        method = self.resolved(backbone)
         slicer = support.resolve(self.slicer)
         network = LoraNetwork(backbone, self, len(support.labels) + 1)
         labelled = list(support.slices(slicer))
-        scratch = run.scratch and run.scratch / fingerprint(self, _digest(labelled), backbone)
+        scratch = run.scratch and run.scratch / fingerprint(method, _digest(labelled), backbone)
         train(
             network.trained,
             _EncoderLoss(network, labelled, self.batch),
-            self.train,
+            method.train,
             dataclasses.replace(run, scratch=scratch),
         )
         return LoraSegmenter(support.labels, slicer, backbone, network)

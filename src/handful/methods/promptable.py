@@ -67,10 +67,14 @@ class Prompted(Segmenter):
 
 
 class FrozenPromptable(PromptableSegmenter):
-    """A backbone without any training; all labels of a slice are decoded in one call."""
+    """A backbone without any training; all labels of a slice are decoded in one call.
+
+    `multimask` takes the best of the backbone's candidate masks, by their predicted IoU, instead of its single mask.
+    None does so when the backbone's defaults say so. Crops of `box_crop` always get the single mask.
+    """
 
     def __init__(
-        self, labels: Labels, slicer: Slicer, backbone: Backbone, box_crop: bool = False, multimask: bool = False
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, box_crop: bool = False, multimask: bool | None = None
     ) -> None:
         super().__init__(labels, slicer, backbone)
         self.box_crop = box_crop
@@ -91,8 +95,20 @@ class FrozenPromptable(PromptableSegmenter):
 
     @torch.no_grad()
     def decode(self, image: ImageEmbeddings, prompts: Prompts) -> Float[Tensor, "n k h w"]:
-        prediction = self.backbone.decode_square(image, self.backbone.embed(prompts, image.size), self.multimask)
-        return self.backbone.to_image_frame(prediction.logits, image.size)
+        prompt, best = self.backbone.embed(prompts, image.size), self._takes_best(prompts)
+        some, all_of_them = bool(best.any()), bool(best.all())
+        logits = self.backbone.decode_square(image, prompt, multimask=some).logits
+        if some and not all_of_them:
+            single = self.backbone.decode_square(image, prompt, multimask=False).logits
+            logits = torch.where(best[..., None, None].to(logits.device), logits, single)
+        return self.backbone.to_image_frame(logits, image.size)
+
+    def _takes_best(self, prompts: Prompts) -> Bool[Tensor, "n k"]:
+        """For which labels the best of the candidate masks is taken."""
+        when = self.backbone.family.defaults.multimask
+        if self.multimask is None and when == "one-click":
+            return prompts.is_one_click()
+        return torch.full(prompts.shape, when == "always" if self.multimask is None else self.multimask)
 
     def learned(self) -> dict[str, Tensor]:
         return {}

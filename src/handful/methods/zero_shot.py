@@ -6,7 +6,7 @@ segmenter that `fit` returns takes them from the labelled slice that each slice 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -33,8 +33,10 @@ class ZeroShot(Method):
     """What a label is asked for with: one box round it, or one, three or five points inside it."""
     box_crop: bool = False
     """Look at each box in a window of its own, which suits small organs and costs an encode a box."""
-    multimask: bool = False
-    """Take the best of the backbone's candidate masks by its own estimate, instead of the single mask."""
+    multimask: bool | None = None
+    """Take the best of the backbone's candidate masks, by their predicted IoU, instead of its single mask. None takes
+    what suits the backbone: for SAM and SAM 2 the best where a label has a single point, as their authors do, for
+    SAM-Med2D always, for MedSAM and handful-tiny never."""
     seed: int = 0
     """Of the points that are drawn at random."""
 
@@ -43,6 +45,12 @@ class ZeroShot(Method):
             raise SettingsError(f"box_crop looks round boxes, but prompt is {self.prompt!r}; set prompt='box'")
         if self.box_crop and self.multimask:
             raise SettingsError("box_crop knows no candidate masks; set multimask=False")
+
+    def resolved(self, backbone: Backbone) -> ZeroShot:
+        when = backbone.family.defaults.multimask
+        if self.multimask is not None or when == "one-click":  # which depends on the prompts
+            return self
+        return replace(self, multimask=when == "always" and not self.box_crop)
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> ZeroShotSegmenter:  # noqa: B008
         slicer = support.resolve(self.slicer)

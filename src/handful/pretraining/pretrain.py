@@ -72,7 +72,7 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     run = run or Run(scratch=out / "partial")
     run = replace(run, scratch=run.scratch and run.scratch / _fingerprint(config))
     out.mkdir(parents=True, exist_ok=True)
-    log = _Log(out / "metrics.jsonl", min(100, config.train.iterations))
+    log = _Log(out / "metrics.jsonl", min(100, config.train.steps))
     if not (run.scratch and run.scratch.exists()):  # curves of another run do not belong to this one
         log.path.unlink(missing_ok=True)
     with _processes(config, run):

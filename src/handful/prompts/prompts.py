@@ -91,6 +91,15 @@ class Prompts:
             raise SettingsError("empty prompts: give points, boxes or masks")
         return torch.stack(found).any(dim=0)
 
+    def is_one_click(self) -> Bool[Tensor, "n k"]:
+        """Which labels have one positive point and nothing else, which leaves open how much around it is meant."""
+        if self.point_labels is None:
+            return torch.zeros(self.shape, dtype=torch.bool, device=self.device)
+        one = ((self.point_labels == 1).sum(dim=-1) == 1) & ((self.point_labels != PADDING).sum(dim=-1) == 1)
+        if self.boxes is not None:
+            one &= ~(self.boxes != 0).any(dim=-1)
+        return one if self.masks is None else one & ~(self.masks > 0).flatten(2).any(dim=-1)
+
     def resized(self, sizes: Int[Tensor, "n 2"], size: tuple[int, int]) -> Prompts:
         """Points and boxes of slices of `sizes` (h, w), moved to slices of one size.
 

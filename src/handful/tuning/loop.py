@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,10 +31,10 @@ from handful.tuning.precision import Precision, computing_in
 class TrainConfig:
     """How long and how fast to train."""
 
-    iterations: int = 600
-    """Optimiser steps."""
+    iterations: int | None = 600
+    """Optimiser steps; None takes the number that suits method and backbone."""
     learning_rate: float | None = 1e-4
-    """Peak learning rate of AdamW; None where a method has one for each of its forms."""
+    """Peak learning rate of AdamW; None takes the rate that suits method and backbone."""
     weight_decay: float = 1e-2
     """Decoupled weight decay; not applied to biases and norms."""
     warmup: float = 0.05
@@ -50,6 +50,21 @@ class TrainConfig:
     time for convolutions where the processor has it (AVX-512 BF16, AMX, GPUs), and is float32 elsewhere."""
     seed: int = 0
     """Seed of every random choice; one seed, one result."""
+
+    @property
+    def steps(self) -> int:
+        """`iterations`; SettingsError where that is None."""
+        if self.iterations is None:
+            raise SettingsError("iterations is None, and this method has no default; give a number such as 600")
+        return self.iterations
+
+    def filled(self, iterations: int, learning_rate: float) -> TrainConfig:
+        """This configuration with the given values where its own are None."""
+        return replace(
+            self,
+            iterations=iterations if self.iterations is None else self.iterations,
+            learning_rate=learning_rate if self.learning_rate is None else self.learning_rate,
+        )
 
 
 @dataclass
@@ -77,10 +92,10 @@ def train(
     """
     run = run or Run()
     rank = dist.get_rank() if dist.is_initialized() else 0
-    if config.iterations < 1:
-        raise SettingsError(f"iterations must be at least 1, got {config.iterations}")
+    if config.steps < 1:
+        raise SettingsError(f"iterations must be at least 1, got {config.steps}")
     if config.learning_rate is None:
-        raise SettingsError("learning_rate is None, and this method has none of its own; give a number such as 1e-3")
+        raise SettingsError("learning_rate is None, and this method has no default; give a number such as 1e-3")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise SettingsError("nothing to train: no parameter of the model asks for gradients")
@@ -88,7 +103,7 @@ def train(
     device = next(iter(named.values())).device.type
     step = state.load(run.scratch) if run.scratch else 0
     saved = time.monotonic()
-    while step < config.iterations:
+    while step < config.steps:
         began = time.monotonic()
         with torch.random.fork_rng(devices=[]):
             seed = _step_seed(config.seed, step, rank)
@@ -101,8 +116,8 @@ def train(
         step += 1
         state.history.losses.append(float(value.detach()))
         state.history.seconds += time.monotonic() - began
-        run.report(step, config.iterations, f"loss {_recent(state.history.losses):.3f}")
-        due = time.monotonic() - saved > run.save_every_s or step == config.iterations
+        run.report(step, config.steps, f"loss {_recent(state.history.losses):.3f}")
+        due = time.monotonic() - saved > run.save_every_s or step == config.steps
         if run.scratch and rank == 0 and due:
             state.save(run.scratch, step)
             saved = time.monotonic()
@@ -176,12 +191,12 @@ class _State:
 
 def rate(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rate at a step."""
-    climb = max(1, round(config.warmup * config.iterations))
+    climb = max(1, round(config.warmup * config.steps))
     if step < climb:
         return (step + 1) / climb
     if config.schedule == "constant":
         return 1.0
-    return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, config.iterations - climb)))
+    return 0.5 * (1 + math.cos(math.pi * (step - climb) / max(1, config.steps - climb)))
 
 
 def _average_gradients(parameters: list[nn.Parameter]) -> None:

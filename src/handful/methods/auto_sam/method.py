@@ -51,8 +51,10 @@ CHECKS = 20
 """Number of times that a training evaluates the held-out slices, if any."""
 PATIENCE = 5
 """Number of evaluations without improvement after which a training stops."""
-RATES = {"unet": 2e-3, "vit": 2e-3, "cnn": 1e-3, "linear": 2e-3}
-"""Default peak learning rates of the heads, chosen on handful-tiny."""
+UNET_RATE, UNET_STEPS = 2e-3, 1500
+"""Peak learning rate and training steps of the U-Net head, which starts from random weights on any backbone."""
+MAX_CNN_RATE = 1e-3
+"""Highest learning rate at which the CNN head trains: its ten layers have no norms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +119,12 @@ class AutoSam(Method):
     present is held out.
     """
     train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(iterations=1500, learning_rate=None, weight_decay=1e-4)
+        default_factory=lambda: TrainConfig(iterations=None, learning_rate=None, weight_decay=1e-4)
     )
-    """Length and learning rate of the training; for the original SAM weights set the paper's 5e-4 and 840 iterations.
+    """Length and learning rate of the training; None takes values that suit the head and the backbone.
 
-    The default rate is 2e-3, or 1e-3 for 'cnn', chosen on handful-tiny. 840 iterations are the paper's 120 epochs for
-    one patient.
+    'unet': 1,500 iterations at 2e-3. The heads of the paper: 1,500 at 2e-3 on handful-tiny, and the paper's 840 (120
+    epochs of one patient) at 5e-4 on the original SAM weights. 'cnn' never takes more than 1e-3 by itself.
     """
 
     def __post_init__(self) -> None:
@@ -148,7 +150,17 @@ class AutoSam(Method):
                 "choose the final weights; set one of them to 0"
             )
 
+    def resolved(self, backbone: Backbone) -> AutoSam:
+        defaults = backbone.family.defaults
+        steps, rate = (UNET_STEPS, UNET_RATE) if self.head == "unet" else (defaults.head_steps, defaults.head_rate)
+        if self.head == "cnn":
+            rate = min(rate, MAX_CNN_RATE)
+        return dataclasses.replace(self, train=self.train.filled(steps, rate))
+
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> AutoSamSegmenter:  # noqa: B008
+        return self.resolved(backbone)._fit(support, backbone, run)
+
+    def _fit(self, support: SupportSet, backbone: Backbone, run: Run) -> AutoSamSegmenter:
         slicer = support.resolve(self.slicer)
         edge = max(max(slicer.grid(facts.geometry).size) for facts in support.facts) if self.head == "unet" else 0
         head = self.new_head(backbone, 1 + len(support.labels), with_slices=finer_than_embeddings(edge, backbone))
@@ -161,7 +173,7 @@ class AutoSam(Method):
         if len(held):
             _train_with_validation(loss, held, run)
         else:
-            train(head, loss, self.training(), run)
+            train(head, loss, self.train, run)
         return AutoSamSegmenter(support.labels, slicer, backbone, head)
 
     def restore(
@@ -173,11 +185,6 @@ class AutoSam(Method):
         for name, value in fixed.items():
             value.copy_(learned[name])
         return AutoSamSegmenter(labels, slicer, backbone, head)
-
-    def training(self) -> TrainConfig:
-        """`train`, with the head's default learning rate if none is set."""
-        rate = self.train.learning_rate
-        return dataclasses.replace(self.train, learning_rate=RATES[self.head] if rate is None else rate)
 
     def new_head(self, backbone: Backbone, classes: int, *, with_slices: bool = False) -> Head:
         """A new, untrained head for `classes` classes including the background; its weights depend on the seed only.
@@ -272,7 +279,7 @@ class _HeadLoss:
         image = noisy(self.encoded.rows(rows), self.method.feature_noise, generator)
         if self.head.pixels:
             image = _with_fewer_channels(image, self.method.feature_dropout, generator)
-        return self.loss(rows, image, fading(self.method.rare_class_weight, step, self.method.train.iterations))
+        return self.loss(rows, image, fading(self.method.rare_class_weight, step, self.method.train.steps))
 
     def loss(self, rows: Tensor, image: ImageEmbeddings, rare_class_weight: float = 0.0) -> Tensor:
         logits = against_background(self.head(image))
@@ -296,10 +303,10 @@ def _with_fewer_channels(image: ImageEmbeddings, share: float, generator: torch.
 
 def _train_with_validation(loss: _HeadLoss, held_out: Int[Tensor, " h"], run: Run) -> None:
     """Train with early stopping, and keep the weights with the lowest loss on the held-out rows."""
-    config = loss.method.training()
-    every = max(1, config.iterations // CHECKS)
+    config = loss.method.train
+    every = max(1, config.steps // CHECKS)
     stopping = EarlyStopping(loss.head, lambda: loss.held_out_loss(held_out), every, PATIENCE, run.scratch)
     history = train(loss.head, loss, config, run, stopping)
-    if len(history.losses) == config.iterations:
-        stopping.check(config.iterations)
+    if len(history.losses) == config.steps:
+        stopping.check(config.steps)
     stopping.restore_best()

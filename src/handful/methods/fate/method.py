@@ -9,7 +9,7 @@ may stay absent. Object pointers reach as far as `window`, where theirs reach 15
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -48,8 +48,9 @@ class Fate(Method):
     similarity: Similarity = "cosine"
     """What makes a support slice alike: the cosine of the image embeddings place by place, the cosine of their means
     over the slice, or, as in the authors' code, the least absolute difference over all feature levels."""
-    top_k: int = 5
-    """Support slices retrieved for each slice."""
+    top_k: int | None = None
+    """Labelled slices retrieved for each slice; None takes the backbone's own number, 5 for handful-tiny and 3, as in
+    the authors' code, for SAM 2."""
     diverse: bool = False
     """Take the best slice of every support case before the second best of any."""
     slice_position_tolerance: float = 1.0
@@ -60,8 +61,9 @@ class Fate(Method):
     allow_empty: bool = False
     """Whether a retrieved support that lacks a label is remembered for it, with an empty mask, or left out. Either way
     a label that no retrieved support holds is absent."""
-    window: int = 1
-    """Predicted neighbours, at most this many slices away (0 to 6), that join the memory; 0 asks each slice alone."""
+    window: int | None = None
+    """Predicted neighbours, at most this many slices away (0 to 6), that join the memory; 0 segments each slice on its
+    own. None takes the backbone's own number, 1 for handful-tiny and 6, as in the authors' code, for SAM 2."""
     absent_below: float = 0.0
     """Object score (a logit) below which a label is called absent from a slice; 0 is SAM 2's own. Lower finds more of
     organs of a few voxels, of which a model is never sure, and invents more of others. A label that all of a support of
@@ -86,15 +88,23 @@ class Fate(Method):
     differ."""
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
+        if self.top_k is not None and self.top_k < 1:
             raise SettingsError(f"top_k must be at least 1, got {self.top_k}")
-        if not 0 <= self.window <= FARTHEST:
+        if self.window is not None and not 0 <= self.window <= FARTHEST:
             raise SettingsError(f"window must be from 0 to {FARTHEST}, got {self.window}")
         if not 0 <= self.slice_position_tolerance <= 1:
             raise SettingsError(f"slice_position_tolerance must be from 0 to 1, got {self.slice_position_tolerance}")
         if self.window == 0 and (self.fuse or self.second_sweep):
             what = "fuse" if self.fuse else "second_sweep"
             raise SettingsError(f"{what} without neighbours changes nothing; set window from 1 to {FARTHEST}")
+
+    def resolved(self, backbone: Backbone) -> Fate:
+        defaults = backbone.family.defaults
+        return replace(
+            self,
+            top_k=defaults.top_k if self.top_k is None else self.top_k,
+            window=defaults.window if self.window is None else self.window,
+        )
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FateSegmenter:  # noqa: B008
         memory_backbone = _with_memory(backbone)
@@ -103,11 +113,14 @@ class Fate(Method):
         for number, labelled in enumerate(support.slices(slicer), start=1):
             parts.append(bank_of(labelled, slicer.neighbours, memory_backbone, self.similarity, self.allow_empty))
             run.report(number, len(support.cases), labelled.case)
-        return FateSegmenter(support.labels, slicer, memory_backbone, self, SupportBank.joined(parts))
+        return FateSegmenter(
+            support.labels, slicer, memory_backbone, self.resolved(backbone), SupportBank.joined(parts)
+        )
 
     @property
     def retrieval(self) -> Retrieval:
-        """Which support slices are shown for a slice."""
+        """Which labelled slices are retrieved for a slice; of a resolved method."""
+        assert self.top_k is not None
         return Retrieval(self.similarity, self.top_k, self.diverse, self.slice_position_tolerance, self.foreground_only)
 
     @property
@@ -117,11 +130,12 @@ class Fate(Method):
 
     @property
     def order(self) -> WalkOrder:
-        """How a stack is walked through."""
+        """The order of the slices of a stack; of a resolved method."""
+        assert self.window is not None
         return WalkOrder(self.window, self.start, self.forward_uses_reverse, self.fuse)
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> FateSegmenter:
-        return FateSegmenter(labels, slicer, _with_memory(backbone), self, SupportBank(learned))
+        return FateSegmenter(labels, slicer, _with_memory(backbone), self.resolved(backbone), SupportBank(learned))
 
 
 class FateSegmenter(Segmenter):

@@ -94,10 +94,11 @@ class FewShotPrompts(Method):
     """
     target: Literal["hard", "soft"] = "hard"
     """Target at the decoder's resolution: inside or outside, or the fraction of each cell that is inside."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=700, learning_rate=2e-3))
-    """Length and learning rate of the training; for the original SAM or SAM 2 weights set 1e-4 to 5e-4.
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=700, learning_rate=None))
+    """Length and learning rate of the training; without a rate, the one that suits the backbone.
 
-    With 0 iterations the decoder is not trained.
+    That is 2e-3 for handful-tiny and 3e-4 for decoders trained on millions of masks, as SAM's. With 0 iterations the
+    decoder is not trained.
     """
 
     def __post_init__(self) -> None:
@@ -110,7 +111,14 @@ class FewShotPrompts(Method):
         if not 0 <= self.rare_class_weight < math.inf:
             raise SettingsError(f"rare_class_weight must be 0 or more, got {self.rare_class_weight}")
 
+    def resolved(self, backbone: Backbone) -> FewShotPrompts:
+        train = self.train.filled(self.train.steps, backbone.family.defaults.decoder_rate)
+        return dataclasses.replace(self, train=train)
+
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FewShotSegmenter:  # noqa: B008
+        return self.resolved(backbone)._fit(support, backbone, run)
+
+    def _fit(self, support: SupportSet, backbone: Backbone, run: Run) -> FewShotSegmenter:
         slicer = support.resolve(self.slicer)
         encoded = self._encode(support, slicer, backbone, self.views)
         tokens = self._tokens(encoded, backbone)
@@ -246,7 +254,7 @@ class _Episodes:
         if self.method.dice == "batch":
             batch = whole_batch(*batch)
         if self.method.background:
-            return dice_ce(*batch, fading(self.method.rare_class_weight, step, self.method.train.iterations))
+            return dice_ce(*batch, fading(self.method.rare_class_weight, step, self.method.train.steps))
         return (dice_bce if self.method.loss == "dice-bce" else dice_focal)(*batch)
 
     def _random_tokens(self, row: int, count: int, generator: torch.Generator) -> Float[Tensor, "k t c"]:

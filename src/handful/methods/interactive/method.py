@@ -131,7 +131,7 @@ class Interactive(Method):
     def _train(self, network: InteractiveNetwork, encoded: EncodedSupport, run: Run) -> PruningReport:
         regions = Regions.of(encoded)
         journal = run.scratch and run.scratch / "losses.jsonl"
-        sampler = Sampler(self.pruning, regions.held, self.train.iterations, self.batch, self.train.seed, journal)
+        sampler = Sampler(self.pruning, regions.held, self.train.steps, self.batch, self.train.seed, journal)
         loss = CorrectionLoss(network, encoded, regions, self._annotators(), sampler)
         train(network.trained, loss, dataclasses.replace(self.train, iterations=sampler.steps), run)
         return sampler.report()

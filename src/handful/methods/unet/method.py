@@ -193,7 +193,7 @@ class _NetLoss:
         target = rearrange(masks, "b k d h w -> 1 k (b d h) w").to(device)
         shown = rearrange(valid_mask, "b d h w -> 1 (b d h) w").to(device)
         # the Dice of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none
-        rare_class_weight = fading(self.method.rare_class_weight, step, self.method.train.iterations)
+        rare_class_weight = fading(self.method.rare_class_weight, step, self.method.train.steps)
         losses = [
             dice_ce(rearrange(said, "b k d h w -> 1 k (b d h) w"), target, shown, rare_class_weight) for said in exits
         ]
@@ -234,8 +234,8 @@ def _bent(
 
 def _phases(method: UNet, run: Run, fingerprint: str) -> tuple[Run, Run]:
     """The run of SimCLR and that of the training proper: folders of their own, and steps counted through both."""
-    before = method.contrast.iterations if method.pretrain == "simclr" else 0
-    whole = before + method.train.iterations
+    before = method.contrast.steps if method.pretrain == "simclr" else 0
+    whole = before + method.train.steps
     scratch = run.scratch and run.scratch / fingerprint
 
     def first(step: int, total: int, note: str) -> None:

@@ -71,6 +71,9 @@ class MethodWrapper(Wrapper):
     def seeded(self: _Wrapper, further: int) -> _Wrapper:
         return dataclasses.replace(self, method=self.method.seeded(further))
 
+    def resolved(self: _Wrapper, backbone: Backbone) -> _Wrapper:
+        return dataclasses.replace(self, method=self.method.resolved(backbone))
+
     @property
     def value(self) -> Any:
         """The value of the setting as a JSON value."""

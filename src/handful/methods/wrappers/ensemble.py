@@ -7,6 +7,7 @@ without training.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -69,6 +70,14 @@ class Ensemble(Wrapper):
         members = self._members(slicer, three_planes)
         fitted = self.restore_members(members, labels, slicer, backbone, learned)
         return EnsembleSegmenter(fitted, three_planes)
+
+    def resolved(self, backbone: Backbone) -> Ensemble:
+        return dataclasses.replace(
+            self,
+            auto_sam=self.auto_sam.resolved(backbone),
+            unet=self.unet.resolved(backbone),
+            fate=self.fate.resolved(backbone),
+        )
 
     def _members(self, slicer: Slicer, three_planes: bool) -> dict[str, Method]:
         """The three members; the first decides where no two agree."""
