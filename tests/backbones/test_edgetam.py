@@ -15,6 +15,7 @@ from transformers.models.edgetam_video.modeling_edgetam_video import EdgeTamVide
 from transformers.utils import is_timm_available
 
 import tiny_models
+from backbones.authors_pointer import pointers_of_the_single_mask
 from handful.backbones.base import Memory, MemoryBackbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
@@ -82,7 +83,8 @@ def tracked_by_session(
     for row in range(2):
         session.add_mask_inputs(session.obj_id_to_idx(row), 0, truth[row][None, None])
         session.obj_with_new_inputs.append(row)
-    answers = [model(session, frame_idx=frame) for frame in range(3)][1:]
+    with pointers_of_the_single_mask(model):
+        answers = [model(session, frame_idx=frame) for frame in range(3)][1:]
     return [(answer.pred_masks, answer.object_score_logits) for answer in answers]
 
 

@@ -8,6 +8,7 @@ from transformers import Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
 
 import tiny_models
+from backbones.authors_pointer import pointers_of_the_single_mask
 from handful.backbones.base import Memory
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.pretraining.architecture import tiny_config
@@ -21,6 +22,7 @@ def _model(sam21: bool = True) -> Sam2VideoModel:
     config.multimask_output_for_tracking = config.multimask_output_in_sam = sam21
     model = Sam2VideoModel(config).eval()
     with torch.no_grad():
+        model.mask_decoder.mask_tokens.weight.normal_()  # so that masks, and pointers, of different tokens differ
         model.memory_temporal_positional_encoding.normal_()
         model.no_object_pointer.normal_()
         model.no_memory_embedding.normal_()
@@ -60,12 +62,61 @@ def _tracked_by_session(model: Sam2VideoModel, slices: torch.Tensor, truth: torc
     for row in range(2):
         session.add_mask_inputs(session.obj_id_to_idx(row), 0, truth[row][None, None])
         session.obj_with_new_inputs.append(row)
-    return [model(session, frame_idx=frame).pred_masks[:, 0] for frame in range(3)][1:]
+    with pointers_of_the_single_mask(model):
+        return [model(session, frame_idx=frame).pred_masks[:, 0] for frame in range(3)][1:]
 
 
 def _rounded(memory: Memory) -> Memory:
     """A session keeps its spatial memories in bfloat16."""
     return replace(memory, spatial=memory.spatial.bfloat16().float())
+
+
+@torch.inference_mode()
+def test_a_labelled_frame_has_the_pointer_of_the_single_mask_token():
+    """SAM2Base._use_mask_as_output: `_forward_sam_heads` with multimask_output=False, whatever the other tokens say."""
+    backbone = tiny_models.tiny_sam2_video()
+    image = backbone.encode_exact(torch.rand(1, 1, 50, 60, generator=torch.Generator().manual_seed(0)))
+    mask = torch.zeros(1, 50, 60)
+    mask[:, 10:30, 20:50] = 1.0
+    truth = torch.nn.functional.interpolate(
+        mask[:, None], (backbone.side, backbone.side), mode="bilinear", antialias=True
+    )
+    prompt = backbone.model.mask_downsample((truth > 0.5).float())
+    single, several = (
+        backbone.model._single_frame_forward(
+            input_masks=prompt, image_embeddings=list(image.features), multimask_output=multimask
+        ).object_pointer[0, 0]
+        for multimask in (False, True)
+    )
+    pointer = backbone.memorize(image, mask).pointers[0, 0]
+    torch.testing.assert_close(pointer, single, atol=1e-5, rtol=1e-5)
+    assert (several - single).abs().max() > 1e-3
+
+
+@torch.inference_mode()
+def test_what_is_called_present_is_remembered_as_present():
+    backbone = tiny_models.tiny_sam2_video()
+    slices = torch.rand(2, 1, 50, 60, generator=torch.Generator().manual_seed(0))
+    image = backbone.encode_exact(slices)
+    mask = torch.zeros(1, 50, 60)
+    mask[:, 10:30, 20:50] = 1.0
+    prediction = backbone.decode_recalled(backbone.recall(image[1], backbone.memorize(image[0], mask)))
+    doubtful = replace(prediction, object_score=torch.full_like(prediction.object_score, -1.0))
+    nothing = replace(doubtful, logits=torch.full_like(prediction.logits, -1024.0))
+    absent, blank, present, sure = (
+        backbone.remember(image[1], one, 1, below)
+        for one, below in (
+            (doubtful, 0.0),
+            (nothing, 0.0),
+            (doubtful, torch.tensor([-2.0])),
+            (replace(doubtful, object_score=-doubtful.object_score), 0.0),
+        )
+    )
+    assert torch.equal(absent.spatial, blank.spatial)
+    assert torch.equal(present.spatial, sure.spatial)
+    assert torch.equal(present.pointers, sure.pointers)
+    assert (present.spatial - absent.spatial).abs().max() > 0.1 * absent.spatial.std()
+    assert not torch.equal(present.pointers, absent.pointers)
 
 
 def test_position_codes_that_are_kept_are_those_of_transformers():

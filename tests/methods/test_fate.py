@@ -199,6 +199,25 @@ def test_a_mirrored_stack_gets_the_mirrored_answer(video: MemoryBackbone):
     assert not same(confidence.object_score, carried.object_score, 1e-6)
 
 
+def test_a_neighbour_is_told_that_a_label_was_called_present(video: MemoryBackbone):
+    """With a threshold below its score, a label that the walk drew is remembered as drawn, not as absent."""
+    image, _ = phantom(7)
+    thresholds: list[torch.Tensor] = []
+    remember = video.remember
+
+    def noting(*args: object, absent_below: torch.Tensor, **kwargs: object) -> Memory:
+        thresholds.append(absent_below)
+        return remember(*args, absent_below=absent_below, **kwargs)  # type: ignore[arg-type]
+
+    video.remember = noting  # type: ignore[method-assign]
+    try:
+        fitted(video, window=1, absent_below=-2.0).predict(image)
+    finally:
+        del video.remember
+    assert thresholds
+    assert all((one == -2.0).all() for one in thresholds)
+
+
 def test_farther_neighbours_and_pointers_count(video: MemoryBackbone):
     image, _ = phantom(7)
     scores = [

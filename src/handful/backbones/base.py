@@ -251,8 +251,17 @@ class MemoryBackbone(Backbone):
         """Support slices (o rows) with one true mask each, above 0 inside: one spatial memory and one pointer a row."""
 
     @abstractmethod
-    def remember(self, image: ImageEmbeddings, prediction: MaskPrediction, distance: int) -> Memory:
-        """Slices (o rows, encoded, not recalled) with the mask predicted for each, `distance` slices from the query."""
+    def remember(
+        self,
+        image: ImageEmbeddings,
+        prediction: MaskPrediction,
+        distance: int,
+        absent_below: Float[Tensor, " o"] | float = 0.0,
+    ) -> Memory:
+        """Slices (o rows, encoded, not recalled) with the mask predicted for each, `distance` slices from the query.
+
+        An object whose score (a logit) is not above `absent_below` is remembered as absent; 0 is SAM 2's own threshold.
+        """
 
     @abstractmethod
     def recall(self, image: ImageEmbeddings, memory: Memory) -> ImageEmbeddings:

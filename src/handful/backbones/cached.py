@@ -171,8 +171,14 @@ class CachedMemoryBackbone(CachedBackbone, MemoryBackbone):
     def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"]) -> Memory:
         return self.inner.memorize(image, masks)
 
-    def remember(self, image: ImageEmbeddings, prediction: MaskPrediction, distance: int) -> Memory:
-        return self.inner.remember(image, prediction, distance)
+    def remember(
+        self,
+        image: ImageEmbeddings,
+        prediction: MaskPrediction,
+        distance: int,
+        absent_below: Float[Tensor, " o"] | float = 0.0,
+    ) -> Memory:
+        return self.inner.remember(image, prediction, distance, absent_below)
 
     def recall(self, image: ImageEmbeddings, memory: Memory) -> ImageEmbeddings:
         return self.inner.recall(image, memory)

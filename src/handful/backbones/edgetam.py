@@ -37,8 +37,10 @@ class EdgeTamBackbone(Sam2VideoBackbone):
         # It is told where one memory ends and the next begins: only the second half of each is turned by its place.
         return partial(self.model.memory_attention, num_spatial_memory_tokens=memory.spatial.shape[1])
 
-    def _memory(self, image: ImageEmbeddings, inside: Tensor, pointer: Tensor, shown: Tensor, distance: int) -> Memory:
-        whole = super()._memory(image, inside, pointer, shown, distance)
+    def _memory(
+        self, image: ImageEmbeddings, inside: Tensor, pointer: Tensor, present: Tensor, distance: int
+    ) -> Memory:
+        whole = super()._memory(image, inside, pointer, present, distance)
         maps, places = (
             rearrange(tokens, "o 1 (h w) c -> o c h w", h=self.feature_side)
             for tokens in (whole.spatial, whole.spatial_position)

@@ -20,8 +20,8 @@ from handful.backbones.sam2 import Sam2Backbone
 from handful.errors import SettingsError
 from handful.prompts.prompts import PADDING
 
-NOT_SEEN = -1024.0
-"""Mask logit of an object whose score says it is not in the slice, as in SAM 2."""
+ABSENT = -1024.0
+"""Mask logit of an object whose score says that it is not in the slice, as in SAM 2."""
 
 
 class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
@@ -38,24 +38,32 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
 
     def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"]) -> Memory:
         truth = (into_square((masks[:, None] > 0).float(), self.side) > 0.5).float()
-        shown = truth.flatten(1).amax(dim=1, keepdim=True)
-        # As SAM 2 does it: the mask goes through the decoder once, as a dense prompt, to give the object its pointer.
-        # The authors make it of the single-mask token, transformers of the best of the others; SAM 2 was trained to
-        # make pointers of either. Here it is as in transformers, whose session must give the same.
+        present = truth.flatten(1).amax(dim=1, keepdim=True)
+        # The mask goes through the decoder once, as a dense prompt, to give the object its pointer. The authors make it
+        # of the single-mask token (SAM2Base._use_mask_as_output), transformers of the best of the other tokens.
         hint = into_square(self.model.mask_downsample(truth), self.mask_side)
-        seen = self._decode_alone(
-            replace(image, recalled=True), self.model.prompt_encoder.mask_embed(hint), multimask=True
+        prediction = self._decode_alone(
+            replace(image, recalled=True), self.model.prompt_encoder.mask_embed(hint), multimask=False
         )
-        pointer = shown * self._pointer(seen) + (1 - shown) * self.model.no_object_pointer
-        return self._memory(image, truth, pointer, shown, distance=0)
+        assert prediction.object_score is not None
+        own = self._pointer(prediction, (prediction.object_score > 0).to(prediction.tokens))
+        pointer = present * own + (1 - present) * self.model.no_object_pointer
+        return self._memory(image, truth, pointer, present, distance=0)
 
-    def remember(self, image: ImageEmbeddings, prediction: MaskPrediction, distance: int) -> Memory:
+    def remember(
+        self,
+        image: ImageEmbeddings,
+        prediction: MaskPrediction,
+        distance: int,
+        absent_below: Float[Tensor, " o"] | float = 0.0,
+    ) -> Memory:
         if prediction.object_score is None:
             raise SettingsError("only predictions of a memory backbone can be remembered; decode_recalled gives them")
-        shown = (prediction.object_score > 0).to(prediction.logits)
-        logits = torch.where(shown[..., None, None] > 0, prediction.logits, NOT_SEEN)
+        threshold = torch.as_tensor(absent_below, device=self.device).reshape(-1, 1)
+        present = (prediction.object_score > threshold).to(prediction.logits)
+        logits = torch.where(present[..., None, None] > 0, prediction.logits, ABSENT)
         inside = from_square(logits, (self.side, self.side)).sigmoid()
-        return self._memory(image, inside, self._pointer(prediction), shown, distance)
+        return self._memory(image, inside, self._pointer(prediction, present), present, distance)
 
     def recall(self, image: ImageEmbeddings, memory: Memory) -> ImageEmbeddings:
         position = self._sine_position(image.main)
@@ -92,13 +100,15 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
         attention: Callable[..., Tensor] = self.model.memory_attention
         return attention
 
-    def _memory(self, image: ImageEmbeddings, inside: Tensor, pointer: Tensor, shown: Tensor, distance: int) -> Memory:
+    def _memory(
+        self, image: ImageEmbeddings, inside: Tensor, pointer: Tensor, present: Tensor, distance: int
+    ) -> Memory:
         config = self.model.config
         masks = inside * config.sigmoid_scale_for_mem_enc + config.sigmoid_bias_for_mem_enc
         spatial, position = self.model.memory_encoder(image.main, masks)
         occlusion = self.model.occlusion_spatial_embedding_parameter
         if occlusion is not None:
-            spatial = spatial + ((1 - shown) @ occlusion)[..., None, None]
+            spatial = spatial + ((1 - present) @ occlusion)[..., None, None]
         position = position.expand_as(spatial)
         return Memory(
             rearrange(spatial, "o c h w -> o 1 (h w) c"),
@@ -108,13 +118,11 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
             (max(distance, 1),),
         )
 
-    def _pointer(self, seen: MaskPrediction) -> Float[Tensor, "o c"]:
-        """The object pointer, or the learned 'no object' one where the score says that it is not there."""
-        assert seen.object_score is not None
-        shown = (seen.object_score > 0).to(seen.tokens)
-        pointer: Tensor = self.model.object_pointer_proj(seen.tokens[:, 0])
+    def _pointer(self, prediction: MaskPrediction, present: Float[Tensor, "o 1"]) -> Float[Tensor, "o c"]:
+        """The object pointer where the object is present (1), the learned 'no object' one where it is not (0)."""
+        pointer: Tensor = self.model.object_pointer_proj(prediction.tokens[:, 0])
         none: Tensor = self.model.no_object_pointer
-        return shown * pointer + (1 - shown) * none
+        return present * pointer + (1 - present) * none
 
     def _pointer_tokens(self, memory: Memory) -> tuple[Float[Tensor, "t o 64"], Float[Tensor, "t o 64"]]:
         """Pointers cut into pieces of the memory's width, with the time that has passed as their position."""

@@ -110,7 +110,8 @@ class SupportRecall:
         labels, parts = [], []
         for questions, prediction in answer.predicted:
             labels += [q.label for q in questions]
-            parts.append(self.backbone.remember(image[[q.row for q in questions]], prediction, distance=1))
+            rows, threshold = [q.row for q in questions], self.absent_below[[q.label for q in questions]]
+            parts.append(self.backbone.remember(image[rows], prediction, distance=1, absent_below=threshold))
         return Neighbour(number, tuple(labels), joined(parts))
 
 
