@@ -36,7 +36,7 @@ def edit(folder: Path, **changes: object) -> None:
     (folder / "segmenter.json").write_text(json.dumps(record | changes))
 
 
-def test_what_was_saved_answers_alike(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+def test_a_saved_segmenter_gives_the_same_prediction(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
     again = load(keep(segmenter, tmp_path / "s"), backbone)
     slices = torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(0))
     assert torch.equal(again(slices), segmenter(slices))
@@ -84,7 +84,7 @@ def test_the_card_names_the_licence_of_a_backbone_of_the_catalogue(backbone: Bac
     assert "base weights: Apache-2.0" in (tmp_path / "s" / "README.md").read_text()
 
 
-def test_the_folder_holds_three_files_and_nothing_lies_beside_it(segmenter: Segmenter, tmp_path: Path):
+def test_the_folder_holds_three_files_and_leaves_no_others(segmenter: Segmenter, tmp_path: Path):
     keep(segmenter, tmp_path / "s")
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["README.md", "segmenter.json", "weights.safetensors"]
     assert [p.name for p in tmp_path.iterdir()] == ["s"]
@@ -98,7 +98,9 @@ def test_the_card_names_labels_cases_and_where_the_data_came_from(segmenter: Seg
 
 
 @pytest.mark.parametrize("settings", [{}, {"roi_margin": 1.5}, {"planes": "axial,coronal"}])
-def test_the_card_of_fate_says_that_the_folder_holds_pictures_of_patients(settings: dict[str, object], tmp_path: Path):
+def test_the_card_of_fate_states_that_the_folder_holds_pictures_of_patients(
+    settings: dict[str, object], tmp_path: Path
+):
     method = build_method("fate", settings)
     fitted = method.fit(support_set(1), tiny_models.tiny_sam2_video(side=64))
     save(fitted, tmp_path / "s", method_name="fate", method=method, provenance={})
@@ -108,7 +110,7 @@ def test_the_card_of_fate_says_that_the_folder_holds_pictures_of_patients(settin
 
 
 @pytest.mark.parametrize(("similarity", "kept"), [("embedding", False), ("pixels", True)])
-def test_the_card_speaks_of_pictures_only_where_some_are_kept(
+def test_the_card_mentions_pictures_only_if_some_are_stored(
     similarity: str, kept: bool, backbone: Backbone, tmp_path: Path
 ):
     method = NearestSlice(similarity=similarity)
@@ -168,15 +170,17 @@ def test_a_cut_off_record_is_refused(segmenter: Segmenter, backbone: Backbone, t
         load(tmp_path / "s", backbone)
 
 
-def test_a_newer_format_asks_for_an_update(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+def test_a_newer_format_needs_an_update(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
     edit(keep(segmenter, tmp_path / "s"), format=99, something_new=1)
     with pytest.raises(CheckpointError, match=r"format 99.*update"):
         load(tmp_path / "s", backbone)
 
 
-def test_a_model_of_an_earlier_format_says_how_to_fit_again(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+def test_a_model_of_an_earlier_format_is_refused_with_the_command_to_fit_again(
+    segmenter: Segmenter, backbone: Backbone, tmp_path: Path
+):
     edit(keep(segmenter, tmp_path / "s"), format=1, settings={"closer": 1.4})
-    with pytest.raises(CheckpointError, match=r"earlier handful.*fit again: handful fit .* -i COHORT -o .*--overwrite"):
+    with pytest.raises(CheckpointError, match=r"earlier version.*fit again: handful fit .* -i COHORT -o .*--overwrite"):
         load(tmp_path / "s", backbone)
 
 

@@ -1,7 +1,7 @@
-"""A fitted segmenter as a folder: segmenter.json (what it is), weights.safetensors (what it learned), its card.
+"""Saving and loading of fitted segmenters, as folders with segmenter.json, weights.safetensors and a README.md.
 
-Nothing is ever unpickled. The backbone's weights are not copied: the folder names them and their SHA-256, and loads
-with no others.
+Loading executes no code: nothing is unpickled. The backbone's weights are not copied. The folder has their name and
+SHA-256, and can only be loaded with the same weights.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What segmenter.json says."""
+    """The content of segmenter.json."""
 
     format: int
     method: str
     settings: dict[str, Any]
     labels: dict[int, str]
     slicer: dict[str, Any]
-    """Plane and window as the support resolved them."""
+    """Slice plane and intensity window, as chosen for the support set."""
     backbone: str
     backbone_sha256: str
     backbone_input: dict[str, Any]
-    """Side of the backbone's square input, and how slices become it."""
+    """Width of the backbone's input, and how slices are resized to it."""
     settings_from_backbone: dict[str, Any]
-    """Those of the settings that nobody set, and that the backbone's defaults gave."""
+    """Settings that were not set and come from the defaults of the backbone."""
     weights_sha256: str
     versions: dict[str, str]
     provenance: dict[str, Any]
@@ -61,9 +61,10 @@ class Record:
 def save(
     segmenter: Segmenter, folder: Path, *, method_name: str, method: Method, provenance: Mapping[str, object]
 ) -> None:
-    """Writes the folder whole or not at all; an earlier segmenter there is replaced, anything else refused.
+    """Write a segmenter into a folder, completely or not at all; an earlier segmenter there is replaced.
 
-    `provenance` is JSON-able: where the segmenter comes from (see `describe_support`). Give no paths in it.
+    `provenance` describes the origin of the segmenter in JSON values (see `describe_support`); it should not contain
+    paths. Raises CheckpointError if the folder contains anything else.
     """
     if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not a segmenter; name another folder")
@@ -92,29 +93,30 @@ def save(
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A segmenter's folder and its record, which was read once."""
+    """The folder of a saved segmenter and its record."""
 
     folder: Path
     record: Record
     sha256: str
-    """Of the record's file; the record names the digests of all weights."""
+    """SHA-256 of segmenter.json, which contains the digests of all weights."""
 
     @property
     def fitted_on(self) -> dict[str, str]:
-        """SHA-256 of the voxels of each image that it was fitted on, by case; empty where none were recorded."""
+        """{case: SHA-256 of its voxels} of the cases that it was fitted on; empty if they are not recorded."""
         return {case["case"]: case["image_sha256"] for case in self.record.provenance.get("support", [])}
 
     def method(self) -> Method:
-        """The method with its settings; CheckpointError where this handful does not know them."""
+        """The method with its settings. Raises CheckpointError if this version of handful does not have them."""
         try:
             return build_method(self.record.method, self.record.settings)
         except SettingsError as error:
             raise CheckpointError(f"{self.folder / RECORD} cannot be used: {error}; fit again") from error
 
     def load(self, backbone: Backbone | None = None, cache: Path | None = None) -> Segmenter:
-        """The segmenter, on its own backbone or on the same one given, which keeps its embeddings in `cache`.
+        """Load the segmenter, with embeddings stored in the folder `cache`, if given.
 
-        Raises CheckpointError for weights that are damaged or made for another backbone.
+        `backbone` must be the one it was fitted on; by default, it is loaded, too. Raises CheckpointError if the
+        weights are damaged or belong to another backbone.
         """
         record = self.record
         weights = _read_weights(self.folder, record)
@@ -134,28 +136,29 @@ class SavedModel:
         return self.method().restore(Labels.of(record.labels), slicer, backbone, weights)
 
     def open(self, device: str = "auto", cache: Path | None = None) -> Segmenter:
-        """The segmenter on a device of that name, with the embeddings kept in `cache`."""
-        found = choose_device(device)
-        return self.load(cache=cache).to(found)
+        """Load the segmenter onto a device (auto, cpu, cuda or mps)."""
+        chosen = choose_device(device)
+        return self.load(cache=cache).to(chosen)
 
 
 def load(folder: Path, backbone: Backbone | None = None) -> Segmenter:
-    """The segmenter that was saved there, on its own backbone or on the same one given.
+    """Load the segmenter in a folder.
 
-    Raises CheckpointError for a folder that is incomplete, damaged, of a newer format, or made for another backbone.
+    `backbone` must be the one it was fitted on; by default, it is loaded, too. Raises CheckpointError for a folder that
+    is incomplete, damaged, of another format, or fitted on another backbone.
     """
     return open_model(folder).load(backbone)
 
 
 def open_model(folder: Path) -> SavedModel:
-    """Reads the record in a folder, and no weights yet.
+    """Read the record of a segmenter in a folder, without its weights.
 
-    Raises CheckpointError for a folder that is incomplete, or whose record is damaged or of a newer format.
+    Raises CheckpointError for a folder that is incomplete, or whose record is damaged or of another format.
     """
     for name in (RECORD, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(
-                f"{folder} holds no {name}: not a fitted model, or half written; make one with handful fit"
+                f"{folder} has no {name}: not a fitted model, or incomplete; create one with handful fit"
             )
     content = (folder / RECORD).read_bytes()
     try:
@@ -166,12 +169,12 @@ def open_model(folder: Path) -> SavedModel:
 
 
 def open_segmenter(folder: Path, device: str = "auto", cache: Path | None = None) -> Segmenter:
-    """The segmenter that was saved in `folder`, on a device and with the embeddings kept in `cache`."""
+    """Load the segmenter in a folder onto a device, with embeddings stored in the folder `cache`, if given."""
     return open_model(folder).open(device, cache)
 
 
 def describe_support(support: SupportSet) -> dict[str, object]:
-    """Provenance of a support set: each case's name, SHA-256 of its voxels and labels; no paths, no patients."""
+    """The provenance of a support set: names of the cases, SHA-256 of voxels and labels; no paths and no patients."""
     return {
         "support": [
             {"case": facts.case.name, "image_sha256": facts.image_sha256, "labels_sha256": facts.labels_sha256}
@@ -181,17 +184,22 @@ def describe_support(support: SupportSet) -> dict[str, object]:
 
 
 def _parsed(path: Path, raw: Any) -> Record:
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if isinstance(found, int) and found > FORMAT:
-        raise CheckpointError(f"{path.parent} has format {found}, this handful reads up to {FORMAT}; update handful")
-    if isinstance(found, int) and found < FORMAT:
+    saved_format = raw.get("format") if isinstance(raw, dict) else None
+    if isinstance(saved_format, int) and saved_format > FORMAT:
         raise CheckpointError(
-            f"{path.parent} was fitted by an earlier handful (format {found}, this one reads {FORMAT}), whose record "
-            f"says less; fit again: handful fit {raw.get('method')} -i COHORT -o {path.parent} --overwrite"
+            f"{path.parent} has format {saved_format}, but this version of handful reads up to {FORMAT}; update handful"
+        )
+    if isinstance(saved_format, int) and saved_format < FORMAT:
+        raise CheckpointError(
+            f"{path.parent} was fitted by an earlier version of handful (format {saved_format}, this one reads "
+            f"{FORMAT}), whose record has less content; fit again: "
+            f"handful fit {raw.get('method')} -i COHORT -o {path.parent} --overwrite"
         )
     unknown = sorted(raw.keys() - {field.name for field in dataclasses.fields(Record)}) if isinstance(raw, dict) else []
     if unknown:
-        raise CheckpointError(f"{path} says more than this handful knows: {', '.join(unknown)}; fit again")
+        raise CheckpointError(
+            f"{path} has entries that this version of handful does not know: {', '.join(unknown)}; fit again"
+        )
     try:
         return TypeAdapter(Record).validate_python(raw)
     except ValidationError as error:
@@ -204,8 +212,8 @@ def _read_weights(folder: Path, record: Record) -> dict[str, Any]:
     digest = digest_of(weights)
     if digest != record.weights_sha256:
         raise CheckpointError(
-            f"{folder / WEIGHTS} is damaged: its SHA-256 is {digest[:12]}, {RECORD} says {record.weights_sha256[:12]}; "
-            "copy the folder again or fit again"
+            f"{folder / WEIGHTS} is damaged: its SHA-256 is {digest[:12]}, but {RECORD} has "
+            f"{record.weights_sha256[:12]}; copy the folder again, or fit again"
         )
     try:
         return safetensors.torch.load(weights)
@@ -236,31 +244,31 @@ def _json(record: Record) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for library in LIBRARIES:
         try:
-            found[library] = version(library)
+            versions[library] = version(library)
         except PackageNotFoundError:
-            found[library] = "not installed"
-    return found
+            versions[library] = "not installed"
+    return versions
 
 
 def _card(record: Record, size: int, with_pictures: bool) -> str:
     labels = "\n".join(f"- {value}: {name}" for value, name in record.labels.items())
     support = "\n".join(f"- {_support_line(case)}" for case in record.provenance.get("support", ["not recorded"]))
-    own = record.provenance.get("dice_on_support") or {}
-    dice = "\n".join(f"- {name}: {value:.2f}" for name, value in own.items())
-    learned = f"Dice on these very cases, no measure of what is to be expected of others:\n\n{dice}\n\n" if own else ""
+    scores = record.provenance.get("dice_on_support") or {}
+    lines = "\n".join(f"- {name}: {value:.2f}" for name, value in scores.items())
+    dice = f"Dice on these cases (no estimate of the Dice on other cases):\n\n{lines}\n\n" if scores else ""
     chosen = ", ".join(f"{key} = {value}" for key, value in record.settings_from_backbone.items())
-    taken = f"\nSettings taken from the backbone's defaults: {chosen}.\n" if chosen else ""
-    known = BackboneName.of(record.backbone).entry
-    licence = known.licence if known else f"as where the weights {record.backbone!r} come from says"
+    from_backbone = f"\nSettings taken from the backbone's defaults: {chosen}.\n" if chosen else ""
+    entry = BackboneName.of(record.backbone).entry
+    licence = entry.licence if entry else f"see the source of the weights {record.backbone!r}"
     pictures = ",\nand small pictures of these slices with their labels" if with_pictures else ""
     return f"""# Segmenter: {", ".join(record.labels.values())}
 
 Fitted by handful {record.versions["handful"]} with the method `{record.method}` on the backbone `{record.backbone}`
-(weights SHA-256 `{record.backbone_sha256}`). The backbone's weights are not in this folder; what was learned is
-({size / 1e6:.1f} MB).
+(weights SHA-256 `{record.backbone_sha256}`). This folder contains the learned weights ({size / 1e6:.1f} MB), but not
+the weights of the backbone.
 
 ## Labels
 
@@ -270,17 +278,17 @@ Fitted by handful {record.versions["handful"]} with the method `{record.method}`
 
 {support}
 
-{learned}Slices: {json.dumps(record.slicer)}.
-{taken}
+{dice}Slices: {json.dumps(record.slicer)}.
+{from_backbone}
 
 ## Licence and privacy
 
 Licence of the base weights: {licence}.
 
-`weights.safetensors` was learned from patients' images: it holds embeddings or labels of their slices{pictures}.
-Treat it as patient-derived data, and share it only where you might share the images themselves.
+`weights.safetensors` was learned from images of patients: it contains embeddings or labels of their slices{pictures}.
+It is patient-derived data: treat it like the images, and share it only with people who may have these images.
 
-Not a medical device. A person must look at every result before anyone acts on it.
+Not a medical device. A qualified person must check every result before it is used.
 """
 
 

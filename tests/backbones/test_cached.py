@@ -21,7 +21,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"))
 
 
-def test_a_slice_seen_before_is_not_encoded_again(tmp_path: Path) -> None:
+def test_a_slice_encoded_before_is_not_encoded_again(tmp_path: Path) -> None:
     backbone = cached(tiny_models.tiny_sam(), tmp_path)
     first = backbone.encode(_slices(3))
     again = backbone.encode(_slices(3))

@@ -367,7 +367,7 @@ if __name__ == "__main__":
 
 def test_two_runs_do_not_work_in_one_folder(make_plan: Callable[..., Plan], tmp_path: Path):
     def begin_another(step: int, total: int, note: str) -> None:
-        with pytest.raises(BusyError, match=f"process {os.getpid()} on .* works there"):
+        with pytest.raises(BusyError, match=f"process {os.getpid()} on .* works in this folder"):
             run_experiment(make_plan(), tmp_path, ONE)
 
     run_experiment(make_plan(shots=(1,)), tmp_path, ONE, report=begin_another)

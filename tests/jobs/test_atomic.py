@@ -175,7 +175,7 @@ def test_a_killed_write_of_a_folder_leaves_the_old_one(folder: Path, work: str):
     assert files_below(folder.parent) == ["f/old"]
 
 
-def test_leftovers_that_are_young_or_whose_names_only_look_alike_stay(tmp_path: Path):
+def test_young_leftovers_and_those_with_similar_names_stay(tmp_path: Path):
     mine = tmp_path / ".0123456789ab.tmp.a"
     alike = [".tmp.a", ".0123456789ab.tmp.", ".0123456789ag.tmp.a", "0123456789ab.tmp.a", ".0123456789ab.new.a"]
     for name in (mine.name, *alike):

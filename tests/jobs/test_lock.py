@@ -26,7 +26,7 @@ def hold(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_a_second_process_is_told_who_holds_the_folder(tmp_path: Path):
+def test_a_second_process_gets_the_holder_of_the_lock(tmp_path: Path):
     process = hold(tmp_path)
     try:
         with pytest.raises(BusyError, match=f"process {process.pid} on {socket.gethostname()}"), locked(tmp_path):

@@ -142,7 +142,7 @@ def test_the_annotators_points_lie_inside_their_labels(kind: str, count: int) ->
     assert (prompts.point_labels[absent] == PADDING).all()
 
 
-def test_the_annotators_hand_shakes_by_the_share_that_is_said_and_alike_for_one_seed() -> None:
+def test_the_annotators_jitter_has_the_given_size_and_is_the_same_for_one_seed() -> None:
     image, reference = phantom(7)
     stack = Slicer().view(image)
     exact, shaken, again, other = (
@@ -166,7 +166,7 @@ def test_a_annotator_of_another_scan_is_refused(promptable: FrozenPromptable) ->
         Prompted(promptable, SimulatedAnnotator(elsewhere, LABELS)).predict(image)
 
 
-def test_the_annotator_asks_for_the_segmenters_labels_whatever_else_the_truth_holds() -> None:
+def test_the_annotator_prompts_for_the_segmenters_labels_only() -> None:
     image, reference = phantom(7)
     stack = Slicer().view(image)
     prompts = SimulatedAnnotator(reference, Labels((3, 9), ("egg", "none")))(stack)

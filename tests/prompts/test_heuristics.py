@@ -55,7 +55,7 @@ def test_jitter_moves_a_side_by_at_most_its_share_of_the_box() -> None:
     assert (moved <= torch.tensor([1.0, 0.5, 1.0, 0.5])).all()
 
 
-def test_corrections_are_positive_in_what_was_missed_and_negative_in_what_was_invented() -> None:
+def test_corrections_are_positive_in_missed_and_negative_in_false_positive_regions() -> None:
     truth = _masks()
     shown = torch.zeros_like(truth)
     shown[0, 1] = True

@@ -142,13 +142,13 @@ def test_a_scribble_runs_along_the_region() -> None:
         assert {y for _, _, _, y, _ in said} == {21}  # the middle row is the deepest
 
 
-def test_one_seed_gives_one_answer_and_another_seed_another() -> None:
+def test_one_seed_gives_one_result_and_another_seed_another() -> None:
     first, again, other = (simulate_prompts(_masks(), PromptMix(), _rng(seed)) for seed in (3, 3, 4))
     assert _same(first, again)
     assert not _same(first, other)
 
 
-def test_regions_draw_their_behaviours_independently_and_by_their_shares() -> None:
+def test_kinds_of_prompts_are_independent_and_follow_their_frequencies() -> None:
     masks = torch.zeros(1, 1, 24, 24, dtype=torch.bool)
     masks[0, 0, 8:16, 8:16] = True
     many = simulate_prompts(masks.expand(300, 4, -1, -1).clone(), PromptMix(confusion=0.0), _rng())
@@ -158,7 +158,7 @@ def test_regions_draw_their_behaviours_independently_and_by_their_shares() -> No
     assert abs(float(torch.corrcoef(boxed.T)[0, 1])) < 0.15
 
 
-def test_an_absent_region_is_asked_with_nothing_at_all() -> None:
+def test_an_absent_region_has_no_prompt() -> None:
     for seed in range(10):
         said = simulate_prompts(_masks(), PromptMix(), _rng(seed))
         assert said.boxes is not None
@@ -166,7 +166,7 @@ def test_an_absent_region_is_asked_with_nothing_at_all() -> None:
         assert not said.boxes[0, 3].any()
 
 
-def test_confusion_negatives_lie_where_the_answer_overlaps_the_neighbour_most() -> None:
+def test_confusion_negatives_lie_where_the_mask_overlaps_the_neighbour_most() -> None:
     masks = torch.zeros(1, 3, 20, 30, dtype=torch.bool)
     masks[0, 0, 5:15, 0:10] = True
     masks[0, 1, 5:15, 10:20] = True
@@ -180,7 +180,7 @@ def test_confusion_negatives_lie_where_the_answer_overlaps_the_neighbour_most() 
     assert masks[0, 1, y, x]
 
 
-def test_without_an_answer_confusion_negatives_lie_in_a_near_neighbour() -> None:
+def test_without_a_mask_confusion_negatives_lie_in_a_near_neighbour() -> None:
     masks = torch.zeros(1, 3, 20, 60, dtype=torch.bool)
     masks[0, 0, 5:15, 0:10] = True
     masks[0, 1, 5:15, 12:20] = True
@@ -224,7 +224,7 @@ def test_a_mask_without_an_edge_in_the_slice_is_all_edge() -> None:
 def test_unknown_behaviours_and_impossible_shares_are_refused() -> None:
     with pytest.raises(SettingsError, match="lasso"):
         PromptMix.only("lasso")
-    with pytest.raises(SettingsError, match="shares"):
+    with pytest.raises(SettingsError, match="frequencies"):
         PromptMix(centre=-0.1)
     with pytest.raises(SettingsError, match="confusion"):
         PromptMix(confusion=1.5)

@@ -27,7 +27,7 @@ def _blobs(seed: int, shape: tuple[int, int, int, int] = (2, 3, 20, 24)) -> Tens
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([CAREFUL, QUICK, SLOPPY, Annotator()]), st.booleans())
-def test_positive_clicks_lie_in_what_was_missed_and_negative_ones_in_what_was_invented(
+def test_positive_clicks_lie_in_missed_and_negative_ones_in_false_positive_regions(
     seed: int, annotator: Annotator, weighted: bool
 ) -> None:
     truth, shown = _blobs(seed), _blobs(seed + 1)
@@ -69,7 +69,7 @@ def test_an_error_map_can_make_a_small_error_the_largest() -> None:
     assert largest_error(shown, truth, error)[1].item() == 0
 
 
-def test_an_error_map_draws_clicks_to_where_it_is_large() -> None:
+def test_an_error_map_makes_clicks_likelier_where_it_is_large() -> None:
     truth = torch.zeros(1, 1, 20, 20, dtype=torch.bool)
     truth[0, 0, 2:18, 2:18] = True
     error = torch.zeros(1, 1, 20, 20)

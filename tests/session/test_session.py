@@ -77,7 +77,7 @@ def test_a_box_and_a_click_find_the_label(session: Session, truth: np.ndarray):
     assert np.array_equal(session.mask_of(MIDDLE, "egg"), change.mask)
 
 
-def test_a_click_changes_its_slice_and_label_alone_and_tells_where(session: Session, truth: np.ndarray):
+def test_a_click_changes_its_slice_and_label_only_and_reports_where(session: Session, truth: np.ndarray):
     session.box(MIDDLE, BALL, box_round(truth[MIDDLE] == BALL))
     before = picture(session)
     change = session.click(MIDDLE, EGG, centre(truth[MIDDLE] == EGG))
@@ -90,7 +90,7 @@ def test_a_click_changes_its_slice_and_label_alone_and_tells_where(session: Sess
     assert (before[MIDDLE][~change.mask] == after[MIDDLE][~change.mask]).all()
 
 
-def test_a_correction_knows_the_answer_before_it(session: Session, truth: np.ndarray):
+def test_a_correction_uses_the_previous_mask(session: Session, truth: np.ndarray):
     both, at = truth[MIDDLE] > 0, centre(truth[MIDDLE] == BALL)
     fresh = session.click(MIDDLE, BALL, at).mask
     session.undo()
@@ -98,12 +98,12 @@ def test_a_correction_knows_the_answer_before_it(session: Session, truth: np.nda
     assert dice(session.click(MIDDLE, BALL, at).mask, both) > dice(fresh, both)
 
 
-def test_of_a_label_that_was_only_denied_nothing_is_shown(session: Session):
+def test_a_label_with_negative_clicks_only_is_absent(session: Session):
     assert not session.click(MIDDLE, EGG, (12, 12), positive=False).mask.any()
     assert session.click(MIDDLE, EGG, (14, 18)).mask.any()
 
 
-def test_a_proposed_label_is_corrected_not_started_anew(scan: Scan, handful_tiny: Backbone):
+def test_a_proposed_label_is_corrected_not_started_again(scan: Scan, handful_tiny: Backbone):
     segmenter = NearestSlice().fit(support_set(2), handful_tiny)
     session = Session(scan[0], segmenter, config=QUIET)
     session.propose()
@@ -112,7 +112,7 @@ def test_a_proposed_label_is_corrected_not_started_anew(scan: Scan, handful_tiny
     assert dice(change.mask, shown) > 0.5  # one negative click alone would have answered nothing
 
 
-def test_a_stroke_asks_with_a_few_of_its_points(session: Session, truth: np.ndarray):
+def test_a_scribble_is_used_as_a_few_of_its_points(session: Session, truth: np.ndarray):
     wanted = truth[MIDDLE] == EGG
     y, x = np.nonzero(wanted)
     middle = y == round(y.mean())
@@ -170,15 +170,15 @@ def test_every_promptable_segmenter_returns_masks(
         (lambda s: s.click(2, 2, (3, 3)), LabelError, "no label 2"),
         (lambda s: s.click(2, "eye", (3, 3)), LabelError, "'eye'"),
         (lambda s: s.click(2, BALL, (28, 3)), InputError, "outside the slice of 28 by 24"),
-        (lambda s: s.box(2, BALL, (9, 3, 4, 8)), InputError, "no inside"),
+        (lambda s: s.box(2, BALL, (9, 3, 4, 8)), InputError, "is empty"),
         (lambda s: s.scribble(2, BALL, []), InputError, "one"),
         (lambda s: s.paint(2, BALL, np.zeros((3, 3), bool)), InputError, "(24, 28)"),
-        (lambda s: s.propagate(), SettingsError, "nothing is known"),
+        (lambda s: s.propagate(), SettingsError, "on no slice yet"),
         (lambda s: s.propose(), SettingsError, "fitted segmenter"),
         (lambda s: s.case("c"), InputError, "accept"),
     ],
 )
-def test_a_question_that_makes_no_sense_is_refused_and_changes_nothing(
+def test_an_invalid_prompt_is_refused_and_changes_nothing(
     ask: Callable[[Session], object], error: type[Exception], said: str, session: Session
 ):
     with pytest.raises(error) as refused:
@@ -223,7 +223,7 @@ def test_undo_and_redo_restore_bit_for_bit(session: Session, truth: np.ndarray):
     assert session.redo() == ()
 
 
-def test_after_an_undo_the_same_question_gets_the_same_answer(session: Session, truth: np.ndarray):
+def test_after_an_undo_the_same_prompt_gives_the_same_mask(session: Session, truth: np.ndarray):
     egg = truth[MIDDLE] == EGG
     session.box(MIDDLE, EGG, box_round(egg))
     first = session.click(MIDDLE, EGG, centre(egg)).mask
@@ -275,9 +275,7 @@ def test_propagation_finds_the_label_on_the_neighbours(
             assert dice(session.mask_of(number, value), truth[number] == value) > 0.6
 
 
-def test_only_the_labels_named_are_propagated_and_prompted_slices_keep_their_answers(
-    session: Session, truth: np.ndarray
-):
+def test_only_the_labels_named_are_propagated_and_prompted_slices_keep_their_masks(session: Session, truth: np.ndarray):
     draw_truth(session, truth, MIDDLE)
     square = np.zeros(session.size, bool)
     square[:3, :3] = True
@@ -299,7 +297,7 @@ def test_a_label_does_not_pass_a_slice_on_which_it_was_found_absent(session: Ses
 # Learning from corrections.
 
 
-def test_fate_is_shown_the_accepted_slices(scan: Scan, truth: np.ndarray, handful_tiny: Backbone):
+def test_fate_uses_the_accepted_slices(scan: Scan, truth: np.ndarray, handful_tiny: Backbone):
     segmenter = Fate(top_k=1).fit(support_set(2), handful_tiny)
     session = Session(scan[0], segmenter, config=QUIET)
     draw_truth(session, truth, MIDDLE)
@@ -312,7 +310,7 @@ def test_fate_is_shown_the_accepted_slices(scan: Scan, truth: np.ndarray, handfu
     assert of_others == {segmenter.bank.source(support) for support in range(len(segmenter.bank.cases))}
 
 
-def test_few_shot_prompts_are_asked_with_the_accepted_slices_too(scan: Scan, truth: np.ndarray, handful_tiny: Backbone):
+def test_few_shot_prompts_use_the_accepted_slices_too(scan: Scan, truth: np.ndarray, handful_tiny: Backbone):
     segmenter = FewShotPrompts(train=TrainConfig(iterations=0)).fit(support_set(1), handful_tiny)
     session = Session(scan[0], segmenter, config=QUIET)
     session.paint(MIDDLE, EGG, truth[MIDDLE] == EGG)  # a slice without the other label is welcome, too
@@ -371,14 +369,16 @@ def test_in_the_background_the_annotators_slice_comes_first_and_then_its_neighbo
         assert torch.equal(encoded[-1], inputs[0])
 
 
-def test_memory_holds_no_more_slices_than_asked_for(scan: Scan, handful_tiny: Backbone, encoded: list[torch.Tensor]):
+def test_memory_holds_no_more_slices_than_configured(scan: Scan, handful_tiny: Backbone, encoded: list[torch.Tensor]):
     session = Session(scan[0], handful_tiny, LABELS, config=replace(QUIET, keep=1))
     for number in (0, 0, 5, 5, 0):
         session.click(number, BALL, (10, 10))
     assert len(encoded) == 3
 
 
-def test_a_session_answers_alike_with_and_without_its_background(scan: Scan, truth: np.ndarray, handful_tiny: Backbone):
+def test_a_session_gives_the_same_masks_with_and_without_its_background(
+    scan: Scan, truth: np.ndarray, handful_tiny: Backbone
+):
     answers = []
     for config in (QUIET, SessionConfig()):
         with Session(scan[0], handful_tiny, LABELS, config=config) as session:
@@ -388,7 +388,7 @@ def test_a_session_answers_alike_with_and_without_its_background(scan: Scan, tru
     assert np.array_equal(*answers)
 
 
-def test_what_fails_in_the_background_is_tried_again_when_asked_for(scan: Scan, handful_tiny: Backbone):
+def test_what_fails_in_the_background_is_tried_again_when_needed(scan: Scan, handful_tiny: Backbone):
     def fail(module: torch.nn.Module, arguments: object) -> None:
         raise RuntimeError("no memory left")
 
@@ -400,7 +400,7 @@ def test_what_fails_in_the_background_is_tried_again_when_asked_for(scan: Scan, 
     session.close()
 
 
-def test_many_threads_may_ask_and_none_is_lost(scan: Scan, handful_tiny: Backbone):
+def test_many_threads_may_prompt_and_no_prompt_is_lost(scan: Scan, handful_tiny: Backbone):
     with Session(scan[0], handful_tiny, LABELS) as session:
         threads = [
             threading.Thread(target=session.click, args=(number, label, (12, 12)))

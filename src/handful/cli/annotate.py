@@ -13,7 +13,7 @@ from handful.cli.terminal import print_json, print_lines, progress, stdout
 from handful.errors import InputError
 
 if TYPE_CHECKING:
-    from handful.session.simulated_annotator import Reading
+    from handful.session.simulated_annotator import AnnotationResult
 
 LEVELS = (0.85, 0.90)
 
@@ -55,7 +55,7 @@ def annotate(
     from handful.data.files import read_label_map, read_volume
     from handful.methods.promptable import labels_of
     from handful.session.session import Session
-    from handful.session.simulated_annotator import read_through
+    from handful.session.simulated_annotator import annotate_scan
 
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists; name another file, or add --overwrite")
@@ -65,46 +65,46 @@ def annotate(
         if propose:
             session.propose()
         with progress("annotating", quiet) as report:
-            reading = read_through(session, truth, clicks, slices, seed=seed, report=report)
+            result = annotate_scan(session, truth, clicks, slices, seed=seed, report=report)
         session.save(out)
     if json:
-        print_json(_content(reading))
+        print_json(_content(result))
     else:
-        _print_table(reading)
+        _print_table(result)
         print_lines(f"label map: {out}")
 
 
-def _rows(reading: Reading) -> list[tuple[str, int, list[float], list[float], float]]:
+def _rows(result: AnnotationResult) -> list[tuple[str, int, list[float], list[float], float]]:
     """One row per label: name, slices, mean Dice after each click, NoC at each level, Dice in the whole scan."""
     rows = []
-    for value, name in reading.labels.as_dict().items():
-        dice = reading.of(value)
+    for value, name in result.labels.as_dict().items():
+        dice = result.of(value)
         if len(dice):
-            reached = [reading.clicks_to(level, value) for level in LEVELS]
-            rows.append((name, len(dice), dice.mean(dim=0).tolist(), reached, reading.volume_dice[value]))
+            reached = [result.clicks_to(level, value) for level in LEVELS]
+            rows.append((name, len(dice), dice.mean(dim=0).tolist(), reached, result.volume_dice[value]))
     return rows
 
 
-def _print_table(reading: Reading) -> None:
+def _print_table(result: AnnotationResult) -> None:
     from rich.table import Table
 
-    clicks = range(1, reading.dice.shape[1] + 1)
+    clicks = range(1, result.dice.shape[1] + 1)
     title = "Mean Dice per slice after 1, 2, ... clicks; number of clicks to reach a Dice (NoC); Dice in the whole scan"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for column in ("label", "slices", *map(str, clicks), *[f"NoC@{level:.2f}" for level in LEVELS], "scan"):
         table.add_column(column, justify="left" if column == "label" else "right", no_wrap=column != "label")
-    for name, count, dice, reached, whole in _rows(reading):
+    for name, count, dice, reached, whole in _rows(result):
         cells = [*[f"{value:.3f}" for value in dice], *[f"{value:.1f}" for value in reached], f"{whole:.3f}"]
         table.add_row(name, str(count), *cells)
     stdout().print(table)
-    seconds = reading.seconds
+    seconds = result.seconds
     stdout().print(
         f"simulated annotator: {len(seconds)} clicks, {median(seconds):.3f} s per click (median), {sum(seconds):.1f} s",
         highlight=False,
     )
 
 
-def _content(reading: Reading) -> dict[str, Any]:
+def _content(result: AnnotationResult) -> dict[str, Any]:
     labels = [
         {
             "name": name,
@@ -113,7 +113,7 @@ def _content(reading: Reading) -> dict[str, Any]:
             **{f"noc@{level:.2f}": value for level, value in zip(LEVELS, reached, strict=True)},
             "dice_whole_scan": whole,
         }
-        for name, count, dice, reached, whole in _rows(reading)
+        for name, count, dice, reached, whole in _rows(result)
     ]
-    seconds = {"median": median(reading.seconds), "mean": fmean(reading.seconds)}
-    return {"annotator": "simulated", "clicks": len(reading.seconds), "seconds_per_click": seconds, "labels": labels}
+    seconds = {"median": median(result.seconds), "mean": fmean(result.seconds)}
+    return {"annotator": "simulated", "clicks": len(result.seconds), "seconds_per_click": seconds, "labels": labels}

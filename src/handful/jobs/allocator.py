@@ -1,4 +1,4 @@
-"""The process's memory allocator, set up for tensors that come and go by the hundred megabytes."""
+"""Configuration of the memory allocator for large tensors that are allocated and freed often."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
 def tune_allocator() -> bool:
-    """Has glibc keep freed memory for the next tensor instead of giving it back; whether that was done.
+    """Let glibc keep freed memory for the next tensor instead of returning it to the system. Returns whether it worked.
 
-    An encoder's activations are otherwise mapped and unmapped on every call, a page fault per 4 KiB: 1.1 to 1.9 times
-    the time on a CPU. Numbers stay the same; the process holds its peak memory until it ends. Call it first thing in a
-    process. Does nothing where the C library is another one.
+    Otherwise, the activations of an encoder are mapped and unmapped in every call, with one page fault per 4 KiB, which
+    takes 1.1 to 1.9 times as long on a CPU. Results do not change, but the process keeps its peak memory until it ends.
+    Call this at the start of a process. It does nothing with another C library.
     """
     if sys.platform != "linux" or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
         return False
     try:
         glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc")
-    except (OSError, ValueError):  # musl knows the name and refuses to answer
+    except (OSError, ValueError):  # musl has the name without a value
         return False
     if not glibc:
         return False

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, however the process that writes them ends."""
+"""Atomic writing: files and folders exist completely or not at all, even if the process is killed."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pathlib import Path
 
 _NEW, _OLD = "tmp", "old"
 _HIDDEN = re.compile(rf"\.[0-9a-f]{{12}}\.(?P<kind>{_NEW}|{_OLD})\.(?P<target>.+)", re.DOTALL)
-"""What `_hidden` makes: the target's whole name comes last, so that its suffix holds."""
+"""Names from `_hidden`. The name of the target comes last, so that its suffix is kept."""
 
 
 def write_atomically(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """Writes the file; its folder is made where it is missing.
+    """Write a file, and create its folder if it is missing.
 
-    Without `sync` the disk is not waited for: after a power cut the file may be damaged.
+    Without `sync`, the function does not wait for the disk, and the file may be damaged after a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, sync=sync) as temporary:
@@ -28,14 +28,14 @@ def write_atomically(path: Path, content: bytes, *, sync: bool = True) -> None:
 
 
 def write_json(path: Path, content: object, indent: int = 2) -> None:
-    """Writes plain JSON content; ValueError where a number is not finite, which JSON cannot express."""
+    """Write JSON values. Raises ValueError for numbers that are not finite, which JSON cannot express."""
     text = json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
     write_atomically(path, (text + "\n").encode())
 
 
 @contextmanager
 def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
-    """A hidden name in the same folder; what is written there becomes `path`, and vanishes after an exception."""
+    """A hidden path in the same folder. The file written there replaces `path`, or is removed after an exception."""
     temporary = _hidden(path, _NEW)
     try:
         yield temporary
@@ -48,7 +48,7 @@ def replacing(path: Path, *, sync: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new hidden folder in the same place; it becomes `folder`, and vanishes after an exception."""
+    """A new hidden folder in the same place. It replaces `folder`, or is removed after an exception."""
     fresh, aside = _hidden(folder, _NEW), _hidden(folder, _OLD)
     fresh.mkdir(parents=True)
     try:
@@ -66,15 +66,15 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path, of: Callable[[str], bool] = lambda target: True, min_age_s: float = 0.0) -> None:
-    """Removes what a killed process left in `folder` when it wrote files or folders whose names `of` is true for.
+    """Remove temporary files and folders of killed processes in `folder`, for targets whose names `of` accepts.
 
-    A folder that had been put aside, but not replaced yet, gets its place back. Age counts from the last change.
+    A folder that was moved aside but not yet replaced is moved back. `min_age_s` counts from the last change.
     """
     latest = time.time() - min_age_s
     for path in folder.glob(".*"):
         match = _HIDDEN.fullmatch(path.name)
         if match and of(match["target"]):
-            with suppress(FileNotFoundError):  # another process may be doing the same
+            with suppress(FileNotFoundError):  # another process may remove it at the same time
                 if path.stat().st_mtime <= latest:
                     _remove(path, folder / match["target"], match["kind"])
 
@@ -93,7 +93,7 @@ def _remove(leftover: Path, target: Path, kind: str) -> None:
 
 
 def _give_back(aside: Path, folder: Path) -> None:
-    """Puts the earlier folder in its place again, unless a new one is there."""
+    """Move the earlier folder back to its place, unless a new one is there."""
     if folder.exists():
         shutil.rmtree(aside, ignore_errors=True)
     else:

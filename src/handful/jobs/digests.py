@@ -1,4 +1,4 @@
-"""SHA-256 digests, in hexadecimal, of what a result depends on: arrays, tensors, files, settings."""
+"""Hexadecimal SHA-256 digests of arrays, tensors, files and settings."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from torch import Tensor
 from handful.jobs.files import open_file
 
 Part = str | bytes | NDArray[Any] | Tensor
-"""Text counts as UTF-8; arrays and tensors as their elements in row-major order, without shape and type."""
+"""Text is hashed as UTF-8, arrays and tensors as their elements in row-major order, without shape and type."""
 
 _PIECE = 2**20
 
 
 class Digest:
-    """The digest of parts that are added one after another."""
+    """The digest of parts that are added one after the other."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
 
     def add(self, *parts: Part) -> None:
+        """Add parts in this order."""
         for part in parts:
             for block in _blocks(_plain(part)):
                 self._sha.update(block)
 
     def add_file(self, path: Path) -> None:
-        """Adds the bytes of a file, piece by piece; InputError where it cannot be read."""
+        """Add the bytes of a file. Raises InputError if it cannot be read."""
         with open_file(path) as file:
             while piece := file.read(_PIECE):
                 self._sha.update(piece)
 
     def hex(self) -> str:
+        """The digest of all parts added so far."""
         return self._sha.hexdigest()
 
 
@@ -58,14 +60,14 @@ def digest_of_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def digest_of_file(path: str | Path) -> str:
-    """The digest of the file's bytes, read piece by piece; InputError where it cannot be read."""
+    """The digest of the bytes of a file. Raises InputError if it cannot be read."""
     digest = Digest()
     digest.add_file(Path(path))
     return digest.hex()
 
 
 def digest_of_json(content: object) -> str:
-    """The digest of plain JSON content; the order of keys does not count."""
+    """The digest of JSON values; the order of keys does not matter."""
     return digest_of(json.dumps(content, sort_keys=True))
 
 
@@ -78,7 +80,7 @@ def _plain(part: Part) -> bytes | NDArray[Any]:
 
 
 def _blocks(part: bytes | NDArray[Any]) -> Iterator[bytes | memoryview]:
-    """Contiguous blocks; of an array in another memory order, no more than a plane is copied at a time."""
+    """Contiguous blocks; for an array in another memory order, at most one plane is copied at a time."""
     if isinstance(part, bytes):
         yield part
     elif part.flags.c_contiguous:

@@ -1,4 +1,4 @@
-"""Where tasks are carried out: one after another in this process, or in several processes at a time."""
+"""Execution of independent tasks, one after the other in this process or in several processes."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Lost:
-    """Takes the place of a result when the process that worked on the task died."""
+    """Stands for the result of a task whose process was killed or crashed."""
 
     how: str
-    """How it ended, such as "by signal 9" or "with code 1"."""
+    """How the process ended, such as "by signal 9" or "with code 1"."""
 
 
 class Executor(Protocol):
-    """Carries out tasks that do not depend on each other."""
+    """Executes tasks that do not depend on each other."""
 
     def run(self, work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result | Lost]]:
-        """Every task with its result, in the order in which they are done.
+        """Yield every task with its result, in the order of completion.
 
-        `work`, tasks and results must be picklable, since they may go to other processes. Each process has its own copy
-        of `work` for all of its tasks, so an object may keep there what it has loaded. An exception in `work` is raised
-        here and ends the run.
+        `work`, tasks and results must be picklable, since they may be sent to other processes. Each process has its own
+        copy of `work` for all of its tasks, which may keep loaded data. An exception in `work` is raised here and ends
+        the run.
         """
 
 
 @dataclass(frozen=True)
 class Serial:
-    """One task after another in this process."""
+    """Executes tasks one after the other in this process."""
 
     def run(self, work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result | Lost]]:
         for task in tasks:
@@ -51,13 +51,14 @@ class Serial:
 
 @dataclass(frozen=True)
 class Processes:
-    """Several processes that share the CPU cores; one that dies takes only its task with it.
+    """Executes tasks in several processes that share the CPU cores. If one is killed, only its task is lost.
 
-    They are started as `multiprocessing` does by "spawn": a script must guard its entry by `if __name__ == "__main__"`.
+    Processes are started with the method "spawn" of `multiprocessing`, so a script that uses this needs the guard
+    `if __name__ == "__main__"`.
     """
 
     count: int
-    """At most; no more than there are tasks are started."""
+    """Maximum number of processes; no more are started than there are tasks."""
 
     def run(self, work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result | Lost]]:
         waiting = deque(tasks)
@@ -90,12 +91,12 @@ class Processes:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Worker:
-    """A process that does one task after another."""
+    """A process that executes one task after the other."""
 
     def __init__(self, work: Callable[[Any], Any], threads: int) -> None:
         context = get_context("spawn")
@@ -105,12 +106,12 @@ class _Worker:
         theirs.close()
 
     def give(self, task: object) -> None:
-        """Sends a task; whether the process is still alive shows when its result is due."""
+        """Send a task. If the process has ended, `result` will report it."""
         with suppress(OSError):
             self.connection.send(task)
 
     def result(self) -> Any:
-        """The result of the task; Lost where the process died, an exception where `work` raised it."""
+        """The result of the task, or Lost if the process has ended. Raises the exception of `work`, if any."""
         try:
             result, error = self.connection.recv()
         except (EOFError, OSError):
@@ -124,18 +125,19 @@ class _Worker:
         return result
 
     def dismiss(self) -> None:
-        """Lets the process end."""
+        """Let the process end."""
         self.connection.close()
 
     def kill(self) -> None:
+        """End the process at once."""
         self._process.terminate()
         self._process.join()
         self.connection.close()
 
 
 def _serve(connection: Connection, work: Callable[[Any], Any], threads: int) -> None:
-    """What a worker does until its connection is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends the workers
+    """The main loop of a worker process, until its connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers
     tune_allocator()
     torch.set_num_threads(threads)
     with suppress(EOFError, OSError):

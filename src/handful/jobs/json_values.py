@@ -1,4 +1,4 @@
-"""Values in the form in which JSON and tables can hold them."""
+"""Conversion of values for JSON and tables."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def json_value(value: Any) -> Any:
-    """The value with dataclasses as dicts, tuples as lists, paths as text, and None for nan, which JSON cannot hold."""
+    """The value with dataclasses as dictionaries, tuples as lists, paths as text, and nan as None."""
     if dataclasses.is_dataclass(value):
         return {field.name: json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

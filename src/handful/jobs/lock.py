@@ -1,4 +1,4 @@
-"""One process at a time in an output folder."""
+"""A lock on an output folder, for one process at a time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ LOCK, HOLDER = "lock", "lock.holder"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder`, made where it is missing, for this process; BusyError names the host and pid that holds it.
+    """Lock `folder` for this process; the folder is created if it is missing.
 
-    The operating system lets go of the lock when its process dies, however it dies, so none is ever stale.
+    Raises BusyError with the host and process id that holds the lock. The operating system releases the lock when its
+    process ends, also when it is killed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        message = f"{folder}: {_holder(folder)} works there; wait until it is done, or name another folder"
+        message = f"{folder}: {_holder(folder)} works in this folder; wait until it is done, or name another folder"
         raise BusyError(message) from None
     try:
         (folder / HOLDER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), "utf-8")
@@ -38,7 +39,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _holder(folder: Path) -> str:
-    """Who holds the lock; it is written down just after the lock is taken, so it may not be there yet."""
+    """The process that holds the lock. It is written just after the lock is taken, so it may be unknown."""
     try:
         holder = json.loads((folder / HOLDER).read_text("utf-8"))
         return f"process {holder['pid']} on {holder['host']}"

@@ -1,4 +1,4 @@
-"""The most memory that a stretch of work held."""
+"""Measurement of peak memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _RESET_PEAK = "5"  # proc(5)
 
 
 class PeakMemory:
-    """Counts from when it is made: this process's resident memory, or what PyTorch held on a CUDA device.
+    """Peak memory from the creation of this object on: of this process, or of PyTorch on a CUDA device.
 
-    Freed memory is given back first, and Linux starts its account of the peak anew, so that work done earlier does not
-    count; where that cannot be done, `mib` is the process's peak so far.
+    On Linux, freed memory is returned first and the peak is reset, so that earlier work does not count. Where this is
+    not possible, `mib` is the peak since the start of the process.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -30,12 +30,13 @@ class PeakMemory:
             _reset()
 
     def mib(self) -> float:
+        """The peak in MiB."""
         if self.device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self.device)) / 2**20
         if _STATUS.exists():
             peak = next(line for line in _STATUS.read_text("utf-8").splitlines() if line.startswith("VmHWM:"))
             return int(peak.split()[1]) / 2**10
-        import resource  # no such thing on Windows
+        import resource  # not on Windows
 
         unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
@@ -44,5 +45,5 @@ class PeakMemory:
 def _reset() -> None:
     try:
         _CLEAR.write_text(_RESET_PEAK)
-    except OSError:  # a kernel that does not let us: the peak is then that of the process
+    except OSError:  # not permitted; the peak is then that of the process
         return

@@ -1,4 +1,4 @@
-"""How a long job talks to whoever started it: where it may keep its half-done work, and whom it tells how far it is."""
+"""The interface of a long job to its caller: a folder for unfinished work, and progress reports."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 Report = Callable[[int, int, str], None]
-"""Called with (steps done, steps in all, a short note such as the loss); at step 0 the note says what is to come."""
+"""Called with (steps done, total steps, a short note such as the loss); at step 0, the note announces the job."""
 
 
 def silent(step: int, total: int, note: str) -> None:
-    """Tells nobody."""
+    """Reports nothing."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Circumstances of one job, never part of its result."""
+    """Options of a job that do not change its result."""
 
     scratch: Path | None = None
-    """Folder for checkpoints of half-done work; None keeps nothing, and a killed job starts anew."""
+    """Folder for checkpoints, to resume an interrupted job; None for no checkpoints."""
     report: Report = silent
+    """Called to report progress."""
     save_every_s: float = 30.0
-    """Seconds between two checkpoints in `scratch`."""
+    """Seconds between two checkpoints."""
 
     def part(self, name: str) -> Run:
-        """The same for one of several jobs: a scratch folder of its own, its name before each note."""
+        """The options for one part of a job: it has its own scratch folder, and its name precedes each note."""
         report = self.report
         return replace(
             self,

@@ -1,4 +1,4 @@
-"""Masks to prompts, as a person would give them, for n slices × k labels at once: points, corrections, boxes."""
+"""Simulated prompts from masks, for n slices × k labels at once: points, corrections and boxes."""
 
 from __future__ import annotations
 
@@ -13,47 +13,48 @@ from handful.prompts.prompts import PADDING, Prompts
 
 
 def inside_points(masks: Bool[Tensor, "n k h w"], count: int, rng: Generator) -> Prompts:
-    """`count` positive points a label, anywhere inside it; PADDING where a slice does not hold the label."""
-    xy, found = _draw(masks, count, rng)
-    return Prompts(points=xy, point_labels=torch.where(found[..., None], 1, PADDING).expand(xy.shape[:-1]))
+    """`count` positive points per label at random positions inside it; PADDING if the label is absent."""
+    xy, present = _random_points(masks, count, rng)
+    return Prompts(points=xy, point_labels=torch.where(present[..., None], 1, PADDING).expand(xy.shape[:-1]))
 
 
 def centre_points(masks: Bool[Tensor, "n k h w"]) -> Prompts:
-    """One positive point a label: the deepest of its largest connected region; PADDING where it is absent.
+    """One positive point per label: the pixel of its largest connected region farthest from the edge.
 
-    Deepest is farthest from the region's edge, and the slice's edge is one, too; of equally deep points it is the one
-    nearest to the region's centroid. So the point lies inside, also in a ring.
+    PADDING if the label is absent. The edge of the slice counts as an edge. Of equally far pixels, the one nearest to
+    the region's centroid is taken. The point is inside the region, also for a ring.
     """
     xy, area = _deepest(masks)
     return Prompts(points=xy[:, :, None], point_labels=torch.where(area > 0, 1, PADDING)[..., None])
 
 
-def deepest_corrections(shown: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"]) -> Prompts:
-    """A point a label, the deepest of its largest connected error region: positive if missed, negative if false
-    positive.
+def deepest_corrections(predicted: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"]) -> Prompts:
+    """One point per label in the middle of its largest connected error region, as in evaluations of SAM.
 
-    What evaluations of SAM simulate as a person's next click; PADDING where nothing is wrong.
+    Positive if the region was missed, negative if it is a false positive; PADDING if there is no error.
     """
-    missed_xy, missed = _deepest(truth & ~shown)
-    invented_xy, false_positive = _deepest(shown & ~truth)
+    missed_xy, missed = _deepest(truth & ~predicted)
+    false_xy, false_positive = _deepest(predicted & ~truth)
     more_missed = missed >= false_positive
     labels = torch.where(torch.maximum(missed, false_positive) > 0, more_missed.long(), PADDING)
-    xy = torch.where(more_missed[..., None], missed_xy, invented_xy)
+    xy = torch.where(more_missed[..., None], missed_xy, false_xy)
     return Prompts(points=xy[:, :, None], point_labels=labels[..., None])
 
 
-def corrective_points(shown: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"], rng: Generator) -> Prompts:
-    """A point a label in its larger error region: positive where it was missed, negative where it was a false
-    positive."""
-    missed, false_positive = truth & ~shown, shown & ~truth
+def corrective_points(predicted: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"], rng: Generator) -> Prompts:
+    """One random point per label in its missed or its false positive region, whichever is larger.
+
+    Positive in the missed region, negative in the false positive one; PADDING if there is no error.
+    """
+    missed, false_positive = truth & ~predicted, predicted & ~truth
     more_missed = missed.sum(dim=(2, 3)) >= false_positive.sum(dim=(2, 3))
-    xy, found = _draw(torch.where(more_missed[..., None, None], missed, false_positive), 1, rng)
-    labels = torch.where(found, more_missed.long(), PADDING)
+    xy, wrong = _random_points(torch.where(more_missed[..., None, None], missed, false_positive), 1, rng)
+    labels = torch.where(wrong, more_missed.long(), PADDING)
     return Prompts(points=xy, point_labels=labels[..., None])
 
 
 def boxes(masks: Bool[Tensor, "n k h w"], jitter: float, rng: Generator) -> Float[Tensor, "n k 4"]:
-    """x0, y0, x1, y1 round each label, each side moved by up to `jitter` of the box; zeros where absent."""
+    """The box x0, y0, x1, y1 around each label, each side moved by up to `jitter` of the box; zeros if absent."""
     columns, rows = masks.any(dim=2), masks.any(dim=3)
     x0, x1 = _extent(columns)
     y0, y1 = _extent(rows)
@@ -64,7 +65,7 @@ def boxes(masks: Bool[Tensor, "n k h w"], jitter: float, rng: Generator) -> Floa
 
 
 def ellipses(boxes: Float[Tensor, "n k 4"], size: tuple[int, int]) -> Bool[Tensor, "n k h w"]:
-    """The ellipse that touches all four sides of each box; a box's corner pixels belong to it."""
+    """The ellipse inside each box (x0, y0, x1, y1; corner pixels included) that touches all four sides."""
     y, x = (torch.arange(length, device=boxes.device) for length in size)
     x0, y0, x1, y1 = boxes.unbind(dim=-1)
     across = (x - ((x0 + x1) / 2)[..., None]) / ((x1 - x0 + 1) / 2)[..., None]
@@ -74,7 +75,7 @@ def ellipses(boxes: Float[Tensor, "n k 4"], size: tuple[int, int]) -> Bool[Tenso
 
 
 def append_points(first: Prompts, second: Prompts) -> Prompts:
-    """Both sets of points; boxes of the first are kept."""
+    """The points of both; boxes and masks are those of `first`."""
     assert first.points is not None
     assert second.points is not None
     assert first.point_labels is not None
@@ -83,25 +84,26 @@ def append_points(first: Prompts, second: Prompts) -> Prompts:
     return Prompts(points, torch.cat([first.point_labels, second.point_labels], dim=2), first.boxes, first.masks)
 
 
-def _draw(region: Tensor, count: int, rng: Generator) -> tuple[Float[Tensor, "n k p 2"], Bool[Tensor, "n k"]]:
+def _random_points(region: Tensor, count: int, rng: Generator) -> tuple[Float[Tensor, "n k p 2"], Bool[Tensor, "n k"]]:
+    """Random points in each region, and whether the region is not empty."""
     n, k, _, w = region.shape
     weights = region.flatten(2).flatten(0, 1).float()
-    found = weights.sum(dim=1) > 0
-    weights[~found] = 1.0
+    present = weights.sum(dim=1) > 0
+    weights[~present] = 1.0
     index = torch.multinomial(weights, count, replacement=True, generator=rng).view(n, k, count)
-    return torch.stack([index % w, index // w], dim=-1).float(), found.view(n, k)
+    return torch.stack([index % w, index // w], dim=-1).float(), present.view(n, k)
 
 
 def _deepest(regions: Tensor) -> tuple[Float[Tensor, "n k 2"], Float[Tensor, "n k"]]:
-    """Of each region's largest connected part, the deepest point and the area in pixels; zeros where there is none."""
+    """The pixel farthest from the edge and the area of each region's largest connected part; zeros if it is empty."""
     n, k = regions.shape[:2]
-    found = [_deepest_of(region) for region in regions.flatten(0, 1).cpu().numpy()]
-    values = torch.tensor(found, dtype=torch.float32, device=regions.device).reshape(n, k, 3)
+    rows = [_deepest_of(region) for region in regions.flatten(0, 1).cpu().numpy()]
+    values = torch.tensor(rows, dtype=torch.float32, device=regions.device).reshape(n, k, 3)
     return values[..., :2], values[..., 2]
 
 
 def _deepest_of(region: NDArray[np.bool_]) -> tuple[int, int, int]:
-    """x, y and area, as `_deepest` has them."""
+    """x, y and area, as in `_deepest`."""
     parts, _ = ndimage.label(region)
     areas = np.bincount(parts.ravel())
     areas[0] = 0
@@ -118,7 +120,7 @@ def _deepest_of(region: NDArray[np.bool_]) -> tuple[int, int, int]:
 
 
 def _extent(line: Tensor) -> tuple[Tensor, Tensor]:
-    """First and last True along the last axis."""
+    """Indices of the first and the last True along the last axis."""
     length = line.shape[-1]
     forwards, backwards = line.int().argmax(dim=-1), line.flip(-1).int().argmax(dim=-1)
     return forwards, length - 1 - backwards

@@ -1,8 +1,8 @@
-"""How people prompt, well and badly: masks to first prompts, each region asked for in a way of its own.
+"""Realistic first prompts, simulated from masks; each region gets a random kind of prompt.
 
 After "parallel heuristic prompt generation" of Wang, Liao, Jiang and Geng (ISBI 2025, DOI
-10.1109/ISBI60581.2025.10981084): prompts in training as diverse as those of the people who will ask. Only the abstract
-is public; the prompt_mix and their shares are our reconstruction.
+10.1109/ISBI60581.2025.10981084): prompts in training should be as diverse as those of real users. Only the abstract is
+public; the kinds of prompts and their frequencies are our reconstruction.
 """
 
 from __future__ import annotations
@@ -23,107 +23,107 @@ from handful.prompts.heuristics import append_points, boxes, centre_points, insi
 from handful.prompts.prompts import PADDING, Prompts
 
 SLOTS = 8
-"""Points come in multiples of so many slots, PADDING where there are fewer, in training as later."""
+"""The number of points is padded to a multiple of this, in training and in use."""
 BAND = 3
-"""Pixels within which a click counts as at the boundary, or as just missed."""
+"""Maximum distance in pixels from the edge of a click at the boundary, or just outside."""
 RING = 10
-"""Pixels round a region in which a negative click is put."""
+"""Maximum distance in pixels from a region of a negative click."""
 SHORTEST, LONGEST = 5, 8
-"""Points of a scribble."""
+"""Minimum and maximum number of points of a scribble."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptMix:
-    """How often people ask in which way; shares need not sum to one."""
+    """Relative frequencies of the kinds of first prompts; they need not sum to 1."""
 
     centre: float = 0.2
-    """A click in the middle."""
+    """Frequency of a click in the middle."""
     uniform: float = 0.15
-    """A click anywhere inside."""
+    """Frequency of a click at a random position inside."""
     boundary: float = 0.1
-    """A click inside, near the edge."""
+    """Frequency of a click inside, near the edge."""
     clicks: float = 0.1
-    """Two to five clicks, inside and just outside; the first is inside."""
+    """Frequency of two to five clicks, inside and just outside; the first is inside."""
     tight_box: float = 0.1
-    """A box that touches the region on all sides."""
+    """Frequency of a box that touches the region on all sides."""
     jittered_box: float = 0.15
-    """A box with each side off by a tenth of its length (standard deviation), by 5 to 20 pixels at most."""
+    """Frequency of a box with random errors of its sides (standard deviation 10 %, at most 5 to 20 pixels)."""
     loose_box: float = 0.1
-    """A box too large by a tenth to three tenths on each side."""
+    """Frequency of a box that is 10 % to 30 % too large on each side."""
     scribble: float = 0.05
-    """A stroke along the region."""
+    """Frequency of a scribble along the region."""
     near_miss: float = 0.05
-    """A click meant for the region that falls just outside of it."""
+    """Frequency of a positive click just outside of the region."""
     confusion: float = 0.3
-    """Chance of a negative click on the neighbour that a region is most easily taken for, on top of the rest."""
+    """Probability of an additional negative click on the neighbouring region that is most easily confused."""
 
     def __post_init__(self) -> None:
         if min(self.shares()) < 0 or not 0 < sum(self.shares()) < math.inf:
-            raise SettingsError(f"shares of prompt_mix must be 0 or more, and one above 0; got {self.shares()}")
+            raise SettingsError(f"frequencies of prompt_mix must be 0 or more, and one above 0; got {self.shares()}")
         if not 0 <= self.confusion <= 1:
-            raise SettingsError(f"confusion must be a chance in [0, 1], got {self.confusion}")
+            raise SettingsError(f"confusion must be a probability in [0, 1], got {self.confusion}")
 
     def shares(self) -> tuple[float, ...]:
-        """In the order of `BEHAVIOURS`."""
+        """The frequencies, in the order of `BEHAVIOURS`."""
         return tuple(getattr(self, name) for name in BEHAVIOURS)
 
     @classmethod
     def only(cls, behaviour: str) -> PromptMix:
-        """Somebody who asks in one way alone; SettingsError where it is none of BEHAVIOURS."""
+        """Prompts of one kind only. Raises SettingsError if it is not one of BEHAVIOURS."""
         if behaviour not in BEHAVIOURS:
-            raise SettingsError(f"there is no behaviour {behaviour!r}; prompt_mix are {', '.join(BEHAVIOURS)}")
+            raise SettingsError(f"there is no kind of prompt {behaviour!r}; kinds are {', '.join(BEHAVIOURS)}")
         return cls(**{name: float(name == behaviour) for name in BEHAVIOURS}, confusion=0.0)
 
 
 def simulate_prompts(masks: Bool[Tensor, "n k h w"], prompt_mix: PromptMix, rng: Generator) -> Prompts:
-    """First prompts for n slices × k regions; boxes are zeros where there is none, as is all of an absent region.
+    """First prompts for n slices × k regions; the kind of each is random and independent of the others.
 
-    Points are `packed`. Every region draws its behaviour independently of the others. One seed, one answer.
+    Points are `packed`. A region without a box has a box of zeros; an absent region has no prompt.
     """
     n, k = masks.shape[:2]
     regions = masks.flatten(0, 1)[:, None]
     shares = torch.tensor(prompt_mix.shares(), dtype=torch.float32)
-    drawn = torch.multinomial(shares, n * k, replacement=True, generator=rng)
-    said = _silence(n * k, LONGEST)
+    kinds = torch.multinomial(shares, n * k, replacement=True, generator=rng)
+    rows_of_prompts = _no_prompts(n * k, LONGEST)
     for number, behaviour in enumerate(BEHAVIOURS.values()):
-        rows = torch.nonzero((drawn == number) & regions.flatten(1).any(dim=1))[:, 0]
+        rows = torch.nonzero((kinds == number) & regions.flatten(1).any(dim=1))[:, 0]
         if len(rows):
-            _write(said, rows, behaviour(regions[rows], rng))
-    prompts = said.reshaped(n, k)
+            _write(rows_of_prompts, rows, behaviour(regions[rows], rng))
+    prompts = rows_of_prompts.reshaped(n, k)
     if prompt_mix.confusion:
         prompts = append_points(prompts, confusion_negatives(masks, None, prompt_mix.confusion, rng))
     return packed(prompts)
 
 
 def confusion_negatives(
-    masks: Bool[Tensor, "n k h w"], shown: Bool[Tensor, "n k h w"] | None, chance: float, rng: Generator
+    masks: Bool[Tensor, "n k h w"], predicted: Bool[Tensor, "n k h w"] | None, chance: float, rng: Generator
 ) -> Prompts:
-    """With this chance a negative point a region, on the other region that it is most easily taken for; else PADDING.
+    """With this probability, a negative point for each region, on the other region it is most easily confused with.
 
-    That is the one that `shown`, the answer so far, overlaps most, and the point lies in that overlap. Without an
-    answer it is the one that comes closest, within RING pixels.
+    If there is a prediction, that is the region which it overlaps most, and the point is in the overlap. Otherwise, it
+    is the region with most pixels within RING pixels. PADDING without such a point.
     """
     n, k = masks.shape[:2]
-    reached = _near(masks, RING) if shown is None else shown
+    reached = _near(masks, RING) if predicted is None else predicted
     overlap = torch.einsum("nkp,njp->nkj", (reached & ~masks).flatten(2).float(), masks.flatten(2).float())
     most, neighbour = (overlap * ~torch.eye(k, dtype=torch.bool)).max(dim=2)
-    wanted = torch.nonzero((most > 0) & (torch.rand(n, k, generator=rng) < chance))
+    chosen = torch.nonzero((most > 0) & (torch.rand(n, k, generator=rng) < chance))
     points, labels = torch.zeros(n, k, 1, 2), torch.full((n, k, 1), PADDING)
-    if len(wanted):
-        row, own = wanted.unbind(1)
-        region = masks[row, neighbour[row, own]] & ~masks[row, own]
-        if shown is not None:
-            region = region & shown[row, own]
-        found = inside_points(region[:, None], 1, rng).points
-        assert found is not None
-        points[row, own], labels[row, own] = found[:, 0], 0
+    if len(chosen):
+        row, label = chosen.unbind(1)
+        region = masks[row, neighbour[row, label]] & ~masks[row, label]
+        if predicted is not None:
+            region = region & predicted[row, label]
+        inside = inside_points(region[:, None], 1, rng).points
+        assert inside is not None
+        points[row, label], labels[row, label] = inside[:, 0], 0
     return Prompts(points, labels)
 
 
 def packed(prompts: Prompts, slots: int = SLOTS) -> Prompts:
-    """The same prompts with the points of each region first, PADDING up to a multiple of `slots`, and boxes.
+    """The same prompts with points first, PADDING up to a multiple of `slots`, and boxes (zeros for none).
 
-    A box of zeros is none. What answers prompts sees padding too, so it has to be the same in training and later.
+    Padding changes predictions slightly, so it must be the same in training and in use.
     """
     (n, k), device = prompts.shape, prompts.device
     points, labels = prompts.points, prompts.point_labels
@@ -215,19 +215,19 @@ BEHAVIOURS = {
     "scribble": _scribble,
     "near_miss": _near_miss,
 }
-"""Every way to ask: regions (m, 1, h, w), none of them empty, to prompts."""
+"""Functions that give each kind of prompt for regions (m, 1, h, w), none of which is empty."""
 
 
 def edge_band(masks: Bool[Tensor, "n k h w"]) -> Bool[Tensor, "n k h w"]:
-    """The part of each mask within BAND pixels of its edge; all of it where it has no edge in the slice."""
+    """The part of each mask within BAND pixels of its edge; the whole mask if it has no edge in the slice."""
     band = masks & _near(~masks, BAND)
     return torch.where(_any(band), band, masks)
 
 
 def _stroke(mask: NDArray[np.bool_], count: int) -> list[tuple[int, int]]:
-    """(x, y) of `count` points along the longest way through a mask: in each part of it, the deepest one.
+    """(x, y) of `count` points along the main axis of a mask, each as far from the edge as possible.
 
-    Fewer where the mask has fewer pixels.
+    Fewer if the mask has fewer pixels.
     """
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = np.nonzero(mask)
@@ -241,18 +241,18 @@ def _stroke(mask: NDArray[np.bool_], count: int) -> list[tuple[int, int]]:
 
 
 def _near(masks: Bool[Tensor, "n k h w"], reach: int) -> Bool[Tensor, "n k h w"]:
-    """All pixels at most `reach` rows and columns away from a mask."""
+    """All pixels within `reach` rows and columns of a mask."""
     grown = F.max_pool2d(masks.float(), (2 * reach + 1, 1), stride=1, padding=(reach, 0))
     return F.max_pool2d(grown, (1, 2 * reach + 1), stride=1, padding=(0, reach)) > 0
 
 
 def _sides(box: Float[Tensor, "n k 4"]) -> Float[Tensor, "n k 4"]:
-    """Width, height, width, height in pixels."""
+    """Width, height, width and height in pixels."""
     return (box[..., 2:] - box[..., :2] + 1).repeat(1, 1, 2)
 
 
 def _within(box: Float[Tensor, "n k 4"], masks: Tensor) -> Float[Tensor, "n k 4"]:
-    """The box cut off at the slice's edge, its corners in order."""
+    """The box clipped to the slice, with its corners in order."""
     h, w = masks.shape[-2:]
     low, high = torch.minimum(box[..., :2], box[..., 2:]), torch.maximum(box[..., :2], box[..., 2:])
     return torch.cat([low, high], dim=-1).clamp_min(0).minimum(torch.tensor([w, h, w, h]) - 1.0)
@@ -262,13 +262,13 @@ def _any(masks: Tensor) -> Tensor:
     return masks.flatten(2).any(dim=2)[..., None, None]
 
 
-def _silence(rows: int, count: int) -> Prompts:
+def _no_prompts(rows: int, count: int) -> Prompts:
     labels = torch.full((rows, 1, count), PADDING)
     return Prompts(torch.zeros(rows, 1, count, 2), labels, torch.zeros(rows, 1, 4))
 
 
-def _write(said: Prompts, rows: Tensor, prompts: Prompts) -> None:
-    """Lays the prompts of some regions into those of all."""
+def _write(target: Prompts, rows: Tensor, prompts: Prompts) -> None:
+    """Write the prompts of some regions into the rows of all."""
     full = packed(prompts, LONGEST)
     for name in ("points", "point_labels", "boxes"):
-        getattr(said, name)[rows] = getattr(full, name)
+        getattr(target, name)[rows] = getattr(full, name)

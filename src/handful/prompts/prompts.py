@@ -1,4 +1,4 @@
-"""What a person says about a slice: points, boxes and masks, for n slices and k labels at once."""
+"""Prompts: points, boxes and masks, for n slices and k labels at once."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from torch import Tensor
 from handful.errors import SettingsError
 
 PADDING = -1
-"""Point label of a slot that holds no point, so that sets of unequal length share one tensor."""
+"""Point label of an unused slot, so that different numbers of points fit into one tensor."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prompts:
-    """Prompts for n slices × k labels; (x, y) in slice pixels, the first pixel has its centre at (0, 0)."""
+    """Prompts for n slices × k labels, in slice pixels; (0, 0) is the centre of the first pixel."""
 
     points: Float[Tensor, "n k p 2"] | None = None
+    """(x, y) of p points for each slice and label."""
     point_labels: Int[Tensor, "n k p"] | None = None
-    """1 inside the label, 0 outside, PADDING for an unused slot."""
+    """1 for a point inside the label, 0 for one outside, PADDING for an unused slot."""
     boxes: Float[Tensor, "n k 4"] | None = None
-    """x0, y0, x1, y1; the corner pixels belong to the box."""
+    """x0, y0, x1, y1; the corner pixels belong to the box. Zeros for no box."""
     masks: Float[Tensor, "n k h w"] | None = None
-    """Logits of an earlier answer (or ±large for a mask), at slice size."""
+    """Logits of a previous mask at slice size; for a binary mask, large values of either sign."""
 
     def __post_init__(self) -> None:
         if (self.points is None) != (self.point_labels is None):
@@ -33,13 +34,13 @@ class Prompts:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Number of slices and of labels; SettingsError where there is no point, box or mask at all."""
+        """Number of slices and of labels. Raises SettingsError if there are no points, boxes or masks."""
         first = self._first()
         return int(first.shape[0]), int(first.shape[1])
 
     @property
     def device(self) -> torch.device:
-        """Where the prompts are; SettingsError where there are none."""
+        """The device of the tensors. Raises SettingsError if there are none."""
         return self._first().device
 
     def to(self, device: torch.device | str) -> Prompts:
@@ -47,24 +48,24 @@ class Prompts:
         return self._each(lambda part: part.to(device))
 
     def rows(self, index: Int[Tensor, " m"]) -> Prompts:
-        """The prompts of some slices, in the order of `index`."""
+        """The prompts of the slices with these indices, in this order."""
         return self._each(lambda part: part[index.to(part.device)])
 
     def labels(self, index: slice | Int[Tensor, " m"]) -> Prompts:
-        """The prompts of some labels."""
+        """The prompts of the labels with these indices."""
         return self._each(lambda part: part[:, index])
 
     def reshaped(self, slices: int, labels: int) -> Prompts:
-        """The same prompts in the same order, counted as other numbers of slices and labels."""
+        """The same prompts in the same order, for other numbers of slices and labels with the same product."""
         return self._each(lambda part: part.reshape(slices, labels, *part.shape[2:]))
 
     def among(self, label: int, count: int, absent: float) -> Prompts:
-        """Prompts for one label as prompts for `count` labels, of which the others are not prompted.
+        """Prompts for one label, extended to `count` labels of which only the one with index `label` is prompted.
 
-        `absent` is the logit of their masks, where there is a mask.
+        If there is a mask, the others get masks with the logit `absent`.
         """
 
-        def spread(part: Tensor | None, value: float) -> Tensor | None:
+        def extended(part: Tensor | None, value: float) -> Tensor | None:
             if part is None:
                 return None
             full = part.new_full((len(part), count, *part.shape[2:]), value)
@@ -72,24 +73,24 @@ class Prompts:
             return full
 
         return Prompts(
-            spread(self.points, 0),
-            spread(self.point_labels, PADDING),
-            spread(self.boxes, 0),
-            spread(self.masks, absent),
+            extended(self.points, 0),
+            extended(self.point_labels, PADDING),
+            extended(self.boxes, 0),
+            extended(self.masks, absent),
         )
 
     def is_prompted(self) -> Bool[Tensor, "n k"]:
-        """Which labels have a prompt in which slices: a box, a point, or a mask that is not empty."""
-        found: list[Tensor] = []
+        """Whether each label has a prompt in each slice: a box, a point, or a mask that is not empty."""
+        by_kind: list[Tensor] = []
         if self.boxes is not None:
-            found.append((self.boxes != 0).any(dim=-1))
+            by_kind.append((self.boxes != 0).any(dim=-1))
         if self.point_labels is not None:
-            found.append((self.point_labels != PADDING).any(dim=-1))
+            by_kind.append((self.point_labels != PADDING).any(dim=-1))
         if self.masks is not None:
-            found.append((self.masks > 0).flatten(2).any(dim=-1))
-        if not found:
+            by_kind.append((self.masks > 0).flatten(2).any(dim=-1))
+        if not by_kind:
             raise SettingsError("empty prompts: give points, boxes or masks")
-        return torch.stack(found).any(dim=0)
+        return torch.stack(by_kind).any(dim=0)
 
     def is_one_click(self) -> Bool[Tensor, "n k"]:
         """Which labels have one positive point and nothing else, which leaves open how much around it is meant."""
@@ -101,10 +102,7 @@ class Prompts:
         return one if self.masks is None else one & ~(self.masks > 0).flatten(2).any(dim=-1)
 
     def resized(self, sizes: Int[Tensor, "n 2"], size: tuple[int, int]) -> Prompts:
-        """Points and boxes of slices of `sizes` (h, w), moved to slices of one size.
-
-        A box keeps its outer edges, a point its place. Masks are dropped.
-        """
+        """Points and boxes for slices of `sizes` (h, w), scaled to slices of `size` (h, w). Masks are dropped."""
         scale = (torch.tensor(size) / sizes).flip(1)[:, None]  # (n, 1, xy)
         points = None if self.points is None else (self.points + 0.5) * scale[:, :, None] - 0.5
         if self.boxes is None:
@@ -115,11 +113,11 @@ class Prompts:
 
     @staticmethod
     def cat(parts: Sequence[Prompts]) -> Prompts:
-        """The slices of all parts, one part after the other; the parts have prompts of one kind."""
+        """The slices of all parts, one after the other; all parts must have the same kinds of prompts."""
 
         def joined(tensors: list[Tensor | None]) -> Tensor | None:
-            there = [tensor for tensor in tensors if tensor is not None]
-            return torch.cat(there) if there else None
+            given = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(given) if given else None
 
         return Prompts(*[joined([getattr(part, name) for part in parts]) for name in _KINDS])
 

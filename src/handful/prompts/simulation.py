@@ -1,7 +1,7 @@
-"""The simulated annotator: looks at an answer, corrects its largest error by a click, and looks again.
+"""A simulated annotator, who corrects the largest error of a mask by a click, again and again.
 
-For training on corrections and for measuring how many clicks an organ takes. How an annotator clicks, and that errors
-may be weighted by a map of where a model errs, is our reconstruction of Wang, Liao, Jiang and Geng (ISBI 2025, DOI
+Used to train on corrections and to measure how many clicks an organ takes. The positions of the clicks, and the
+weighting of errors by a predicted error map, are our reconstruction of Wang, Liao, Jiang and Geng (ISBI 2025, DOI
 10.1109/ISBI60581.2025.10981084), of which only the abstract is public.
 """
 
@@ -27,97 +27,96 @@ from handful.prompts.prompts import PADDING, Prompts
 
 @dataclass(frozen=True, kw_only=True)
 class Annotator:
-    """Where in the largest error a correction is clicked, by shares; they need not sum to one."""
+    """Relative frequencies of the positions of correction clicks in the largest error; they need not sum to 1."""
 
     careful: float = 0.4
-    """In its deepest point."""
+    """Frequency of clicks in the middle of the error (the pixel farthest from its edge)."""
     quick: float = 0.4
-    """Anywhere in it."""
+    """Frequency of clicks at a random position in the error."""
     sloppy: float = 0.2
-    """Near its edge."""
+    """Frequency of clicks near the edge of the error."""
 
     def __post_init__(self) -> None:
         shares = (self.careful, self.quick, self.sloppy)
         if min(shares) < 0 or not 0 < sum(shares) < math.inf:
-            raise SettingsError(f"shares of an annotator must be 0 or more, and one above 0; got {shares}")
+            raise SettingsError(f"frequencies of an annotator must be 0 or more, and one above 0; got {shares}")
 
 
 CAREFUL = Annotator(careful=1.0, quick=0.0, sloppy=0.0)
-"""Always corrects the largest error in its deepest point."""
+"""Always clicks in the middle of the largest error."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rounds:
-    """What a simulated annotator came to, round by round."""
+    """The result of a simulated annotator after each of r rounds."""
 
     dice: Float[Tensor, "n k r"]
-    """After the first prompts and after each correction; nan where the slice does not hold the label."""
+    """After the first prompts and after each correction; nan if the slice does not contain the label."""
     prompts: Prompts
-    """All that was said."""
+    """All prompts together."""
     logits: Float[Tensor, "n k h w"]
-    """The last answer."""
+    """Logits of the last masks."""
 
 
 def simulate(
-    ask: Callable[[Prompts], Float[Tensor, "n k h w"]],
+    segment: Callable[[Prompts], Float[Tensor, "n k h w"]],
     truth: Bool[Tensor, "n k h w"],
     first: Prompts,
     annotator: Annotator,
     corrections: int,
     rng: Generator,
 ) -> Rounds:
-    """Asks with `first`, then corrects so many times, each time with the answer so far as mask prompt.
+    """Prompt with `first`, then correct `corrections` times, each time with the previous mask as a mask prompt.
 
-    `ask` gives logits at slice size for prompts in slice pixels.
+    `segment` gives logits at slice size for prompts in slice pixels.
     """
     prompts = packed(first)
-    logits = ask(prompts)
+    logits = segment(prompts)
     scores = [hard_dice(logits > 0, truth)]
     for _ in range(corrections):
         prompts = packed(append_points(prompts, correct(logits > 0, truth, annotator, rng)))
-        logits = ask(dataclasses.replace(prompts, masks=logits))
+        logits = segment(dataclasses.replace(prompts, masks=logits))
         scores.append(hard_dice(logits > 0, truth))
     return Rounds(torch.stack(scores, dim=2), prompts, logits)
 
 
 def correct(
-    shown: Bool[Tensor, "n k h w"],
+    predicted: Bool[Tensor, "n k h w"],
     truth: Bool[Tensor, "n k h w"],
     annotator: Annotator,
     rng: Generator,
     error: Float[Tensor, "n k h w"] | None = None,
 ) -> Prompts:
-    """A point a label in its `largest_error`: positive where it was missed, negative where it was a false positive.
+    """One click per label in its `largest_error`: positive if it was missed, negative if it is a false positive.
 
-    PADDING where nothing is wrong. With an `error` map, who clicks anywhere clicks where it is large.
+    PADDING if there is no error. With an `error` map, random positions are more likely where the map is large.
     """
-    region, sign = largest_error(shown, truth, error)
+    region, sign = largest_error(predicted, truth, error)
     n, k = sign.shape
     shares = torch.tensor([annotator.careful, annotator.quick, annotator.sloppy], dtype=torch.float32)
-    how = torch.multinomial(shares, n * k, replacement=True, generator=rng)
+    kinds = torch.multinomial(shares, n * k, replacement=True, generator=rng)
     regions, wrong = region.flatten(0, 1)[:, None], sign.flatten() != PADDING
     weight = (region if error is None else region * (error + 1e-6)).flatten(0, 1)[:, None].float()
     xy = torch.zeros(n * k, 2)
-    careful, quick, sloppy = (torch.nonzero(wrong & (how == way))[:, 0] for way in range(3))
+    careful, quick, sloppy = (torch.nonzero(wrong & (kinds == kind))[:, 0] for kind in range(3))
     deepest = centre_points(regions[careful]).points
     assert deepest is not None
     xy[careful] = deepest[:, 0, 0]
-    xy[quick] = _drawn(weight[quick], rng)
-    xy[sloppy] = _drawn(weight[sloppy] * edge_band(regions[sloppy]), rng)
+    xy[quick] = _random_pixels(weight[quick], rng)
+    xy[sloppy] = _random_pixels(weight[sloppy] * edge_band(regions[sloppy]), rng)
     return Prompts(xy.reshape(n, k, 1, 2), sign[..., None])
 
 
 def largest_error(
-    shown: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"], error: Float[Tensor, "n k h w"] | None = None
+    predicted: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"], error: Float[Tensor, "n k h w"] | None = None
 ) -> tuple[Bool[Tensor, "n k h w"], Int[Tensor, "n k"]]:
-    """The largest connected region that was missed (1) or false positive (0), and which; none and PADDING without
-    errors.
+    """The largest connected error of each label, and its kind: missed (1), false positive (0), or PADDING for none.
 
-    Large is by area, or by the sum of an `error` map over it.
+    The size is the area, or the sum of the `error` map over the region.
     """
     regions = np.zeros(truth.shape, dtype=bool)
     signs = np.full(truth.shape[:2], PADDING, dtype=np.int64)
-    wrong = (shown ^ truth).cpu().numpy()
+    wrong = (predicted ^ truth).cpu().numpy()
     missed = truth.cpu().numpy()
     weight = None if error is None else error.detach().cpu().numpy()
     for place in zip(*np.nonzero(wrong.any(axis=(2, 3))), strict=True):
@@ -128,21 +127,21 @@ def largest_error(
     return torch.from_numpy(regions).to(truth.device), torch.from_numpy(signs).to(truth.device)
 
 
-def hard_dice(shown: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"]) -> Float[Tensor, "n k"]:
-    """Dice of each label; nan where the truth is empty."""
-    shared = (shown & truth).sum(dim=(2, 3)).float()
-    total = (shown.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))).float()
+def hard_dice(predicted: Bool[Tensor, "n k h w"], truth: Bool[Tensor, "n k h w"]) -> Float[Tensor, "n k"]:
+    """Dice of each label; nan if the reference is empty."""
+    shared = (predicted & truth).sum(dim=(2, 3)).float()
+    total = (predicted.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))).float()
     return torch.where(truth.flatten(2).any(dim=2), 2 * shared / total.clamp_min(1), torch.nan)
 
 
 def clicks_to_reach(dice: Float[Tensor, "*n r"], level: float) -> Int[Tensor, "*n"]:
-    """NoC: the first round, counted from 1, whose Dice is at least `level`; r, the most there were, where none is."""
+    """NoC: the first of the r rounds, counted from 1, with a Dice of at least `level`; r if there is none."""
     reached = dice >= level
     return torch.where(reached.any(dim=-1), reached.int().argmax(dim=-1) + 1, dice.shape[-1])
 
 
-def _drawn(weight: Float[Tensor, "m 1 h w"], rng: Generator) -> Float[Tensor, "m 2"]:
-    """(x, y) of one pixel a map, drawn by weight."""
+def _random_pixels(weight: Float[Tensor, "m 1 h w"], rng: Generator) -> Float[Tensor, "m 2"]:
+    """(x, y) of one random pixel per map, with probabilities proportional to the weights."""
     if not len(weight):
         return torch.zeros(0, 2)
     index = torch.multinomial(weight.flatten(1), 1, generator=rng)[:, 0]
@@ -153,9 +152,8 @@ def _drawn(weight: Float[Tensor, "m 1 h w"], rng: Generator) -> Float[Tensor, "m
 def _largest(
     wrong: NDArray[np.bool_], truth: NDArray[np.bool_], importance: NDArray[np.floating] | None
 ) -> tuple[NDArray[np.bool_], int]:
-    """The largest connected part of what was missed or a false positive, and which of the two it is; a tie is
-    missed."""
-    found = []
+    """The largest connected error and its kind: missed (1, also if both are equal) or false positive (0)."""
+    candidates = []
     for sign, region in ((1, wrong & truth), (0, wrong & ~truth)):
         parts, count = ndimage.label(region)
         if count:
@@ -163,8 +161,8 @@ def _largest(
             sizes = np.bincount(parts.ravel(), weights)
             sizes[0] = 0
             largest = int(sizes.argmax())
-            found.append((float(sizes[largest]), sign, parts == largest))
-    _, sign, region = max(found, key=lambda one: one[:2])
+            candidates.append((float(sizes[largest]), sign, parts == largest))
+    _, sign, region = max(candidates, key=lambda candidate: candidate[:2])
     return region, sign
 
 

@@ -1,4 +1,4 @@
-"""What a backbone sees in the slices of one scan: each encoded once, those beside the annotator before she asks."""
+"""Embeddings of the slices of one scan; slices around the current one are encoded ahead of time."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from handful.data.slicing import SliceView
 
 
 class SliceEmbeddings:
-    """The slices of a stack, as pixels and as embeddings; at most `keep` embeddings, those nearest to the annotator.
+    """The slices of a stack, as pixels and as embeddings; at most `keep` embeddings are stored.
 
-    `lock` is the only one there is: who holds it keeps the background from starting on another slice, so that a
-    question waits for one encode at most. The background encodes without the lock and hands over by a future.
+    The session's `lock` protects all data. The background thread takes it to choose the next slice, and encodes without
+    it, so that a prompt waits for one encoder pass at most.
     """
 
     def __init__(
@@ -27,28 +27,27 @@ class SliceEmbeddings:
         self.stack, self.backbone = stack, backbone
         self._limit, self._background, self._lock = keep, background, lock
         self._centre = len(stack) // 2
-        self._kept: dict[int, ImageEmbeddings] = {}  # in half precision
-        self._under_way: dict[int, Future[ImageEmbeddings]] = {}
+        self._stored: dict[int, ImageEmbeddings] = {}  # in half precision
+        self._pending: dict[int, Future[ImageEmbeddings]] = {}
         self._worker: threading.Thread | None = None
         self._stopped = False
 
     def pixels(self, number: int) -> Float[Tensor, "1 c h w"]:
-        """A slice in [0, 1], on the backbone's device."""
+        """A slice with values in [0, 1], on the backbone's device."""
         return self.stack.take([number]).to(self.backbone.device)
 
     def image(self, number: int) -> ImageEmbeddings:
-        """A slice as the encoder sees it, rounded to half precision as a cache on disk rounds it."""
+        """The embeddings of a slice, rounded to half precision as in a cache on disk."""
         with self._lock:
-            kept = self._kept.get(number)
-            if kept is None:
-                under_way = self._under_way.get(number)
-                kept = under_way.result() if under_way else self._encoded(number)
-                self._keep(number, kept)
-            return kept.to(torch.float32)
+            stored = self._stored.get(number)
+            if stored is None:
+                pending = self._pending.get(number)
+                stored = pending.result() if pending else self._encoded(number)
+                self._store(number, stored)
+            return stored.to(torch.float32)
 
-    def look_from(self, number: int) -> None:
-        """The annotator is at this slice: it and its neighbours outwards are encoded in the background, if anything
-        is."""
+    def move_to(self, number: int) -> None:
+        """Make this the current slice: it and its neighbours are encoded next in the background, if that is enabled."""
         with self._lock:
             self._centre = number
             if self._background and self._worker is None and self._next() is not None:
@@ -56,11 +55,11 @@ class SliceEmbeddings:
                 self._worker.start()
 
     def stop(self) -> None:
-        """No slice is begun in the background from now on."""
+        """Let the background thread end after its present slice."""
         self._stopped = True
 
     def wait(self) -> None:
-        """Returns when the background has nothing to do, or has stopped."""
+        """Wait until the background thread has nothing to do or has stopped."""
         worker = self._worker
         if worker is not None:
             worker.join()
@@ -72,35 +71,35 @@ class SliceEmbeddings:
                 if number is None:
                     self._worker = None
                     return
-                under_way = self._under_way[number] = Future()
+                pending = self._pending[number] = Future()
             try:
-                under_way.set_result(self._encoded(number))
-            except Exception as error:  # whoever waits gets it; anybody else when she asks for the slice herself
-                under_way.set_exception(error)
+                pending.set_result(self._encoded(number))
+            except Exception as error:  # raised in the thread that waits; others get it when they encode the slice
+                pending.set_exception(error)
             with self._lock:
-                del self._under_way[number]
-                if under_way.exception() is not None:
+                del self._pending[number]
+                if pending.exception() is not None:
                     self._worker = None
                     return
-                self._keep(number, under_way.result())
+                self._store(number, pending.result())
 
     def _next(self) -> int | None:
-        """The slice nearest to the annotator that is to be kept and is not there."""
+        """The slice nearest to the current one that is to be stored and is not; None if there is none."""
         if self._stopped:
             return None
-        wanted = list(outwards(self._centre, len(self.stack)))[: self._limit]
-        return next((n for n in wanted if n not in self._kept and n not in self._under_way), None)
+        nearest = list(outwards(self._centre, len(self.stack)))[: self._limit]
+        return next((n for n in nearest if n not in self._stored and n not in self._pending), None)
 
     @torch.no_grad()
     def _encoded(self, number: int) -> ImageEmbeddings:
         return self.backbone.encode(self.pixels(number)).to(torch.float16)
 
-    def _keep(self, number: int, image: ImageEmbeddings) -> None:
-        self._kept[number] = image
-        while len(self._kept) > self._limit:
-            del self._kept[max(self._kept, key=lambda kept: (abs(kept - self._centre), -kept))]
+    def _store(self, number: int, image: ImageEmbeddings) -> None:
+        self._stored[number] = image
+        while len(self._stored) > self._limit:
+            del self._stored[max(self._stored, key=lambda other: (abs(other - self._centre), -other))]
 
 
 def outwards(centre: int, count: int) -> Iterator[int]:
-    """All numbers from 0 to `count` - 1, the nearest to `centre` first; of two equally near ones the higher first."""
+    """The numbers from 0 to `count` - 1 by their distance from `centre`; of two equal ones, the higher first."""
     yield from sorted(range(count), key=lambda number: (abs(number - centre), -number))

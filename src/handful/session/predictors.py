@@ -1,4 +1,4 @@
-"""What answers the prompts of a session: whatever it was opened with, prompted for one label on one slice."""
+"""The model of a session, prompted for one label on one slice."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from handful.prompts.prompts import Prompts
 from handful.session.embeddings import SliceEmbeddings
 
 NOT_THERE = -20.0
-"""Logit by which a mask prompt says that a label is nowhere."""
+"""Logit of a mask prompt for an absent label."""
 
 
 @dataclass(frozen=True, eq=False)
 class Predictor:
-    """A promptable segmenter, prompted for one label on one slice, on kept embeddings where it takes them."""
+    """A promptable segmenter, prompted for one label on one slice; it uses stored embeddings if it can."""
 
     promptable: PromptableSegmenter
 
@@ -35,12 +35,12 @@ class Predictor:
 
     @property
     def backbone(self) -> Backbone:
-        """Encodes the slices of the session."""
+        """The backbone that encodes the slices of the session."""
         return self.promptable.encoder or self.promptable.backbone
 
     @torch.no_grad()
-    def answer(self, embeddings: SliceEmbeddings, number: int, label: int, prompts: Prompts) -> Float[Tensor, "h w"]:
-        """Logits of the label of this index on slice `number`; `prompts` are for one slice and one label."""
+    def logits(self, embeddings: SliceEmbeddings, number: int, label: int, prompts: Prompts) -> Float[Tensor, "h w"]:
+        """Logits of the label with index `label` on slice `number`; `prompts` are for one slice and one label."""
         if self.promptable.encoder is not None:
             return self.promptable.decode(embeddings.image(number), prompts.to(self.backbone.device))[0, 0]
         among = prompts.among(label, len(self.labels), absent=NOT_THERE)

@@ -1,7 +1,7 @@
-"""From the slices that an annotator has seen to those she has not: a label walks outwards from where it is known.
+"""Propagation of labels from segmented slices to the others, slice by slice outwards.
 
-A backbone with a memory remembers the known slices and, as FATE does (He et al., arXiv 2501.09138), its own answer next
-door. Any other is asked with the answer next door, as a mask and as the box round it.
+A backbone with a memory uses the segmented slices and, as in FATE (He et al., arXiv 2501.09138), its own prediction on
+the neighbouring slice. Any other backbone is prompted with the mask of the neighbouring slice and the box around it.
 """
 
 from __future__ import annotations
@@ -26,58 +26,61 @@ from handful.session.predictors import Predictor
 from handful.session.slice_state import mask_logits
 
 Masks = Mapping[int, Bool[NDArray[np.bool_], "h w"]]
-"""Slice numbers to masks of one label, empty where it is known not to be."""
+"""{slice number: mask} of one label; an empty mask where the label is absent."""
 
 
-def walked(
-    who: Predictor,
+def propagated(
+    predictor: Predictor,
     embeddings: SliceEmbeddings,
-    known: Mapping[int, Masks],
+    given: Mapping[int, Masks],
     supports: int,
     report: Report,
 ) -> dict[int, NDArray[np.uint16]]:
-    """For each slice that a label was looked for in, the class numbers found there: 0 or 1 + the label's index.
+    """The class numbers of all slices that labels were propagated to: 0 or 1 + the index of the label.
 
-    `known` has, for each label index, the slices on which it is known; all others are walked to, the label being absent
-    where no known slice that holds it comes first on the way out. At most `supports` known slices are remembered.
+    `given` has the masks of each label (by index) on the segmented slices. A label is absent from a slice if the
+    nearest segmented slices on both sides do not contain it. At most `supports` segmented slices are used per slice.
     """
-    walkers = {label: _walker(who, embeddings, label, masks, supports) for label, masks in known.items()}
-    found: dict[int, _Found] = {}
+    propagators = {label: _propagator(predictor, embeddings, label, masks, supports) for label, masks in given.items()}
+    results: dict[int, _ClassMap] = {}
     count, done = len(embeddings.stack), 0
     for step in (1, -1):
         for number in range(count)[::step]:
-            for label, walker in walkers.items():
-                if number in known[label] or _side(known[label], number) != -step:
+            for label, propagator in propagators.items():
+                if number in given[label] or _side(given[label], number) != -step:
                     continue
-                logits = walker.look(number, number - step)
-                found.setdefault(number, _Found.nothing(embeddings.stack.size)).add(label, logits)
+                logits = propagator.logits(number, number - step)
+                results.setdefault(number, _ClassMap.empty(embeddings.stack.size)).add(label, logits)
             done += 1
             report(done, 2 * count, "propagating")
-    for number in set(range(count)) - set(found):
-        if any(number not in masks for masks in known.values()):
-            found[number] = _Found.nothing(embeddings.stack.size)
-    return {number: found[number].classes for number in sorted(found)}
+    for number in set(range(count)) - set(results):
+        if any(number not in masks for masks in given.values()):
+            results[number] = _ClassMap.empty(embeddings.stack.size)
+    return {number: results[number].classes for number in sorted(results)}
 
 
-def _side(known: Masks, number: int) -> int:
-    """-1 or 1: on which side the nearest known slice lies from which the label can come; 0 where from neither."""
+def _side(given: Masks, number: int) -> int:
+    """The side of the nearest segmented slice that contains the label: -1 (below), 1 (above), or 0 if there is none.
+
+    Only the nearest segmented slice on each side counts.
+    """
     below, above = (
-        max((n for n in known if n < number), default=-1),
-        min((n for n in known if n > number), default=-1),
+        max((n for n in given if n < number), default=-1),
+        min((n for n in given if n > number), default=-1),
     )
-    near = [(abs(n - number), side) for n, side in ((below, -1), (above, 1)) if n >= 0 and known[n].any()]
+    near = [(abs(n - number), side) for n, side in ((below, -1), (above, 1)) if n >= 0 and given[n].any()]
     return min(near)[1] if near else 0
 
 
 @dataclass(eq=False)
-class _Found:
-    """What labels said of one slice so far: the class of the largest logit above 0."""
+class _ClassMap:
+    """Class numbers of one slice: at each pixel, the class of the largest logit above 0 of the labels added so far."""
 
     classes: NDArray[np.uint16]
     best: NDArray[np.float32]
 
     @classmethod
-    def nothing(cls, size: tuple[int, int]) -> _Found:
+    def empty(cls, size: tuple[int, int]) -> _ClassMap:
         return cls(np.zeros(size, np.uint16), np.zeros(size, np.float32))
 
     def add(self, label: int, logits: Float[Tensor, "h w"] | None) -> None:
@@ -89,91 +92,91 @@ class _Found:
         self.best = np.where(better, values, self.best)
 
 
-class _Walker(ABC):
-    """Looks for one label on slice after slice."""
+class _Propagator(ABC):
+    """Segments one label on slice after slice."""
 
-    def __init__(self, who: Predictor, embeddings: SliceEmbeddings, label: int, known: Masks) -> None:
-        self.who, self.embeddings, self.label, self.known = who, embeddings, label, known
+    def __init__(self, predictor: Predictor, embeddings: SliceEmbeddings, label: int, given: Masks) -> None:
+        self.predictor, self.embeddings, self.label, self.given = predictor, embeddings, label, given
 
     @abstractmethod
-    def look(self, number: int, before: int) -> Float[Tensor, "h w"] | None:
-        """Logits on a slice that is not known, reached from the one `before` it; None where the label is absent."""
+    def logits(self, number: int, before: int) -> Float[Tensor, "h w"] | None:
+        """Logits on slice `number`, coming from its neighbour `before`; None if the label is absent."""
 
 
-def _walker(who: Predictor, embeddings: SliceEmbeddings, label: int, known: Masks, supports: int) -> _Walker:
-    if isinstance(who.backbone, MemoryBackbone):
-        return _Remembering(who, embeddings, label, known, who.backbone, supports)
-    return _Passing(who, embeddings, label, known)
+def _propagator(
+    predictor: Predictor, embeddings: SliceEmbeddings, label: int, given: Masks, supports: int
+) -> _Propagator:
+    if isinstance(predictor.backbone, MemoryBackbone):
+        return _MemoryPropagator(predictor, embeddings, label, given, predictor.backbone, supports)
+    return _PromptPropagator(predictor, embeddings, label, given)
 
 
-class _Passing(_Walker):
-    """Hands each answer on to the next slice as its prompt."""
+class _PromptPropagator(_Propagator):
+    """Prompts each slice with the mask of its neighbour."""
 
-    def __init__(self, who: Predictor, embeddings: SliceEmbeddings, label: int, known: Masks) -> None:
-        super().__init__(who, embeddings, label, known)
+    def __init__(self, predictor: Predictor, embeddings: SliceEmbeddings, label: int, given: Masks) -> None:
+        super().__init__(predictor, embeddings, label, given)
         self._last: Float[Tensor, "h w"] | None = None
 
-    def look(self, number: int, before: int) -> Float[Tensor, "h w"] | None:
-        logits = mask_logits(self.known[before]) if before in self.known else self._last
+    def logits(self, number: int, before: int) -> Float[Tensor, "h w"] | None:
+        logits = mask_logits(self.given[before]) if before in self.given else self._last
         self._last = None
         if logits is not None and bool((logits > 0).any()) and bool(has_signal(self.embeddings.pixels(number))):
             box = boxes((logits > 0)[None, None].cpu(), 0.0, Generator())
-            prompted = self.who.answer(
-                self.embeddings, number, self.label, Prompts(boxes=box, masks=logits[None, None])
-            )
-            self._last = prompted.cpu()
+            prompts = Prompts(boxes=box, masks=logits[None, None])
+            self._last = self.predictor.logits(self.embeddings, number, self.label, prompts).cpu()
         return self._last
 
 
-class _Remembering(_Walker):
-    """Sees each slice in the light of the nearest known ones and of the answer next door."""
+class _MemoryPropagator(_Propagator):
+    """Segments each slice from memories of the nearest segmented slices and of the prediction on its neighbour."""
 
     def __init__(
         self,
-        who: Predictor,
+        predictor: Predictor,
         embeddings: SliceEmbeddings,
         label: int,
-        known: Masks,
+        given: Masks,
         backbone: MemoryBackbone,
         supports: int,
     ) -> None:
-        super().__init__(who, embeddings, label, known)
+        super().__init__(predictor, embeddings, label, given)
         self._backbone, self._supports = backbone, supports
-        self._holding = [number for number, mask in known.items() if mask.any()]
+        self._with_label = [number for number, mask in given.items() if mask.any()]
         self._memories: dict[int, Memory] = {}
-        self._left: Memory | None = None
+        self._neighbour: Memory | None = None
 
     @torch.no_grad()
-    def look(self, number: int, before: int) -> Float[Tensor, "h w"] | None:
+    def logits(self, number: int, before: int) -> Float[Tensor, "h w"] | None:
         if not bool(has_signal(self.embeddings.pixels(number))):
-            self._left = None
+            self._neighbour = None
             return None
         image = self.embeddings.image(number)
         memories = self._nearest(number)
-        if before not in self.known and self._left is not None:
-            memories.append(self._left)
-        answer = self._backbone.decode_recalled(self._backbone.recall(image, Memory.cat(memories)))
-        assert answer.object_score is not None
-        self._left = self._backbone.remember(image, answer, distance=1)
-        if float(answer.object_score) <= 0:
+        if before not in self.given and self._neighbour is not None:
+            memories.append(self._neighbour)
+        prediction = self._backbone.decode_recalled(self._backbone.recall(image, Memory.cat(memories)))
+        assert prediction.object_score is not None
+        self._neighbour = self._backbone.remember(image, prediction, distance=1)
+        if float(prediction.object_score) <= 0:
             return None
-        return self._backbone.to_image_frame(answer.logits, image.size)[0, 0]
+        return self._backbone.to_image_frame(prediction.logits, image.size)[0, 0]
 
     def _nearest(self, number: int) -> list[Memory]:
-        """Memories of the known slices nearest to this one; those of others are forgotten."""
-        near = sorted(self._holding, key=lambda known: (abs(known - number), known))[: self._supports]
-        self._memories = {known: self._memories.get(known) or self._memorized(known) for known in near}
+        """Memories of the nearest segmented slices with the label; memories of other slices are dropped."""
+        near = sorted(self._with_label, key=lambda other: (abs(other - number), other))[: self._supports]
+        self._memories = {other: self._memories.get(other) or self._memory_of(other) for other in near}
         return list(self._memories.values())
 
-    def _memorized(self, number: int) -> Memory:
-        """A structure smaller than a pixel of the model's square is shown as the pixels it covers most."""
-        mask = torch.from_numpy(self.known[number].astype(np.float32)).to(self._backbone.device)
+    def _memory_of(self, number: int) -> Memory:
+        """The memory of a segmented slice. A label smaller than a pixel of the model frame fills the best pixels."""
+        mask = torch.from_numpy(self.given[number].astype(np.float32)).to(self._backbone.device)
         inside = self._backbone.to_model_frame(mask[None, None], self._backbone.side)[:, 0]
-        shown = inside > inside.amax(dim=(1, 2), keepdim=True) / 2
-        return self._backbone.memorize(self.embeddings.image(number), shown.float())
+        framed = inside > inside.amax(dim=(1, 2), keepdim=True) / 2
+        return self._backbone.memorize(self.embeddings.image(number), framed.float())
 
 
-def merged(old: NDArray[np.uint16], found: NDArray[np.uint16], labels: Sequence[int]) -> NDArray[np.uint16]:
-    """A proposal in which the labels of these indices are where they were found, before all others."""
-    rest = np.where(np.isin(old, [label + 1 for label in labels]), 0, old)
-    return np.where(found > 0, found, rest).astype(np.uint16)
+def merged(old: NDArray[np.uint16], new: NDArray[np.uint16], labels: Sequence[int]) -> NDArray[np.uint16]:
+    """A proposal in which the labels with these indices are as in `new`, in front of all others."""
+    others = np.where(np.isin(old, [label + 1 for label in labels]), 0, old)
+    return np.where(new > 0, new, others).astype(np.uint16)

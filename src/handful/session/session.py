@@ -1,7 +1,7 @@
-"""A session: an annotator corrects the segmentation of one scan by clicks, boxes and strokes, and keeps what is right.
+"""A session: an annotator segments one scan by clicks, boxes and scribbles, and accepts the slices that are right.
 
-It knows nothing of screens, mice or networks. All coordinates are those of slices as the slicer cuts them: slice
-numbers from 0, (x, y) in pixels, the first pixel with its centre at (0, 0).
+A session has no user interface of its own; a program with one calls it. Coordinates are those of the slices that the
+slicer yields: slice numbers from 0, and (x, y) in pixels, where (0, 0) is the centre of the first pixel.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from handful.methods.base import Segmenter
 from handful.methods.promptable import Source, resolve_source
 from handful.session.embeddings import SliceEmbeddings
 from handful.session.predictors import Predictor
-from handful.session.propagation import merged, walked
-from handful.session.slice_state import PromptedMask, SliceState, answered, as_prompts, mask_logits
+from handful.session.propagation import merged, propagated
+from handful.session.slice_state import PromptedMask, SliceState, as_prompts, mask_logits, prompted_mask
 from handful.session.state_file import read_state, write_state
 
 STROKE = 8
-"""Points of a scribble that are asked with: as many as annotators' strokes have in training."""
+"""Maximum number of points of a scribble that are used as prompts, as for simulated scribbles in training."""
 LIMIT = 32.0
-"""Logits of answers are cut off here, as SAM's own were in training; what is painted has twice as much, so it wins."""
+"""Logits of predicted masks are clipped to this magnitude, as in SAM's training. Painted masks have twice as much."""
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
@@ -46,16 +46,16 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class SessionConfig:
-    """What a session may take of the machine, and how far it looks when it propagates."""
+    """Options of a session."""
 
     keep: int = 32
-    """Slices whose embeddings are kept in memory, in half precision, those nearest to the annotator."""
+    """Maximum number of slices whose embeddings are in memory; those nearest to the current slice are kept."""
     background: bool = True
-    """Encode the slices beside the annotator's before she asks."""
+    """Encode the slices around the current slice ahead of time, in a background thread."""
     history: int = 200
-    """Steps that can be undone."""
+    """Maximum number of steps that can be undone."""
     supports: int = 6
-    """Known slices that a backbone with a memory is shown at once when it propagates."""
+    """Maximum number of segmented slices that propagation uses for each other slice (backbones with a memory only)."""
 
     def __post_init__(self) -> None:
         for name, least in (("keep", 1), ("history", 0), ("supports", 1)):
@@ -65,20 +65,22 @@ class SessionConfig:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """What one question changed on its slice: all that a screen has to draw anew."""
+    """The change of one slice by one prompt: what a display has to update."""
 
     number: int
+    """Number of the slice."""
     label: int
-    """Value of the label that was asked for."""
+    """Value of the prompted label."""
     rows: tuple[int, int]
-    """First row with a changed pixel, and the one after the last; both 0 where nothing changed."""
+    """Range of rows with changed pixels (start, stop); (0, 0) if nothing changed."""
     columns: tuple[int, int]
+    """Range of columns with changed pixels (start, stop); (0, 0) if nothing changed."""
     mask: Bool[np.ndarray, "h w"]
-    """The label on the whole slice, as it is now."""
+    """The current mask of the label on the whole slice."""
 
 
 class Session:
-    """One scan and what is known of its slices. Any thread may call it; one at a time is served."""
+    """The interactive segmentation of one scan. Thread-safe: calls are executed one after the other."""
 
     def __init__(
         self,
@@ -88,28 +90,27 @@ class Session:
         slicer: Slicer | None = None,
         config: SessionConfig | None = None,
     ) -> None:
-        """Opens a scan, all slices empty; the middle slice is encoded first, in the background.
+        """Open a scan with an empty segmentation. The middle slice is encoded first, in the background.
 
-        `source` answers: a backbone (then `labels` must be given, and `slicer` may be), a promptable segmenter, a
-        segmenter of the method `interactive`, or any other fitted segmenter, whose backbone answers and which can make
-        the first proposal. Raises SettingsError where labels are missing or not the segmenter's own.
+        `source` is the model that is prompted: a backbone (with `labels`, and optionally a `slicer`), a promptable
+        segmenter, or a fitted segmenter. A fitted segmenter can also propose a segmentation; if it takes no prompts,
+        its backbone is prompted. Raises SettingsError if labels are missing or differ from the segmenter's.
         """
         self.volume = volume
         self.config = config or SessionConfig()
         promptable, self._segmenter = resolve_source(source, labels, slicer)
-        who = Predictor(promptable)
-        self.labels, self.slicer = who.labels, who.slicer.resolve([volume])
-        self._who = who
+        self._predictor = Predictor(promptable)
+        self.labels, self.slicer = self._predictor.labels, self._predictor.slicer.resolve([volume])
         self._lock = threading.RLock()
-        stack = self.slicer.view(volume)
-        self._embeddings = SliceEmbeddings(stack, who.backbone, self.config.keep, self.config.background, self._lock)
+        stack, backbone = self.slicer.view(volume), self._predictor.backbone
+        self._embeddings = SliceEmbeddings(stack, backbone, self.config.keep, self.config.background, self._lock)
         self._states = [SliceState.empty(stack.size)] * len(stack)
         self._undo: deque[dict[int, SliceState]] = deque(maxlen=self.config.history)
         self._redo: list[dict[int, SliceState]] = []
         weakref.finalize(self, self._embeddings.stop)
-        self._embeddings.look_from(len(stack) // 2)
+        self._embeddings.move_to(len(stack) // 2)
 
-    # Where the annotator is.
+    # Slices.
 
     def __len__(self) -> int:
         """Number of slices."""
@@ -122,99 +123,103 @@ class Session:
 
     @property
     def accepted(self) -> tuple[int, ...]:
-        """Numbers of the slices that never change."""
+        """Numbers of the accepted slices, which no other call changes."""
         return tuple(number for number, state in enumerate(self._states) if state.accepted)
 
     @property
     def prompted(self) -> tuple[int, ...]:
-        """Numbers of the slices on which the annotator has asked for something."""
+        """Numbers of the slices with prompts."""
         return tuple(number for number, state in enumerate(self._states) if state.prompted)
 
     def look_at(self, number: int) -> Float[Tensor, "c h w"]:
-        """A slice in [0, 1], and word that the annotator is there now: from here outwards slices are encoded."""
+        """The image of a slice, with values in [0, 1].
+
+        It becomes the current slice, around which others are encoded in the background.
+        """
         self._state(number)
-        self._embeddings.look_from(number)
+        self._embeddings.move_to(number)
         return self._embeddings.stack.take([number])[0]
 
     def classes(self, number: int) -> Integer[np.ndarray, "h w"]:
-        """The segmentation of a slice as label values; 0 is background."""
+        """The segmentation of a slice as label values; 0 is the background."""
         values = np.array([0, *self.labels.values])
         return np.asarray(values[self._state(number).classes()])
 
     def mask_of(self, number: int, label: int | str) -> Bool[np.ndarray, "h w"]:
-        """One label on a slice."""
+        """The mask of one label on a slice."""
         return np.asarray(self._state(number).classes() == self._index(label) + 1)
 
-    # What the annotator says. `label` is a value or a name; what she says of one label on one slice adds up.
+    # Prompts. `label` is a value or a name. All prompts for one label on one slice are used together.
 
     def click(self, number: int, label: int | str, xy: Point, positive: bool = True) -> Change:
-        """Inside (positive) or outside the label at (x, y)."""
-        return self._ask(number, label, points=[_point(xy, positive)])
+        """Add a click at (x, y), inside the label (positive) or outside."""
+        return self._prompt(number, label, points=[_point(xy, positive)])
 
     def box(self, number: int, label: int | str, corners: Box) -> Change:
-        """The label lies within x0, y0, x1, y1, corner pixels included; takes the place of an earlier box."""
+        """Set the box x0, y0, x1, y1 around the label, corner pixels included; it replaces an earlier box."""
         x0, y0, x1, y1 = (float(corner) for corner in corners)
         if x1 < x0 or y1 < y0:
-            raise InputError(f"box {corners} has no inside; give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
-        return self._ask(number, label, box=(x0, y0, x1, y1))
+            raise InputError(f"box {corners} is empty; give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
+        return self._prompt(number, label, box=(x0, y0, x1, y1))
 
     def scribble(self, number: int, label: int | str, points: Sequence[Point], positive: bool = True) -> Change:
-        """A stroke along the label, or outside it: asked with `STROKE` of its points, evenly spaced, ends included."""
+        """Add a scribble inside the label (positive) or outside; at most `STROKE` evenly spaced points are used."""
         if not points:
-            raise InputError("a scribble has points; give one (x, y) at least")
+            raise InputError("an empty scribble; give at least one point (x, y)")
         chosen = np.unique(np.linspace(0, len(points) - 1, min(STROKE, len(points))).round().astype(int))
-        return self._ask(number, label, points=[_point(points[i], positive) for i in chosen])
+        return self._prompt(number, label, points=[_point(points[i], positive) for i in chosen])
 
     def mask(self, number: int, label: int | str, mask: Bool[np.ndarray, "h w"]) -> Change:
-        """A rough mask for the model to refine; it takes the place of its last answer."""
-        return self._ask(number, label, rough=self._sized(mask))
+        """Refine a rough mask with the model; it replaces the model's previous mask."""
+        return self._prompt(number, label, rough=self._sized(mask))
 
     def paint(self, number: int, label: int | str, mask: Bool[np.ndarray, "h w"]) -> Change:
-        """The label is exactly this; no model is asked. What was said of it before is forgotten."""
+        """Set the mask of a label exactly, without the model. Earlier prompts for it on this slice are removed."""
         with self._lock:
             index, state = self._index(label), self._open(number)
             exactly = torch.from_numpy(np.where(self._sized(mask), 2 * LIMIT, -2 * LIMIT))
-            prompted = answered((), None, exactly, self._who.backbone)
-            return self._answered(number, index, state, prompted)
+            prompted = prompted_mask((), None, exactly, self._predictor.backbone)
+            return self._with_mask(number, index, state, prompted)
 
-    # Keeping and taking back.
+    # Accept and undo.
 
     def accept(self, number: int) -> None:
-        """From now on this slice changes by nothing but `reopen` and `undo`."""
+        """Accept a slice. From now on, only `reopen` and `undo` change it."""
         with self._lock:
             state = self._state(number)
             if not state.accepted:
                 self._commit({number: replace(state, accepted=True)})
 
     def reopen(self, number: int) -> None:
-        """An accepted slice may change again."""
+        """Allow changes of an accepted slice again."""
         with self._lock:
             state = self._state(number)
             if state.accepted:
                 self._commit({number: replace(state, accepted=False)})
 
     def undo(self) -> tuple[int, ...]:
-        """Takes the last step back, bit for bit; the slices it had changed, none where there is nothing to undo."""
+        """Undo the last step exactly. Returns the numbers of the slices that it had changed; () if there is none."""
         with self._lock:
             return self._swap(self._undo.pop(), self._redo) if self._undo else ()
 
     def redo(self) -> tuple[int, ...]:
-        """Takes the last undo back; none is left after another step."""
+        """Redo the last undone step; not possible after another step. Returns as `undo`."""
         with self._lock:
             return self._swap(self._redo.pop(), self._undo) if self._redo else ()
 
-    # The other slices.
+    # Automatic segmentation of other slices.
 
     def propose(self, segmenter: Segmenter | None = None) -> tuple[int, ...]:
-        """What a segmenter (that of this session, or another for its labels) says, below all answers; slices changed.
+        """Segment the scan with a segmenter (default: that of this session) and return the changed slices.
 
-        Accepted slices stay. One step. It may take long; the session answers meanwhile.
+        Masks from prompts stay in front of the proposal, and accepted slices are unchanged. This is one step for
+        `undo`. While it runs, other threads can use the session.
         """
         chosen = segmenter or self._segmenter
         if chosen is None:
-            raise SettingsError("this session was opened with nothing that makes proposals; give a fitted segmenter")
+            raise SettingsError("this session was opened without a fitted segmenter; give one to propose from")
         if chosen.labels != self.labels:
-            raise LabelError(f"the segmenter has the labels {chosen.labels}, the session {self.labels}")
+            raise LabelError(f"the segmenter has the labels {chosen.labels}, but the session has {self.labels}")
         values = self._embeddings.stack.of(chosen.predict(self.volume).array)
         with self._lock:
             steps = {}
@@ -222,7 +227,7 @@ class Session:
                 if not state.accepted:
                     index = np.searchsorted(self.labels.values, values[number]) + 1
                     below = np.where(values[number] > 0, index, 0).astype(np.uint16)
-                    steps[number] = state.with_proposal(below, self._who.backbone)
+                    steps[number] = state.with_proposal(below, self._predictor.backbone)
             return self._commit(steps)
 
     def propagate(
@@ -230,34 +235,36 @@ class Session:
         labels: Iterable[int | str] | None = None,
         report: Report = silent,
     ) -> tuple[int, ...]:
-        """Carries labels from where they are known, outwards to all other slices; the slices that changed. One step.
+        """Propagate labels from segmented slices to all others, and return the changed slices. One step for `undo`.
 
-        A label (None: each that is known anywhere) is known on accepted slices, also as absent, and on those where the
-        annotator asked for it. SettingsError where it is known nowhere.
+        A label is propagated from the accepted slices (also those where it is absent) and from the slices with prompts
+        for it. `labels` defaults to all that are present on such a slice. Raises SettingsError if a label is on none.
         """
         with self._lock:
             chosen = range(len(self.labels)) if labels is None else [self._index(label) for label in labels]
-            everywhere = {index: self._known(index) for index in chosen}
-            known = {index: masks for index, masks in everywhere.items() if any(m.any() for m in masks.values())}
-            if not known or (labels is not None and len(known) < len(set(chosen))):
-                raise SettingsError("nothing is known of a label that is to be propagated; ask for it on a slice first")
-            found = walked(self._who, self._embeddings, known, self.config.supports, report)
+            everywhere = {index: self._given_masks(index) for index in chosen}
+            given = {index: masks for index, masks in everywhere.items() if any(m.any() for m in masks.values())}
+            if not given or (labels is not None and len(given) < len(set(chosen))):
+                raise SettingsError(
+                    "a label to propagate is on no slice yet; prompt for it on at least one slice first"
+                )
+            results = propagated(self._predictor, self._embeddings, given, self.config.supports, report)
             steps = {}
-            for number, classes in found.items():
+            for number, classes in results.items():
                 state = self._states[number]
-                here = [index for index in known if number not in known[index]]
+                here = [index for index in given if number not in given[index]]
                 if not state.accepted:
                     below = merged(state.proposed(), classes, here)
-                    steps[number] = state.with_proposal(below, self._who.backbone)
+                    steps[number] = state.with_proposal(below, self._predictor.backbone)
             return self._commit(steps)
 
     def case(self, name: str) -> Case:
-        """The scan as a labelled case whose accepted slices alone are labelled, to fit any method with.
+        """The scan as a case on which only the accepted slices are labelled, to fit a method on.
 
-        InputError where no slice is accepted.
+        Raises InputError if no slice is accepted.
         """
         if not self.accepted:
-            raise InputError("no slice is accepted, so there is nothing to learn from; accept some first")
+            raise InputError("no slice is accepted, so there is nothing to learn from; accept at least one first")
         full = self.export()
         array = np.full(full.array.shape, IGNORE, dtype=np.int32)
         target, source = self._embeddings.stack.of(array), self._embeddings.stack.of(full.array)
@@ -267,23 +274,24 @@ class Session:
         return Case(name=name, image=self.volume, reference=reference, labels=self.labels)
 
     def refresh(self, segmenter: Segmenter | None = None, name: str = "corrected") -> Segmenter:
-        """The segmenter (that of this session, or another) with the accepted slices in its support, as case `name`.
+        """A segmenter (default: that of this session) with the accepted slices added to its support, as case `name`.
 
-        For fate and few-shot-prompts, in seconds; SettingsError for others. Refresh the same segmenter again after more
-        corrections: what comes back here has these slices once. Show what it says by `propose`.
+        Possible for fate and few-shot-prompts, without training; raises SettingsError for other methods. After further
+        corrections, refresh the original segmenter again, not the returned one, so that no slice is added twice. Use
+        `propose` to see the new segmentation.
         """
         chosen = segmenter or self._segmenter
         if chosen is None:
-            raise SettingsError("this session was opened with nothing that has a support; give a fitted segmenter")
+            raise SettingsError("this session was opened without a fitted segmenter; give one to refresh")
         case = self.case(name)
         if case.labels != chosen.labels:
-            raise LabelError(f"the slices are labelled with {case.labels}, the segmenter with {chosen.labels}")
+            raise LabelError(f"the slices have the labels {case.labels}, but the segmenter has {chosen.labels}")
         return chosen.extend(AcceptedSlices((case,), chosen.labels))
 
-    # Going out, and coming back.
+    # Results and files.
 
     def export(self) -> LabelMap:
-        """The segmentation, on the scan's very grid."""
+        """The segmentation, on the grid of the scan."""
         geometry = self.volume.geometry
         out = np.zeros(geometry.shape, dtype=np.int16 if max(self.labels.values) < 2**15 else np.int32)
         target = self._embeddings.stack.of(out)
@@ -293,32 +301,32 @@ class Session:
         return LabelMap(out, geometry, self.labels)
 
     def save(self, path: str | Path) -> None:
-        """Writes the segmentation; the file is there whole or not at all."""
+        """Write the segmentation, completely or not at all."""
         write_label_map(path, self.export())
 
     def save_state(self, path: str | Path) -> None:
-        """Writes all that `restore` needs beside the scan and the source, but not the steps that could be undone."""
+        """Write prompts, masks and accepted slices for `restore`, without the scan, the model and the undo history."""
         with self._lock:
             states = list(self._states)
-        write_state(Path(path), states, self.volume, self.labels, self.slicer, self._who.backbone)
+        write_state(Path(path), states, self.volume, self.labels, self.slicer, self._predictor.backbone)
 
     def restore(self, path: str | Path) -> None:
-        """Takes up what `save_state` wrote, as one step.
+        """Restore a state from `save_state`, as one step for `undo`.
 
-        DamagedFile where it is no such file, CheckpointError where it is of another scan, other labels, another slicer
-        or another backbone.
+        Raises DamagedFile if it is no such file, CheckpointError if it belongs to another scan, other labels, another
+        slicer or another backbone.
         """
-        states = read_state(Path(path), self.volume, self.labels, self.slicer, self._who.backbone)
+        states = read_state(Path(path), self.volume, self.labels, self.slicer, self._predictor.backbone)
         with self._lock:
             self._commit(dict(enumerate(states)))
 
     def close(self) -> None:
-        """Ends the background; the session can still be asked."""
+        """Stop the background thread. The session can still be used."""
         self._embeddings.stop()
         self._embeddings.wait()
 
     def wait(self) -> None:
-        """Returns when the slices beside the annotator's are encoded."""
+        """Wait until the slices around the current slice are encoded."""
         self._embeddings.wait()
 
     def __enter__(self) -> Session:
@@ -329,9 +337,7 @@ class Session:
     ) -> None:
         self.close()
 
-    # Within.
-
-    def _ask(
+    def _prompt(
         self,
         number: int,
         label: int | str,
@@ -345,26 +351,27 @@ class Session:
             before = state.prompted.get(index)
             all_points = (before.points if before else ()) + tuple(points)
             last_box = box or (before.box if before else None)
-            shown = self._previous(state, index) if rough is None else mask_logits(rough)
-            if shown is None and last_box is None and not any(positive for _, _, positive in all_points):
-                logits = torch.full(self.size, -LIMIT)  # nobody has said yet where it could be
+            previous = self._previous(state, index) if rough is None else mask_logits(rough)
+            if previous is None and last_box is None and not any(positive for _, _, positive in all_points):
+                logits = torch.full(self.size, -LIMIT)  # negative clicks only: the label stays absent
             else:
-                prompts = as_prompts(all_points, last_box, shown)
-                self._embeddings.look_from(number)
-                logits = self._who.answer(self._embeddings, number, index, prompts)
-            prompted = answered(all_points, last_box, logits.clamp(-LIMIT, LIMIT), self._who.backbone)
-            return self._answered(number, index, state, prompted)
+                prompts = as_prompts(all_points, last_box, previous)
+                self._embeddings.move_to(number)
+                logits = self._predictor.logits(self._embeddings, number, index, prompts)
+            clipped = logits.clamp(-LIMIT, LIMIT)
+            prompted = prompted_mask(all_points, last_box, clipped, self._predictor.backbone)
+            return self._with_mask(number, index, state, prompted)
 
     def _previous(self, state: SliceState, index: int) -> Float[Tensor, "h w"] | None:
-        """Logits of the answer before, or the label as it was proposed; None where there is neither."""
+        """Logits of the previous mask, or of the proposed one; None if there is neither."""
         if prompted := state.prompted.get(index):
-            logits = prompted.lifted(self._who.backbone, self.size).clamp(-LIMIT, LIMIT)
+            logits = prompted.at_slice_size(self._predictor.backbone, self.size).clamp(-LIMIT, LIMIT)
             return logits if bool((logits > 0).any()) else None
-        shown = state.classes() == index + 1
-        return mask_logits(shown) if shown.any() else None
+        mask = state.classes() == index + 1
+        return mask_logits(mask) if mask.any() else None
 
-    def _answered(self, number: int, index: int, state: SliceState, prompted: PromptedMask) -> Change:
-        new = state.with_answer(index, prompted, self._who.backbone)
+    def _with_mask(self, number: int, index: int, state: SliceState, prompted: PromptedMask) -> Change:
+        new = state.with_mask(index, prompted, self._predictor.backbone)
         self._commit({number: new})
         classes = new.classes()
         changed = classes != state.classes()
@@ -372,7 +379,7 @@ class Session:
         return Change(number, self.labels.values[index], rows, columns, classes == index + 1)
 
     def _commit(self, states: Mapping[int, SliceState]) -> tuple[int, ...]:
-        """Replaces states, as one step that can be undone; the slices that look different now."""
+        """Replace states as one step that can be undone. Returns the slices whose segmentation has changed."""
         if not states:
             return ()
         self._undo.append({number: self._states[number] for number in states})
@@ -383,15 +390,15 @@ class Session:
         return different
 
     def _swap(
-        self, states: Mapping[int, SliceState], others: deque[dict[int, SliceState]] | list[dict[int, SliceState]]
+        self, states: Mapping[int, SliceState], history: deque[dict[int, SliceState]] | list[dict[int, SliceState]]
     ) -> tuple[int, ...]:
-        others.append({number: self._states[number] for number in states})
+        history.append({number: self._states[number] for number in states})
         for number, state in states.items():
             self._states[number] = state
         return tuple(states)
 
-    def _known(self, index: int) -> dict[int, NDArray[np.bool_]]:
-        """Slices on which a label is known, and where it is there."""
+    def _given_masks(self, index: int) -> dict[int, NDArray[np.bool_]]:
+        """{slice: mask} of a label, on the accepted slices and on those with prompts for it."""
         states = enumerate(self._states)
         return {n: state.classes() == index + 1 for n, state in states if state.accepted or index in state.prompted}
 
@@ -403,34 +410,36 @@ class Session:
     def _open(self, number: int) -> SliceState:
         state = self._state(number)
         if state.accepted:
-            raise InputError(f"slice {number} is accepted and stays as it is; call reopen({number}) to change it")
+            raise InputError(f"slice {number} is accepted; call reopen({number}) to change it")
         return state
 
     def _index(self, label: int | str) -> int:
-        known = self.labels.names if isinstance(label, str) else self.labels.values
-        if label not in known:
-            raise LabelError(f"there is no label {label!r}; there are {self.labels.as_dict()}")
-        return list(known).index(label)
+        labels = self.labels.names if isinstance(label, str) else self.labels.values
+        if label not in labels:
+            raise LabelError(f"there is no label {label!r}; the labels are {self.labels.as_dict()}")
+        return list(labels).index(label)
 
     def _sized(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         if mask.shape != self.size or mask.dtype != np.bool_:
-            raise InputError(f"a mask of {mask.dtype} {mask.shape}; give bool of the slice's size {self.size}")
+            raise InputError(
+                f"a mask of type {mask.dtype} and shape {mask.shape}; give a bool mask of the slice's size {self.size}"
+            )
         return mask
 
     def _require_inside(self, points: Sequence[Sequence[float]]) -> None:
         height, width = self.size
         for x, y in points:
             if not (-0.5 <= x <= width - 0.5 and -0.5 <= y <= height - 0.5):
-                raise InputError(f"(x, y) = ({x:g}, {y:g}) lies outside the slice of {width} by {height} pixels")
+                raise InputError(f"(x, y) = ({x:g}, {y:g}) is outside the slice of {width} by {height} pixels")
 
 
 def _point(xy: Point, positive: bool) -> tuple[float, float, bool]:
-    """Plain numbers, whatever library they come from."""
+    """The point with plain Python numbers."""
     x, y = xy
     return float(x), float(y), bool(positive)
 
 
 def _extent(line: NDArray[np.bool_]) -> tuple[int, int]:
-    """First True and the place after the last; (0, 0) without any."""
-    there = np.flatnonzero(line)
-    return (int(there[0]), int(there[-1]) + 1) if len(there) else (0, 0)
+    """The range (start, stop) from the first to the last True; (0, 0) if there is none."""
+    places = np.flatnonzero(line)
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)

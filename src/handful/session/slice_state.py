@@ -1,7 +1,7 @@
-"""What a session knows of each slice, as values that are never changed, only replaced: so that undo is exact and cheap.
+"""The state of each slice in a session. States are immutable and replaced as a whole, so that undo is exact.
 
-A state takes a few kilobytes: class numbers are kept deflated, masks as bits, logits in the model's square in half
-precision.
+A state takes a few kilobytes: class numbers are compressed, masks are bits, and logits are in half precision in the
+model frame.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from handful.backbones.base import Backbone
 from handful.prompts.prompts import Prompts
 
 CERTAIN = 6.0
-"""Logit, with either sign, of a mask that somebody drew, when it goes in as a prompt."""
+"""Magnitude of the logits of a binary mask that is used as a mask prompt."""
 
 Classes = UInt16[np.ndarray, "h w"]
 """0 for background, else 1 + the index of the label."""
@@ -29,43 +29,45 @@ Classes = UInt16[np.ndarray, "h w"]
 
 @dataclass(frozen=True, eq=False)
 class PromptedMask:
-    """All that an annotator said of one label on one slice, and the answer to it."""
+    """All prompts for one label on one slice, and the resulting mask."""
 
     points: tuple[tuple[float, float, bool], ...]
-    """x, y in slice pixels, and whether that is inside."""
+    """x and y in slice pixels, and whether the click is positive."""
     box: tuple[float, float, float, float] | None
-    """x0, y0, x1, y1; the corner pixels belong to it."""
+    """x0, y0, x1, y1 in slice pixels; the corner pixels belong to the box."""
     logits: Float[Tensor, "s s"]
-    """The answer in the model's square, in half precision on the CPU: the mask prompt of the next question."""
+    """Logits of the mask in the model frame, in half precision on the CPU; the mask prompt of the next prompt."""
     bits: bytes
-    """The answer's mask, 8 pixels a byte."""
+    """The mask at slice size, 8 pixels per byte."""
 
     def mask(self, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-        """Where the answer shows the label."""
+        """The mask at slice size (h, w)."""
         bits = np.unpackbits(np.frombuffer(self.bits, np.uint8), count=size[0] * size[1])
         return bits.reshape(size).astype(bool)
 
-    def lifted(self, backbone: Backbone, size: tuple[int, int]) -> Float[Tensor, "h w"]:
-        """The answer's logits at slice size."""
+    def at_slice_size(self, backbone: Backbone, size: tuple[int, int]) -> Float[Tensor, "h w"]:
+        """The logits at slice size (h, w)."""
         square = self.logits.to(backbone.device, torch.float32)
         return backbone.to_image_frame(square[None, None], size)[0, 0]
 
 
 @dataclass(frozen=True, eq=False)
 class SliceState:
-    """What is known of one slice."""
+    """The state of one slice."""
 
     size: tuple[int, int]
+    """Height and width in pixels."""
     below: bytes
-    """Class numbers that were proposed or propagated, on which the annotator's own answers lie."""
+    """Proposed or propagated class numbers, compressed; masks from prompts are in front of them."""
     top: bytes
-    """Class numbers with the answers: the segmentation."""
+    """Class numbers with the masks from prompts, compressed: the segmentation."""
     prompted: Mapping[int, PromptedMask] = field(default_factory=dict)
-    """By label index."""
+    """Masks from prompts, by label index."""
     accepted: bool = False
 
     @classmethod
     def empty(cls, size: tuple[int, int]) -> SliceState:
+        """A slice without any label."""
         nothing = deflated(np.zeros(size, np.uint16))
         return cls(size, nothing, nothing)
 
@@ -74,15 +76,15 @@ class SliceState:
         return _inflated(self.top, self.size)
 
     def proposed(self) -> Classes:
-        """The segmentation without the annotator's answers."""
+        """The segmentation without the masks from prompts."""
         return _inflated(self.below, self.size)
 
     def with_proposal(self, classes: Classes, backbone: Backbone) -> SliceState:
-        """The same answers on another proposal."""
+        """The state with another proposal and the same masks from prompts."""
         return self._composed(classes, self.prompted, backbone)
 
-    def with_answer(self, label: int, prompted: PromptedMask, backbone: Backbone) -> SliceState:
-        """The same with another answer for one label."""
+    def with_mask(self, label: int, prompted: PromptedMask, backbone: Backbone) -> SliceState:
+        """The state with another mask from prompts for one label."""
         return self._composed(self.proposed(), {**self.prompted, label: prompted}, backbone)
 
     def _composed(self, below: Classes, prompted: Mapping[int, PromptedMask], backbone: Backbone) -> SliceState:
@@ -90,17 +92,17 @@ class SliceState:
         return dataclasses.replace(self, below=deflated(below), top=deflated(top), prompted=prompted)
 
 
-def answered(
+def prompted_mask(
     points: tuple[tuple[float, float, bool], ...],
     box: tuple[float, float, float, float] | None,
     logits: Float[Tensor, "h w"],
     backbone: Backbone,
 ) -> PromptedMask:
-    """The prompts and their answer at slice size."""
+    """The prompts and the logits of their mask, which are given at slice size."""
     logits = logits.to(backbone.device)
-    lowest = logits.min().clamp(max=0)  # what the square has beside the slice belongs to no object
-    square = backbone.to_model_frame((logits - lowest)[None, None], backbone.mask_side)[0, 0] + lowest
-    return PromptedMask(points, box, square.to("cpu", torch.float16), np.packbits((logits > 0).cpu().numpy()).tobytes())
+    lowest = logits.min().clamp(max=0)  # padding of the model frame is outside of every label
+    framed = backbone.to_model_frame((logits - lowest)[None, None], backbone.mask_side)[0, 0] + lowest
+    return PromptedMask(points, box, framed.to("cpu", torch.float16), np.packbits((logits > 0).cpu().numpy()).tobytes())
 
 
 def as_prompts(
@@ -108,7 +110,7 @@ def as_prompts(
     box: tuple[float, float, float, float] | None,
     logits: Float[Tensor, "h w"] | None,
 ) -> Prompts:
-    """For one slice and one label; there must be something in it."""
+    """Prompts for one slice and one label; at least one of the arguments must not be empty."""
     xy = torch.tensor([[[[x, y] for x, y, _ in points]]], dtype=torch.float32) if points else None
     inside = torch.tensor([[[int(positive) for _, _, positive in points]]]) if points else None
     corners = torch.tensor([[box]], dtype=torch.float32) if box else None
@@ -116,16 +118,16 @@ def as_prompts(
 
 
 def mask_logits(mask: NDArray[np.bool_]) -> Float[Tensor, "h w"]:
-    """A mask that somebody drew, as logits."""
+    """A binary mask as logits."""
     return torch.where(torch.from_numpy(np.ascontiguousarray(mask)), CERTAIN, -CERTAIN)
 
 
 def _composed(
     below: Classes, prompted: Mapping[int, PromptedMask], size: tuple[int, int], backbone: Backbone
 ) -> Classes:
-    """Answers on the proposal; where several claim a pixel the one of the largest logit has it.
+    """The masks from prompts in front of the proposal. Where masks overlap, the one with the largest logit wins.
 
-    A label with an answer is nowhere but in that answer, whatever was proposed.
+    A label with a mask from prompts is absent outside of this mask, whatever was proposed.
     """
     top = np.where(np.isin(below, [label + 1 for label in prompted]), 0, below).astype(np.uint16)
     masks = {label: prompted[label].mask(size) for label in sorted(prompted)}
@@ -134,14 +136,14 @@ def _composed(
     for label, mask in masks.items():
         top[mask & ~contested] = label + 1
         if (mask & contested).any():
-            logits = prompted[label].lifted(backbone, size).cpu().numpy()
+            logits = prompted[label].at_slice_size(backbone, size).cpu().numpy()
             wins = mask & contested & (logits > best)
             top[wins], best[wins] = label + 1, logits[wins]
     return top
 
 
 def deflated(classes: Classes) -> bytes:
-    """Class numbers as a state keeps them."""
+    """Class numbers, compressed for a state."""
     return zlib.compress(np.ascontiguousarray(classes).tobytes(), 1)
 
 

@@ -1,4 +1,4 @@
-"""The file in which a session survives a restart: plain numbers and JSON in one .npz, nothing that could run."""
+"""The file for saving a session: an .npz archive of numbers and JSON. Reading it executes no code."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ FORMAT = 2
 def write_state(
     path: Path, states: Sequence[SliceState], volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone
 ) -> None:
-    """Writes a file, whole or not at all: the states, and digests of what they belong to. No path, no name is in it."""
-    prompted = [(number, label, one) for number, state in enumerate(states) for label, one in state.prompted.items()]
+    """Write the states and digests of scan and backbone, completely or not at all. No paths or names are stored."""
+    prompted = [(number, label, mask) for number, state in enumerate(states) for label, mask in state.prompted.items()]
     notes = {
-        "of": _belonging(volume, labels, slicer, backbone),
-        "prompted": [{"slice": n, "label": label, "points": one.points, "box": one.box} for n, label, one in prompted],
+        "of": _identity(volume, labels, slicer, backbone),
+        "prompted": [
+            {"slice": number, "label": label, "points": mask.points, "box": mask.box}
+            for number, label, mask in prompted
+        ],
     }
     side = backbone.mask_side
     content = io.BytesIO()
@@ -41,42 +44,46 @@ def write_state(
         below=np.stack([state.proposed() for state in states]),
         top=np.stack([state.classes() for state in states]),
         accepted=np.array([state.accepted for state in states]),
-        logits=np.stack([np.zeros((side, side), np.float16), *[one.logits.numpy() for *_, one in prompted]])[1:],
-        bits=np.array([list(one.bits) for *_, one in prompted], np.uint8),
+        logits=np.stack([np.zeros((side, side), np.float16), *[mask.logits.numpy() for *_, mask in prompted]])[1:],
+        bits=np.array([list(mask.bits) for *_, mask in prompted], np.uint8),
     )
     write_atomically(path, content.getvalue())
 
 
 def read_state(path: Path, volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> list[SliceState]:
-    """The states that were written; DamagedFile where it is no such file, CheckpointError where they do not belong."""
+    """The states in a file.
+
+    Raises DamagedFile if it is no such file, CheckpointError if it belongs to another scan, other labels, another
+    slicer or another backbone.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("notes", "below", "top", "accepted", "logits", "bits")}
         notes = json.loads(bytes(arrays["notes"]))
-        _require_belonging(path, notes["of"], _belonging(volume, labels, slicer, backbone))
+        _require_same(path, notes["of"], _identity(volume, labels, slicer, backbone))
         return _states(arrays, notes["prompted"])
     except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise DamagedFile(f"{path} is no state of a session ({error}); start a new one") from error
+        raise DamagedFile(f"{path} is not the state of a session ({error}); start a new session") from error
 
 
 def _states(arrays: dict[str, Any], prompted: Sequence[dict[str, Any]]) -> list[SliceState]:
     size = (int(arrays["top"].shape[1]), int(arrays["top"].shape[2]))
-    answers: dict[int, dict[int, PromptedMask]] = {}
-    for one, logits, bits in zip(prompted, arrays["logits"], arrays["bits"], strict=True):
-        points = tuple((float(x), float(y), bool(positive)) for x, y, positive in one["points"])
-        x0, y0, x1, y1 = one["box"] or (0.0, 0.0, 0.0, 0.0)
-        box = (float(x0), float(y0), float(x1), float(y1)) if one["box"] else None
-        answer = PromptedMask(points, box, torch.from_numpy(logits.copy()), bits.tobytes())
-        answers.setdefault(int(one["slice"]), {})[int(one["label"])] = answer
+    masks: dict[int, dict[int, PromptedMask]] = {}
+    for entry, logits, bits in zip(prompted, arrays["logits"], arrays["bits"], strict=True):
+        points = tuple((float(x), float(y), bool(positive)) for x, y, positive in entry["points"])
+        x0, y0, x1, y1 = entry["box"] or (0.0, 0.0, 0.0, 0.0)
+        box = (float(x0), float(y0), float(x1), float(y1)) if entry["box"] else None
+        mask = PromptedMask(points, box, torch.from_numpy(logits.copy()), bits.tobytes())
+        masks.setdefault(int(entry["slice"]), {})[int(entry["label"])] = mask
     rows = zip(arrays["below"], arrays["top"], arrays["accepted"].tolist(), strict=True)
     return [
-        SliceState(size, deflated(below), deflated(top), answers.get(number, {}), accepted)
+        SliceState(size, deflated(below), deflated(top), masks.get(number, {}), accepted)
         for number, (below, top, accepted) in enumerate(rows)
     ]
 
 
-def _belonging(volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> dict[str, Any]:
-    """By what a state is known to belong to a scan, its labels, its slices, and to who answered."""
+def _identity(volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> dict[str, Any]:
+    """Identifies the scan, the labels, the slicer and the backbone that a state belongs to."""
     grid = f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}"
     return {
         "format": FORMAT,
@@ -87,6 +94,6 @@ def _belonging(volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbon
     }
 
 
-def _require_belonging(path: Path, written: dict[str, Any], here: dict[str, Any]) -> None:
+def _require_same(path: Path, written: dict[str, Any], here: dict[str, Any]) -> None:
     if other := [name for name in here if written[name] != here[name]]:
-        raise CheckpointError(f"{path} was written with another {' and '.join(other)}; open the session as it was then")
+        raise CheckpointError(f"{path} was written with another {' and '.join(other)}; open the session with the same")
