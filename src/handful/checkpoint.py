@@ -174,13 +174,19 @@ def open_segmenter(folder: Path, device: str = "auto", cache: Path | None = None
 
 
 def describe_support(support: SupportSet) -> dict[str, object]:
-    """The provenance of a support set: names of the cases, SHA-256 of voxels and labels; no paths and no patients."""
-    return {
-        "support": [
-            {"case": facts.case.name, "image_sha256": facts.image_sha256, "labels_sha256": facts.labels_sha256}
-            for facts in support.facts
-        ]
-    }
+    """The provenance of a support set: names of the cases, SHA-256 of voxels and labels; no paths and no patients.
+
+    If there are unlabelled scans, their names and the SHA-256 of their voxels as well.
+    """
+    described: dict[str, object] = {}
+    described["support"] = [
+        {"case": facts.case.name, "image_sha256": facts.image_sha256, "labels_sha256": facts.labels_sha256}
+        for facts in support.facts
+    ]
+    if support.unlabelled:
+        pairs = zip(support.unlabelled.cases, support.unlabelled.digests, strict=True)
+        described["unlabelled"] = [{"case": case.name, "image_sha256": digest} for case, digest in pairs]
+    return described
 
 
 def _parsed(path: Path, raw: Any) -> Record:

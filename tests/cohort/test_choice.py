@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -5,7 +6,7 @@ import pytest
 from handful.backbones.base import Backbone
 from handful.backbones.cached import CachedBackbone
 from handful.checkpoint import open_segmenter
-from handful.cohort.choice import choose_cases, choose_encoder, choose_support, open_source
+from handful.cohort.choice import choose_cases, choose_encoder, choose_support, choose_unlabelled, open_source
 from handful.data.cases import Case, Cohort
 from handful.errors import InputError, SettingsError
 from handful.methods.base import Segmenter
@@ -62,3 +63,21 @@ def test_the_encoder_is_the_named_backbone_else_that_of_the_model(model: Path, b
     assert choose_encoder(None, segmenter) is segmenter.backbone
     assert choose_encoder(backbone.name, segmenter) is not segmenter.backbone
     assert choose_encoder(None, None).name == "handful-tiny"
+
+
+def test_the_unlabelled_scans_are_those_without_labels(cohort: Cohort):
+    bare = Cohort(
+        (*cohort.cases[:2], *(replace(case, reference=None) for case in cohort.cases[2:])), cohort.labels, "c"
+    )
+    support = choose_support(bare, shots=1)
+    assert names(choose_unlabelled(bare, support).cases) == names(bare.cases[2:])
+    assert not choose_unlabelled(bare, support, "none")
+
+
+def test_of_a_named_folder_all_scans_but_the_support_are_unlabelled(cohort: Cohort, folder: Path):
+    support = choose_support(cohort, ["case-1"])
+    unlabelled = choose_unlabelled(cohort, support, str(folder))
+    assert names(unlabelled.cases) == [name for name in names(cohort.cases) if name != "case-1"]
+    assert all(case.reference is None for case in unlabelled.cases)
+    with pytest.raises(InputError, match="check the name"):
+        choose_unlabelled(cohort, support, str(folder / "no such folder"))

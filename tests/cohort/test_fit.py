@@ -7,13 +7,15 @@ import pytest
 import small_cohort
 from handful.backbones.base import Backbone
 from handful.checkpoint import load
-from handful.cohort.choice import choose_support
+from handful.cohort.choice import choose_support, choose_unlabelled
 from handful.cohort.fit import FitConfig, dice_on_support, fit_to_folder
 from handful.data.cases import Cohort
 from handful.data.support import SupportSet
+from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import IGNORE
 from handful.errors import BusyError, CheckpointError, LabelError
 from handful.evaluation.evaluate import evaluate
+from handful.jobs.digests import digest_of
 from handful.jobs.lock import locked
 from handful.methods.few_shot_prompts.method import FewShotPrompts
 from handful.methods.nearest_slice import NearestSlice
@@ -144,6 +146,22 @@ def test_the_provenance_names_content_and_nothing_of_this_machine(model: Path, f
     assert [case["case"] for case in provenance["support"]] == ["case-0", "case-1"]
     assert all(len(case["image_sha256"]) == len(case["labels_sha256"]) == 64 for case in provenance["support"])
     assert str(folder) not in text
+
+
+def test_the_provenance_names_unlabelled_scans_by_their_content(
+    support: SupportSet, cohort: Cohort, folder: Path, backbone: Backbone, tmp_path: Path
+):
+    pool = choose_unlabelled(cohort, support, str(folder))
+    fit_to_folder("nearest-slice", NearestSlice(), replace(support, unlabelled=pool), backbone, tmp_path / "m")
+    record = (tmp_path / "m" / "segmenter.json").read_text()
+    assert str(folder) not in record
+    listed = json.loads(record)["provenance"]["unlabelled"]
+    expected = [{"case": c.name, "image_sha256": digest_of(c.read_image().array)} for c in pool.cases]
+    assert listed == expected
+    assert expected
+    fewer = replace(support, unlabelled=UnlabelledScans(pool.cases[1:]))
+    with pytest.raises(CheckpointError, match="overwrite"):
+        fit_to_folder("nearest-slice", NearestSlice(), fewer, backbone, tmp_path / "m")
 
 
 def test_two_fits_into_one_folder_do_not_meet(support: SupportSet, backbone: Backbone, tmp_path: Path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from handful.data.volume import LabelMap
 from handful.errors import BusyError, DamagedFile, InputError, SettingsError
 from handful.evaluation.evaluate import evaluate
 from handful.evaluation.results import Result, read_results
-from handful.experiments.plan import Configuration, DataSet, Plan
+from handful.experiments.plan import Configuration, DataSet, Plan, trials
 from handful.experiments.run import ExperimentConfig, run_experiment
 from handful.experiments.store import experiment_status, read_study, write_experiment_report
 from handful.methods.nearest_slice import NearestSlice
@@ -413,12 +414,27 @@ def test_only_fits_on_the_most_labels_keep_pictures(make_plan: Callable[..., Pla
     assert one.case == worst
 
 
-def test_a_setting_may_name_the_folder_of_the_data_set(make_plan: Callable[..., Plan], tmp_path: Path):
+def test_scans_that_are_scored_are_learned_from_only_where_the_plan_says_so(make_plan: Callable[..., Plan]):
     settings = {"side": 32, "channels": 2, "train.iterations": 1, "contrast.iterations": 1, "contrast_batch": 2}
-    configuration = Configuration(method="unet", settings={**settings, "pretrain": "simclr", "unlabelled": "{folder}"})
+    simclr = {**settings, "pretrain": "simclr"}
+    (trial, *_), _ = trials(make_plan(configurations={"U-Net": Configuration(method="unet", settings=simclr)}, cases=1))
+    cohort = read_cohort(trial.folder)
+    drawn, scored = ({case.name for case in cases} for cases in trial.divide(cohort))
+    everyone = {case.name for case in cohort.cases}
+
+    def pool(**changes: object) -> set[str]:
+        configuration = replace(trial.configuration, **changes)
+        return {case.name for case in replace(trial, configuration=configuration).pool(cohort)}
+
+    assert pool() == everyone - drawn - scored
+    assert pool()
+    assert pool(unlabelled="all") == everyone - drawn
+    assert pool(unlabelled="none") == pool(settings=settings) == set()
+
+
+def test_a_method_that_learns_from_unlabelled_scans_is_run(make_plan: Callable[..., Plan], tmp_path: Path):
+    settings = {"side": 32, "channels": 2, "train.iterations": 1, "contrast.iterations": 1, "contrast_batch": 2}
+    configuration = Configuration(method="unet", settings={**settings, "pretrain": "simclr"}, unlabelled="all")
     found = run_experiment(make_plan(configurations={"U-Net": configuration}), tmp_path / "out", ONE)
-    write_experiment_report(tmp_path / "out")
     assert not found.failed
-    rows = read_results(tmp_path / "out" / "results.csv")
-    assert all(not row.failure for row in rows)
-    assert all(json.loads(row.settings)["unlabelled"] == "{folder}" for row in rows)
+    assert all(not row.failure for row in read_study(tmp_path / "out").results)

@@ -1,21 +1,23 @@
 """The U-Net baseline: what it learns, what it leaves alone, and where a killed fit goes on."""
 
+import math
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-import small_cohort
 from handful.backbones.base import Backbone
+from handful.backbones.efficientnet import imagenet_encoder
 from handful.data.cases import Case
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
-from handful.data.volume import IGNORE, LabelMap, Volume
+from handful.data.unlabelled import UnlabelledScans
+from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
+from handful.methods.unet.choice import chosen_channels, chosen_encoder, chosen_side, may_mirror, thickness
 from handful.methods.unet.method import UNet, UNetSegmenter
-from handful.methods.unet.network import Net, NetPlan, standardised
+from handful.methods.unet.network import NetPlan, PlainNet, standardised
 from handful.methods.unet.simclr import pretrain_encoder
 from handful.tuning.loop import TrainConfig
 from phantoms import LABELS, phantom, phantom_case, support_set
@@ -49,7 +51,10 @@ def small(sam: Backbone) -> UNetSegmenter:
     "option",
     [
         {"deep_supervision": False},
-        {"elastic": 0.05},
+        {"augmentation": "always"},
+        {"augmentation": "always", "elastic": 0.05},
+        {"mirror": True},
+        {"encoder": "imagenet"},
         {"batch": 3},
         {"side": 48},
         {"channels": 5},
@@ -104,7 +109,7 @@ def test_stacks_learn_from_a_single_labelled_slice(sam: Backbone):
 # The shape of the net.
 
 
-def test_the_side_is_the_slices_own_and_never_above_the_backbones(large_sam: Backbone):
+def test_the_side_is_at_most_the_slices_own_and_the_backbones(large_sam: Backbone):
     image, reference = phantom(0)
     slicer = Slicer().resolve([image])
 
@@ -116,6 +121,75 @@ def test_the_side_is_the_slices_own_and_never_above_the_backbones(large_sam: Bac
         return UNet().plan(support, slicer, large_sam).side
 
     assert (side_of(1), side_of(3), side_of(5)) == (64, 96, large_sam.side)
+
+
+def only_strips(width: int) -> SupportSet:
+    """A slice of 512 pixels with a square and a strip of that width."""
+    classes = np.zeros((512, 1, 512), dtype=np.int16)
+    classes[100:200, :, 100:200] = 1
+    classes[300:500, :, 300 : 300 + width] = 3
+    geometry = Geometry((512, 1, 512), np.diag([1.0, 10.0, 1.0, 1.0]))
+    image = Volume(np.zeros((1, *geometry.shape), dtype=np.float32), geometry)
+    return SupportSet((Case("strip", image, LabelMap(classes, geometry, LABELS), LABELS),), LABELS)
+
+
+@pytest.mark.parametrize(("width", "side"), [(60, 128), (16, 192), (4, 256)])
+def test_thin_structures_ask_for_more_pixels(width: int, side: int):
+    support = only_strips(width)
+    assert chosen_side(support, support.resolve(Slicer()), most=1024) == side
+
+
+def test_the_width_of_a_strip_and_of_a_disc():
+    rows, columns = np.mgrid[:64, :64]
+    strip = np.zeros((1, 64, 64), dtype=int)
+    strip[0, 10:60, 20:26] = 1
+    disc = ((rows - 32) ** 2 + (columns - 32) ** 2 <= 20**2)[None].astype(int)
+    labels = Labels.of({1: "one"})
+    assert thickness(strip, labels) == pytest.approx(6, rel=0.15)
+    assert thickness(disc, labels) == pytest.approx(0.4 * 40, rel=0.05)
+    assert thickness(np.zeros((1, 4, 4), dtype=int), labels) == math.inf
+
+
+def pictures(*names: str) -> SupportSet:
+    array = np.zeros((32, 1, 32), dtype=np.int16)
+    array[8:20, :, 8:20] = 1
+    geometry = Geometry(array.shape, np.diag([1.0, 1.0, 1.0, 1.0]), unit="pixel")
+    labels = Labels.of({1: names[0]})
+    image = Volume(np.zeros((1, *array.shape), dtype=np.float32), geometry)
+    return SupportSet((Case("one", image, LabelMap(array, geometry, labels), labels),), labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "mirrored"), [("polyp", True), ("left lung", False), ("Kidney_R", False), ("lateral ventricle", True)]
+)
+def test_pictures_are_mirrored_unless_a_label_has_a_side(name: str, mirrored: bool):
+    assert may_mirror(pictures(name)) == mirrored
+    assert not may_mirror(support_set(1)), "scans are never mirrored"
+
+
+def test_pictures_start_from_imagenet_and_scans_do_not():
+    assert chosen_encoder(pictures("polyp"), dims=2) == "imagenet"
+    assert chosen_encoder(support_set(1), dims=2) == "none"
+
+
+def test_many_labels_get_a_wider_net():
+    few, many = Labels.of({1: "a", 2: "b"}), Labels.of({n: f"label {n}" for n in range(1, 6)})
+    assert chosen_channels(few) < chosen_channels(many)
+
+
+def test_a_mirrored_slice_has_the_mirrored_answer(sam: Backbone):
+    slices = torch.rand(2, 1, 32, 32)
+    segmenter = replace(SMALL, mirror=True).fit(support_set(1), sam)
+    with torch.inference_mode():
+        assert torch.allclose(segmenter(slices.flip(-1)), segmenter(slices).flip(-1), atol=1e-5)
+
+
+def test_an_encoder_that_knows_imagenet_keeps_most_of_it(sam: Backbone):
+    method = replace(SMALL, encoder="imagenet", encoder_rate=0.0)
+    segmenter = method.fit(support_set(1), sam)
+    known = dict(imagenet_encoder().named_parameters())
+    assert all(torch.equal(value, known[name]) for name, value in segmenter.net.encoder.named_parameters())
+    assert segmenter(torch.rand(1, 3, 24, 28)).shape == (1, 2, 24, 28)
 
 
 def test_thick_slices_are_joined_only_where_pixels_are_as_coarse(sam: Backbone):
@@ -184,7 +258,7 @@ def slices() -> torch.Tensor:
     return torch.nn.functional.interpolate(cut, (32, 32)).half()
 
 
-def fresh(sam: Backbone) -> Net:
+def fresh(sam: Backbone) -> PlainNet:
     return SMALL.net(SMALL.plan(support_set(1), Slicer().resolve([phantom(0)[0]]), sam), 2)
 
 
@@ -209,14 +283,19 @@ def test_simclr_changes_what_is_learned(small: UNetSegmenter, sam: Backbone):
     assert not equal(before.learned(), small.learned())
 
 
-def test_simclr_looks_at_the_images_of_an_unlabelled_cohort_and_never_at_its_labels(sam: Backbone, tmp_path: Path):
-    folder = small_cohort.write_cohort(tmp_path / "cohort", cases=2)
-    method = replace(SMALL, pretrain="simclr", unlabelled=folder, contrast_batch=4, contrast=SHORT)
-    with_labels = method.fit(support_set(1), sam).learned()
-    for path in (folder / "labels").iterdir():
-        path.write_bytes(b"nothing that could be read")
-    assert equal(method.fit(support_set(1), sam).learned(), with_labels)
-    assert not equal(replace(method, unlabelled=None).fit(support_set(1), sam).learned(), with_labels)
+def test_simclr_learns_from_the_images_of_unlabelled_scans_and_never_from_their_labels(sam: Backbone):
+    method = replace(SMALL, pretrain="simclr", contrast_batch=4, contrast=SHORT)
+    assert method.uses_unlabelled
+    assert not SMALL.uses_unlabelled
+    further = (phantom_case(5), phantom_case(6))
+    without_labels = tuple(replace(case, reference=None) for case in further)
+    alone = support_set(1)
+    learned = [
+        method.fit(replace(alone, unlabelled=UnlabelledScans.of(cases)), sam).learned()
+        for cases in (further, without_labels, ())
+    ]
+    assert equal(learned[0], learned[1])
+    assert not equal(learned[0], learned[2])
 
 
 @pytest.mark.parametrize(
@@ -228,6 +307,9 @@ def test_simclr_looks_at_the_images_of_an_unlabelled_cohort_and_never_at_its_lab
         ({"elastic": -0.1}, "elastic must be 0 or more, got -0.1"),
         ({"rare_class_weight": -1}, "rare_class_weight must be 0 or more, got -1"),
         ({"dims": 3, "pretrain": "simclr"}, "set dims=2"),
+        ({"dims": 3, "encoder": "imagenet"}, "set dims=2"),
+        ({"pretrain": "simclr", "encoder": "imagenet"}, "trained already"),
+        ({"encoder_rate": -1}, "encoder_rate must be 0 or more"),
     ],
     ids=str,
 )

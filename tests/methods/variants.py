@@ -141,8 +141,11 @@ VARIANTS: dict[str, Variant] = {
     "nearest-slice, embeddings": Variant("nearest-slice", {"similarity": "embedding"}, seed=None, exempt=LAST_DIGITS),
     "unet": Variant("unet", NET, exempt=NO_ENCODER),
     "unet, one exit, own side": Variant(
-        "unet", NET | {"side": None, "deep_supervision": False, "elastic": 0.05}, exempt=NO_ENCODER
+        "unet",
+        NET | {"side": None, "deep_supervision": False, "augmentation": "always", "elastic": 0.05},
+        exempt=NO_ENCODER,
     ),
+    "unet, imagenet, mirrored": Variant("unet", NET | {"encoder": "imagenet", "mirror": True}, exempt=NO_ENCODER),
     "unet, simclr": Variant(
         "unet",
         NET | {"pretrain": "simclr", "contrast_batch": 4, "contrast.iterations": 3},

@@ -119,3 +119,43 @@ def test_processes_that_share_a_step_take_the_step_of_the_mean_gradient(tmp_path
     train(alone, mean_loss, TrainConfig(iterations=5, learning_rate=0.1, clip=1e9))
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(shared[name], value)
+
+
+def test_parameters_may_learn_more_slowly_than_others() -> None:
+    model, before = _problem(), dict(_problem().named_parameters())
+    train(model, _loss(model), CONFIG, rates={"0.": 0.0})
+    still = {name for name, value in model.named_parameters() if torch.equal(value, before[name])}
+    assert still == {"0.weight", "0.bias"}
+
+
+def test_a_teacher_is_the_moving_average_all_along(tmp_path: Path) -> None:
+    def fit(run: Run) -> tuple[nn.Module, nn.Module, dict[int, Tensor]]:
+        model, teacher, shown = _problem(), _problem().requires_grad_(False), {}
+        inner = _loss(model)
+
+        def loss(step: int, generator: Generator) -> Tensor:
+            shown[step] = next(teacher.parameters()).clone()
+            return inner(step, generator)
+
+        train(model, loss, CONFIG, run, teacher=teacher)
+        return model, teacher, shown
+
+    def kill(step: int, total: int, note: str) -> None:
+        if step == 17:
+            raise KeyboardInterrupt
+
+    model, teacher, shown = fit(Run())
+    plain = _problem()
+    train(plain, _loss(plain), CONFIG)
+    for expected in (model, plain):
+        assert all(torch.equal(a, b) for a, b in zip(expected.parameters(), teacher.parameters(), strict=True))
+    with pytest.raises(KeyboardInterrupt):
+        fit(Run(tmp_path, kill, 0.0))
+    _, _, later = fit(Run(tmp_path, save_every_s=0.0))
+    assert 0 not in later
+    assert all(torch.equal(value, shown[step]) for step, value in later.items())
+
+
+def test_a_teacher_takes_a_moving_average() -> None:
+    with pytest.raises(SettingsError, match="give a decay"):
+        train(_problem(), _loss(_problem()), replace(CONFIG, ema=0.0), teacher=_problem())

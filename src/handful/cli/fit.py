@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,18 @@ from handful.cli.terminal import print_json, print_lines, print_note, progress
 
 if TYPE_CHECKING:
     from handful.cohort.fit import FitResult
+    from handful.data.cases import Cohort
+    from handful.data.support import SupportSet
     from handful.methods.base import Method
+
+Unlabelled = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder of scans whose images are used without labels, or none. Default: the scans of the cohort that have "
+        "no labels. Only some methods use them.",
+        show_default=False,
+    ),
+]
 
 
 def fit(
@@ -25,6 +37,7 @@ def fit(
     cases: options.Cases = "",
     shots: Annotated[int | None, typer.Option(help="Learn from this many cases, drawn at random.", min=1)] = None,
     split: Annotated[int, typer.Option(help="Which random split of the cases.")] = 0,
+    unlabelled: Unlabelled = None,
     backbone: options.Backbone = "handful-tiny",
     settings: options.Settings = [],  # noqa: B006
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; --set goes before it.")] = None,
@@ -58,7 +71,9 @@ def fit(
 
     method = method or _default_method()
     built = _build(method, settings, config, seed)
-    support = choose_support(read_cohort(input), options.names_in(cases), shots, split)
+    cohort = read_cohort(input)
+    support = choose_support(cohort, options.names_in(cases), shots, split)
+    support = _with_unlabelled(support, cohort, built, unlabelled)
     model = open_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
     began = time.monotonic()
     with progress(f"fitting {method}", quiet) as report:
@@ -100,6 +115,17 @@ def _learned(result: FitResult) -> list[str]:
         labels = ", ".join(result.not_learned)
         lines.append(f"not learned: {labels}; train longer (--set train.iterations=...)")
     return lines
+
+
+def _with_unlabelled(support: SupportSet, cohort: Cohort, method: Method, folder: str | None) -> SupportSet:
+    """The support with the unlabelled scans that the method uses."""
+    from handful.cohort.choice import choose_unlabelled
+
+    if method.uses_unlabelled:
+        return replace(support, unlabelled=choose_unlabelled(cohort, support, folder))
+    if folder is not None:
+        print_note("this method uses labelled scans only; --unlabelled changes nothing")
+    return support
 
 
 def _build(name: str, pairs: list[str], config: Path | None, seed: int | None) -> Method:

@@ -10,7 +10,9 @@ from handful.backbones.base import Backbone
 from handful.backbones.catalog import open_backbone
 from handful.checkpoint import RECORD, open_segmenter
 from handful.data.cases import Case, Cohort
+from handful.data.files import read_cohort
 from handful.data.support import SupportSet
+from handful.data.unlabelled import UnlabelledScans
 from handful.errors import InputError, SettingsError
 from handful.methods.base import Segmenter
 
@@ -48,6 +50,23 @@ def choose_support(cohort: Cohort, names: Sequence[str] = (), shots: int | None 
     else:
         cases = tuple(case for case in cohort.cases if case.reference is not None)
     return SupportSet(cases, cohort.labels)
+
+
+def choose_unlabelled(cohort: Cohort, support: SupportSet, folder: str | None = None) -> UnlabelledScans:
+    """Scans whose images are learned from: those of the cohort without labels, or all in `folder`; none for "none".
+
+    A scan of the support is never among them. InputError where the folder holds no scans.
+    """
+    if folder == "none":
+        return UnlabelledScans()
+    if folder is None:
+        return UnlabelledScans.of(tuple(case for case in cohort.cases if case.reference is None))
+    known = {_file(case) for case in support.cases} - {None}
+    return UnlabelledScans.of(tuple(case for case in read_cohort(Path(folder)).cases if _file(case) not in known))
+
+
+def _file(case: Case) -> Path | None:
+    return case.image.resolve() if isinstance(case.image, Path) else None
 
 
 def open_source(name: str, device: str = "auto", cache: Path | None = None) -> Segmenter | Backbone:

@@ -18,6 +18,7 @@ from torch import Tensor
 from handful.data.cases import Case
 from handful.data.slice_grid import Block, SliceGrid
 from handful.data.slicing import Slicer, SliceView, Window, suggested_window
+from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels
 from handful.errors import InputError, LabelError
 from handful.jobs.digests import digest_of
@@ -142,6 +143,8 @@ class SupportSet:
     labels: Labels
     known_facts: tuple[SupportFacts, ...] | None = field(default=None, repr=False, compare=False)
     """Facts of the cases where they are known already, so that they are not read for them again."""
+    unlabelled: UnlabelledScans = field(default=UnlabelledScans(), compare=False)
+    """Further scans of the cohort, for methods that learn from images without labels as well."""
 
     def __post_init__(self) -> None:
         if not self.cases:

@@ -6,7 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from handful.backbones.base import Backbone
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort
 from handful.data.support import SupportSet
+from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import LabelMap, Volume
 from handful.errors import HandfulError, InputError
 from handful.evaluation.evaluate import Row, score_case
@@ -59,6 +60,8 @@ class Fingerprints:
             "support": [self._of_case(case) for case in support],
             "unseen": [self._of_case(case) for case in unseen],
         }
+        if pool := trial.pool(cohort):
+            parts["unlabelled"] = [self._of_case(replace(case, reference=None)) for case in pool]
         return digest_of_json(parts)
 
     def _of_case(self, case: Case) -> list[object]:
@@ -88,9 +91,9 @@ def fit(trial: Trial, backbone: Backbone) -> Fit:
     cohort = read_cohort(trial.folder)
     if cohort.labels is None:
         raise InputError(f"{trial.folder} has no labelled case; put label maps into its labels/ folder")
-    method, _ = trial.configuration.build(trial.split, trial.folder)
+    method, _ = trial.configuration.build(trial.split)
     cases, _ = trial.divide(cohort)
-    support = SupportSet(tuple(cases), cohort.labels)
+    support = SupportSet(tuple(cases), cohort.labels, unlabelled=UnlabelledScans.of(tuple(trial.pool(cohort))))
     memory, began = PeakMemory(backbone.device), time.perf_counter()
     segmenter = method.fit(support, backbone)
     return Fit(segmenter, cases, time.perf_counter() - began, memory.mib())

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -26,8 +26,6 @@ COMPARED = ("nearest-slice", "fate", "few-shot-prompts", "auto-sam", "unet", "en
 """Methods that `compare_plan` uses by default; a fit takes up to a quarter of an hour."""
 SHOTS = (1, 2, 4, 8, 16)
 CLICKS = re.compile(r"clicks-([1-9]\d?)")
-FOLDER = "{folder}"
-"""Placeholder for the data set's folder in a setting, as in `unlabelled = "{folder}"`."""
 _FORBID = ConfigDict(extra="forbid")
 
 
@@ -52,7 +50,10 @@ class Configuration:
 
     method: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """As in `build_method`; '{folder}' stands for the data set's folder."""
+    """As in `build_method`."""
+    unlabelled: Literal["others", "all", "none"] = "others"
+    """Images without labels for methods that use them: "others" are those of patients who are not scored; "all" adds
+    the scored ones, as where the scans to be segmented are at hand."""
     backbone: str | None = None
     """None: as in the plan."""
     annotator: str | None = None
@@ -72,14 +73,13 @@ class Configuration:
             )
         self.build(0)
 
-    def build(self, split: int, folder: Path | None = None) -> tuple[Method, int | None]:
+    def build(self, split: int) -> tuple[Method, int | None]:
         """The method and its random seed.
 
         The seed is the number of the split unless the settings name another; None if the method uses no random numbers.
-        Without a `folder`, '{folder}' in the settings is kept.
         """
         whole_slices = {"roi_margin": "none"} if self.annotator else {}  # annotators prompt on whole slices
-        settings = whole_slices | {k: str(folder) if v == FOLDER and folder else v for k, v in self.settings.items()}
+        settings = {**whole_slices, **self.settings}
         method = build_method(self.method, settings)
         all_settings = method_settings(method)
         key = (
@@ -159,7 +159,7 @@ class Trial:
     @cached_property
     def fit(self) -> str:
         """Identifies the fit: equal for trials that differ only in their name or their annotator."""
-        method, _ = self.configuration.build(self.split, self.folder)
+        method, _ = self.configuration.build(self.split)
         parts = (
             str(self.folder),
             self.shots,
@@ -167,6 +167,7 @@ class Trial:
             self.backbone,
             self.configuration.method,
             method_settings(method),
+            (self.configuration.unlabelled, self.most_cases) if method.uses_unlabelled else None,
         )
         return json.dumps(parts, sort_keys=True)
 
@@ -180,6 +181,16 @@ class Trial:
         order = {_patient(case): place for place, case in enumerate(_split_order(cohort, self.split))}
         unseen.sort(key=lambda case: (-order[_patient(case)], case.name))
         return support, sorted(unseen[: self.most_cases], key=lambda case: case.name)
+
+    def pool(self, cohort: Cohort) -> list[Case]:
+        """Cases whose images are used without their labels; none if the method does not use any."""
+        method, _ = self.configuration.build(self.split)
+        if self.configuration.unlabelled == "none" or not method.uses_unlabelled:
+            return []
+        support, scored = self.divide(cohort)
+        names = {case.name for case in support}
+        apart = {_patient(case) for case in scored} if self.configuration.unlabelled == "others" else set()
+        return [case for case in cohort.cases if case.name not in names and _patient(case) not in apart]
 
 
 def read_plan(path: Path, data: Path | None = None) -> Plan:

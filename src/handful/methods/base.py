@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -240,6 +241,11 @@ class Method(ABC):
         return dataclasses.replace(settings, **changes)  # type: ignore[no-any-return]
 
     @property
+    def uses_unlabelled(self) -> bool:
+        """Whether a fit learns from the unlabelled scans of a support too."""
+        return False
+
+    @property
     def trains(self) -> bool:
         """Whether a fit depends on a random seed."""
         try:
@@ -273,6 +279,13 @@ def to_classes(logits: Float[Tensor, "n k h w"]) -> Tensor:
     """Class numbers (n, h, w): 0 if no label has a logit above 0, else 1 + the index of the largest logit."""
     best, index = logits.max(dim=1)
     return torch.where(best > 0, index + 1, 0)
+
+
+def mean_of_probabilities(answers: Sequence[Float[Tensor, "n k *s"]]) -> Float[Tensor, "n k *s"]:
+    """Logits of the mean of several probabilities, each of one softmax with a background of logit 0."""
+    shares = torch.stack([F.pad(one.movedim(1, -1), (1, 0)).softmax(dim=-1) for one in answers]).mean(dim=0)
+    logs = shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
+    return (logs[..., 1:] - logs[..., :1]).movedim(-1, 1)
 
 
 def below(prefix: str, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:

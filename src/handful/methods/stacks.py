@@ -83,6 +83,11 @@ class StackedSupport:
         return digest_of(self.slices, self.classes, self.first)
 
 
+def evenly(count: int, most: int) -> list[int]:
+    """Numbers below `count`, all or `most` of them at even distances."""
+    return torch.linspace(0, count - 1, min(most, count)).round().long().tolist()
+
+
 def slices_in_square(view: SliceView, index: Sequence[int], side: int) -> Float[Tensor, "n c s s"]:
     """Slices of a volume in the square, a few of native size in memory at a time."""
     parts = [index[start : start + CHUNK] for start in range(0, len(index), CHUNK)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -81,10 +81,15 @@ def train(
     config: TrainConfig,
     run: Run | None = None,
     stop: Callable[[int], bool] | None = None,
+    rates: Mapping[str, float] | None = None,
+    teacher: nn.Module | None = None,
 ) -> History:
     """Optimises every parameter of `model` that asks for gradients, in place; returns the history.
 
-    `stop(step)`, called before each step, ends the training where it returns True.
+    `stop(step)`, called before each step, ends the training where it returns True. `rates` has factors of the learning
+    rate for parameters whose names start with a key. `teacher`, a copy of `model`, is given the moving average of the
+    weights after every step, so that the loss may ask it (Tarvainen and Valpola, "Mean teachers are better role
+    models", NeurIPS 2017); it takes `config.ema` above 0.
 
     `loss(step, generator)` draws all randomness from the generator or torch's global one: both are seeded from
     (seed, step), so a run continued from `run.scratch` ends with exactly the weights of an undisturbed one. In a group
@@ -99,7 +104,9 @@ def train(
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise SettingsError("nothing to train: no parameter of the model asks for gradients")
-    state = _State(named, config, config.learning_rate)
+    if teacher is not None and not config.ema:
+        raise SettingsError("a teacher is the moving average of the weights, and ema is 0; give a decay such as 0.99")
+    state = _State(named, config, config.learning_rate, rates or {}, teacher)
     device = next(iter(named.values())).device.type
     step = state.load(run.scratch) if run.scratch else 0
     saved = time.monotonic()
@@ -128,21 +135,29 @@ def train(
 class _State:
     """Parameters, optimiser and moving average, with an exact checkpoint of all three."""
 
-    def __init__(self, named: dict[str, nn.Parameter], config: TrainConfig, peak: float) -> None:
+    def __init__(
+        self,
+        named: dict[str, nn.Parameter],
+        config: TrainConfig,
+        peak: float,
+        rates: Mapping[str, float],
+        teacher: nn.Module | None,
+    ) -> None:
         self.named, self.config, self.history = named, config, History()
         self.peak = peak
-        decayed = [p for p in named.values() if p.ndim > 1]
-        plain = [p for p in named.values() if p.ndim <= 1]
-        groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.peak)
-        self.average = {n: p.detach().clone() for n, p in named.items()} if config.ema else {}
+        # the fused form takes a quarter of the time, and runs on processors of all kinds
+        fused = next(iter(named.values())).device.type == "cpu"
+        self.optimizer = torch.optim.AdamW(list(_groups(named, config.weight_decay, rates)), lr=peak, fused=fused)
+        self.average: dict[str, Tensor] = {}
+        if teacher is not None:
+            copies = dict(teacher.named_parameters())
+            self.average = {name: copies[name].detach() for name in named}
+        elif config.ema:
+            self.average = {name: p.detach().clone() for name, p in named.items()}
 
     def update(self, value: Tensor, step: int) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.peak * rate(step, self.config)
+            group["lr"] = self.peak * group["factor"] * rate(step, self.config)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         if dist.is_initialized():
@@ -187,6 +202,21 @@ class _State:
                     }
         self.history = History(note["losses"], note["seconds"])
         return int(note["step"])
+
+
+def _groups(
+    named: Mapping[str, nn.Parameter], weight_decay: float, rates: Mapping[str, float]
+) -> Iterator[dict[str, object]]:
+    """Parameters by their learning rate, and those of more than one dimension, which decay, before the others."""
+    factors = {name: next((f for key, f in rates.items() if name.startswith(key)), 1.0) for name in named}
+    for factor in dict.fromkeys(factors.values()):
+        mine = [p for name, p in named.items() if factors[name] == factor]
+        for decay, parameters in (
+            (weight_decay, [p for p in mine if p.ndim > 1]),
+            (0.0, [p for p in mine if p.ndim <= 1]),
+        ):
+            if parameters:
+                yield {"params": parameters, "weight_decay": decay, "factor": factor}
 
 
 def rate(step: int, config: TrainConfig) -> float:

@@ -15,38 +15,50 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.backbones.framing import from_square, into_square
-from handful.data.files import read_cohort
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels
 from handful.errors import SettingsError
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, assemble_label_map, below, has_signal, to_classes
-from handful.methods.stacks import UNKNOWN, StackedSupport, blocks
-from handful.methods.unet.network import Net, NetPlan, StackShape
-from handful.methods.unet.simclr import pretrain_encoder, unlabelled_slices
-from handful.tuning.augment import augmented
+from handful.methods.base import (
+    Method,
+    Segmenter,
+    assemble_label_map,
+    below,
+    has_signal,
+    mean_of_probabilities,
+    to_classes,
+)
+from handful.methods.stacks import StackedSupport, blocks
+from handful.methods.unet.choice import chosen_channels, chosen_encoder, chosen_side, may_mirror
+from handful.methods.unet.network import Encoder, Net, NetPlan, PlainNet, PretrainedNet, StackShape
+from handful.methods.unet.simclr import pretrain_encoder, slices_to_tell_apart
+from handful.methods.unet.training import Augmentation, NetLoss, Views
 from handful.tuning.loop import TrainConfig, train
-from handful.tuning.losses import dice_ce, fading
-from handful.tuning.sampling import BalancedSampler
 from handful.tuning.trainable import load_trainable_state, trainable_state
+
+STEPS = 1500
+RATES: dict[Encoder, float] = {"none": 5e-3, "imagenet": 1e-3}
+"""Peak learning rates."""
+ELASTIC = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
 class UNet(Method):
-    """A U-Net trained on the labelled slices alone; of the backbone it takes the device and the largest side."""
+    """A U-Net trained on the labelled slices alone; of the backbone it takes the device and the largest side.
+
+    What is None is chosen from the data (`handful.methods.unet.choice`).
+    """
 
     when = "5 or more labelled cases; the baseline to beat"
     minutes = "2 to 15 min"
@@ -55,90 +67,158 @@ class UNet(Method):
     """Plane and window, the same when fitting and when predicting."""
     dims: Literal[2, 3] = 2
     """2: slice by slice. 3: through stacks of neighbouring slices; wants volumes of many slices, and a GPU."""
+    encoder: Encoder | None = None
+    """The contracting path at the start: EfficientNet-Lite0 trained on ImageNet ("imagenet", where `dims` is 2), or
+    random weights ("none"). None takes "imagenet" for pictures, "none" for scans."""
+    encoder_rate: float = 0.2
+    """Learning rate of an encoder that knows ImageNet, as a share of that of the rest."""
     side: int | None = None
-    """Pixels along the square that slices are stretched onto, a multiple of 16; None takes the longest edge of the
-    support's slices, as further pixels would hold nothing new, and at most the backbone's own side."""
+    """Pixels along the square that slices are stretched onto, a multiple of 16. None takes 128, or more where a
+    structure is too thin for that, at most the longest edge of the slices, 256, and the backbone's own side."""
     depth: int = 16
     """Slices of a stack, a multiple of 4, where `dims` is 3; shorter volumes repeat their outermost slices."""
-    channels: int = 16
-    """Channels of the finest stage; they double with every stage, up to 16 times as many. nnU-Net has 32."""
+    channels: int | None = None
+    """Channels of the finest stage; they double with every stage, up to 16 times as many. None takes 16, and 24 for
+    more than three labels; nnU-Net has 32."""
     deep_supervision: bool = True
     """Judge the three next coarser stages of the decoder as well, each with half the weight of the one before."""
-    elastic: float = 0.0
-    """Strongest bending of a training slice, as a share of its side; 0, as in nnU-Net, leaves it straight."""
+    augmentation: Augmentation = "nnunet"
+    """How training slices are changed: "nnunet" turns, scales, stretches, shifts, bends, relights, blurs and coarsens
+    each with a probability; "always" turns, scales, shifts and relights all, further than one scanner differs."""
+    elastic: float | None = None
+    """Strongest bending of a training slice, as a share of its side. None takes 0.03, and 0 with augmentation
+    "always"."""
+    mirror: bool | None = None
+    """Whether left and right change places in half of the training slices; the prediction is then the mean of a slice
+    and its mirror image. None does so for pictures without "left" and "right" among the names of their labels."""
     batch: int = 8
     """Slices (or stacks) a training step; every other one holds a label drawn at random, the rest are any."""
     rare_class_weight: float = 0.0
     """How much more a pixel of a rare class counts than one of a common one in the cross entropy: the power of how many
     times rarer it is, at the start of the training; it falls to 0 towards its end. At 0, as in nnU-Net, all count
     alike; in short trainings 0.5 finds labels of few pixels sooner."""
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=1000, learning_rate=5e-3))
-    """Length and rate of the training."""
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            iterations=None, learning_rate=None, ema=0.99, clip=5.0, precision="bfloat16"
+        )
+    )
+    """Length and rate of the training. None takes 1,500 steps, and the rate 5e-3, or 1e-3 with ImageNet's encoder."""
     pretrain: Literal["none", "simclr"] = "none"
-    """What the encoder learns before: nothing, or by SimCLR to tell slices apart; only where `dims` is 2."""
-    unlabelled: Path | None = None
-    """Folder of a cohort whose images, never its labels, are used by SimCLR; None takes all slices of the support."""
+    """What an encoder of random weights learns before: nothing, or by SimCLR to tell slices apart, those of the
+    unlabelled scans as well; only where `dims` is 2."""
     contrast_batch: int = 32
-    """Slices that SimCLR tells apart at once; each is seen in two views."""
+    """Slices that SimCLR tells apart at once; each is shown in two views."""
     contrast: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=1000, learning_rate=1e-3))
     """Length and rate of SimCLR."""
 
     def __post_init__(self) -> None:
         for name, least in (("depth", 4), ("channels", 1), ("batch", 1), ("contrast_batch", 2)):
-            if getattr(self, name) < least:
-                raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SettingsError(f"{name} must be at least {least}, got {value}")
         if self.side is not None and (self.side < 32 or self.side % 16):
             raise SettingsError(f"side must be a multiple of 16 from 32 on, got {self.side}")
         if self.depth % 4:
             raise SettingsError(f"depth must be a multiple of 4, got {self.depth}")
-        for name in ("elastic", "rare_class_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if self.pretrain == "simclr" and self.dims == 3:
-            raise SettingsError("SimCLR trains the encoder of single slices; set dims=2 or pretrain=none")
+        for name in ("elastic", "rare_class_weight", "encoder_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise SettingsError(f"{name} must be 0 or more, got {value}")
+        if self.dims == 3 and (self.pretrain == "simclr" or self.encoder == "imagenet"):
+            what = "SimCLR trains" if self.pretrain == "simclr" else "ImageNet has trained"
+            raise SettingsError(f"{what} the encoder of single slices; set dims=2 or pretrain=none and encoder=none")
+        if self.pretrain == "simclr" and self.encoder == "imagenet":
+            raise SettingsError("encoder=imagenet is trained already; set encoder=none for SimCLR, or pretrain=none")
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        return self.pretrain == "simclr"
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> UNetSegmenter:  # noqa: B008
         slicer = support.resolve(self.slicer)
-        plan = self.plan(support, slicer, backbone)
         simclr = self.pretrain == "simclr"
-        with support.held() if simclr else nullcontext(support) as held:
+        with support.held() if simclr or self.side is None else nullcontext(support) as held:
+            plan = self.plan(held, slicer, backbone)
             stacked = StackedSupport.of(held, slicer, plan.side, plan.depth)
-            slices = self._unlabelled(held, slicer, plan.side) if simclr else torch.zeros(0)
+            slices = slices_to_tell_apart(held, slicer, plan.side) if simclr else torch.zeros(0)
         net = self.net(plan, len(support.labels)).to(backbone.device)
-        first, then = _phases(self, run, _fingerprint(self, plan, stacked, slices))
-        if simclr:
+        config = self.training(plan)
+        first, then = _phases(self, config, run, self.fingerprint(plan, stacked, slices))
+        if isinstance(net, PlainNet) and simclr:
             pretrain_encoder(net, slices, self.contrast_batch, self.contrast, first)
-        train(net, _NetLoss(self, net, stacked, len(support.labels)), self.train, then)
+        loss = self.loss(net, stacked, len(support.labels), config.steps)
+        train(net, loss, config, then, rates={"encoder.": self.encoder_rate})
         net.let_go()
-        return UNetSegmenter(support.labels, slicer, backbone, net)
+        return UNetSegmenter(support.labels, slicer, backbone, net, (self.described(plan, config),))
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> UNetSegmenter:
-        net = self.net(NetPlan.unpack(learned["plan"]), len(labels)).to(backbone.device)
+        plan = NetPlan.unpack(learned["plan"])
+        net = self.net(plan, len(labels), pretrained=False).to(backbone.device)
         load_trainable_state(net, below("net", learned))
         return UNetSegmenter(labels, slicer, backbone, net)
 
     def plan(self, support: SupportSet, slicer: Slicer, backbone: Backbone) -> NetPlan:
-        """The net's shape for the slices of a support."""
+        """The net's shape for the slices of a support; reads them where it chooses a side."""
         stacks = [StackShape.of(slicer.grid(facts.geometry)) for facts in support.facts]
-        return NetPlan.of(stacks, self.depth if self.dims == 3 else 1, self.side, backbone.side)
+        return NetPlan.of(
+            stacks,
+            self.side or chosen_side(support, slicer, backbone.side),
+            self.depth if self.dims == 3 else 1,
+            self.channels or chosen_channels(support.labels),
+            self._encoder(support),
+            self.mirror if self.mirror is not None else may_mirror(support),
+        )
 
-    def net(self, plan: NetPlan, labels: int) -> Net:
-        """The net before any training, on the CPU; one seed, one net."""
-        return Net(plan, labels, self.channels, self.deep_supervision, self.train.seed)
+    def net(self, plan: NetPlan, labels: int, pretrained: bool = True) -> Net:
+        """The net before any training, on the CPU; one seed, one net. Without `pretrained` its weights are any."""
+        if plan.encoder == "none":
+            return PlainNet(plan, labels, self.deep_supervision, self.train.seed)
+        return PretrainedNet(plan, labels, self.deep_supervision, self.train.seed, pretrained)
 
-    def _unlabelled(self, support: SupportSet, slicer: Slicer, side: int) -> Float[Tensor, "v c s s"]:
-        """What SimCLR learns from."""
-        # the only place where a method reads files
-        cases = support.cases if self.unlabelled is None else read_cohort(self.unlabelled).cases
-        return unlabelled_slices(cases, slicer, side)
+    def training(self, plan: NetPlan) -> TrainConfig:
+        """How long and how fast a net of this plan learns."""
+        return self.train.filled(STEPS, RATES[plan.encoder])
+
+    def described(self, plan: NetPlan, config: TrainConfig) -> str:
+        """One sentence on the net and its training."""
+        encoder = "an encoder trained on ImageNet" if plan.encoder == "imagenet" else f"{plan.channels} channels"
+        mirrored = ", left and right mirrored" if plan.mirror else ""
+        return f"U-Net with {encoder} on {plan.side} × {plan.side} pixels, {config.steps} steps{mirrored}"
+
+    def views(self, plan: NetPlan) -> Views:
+        """How training slices are changed."""
+        bending = (ELASTIC if self.augmentation == "nnunet" else 0.0) if self.elastic is None else self.elastic
+        return Views(augmentation=self.augmentation, elastic=bending, mirror=plan.mirror)
+
+    def loss(self, net: Net, stacked: StackedSupport, labels: int, steps: int) -> NetLoss:
+        """The loss on labelled slices in a training of so many steps."""
+        return NetLoss(net, stacked, labels, self.views(net.plan), self.batch, self.rare_class_weight, steps)
+
+    def fingerprint(self, plan: NetPlan, *learned_from: StackedSupport | Tensor) -> str:
+        """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
+        settings = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
+        parts = [part if isinstance(part, Tensor) else part.digest() for part in learned_from]
+        return digest_of(f"{settings}:{plan}", *parts)[:16]
+
+    def _encoder(self, support: SupportSet) -> Encoder:
+        if self.encoder is not None:
+            return self.encoder
+        return "none" if self.pretrain == "simclr" else chosen_encoder(support, self.dims)
 
 
 class UNetSegmenter(Segmenter):
     """A trained net; one for stacks takes the slices it is given for neighbours, in their order."""
 
-    def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone, net: Net) -> None:
+    def __init__(
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, net: Net, decisions: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(labels, slicer, backbone)
         self.net = net
+        self._decisions = decisions
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        return self._decisions
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         if self.net.plan.depth == 1:
@@ -172,70 +252,18 @@ class UNetSegmenter(Segmenter):
     def _of_stacks(self, stacks: Float[Tensor, "b c d h w"]) -> Float[Tensor, "b k d h w"]:
         b, size = len(stacks), (stacks.shape[-2], stacks.shape[-1])
         square = into_square(rearrange(stacks, "b c d h w -> (b d) c h w"), self.net.plan.side)
-        logits = self.net(rearrange(square, "(b d) c h w -> b c d h w", b=b))[:, 0]
+        shown = rearrange(square, "(b d) c h w -> b c d h w", b=b)
+        logits = self.net(shown)[:, 0]
+        if self.net.plan.mirror:
+            logits = mean_of_probabilities([logits, self.net(shown.flip(-1))[:, 0].flip(-1)])
         back = from_square(rearrange(logits, "b k d h w -> (b d) k h w"), size)
         return rearrange(back, "(b d) k h w -> b k d h w", b=b)
 
 
-class _NetLoss:
-    """The loss of one training step: slices of the support, each time moved, bent and relit in another way."""
-
-    def __init__(self, method: UNet, net: Net, stacked: StackedSupport, labels: int) -> None:
-        self.method, self.plan, self.net, self.stacked, self.labels = method, net.plan, net, stacked, labels
-        self.sampler = BalancedSampler(stacked.holds(labels), method.batch, stacked.labelled)
-
-    def __call__(self, step: int, generator: torch.Generator) -> Tensor:
-        self.net.train()
-        stacks, classes = self.stacked.around(self.sampler.sample(generator), self.plan.depth)
-        slices, masks, valid_mask = self._varied(stacks, classes, generator)
-        device = next(self.net.parameters()).device
-        exits = self.net(slices.to(device)).unbind(1)
-        target = rearrange(masks, "b k d h w -> 1 k (b d h) w").to(device)
-        shown = rearrange(valid_mask, "b d h w -> 1 (b d h) w").to(device)
-        # the Dice of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none
-        rare_class_weight = fading(self.method.rare_class_weight, step, self.method.train.steps)
-        losses = [
-            dice_ce(rearrange(said, "b k d h w -> 1 k (b d h) w"), target, shown, rare_class_weight) for said in exits
-        ]
-        weights = torch.tensor([0.5**place for place in range(len(losses))], device=device)
-        return (torch.stack(losses) * weights).sum() / weights.sum()
-
-    def _varied(
-        self, stacks: Float[Tensor, "b c d s s"], classes: Int[Tensor, "b d s s"], generator: torch.Generator
-    ) -> tuple[Float[Tensor, "b c d s s"], Float[Tensor, "b k d s s"], Tensor]:
-        """Another view of stacks, all slices of one moved alike; with their labels and what is known of them."""
-        values = torch.arange(1, self.labels + 1)[:, None, None, None]
-        masks = (classes[:, None] == values).float()
-        maps = torch.cat([masks, (classes != UNKNOWN).float()[:, None]], dim=1)
-        everywhere = torch.ones(len(stacks), *stacks.shape[-2:], dtype=torch.bool)
-        seen, maps, _ = augmented(stacks.flatten(1, 2), maps.flatten(1, 2), everywhere, generator)
-        if self.method.elastic:
-            seen, maps = _bent(seen, maps, self.method.elastic, generator)
-        maps = rearrange(maps, "b (m d) h w -> b m d h w", d=self.plan.depth)
-        # a pixel is known where nothing unknown was mixed into it; outside of the slice all is unknown
-        return (
-            rearrange(seen, "b (c d) h w -> b c d h w", d=self.plan.depth),
-            maps[:, :-1],
-            maps[:, -1] >= 0.999,
-        )
-
-
-def _bent(
-    slices: Float[Tensor, "n c h w"], maps: Float[Tensor, "n m h w"], strongest: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Both moved by a smooth random field: shifts at 6 × 6 knots, of a deviation of up to `strongest` sides."""
-    n, _, h, w = slices.shape
-    strength = 2 * strongest * torch.rand(n, 1, 1, 1, generator=generator)  # grid_sample's frame is 2 wide
-    knots = strength * torch.randn(n, 2, 6, 6, generator=generator)
-    shifts = F.interpolate(knots, (h, w), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
-    grid = F.affine_grid(torch.eye(2, 3).expand(n, -1, -1), [n, 1, h, w], align_corners=False) + shifts
-    return F.grid_sample(slices, grid, align_corners=False), F.grid_sample(maps, grid, align_corners=False)
-
-
-def _phases(method: UNet, run: Run, fingerprint: str) -> tuple[Run, Run]:
+def _phases(method: UNet, config: TrainConfig, run: Run, fingerprint: str) -> tuple[Run, Run]:
     """The run of SimCLR and that of the training proper: folders of their own, and steps counted through both."""
     before = method.contrast.steps if method.pretrain == "simclr" else 0
-    whole = before + method.train.steps
+    whole = before + config.steps
     scratch = run.scratch and run.scratch / fingerprint
 
     def first(step: int, total: int, note: str) -> None:
@@ -248,9 +276,3 @@ def _phases(method: UNet, run: Run, fingerprint: str) -> tuple[Run, Run]:
         dataclasses.replace(run, scratch=scratch and scratch / "simclr", report=first),
         dataclasses.replace(run, scratch=scratch and scratch / "unet", report=then),
     )
-
-
-def _fingerprint(method: UNet, plan: NetPlan, stacked: StackedSupport, unlabelled: Tensor) -> str:
-    """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
-    settings = json.dumps(dataclasses.asdict(method), sort_keys=True, default=str)
-    return digest_of(f"{settings}:{plan}:{stacked.digest()}", unlabelled)[:16]

@@ -1,20 +1,27 @@
-"""The U-Net itself: MONAI's DynUNet, with stages as nnU-Net plans them for the slices of a support."""
+"""The U-Net itself: MONAI's DynUNet, or a decoder on a pre-trained encoder, shaped as the slices of a support ask."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from handful.backbones.efficientnet import EfficientNetLite, imagenet_encoder
+from handful.backbones.framing import PixelPolicy
 from handful.data.slice_grid import SliceGrid
 from handful.errors import SettingsError
 
-SMALLEST, GRANULE = 64, 32
-"""Pixels: the least a side is chosen as, and what it is a multiple of then."""
+Encoder = Literal["none", "imagenet"]
+"""What the contracting path has learned before the first label: nothing, or ImageNet."""
+IMAGENET_PIXELS = PixelPolicy(resize="stretch")
+WIDTHS = (1.0, 1.5, 2.5, 4.0, 8.0)
+"""Channels of the decoder on a pre-trained encoder, finest stage first, as multiples of those of the finest."""
 
 
 @dataclass(frozen=True)
@@ -40,41 +47,47 @@ class NetPlan:
     side: int
     depth: int
     """Slices of a stack; 1 for a net of single slices."""
+    channels: int
+    """Of the finest stage."""
+    encoder: Encoder
+    mirror: bool
+    """Whether it has learned from mirrored slices too, so that an answer is the mean of both."""
     kernels: tuple[int, ...]
     """Extent of each stage's kernels from slice to slice; within slices it is 3."""
     strides: tuple[int, ...]
     """Step of each stage from slice to slice; within slices it is 1, then 2."""
 
     @classmethod
-    def of(cls, stacks: Sequence[StackShape], depth: int, side: int | None, largest: int) -> NetPlan:
-        """Stages down to 4 pixels, at most 8; across slices as far as these are near enough to one another.
-
-        `side` is chosen to fit the slices where it is None, and then at most `largest`.
-        """
-        side = side or _side([edge for stack in stacks for edge in stack.size], largest)
+    def of(
+        cls,
+        stacks: Sequence[StackShape],
+        side: int,
+        depth: int,
+        channels: int = 16,
+        encoder: Encoder = "none",
+        mirror: bool = False,
+    ) -> NetPlan:
+        """Stages down to 4 pixels, at most 8; across slices as far as these are near enough to one another."""
         stages = 1
         while side % 2**stages == 0 and side // 2**stages >= 4 and stages < 8:
             stages += 1
         if depth == 1:
-            return cls(side, 1, (1,) * stages, (1,) * stages)
+            return cls(side, 1, channels, encoder, mirror, (1,) * stages, (1,) * stages)
         if max(stack.count for stack in stacks) == 1:
             raise SettingsError("dims=3 wants volumes, and every support case is a single slice; set dims=2")
         ratios = sorted(stack.ratio * side for stack in stacks)
-        return cls(side, depth, *_across(ratios[len(ratios) // 2], depth, stages))
+        return cls(side, depth, channels, encoder, mirror, *_across(ratios[len(ratios) // 2], depth, stages))
 
     def pack(self) -> Int[Tensor, " p"]:
-        return torch.tensor([self.side, self.depth, *self.kernels, *self.strides])
+        encoder = get_args(Encoder).index(self.encoder)
+        fixed = [self.side, self.depth, self.channels, encoder, int(self.mirror)]
+        return torch.tensor([*fixed, *self.kernels, *self.strides])
 
     @classmethod
     def unpack(cls, packed: Int[Tensor, " p"]) -> NetPlan:
-        side, depth, *rest = packed.tolist()
-        return cls(side, depth, tuple(rest[: len(rest) // 2]), tuple(rest[len(rest) // 2 :]))
-
-
-def _side(edges: Sequence[int], most: int) -> int:
-    """The longest edge, rounded up, at most `most` rounded down to a multiple of 16."""
-    chosen = max(SMALLEST, math.ceil(max(edges) / GRANULE) * GRANULE)
-    return min(chosen, max(32, most // 16 * 16))
+        side, depth, channels, encoder, mirror, *rest = packed.tolist()
+        kernels, strides = tuple(rest[: len(rest) // 2]), tuple(rest[len(rest) // 2 :])
+        return cls(side, depth, channels, get_args(Encoder)[encoder], bool(mirror), kernels, strides)
 
 
 def _across(ratio: float, depth: int, stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -94,13 +107,27 @@ def _across(ratio: float, depth: int, stages: int) -> tuple[tuple[int, ...], tup
 
 
 class Net(nn.Module):
-    """MONAI's DynUNet between slices in [0, 1] and logits less that of the background."""
+    """Between slices in [0, 1] and logits less that of the background."""
 
-    def __init__(self, plan: NetPlan, labels: int, channels: int, deep_supervision: bool, seed: int) -> None:
-        from monai.networks.nets import DynUNet  # seconds, not needed by other methods
-
+    def __init__(self, plan: NetPlan) -> None:
         super().__init__()
         self.plan = plan
+
+    def forward(self, stacks: Float[Tensor, "b c d s s"]) -> Float[Tensor, "b e k d s s"]:
+        """Logits of each label; while training under deep supervision of e exits, finest first, else e is 1."""
+        raise NotImplementedError
+
+    def let_go(self) -> None:
+        """Drops what the net keeps of its last training step."""
+
+
+class PlainNet(Net):
+    """MONAI's DynUNet, from random weights."""
+
+    def __init__(self, plan: NetPlan, labels: int, deep_supervision: bool, seed: int) -> None:
+        from monai.networks.nets import DynUNet  # seconds, not needed by other methods
+
+        super().__init__(plan)
         stages, flat = len(plan.strides), plan.depth == 1
         within = [1] + [2] * (stages - 1)
         strides = within if flat else [[z, s, s] for z, s in zip(plan.strides, within, strict=True)]
@@ -113,27 +140,73 @@ class Net(nn.Module):
                 kernel_size=[3] * stages if flat else [[kernel, 3, 3] for kernel in plan.kernels],
                 strides=strides,
                 upsample_kernel_size=strides[1:],
-                filters=[channels * min(2**stage, 16) for stage in range(stages)],
+                filters=[plan.channels * min(2**stage, 16) for stage in range(stages)],
                 deep_supervision=deep_supervision,
                 deep_supr_num=min(3, stages - 2),
             )
 
     def forward(self, stacks: Float[Tensor, "b c d s s"]) -> Float[Tensor, "b e k d s s"]:
-        """Logits of each label; while training under deep supervision of e exits, finest first, else e is 1."""
         shown = standardised(stacks)
-        said: Tensor = self.unet(shown[:, :, 0] if self.plan.depth == 1 else shown)
+        found: Tensor = self.unet(shown[:, :, 0] if self.plan.depth == 1 else shown)
         if self.plan.depth == 1:
-            said = said[..., None, :, :]
-        exits = said if self.training and self.unet.deep_supervision else said[:, None]
+            found = found[..., None, :, :]
+        exits = found if self.training and self.unet.deep_supervision else found[:, None]
         return exits[:, :, 1:] - exits[:, :, :1]
 
-    def encoder(self) -> nn.Sequential:
-        """The contracting path, the very modules of the net."""
+    def contracting_path(self) -> nn.Sequential:
+        """The very modules of the net."""
         return nn.Sequential(self.unet.input_block, *self.unet.downsamples, self.unet.bottleneck)
 
     def let_go(self) -> None:
         """Drops the maps that DynUNet keeps of its last step, and their graph with them."""
         self.unet.heads[:] = [torch.zeros(1)] * len(self.unet.heads)
+
+
+class PretrainedNet(Net):
+    """A U-Net for single slices whose contracting path is EfficientNet-Lite, which knows ImageNet's pictures.
+
+    A convolution at full resolution is added, for the encoder's finest features have half of it.
+    """
+
+    def __init__(self, plan: NetPlan, labels: int, deep_supervision: bool, seed: int, pretrained: bool = True) -> None:
+        """`pretrained` is False where the weights are to be loaded from elsewhere."""
+        from monai.networks.blocks.dynunet_block import UnetBasicBlock  # seconds, not needed by other methods
+
+        super().__init__(plan)
+        self.deep_supervision = deep_supervision
+        norm = ("INSTANCE", {"affine": True})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.encoder = imagenet_encoder() if pretrained else EfficientNetLite()
+            widths = [round(plan.channels * factor) for factor in WIDTHS]
+            self.full = UnetBasicBlock(2, 3, widths[0], kernel_size=3, stride=1, norm_name=norm)
+            skips = [widths[0], *self.encoder.channels[:-1]]
+            below = [*widths[1:], self.encoder.channels[-1]]
+            self.ups = nn.ModuleList(
+                UnetBasicBlock(2, deep + skip, wide, kernel_size=3, stride=1, norm_name=norm)
+                for deep, skip, wide in zip(below, skips, widths, strict=True)
+            )
+            self.heads = nn.ModuleList(
+                nn.Conv2d(wide, labels + 1, 1) for wide in widths[: 4 if deep_supervision else 1]
+            )
+
+    def forward(self, stacks: Float[Tensor, "b c 1 s s"]) -> Float[Tensor, "b e k 1 s s"]:
+        slices = stacks[:, :, 0]
+        skips = [self.full(standardised(slices)), *self.encoder(IMAGENET_PIXELS.encoder_input(slices, self.plan.side))]
+        now = skips.pop()
+        found: list[Tensor] = []
+        for up in reversed(self.ups):
+            skip = skips.pop()
+            now = up(torch.cat([_resized(now, skip), skip], dim=1))
+            found.append(now)
+        exits = self.heads if self.training else self.heads[:1]
+        logits = [_resized(head(maps), slices) for head, maps in zip(exits, reversed(found), strict=False)]
+        stacked = torch.stack(logits, dim=1)[:, :, :, None]
+        return stacked[:, :, 1:] - stacked[:, :, :1]
+
+
+def _resized(maps: Float[Tensor, "n c h w"], like: Float[Tensor, "n d rows columns"]) -> Tensor:
+    return F.interpolate(maps, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def standardised(pixels: Float[Tensor, "b c *s"]) -> Float[Tensor, "b 3 *s"]:

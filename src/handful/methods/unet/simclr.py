@@ -3,41 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from handful.data.cases import Case
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import has_signal
-from handful.methods.stacks import slices_in_square, with_equal_channels
-from handful.methods.unet.network import Net, standardised
+from handful.methods.stacks import evenly, slices_in_square, with_equal_channels
+from handful.methods.unet.network import PlainNet, standardised
 from handful.tuning.augment import coarsened
 from handful.tuning.loop import History, TrainConfig, train
 
-MOST_UNLABELLED = 4096
-"""Slices kept in memory; a larger cohort gives evenly spaced ones."""
+MOST_SLICES = 4096
+"""Slices held in memory; of larger cohorts evenly spaced ones."""
 
 
-def unlabelled_slices(cases: Sequence[Case], slicer: Slicer, side: int) -> Float[Tensor, "v c s s"]:
-    """Slices with any signal, evenly spaced where the cases have more than can be held."""
-    most = max(1, MOST_UNLABELLED // len(cases))
+def slices_to_tell_apart(support: SupportSet, slicer: Slicer, side: int) -> Float[Tensor, "v c s s"]:
+    """Slices with any signal of all scans, labelled or not; evenly spaced where there are more than can be held."""
+    most = max(1, MOST_SLICES // (len(support.cases) + len(support.unlabelled)))
     found = []
-    for case in cases:
-        view = slicer.view(case.read_image())
-        places = torch.linspace(0, len(view) - 1, min(most, len(view))).round().long().tolist()
-        slices = slices_in_square(view, places, side)
+    for volume in chain((case.read_image() for case in support.cases), (image for _, image in support.unlabelled)):
+        view = slicer.view(volume)
+        slices = slices_in_square(view, evenly(len(view), most), side)
         found.append(slices[has_signal(slices)])
     return with_equal_channels(found)
 
 
 def pretrain_encoder(
-    net: Net,
+    net: PlainNet,
     slices: Float[Tensor, "v c s s"],
     batch: int,
     config: TrainConfig,
@@ -53,14 +52,12 @@ def pretrain_encoder(
     from monai.losses import ContrastiveLoss  # seconds, not needed by other methods
 
     if len(slices) < 2:
-        raise SettingsError(
-            f"SimCLR tells slices apart and got {len(slices)} with any signal; name an unlabelled cohort"
-        )
+        raise SettingsError(f"SimCLR tells slices apart and got {len(slices)} with any signal; give unlabelled scans")
     device, width = next(net.parameters()).device, int(net.unet.filters[-1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = nn.Sequential(nn.Linear(4 * width, width), nn.ReLU(), nn.Linear(width, 128)).to(device)
-    model = nn.ModuleDict({"encoder": net.encoder(), "head": head})
+    model = nn.ModuleDict({"encoder": net.contracting_path(), "head": head})
     nearest = ContrastiveLoss(temperature=temperature)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:

@@ -75,6 +75,10 @@ class MethodWrapper(Wrapper):
         return dataclasses.replace(self, method=self.method.resolved(backbone))
 
     @property
+    def uses_unlabelled(self) -> bool:
+        return self.method.uses_unlabelled
+
+    @property
     def value(self) -> Any:
         """The value of the setting as a JSON value."""
         raise NotImplementedError

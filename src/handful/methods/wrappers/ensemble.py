@@ -57,6 +57,10 @@ class Ensemble(Wrapper):
             if member.slicer != Slicer():
                 raise SettingsError(f"{name}.slicer is set, but all members use the same slices; set slicer instead")
 
+    @property
+    def uses_unlabelled(self) -> bool:
+        return self.unet.uses_unlabelled
+
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> EnsembleSegmenter:  # noqa: B008
         slicer = support.resolve(self.slicer)
         three_planes = all(_has_three_planes(facts.geometry) for facts in support.facts)

@@ -100,10 +100,11 @@ class RoiCrop(MethodWrapper):
         windows = Windows.of(regions, margin)
         cropped: list[Case] = []
         scans = _crop_each(support.scans(slicer), [windows.around(region) for region in regions], cropped)
-        place = TransferredPrompts.of(scans, "box", seed=0)
-        cases = SupportSet(tuple(cropped), support.labels)
+        cropper = Cropper(TransferredPrompts.of(scans, "box", seed=0), windows)
+        unlabelled = support.unlabelled.changed(lambda scan: _crop(scan, cropper.window(slicer.view(scan)).block))
+        cases = SupportSet(tuple(cropped), support.labels, unlabelled=unlabelled)
         inner = self.method.with_slicer(slicer).fit(cases, backbone, run)
-        return RoiCropSegmenter(inner, Cropper(place, windows), decision)
+        return RoiCropSegmenter(inner, cropper, decision)
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]

@@ -12,7 +12,7 @@ from torch import Tensor
 from handful.data.slicing import SliceView
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.evaluation.metrics import overlap
-from handful.methods.base import Segmenter
+from handful.methods.base import Segmenter, mean_of_probabilities
 from handful.methods.explained import SliceConfidence
 from handful.methods.wrappers.base import WrapperSegmenter
 
@@ -66,10 +66,4 @@ def majority(maps: Sequence[LabelMap]) -> LabelMap:
 
 def mean_logits(voters: Sequence[Segmenter], slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
     """The mean of the voters' softmax probabilities, as logits relative to the background."""
-    likely = torch.stack([_with_background(voter(slices)).softmax(dim=1) for voter in voters]).mean(dim=0)
-    logs = likely.clamp_min(torch.finfo(likely.dtype).tiny).log()
-    return logs[:, 1:] - logs[:, :1]
-
-
-def _with_background(logits: Float[Tensor, "n k h w"]) -> Float[Tensor, "n l h w"]:
-    return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1)
+    return mean_of_probabilities([voter(slices) for voter in voters])

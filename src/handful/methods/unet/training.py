@@ -1,0 +1,121 @@
+"""How a U-Net learns from labelled slices: another view of each at every step, judged by Dice and cross entropy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+
+from handful.methods.stacks import StackedSupport
+from handful.methods.unet.network import Net
+from handful.tuning.augment import augmented
+from handful.tuning.losses import dice_ce, fading
+from handful.tuning.sampling import BalancedSampler
+from handful.tuning.views import UNKNOWN, Moves, moved, moved_classes, random_grids, relit
+
+Augmentation = Literal["nnunet", "always"]
+"""How training slices are changed: each way with a probability as in nnU-Net, or all of them at every step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """The views of slices that a training makes."""
+
+    augmentation: Augmentation
+    elastic: float
+    """Strongest bending, as a share of the side."""
+    mirror: bool
+
+    def of(
+        self, stacks: Float[Tensor, "b c d s s"], classes: Int[Tensor, "b d s s"], labels: int, generator: Generator
+    ) -> tuple[Float[Tensor, "b c d s s"], Float[Tensor, "b k d s s"], Bool[Tensor, "b d s s"]]:
+        """Another view of stacks, all slices of one moved alike; the masks of the labels, and where they are known."""
+        if self.augmentation == "always":
+            return self._always(stacks, classes, labels, generator)
+        size, depth = (stacks.shape[-2], stacks.shape[-1]), stacks.shape[2]
+        grids = random_grids(len(stacks), size, Moves(elastic=self.elastic, mirror=self.mirror), generator)
+        shown = relit(moved(stacks.flatten(1, 2), grids), generator)
+        classes = moved_classes(classes, grids)
+        return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), masks_of(classes, labels), classes != UNKNOWN
+
+    def _always(
+        self, stacks: Float[Tensor, "b c d s s"], classes: Int[Tensor, "b d s s"], labels: int, generator: Generator
+    ) -> tuple[Float[Tensor, "b c d s s"], Float[Tensor, "b k d s s"], Bool[Tensor, "b d s s"]]:
+        depth = stacks.shape[2]
+        maps = torch.cat([masks_of(classes, labels), (classes != UNKNOWN).float()[:, None]], dim=1)
+        everywhere = torch.ones(len(stacks), *stacks.shape[-2:], dtype=torch.bool)
+        shown, maps, _ = augmented(stacks.flatten(1, 2), maps.flatten(1, 2), everywhere, generator)
+        if self.elastic:
+            shown, maps = _bent(shown, maps, self.elastic, generator)
+        maps = rearrange(maps, "b (m d) h w -> b m d h w", d=depth)
+        # a pixel is known where nothing unknown was mixed into it; outside of the slice all is unknown
+        return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), maps[:, :-1], maps[:, -1] >= 0.999
+
+
+class NetLoss:
+    """The loss of one training step on labelled slices."""
+
+    def __init__(
+        self,
+        net: Net,
+        stacked: StackedSupport,
+        labels: int,
+        views: Views,
+        batch: int,
+        rare_class_weight: float,
+        steps: int,
+    ) -> None:
+        """Over all `steps` the `rare_class_weight` falls to nothing."""
+        self.net, self.stacked, self.labels, self.views = net, stacked, labels, views
+        self.rare_class_weight, self.steps = rare_class_weight, steps
+        self.sampler = BalancedSampler(stacked.holds(labels), batch, stacked.labelled)
+
+    def __call__(self, step: int, generator: Generator) -> Tensor:
+        self.net.train()
+        stacks, classes = self.stacked.around(self.sampler.sample(generator), self.net.plan.depth)
+        shown, masks, valid_mask = self.views.of(stacks, classes, self.labels, generator)
+        device = next(self.net.parameters()).device
+        weight = fading(self.rare_class_weight, step, self.steps)
+        return exits_loss(self.net(shown.to(device)), masks.to(device), valid_mask.to(device), weight)
+
+
+def masks_of(classes: Int[Tensor, "b d s s"], labels: int) -> Float[Tensor, "b k d s s"]:
+    """One map a label, 1 inside of it."""
+    return (classes[:, None] == torch.arange(1, labels + 1)[:, None, None, None].to(classes)).float()
+
+
+def exits_loss(
+    exits: Float[Tensor, "b e k d s s"],
+    masks: Float[Tensor, "b k d s s"],
+    valid_mask: Bool[Tensor, "b d s s"],
+    rare_class_weight: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Dice and cross entropy of each exit, finest first, each with half the weight of the one before.
+
+    The Dice is that of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none.
+    """
+    target = rearrange(masks, "b k d h w -> 1 k (b d h) w")
+    shown = rearrange(valid_mask, "b d h w -> 1 (b d h) w")
+    losses = [
+        dice_ce(rearrange(one, "b k d h w -> 1 k (b d h) w"), target, shown, rare_class_weight)
+        for one in exits.unbind(1)
+    ]
+    weights = exits.new_tensor([0.5**place for place in range(len(losses))], dtype=torch.float32)
+    return (torch.stack(losses) * weights).sum() / weights.sum()
+
+
+def _bent(
+    slices: Float[Tensor, "n c h w"], maps: Float[Tensor, "n m h w"], strongest: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Both moved by a smooth random field: shifts at 6 × 6 knots, of a deviation of up to `strongest` sides."""
+    n, _, h, w = slices.shape
+    strength = 2 * strongest * torch.rand(n, 1, 1, 1, generator=generator)  # grid_sample's frame is 2 wide
+    knots = strength * torch.randn(n, 2, 6, 6, generator=generator)
+    shifts = F.interpolate(knots, (h, w), mode="bicubic", align_corners=True).permute(0, 2, 3, 1)
+    grid = F.affine_grid(torch.eye(2, 3).expand(n, -1, -1), [n, 1, h, w], align_corners=False) + shifts
+    return F.grid_sample(slices, grid, align_corners=False), F.grid_sample(maps, grid, align_corners=False)
