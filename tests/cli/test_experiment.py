@@ -77,7 +77,7 @@ def test_a_fit_that_fails_exits_with_3_and_is_in_the_report(plan: Path, cohort: 
     result = handful("experiment", "run", plan, "-o", out, "--data", cohort.parent, "--workers", "1", "-q")
     assert result.exit_code == 3
     assert "failed phantoms, nearest, 1 labelled, split 0" in " ".join(result.stderr.split())
-    assert "No fit: phantoms, nearest, 1 labelled, split 0." in (out / "report.html").read_text()
+    assert "Fit failed: phantoms, nearest, 1 labelled, split 0." in (out / "report.html").read_text()
 
 
 def test_compare_takes_one_command(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):

@@ -8,7 +8,7 @@ def curve(name: str, index: int, points: dict[int, float]) -> Curve:
     return Curve(name, Style(index), {n: Estimate(mean, 0.1, mean - 0.05, mean + 0.05) for n, mean in points.items()})
 
 
-def test_arms_of_a_single_number_of_labels_stand_below_each_other():
+def test_configurations_with_a_single_number_of_labels_stand_below_each_other():
     configurations = [curve("one", 0, {4: 0.5}), curve("a name that is far too long", 4, {4: 0.7})]
     drawing = curve_chart(configurations, "Dice", 1.0)
     names = [text for text in drawing.iter("text") if text.get("class") == "name"]
@@ -23,7 +23,7 @@ def test_arms_of_a_single_number_of_labels_stand_below_each_other():
         assert float(bar.get("x1", "")) < float(dot.get("cx", "")) < float(bar.get("x2", ""))
 
 
-def test_several_numbers_of_labels_make_a_curve_an_arm():
+def test_several_numbers_of_labels_make_one_curve_per_configuration():
     drawing = curve_chart([curve("one", 0, {1: 0.5, 4: 0.7}), curve("two", 4, {4: 0.6})], "Dice", 1.0)
     assert not [text for text in drawing.iter("text") if text.get("class") == "name"]
     assert len(list(drawing.iter("polyline"))) == 2

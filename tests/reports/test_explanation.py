@@ -33,7 +33,7 @@ def video() -> MemoryBackbone:
 
 @pytest.fixture(scope="module")
 def segmenter(video: MemoryBackbone) -> FateSegmenter:
-    return Fate(slicer=Slicer(plane="axial", window=(0.0, 400.0))).fit(support_set(2), video)
+    return Fate(slicer=Slicer(plane="axial", window=(0.0, 400.0)), top_k=5).fit(support_set(2), video)
 
 
 def preview(path: Path, segmenter: FateSegmenter, prediction: LabelMap | None = None, seed: int = 7) -> np.ndarray:
@@ -99,7 +99,7 @@ def test_a_method_without_supports_gets_the_contact_sheet(video: MemoryBackbone,
     assert (pixels(tmp_path / "a.png") == pixels(tmp_path / "b.png")).all()
 
 
-def test_a_slice_without_signal_says_that_it_was_shown_nothing(segmenter: FateSegmenter, tmp_path: Path):
+def test_a_slice_without_signal_has_no_labelled_slices(segmenter: FateSegmenter, tmp_path: Path):
     image, _ = phantom(7)
     blank = dataclasses.replace(image, array=np.full_like(image.array, 100))
     found, reasons = segmenter.predict_explained(blank)

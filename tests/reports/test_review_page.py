@@ -28,14 +28,14 @@ def result(*cases: CaseQuality, failures: tuple[Failure, ...] = (), calibrated: 
     return ReviewResult(cases, (), failures, ("case-0", "case-1"), calibration)
 
 
-def written(folder: Path, found: ReviewResult, shown: int) -> tuple[list[dict[str, str]], str]:
-    table, page = write_review(folder, found, found.cases[:shown])
+def written(folder: Path, found: ReviewResult, pictured: int) -> tuple[list[dict[str, str]], str]:
+    table, page = write_review(folder, found, found.cases[:pictured])
     with table.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file)), page.read_text(encoding="utf-8")
 
 
 def test_the_table_has_one_line_per_case_and_label_the_worst_first(tmp_path: Path):
-    rows, _ = written(tmp_path, result(case("a", 0.3, 0.9, ("empty", "too small")), case("b", 0.6, 0.2)), shown=0)
+    rows, _ = written(tmp_path, result(case("a", 0.3, 0.9, ("empty", "too small")), case("b", 0.6, 0.2)), pictured=0)
     assert [(row["case"], row["name"], row["predicted_dice"]) for row in rows] == [
         ("b", "egg", "0.200"),
         ("a", "ball", "0.300"),
@@ -48,7 +48,7 @@ def test_the_table_has_one_line_per_case_and_label_the_worst_first(tmp_path: Pat
 
 
 def test_the_page_shows_the_pictures_of_the_cases_it_was_given(tmp_path: Path):
-    _, page = written(tmp_path, result(case("a b", 0.3, 0.9, ("empty",)), case("c", 0.6, 0.7)), shown=1)
+    _, page = written(tmp_path, result(case("a b", 0.3, 0.9, ("empty",)), case("c", 0.6, 0.7)), pictured=1)
     assert '<img src="pictures/a%20b.png"' in page
     assert "pictures/c.png" not in page
     assert "The worst 1 of 2" in page
@@ -57,14 +57,15 @@ def test_the_page_shows_the_pictures_of_the_cases_it_was_given(tmp_path: Path):
 
 def test_names_and_reasons_are_escaped(tmp_path: Path):
     failed = Failure("<b>", "cut off & torn")
-    _, page = written(tmp_path, result(case("<i>", 0.3, 0.9), failures=(failed,)), shown=1)
+    _, page = written(tmp_path, result(case("<i>", 0.3, 0.9), failures=(failed,)), pictured=1)
     assert "<i>" not in page
     assert "&lt;b&gt;: cut off &amp; torn" in page
 
 
 def test_only_a_calibrated_review_states_its_error(tmp_path: Path):
     plain, calibrated = (
-        written(tmp_path, result(case("a", 0.3, 0.9), calibrated=calibrated), shown=1) for calibrated in (False, True)
+        written(tmp_path, result(case("a", 0.3, 0.9), calibrated=calibrated), pictured=1)
+        for calibrated in (False, True)
     )
     assert "0.07" not in plain[1]
     assert "± 0.07" in calibrated[1]
@@ -73,13 +74,13 @@ def test_only_a_calibrated_review_states_its_error(tmp_path: Path):
 
 def test_the_page_lists_three_hundred_lines_and_refers_to_the_table_for_the_rest(tmp_path: Path):
     cases = [case(f"case-{number}", 0.3, 0.9) for number in range(151)]
-    rows, page = written(tmp_path, result(*cases), shown=0)
+    rows, page = written(tmp_path, result(*cases), pictured=0)
     assert len(rows) == 302
     assert page.count("<tr>") == 1 + 300
-    assert "the first 300 of 302, all are in review.csv" in page
+    assert "the first 300 of 302; all are in review.csv" in page
 
 
 def test_a_review_without_any_case_is_a_page_all_the_same(tmp_path: Path):
-    rows, page = written(tmp_path, result(failures=(Failure("a", "no file"),)), shown=0)
+    rows, page = written(tmp_path, result(failures=(Failure("a", "no file"),)), pictured=0)
     assert rows == []
     assert "a: no file" in page

@@ -45,7 +45,7 @@ def test_table_names_the_failed_cases_as_they_are_written(report):
 
 def test_table_states_what_was_left_out_and_the_tolerance(report):
     text = " ".join(printed(report).split())
-    assert "1 absent from both maps and left out" in text
+    assert "absent from both maps (left out): 1" in text
     assert "surface Dice, 1 mm" in text
 
 

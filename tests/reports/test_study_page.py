@@ -69,19 +69,19 @@ def full(**changes: object) -> Study:
     return study(rows, **about | {"done": 27} | changes)
 
 
-def test_the_report_tells_all_of_a_study(tmp_path: Path):
+def test_the_report_contains_all_of_a_study(tmp_path: Path):
     page, _ = written(full(), tmp_path)
     sections = [attributes["id"] for attributes in page.named("section")]
     assert sections == ["curves", "table", "tests", "labels", "worst", "failures", "cost", "origin"]
     assert [attributes["href"] for attributes in page.named("a")] == [f"#{key}" for key in sections]
     assert page.says("handful experiment run plan.toml -o out")
     assert page.says("Not complete: 27 of 30 fits are done.")
-    assert page.says("an upper bound for that much work, not an automatic result")
+    assert page.says("upper bounds for that amount of work, not automatic results")
     assert page.says("case-9 spleen missed")
     assert page.says("case-9 kidney false_positive")
 
 
-def test_the_report_asks_nothing_of_the_network(tmp_path: Path):
+def test_the_report_loads_nothing_from_the_network(tmp_path: Path):
     page, text = written(full(), tmp_path)
     without_pictures = re.sub(r"data:image/webp;base64,[\w+/=]*", "", text)
     assert re.findall(r"https?:|//[a-z]", without_pictures) == []
@@ -115,7 +115,7 @@ def test_names_are_displayed_as_text_and_never_as_markup(tmp_path: Path):
     assert {"h1", "pre", "title", "figcaption", "td"} <= {where for where, said in page.texts if said.startswith(NASTY)}
 
 
-def test_a_name_that_unicode_cannot_say_does_not_stop_the_report(tmp_path: Path):
+def test_a_name_that_unicode_cannot_encode_does_not_stop_the_report(tmp_path: Path):
     page, _ = written(study([result(case="scan-\udcff", status="missed", dice=0.0)]), tmp_path)
     assert page.says("scan-?")
 
@@ -129,7 +129,7 @@ def test_curves_have_a_point_for_every_number_of_shots(tmp_path: Path):
     assert page.says("fate, 4 labelled: Dice 0.")
 
 
-def test_higher_scores_are_drawn_higher(tmp_path: Path):
+def test_higher_scores_are_plotted_higher(tmp_path: Path):
     page, _ = written(study(grid(["fate"], lambda configuration, n, case: 0.1 + 0.2 * n + 0.001 * case)), tmp_path)
     heights = [float(point.split(",")[1]) for point in str(page.named("polyline")[0]["points"]).split()]
     assert heights == sorted(heights, reverse=True)

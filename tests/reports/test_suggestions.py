@@ -13,7 +13,7 @@ from handful.data.cases import Cohort
 from handful.reports.suggestions import write_suggestions
 
 
-def test_the_files_say_what_was_suggested(model: Path, cohort: Cohort, tmp_path: Path):
+def test_the_files_contain_the_suggestions(model: Path, cohort: Cohort, tmp_path: Path):
     segmenter = load(model)
     cases = tuple(replace(case, reference=None) if case.name != "case-0" else case for case in cohort.cases)
     cohort = replace(cohort, cases=cases)

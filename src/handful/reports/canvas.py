@@ -1,4 +1,4 @@
-"""What every picture of slices is made of: panels, outlines, words, a title, a legend, and the bytes of the file."""
+"""The parts of all pictures of slices: panels, outlines, text, title and legend."""
 
 from __future__ import annotations
 
@@ -18,56 +18,56 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
-"""Okabe and Ito's colours, which remain distinct for colour-blind people; the eighth label has the first one again.
+"""Okabe and Ito's colours, which are distinct for colour-blind people; from the eighth label on they repeat.
 
-Blue comes first: tissue in colour pictures is red and yellow.
+Blue comes first, since tissue in colour pictures is red and yellow.
 """
 DPI = 150
 BACKGROUND = "#101214"
 INK = "#E8EAED"
 DIM = "#8B9096"
-"""Of words that only explain."""
+"""Colour of secondary text."""
 NOTE = 0.28
-"""Inches that the note at the lower edge takes up."""
+"""Height in inches of the note at the lower edge."""
 LEGEND_LINE, LEGEND_ENTRY = 0.26, 2.3
-"""Inches: height of a line of the legend, and width of a label with its Dice in it."""
+"""Inches: height of a line of the legend, and width of an entry with its Dice."""
 DASHES = (0, (3, 1.6))
-"""How the outline of a reference is dashed."""
+"""Line style of reference outlines."""
 
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """A slice, and the label map whose labels are outlined in it."""
+    """A slice and the label map that is outlined in it."""
 
     image: NDArray[np.float32]
     """(h, w, c), values in [0, 1]."""
     label_values: NDArray[Any] | None
-    """(h, w); None for a slice alone."""
+    """(h, w); None for no outlines."""
     pixel_aspect: float
-    """Height of a pixel over its width, in the patient."""
+    """Height of a pixel divided by its width, in mm."""
 
 
 class Canvas:
-    """A dark figure. All places and lengths are in inches, from the upper left corner."""
+    """A dark figure. All positions and lengths are in inches from the upper left corner."""
 
     def __init__(self, width: float, height: float, *, dpi: int = DPI, halo: bool = False) -> None:
-        """`halo`: words have a rim in the colour of the background, for those that lie on an image."""
+        """`halo` gives text a rim in the colour of the background, so that it is readable on images."""
         from matplotlib.figure import Figure
 
         self.width, self.height, self.halo = width, height, halo
         self.figure = Figure(figsize=(width, height), dpi=dpi, facecolor=BACKGROUND)
 
     def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """An empty rectangle to draw in."""
+        """Empty axes at this position."""
         bottom = (self.height - top - height) / self.height
         return self.figure.add_axes((left / self.width, bottom, width / self.width, height / self.height))
 
     def panel(self, panel: Panel, labels: Labels | None, corner: tuple[float, float], side: float) -> None:
-        """A slice with its labels outlined, in a square; `corner` is the upper left one."""
+        """Draw a slice with outlined labels in a square with this side; `corner` is (left, top)."""
         left, top = corner
         bottom = (
             1 - (top + side) / self.height
-        )  # `axes` may differ in the last digit, which can move a panel by a pixel
+        )  # not by `axes`: its result may differ in the last digit, which can move a panel by a pixel
         axes = self.figure.add_axes((left / self.width, bottom, side / self.width, side / self.height))
         draw_image(axes, panel.image, panel.pixel_aspect)
         if panel.label_values is not None and labels is not None:
@@ -85,7 +85,7 @@ class Canvas:
         align: str = "left",
         weight: str = "normal",
     ) -> None:
-        """Words whose vertical middle is `middle` inches below the upper edge."""
+        """Write text whose vertical centre is `middle` inches below the upper edge."""
         from matplotlib.patheffects import withStroke
 
         words = self.figure.text(
@@ -103,7 +103,7 @@ class Canvas:
             words.set_path_effects([withStroke(linewidth=2, foreground=BACKGROUND)])
 
     def title(self, title: str, plane: str | None) -> None:
-        """The title in the upper left corner, and the plane of the slices in the right one."""
+        """Write the title in the upper left corner, and the plane of the slices in the upper right one."""
         margin, middle = 0.12 / self.width, 1 - 0.25 / self.height
         words = self.figure.text
         words(margin, middle, title, color=INK, fontsize=13, fontweight="bold", va="center", parse_math=False)
@@ -111,11 +111,11 @@ class Canvas:
             words(1 - margin, middle, plane, color=INK, fontsize=11, va="center", ha="right")
 
     def note(self, text: str) -> None:
-        """A line of words in the middle of the lower edge."""
+        """Write a line of text in the middle of the lower edge."""
         self.write(self.width / 2, self.height - NOTE / 2, text, align="center")
 
     def legend(self, entries: Sequence[Artist], bottom: float = 0.02) -> None:
-        """Names after their colours, `bottom` inches above the lower edge, in as many lines as they need."""
+        """Draw the legend `bottom` inches above the lower edge, in as many lines as it needs."""
         self.figure.legend(
             handles=list(entries),
             loc="lower center",
@@ -131,7 +131,7 @@ class Canvas:
         return self._saved("png")
 
     def webp(self, quality: int) -> bytes:
-        """The picture as a WebP file, smaller and with some loss; quality from 0 to 100."""
+        """The picture as a WebP file with lossy compression; quality from 0 to 100."""
         return self._saved("webp", pil_kwargs={"quality": quality})
 
     def _saved(self, kind: str, **options: Any) -> bytes:
@@ -147,14 +147,17 @@ def colours(labels: Labels) -> Iterator[tuple[int, str, str]]:
 
 
 def evenly(labelled: NDArray[np.bool_], most: int) -> list[int]:
-    """Up to `most` of the slices (n, h, w), from the first labelled to the last; from all where none is."""
-    held = np.flatnonzero(labelled.any(axis=(1, 2)))
-    first, last = (int(held[0]), int(held[-1])) if held.size else (0, len(labelled) - 1)
+    """At most `most` evenly spaced slice numbers, from the first labelled slice to the last (else from all slices).
+
+    `labelled` is (n, h, w).
+    """
+    with_labels = np.flatnonzero(labelled.any(axis=(1, 2)))
+    first, last = (int(with_labels[0]), int(with_labels[-1])) if with_labels.size else (0, len(labelled) - 1)
     return sorted({round(index) for index in np.linspace(first, last, min(most, last - first + 1))})
 
 
 def draw_image(axes: Axes, image: NDArray[Any], pixel_aspect: float) -> None:
-    """A slice (h, w, c), grey or coloured, values in [0, 1], without ticks or frame."""
+    """Draw a grey or coloured slice (h, w, c) with values in [0, 1], without ticks or frame."""
     height, width = image.shape[:2]
     axes.imshow(
         image if image.shape[2] == 3 else image[..., 0],
@@ -170,7 +173,7 @@ def draw_image(axes: Axes, image: NDArray[Any], pixel_aspect: float) -> None:
 
 
 def draw_contour(axes: Axes, mask: NDArray[np.bool_], colour: str, alpha: float = 0.0, linewidth: float = 1.5) -> None:
-    """The outline of a mask, in pixels of the image on these axes; its inside is filled with `alpha`."""
+    """Draw the outline of a mask (h, w) on the axes of its image, and fill it with opacity `alpha`."""
     from matplotlib.patheffects import withStroke
 
     if mask.any():
@@ -182,7 +185,7 @@ def draw_contour(axes: Axes, mask: NDArray[np.bool_], colour: str, alpha: float 
 
 
 def draw_reference(axes: Axes, mask: NDArray[np.bool_], linewidth: float = 0.9, rim: bool = True) -> None:
-    """The outline of a reference mask, white and dashed; with a dark rim it stands out on bright tissue as well."""
+    """Draw the outline of a reference mask, white and dashed; a dark `rim` makes it visible on bright tissue."""
     from matplotlib.patheffects import withStroke
 
     if mask.any():
@@ -193,42 +196,42 @@ def draw_reference(axes: Axes, mask: NDArray[np.bool_], linewidth: float = 0.9, 
 
 
 def _surface(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Column and row of each value, and the mask with a rim of zeros: without one a contour at the frame stays open."""
+    """Columns, rows and values of the mask with a rim of zeros, which closes contours at the edge of the image."""
     height, width = mask.shape
     return np.arange(-1, width + 1), np.arange(-1, height + 1), np.pad(mask, 1).astype(np.float32)
 
 
 def legend_of(labels: Labels) -> list[Artist]:
-    """An entry for each label."""
+    """One legend entry per label."""
     return [label_entry(plain(name), colour) for _, name, colour in colours(labels)]
 
 
 def label_entry(text: str, colour: str) -> Artist:
-    """A patch of a label's colour, and the text for it."""
+    """A legend entry: a patch of a label's colour with a text."""
     from matplotlib.patches import Patch
 
     return Patch(facecolor=(colour, 0.5), edgecolor=colour, label=text)
 
 
 def reference_entry() -> Artist:
-    """The dashed line of a reference."""
+    """The legend entry of the reference: a dashed line."""
     from matplotlib.lines import Line2D
 
     return Line2D([], [], color="white", linewidth=1.2, linestyle=DASHES, label="reference")
 
 
 def legend_lines(entries: int, width: float) -> int:
-    """Lines of the legend in a figure so many inches wide."""
+    """Number of lines of a legend in a figure of this width in inches."""
     return math.ceil(entries / max(1, int(width / LEGEND_ENTRY)))
 
 
 def plain(text: str) -> str:
-    """Text for a legend, where matplotlib would typeset what stands between two dollars as mathematics."""
+    """Text with escaped dollar signs, which matplotlib would take for mathematics in a legend."""
     return text.replace("$", r"\$")
 
 
 def shortened(text: str, most: int) -> str:
-    """At most so many letters: the beginning and the end, where names differ, with dots between."""
+    """The text with its middle replaced by an ellipsis, if it is longer than `most` characters."""
     if len(text) <= most:
         return text
     half = (most - 1) // 2

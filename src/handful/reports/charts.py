@@ -1,4 +1,4 @@
-"""Charts as inline SVG that take their colours from the page: curves over shots, and boxes of configurations."""
+"""Charts as inline SVG with the colours of the page: curves over the number of labelled cases, and box plots."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from handful.evaluation.evaluate import Estimate
 from handful.reports.markup import Attributes, Element, element
 
 COLOURS = 10
-"""Classes c0 … c9 of the page; configurations past the tenth get them again, with dashes."""
+"""Number of colour classes c0 … c9 of the page; from the eleventh configuration on they repeat, with dashed lines."""
 WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 44, 14, 12, 40
 SHAPES = 4
 NAME_WIDTH = 128
-"""Of the configurations' names beside boxes."""
+"""Width of the names of configurations in front of their rows."""
 ROW = 21
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a configuration is told from the others, in every chart the same."""
+    """Colour, marker and line of a configuration, the same in all charts."""
 
     index: int
     dashed: bool = False
 
     @property
     def colour(self) -> str:
+        """The colour class."""
         return f"c{self.index % COLOURS}"
 
     @property
     def dash(self) -> str:
+        """The `stroke-dasharray` of lines."""
         return "6 4" if self.dashed else "2 3" if self.index >= COLOURS else "none"
 
 
@@ -47,12 +49,13 @@ class Curve:
 
 
 def curve_chart(curves: Sequence[Curve], measure: str, largest: float | None) -> Element:
-    """Means with their intervals over the shots; `largest` is the measure's upper bound, None where it has none.
+    """Means and intervals over the number of shots; `largest` is the upper bound of the measure, if it has one.
 
-    Of a single number of shots there is no curve: the configurations stand below each other.
+    For a single number of shots, the configurations are listed below each other.
     """
     shots = sorted({n for curve in curves for n in curve.points})
-    ends = [end for curve in curves for one in curve.points.values() for end in (one.mean, one.low, one.high)]
+    estimates = [estimate for curve in curves for estimate in curve.points.values()]
+    ends = [end for estimate in estimates for end in (estimate.mean, estimate.low, estimate.high)]
     scale = _Scale.of([end for end in ends if not math.isnan(end)], largest)
     if len(shots) == 1:
         return _rows(curves, shots[0], scale, measure)
@@ -66,7 +69,7 @@ def curve_chart(curves: Sequence[Curve], measure: str, largest: float | None) ->
 
 
 def box_chart(boxes: Sequence[tuple[str, Style, Sequence[float]]], title: str) -> Element:
-    """Quartiles, whiskers to the last value within 1.5 times their distance, and what lies beyond; values in [0, 1]."""
+    """Box plots of values in [0, 1]: quartiles, whiskers (at most 1.5 interquartile ranges), and outliers."""
     height = len(boxes) * ROW + 28
     drawing = _svg(WIDTH, height, title)
     left, right = NAME_WIDTH, WIDTH - RIGHT
@@ -82,7 +85,7 @@ def box_chart(boxes: Sequence[tuple[str, Style, Sequence[float]]], title: str) -
 
 
 def marker(style: Style, x: float, y: float, size: float = 4.0) -> Element:
-    """A dot, square, triangle or diamond."""
+    """The marker of a configuration: a dot, square, triangle or diamond."""
     shape = style.index % SHAPES
     if shape == 0:
         return element("circle", {"class": "mark", "cx": x, "cy": y, "r": size})
@@ -96,7 +99,7 @@ def marker(style: Style, x: float, y: float, size: float = 4.0) -> Element:
 
 
 def swatch(style: Style) -> Element:
-    """A configuration's line and marker, for the legend."""
+    """The line and marker of a configuration, for the legend."""
     line = element("line", {"class": "curve", "x1": 1, "x2": 27, "y1": 7, "y2": 7, "stroke-dasharray": style.dash})
     return element(
         "svg",
@@ -114,7 +117,7 @@ class _Scale:
 
     @classmethod
     def of(cls, values: Sequence[float], largest: float | None) -> _Scale:
-        """Round ends about the values, and four to seven steps between; from 0 where there is no upper bound."""
+        """A scale with round ends around the values and four to seven steps; it starts at 0 without an upper bound."""
         if not values:
             return cls(0.0, largest or 1.0, (largest or 1.0) / 5)
         bottom, top = (min(values), max(values)) if largest else (0.0, max(max(values), 1e-6))
@@ -136,7 +139,7 @@ class _Scale:
 
 def _round_step(rough: float) -> float:
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(one * power for one in (1, 2, 5, 10) if one * power >= rough * 0.999)
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
 
 
 def _svg(width: int, height: int, title: str) -> Element:
@@ -144,13 +147,13 @@ def _svg(width: int, height: int, title: str) -> Element:
 
 
 def _y_axis(scale: _Scale, measure: str) -> list[Element]:
-    made = []
+    axis = []
     for tick in scale.ticks():
         y = scale.y(tick)
-        made.append(element("line", {"class": "grid", "x1": LEFT, "x2": WIDTH - RIGHT, "y1": y, "y2": y}))
+        axis.append(element("line", {"class": "grid", "x1": LEFT, "x2": WIDTH - RIGHT, "y1": y, "y2": y}))
         text: Attributes = {"class": "tick", "x": LEFT - 6, "y": y + 4, "text-anchor": "end"}
-        made.append(element("text", text, f"{round(tick, 6):g}"))
-    return made
+        axis.append(element("text", text, f"{round(tick, 6):g}"))
+    return axis
 
 
 def _x_axis(shots: Sequence[int]) -> list[Element]:
@@ -172,22 +175,22 @@ def _x(n: int, shots: Sequence[int]) -> float:
 
 
 def _curve(curve: Curve, shots: Sequence[int], scale: _Scale, nudge: float, measure: str) -> Element:
-    drawn = element("g", {"class": curve.style.colour})
-    places = [(_x(n, shots) + nudge, one, n) for n, one in sorted(curve.points.items())]
-    for x, one, _ in places:
-        if not math.isnan(one.low):
-            bar: Attributes = {"class": "bar", "x1": x, "x2": x, "y1": scale.y(one.low), "y2": scale.y(one.high)}
-            drawn.append(element("line", bar))
-    path = " ".join(f"{x:.4g},{scale.y(one.mean):.4g}" for x, one, _ in places)
-    drawn.append(element("polyline", {"class": "curve", "points": path, "stroke-dasharray": curve.style.dash}))
-    for x, one, n in places:
-        title = element("title", None, _said(curve, n, measure))
-        drawn.append(element("g", None, title, marker(curve.style, x, scale.y(one.mean))))
-    return drawn
+    group = element("g", {"class": curve.style.colour})
+    places = [(_x(n, shots) + nudge, point, n) for n, point in sorted(curve.points.items())]
+    for x, point, _ in places:
+        if not math.isnan(point.low):
+            bar: Attributes = {"class": "bar", "x1": x, "x2": x, "y1": scale.y(point.low), "y2": scale.y(point.high)}
+            group.append(element("line", bar))
+    path = " ".join(f"{x:.4g},{scale.y(point.mean):.4g}" for x, point, _ in places)
+    group.append(element("polyline", {"class": "curve", "points": path, "stroke-dasharray": curve.style.dash}))
+    for x, point, n in places:
+        title = element("title", None, _tooltip(curve, n, measure))
+        group.append(element("g", None, title, marker(curve.style, x, scale.y(point.mean))))
+    return group
 
 
 def _rows(curves: Sequence[Curve], shots: int, scale: _Scale, measure: str) -> Element:
-    """Each configuration's mean and interval in a row of its own."""
+    """Mean and interval of each configuration, one per row."""
     height = len(curves) * ROW + 28
     drawing = _svg(WIDTH, height, f"{measure} with {shots} labelled")
     left, right = NAME_WIDTH, WIDTH - RIGHT
@@ -200,41 +203,40 @@ def _rows(curves: Sequence[Curve], shots: int, scale: _Scale, measure: str) -> E
         text: Attributes = {"class": "tick", "x": x(tick), "y": height - 7, "text-anchor": "middle"}
         drawing.append(element("text", text, f"{round(tick, 6):g}"))
     for number, curve in enumerate(curves):
-        one, y = curve.points[shots], 4 + (number + 0.5) * ROW
-        row = element("g", {"class": curve.style.colour}, element("title", None, _said(curve, shots, measure)))
+        point, y = curve.points[shots], 4 + (number + 0.5) * ROW
+        row = element("g", {"class": curve.style.colour}, element("title", None, _tooltip(curve, shots, measure)))
         row.append(_name(curve.name, left, y))
-        if not math.isnan(one.low):
-            row.append(element("line", {"class": "bar", "x1": x(one.low), "x2": x(one.high), "y1": y, "y2": y}))
-        row.append(marker(curve.style, x(one.mean), y))
+        if not math.isnan(point.low):
+            row.append(element("line", {"class": "bar", "x1": x(point.low), "x2": x(point.high), "y1": y, "y2": y}))
+        row.append(marker(curve.style, x(point.mean), y))
         drawing.append(row)
     return drawing
 
 
-def _said(curve: Curve, shots: int, measure: str) -> str:
-    one = curve.points[shots]
-    return f"{curve.name}, {shots} labelled: {measure} {one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]"
+def _tooltip(curve: Curve, shots: int, measure: str) -> str:
+    point = curve.points[shots]
+    return f"{curve.name}, {shots} labelled: {measure} {point.mean:.3f} [{point.low:.3f}, {point.high:.3f}]"
 
 
 def _name(name: str, left: float, y: float) -> Element:
-    """A configuration's name before its row."""
+    """The name of a configuration in front of its row."""
     short = name if len(name) <= 19 else f"{name[:18]}…"
     return element("text", {"class": "name", "x": left - 8, "y": y + 4, "text-anchor": "end"}, short)
 
 
 def _box(name: str, style: Style, values: np.ndarray, y: float, left: float, right: float) -> Element:
-    drawn = element("g", {"class": style.colour}, element("title", None, name), _name(name, left, y))
+    group = element("g", {"class": style.colour}, element("title", None, name), _name(name, left, y))
     if not len(values):
-        return drawn
+        return group
     q1, middle, q3 = np.quantile(values, [0.25, 0.5, 0.75])
     near = values[(values >= q1 - 1.5 * (q3 - q1)) & (values <= q3 + 1.5 * (q3 - q1))]
     x = [left + float(value) * (right - left) for value in (near.min(), q1, middle, q3, near.max())]
-    drawn.append(element("line", {"class": "bar", "x1": x[0], "x2": x[4], "y1": y, "y2": y}))
+    group.append(element("line", {"class": "bar", "x1": x[0], "x2": x[4], "y1": y, "y2": y}))
     box: Attributes = {"class": "box", "x": x[1], "y": y - 6, "width": max(x[3] - x[1], 1.0), "height": 12, "rx": 1.5}
-    drawn.append(element("rect", box))
-    drawn.append(element("line", {"class": "median", "x1": x[2], "x2": x[2], "y1": y - 6, "y2": y + 6}))
+    group.append(element("rect", box))
+    group.append(element("line", {"class": "median", "x1": x[2], "x2": x[2], "y1": y - 6, "y2": y + 6}))
     for value in np.unique(np.round(values[(values < near.min()) | (values > near.max())], 3)):
         place = left + float(value) * (right - left)
-        drawn.append(element("circle", {"class": "mark", "cx": place, "cy": y, "r": 1.8}))
-    said = f"{name}: median {middle:.3f}, quartiles {q1:.3f} and {q3:.3f}, {len(values)} values"
-    drawn[0].text = said
-    return drawn
+        group.append(element("circle", {"class": "mark", "cx": place, "cy": y, "r": 1.8}))
+    group[0].text = f"{name}: median {middle:.3f}, quartiles {q1:.3f} and {q3:.3f}, {len(values)} values"
+    return group

@@ -1,4 +1,4 @@
-"""A picture of what pre-training learns from: synthetic slices with their targets."""
+"""A picture of synthetic slices for pre-training, with their targets."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from handful.synthesis.episodes import random_episode
 
 
 def draw_episodes(config: PretrainConfig, picture: Path) -> None:
-    """Writes a PNG of episodes that pre-training would learn from: one row each, eight at least, targets outlined.
+    """Write a PNG of at least eight random training episodes, one per row, with outlined targets.
 
-    Slices of one individual stand together; the heads of the columns number individuals and their neighbouring slices.
+    Slices of one individual are next to each other; the column titles number individuals and their slices.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

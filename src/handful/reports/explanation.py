@@ -1,4 +1,4 @@
-"""Why an answer came out as it did: slices of a case, how sure the model was, and the labelled slices it was shown."""
+"""A picture that explains a prediction: slices of a case, the model's confidence, and the labelled slices it used."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from handful.reports.canvas import (
 from handful.reports.overlay import write_overlay
 
 ROWS = 7
-"""Slices of a case, at most."""
+"""Maximum number of slices of a case."""
 SUPPORTS = 5
-"""Supports beside a slice, at most: the most similar ones."""
+"""Maximum number of labelled slices per slice, most similar first."""
 LINES = 9
-"""Labels whose confidence stands beside a slice, at most."""
+"""Maximum number of labels per slice whose confidence is written."""
 QUERY, WORDS, SUPPORT, CAPTION, GAP = 2.2, 2.3, 1.75, 0.22, 0.1
-"""Inches: sides of a slice and of a support, width of the words between them, height of a caption, and air."""
-THERE, IOU = 1.6, 2.05
-"""Where the columns of the words end."""
+"""Inches: side of a slice, width of the text, side of a labelled slice, height of a caption, and gap."""
+PRESENT, IOU = 1.6, 2.05
+"""Right ends of the text columns in inches."""
 HEADER = 0.85
-_PRIVACY = "The supports show patients the model was fitted on: share this only where you might share their scans."
+_PRIVACY = "The labelled slices show patients of the support set: protect this file like their scans."
 
 
 def write_preview(
@@ -52,13 +52,12 @@ def write_preview(
     reasons: SliceConfidence | None = None,
     case: str | None = None,
 ) -> None:
-    """A PNG of up to seven evenly spaced slices through what was found, each with its reasons beside it.
+    """Write a PNG of at most seven evenly spaced slices through the predicted labels, each with its explanation.
 
-    A row shows the slice with the prediction drawn round; for each label the probability that it is in the slice and
-    the IoU that the model predicts for it; then up to five retrieved supports with their labels, the most similar
-    first; they show patients of the support set. Without `reasons` it is the contact sheet of `write_overlay`.
-    `case` is the title, the file's stem when left out. Raises GeometryMismatch where the prediction does not lie on the
-    volume's grid.
+    A row shows the slice with the outlined prediction; the probability that each label is in the slice, and the
+    predicted IoU of its mask; and at most five of the labelled slices that were used, most similar first, which show
+    patients of the support set. Without `reasons`, the picture is that of `write_overlay`. `case` is the title
+    (default: the stem of `path`). Raises GeometryMismatch if the prediction is not on the grid of the volume.
     """
     if reasons is None:
         write_overlay(path, volume, prediction, slicer=segmenter.slicer, case=case)
@@ -71,19 +70,21 @@ def write_preview(
 
 @dataclass(frozen=True, eq=False)
 class _Row:
-    """A slice of the case and the reasons for its answer."""
+    """A slice of the case and the explanation of its prediction."""
 
     index: int
     image: NDArray[np.float32]
     """(h, w, c)"""
     predicted: NDArray[Any]
     """Label values (h, w)."""
-    there: NDArray[np.float64]
-    """Probability of each label to be in the slice; nan where no support holds it."""
+    present: NDArray[np.float64]
+    """Probability that each label is in the slice; nan if none of the labelled slices contains it."""
     iou: NDArray[np.float64]
+    """Predicted IoU of each label."""
     supports: tuple[SupportPicture, ...]
+    """The labelled slices to draw."""
     retrieved: int
-    """How many supports the model was shown; more, it may be, than are drawn."""
+    """Number of labelled slices that the model used; not all may be drawn."""
 
 
 def _rows(view: SliceView, prediction: LabelMap, segmenter: Segmenter, reasons: SliceConfidence) -> Iterator[_Row]:
@@ -116,16 +117,16 @@ def _draw(view: SliceView, labels: Labels, rows: list[_Row], title: str) -> byte
 
 def _write_heads(canvas: Canvas, most: int) -> None:
     left, top = 2 * GAP + QUERY, HEADER - 0.13
-    shown = "labelled slices it was shown, the most similar first"
-    canvas.write(GAP, top, "what was found")
+    used = "labelled slices used, most similar first"
+    canvas.write(GAP, top, "prediction")
     canvas.write(left, top, "label")
-    canvas.write(left + THERE, top, "it is there", align="right")
+    canvas.write(left + PRESENT, top, "is in slice", align="right")
     canvas.write(left + IOU, top, "IoU", align="right")
-    canvas.write(left + WORDS, top, shown if most <= SUPPORTS else f"{shown} ({SUPPORTS} of {most})")
+    canvas.write(left + WORDS, top, used if most <= SUPPORTS else f"{used} ({SUPPORTS} of {most})")
 
 
 def _draw_row(canvas: Canvas, view: SliceView, labels: Labels, row: _Row, top: float) -> None:
-    """From `top` inches below the upper edge on."""
+    """Draw a row, `top` inches below the upper edge."""
     _, pixel_height, pixel_width = view.spacing
     canvas.panel(Panel(row.image, row.predicted, pixel_height / pixel_width), labels, (GAP, top), QUERY)
     if len(view) > 1:
@@ -134,7 +135,7 @@ def _draw_row(canvas: Canvas, view: SliceView, labels: Labels, row: _Row, top: f
     above = top + (QUERY - SUPPORT - CAPTION) / 2
     left = 2 * GAP + QUERY + WORDS
     if not row.supports:
-        canvas.write(left, top + QUERY / 2, "none: there is no signal in this slice")
+        canvas.write(left, top + QUERY / 2, "none: this slice has no signal")
     for place, picture in enumerate(row.supports):
         corner = (left + place * (SUPPORT + GAP), above)
         panel = Panel(np.asarray(picture.image / 255, dtype=np.float32), picture.labels, pixel_aspect=1.0)
@@ -144,25 +145,25 @@ def _draw_row(canvas: Canvas, view: SliceView, labels: Labels, row: _Row, top: f
 
 
 def _write_confidence(canvas: Canvas, labels: Labels, row: _Row, corner: tuple[float, float]) -> None:
-    """A line for each label that was asked for; those that were found in their colour, and these first to be shown."""
+    """Write one line per label of the labelled slices; predicted labels come first and have their colour."""
     left, top = corner
-    found = [bool((row.predicted == value).any()) for value in labels.values]
-    asked = [k for k in range(len(found)) if not np.isnan(row.there[k])]
-    shown = sorted(sorted(asked, key=lambda k: (not found[k], -row.there[k]))[:LINES])
-    known = list(colours(labels))
-    for line, k in enumerate(shown):
-        _, name, colour = known[k]
-        y = top + 0.13 + 0.21 * line
-        canvas.write(left, y, shortened(name, 16), colour=colour if found[k] else DIM, size=8.5)
-        canvas.write(left + THERE, y, _percent(row.there[k]), colour=INK if found[k] else DIM, size=8.5, align="right")
-        if found[k]:
+    predicted = [bool((row.predicted == value).any()) for value in labels.values]
+    possible = [k for k in range(len(predicted)) if not np.isnan(row.present[k])]
+    listed = sorted(sorted(possible, key=lambda k: (not predicted[k], -row.present[k]))[:LINES])
+    entries = list(colours(labels))
+    for line, k in enumerate(listed):
+        _, name, colour = entries[k]
+        y, ink = top + 0.13 + 0.21 * line, INK if predicted[k] else DIM
+        canvas.write(left, y, shortened(name, 16), colour=colour if predicted[k] else DIM, size=8.5)
+        canvas.write(left + PRESENT, y, _percent(row.present[k]), colour=ink, size=8.5, align="right")
+        if predicted[k]:
             canvas.write(left + IOU, y, f"{row.iou[k]:.2f}", colour=INK, size=8.5, align="right")
-    unsaid = []
-    if len(asked) > len(shown):
-        unsaid.append(f"{len(asked) - len(shown)} more")
-    if row.supports and len(asked) < len(found):
-        unsaid.append(f"in none of its supports: {len(found) - len(asked)} of {len(found)}")
-    canvas.write(left, top + 0.13 + 0.21 * len(shown), ", ".join(unsaid))
+    omitted = []
+    if len(possible) > len(listed):
+        omitted.append(f"{len(possible) - len(listed)} more")
+    if row.supports and len(possible) < len(predicted):
+        omitted.append(f"in no labelled slice: {len(predicted) - len(possible)} of {len(predicted)}")
+    canvas.write(left, top + 0.13 + 0.21 * len(listed), ", ".join(omitted))
 
 
 def _percent(probability: float) -> str:

@@ -1,4 +1,4 @@
-"""Elements of a page: a tree, so that every text is escaped where it is written."""
+"""HTML and SVG elements as a tree, in which all text is escaped."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Content = Element | str | None
 
 
 def element(name: str, attributes: Attributes | None = None, *children: Content) -> Element:
-    """`<name attributes>children</name>`; None is left out, a number is written in four digits."""
-    made = Tree.Element(name, {key: _text(value) for key, value in (attributes or {}).items()})
+    """The element `<name attributes>children</name>`; children that are None are left out."""
+    created = Tree.Element(name, {key: _text(value) for key, value in (attributes or {}).items()})
     for child in children:
-        append(made, child)
-    return made
+        append(created, child)
+    return created
 
 
 def append(parent: Element, child: Content) -> None:
-    """One more child at the end: an element or a text."""
+    """Append an element or text to an element."""
     if child is None:
         return
     if isinstance(child, str):
@@ -32,19 +32,19 @@ def append(parent: Element, child: Content) -> None:
 
 
 def paragraph(text: str, soft: bool = False) -> Element:
-    """A paragraph; `soft` ones explain."""
+    """A paragraph; `soft` for secondary text."""
     return element("p", {"class": "soft"} if soft else None, text)
 
 
 def card(figure: str, text: str, soft: bool = False) -> Element:
-    """A figure in large print above what it counts."""
+    """A card with a number in large print above its description."""
     return element("div", {"class": "card"}, element("b", None, figure), paragraph(text, soft))
 
 
 def page(title: str, style: str, body: Element, policy: str | None = None) -> bytes:
-    """An HTML file; what Unicode cannot encode is replaced by question marks.
+    """An HTML file in UTF-8; characters that cannot be encoded become question marks.
 
-    `policy` is a Content-Security-Policy: what the browser may load.
+    `policy` is a Content-Security-Policy, which limits what the browser may load.
     """
     secure = {"http-equiv": "Content-Security-Policy", "content": policy or ""}
     head = element(

@@ -1,4 +1,4 @@
-"""A contact sheet: a case's slices with the prediction filled in colour and the outline of the reference on it."""
+"""A contact sheet of a case: slices with the prediction filled in colour and the outline of the reference."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def write_overlay(
     slicer: Slicer = Slicer(),  # noqa: B008
     case: str | None = None,
 ) -> None:
-    """A PNG of up to eight evenly spaced slices through what is labelled, as the slicer shows them to a model.
+    """Write a PNG of at most eight evenly spaced slices through the labelled part, in the plane and window of `slicer`.
 
-    The prediction is a translucent fill with a contour, the reference a dashed white line; the legend gives each
-    label's Dice over the volume where there is a reference. `case` is the title, the file's stem when left out.
-    Raises GeometryMismatch where the maps do not lie on the volume's grid.
+    The prediction is a translucent fill with a contour, the reference a dashed white line. With a reference, the legend
+    shows the Dice of each label in the volume. `case` is the title (default: the stem of `path`). Raises
+    GeometryMismatch if a label map is not on the grid of the volume.
     """
-    for what, label_map in (("prediction", prediction), ("reference", reference)):
+    for name, label_map in (("prediction", prediction), ("reference", reference)):
         if label_map is not None:
-            volume.geometry.require_same(label_map.geometry, f"overlay of {case or path.stem!r}: image and {what}")
+            volume.geometry.require_same(label_map.geometry, f"overlay of {case or path.stem!r}: image and {name}")
     sheet = _Sheet.of(volume, prediction, reference, slicer)
     write_atomically(path, _draw(sheet, case or path.stem))
 
 
 @dataclass(frozen=True, eq=False)
 class _Sheet:
-    """What is drawn: the maps as slices (n, h, w), which of them, and the part of each that is in the frame."""
+    """The content of a contact sheet: maps as slices (n, h, w), the chosen slices, and the visible rows and columns."""
 
     view: SliceView
     labels: Labels
@@ -68,7 +68,7 @@ class _Sheet:
     rows: slice
     columns: slice
     dice: dict[int, float]
-    """Of each label over the whole volume; empty without a reference."""
+    """{label value: Dice in the whole volume}; empty without a reference."""
 
     @classmethod
     def of(cls, volume: Volume, prediction: LabelMap, reference: LabelMap | None, slicer: Slicer) -> _Sheet:
@@ -86,13 +86,13 @@ class _Sheet:
 
     @property
     def pixel_aspect(self) -> float:
-        """Height of a pixel over its width, as they are in the patient."""
+        """Height of a pixel divided by its width, in mm."""
         row, column = self.view.spacing[1:]
         return row / column
 
     @property
     def panel_aspect(self) -> float:
-        """Height of a panel over its width."""
+        """Height of a panel divided by its width."""
         height, width = self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
         return float(self.pixel_aspect * height / width)
 
@@ -106,18 +106,18 @@ def _dice(prediction: LabelMap, reference: LabelMap, labels: Labels) -> dict[int
 
 
 def _frame(labelled: NDArray[np.bool_], pixel_aspect: float) -> tuple[slice, slice]:
-    """The rows and columns shown: the labels and as much again round them, so that a small organ is not a dot."""
+    """The visible rows and columns: the labels and a margin of their size, so that small organs are visible."""
     flat: NDArray[np.bool_] = np.any(labelled, axis=0)
     height, width = flat.shape
     if not flat.any():
         return slice(0, height), slice(0, width)
     rows, columns = np.flatnonzero(flat.any(axis=1)), np.flatnonzero(flat.any(axis=0))
     extent = float(max((rows[-1] - rows[0] + 1) * pixel_aspect, columns[-1] - columns[0] + 1))
-    return _widen(rows, extent / pixel_aspect, height), _widen(columns, extent, width)
+    return _widened(rows, extent / pixel_aspect, height), _widened(columns, extent, width)
 
 
-def _widen(held: NDArray[np.int64], extent: float, size: int) -> slice:
-    middle, reach = (held[0] + held[-1] + 1) / 2, max(extent, 24)
+def _widened(labelled: NDArray[np.int64], extent: float, size: int) -> slice:
+    middle, reach = (labelled[0] + labelled[-1] + 1) / 2, max(extent, 24)
     return slice(max(math.floor(middle - reach), 0), min(math.ceil(middle + reach), size))
 
 
@@ -125,7 +125,7 @@ def _draw(sheet: _Sheet, title: str) -> bytes:
     count = len(sheet.chosen)
     columns = _columns(count, sheet.panel_aspect)
     lines = math.ceil(count / columns)
-    # Inches: panels share twelve, few panels are larger.
+    # in inches: panels share a width of 12, a few panels are larger
     width = min(12.0, 1.0 + 4.0 * columns)
     gap, header = 0.06, 0.5
     footer = 0.3 + LEGEND_LINE * legend_lines(len(sheet.labels) + (sheet.reference is not None), width)
@@ -143,14 +143,14 @@ def _draw(sheet: _Sheet, title: str) -> bytes:
 
 
 def _columns(count: int, panel_aspect: float) -> int:
-    """The number of columns that brings the sheet nearest to three by two, with few places left empty."""
+    """The number of columns for which the sheet is nearest to 3:2 with few empty places."""
 
-    def ugliness(columns: int) -> float:
+    def penalty(columns: int) -> float:
         lines = math.ceil(count / columns)
         shape = abs(math.log(columns / (lines * panel_aspect) / 1.5))
         return shape + 4 * (lines * columns - count) / count
 
-    return min(range(1, count + 1), key=ugliness)
+    return min(range(1, count + 1), key=penalty)
 
 
 def _draw_slice(axes: Axes, sheet: _Sheet, index: int) -> None:

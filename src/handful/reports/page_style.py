@@ -1,4 +1,4 @@
-"""How the report looks: one style sheet for light, dark and paper, from a phone's width to a desk's."""
+"""The style sheet of all pages, for light and dark screens of any width and for print."""
 
 from __future__ import annotations
 

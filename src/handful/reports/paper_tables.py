@@ -1,4 +1,4 @@
-"""Tables of a study for papers: the scores and the paired tests, in Markdown or LaTeX."""
+"""Tables of a study for papers, in Markdown or LaTeX: scores, paired tests, and numbers of labelled cases needed."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _SPECIAL = {
 
 
 def markdown(study: Study) -> str:
-    """A table a data set and measure, one of tests, and what the intervals are."""
-    return "\n".join(_in_markdown(table) for table in _tables(study)) + f"\n{_words(study)}\n"
+    """One table per data set and measure, the tables of tests, and a note on the statistics."""
+    return "\n".join(_in_markdown(table) for table in _tables(study)) + f"\n{_note(study)}\n"
 
 
 def latex(study: Study) -> str:
-    """The same as `table` environments for the booktabs package."""
+    """The same tables as `table` environments for the booktabs package."""
     parts = [_in_latex(table) for table in _tables(study)]
-    return "% needs \\usepackage{booktabs}\n\n" + "\n".join(parts) + f"\n% {_words(study)}\n"
+    return "% needs \\usepackage{booktabs}\n\n" + "\n".join(parts) + f"\n% {_note(study)}\n"
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,14 @@ def _tables(study: Study) -> Iterator[_Table]:
             yield _Table(f"{data_set}: {TITLES[measure]}", heads, rows)
         for family in study.comparisons(data_set):
             compared = tuple(
-                (f"{one.first} − {one.second}", str(one.n), f"{one.difference.mean:+.3f}", _p(one.p), _p(one.p_holm))
-                for one in family
+                (
+                    f"{pair.first} − {pair.second}",
+                    str(pair.n),
+                    f"{pair.difference.mean:+.3f}",
+                    _p(pair.p),
+                    _p(pair.p_holm),
+                )
+                for pair in family
             )
             title = f"{data_set}: differences in {TITLES[study.main]} with {study.shared_shots(data_set)} labelled"
             yield _Table(title, ("pair", "cases", "difference", "p", "p (Holm)"), compared)
@@ -57,7 +63,7 @@ def _tables(study: Study) -> Iterator[_Table]:
             (
                 configuration,
                 f"{match.baseline} with {match.shots} ({match.score:.3f})",
-                str(n) if n else "more than tried",
+                str(n) if n else "more than measured",
             )
             for match in study.matches(data_set)
             for configuration, n in match.needed.items()
@@ -68,22 +74,22 @@ def _tables(study: Study) -> Iterator[_Table]:
             )
 
 
-def _words(study: Study) -> str:
+def _note(study: Study) -> str:
     splits = len({row.split for row in study.results})
     return (
-        f"Means over unseen cases and {splits} splits [95 % two-stage bootstrap interval over splits and cases]; a "
-        "missed or false positive label counts as 0, in distances as the image diagonal. p: Wilcoxon's signed-rank "
-        "test, two-sided; Holm's correction within a table."
+        f"Means over test cases and {splits} splits [95 % two-stage bootstrap interval over splits and cases]. A "
+        "missed or false positive label counts as 0, in distances as the image diagonal. p: two-sided Wilcoxon "
+        "signed-rank test, with Holm's correction within a table."
     )
 
 
-def _cell(one: Estimate | None, measure: str) -> str:
-    if one is None:
+def _cell(estimate: Estimate | None, measure: str) -> str:
+    if estimate is None:
         return "–"
     digits = 3 if measure in LARGER_IS_BETTER else 1
-    if math.isnan(one.low):
-        return f"{one.mean:.{digits}f}"
-    return f"{one.mean:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
+    if math.isnan(estimate.low):
+        return f"{estimate.mean:.{digits}f}"
+    return f"{estimate.mean:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def _p(p: float) -> str:
@@ -100,7 +106,7 @@ def _in_markdown(table: _Table) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown sets as it is."""
+    """Text with Markdown's special characters escaped."""
     return "".join(f"\\{mark}" if mark in "\\|`*_<>[]" else mark for mark in text.replace("\n", " "))
 
 

@@ -1,4 +1,4 @@
-"""A report put where people and programs look: a table on the terminal, CSV, JSON, and nnU-Net's summary.json."""
+"""Output of an evaluation: a table on the terminal, CSV, JSON, and nnU-Net's summary.json."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from handful.jobs import atomic
 from handful.jobs.json_values import json_value
 
 FORMAT = 2
-"""Version of the JSON form; raised when a program written for the old one would misread the new one."""
+"""Version of the JSON format; raised with every incompatible change."""
 
 COUNTS = ("tp", "fp", "fn", "tn", "n_pred", "n_ref")
 
 
 def print_table(report: Report, console: Console) -> None:
-    """A line a label and their mean: mean and 95 % interval over cases, and what was missed or a false positive."""
+    """Print one line per label and one for their mean: mean and 95 % interval over cases, missed, false positive."""
     summaries = report.summary()
     unit = summaries[-1].unit
     tolerance = f"{report.tolerance_mm:g} {unit}"
@@ -45,7 +45,7 @@ def print_table(report: Report, console: Console) -> None:
 
 
 def write_csv(report: Report, path: Path) -> None:
-    """One line a case and label; an undefined value is an empty cell."""
+    """Write one line per case and label; an undefined value becomes an empty cell."""
     text = io.StringIO()
     fields = ("case", "label", "name", "status", "unit", *METRICS, *COUNTS)
     writer = csv.DictWriter(text, fields, lineterminator="\n")
@@ -56,7 +56,7 @@ def write_csv(report: Report, path: Path) -> None:
 
 
 def write_json(report: Report, path: Path) -> None:
-    """Rows, summary, failures and the setting they depend on; an undefined value is null."""
+    """Write rows, summary, failures and the tolerance; an undefined value becomes null."""
     content = {
         "format": FORMAT,
         "handful": version("handful"),
@@ -69,10 +69,10 @@ def write_json(report: Report, path: Path) -> None:
 
 
 def write_nnunet_summary(report: Report, path: Path) -> None:
-    """nnU-Net's `summary.json`, for the tools that read it.
+    """Write a file in the format of nnU-Net's `summary.json`.
 
-    Dice and IoU of an absent label are null, as nnU-Net leaves them undefined; means are over the other cases, and
-    `foreground_mean` is the mean of the labels' means. A case that never was a file stands under its name.
+    Dice and IoU of an absent label are null, since they are undefined in nnU-Net; means are over the other cases, and
+    `foreground_mean` is the mean over the labels' means. A case without files is listed under its name.
     """
     by_case: dict[str, dict[str, dict[str, float]]] = {}
     for row in report.rows:
@@ -95,22 +95,22 @@ def write_nnunet_summary(report: Report, path: Path) -> None:
 
 
 def _caption(overall: Summary, tolerance: str) -> str:
-    absent = f", {overall.absent} absent from both maps and left out" if overall.absent else ""
+    absent = f"; absent from both maps (left out): {overall.absent}" if overall.absent else ""
     return (
-        f"mean [95 % interval over cases]; missed and false positive labels count as Dice 0, image diagonal{absent}; "
-        f"surface Dice within {tolerance}; n: cases"
+        "mean [95 % interval over cases]; missed and false positive labels count as Dice 0 and HD95 = image "
+        f"diagonal{absent}; surface Dice within {tolerance}; n: number of cases"
     )
 
 
 def _cells(summary: Summary) -> list[str]:
-    lost = f"{summary.missed} of {summary.missed_of}"
+    missed = f"{summary.missed} of {summary.missed_of}"
     return [
         escape(summary.name),
         str(summary.n),
         _interval(summary.estimates["dice"], 3),
         _interval(summary.estimates["hd95"], 1),
         _interval(summary.estimates["surface_dice"], 3),
-        f"[red]{lost}[/]" if summary.missed else lost,
+        f"[red]{missed}[/]" if summary.missed else missed,
         f"[red]{summary.false_positive}[/]" if summary.false_positive else "0",
     ]
 
@@ -120,12 +120,12 @@ def _interval(estimate: Estimate, digits: int) -> str:
         return "–"
     if math.isnan(estimate.low):
         return f"{estimate.mean:.{digits}f}"
-    # No blank within the brackets: a narrow terminal then breaks the cell before the interval, not inside.
+    # no space within the brackets, so that a narrow terminal breaks the line before the interval, not inside
     return rf"{estimate.mean:.{digits}f} \[{estimate.low:.{digits}f}–{estimate.high:.{digits}f}]"
 
 
 def _flat(row: Row) -> dict[str, object]:
-    """The row's fields and counts under one another."""
+    """The fields and counts of a row in one dictionary."""
     named = {name: getattr(row, name) for name in ("case", "label", "name", "status", "unit", *METRICS)}
     return named | {name: getattr(row.counts, name) for name in COUNTS}
 
@@ -146,8 +146,8 @@ def _nnunet_metrics(row: Row) -> dict[str, float]:
 
 def _nnunet_mean(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
     columns: dict[str, list[float]] = {}
-    for one in metrics:
-        for name, value in one.items():
+    for scores in metrics:
+        for name, value in scores.items():
             columns.setdefault(name, []).append(value)
     return {name: _mean_of_defined(values) for name, values in columns.items()}
 

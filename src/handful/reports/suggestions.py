@@ -1,4 +1,4 @@
-"""Suggestions as files: a table for programs, and a contact sheet for the person who is to label them."""
+"""The files of `handful suggest`: a table, and a contact sheet of the suggested slices."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from handful.reports.canvas import INK, LEGEND_LINE, NOTE, Canvas, Panel, legend
 
 TABLE, PICTURE = "suggestions.csv", "suggestions.png"
 MOST = 24
-"""Suggestions in the picture, at most: the first ones."""
+"""Maximum number of suggestions in the picture."""
 SIDE, GAP, HEADER = 2.3, 0.12, 0.5
-"""Inches: sides of a panel, air, and the height of the title."""
+"""Inches: side of a panel, gap between panels, and height of the title."""
 HEAD, LINE, LINES = 0.42, 0.16, 3
-"""Inches that a suggestion's name takes up, and each line of its reason; lines of a reason, at most."""
+"""Inches: height of a suggestion's name and of each line of its reason; and the maximum number of these lines."""
 INDENT = 0.26
-"""Inches from a suggestion's rank to its name."""
+"""Inches from the rank of a suggestion to its name."""
 LETTERS = 17
-"""Letters of a reason that fit into an inch."""
-_OUTLINES = "Outlines: what the model finds (left), the labels (right). "
-_PRIVACY = "These are slices of patients: share this only where you might share their scans."
+"""Characters of a reason per inch."""
+_OUTLINES = "Outlines: prediction of the model (left), labels (right). "
+_PRIVACY = "The pictures show patients: protect this file like their scans."
 
 
 def write_suggestions(folder: Path, cohort: Cohort, result: SuggestResult) -> tuple[Path, Path]:
-    """Writes suggestions.csv and suggestions.png into `folder`, each whole or not at all; earlier ones are replaced.
+    """Write suggestions.csv and suggestions.png into `folder`; earlier files are replaced. Returns their paths.
 
-    The table has a line a suggestion. `slice` counts from 1, as the picture does; `axis` and `index` are those of the
-    voxel array and count from 0. The picture shows the first 24, each with what the segmenter made of it, beside
-    the labelled slice that it looks most like, with its labels. `cohort` is the one that was asked about.
+    The table has one line per suggestion. `slice` counts from 1, as in the picture; `axis` and `index` refer to the
+    voxel array and count from 0. The picture shows the first 24 suggestions, each with the segmenter's prediction (if
+    any) and with the most similar labelled slice. `cohort` must be the one of the suggestions.
     """
     table, picture = folder / TABLE, folder / PICTURE
     write_atomically(table, _table(result).encode())
@@ -53,22 +53,23 @@ def _table(result: SuggestResult) -> str:
     fields = ("rank", "case", "plane", "slice", "slices", "axis", "index", "score", "coverage", "disagreement")
     writer = csv.DictWriter(text, (*fields, "nearest_case", "nearest_slice", "reason"), lineterminator="\n")
     writer.writeheader()
-    for rank, one in enumerate(result.suggestions, start=1):
+    for rank, suggestion in enumerate(result.suggestions, start=1):
+        nearest, disagreement = suggestion.nearest, suggestion.disagreement
         writer.writerow(
             {
                 "rank": rank,
-                "case": one.slice.case,
-                "plane": one.plane,
-                "slice": one.slice.number + 1,
-                "slices": one.slice.slices,
-                "axis": one.axis,
-                "index": one.index,
-                "score": f"{one.score:.4f}",
-                "coverage": f"{one.coverage:.4f}",
-                "disagreement": None if one.disagreement is None else f"{one.disagreement:.4f}",
-                "nearest_case": None if one.nearest is None else one.nearest.case,
-                "nearest_slice": None if one.nearest is None else one.nearest.number + 1,
-                "reason": one.reason,
+                "case": suggestion.slice.case,
+                "plane": suggestion.plane,
+                "slice": suggestion.slice.number + 1,
+                "slices": suggestion.slice.slices,
+                "axis": suggestion.axis,
+                "index": suggestion.index,
+                "score": f"{suggestion.score:.4f}",
+                "coverage": f"{suggestion.coverage:.4f}",
+                "disagreement": None if disagreement is None else f"{disagreement:.4f}",
+                "nearest_case": None if nearest is None else nearest.case,
+                "nearest_slice": None if nearest is None else nearest.number + 1,
+                "reason": suggestion.reason,
             }
         )
     return text.getvalue()
@@ -76,7 +77,7 @@ def _table(result: SuggestResult) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Cell:
-    """A suggestion, its slice, and the most similar labelled one."""
+    """A suggestion with its slice and the most similar labelled slice."""
 
     suggestion: Suggestion
     panel: Panel
@@ -84,9 +85,10 @@ class _Cell:
 
 
 def _cells(cohort: Cohort, result: SuggestResult) -> list[_Cell]:
-    """One scan in memory at a time, each read once."""
-    shown = result.suggestions[:MOST]
-    names = {one.slice for one in shown} | {one.nearest for one in shown if one.nearest is not None}
+    """The content of the picture. Each scan is read once, and one scan is in memory at a time."""
+    first = result.suggestions[:MOST]
+    names = {suggestion.slice for suggestion in first}
+    names |= {suggestion.nearest for suggestion in first if suggestion.nearest is not None}
     cases = {case.name: case for case in cohort.cases}
     panels: dict[SliceName, Panel] = {}
     for case in dict.fromkeys(name.case for name in names):
@@ -96,11 +98,11 @@ def _cells(cohort: Cohort, result: SuggestResult) -> list[_Cell]:
             panels[name] = _panel(name, view, truth)
     return [
         _Cell(
-            one,
-            replace(panels[one.slice], label_values=one.predicted),
-            None if one.nearest is None else panels[one.nearest],
+            suggestion,
+            replace(panels[suggestion.slice], label_values=suggestion.predicted),
+            None if suggestion.nearest is None else panels[suggestion.nearest],
         )
-        for one in shown
+        for suggestion in first
     ]
 
 
@@ -136,31 +138,31 @@ def _draw(cells: list[_Cell], result: SuggestResult, cohort: str) -> bytes:
     return canvas.png()
 
 
-def _title(result: SuggestResult, shown: int) -> str:
-    what = "cases" if result.whole_cases else "slices"
-    if shown < len(result.suggestions):
-        return f"the first {shown} of {len(result.suggestions)} {what} to label next"
-    return f"{shown} {what} to label next" if shown > 1 else f"the {what[:-1]} to label next"
+def _title(result: SuggestResult, count: int) -> str:
+    kind = "cases" if result.whole_cases else "slices"
+    if count < len(result.suggestions):
+        return f"the first {count} of {len(result.suggestions)} {kind} to label next"
+    return f"{count} {kind} to label next" if count > 1 else f"the {kind[:-1]} to label next"
 
 
 def _draw_cell(canvas: Canvas, cell: _Cell, rank: int, corner: tuple[float, float], labels: Labels | None) -> None:
-    """A name, one panel or two, and the reason; `corner` is the upper left one."""
+    """Draw the name, one or two panels, and the reason of a suggestion; `corner` is (left, top)."""
     left, top = corner
-    one = cell.suggestion
+    name = cell.suggestion.slice
     upper, lower = top + 0.1, top + 0.28
-    place = f"slice {one.slice.number + 1} of {one.slice.slices}" if one.slice.slices > 1 else ""
+    place = f"slice {name.number + 1} of {name.slices}" if name.slices > 1 else ""
     canvas.write(left, upper, f"{rank}", colour=INK, size=10, weight="bold")
-    canvas.write(left + INDENT, upper, shortened(one.slice.case, 24), colour=INK, size=9, weight="bold")
+    canvas.write(left + INDENT, upper, shortened(name.case, 24), colour=INK, size=9, weight="bold")
     canvas.write(left + INDENT, lower, place)
     canvas.panel(cell.panel, labels, (left, top + HEAD), SIDE)
     span = SIDE
     if cell.nearest is not None:
         second = left + SIDE + GAP
-        canvas.write(second, upper, "the labelled slice that looks most alike")
-        canvas.write(second, lower, shortened(str(one.nearest), 38))
+        canvas.write(second, upper, "most similar labelled slice")
+        canvas.write(second, lower, shortened(str(cell.suggestion.nearest), 38))
         canvas.panel(cell.nearest, labels, (second, top + HEAD), SIDE)
         span = 2 * SIDE + GAP
     below = top + HEAD + SIDE + GAP
-    lines = textwrap.wrap(one.reason, int(span * LETTERS), max_lines=LINES, placeholder=" …")
+    lines = textwrap.wrap(cell.suggestion.reason, int(span * LETTERS), max_lines=LINES, placeholder=" …")
     for number, text in enumerate(lines):
         canvas.write(left, below + (number + 0.2) * LINE, text, colour=INK, size=8)
