@@ -18,6 +18,7 @@ from handful.evaluation.evaluate import evaluate
 from handful.jobs.digests import digest_of
 from handful.jobs.lock import locked
 from handful.methods.few_shot_prompts.method import FewShotPrompts
+from handful.methods.left_out import mean_of_labels, score_left_out
 from handful.methods.nearest_slice import NearestSlice
 from handful.tuning.loop import TrainConfig
 
@@ -46,6 +47,24 @@ def test_the_same_fit_again_is_already_done(support: SupportSet, backbone: Backb
     for expected in (True, False):
         assert fit_to_folder("few-shot-prompts", few_shot(2), support, backbone, tmp_path / "m").anew is expected
         assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_fit_that_trains_nothing_says_what_to_expect_of_unseen_scans(
+    support: SupportSet, backbone: Backbone, tmp_path: Path
+):
+    result = fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m")
+    assert result.dice_left_out == mean_of_labels(score_left_out(NearestSlice(), support, backbone))
+    assert set(result.dice_left_out) == set(support.labels.names)
+    again = fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m")
+    assert again.dice_left_out == result.dice_left_out
+    without = FitConfig(leave_out=False)
+    assert not fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "n", without).dice_left_out
+
+
+def test_a_training_leaves_cases_out_on_request_only(support: SupportSet, backbone: Backbone, tmp_path: Path):
+    assert not fit_to_folder("few-shot-prompts", few_shot(2), support, backbone, tmp_path / "m").dice_left_out
+    requested = FitConfig(leave_out=True)
+    assert fit_to_folder("few-shot-prompts", few_shot(2), support, backbone, tmp_path / "n", requested).dice_left_out
 
 
 @pytest.mark.parametrize("what", ["settings", "cases"])

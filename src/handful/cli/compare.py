@@ -25,7 +25,8 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Names from 'handful list methods', separated by commas, or 'all'. Default: the floor, the U-Net and the main methods.",
+            help="Names from 'handful list methods', separated by commas, or 'all'. "
+            "Default: the floor, the U-Net and the main methods.",
             show_default=False,
         ),
     ] = "",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from handful.jobs.lock import LOCK, locked
 from handful.jobs.progress import Report, Run, silent
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import method_settings, settings_from_backbone
-from handful.methods.cost import estimate
+from handful.methods.cost import Cost, estimate
+from handful.methods.left_out import FOLDS, mean_of_labels, score_left_out
 
 FINGERPRINT, TRAINING = "fingerprint.txt", "training"
+AFFORDABLE_S = 300
+"""Estimated seconds of encoding, at most, for which cases are left out without being asked for."""
 UNLEARNED = 0.1
 """Dice on the very case it was learned from, below which a label was not learned."""
 
@@ -34,6 +38,8 @@ class FitConfig:
     """Replace another model that lies in the folder."""
     save_every_s: float = 30.0
     """Seconds between two checkpoints of the training."""
+    leave_out: bool | None = None
+    """Estimate the Dice on unseen scans by fits without each labelled case; None: where that takes minutes at most."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class FitResult:
     """Of each label, by name; see `dice_on_support`. Empty for methods that train nothing."""
     decisions: tuple[str, ...] = ()
     """What the fit decided by itself, one sentence each."""
+    dice_left_out: Mapping[str, float] = field(default_factory=dict)
+    """Mean Dice of each label, by name, on cases that were left out of the fit; empty where it was not estimated."""
 
     @property
     def not_learned(self) -> list[str]:
@@ -80,11 +88,15 @@ def fit_to_folder(
             saved = _fitted_before(out, str(provenance["fingerprint"]), backbone, config.overwrite)
             if saved is not None:
                 past = saved.record.provenance
-                return FitResult(False, past.get("dice_on_support", {}), tuple(past.get("decisions", ())))
+                kept = tuple(past.get("decisions", ())), past.get("dice_left_out", {})
+                return FitResult(False, past.get("dice_on_support", {}), *kept)
             training = _begin(scratch, str(provenance["fingerprint"]))
             slicer = support.resolve(method.slicer)
-            report(0, 1, str(estimate(backbone, [slicer.grid(facts.geometry) for facts in support.facts]) or ""))
-            segmenter = method.fit(support, backbone, Run(training, report, config.save_every_s))
+            cost = estimate(backbone, [slicer.grid(facts.geometry) for facts in support.facts])
+            report(0, 1, str(cost or ""))
+            run = Run(training, report, config.save_every_s)
+            segmenter, left_out = _fit(method, support, backbone, run, _leaves_out(config, method, support, cost))
+            provenance["dice_left_out"] = left_out
             decisions = (*_taken_from(backbone, method), *segmenter.decisions)
             provenance["decisions"] = list(decisions)
             dice: dict[str, float] = {}
@@ -92,10 +104,28 @@ def fit_to_folder(
                 provenance["dice_on_support"] = dice = dice_on_support(segmenter, support)
             save(segmenter, out, method_name=name, method=method, provenance=provenance)
             shutil.rmtree(training)
-            return FitResult(True, dice, decisions)
+            return FitResult(True, dice, decisions, left_out)
         finally:
             if not any((scratch / TRAINING).glob("**/*.*")):  # nothing that a later run could go on from
                 shutil.rmtree(scratch)
+
+
+def _leaves_out(config: FitConfig, method: Method, support: SupportSet, cost: Cost | None) -> bool:
+    if config.leave_out is not None:
+        return config.leave_out
+    fits = min(FOLDS, len(support.cases))
+    return not method.trains and (cost is None or fits * cost.seconds <= AFFORDABLE_S)
+
+
+def _fit(
+    method: Method, support: SupportSet, backbone: Backbone, run: Run, leave_out: bool
+) -> tuple[Segmenter, dict[str, float]]:
+    """The segmenter, and the mean Dice of each label on cases that were left out; each file is read once for both."""
+    if not leave_out:
+        return method.fit(support, backbone, run), {}
+    with support.held() as held:
+        segmenter = method.fit(held, backbone, run)
+        return segmenter, mean_of_labels(score_left_out(method, held, backbone, run.report))
 
 
 def _taken_from(backbone: Backbone, method: Method) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import numpy as np
@@ -73,7 +73,7 @@ def _others(support: SupportSet, group: Sequence[Case]) -> SupportSet | None:
     facts = tuple(one for one in support.facts if one.case.name not in names)
     if not all(any(value in one.voxels for one in facts) for value in support.labels.values):
         return None
-    return SupportSet(tuple(one.case for one in facts), support.labels, facts)
+    return replace(support, cases=tuple(one.case for one in facts), known_facts=facts)
 
 
 def _scores(case: Case, support: SupportSet, predicted: NDArray[np.integer]) -> Iterator[LeftOutScore]:
