@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check bench claims clean
+.PHONY: demo test test-all check docs bench claims clean
 demo: $(READY)
 	$(VENV)/bin/handful demo -o demo
 
@@ -20,10 +20,14 @@ check: $(READY)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python -m reproduction --check
 
+# The documentation site, built without the network into build/site; warnings are errors.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --clean
+
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/run.py
 
-# Rewrites docs/claims.md and all tables from reproduction/results. DATA=folder measures what is missing first, which may take
+# Rewrites docs/evidence/claims.md and all tables from reproduction/results. DATA=folder measures what is missing first, which may take
 # days and goes on where it was stopped; PART="acdc fate" takes some of it.
 claims: $(READY)
 	$(VENV)/bin/python -m reproduction --curves $(if $(DATA),--data "$(DATA)") $(if $(PART),--part $(PART))
@@ -32,6 +36,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+$(VENV)/.docs: $(READY)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	touch $(VENV)/.docs
 
 clean:
 	rm -rf $(VENV) demo

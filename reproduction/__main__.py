@@ -1,9 +1,9 @@
-"""The papers' claims, judged: docs/claims.md and the tables in other documents, from raw results.
+"""The papers' claims, judged: docs/evidence/claims.md and the tables in other documents, from raw results.
 
     python -m reproduction                                  # rewrites the documents from reproduction/results
     python -m reproduction --check                          # names the documents that differ from the results
     python -m reproduction --data FOLDER [--part acdc ...]  # measures first; what exists is not measured again
-    python -m reproduction --curves                         # and draws the pictures in docs
+    python -m reproduction --curves                         # and draws the pictures in docs/evidence
 
 FOLDER holds one subfolder per data set; parts that time phantoms need none, only their names.
 """
@@ -15,6 +15,8 @@ from pathlib import Path
 
 from reproduction.check import differing
 from reproduction.parts import PARTS, RESULTS, ROOT, measure, usual_parts
+
+PICTURES = Path("docs") / "evidence"
 
 
 def main() -> int:
@@ -40,9 +42,9 @@ def _write(curves: bool) -> None:
         path.write_text(text, encoding="utf-8")
         print("wrote", path.relative_to(ROOT))
     if curves:
-        draw_curves(evidence, ROOT / "docs" / "label_efficiency.png")
+        draw_curves(evidence, ROOT / PICTURES / "label_efficiency.png")
         if lines := list(evidence.raw("quality")):
-            quality.draw(lines, ROOT / "docs" / "quality.png")
+            quality.draw(lines, ROOT / PICTURES / "quality.png")
 
 
 def _arguments() -> argparse.Namespace:
@@ -50,7 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="write nothing; status 1 where a document differs")
     parser.add_argument("--data", type=Path, help="folder of data sets: measure what is missing first")
     parser.add_argument("--part", nargs="+", choices=list(PARTS), metavar="NAME", help=", ".join(PARTS))
-    parser.add_argument("--curves", action="store_true", help="draw docs/label_efficiency.png and docs/quality.png")
+    parser.add_argument("--curves", action="store_true", help="draw the pictures in docs/evidence")
     return parser.parse_args()
 
 

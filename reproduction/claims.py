@@ -86,12 +86,14 @@ def only_the_decoder_trains(evidence: Evidence) -> Finding:
             held = line["backbone_is_untouched"] and line["trained_parameters"] < line["backbone_parameters"]
             where = line["backbone"]
             figures.append(Figure(where, "parameters trained", "", exactly(line["trained_parameters"]), held, "n"))
-            figures.append(Figure(where, "of the backbone", "", exactly(line["backbone_parameters"]), None, "n"))
+            figures.append(
+                Figure(where, "parameters of the backbone", "", exactly(line["backbone_parameters"]), None, "n")
+            )
         else:
             middle, low, high = line["times_faster"]
             held = low > 1 and line["same_result"]
             saved = Estimate(middle, math.nan, low, high)
-            what = "an epoch on kept embeddings, times faster; same result"
+            what = "an epoch on stored embeddings, times faster; same result"
             figures.append(Figure("handful-tiny", what, "", saved, held, "×"))
     return Finding(tuple(figures))
 
@@ -141,7 +143,7 @@ def fate_trains_nothing(evidence: Evidence) -> Finding:
         tuple(
             Figure(
                 line["backbone"],
-                "parameters trained; segments a scan without being asked",
+                "parameters trained; segments a scan without prompts",
                 "",
                 exactly(line["trained_parameters"]),
                 line["trained_parameters"] == 0
@@ -195,7 +197,7 @@ def one_pass_is_faster(evidence: Evidence) -> Finding:
     if together is None or alone is None:
         return Finding(())
     where = f"SAM ViT-B, {together['side']} pixels, {together['classes']} classes"
-    return Finding((faster(where, "a training step, times faster than one pass a class", together, alone),))
+    return Finding((faster(where, "a training step, times faster than one pass per class", together, alone),))
 
 
 def faster(where: str, what: str, one: dict[str, list[float]], other: dict[str, list[float]]) -> Figure:
@@ -279,42 +281,43 @@ PAPERS = {
 }
 _ABOVE = "Each difference's interval lies above 0"
 _SLICE = (
-    "on acdc and msd_hippocampus the heads were trained on each slice's Dice, the authors' on the batch's, as here on "
-    'the other sets; configurations called "balanced" have that, too, and stand beside'
+    "on acdc and msd_hippocampus the heads were trained on the Dice of each slice, on the other sets on the Dice of "
+    'the batch, as by the authors; configurations called "balanced" have the latter everywhere; they are for comparison'
 )
 _EARLIER = (
-    "on acdc and msd_hippocampus 16 views a slice and each slice's own Dice were trained on, on the other sets 4 views "
-    'and the Dice of the batch, now the defaults; configurations called "balanced" have these, too, and stand beside'
+    "on acdc and msd_hippocampus the training had 16 views per slice and the Dice of each slice, on the other sets 4 "
+    'views and the Dice of the batch, which are now the defaults; configurations called "balanced" have these '
+    "everywhere and are shown for comparison"
 )
-_TINY = "handful-tiny in place of the paper's SAM"
+_TINY = "handful-tiny instead of the paper's SAM"
 
 CLAIMS = (
     Claim(
         "1.1",
-        "Few-shot tokens beat SAM asked with points.",
+        "Few-shot tokens beat SAM prompted with points.",
         "about +50 % IoU",
-        f"{_ABOVE}, and with the most labels IoU rises by at least {100 * GAIN:.0f} % of the annotator's.",
-        f"{_TINY}; {_EARLIER}; the annotator's points come from the reference of every slice. "
-        "IoU is in the plans' tables; where these were not run yet, Dice stands for it.",
+        f"{_ABOVE}, and with the most labels IoU is at least {100 * GAIN:.0f} % above the annotator's.",
+        f"{_TINY}; {_EARLIER}; the simulated annotator's points come from the reference of "
+        "every slice. Where IoU was not measured, Dice is used.",
         GRID,
         prompts_beat_points,
     ),
     Claim(
         "1.2",
-        "As good as fully supervised with ten times fewer labels.",
+        "As good as full supervision with ten times fewer labels.",
         '"approaching"',
-        f"With at most a tenth of the labelled cases that the U-Net had at most, the interval lies above −{MARGIN}.",
-        f"{_TINY}, a U-Net of up to 40 labelled volumes in place of nnU-Net on all of them; {_EARLIER}.",
+        f"With at most a tenth of the U-Net's largest number of labelled cases, the interval lies above −{MARGIN}.",
+        f"{_TINY}, a U-Net with up to 40 labelled volumes instead of nnU-Net with all of them; {_EARLIER}.",
         ("acdc", "hippocampus"),
         prompts_need_fewer_labels,
     ),
     Claim(
         "1.3",
-        "Only the decoder is trained, and keeping embeddings makes that cheap.",
+        "Only the decoder is trained, and stored embeddings make that cheap.",
         "no number",
-        "Fewer parameters train than the backbone has, which stays as it was; an epoch on kept embeddings is faster in "
-        "every round and fits give the same result.",
-        f"{_TINY}; phantoms, as nothing depends on the scans. The interval is the range over rounds.",
+        "Fewer parameters are trained than the backbone has, and the backbone is unchanged. An epoch on stored "
+        "embeddings is faster in every round, and the fit gives the same result.",
+        f"{_TINY}; synthetic scans, since no figure depends on the scans. The interval is the range over rounds.",
         ("what-trains",),
         only_the_decoder_trains,
     ),
@@ -322,17 +325,17 @@ CLAIMS = (
         "1.4",
         "The tokens carry the information.",
         "–",
-        f"{_ABOVE} when the same decoder is asked with another label's tokens, and with zeros.",
-        f"{_TINY}: its first weights, which the controls were run with.",
+        f"{_ABOVE} over the same decoder prompted with another label's tokens, and with zeros.",
+        f"{_TINY}, with the first weights of handful-tiny, which these controls were run with.",
         ("controls",),
         tokens_carry_the_information,
     ),
     Claim(
         "2.1",
-        "Without training better than zero-shot SAM and SAM 2.",
+        "Better than zero-shot SAM and SAM 2, without training.",
         "BTCV, 3 volumes: 87.2 against 39.1 and 44.4 Dice",
-        f"{_ABOVE} over the same backbone asked with boxes carried over from the most similar labelled slice.",
-        f"{_TINY} and of SAM 2, on our sets; BTCV with SAM's own weights was not run.",
+        f"{_ABOVE} over the same backbone prompted with boxes copied from the most similar labelled slice.",
+        f"{_TINY} and SAM 2, on our data sets; BTCV with SAM's own weights was not run.",
         ("fate", *GRID, "btcv"),
         fate_beats_zero_shot,
     ),
@@ -341,7 +344,7 @@ CLAIMS = (
         "Better than supervised training on as few volumes.",
         "BTCV, 3 volumes: 87.2 against 61.4 (U-Net), 22.3 (UNETR) Dice",
         f"{_ABOVE} over a U-Net trained on the same cases, with up to {FEW} of them.",
-        f"{_TINY}, our sets in place of BTCV, no UNETR.",
+        f"{_TINY}, our data sets instead of BTCV, no UNETR.",
         (*GRID, "btcv"),
         fate_beats_low_data_supervised,
     ),
@@ -349,7 +352,7 @@ CLAIMS = (
         "2.3",
         "Volumetric consistency helps.",
         "unknown",
-        f"{_ABOVE} over no neighbouring slices (window=0), and over none of their object pointers.",
+        f"{_ABOVE} over a fit without neighbouring slices (window=0), and over one without object pointers.",
         f"{_TINY}; one split of four labelled volumes.",
         ("fate-settings",),
         consistency_helps,
@@ -358,9 +361,9 @@ CLAIMS = (
         "2.4",
         "Retrieval and more support help.",
         "unknown",
-        f"{_ABOVE} over supports dealt out at random, over 1 and 3 supports in place of 5, and over the fewest "
-        "labelled cases (of the numbers that one source has both of, the two farthest apart).",
-        f"{_TINY}; one split of four labelled volumes, but for the number of them.",
+        f"{_ABOVE} over supports chosen at random, over 1 and over 3 supports instead of 5, and, for the most labelled "
+        "cases, over the fewest (the two numbers farthest apart that one source has both of).",
+        f"{_TINY}; one split of four labelled volumes, except where their number varies.",
         ("fate", "fate-settings", *GRID),
         retrieval_and_support_help,
     ),
@@ -368,18 +371,17 @@ CLAIMS = (
         "2.5",
         "No expert input, no training.",
         "–",
-        "No parameter trains, the backbone stays as it was, and a scan is segmented from its image alone.",
+        "No parameter is trained, the backbone is unchanged, and a scan is segmented from its image alone.",
         "A property of the code, counted after a fit.",
         ("what-trains",),
         fate_trains_nothing,
     ),
     Claim(
         "2.6",
-        "What the authors' code does otherwise than their paper matters.",
+        "Where the authors' code differs from their paper, the paper's way is better.",
         "–",
-        f"{_ABOVE} over each switch that brings back what the code does: labelled slices only, L1 similarity, six "
-        "neighbours.",
-        f"{_TINY}; ours to claim, not the paper's. Stale supports and pointers of one direction were not measured.",
+        f"{_ABOVE} over each of the code's own choices: labelled slices only, L1 similarity, six neighbours.",
+        f"{_TINY}; this is our claim, not the paper's. Stale supports and pointers of one direction were not measured.",
         ("fate-settings",),
         fixes_matter,
     ),
@@ -387,8 +389,8 @@ CLAIMS = (
         "3.1",
         "Fine-tuning a head on one volume beats zero-shot SAM.",
         "unknown; a replication has .62 to .66 mean Dice",
-        f"{_ABOVE} for each of the three heads with 1 labelled case, over boxes carried over from it and over a "
-        "annotator's.",
+        f"{_ABOVE} for each of the three heads with 1 labelled case, over boxes copied from that case and over a "
+        "simulated annotator's boxes.",
         f"{_TINY}; {_SLICE}.",
         GRID,
         heads_beat_zero_shot,
@@ -397,26 +399,26 @@ CLAIMS = (
         "3.2",
         "AutoSAM and the CNN head beat a U-Net, from scratch and self-supervised, when labels are few.",
         "unknown",
-        f"{_ABOVE} with up to {FEW} labelled cases, for both heads over both U-Nets. Our own head stands beside.",
-        f"{_TINY}; SimCLR learns from the scans that the plan names; {_SLICE}.",
+        f"{_ABOVE} with up to {FEW} labelled cases, for both heads over both U-Nets. Our own head is for comparison.",
+        f"{_TINY}; SimCLR is trained on the scans that the plan names; {_SLICE}.",
         GRID,
         heads_beat_unets,
     ),
     Claim(
         "3.3",
         "The linear head is the worst.",
-        "a replication has .21 and .46, with the ReLU at its end",
-        f"{_ABOVE} for both other heads over it. What the ReLU costs stands beside.",
+        "a replication has .21 and .46, with a final ReLU",
+        f"{_ABOVE} for both other heads over it. The effect of the ReLU is shown for comparison.",
         f"{_TINY}; {_SLICE}.",
         GRID,
         linear_is_worst,
     ),
     Claim(
         "3.4",
-        "All classes come in one pass.",
+        "All classes are segmented in one pass.",
         "–",
-        "A training step takes less than one pass a class; the interval of the ratio of core-seconds lies above 1.",
-        "SAM ViT-B's true size with random weights; the interval is a bootstrap over rounds.",
+        "A training step is faster than one pass per class: the interval of the ratio of core-seconds lies above 1.",
+        "A model of SAM ViT-B's size with random weights; the interval is a bootstrap over rounds.",
         ("auto-sam-speed",),
         one_pass_is_faster,
     ),
@@ -425,7 +427,7 @@ CLAIMS = (
         "The size of the encoder matters.",
         "unknown",
         f"{_ABOVE} for ViT-L over ViT-B, and for ViT-H over ViT-L.",
-        "Needs SAM's own weights; nothing of ours can stand for them.",
+        "This needs SAM's own weights.",
         ("encoder-size",),
         encoder_size_matters,
     ),
@@ -434,17 +436,17 @@ CLAIMS = (
         "56.25 % of the iterations are as good as all.",
         "56.25 %",
         f"The interval of cbdp minus no pruning lies above −{MARGIN}, with at most {100 * PRUNED:.0f} % of the steps.",
-        f"{_TINY}, our sets in place of FLARE22 and Synapse; Dice after the last of the annotator's prompts.",
+        f"{_TINY}, our data sets instead of FLARE22 and Synapse; Dice after the annotator's last prompt.",
         ("pruning",),
         pruning_is_as_good,
     ),
     Claim(
         "4.2",
-        "What comes out depends less on how people ask.",
+        "The result depends less on how people prompt.",
         "unknown",
-        "The spread of one region's Dice over ways and people is larger with centre clicks, and without tuning: each "
-        "interval lies above 0.",
-        f"{_TINY}, our sets, simulated people.",
+        "The standard deviation of a region's Dice over ways of prompting and simulated annotators is larger with "
+        "centre clicks, and without tuning: each interval lies above 0.",
+        f"{_TINY}, our data sets, simulated annotators.",
         ("clicks",),
         people_matter_less,
     ),
@@ -452,17 +454,17 @@ CLAIMS = (
         "4.3",
         "It generalises better to another data set.",
         "unknown",
-        f"{_ABOVE} on a set it was not fitted on, over centre clicks fitted likewise, and over no tuning.",
-        f"{_TINY}, our sets in place of FLARE to Synapse.",
+        f"{_ABOVE} on a data set that it was not fitted on, over a fit with centre clicks, and over no tuning.",
+        f"{_TINY}, our data sets instead of FLARE and Synapse.",
         ("generalise",),
         it_generalises,
     ),
     Claim(
         "4.4",
-        "Many regions at once are faster.",
+        "Segmenting many regions in one call is faster.",
         "unknown",
-        "All regions of a slice in one call take less than one by one, answering and training: the interval of the "
-        "ratio of core-seconds lies above 1 for each number of regions.",
+        "All regions of a slice in one call are faster than one by one, in prediction and in training: the interval of "
+        "the ratio of core-seconds lies above 1 for each number of regions.",
         "The decoder of handful-tiny; the interval is a bootstrap over rounds.",
         ("multi-region",),
         many_regions_are_faster,

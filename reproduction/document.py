@@ -1,4 +1,4 @@
-"""The documents that are made of results: docs/claims.md, and the tables in README.md and docs/."""
+"""The documents that are made of results: docs/evidence/claims.md, and the tables in README.md and docs/."""
 
 from __future__ import annotations
 
@@ -12,33 +12,44 @@ from reproduction.parts import PARTS, ROOT
 from reproduction.tables import TABLES, matches
 from reproduction.verdicts import Figure, Finding
 
-HEAD = """# The papers' claims, on our scans
+CLAIMS_PAGE = Path("docs") / "evidence" / "claims.md"
 
-Written by `make claims` from the raw lines in [reproduction/results](../reproduction/results); nothing here is typed
-in, verdicts least of all. `make claims DATA=folder` measures what is missing first (days on two cores; `PART=acdc`
-takes one part), and goes on where it was stopped.
+VERDICTS = {
+    "holds": "hold",
+    "holds in part": "hold in part",
+    "does not hold": "do not hold",
+    "not tested here": "could not be tested",
+}
 
-Figures are differences of mean Dice over unseen cases, first configuration minus second, paired by split and case,
-with 95 % two-stage bootstrap intervals over splits and cases (of one split, over its cases), unless they say otherwise.
-A missed or false positive label counts as 0.
-**Bold** figures support their claim by its rule, plain ones do not, those in (brackets) stand beside and decide
-nothing. The overview shows the median of the deciding ones.
+HEAD = """# The claims of the papers
 
-* **holds**: all deciding figures support it, and none of the comparisons it speaks of is missing.
-* **holds in part**: some do.
-* **does not hold**: none does. That includes differences that these few cases cannot tell from 0.
-* **not tested here**: there is no figure, for the reason named.
+Four papers describe methods that handful implements. This page tests what they claim, on our data sets and with
+`handful-tiny`. `make claims` writes it from the raw results in
+[reproduction/results](../../reproduction/results); each verdict follows from its rule, and none is typed in.
+`make claims DATA=folder` first measures what is missing: days on two cores, or one part with `PART=acdc`. A
+stopped run continues.
 
-Unless a row says otherwise all is with `handful-tiny`, not with SAM's weights, and on other data than the papers'. A
-verdict says how the method fares in that setting; it neither proves nor refutes a paper. Many figures are looked at and
-none is corrected for that: of forty intervals, one lies above 0 by chance.
+How to read it. A figure is a difference of mean Dice on unseen cases, first configuration minus second, paired by split
+and case, with a 95 % two-stage bootstrap interval over splits and cases (over cases alone where there is one split). A
+row says where it differs from that. A missed or false positive label counts as 0. **Bold** figures support their claim
+by its rule, and plain figures do not. Figures in (brackets) are shown for comparison and do not count. The overview
+shows the median of the figures that count.
+
+* **holds**: all figures that count support the claim, and no comparison that it needs is missing.
+* **holds in part**: some of them do.
+* **does not hold**: none does. This includes differences that may be chance with so few cases.
+* **not tested here**: there is no figure, for the reason given.
+
+A verdict says how a method does with `handful-tiny` and on our data. It neither proves nor disproves a paper, which
+used SAM's own weights and other data. The intervals are not corrected for their number: among forty of them, about one
+lies above 0 by chance.
 """
 
 
 def document(evidence: Evidence) -> str:
-    """docs/claims.md."""
+    """docs/evidence/claims.md."""
     found = [(claim, claim.figures(evidence)) for claim in CLAIMS]
-    parts = [HEAD, overview(found, "#"), f"## To match a U-Net\n\n{matches(evidence)}"]
+    parts = [HEAD, overview(found, "#"), f"## Labels needed to match a U-Net\n\n{matches(evidence)}"]
     for paper, title in PAPERS.items():
         parts.append(f"## {title}")
         parts += [section(claim, one) for claim, one in found if claim.number.startswith(paper)]
@@ -47,20 +58,27 @@ def document(evidence: Evidence) -> str:
 
 
 def overview(found: Sequence[tuple[Claim, Finding]], page: str) -> str:
-    """A row a claim, linked to its section on `page`."""
+    """One row per claim, linked to its section on `page`."""
     rows = [
-        (f"[{claim.number}]({page}{claim.anchor})", claim.says, claim.theirs, headline(one), said(claim, one))
+        (f"[{claim.number}]({page}{claim.anchor})", claim.says, claim.theirs, headline(one), verdict_of(claim, one))
         for claim, one in found
     ]
     return table(("", "claim", "the paper's figure", "ours", "verdict"), rows)
 
 
 def claims_table(evidence: Evidence, words: Sequence[str]) -> str:
-    """The overview, for another document: `words` is the way from there to this one."""
+    """The overview, for another document: `words` holds the path from there to this one."""
     return overview([(claim, claim.figures(evidence)) for claim in CLAIMS], f"{words[0] if words else 'claims.md'}#")
 
 
-def said(claim: Claim, finding: Finding) -> str:
+def verdicts(evidence: Evidence, words: Sequence[str]) -> str:
+    """How many claims hold, in a sentence."""
+    found = [claim.figures(evidence).verdict for claim in CLAIMS]
+    counts = [f"{found.count(verdict)} {words}" for verdict, words in VERDICTS.items()]
+    return f"Of {len(CLAIMS)} claims, {', '.join(counts[:-1])} and {counts[-1]}."
+
+
+def verdict_of(claim: Claim, finding: Finding) -> str:
     """The verdict, with the reason where there is none."""
     if finding.verdict != "not tested here":
         return f"**{finding.verdict}**"
@@ -69,14 +87,15 @@ def said(claim: Claim, finding: Finding) -> str:
 
 
 def headline(finding: Finding) -> str:
-    """The median of the deciding figures that share a unit with the first, and how many of all support the claim."""
+    """The median of the figures that count and share a unit with the first, and how many of all support the claim."""
     deciding = finding.deciding
     if not deciding:
         return "–"
     alike = sorted((one for one in deciding if one.unit == deciding[0].unit), key=lambda one: one.estimate.mean)
     middle = alike[(len(alike) - 1) // 2]
     where = ", ".join(filter(None, (middle.where, middle.column)))
-    count = f"; {sum(bool(one.supports) for one in deciding)} of {len(deciding)} in favour" if len(deciding) > 1 else ""
+    supporting = sum(bool(one.supports) for one in deciding)
+    count = f"; {supporting} of {len(deciding)} figures support it" if len(deciding) > 1 else ""
     return f"{middle} ({middle.what}; {where}){count}"
 
 
@@ -84,7 +103,7 @@ def section(claim: Claim, finding: Finding) -> str:
     """A claim with its rule, its figures and its commands."""
     lines = [
         f'<a id="{claim.anchor}"></a>\n\n### {claim.number} {claim.says}',
-        f"{said(claim, finding)}. Rule: {claim.rule} What differs: {claim.differs}",
+        f"{verdict_of(claim, finding)}\n\n*Rule.* {claim.rule}\n\n*Differences from the paper.* {claim.differs}",
     ]
     if finding.missing and finding.figures:
         lines.append(f"Not measured yet: {'; '.join(finding.missing)}.")
@@ -97,11 +116,11 @@ def section(claim: Claim, finding: Finding) -> str:
 
 
 def counted(figures: Sequence[Figure]) -> str:
-    """Of how many cases and splits the figures are."""
+    """The numbers of cases and splits behind the figures."""
     cases, splits = ([one for figure in figures if (one := getattr(figure, name))] for name in ("cases", "splits"))
     if not cases:
         return ""
-    return f"\n\nUnseen cases a figure: {between(cases)}; splits of the labelled ones: {between(splits)}."
+    return f"\n\nUnseen cases per figure: {between(cases)}. Random splits: {between(splits)}."
 
 
 def between(numbers: Sequence[int]) -> str:
@@ -115,7 +134,7 @@ def recipes() -> str:
     for name, part in PARTS.items():
         lines.append(f"# {name}" + (f": needs {part.needs}; runs only when it is named" if part.needs else ""))
         lines += [command.format(data="FOLDER") for command in part.commands]
-    return "## What each part runs\n\n```\n" + "\n".join(lines) + "\n```"
+    return "## Commands of each part\n\n```\n" + "\n".join(lines) + "\n```"
 
 
 def grid(figures: Sequence[Figure]) -> str:
@@ -135,7 +154,7 @@ def grid(figures: Sequence[Figure]) -> str:
 
 
 def shown(one: Figure) -> str:
-    """Bold where it supports the claim, in brackets where it decides nothing."""
+    """Bold where it supports the claim, in brackets where it does not count."""
     if one.supports is None:
         return f"({one})"
     return f"**{one}**" if one.supports else str(one)
@@ -143,8 +162,8 @@ def shown(one: Figure) -> str:
 
 def documents(evidence: Evidence, root: Path = ROOT) -> dict[Path, str]:
     """Every document that is made of results, and what it should hold."""
-    tables = TABLES | {"claims": claims_table}
-    made = {root / "docs" / "claims.md": document(evidence)}
+    tables = TABLES | {"claims": claims_table, "verdicts": verdicts}
+    made = {root / CLAIMS_PAGE: document(evidence)}
     for path in [root / "README.md", *sorted((root / "docs").glob("**/*.md"))]:
         if path not in made and MARKED in (text := path.read_text(encoding="utf-8")):
             made[path] = with_tables(text, tables, evidence, path.name)

@@ -9,6 +9,7 @@ from handful.evaluation.results import TITLES
 from reproduction.evidence import (
     MEASURES,
     SECONDS,
+    Difference,
     Evidence,
     Pool,
     Scores,
@@ -60,12 +61,33 @@ ANNOTATORS = (
 """They look at the truth of the scan that is scored: bounds for that much work, drawn dashed."""
 CONFIGURATIONS = OURS + OTHERS + ANNOTATORS
 
-MATCHING = """The smallest number of labelled cases tried at which a configuration's mean Dice is not below the U-Net's,
-over the splits and unseen cases that both were scored on; nothing is interpolated, and of several configurations the
-better one is named, which flatters a little. Dice in brackets are over all splits of each."""
+MATCHING = """The smallest number of labelled cases, of those tried, with which the mean Dice of a method is not below
+the U-Net's. Both are compared on the splits and unseen cases that they share; nothing is interpolated. Of several
+methods the best one is named, which is a little too favourable. Dice in brackets are over all splits of each."""
 
 VOTERS = ("AutoSAM U-Net", BASELINE, "FATE, three planes", "FATE, ROI crop", "U-Net, three seeds")
 """Configurations of the plans that an ensemble is set beside: its members, and as many U-Nets."""
+
+SUMMARY = {
+    ("msd_hippocampus", 1): "hippocampus, MR",
+    ("msd_hippocampus", 4): "hippocampus, MR",
+    ("acdc", 1): "heart, cine MR",
+    ("acdc", 5): "heart, cine MR",
+    ("chaos_mr_t2", 4): "abdomen, MR",
+    ("cxr_covid", 4): "chest, X-ray",
+    ("openkbp", 4): "head and neck, CT",
+    ("kvasir_seg", 4): "polyps, colonoscopy",
+}
+"""Data set and number of labelled cases of each row of README.md, with its title."""
+BASELINE_METHOD = "unet"
+COLUMNS = {
+    "nearest-slice": ("nearest slice",),
+    "fate": ("FATE",),
+    "auto-sam": ("AutoSAM U-Net, balanced", "AutoSAM U-Net"),
+    BASELINE_METHOD: (BASELINE,),
+    "ensemble": ("ensemble",),
+}
+"""Columns of README.md: the method as people type it, and its configurations in the plans, the default form first."""
 
 SPLITS = 3
 """Random splits of the labelled cases that the plans ask for."""
@@ -136,6 +158,27 @@ def glance(evidence: Evidence, words: Sequence[str]) -> str:
         most = max(_splits(scores) for scores in shown)
         rows.append((name, str(n), *[_drawn(scores, "dice", most) if scores else "–" for scores in shown]))
     return table(("data set", "labelled", *configurations), rows) if rows else UNMEASURED
+
+
+def summary(evidence: Evidence, words: Sequence[str]) -> str:
+    """A few data sets in few columns: mean Dice over the splits and cases that all methods of a row share."""
+    rows = []
+    for (data_set, n), title in SUMMARY.items():
+        found = shared({method: _default_form(evidence, data_set, names, n) for method, names in COLUMNS.items()})
+        ours = next((method for method in ("ensemble", "auto-sam") if method in found), None)
+        if BASELINE_METHOD not in found or ours is None:
+            continue
+        gap = estimate({key: found[ours][key] - value for key, value in found[BASELINE_METHOD].items()})
+        means = [f"{estimate(found[method]).mean:.2f}" if method in found else "–" for method in COLUMNS]
+        rows.append((title, str(n), *means, f"`{ours}` {signed(gap)}", str(_splits(found[ours]))))
+    heads = ("scans", "labelled", *(f"`{method}`" for method in COLUMNS), "minus `unet` [95 % interval]", "splits")
+    return table(heads, rows) if rows else UNMEASURED
+
+
+def _default_form(evidence: Evidence, data_set: str, configurations: Sequence[str], n: int) -> Scores:
+    """Scores of the first of the configurations that a plan measured in most splits."""
+    found = [scores_of(evidence.plans, data_set, configuration, n) for configuration in configurations]
+    return max(found, key=_splits)
 
 
 def methods(evidence: Evidence, words: Sequence[str]) -> str:
@@ -328,12 +371,17 @@ def ensemble(evidence: Evidence, words: Sequence[str]) -> str:
                 found = {configuration: scores for configuration, scores in of.items() if scores}
                 for configuration, scores in found.items():
                     one = difference([pool], name, ("ensemble", shots), (configuration, shots))
-                    gap = signed(one.estimate) if one and configuration != "ensemble" else ""
+                    gap = _gap(one, _splits(scores)) if one and configuration != "ensemble" else ""
                     rows.append(
                         (name, str(shots), configuration, interval(estimate(scores), "dice"), gap, str(_splits(scores)))
                     )
     heads = ("data set", "labelled", "configuration", "Dice", "ensemble minus this", "splits")
     return table(heads, rows) if rows else UNMEASURED
+
+
+def _gap(one: Difference, most: int) -> str:
+    """A difference, and on how many splits it rests where a side was measured in more."""
+    return signed(one.estimate) + (f" ({count(one.splits, 'shared split')})" if one.splits < most else "")
 
 
 def rates(evidence: Evidence, words: Sequence[str]) -> str:
@@ -509,6 +557,7 @@ def quality(evidence: Evidence, words: Sequence[str]) -> str:
 TABLES: dict[str, Render] = {
     "label_efficiency": label_efficiency,
     "match": matches,
+    "summary": summary,
     "glance": glance,
     "methods": methods,
     "measured": measured,

@@ -400,10 +400,10 @@ def _absent(lines: Sequence[Line]) -> str:
 
 
 def _speed(line: Line) -> str:
-    recall = f", recall and decode of a label {line['recall_ms']:.1f}" if "recall_ms" in line else ""
+    recall = f", recall and decode of one label {line['recall_ms']:.1f}" if "recall_ms" in line else ""
     size = "" if line["megabytes"] is None else f", {line['megabytes']:.1f} MB"
     return (
-        f"Milliseconds a slice on two threads: encode {line['encode_ms']:.1f}, decode of {LABELS} boxes "
+        f"Milliseconds per slice on two threads: encode {line['encode_ms']:.1f}, decode of {LABELS} boxes "
         f"{line['decode_ms']:.1f}{recall}. {line['parameters'] / 1e6:.1f} M parameters{size}."
     )
 

@@ -55,14 +55,14 @@ def _click_table(name: str, on: str, lines: list[Line]) -> str:
     splits, cases = len({line["split"] for line in lines}), max(len(line["cases"]) for line in lines)
     title += (
         f" ({some['shots']} labelled cases, {splits} splits, up to {cases} unseen cases and {some['regions']} regions "
-        f"each, asked for in {len(some['ways'])} ways by {some['seeds']} people; {some['annotator']} annotator; "
+        f"each, prompted in {len(some['ways'])} ways by {some['seeds']} simulated annotators ({some['annotator']}); "
         f"at most {some['most']} prompts)"
     )
     rows = [
         [configuration, *[_mean(_all(own, key)) for key in measures], *_took(own)]
         for configuration, own in by_configuration.items()
     ]
-    tables = [title, table(["configuration", *[_heading(key) for key in measures], "fit s", "asking s"], rows)]
+    tables = [title, table(["configuration", *[_heading(key) for key in measures], "fit s", "prompting s"], rows)]
     ways = list(some["ways"])
     rows = [
         [configuration, *[_mean([d for x in own for d in x["ways"][way]["dice_1"]]) for way in ways]]
@@ -92,8 +92,8 @@ def pruning_tables(lines: list[Line]) -> str:
         last = measures[-1]
         organs = list(own[0]["labels"])
         heads = ["rule", *map(_heading, measures), *[f"{o} {_heading(last)}" for o in organs]]
-        heads += ["rarest of a fit", "share of steps", "measured fraction", "training, CPU s", "fit, wall s"]
-        heads += ["Δ to none [95 %]", "p"]
+        heads += ["rarest label", "share of steps", "measured fraction", "training, CPU s", "fit, wall s"]
+        heads += ["minus none [95 %]", "p"]
         rows = [
             _pruned(configuration, some, by_configuration, measures, organs)
             for configuration, some in by_configuration.items()

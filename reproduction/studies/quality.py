@@ -199,7 +199,7 @@ def _usual(lines: list[Line]) -> list[str]:
     pairs = [(line["usual"][row["label"]], row["dice"]) for line in lines for row in line["rows"]]
     known = [abs(usual - dice) for usual, dice in pairs if usual is not None]
     error = f"{np.mean(known):.3f}" if known else "–"
-    return ["usual, without looking", "–", "–", "–", error, "by chance 25%"]
+    return ["usual Dice of the label", "–", "–", "–", error, "by chance 25%"]
 
 
 def draw(lines: list[Line], path: Path) -> None:

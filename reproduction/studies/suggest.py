@@ -212,7 +212,7 @@ def _by_case(slices: Iterable[tuple[str, int]]) -> Slices:
 
 def tables(lines: list[Line]) -> str:
     """One row per set, method, beginning and budget: Dice of each configuration and its paired difference to random."""
-    heads = ["data set", "method", "begins with", "more slices", "none more", "random", "coverage", "with model"]
+    heads = ["data set", "method", "starts with", "slices added", "none added", "random", "coverage", "with model"]
     heads += ["coverage − random", "with model − random"]
     settings = ("set", "method", "start", "pool", "most_cases", "digest")
     rows = []
@@ -230,7 +230,7 @@ def tables(lines: list[Line]) -> str:
                 for configuration in ("coverage", "model")
             ]
             rows.append((group[0], group[1], begin, str(budget), *means, *differences))
-    note = "Mean Dice of unseen scans [95 % interval]; differences are paired by scan, then the splits that gained."
+    note = "Mean Dice of unseen scans [95 % interval]; differences are paired by scan. Last: splits in which Dice rose."
     return f"{table(heads, rows)}\n\n{note}"
 
 

@@ -86,6 +86,26 @@ def test_an_ensemble_is_listed_with_its_members(measured: Measured):
     ]
 
 
+def test_a_difference_over_fewer_splits_than_its_row_says_so(measured: Measured):
+    evidence = measured({("hearts", "ensemble", 1): 0.8, ("hearts", "U-Net", 1): 0.7}, noise=0.0)
+    scores = evidence.plans[0].scores["hearts", "ensemble", 1]
+    scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] > 0}
+    assert "| +0.100 [+0.100, +0.100] (2 shared splits) | 3 |" in tables.ensemble(evidence, [])
+
+
+def test_the_summary_compares_methods_on_the_splits_that_they_share(measured: Measured):
+    means = {("acdc", "ensemble", 1): 0.8, ("acdc", "U-Net", 1): 0.7, ("acdc", "U-Net", 5): 0.9}
+    evidence = measured(means, noise=0.0)
+    scores = evidence.plans[0].scores["acdc", "ensemble", 1]
+    scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] > 0}
+    unet = evidence.plans[0].scores["acdc", "U-Net", 1]["dice"]
+    unet.update({key: 0.1 for key in unet if key[0] == 0})
+    (row,) = tables.summary(evidence, []).splitlines()[2:]
+    assert row == ("| heart, cine MR | 1 | – | – | – | 0.70 | 0.80 | `ensemble` +0.100 [+0.100, +0.100] | 2 |"), (
+        "the split that the ensemble lacks counts for nobody; with 5 labelled cases there is nothing to compare"
+    )
+
+
 def test_a_table_is_written_between_its_markers_and_again_the_same(measured: Measured):
     evidence = measured({("hearts", "FATE", 1): 0.5, ("hearts", "FATE", 2): 0.6}, noise=0.0)
     text = "before\n<!-- table: label_efficiency hearts -->\nold\n<!-- end -->\nafter\n"
