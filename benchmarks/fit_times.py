@@ -1,6 +1,6 @@
 """How long each method takes to learn from a few labelled volumes and to segment another one, with its defaults.
 
-    python benchmarks/fit_times.py --data FOLDER [--sets msd_hippocampus acdc] [--shots 4] [--methods fate ...] [--out FILE]
+    python benchmarks/fit_times.py --data FOLDER [--sets acdc ...] [--shots 4] [--methods fate ...] [--out FILE]
 
 FOLDER holds one cohort per subfolder. The backbone is handful-tiny on one thread; core-seconds are those of this
 process, so they hardly depend on what else the machine does. Lines that --out holds already are not measured again.

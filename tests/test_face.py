@@ -80,7 +80,7 @@ def test_the_version_is_that_of_the_package():
 
 
 def test_every_name_in_the_documents_is_there():
-    documents = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+    documents = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
     texts = {path: path.read_text(encoding="utf-8") for path in [*documents, *sorted(PACKAGE.rglob("*.py"))]}
     used = {(path.name, name) for path, text in texts.items() for name in (*names_in_code(text), *names_in_prose(text))}
     assert len(used) > 20
@@ -90,7 +90,7 @@ def test_every_name_in_the_documents_is_there():
 def test_documents_import_from_the_face_what_it_has():
     deep = [
         (path.name, name)
-        for path in [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
+        for path in [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
         for name in names_in_code(path.read_text(encoding="utf-8"))
         if name.count(".") > 1 and name.split(".")[-1] in handful.__all__
     ]
