@@ -29,7 +29,8 @@ from handful.jobs.atomic import replacing_folder
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of
 from handful.methods.base import Method, Segmenter
-from handful.methods.catalog import build_method, method_settings, read_settings, settings_from_backbone
+from handful.methods.catalog import build_method, method_settings, settings_from_backbone
+from handful.methods.settings import read_settings
 
 FORMAT = 3
 """Version of the folder's layout and of the names of settings; other versions are refused."""
