@@ -24,7 +24,7 @@ def test_suggestions_are_listed_and_written(half: Path, backbone: Path, tmp_path
     result = handful("suggest", "-i", half, "-o", tmp_path / "s", "--backbone", backbone, "--count", "3")
     assert result.exit_code == 0, result.output
     assert "3 of 12 unlabelled slices; 12 slices are labelled" in result.stdout
-    assert "stands for" in result.stdout
+    assert "represents" in result.stdout
     assert "24 slices in 4 cases, about" in result.stderr
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["suggestions.csv", "suggestions.png"]
 

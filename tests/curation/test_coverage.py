@@ -68,7 +68,7 @@ def test_a_contradiction_doubles_what_would_count_alike_at_most():
     assert (first.disagreement, second.disagreement) == (0.6, 0.1)
     assert first.score == pytest.approx(first.coverage)
     assert second.score == pytest.approx(second.coverage / 2)
-    assert (first.contradicts, second.contradicts) == (True, False)
+    assert (first.inconsistent, second.inconsistent) == (True, False)
 
 
 def test_whole_cases_are_groups_and_a_case_with_any_label_is_none():

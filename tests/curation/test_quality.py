@@ -73,7 +73,7 @@ def test_a_reference_of_a_judged_case_changes_nothing(segmenter: Segmenter, supp
     assert with_reference == judged(segmenter, support, 6, prediction)
 
 
-def test_without_a_calibration_the_plain_mean_of_the_signals_is_said(segmenter: Segmenter, support: SupportSet):
+def test_without_a_calibration_the_mean_of_the_signals_is_predicted(segmenter: Segmenter, support: SupportSet):
     one = of(judged(segmenter, support, 7, phantom(7)[1]), "egg")
     signals = [one.signals.confidence, one.signals.consistency, one.signals.reverse]
     assert one.predicted_dice == pytest.approx(np.mean(signals))
@@ -115,7 +115,7 @@ def test_a_mask_that_leaps_from_slice_to_slice_is_less_consistent(segmenter: Seg
     assert found < 0.6 < whole
 
 
-def test_what_is_odd_beside_the_references_is_flagged(segmenter: Segmenter, support: SupportSet):
+def test_what_is_unusual_compared_with_the_references_is_flagged(segmenter: Segmenter, support: SupportSet):
     _, truth = phantom(7)
 
     def flags(array: np.ndarray) -> tuple[str, ...]:
@@ -186,7 +186,7 @@ def test_each_left_out_case_of_the_support_teaches_what_the_signals_are_worth(ba
     assert found.offsets[1] == pytest.approx(np.mean(reached), abs=0.05)
 
 
-def test_with_a_calibration_the_calibrated_dice_is_said(backbone: Backbone):
+def test_with_a_calibration_the_calibrated_dice_is_predicted(backbone: Backbone):
     support = support_set(3)
     segmenter = NearestSlice().fit(support, backbone)
     pairs = [(unlabelled(7), phantom(7)[1])]
@@ -209,7 +209,7 @@ def test_two_labelled_cases_are_too_few_to_calibrate_on(segmenter: Segmenter, su
         assert judge.calibrated(support, lambda cases: NearestSlice().fit(cases, backbone)) is None
 
 
-def test_a_backbone_with_a_memory_is_asked_back_by_fate(support: SupportSet):
+def test_a_backbone_with_a_memory_has_fate_as_reverse_segmenter(support: SupportSet):
     fate = Fate(window=0).fit(support, tiny_models.tiny_sam2_video())
     with estimating_quality(fate, support) as judge:
         assert isinstance(judge.reverse, Fate)
@@ -229,7 +229,7 @@ def test_a_prediction_on_another_grid_is_refused(segmenter: Segmenter, support: 
 def test_a_prediction_of_other_labels_is_refused(segmenter: Segmenter, support: SupportSet):
     _, truth = phantom(7)
     other = LabelMap(np.where(truth.array == 3, 5, truth.array), truth.geometry, Labels((1, 5), ("ball", "cube")))
-    with pytest.raises(LabelError, match=r"phantom-7.* holds 5"):
+    with pytest.raises(LabelError, match=r"phantom-7.* contains the values 5"):
         judged(segmenter, support, 7, other)
 
 

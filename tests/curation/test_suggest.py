@@ -51,13 +51,13 @@ def test_only_unlabelled_slices_are_suggested_and_each_once(backbone: Backbone):
     assert sorted(found) == free
 
 
-def test_what_looks_like_nothing_labelled_comes_first(backbone: Backbone):
+def test_what_is_unlike_all_labelled_slices_comes_first(backbone: Backbone):
     cohort = cohort_of(case_of(0, tuple(range(SLICES))), case_of(1), negative(2))
     first = suggest(cohort, backbone, config=SuggestConfig(count=1)).suggestions[0]
     assert first.slice.case == "negative"
     assert first.nearest is not None
     assert first.nearest.case == "case-0"
-    assert "looks unlike anything labelled so far (nearest: case-0, slice" in first.reason
+    assert "unlike all labelled slices (nearest: case-0, slice" in first.reason
 
 
 def test_a_copy_of_what_is_labelled_is_covered_and_comes_last(backbone: Backbone):
@@ -87,7 +87,7 @@ def test_scores_fall_and_coverage_never_sums_to_more_than_all(backbone: Backbone
 def test_without_any_label_the_most_typical_slice_comes_first(backbone: Backbone):
     result = suggest(Cohort((case_of(1), case_of(2), negative(0)), None, "new"), backbone)
     assert result.labelled == 0
-    assert result.suggestions[0].reason == "the most typical, as nothing is labelled yet"
+    assert result.suggestions[0].reason == "the most typical slice (nothing is labelled yet)"
     assert {one.nearest for one in result.suggestions} == {None}
     assert {one.disagreement for one in result.suggestions} == {None}
 
@@ -117,7 +117,7 @@ def test_whole_cases_are_suggested_once_each_and_touched_ones_never(backbone: Ba
     assert result.candidates == 3
 
 
-def test_a_model_says_where_it_contradicts_itself(model: Path, cohort: Cohort):
+def test_inconsistent_predictions_are_a_reason(model: Path, cohort: Cohort):
     segmenter = load(model)
     cases = [replace(case, reference=None) if case.name != "case-0" else case for case in cohort.cases]
     wanted = replace(cohort, cases=tuple(cases))
@@ -126,9 +126,9 @@ def test_a_model_says_where_it_contradicts_itself(model: Path, cohort: Cohort):
     assert len(said) == len(found) == 18
     assert all(0 <= one <= 1 for one in said)
     assert max(said) > 0
-    telling = [one for one in found if "the model contradicts itself about" in one.reason]
+    telling = [one for one in found if "inconsistently" in one.reason]
     assert telling
-    assert all(any(one.reason.startswith(f"the model contradicts itself about {n}") for n in ("ball", "egg"))
+    assert all(any(one.reason.startswith(f"the model predicts {n} inconsistently") for n in ("ball", "egg"))
                for one in telling)  # fmt: skip
     median = sorted(said)[len(said) // 2]
     assert all((one.disagreement or 0) >= median * 0.99 for one in telling)
@@ -158,7 +158,7 @@ def test_a_model_of_other_labels_is_refused(model: Path, backbone: Backbone):
         suggest(cohort, backbone, load(model))
 
 
-def test_nothing_left_to_label_is_an_error_that_says_so(backbone: Backbone):
+def test_nothing_left_to_label_is_an_error(backbone: Backbone):
     every = cohort_of(case_of(0, tuple(range(SLICES))))
     with pytest.raises(InputError, match="no unlabelled slice left"):
         suggest(every, backbone)
@@ -171,7 +171,7 @@ def test_a_count_below_one_is_refused():
         SuggestConfig(count=0)
 
 
-def test_a_damaged_scan_is_listed_and_the_others_are_looked_at(folder: Path, backbone: Backbone, tmp_path: Path):
+def test_a_damaged_scan_is_listed_and_the_others_are_used(folder: Path, backbone: Backbone, tmp_path: Path):
     own = Path(shutil.copytree(folder, tmp_path / "own"))
     (own / "labels" / "case-2.nii.gz").unlink()
     (own / "labels" / "case-3.nii.gz").unlink()
@@ -190,7 +190,7 @@ def test_where_no_scan_can_be_read_the_first_reason_is_given(
     shutil.rmtree(own / "labels")
     for scan in (own / "images").iterdir():
         scan.write_bytes(b"no scan")
-    with pytest.raises(InputError, match=r"none of 4 cases.*case-0"):
+    with pytest.raises(InputError, match=r"none of the 4 cases.*case-0"):
         suggest(read_cohort(own), backbone, config=SuggestConfig(slicer=slicer))
 
 

@@ -54,7 +54,7 @@ def test_the_margin_is_how_far_a_label_is_above_the_background(sam: Backbone):
     assert found[3] == 0
 
 
-def test_fate_tells_its_own_confidence_of_the_labels_that_are_there(support: SupportSet):
+def test_fate_has_a_confidence_for_the_labels_that_are_there(support: SupportSet):
     fate = Fate().fit(support, tiny_models.tiny_sam2_video())
     image, truth = phantom(7)
     prediction = only_egg(truth)

@@ -1,4 +1,4 @@
-"""What the signals are worth: a predicted Dice as a linear function of them, fitted on labelled cases left out."""
+"""Calibration of the quality estimate: the predicted Dice as a linear function of the signals."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from handful.curation.signals import SIGNALS, Signals
 from handful.data.volume import Labels
 
 LEAST_CASES = 3
-"""Labelled cases that a calibration needs."""
+"""Minimum number of labelled cases for a calibration."""
 WEIGHT_PENALTY, OFFSET_PENALTY = 0.15, 1.0
-"""Ridge penalties: of the signals' weights for differing from equal weights, of the labels' offsets for differing from
-each other. Each is the variance of the Dice that signals do not explain over a prior variance: 0.1² / 0.26² and
-0.1² / 0.1²."""
+"""Ridge penalties: 0.15 pulls the weights of the signals towards equal weights, 1.0 pulls the offsets of the labels
+towards each other. Each is residual variance / prior variance: 0.1² / 0.26² and 0.1² / 0.1²."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """A label of a labelled case that was left out: its signals and its true Dice."""
+    """The signals and the true Dice of a label in a labelled case that was left out."""
 
     case: str
     label: int
@@ -31,42 +30,41 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Predicted Dice as a linear function of the signals that decreases in none of them, with an offset per label."""
+    """The predicted Dice as a linear function of the signals, with non-negative weights and one offset per label."""
 
     weights: dict[str, float]
-    """By the names of the signals; one that the support does not have is missing."""
+    """{signal: weight}; signals that were not available on the support set are missing."""
     usual: dict[str, float]
-    """Mean of each signal; replaces one that a case lacks."""
+    """{signal: mean on the support set}; used for a signal that is missing in a case."""
     offsets: dict[int, float]
-    """By label value: Dice of a case whose signals are the usual ones."""
+    """{label value: predicted Dice of a case with mean signals}."""
     cases: int
-    """Labelled cases that it was fitted on."""
+    """Number of labelled cases that it was fitted on."""
     error: float
-    """Mean absolute error of the predicted Dice on a labelled case that neither model nor calibration was fitted on."""
+    """Mean absolute error of the predicted Dice on labelled cases left out of both model and calibration."""
 
     def dice(self, label: int, signals: Signals) -> float:
-        """The predicted Dice of a label."""
-        found = self.offsets[label]
+        """The predicted Dice of a label, in [0, 1]."""
+        dice = self.offsets[label]
         for name, weight in self.weights.items():
             value = getattr(signals, name)
-            found += weight * ((self.usual[name] if np.isnan(value) else value) - self.usual[name])
-        return float(np.clip(found, 0, 1))
+            dice += weight * ((self.usual[name] if np.isnan(value) else value) - self.usual[name])
+        return float(np.clip(dice, 0, 1))
 
 
 def calibrate(compared: Sequence[Compared], labels: Labels) -> Calibration | None:
-    """Ridge regression towards equal weights of all signals and one offset of all labels; no weight is negative.
+    """Fit a calibration by ridge regression with non-negative weights; None for fewer than three cases.
 
-    None from fewer than three cases.
+    Weights are regularised towards equal weights of all signals, offsets towards a common offset of all labels.
     """
-    names = [name for name in SIGNALS if any(not np.isnan(getattr(one.signals, name)) for one in compared)]
-    cases = list(dict.fromkeys(one.case for one in compared))
+    names = [name for name in SIGNALS if any(not np.isnan(getattr(row.signals, name)) for row in compared)]
+    cases = list(dict.fromkeys(row.case for row in compared))
     if len(cases) < LEAST_CASES:
         return None
     errors = []
     for case in cases:
-        rest = [one for one in compared if one.case != case]
-        found = _fitted(rest, names, labels, len(cases), 0.0)
-        errors += [abs(found.dice(one.label, one.signals) - one.dice) for one in compared if one.case == case]
+        calibration = _fitted([row for row in compared if row.case != case], names, labels, len(cases), 0.0)
+        errors += [abs(calibration.dice(row.label, row.signals) - row.dice) for row in compared if row.case == case]
     return _fitted(compared, names, labels, len(cases), float(np.mean(errors)))
 
 
@@ -74,20 +72,20 @@ def _fitted(
     compared: Sequence[Compared], names: Sequence[str], labels: Labels, cases: int, error: float
 ) -> Calibration:
     n, s, k = len(compared), len(names), len(labels)
-    values = np.array([[getattr(one.signals, name) for name in names] for one in compared]).reshape(n, s)
-    known = ~np.isnan(values)
-    usual = np.where(known, values, 0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
-    centred = np.where(known, values - usual, 0)
-    member = np.array([[float(one.label == value) for value in labels.values] for one in compared])
+    values = np.array([[getattr(row.signals, name) for name in names] for row in compared]).reshape(n, s)
+    measured = ~np.isnan(values)
+    usual = np.where(measured, values, 0).sum(axis=0) / np.maximum(measured.sum(axis=0), 1)
+    centred = np.where(measured, values - usual, 0)
+    member = np.array([[float(row.label == value) for value in labels.values] for row in compared])
     penalty = np.diag([WEIGHT_PENALTY**0.5] * s + [OFFSET_PENALTY**0.5] * k + [0.0])[: s + k]
     system = np.vstack([np.hstack([centred, member, np.ones((n, 1))]), penalty])
-    wanted = np.concatenate([[one.dice for one in compared], np.full(s, WEIGHT_PENALTY**0.5 / max(s, 1)), np.zeros(k)])
+    target = np.concatenate([[row.dice for row in compared], np.full(s, WEIGHT_PENALTY**0.5 / max(s, 1)), np.zeros(k)])
     bounds = (np.array([0.0] * s + [-np.inf] * (k + 1)), np.full(s + k + 1, np.inf))
-    found = lsq_linear(system, wanted, bounds).x
+    solution = lsq_linear(system, target, bounds).x
     return Calibration(
-        weights=dict(zip(names, found[:s].tolist(), strict=True)),
+        weights=dict(zip(names, solution[:s].tolist(), strict=True)),
         usual=dict(zip(names, usual.tolist(), strict=True)),
-        offsets=dict(zip(labels.values, (found[s : s + k] + found[-1]).tolist(), strict=True)),
+        offsets=dict(zip(labels.values, (solution[s : s + k] + solution[-1]).tolist(), strict=True)),
         cases=cases,
         error=error,
     )

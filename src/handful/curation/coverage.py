@@ -1,8 +1,8 @@
-"""Which slices stand for most of what no label covers yet: facility location over the descriptors of an image encoder.
+"""Choice of representative unlabelled slices: facility location over the descriptors of an image encoder.
 
-Labels cover the slices that resemble them. The next slice is the one that brings the unlabelled slices nearest to a
-labelled one, on average; chosen greedily, which is within 1 - 1/e of the best choice (Nemhauser, Wolsey and Fisher
-1978). Where a segmenter contradicts itself, coverage counts up to twice as much.
+Each choice reduces the mean distance of the unlabelled slices to the nearest labelled or chosen slice as much as
+possible. The greedy choice reaches at least 1 - 1/e of the best possible reduction (Nemhauser, Wolsey and Fisher 1978).
+With a segmenter, the reduction counts up to twice as much for slices with inconsistent predictions.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from handful.data.slice_grid import Plane
 from handful.errors import InputError
 
 CELLS = 4
-"""Cells along the feature maps that are compared place by place: few, so that a cohort of them fits into memory."""
+"""Width and height to which feature maps are pooled; small, so that the descriptors of a cohort fit into memory."""
 CLIENTS = 1024
-"""Unlabelled slices that each choice is judged by, at most: an even sample of them all."""
-CONTRADICTS = 0.05
-"""Disagreement below which a choice is not said to contradict itself."""
+"""Maximum number of unlabelled slices over which the mean distance is computed: an even sample of all."""
+INCONSISTENT = 0.05
+"""Minimum disagreement for a prediction to be called inconsistent."""
 
 
 @dataclass(frozen=True)
@@ -39,30 +39,33 @@ class SliceName:
 
     case: str
     number: int
-    """Counted from 0, as the slicer cuts them."""
+    """Number of the slice in its case, from 0."""
     slices: int
-    """Of the case."""
+    """Number of slices of the case."""
 
     def __str__(self) -> str:
-        """As people count: from 1; a picture of one slice has no number."""
+        """The name for users, with slice numbers from 1; a picture of one slice has no number."""
         return f"{self.case}, slice {self.number + 1}" if self.slices > 1 else self.case
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedCase:
-    """What is kept of a case of n slices."""
+    """The descriptors of a case of n slices."""
 
     name: str
     plane: Plane
     axis: int
+    """The axis of the voxel array that counts the slices."""
     index: NDArray[np.intp]
-    """Of each slice along the axis of the voxel array."""
+    """Index of each slice along that axis."""
     descriptors: Float[Tensor, "n p"]
     """In half precision."""
     labelled: Bool[np.ndarray[Any, Any], " n"]
+    """Whether each slice is labelled."""
     has_signal: Bool[np.ndarray[Any, Any], " n"]
+    """Whether each slice is not constant."""
     segmented: SegmentedCase | None
-    """Of the segmenter; None without one, and where all slices are labelled."""
+    """The segmenter's predictions; None without a segmenter, or if all slices are labelled."""
 
     def slice(self, number: int) -> SliceName:
         """The name of one of its slices."""
@@ -70,57 +73,58 @@ class EncodedCase:
 
 
 def descriptor(image: ImageEmbeddings) -> Float[Tensor, "n p"]:
-    """What slices are compared by, unit vectors: the mean of the main features, and the means over 4 × 4 places."""
+    """Unit vectors to compare slices by: the mean of the main features, and the means over 4 × 4 regions."""
     whole = F.normalize(F.adaptive_avg_pool2d(image.main, 1).flatten(1), dim=1)
-    places = F.normalize(F.adaptive_avg_pool2d(image.main, CELLS).flatten(2), dim=1).flatten(1) / CELLS
-    return torch.cat([whole, places], dim=1) / math.sqrt(2)
+    regions = F.normalize(F.adaptive_avg_pool2d(image.main, CELLS).flatten(2), dim=1).flatten(1) / CELLS
+    return torch.cat([whole, regions], dim=1) / math.sqrt(2)
 
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """The unlabelled slices with any signal, c candidates, in groups that are labelled together."""
+    """The c candidates: unlabelled slices that are not constant, in groups that are suggested together."""
 
     cases: list[EncodedCase]
     at: list[tuple[int, int]]
-    """Case and slice of each candidate."""
+    """(index of the case, number of the slice) of each candidate."""
     groups: list[NDArray[np.intp]]
-    """Candidates that are suggested as one: each for itself, or all of a case."""
+    """Candidates that are suggested together: single slices, or all candidates of a case."""
     distances: Float[np.ndarray[Any, Any], "c m"]
-    """To the unlabelled slices that choices are judged by."""
+    """Distances between candidates and the sample of m unlabelled slices."""
     uncovered: Float[np.ndarray[Any, Any], " m"]
-    """The distance of each of them to what is labelled."""
+    """Distance of each slice of the sample to the nearest labelled slice."""
     newness: Float[np.ndarray[Any, Any], " c"] | None
-    """The distance of each candidate to what is labelled; None where nothing is."""
+    """Distance of each candidate to the nearest labelled slice; None if nothing is labelled."""
     nearest: list[SliceName | None]
-    """The labelled slice that each candidate resembles most."""
+    """The most similar labelled slice of each candidate."""
     disagreement: Float[np.ndarray[Any, Any], " c"] | None
+    """See `SegmentedCase.disagreement`; None without a segmenter."""
 
     @classmethod
     def of(cls, cohort: str, cases: list[EncodedCase], whole_cases: bool) -> Pool:
-        """InputError, which names the cohort, where there is no candidate."""
-        free = [one.has_signal & ~one.labelled & ~(whole_cases & one.labelled.any()) for one in cases]
+        """The candidates of the cases. Raises InputError, with the name of the cohort, if there are none."""
+        free = [case.has_signal & ~case.labelled & ~(whole_cases & case.labelled.any()) for case in cases]
         at = [(case, number) for case, mask in enumerate(free) for number in np.flatnonzero(mask).tolist()]
         if not at:
-            what = "case" if whole_cases else "slice"
-            raise InputError(f"cohort {cohort!r} has no unlabelled {what} left to suggest; add scans without labels")
-        candidates = torch.cat([one.descriptors[mask] for one, mask in zip(cases, free, strict=True)])
+            kind = "case" if whole_cases else "slice"
+            raise InputError(f"cohort {cohort!r} has no unlabelled {kind} left to suggest; add scans without labels")
+        candidates = torch.cat([case.descriptors[mask] for case, mask in zip(cases, free, strict=True)])
         sample = np.unique(np.linspace(0, len(at) - 1, min(CLIENTS, len(at))).round().astype(np.intp))
         distances = np.concatenate(list(_distances(candidates, candidates[sample])))
-        labelled = [one.slice(number) for one in cases for number in np.flatnonzero(one.labelled).tolist()]
+        labelled = [case.slice(number) for case in cases for number in np.flatnonzero(case.labelled).tolist()]
         newness = None
         nearest: list[SliceName | None] = [None] * len(at)
         uncovered = np.full(len(sample), distances.max())
         if labelled:
-            newness, most_alike = _nearest(candidates, torch.cat([one.descriptors[one.labelled] for one in cases]))
-            nearest = [labelled[row] for row in most_alike.tolist()]
+            newness, rows = _nearest(candidates, torch.cat([case.descriptors[case.labelled] for case in cases]))
+            nearest = [labelled[row] for row in rows.tolist()]
             uncovered = newness[sample]
-        segmented = zip((one.segmented for one in cases), free, strict=True)
-        known = [one.disagreement[mask] for one, mask in segmented if one is not None]
-        disagreement = np.concatenate(known) if known else None
+        segmented = zip((case.segmented for case in cases), free, strict=True)
+        by_case = [predictions.disagreement[mask] for predictions, mask in segmented if predictions is not None]
+        disagreement = np.concatenate(by_case) if by_case else None
         return cls(cases, at, _groups(at, whole_cases), distances, uncovered, newness, nearest, disagreement)
 
     def slices_of(self, group: int) -> tuple[EncodedCase, list[int]]:
-        """The case of a group, and which slices of it these are."""
+        """The case of a group, and the numbers of its slices in the group."""
         rows = self.groups[group]
         return self.cases[self.at[rows[0]][0]], [self.at[row][1] for row in rows]
 
@@ -133,48 +137,51 @@ def _groups(at: list[tuple[int, int]], whole_cases: bool) -> list[NDArray[np.int
 
 
 def _distances(ours: Float[Tensor, "n p"], theirs: Float[Tensor, "m p"]) -> Iterator[NDArray[np.float32]]:
-    """Between descriptors, in full precision, some rows at a time."""
+    """Distances between descriptors in full precision, in blocks of rows."""
     other = theirs.float()
-    for some in torch.split(ours, 1024):
-        yield torch.cdist(some.float(), other).numpy()
+    for block in torch.split(ours, 1024):
+        yield torch.cdist(block.float(), other).numpy()
 
 
 def _nearest(ours: Float[Tensor, "n p"], theirs: Float[Tensor, "m p"]) -> tuple[NDArray[Any], NDArray[np.intp]]:
-    """The distance of each of ours to the nearest of theirs, and which that is."""
-    found = [(distances.min(axis=1), distances.argmin(axis=1)) for distances in _distances(ours, theirs)]
-    distance, index = zip(*found, strict=True)
+    """The distance of each row of `ours` to the nearest row of `theirs`, and the index of that row."""
+    blocks = [(distances.min(axis=1), distances.argmin(axis=1)) for distances in _distances(ours, theirs)]
+    distance, index = zip(*blocks, strict=True)
     return np.concatenate(distance), np.concatenate(index)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A group that is suggested, and what was known of it at that time."""
+    """A suggested group and its scores when it was chosen."""
 
     rank: int
-    """From 0."""
+    """Rank of the suggestion, from 0."""
     group: int
     row: int
-    """The candidate that stands for most of it."""
+    """The most representative candidate of the group."""
     score: float
     coverage: float
     disagreement: float | None
-    contradicts: bool
-    """Whether the segmenter disagrees with itself more here than in half of the groups."""
+    inconsistent: bool
+    """Whether the disagreement is larger than in half of the groups, and at least INCONSISTENT."""
     share: float
-    """Of the unlabelled slices, which resemble it more than any labelled or suggested before it."""
+    """Fraction of the unlabelled slices that are more similar to it than to any labelled slice or earlier choice."""
 
 
 def choose(pool: Pool, count: int) -> Iterator[Choice]:
-    """Greedily: the group of the highest score, then the best in addition to it, and so on."""
+    """Choose groups greedily, each with the highest score given the choices before it."""
     reach = np.stack([pool.distances[rows].min(axis=0) for rows in pool.groups])
-    disagreement, weight = _weighed(pool)
-    left, start = pool.uncovered, max(float(pool.uncovered.mean()), 1e-9)
-    open_ = np.ones(len(reach), dtype=bool)
+    disagreement, weight = _weights(pool)
+    uncovered, start = pool.uncovered, max(float(pool.uncovered.mean()), 1e-9)
+    available = np.ones(len(reach), dtype=bool)
     for rank in range(min(count, len(reach))):
-        coverage = np.maximum(left - reach, 0).mean(axis=1) / start
+        coverage = np.maximum(uncovered - reach, 0).mean(axis=1) / start
         score = coverage * weight
-        best = int(np.where(open_, score, -1).argmax())
-        gains = {row: float(np.maximum(left - pool.distances[row], 0).mean()) for row in pool.groups[best].tolist()}
+        best = int(np.where(available, score, -1).argmax())
+        gains = {
+            row: float(np.maximum(uncovered - pool.distances[row], 0).mean()) for row in pool.groups[best].tolist()
+        }
+        inconsistent = disagreement is not None and bool(weight[best] >= 0.75 and disagreement[best] >= INCONSISTENT)
         yield Choice(
             rank=rank,
             group=best,
@@ -182,18 +189,18 @@ def choose(pool: Pool, count: int) -> Iterator[Choice]:
             score=float(score[best]),
             coverage=float(coverage[best]),
             disagreement=None if disagreement is None else float(disagreement[best]),
-            contradicts=disagreement is not None and bool(weight[best] >= 0.75 and disagreement[best] >= CONTRADICTS),
-            share=float((reach[best] < left).mean()),
+            inconsistent=inconsistent,
+            share=float((reach[best] < uncovered).mean()),
         )
-        open_[best] = False
-        left = np.minimum(left, reach[best])
+        available[best] = False
+        uncovered = np.minimum(uncovered, reach[best])
 
 
-def _weighed(pool: Pool) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
-    """The disagreement of each group, and what its coverage counts: from a half, where it is least, to 1."""
+def _weights(pool: Pool) -> tuple[NDArray[np.float64] | None, NDArray[np.float64]]:
+    """The disagreement of each group, and the weight of its coverage: from 0.5 (least disagreement) to 1."""
     if pool.disagreement is None:
         return None, np.ones(len(pool.groups))
-    own = [pool.disagreement[rows] for rows in pool.groups]
-    disagreement = np.array([some[some > 0].mean() if (some > 0).any() else 0.0 for some in own])
+    by_group = [pool.disagreement[rows] for rows in pool.groups]
+    disagreement = np.array([values[values > 0].mean() if (values > 0).any() else 0.0 for values in by_group])
     less = (rankdata(disagreement, "min") - 1) / max(len(disagreement) - 1, 1)
     return disagreement, (1 + less) / 2

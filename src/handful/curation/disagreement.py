@@ -1,4 +1,4 @@
-"""Where a segmenter contradicts itself: how far its predictions of a scan and of a slightly altered one lie apart."""
+"""Inconsistency of a segmenter: the difference between its predictions for a scan and for a slightly altered scan."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from handful.data.volume import Labels, Volume
 from handful.methods.base import Segmenter
 
 SHIFT = 0.03
-"""How far the altered scan is moved, as a share of rows and of columns."""
+"""Shift of the altered scan, as a fraction of rows and columns."""
 GAMMA = 0.75
-"""How the altered scan's brightness is changed, on values from 0 to 1."""
-STEADY = 0.25
-"""Share of a label's usual area that both predictions are taken to agree on, so that a speck contradicts little."""
+"""Gamma correction of the altered scan, on values from 0 to 1."""
+SMOOTHING = 0.25
+"""Fraction of a label's mean area that is added to the area of agreement, so that tiny regions count little."""
 
 
 @dataclass(frozen=True, eq=False)
 class SegmentedCase:
-    """A segmenter's prediction for the slices of a case, and how far it contradicts itself."""
+    """A segmenter's prediction for the slices of a case, and its disagreement with that for an altered scan."""
 
     labels: Labels
     distances: Float[np.ndarray[Any, Any], "n k"]
-    """Between its two predictions of each slice and label; nan where neither found it."""
+    """1 - Dice (smoothed) between the two predictions of each slice and label; nan if neither contains the label."""
     packed: tuple[bytes, ...]
-    """The label values of each slice, compressed to some hundred bytes."""
+    """The label values of each slice, compressed."""
     size: tuple[int, int]
+    """Rows and columns of a slice."""
 
     @classmethod
     def of(cls, segmenter: Segmenter, volume: Volume, view: SliceView) -> SegmentedCase:
-        """Segments the volume twice: as it is, and altered."""
+        """Segment the volume and an altered copy of it."""
         first = view.of(segmenter.predict(volume).array).astype(np.int32)
         altered, down, across = _altered(volume, view)
         second = view.of(segmenter.predict(altered).array)
@@ -51,18 +52,18 @@ class SegmentedCase:
 
     @property
     def disagreement(self) -> NDArray[np.float64]:
-        """Of each slice: mean over the labels found in it, 0 without any."""
-        found = ~np.isnan(self.distances)
-        mean: NDArray[np.float64] = np.nansum(self.distances, axis=1) / np.maximum(found.sum(axis=1), 1)
+        """The mean distance of each slice over its predicted labels; 0 without any."""
+        predicted = ~np.isnan(self.distances)
+        mean: NDArray[np.float64] = np.nansum(self.distances, axis=1) / np.maximum(predicted.sum(axis=1), 1)
         return mean
 
     def worst(self, numbers: Sequence[int]) -> str:
-        """The name of the label that is contradicted most in these slices."""
+        """The name of the label with the largest total distance in these slices."""
         return self.labels.names[int(np.nansum(self.distances[list(numbers)], axis=0).argmax())]
 
 
 def _altered(volume: Volume, view: SliceView) -> tuple[Volume, int, int]:
-    """The scan as it might be on another day, moved and of other brightness; and by how many rows and columns."""
+    """The scan shifted and with another brightness, and the shift in rows and columns."""
     height, width = view.size
     down, across = round(SHIFT * height), round(SHIFT * width)
     rows, columns = np.maximum(np.arange(height) - down, 0), np.maximum(np.arange(width) - across, 0)
@@ -75,23 +76,23 @@ def _altered(volume: Volume, view: SliceView) -> tuple[Volume, int, int]:
 
 
 def _brightened(values: NDArray[Any], low: float, high: float) -> NDArray[Any]:
-    """Values inside the window changed, the others as they were, so that the window stays the same."""
+    """Gamma correction of the values inside the window; the others, and so the window, stay the same."""
     if low == high:
         return values
-    shown = (values.astype(np.float32) - low) / (high - low)
-    changed = low + (high - low) * np.clip(shown, 0, 1) ** GAMMA
+    scaled = (values.astype(np.float32) - low) / (high - low)
+    changed = low + (high - low) * np.clip(scaled, 0, 1) ** GAMMA
     if values.dtype.kind in "iu":
         changed = np.rint(changed)
-    return np.where((shown > 0) & (shown < 1), changed, values).astype(values.dtype)
+    return np.where((scaled > 0) & (scaled < 1), changed, values).astype(values.dtype)
 
 
 def _distances(first: NDArray[Any], second: NDArray[Any], labels: Labels) -> NDArray[np.float64]:
-    """(n, k): voxels in one prediction only, over those in both together and a share of the label's usual number."""
+    """1 - Dice (n, k) with smoothing: differing voxels, divided by both areas plus SMOOTHING times their mean."""
     columns = []
     for value in labels.values:
-        one, other = first == value, second == value
-        found = one.sum(axis=(1, 2)) + other.sum(axis=(1, 2))
-        apart = (one != other).sum(axis=(1, 2))
-        usual = found[found > 0].mean() if found.any() else 0.0
-        columns.append(np.where(found > 0, apart / np.maximum(found + STEADY * usual, 1), np.nan))
+        mask, other = first == value, second == value
+        areas = mask.sum(axis=(1, 2)) + other.sum(axis=(1, 2))
+        differing = (mask != other).sum(axis=(1, 2))
+        usual = areas[areas > 0].mean() if areas.any() else 0.0
+        columns.append(np.where(areas > 0, differing / np.maximum(areas + SMOOTHING * usual, 1), np.nan))
     return np.stack(columns, axis=1)

@@ -1,8 +1,8 @@
-"""How good a segmentation is where there is no reference: a predicted Dice, and the signals that it rests on.
+"""Estimates of segmentation quality without a reference: a predicted Dice, and the signals that it is based on.
 
-Three signals of a label in a case, each in [0, 1]. *Confidence*: the model's own, of its prediction. *Consistency*:
-how much neighbouring slices agree, compared with the support's references. *Reverse*: reverse classification accuracy.
-Where there are labelled cases enough, a calibration says what the signals are worth.
+There are three signals for each label of a case, each in [0, 1]. *confidence*: the confidence of the model in its
+prediction. *consistency*: the agreement of neighbouring slices, compared with the references of the support set.
+*reverse*: reverse classification accuracy. With enough labelled cases, the weights of the signals are calibrated.
 """
 
 from __future__ import annotations
@@ -31,45 +31,45 @@ from handful.methods.base import Method, Segmenter
 from handful.methods.explained import SliceConfidence
 
 Refit = Callable[[SupportSet], Segmenter]
-"""Fits the same method to other cases."""
+"""Fits the same method on other cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualityConfig:
-    """Which signals are asked for."""
+    """Options of the quality estimate."""
 
     reverse: str = "auto"
-    """The reverse segmenter: fate, nearest-slice or none; auto takes fate where the backbone has a memory, else
-    nearest-slice."""
+    """Segmenter of reverse classification accuracy: fate, nearest-slice or none; auto is fate if the backbone has a
+    memory, else nearest-slice."""
     confidence: bool = True
-    """Ask the model how sure it is, which segments each case once more."""
+    """Use the confidence of the model, which segments each case once more."""
     cache: Path | None = None
-    """Folder of embeddings to use and to fill; None keeps them in a temporary one, for as long as the work lasts."""
+    """Folder of stored embeddings; missing ones are added. None uses a temporary folder."""
 
     def __post_init__(self) -> None:
         if self.reverse not in REVERSE:
-            raise SettingsError(f"reverse segmenter {self.reverse!r}; choose {', '.join(REVERSE)}")
+            raise SettingsError(f"unknown reverse segmenter {self.reverse!r}; choose {', '.join(REVERSE)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelQuality:
-    """What is to be expected of one label of a case."""
+    """The estimated quality of one label of a case."""
 
     label: int
     name: str
     predicted_dice: float
-    """In [0, 1]. Of a label that was not found: the share of support cases that lack it, too."""
+    """In [0, 1]. For a label that was not predicted: the fraction of support cases without this label."""
     signals: Signals
     size: float
-    """ml where the grid is in mm, else a fraction of the image."""
+    """In ml if the grid is in mm, else as a fraction of the image."""
     flags: tuple[str, ...]
-    """What is unusual compared with the support's references: empty, several pieces, touches the border, too small, too
-    large."""
+    """Unusual properties, compared with the references of the support set: empty, several pieces, touches the border,
+    too small, too large."""
 
 
 @dataclass(frozen=True)
 class CaseQuality:
-    """What is to be expected of a case."""
+    """The estimated quality of a case."""
 
     case: str
     labels: tuple[LabelQuality, ...]
@@ -77,7 +77,7 @@ class CaseQuality:
     @property
     def worst(self) -> float:
         """The lowest predicted Dice of its labels."""
-        return min(one.predicted_dice for one in self.labels)
+        return min(label.predicted_dice for label in self.labels)
 
 
 def predict_quality(
@@ -88,23 +88,25 @@ def predict_quality(
     config: QualityConfig = QualityConfig(),
     report: Report = silent,
 ) -> list[CaseQuality]:
-    """The Dice to be expected of each prediction, label by label, in the order given; no reference of these is read.
+    """Estimate the Dice of each prediction and label, without reading a reference of these cases.
 
-    `support` are the cases that `segmenter` was fitted on. With at least three of them and `refit`, such as
-    `lambda cases: method.fit(cases, backbone)`, each is segmented by a model of the others, and what the signals were
-    worth there becomes the calibration; else the predicted Dice is the plain mean of the signals. Raises LabelError
-    where a prediction or the support knows other labels than the segmenter, GeometryMismatch where a prediction does
-    not lie on its image's grid.
+    `support` contains the cases that `segmenter` was fitted on. With at least three of them and `refit` (for example
+    `lambda cases: method.fit(cases, backbone)`), the estimate is calibrated: each support case is segmented by a model
+    fitted on the others, and compared with its reference. Otherwise, the predicted Dice is the plain mean of the
+    signals. Results are in the order of `predicted`.
+
+    Raises LabelError if the labels of a prediction or of the support set differ from the segmenter's, GeometryMismatch
+    if a prediction is not on the grid of its image.
     """
     pairs = list(predicted)
     with estimating_quality(segmenter, support, config) as estimator:
         if refit is not None:
             estimator = replace(estimator, calibration=estimator.calibrated(support, refit))
-        found = []
+        qualities = []
         for number, (case, prediction) in enumerate(pairs, start=1):
-            found.append(estimator(case, prediction))
+            qualities.append(estimator(case, prediction))
             report(number, len(pairs), case.name)
-    return found
+    return qualities
 
 
 @contextmanager
@@ -114,22 +116,22 @@ def estimating_quality(
     config: QualityConfig = QualityConfig(),
     calibration: Calibration | None = None,
 ) -> Iterator[QualityEstimator]:
-    """An estimator of this segmenter's predictions; embeddings are kept until the context ends."""
+    """An estimator for predictions of this segmenter; a temporary cache of embeddings exists until the context ends."""
     if segmenter.labels.values != support.labels.values:
         raise LabelError(
-            f"the model knows the labels {segmenter.labels.as_dict()}, the labelled cases {support.labels.as_dict()}; "
-            "give the cases that it was fitted on"
+            f"the model has the labels {segmenter.labels.as_dict()}, but the labelled cases have "
+            f"{support.labels.as_dict()}; give the cases that it was fitted on"
         )
     slicer = support.resolve(segmenter.slicer)
     references = tuple(_Reference.of(case, support.labels, slicer) for case in support.cases)
-    with _kept(segmenter.backbone, config.cache) as backbone:
+    with _caching(segmenter.backbone, config.cache) as backbone:
         reverse = reverse_method(config.reverse, backbone, slicer)
         yield QualityEstimator(segmenter, references, slicer, reverse, backbone, config, calibration)
 
 
 @contextmanager
-def _kept(backbone: Backbone, cache: Path | None) -> Iterator[Backbone]:
-    """The backbone with its embeddings kept, where its encoder does not train."""
+def _caching(backbone: Backbone, cache: Path | None) -> Iterator[Backbone]:
+    """The backbone with a cache of its embeddings, unless its encoder is trained."""
     if backbone.plain is not backbone or any(p.requires_grad for p in backbone.image_encoder.parameters()):
         yield backbone
     elif cache is not None:
@@ -141,20 +143,21 @@ def _kept(backbone: Backbone, cache: Path | None) -> Iterator[Backbone]:
 
 @dataclass(frozen=True, eq=False)
 class QualityEstimator:
-    """Estimates how good the predictions of one segmenter are, with the help of its support."""
+    """Estimates the quality of predictions of one segmenter, from the cases that it was fitted on."""
 
     segmenter: Segmenter
     references: tuple[_Reference, ...]
     """One per support case."""
     slicer: Slicer
     reverse: Method | None
+    """Method of reverse classification accuracy."""
     backbone: Backbone
-    """Of the reverse segmenter."""
+    """Backbone of the reverse segmenter."""
     config: QualityConfig
     calibration: Calibration | None = None
 
     def __call__(self, case: Case, prediction: LabelMap) -> CaseQuality:
-        """The quality of a prediction for a case, of which only the image is read."""
+        """The estimated quality of the prediction for a case; the case's reference is not read."""
         volume = case.read_image()
         volume.geometry.require_same(prediction.geometry, f"case {case.name!r}, image and prediction")
         _require_known(case.name, prediction, self.segmenter.labels)
@@ -174,30 +177,31 @@ class QualityEstimator:
         return CaseQuality(case.name, tuple(labels))
 
     def calibrated(self, support: SupportSet, refit: Refit, report: Report = silent) -> Calibration | None:
-        """What the signals are worth, found by leaving out each support case in turn; None with too few of them."""
+        """The calibration from leaving out each support case in turn; None for too few cases."""
         if len(support.cases) < LEAST_CASES:
             return None
         return calibrate(self.left_out(support, refit, report), self.segmenter.labels)
 
     def left_out(self, support: SupportSet, refit: Refit, report: Report = silent) -> list[Compared]:
-        """The signals and true Dice of each support case, from a model and a support without it.
+        """The signals and the true Dice of each support case, from a model fitted on the others.
 
-        A case is left alone that is the only one with some label, as the others cannot do without it.
+        A case is passed over if it is the only one with some label.
         """
         compared: list[Compared] = []
         for number, case in enumerate(support.cases):
-            others = tuple(one for one in support.cases if one is not case)
-            references = tuple(one for place, one in enumerate(self.references) if place != number)
-            if all(any(value in one.shapes for one in references) for value in self.segmenter.labels.values):
-                judge = replace(self, segmenter=refit(SupportSet(others, support.labels)), references=references)
-                compared += judge._compared(case)
+            others = tuple(other for other in support.cases if other is not case)
+            references = tuple(reference for place, reference in enumerate(self.references) if place != number)
+            values = self.segmenter.labels.values
+            if all(any(value in reference.shapes for reference in references) for value in values):
+                estimator = replace(self, segmenter=refit(SupportSet(others, support.labels)), references=references)
+                compared += estimator._compared(case)
             report(number + 1, len(support.cases), f"calibrating on {case.name}")
         return compared
 
     def _compared(self, case: Case) -> Iterator[Compared]:
-        """The signals and the true Dice of a case, for the labels that were found in it."""
+        """The signals and the true Dice of a case, for the predicted labels."""
         volume, reference = case.read_image(), case.read_reference()
-        assert reference is not None  # a support set has made sure
+        assert reference is not None, "a support set has references"
         prediction, reasons = self.segmenter.predict_explained(volume)
         shapes = self._shapes(volume, prediction)
         signals = self._signals(volume, prediction, shapes, reasons)
@@ -219,58 +223,58 @@ class QualityEstimator:
         shapes: Mapping[int, ShapeStatistics],
         reasons: SliceConfidence | None = None,
     ) -> dict[int, Signals]:
-        held = {value: name for value, name in self.segmenter.labels.as_dict().items() if shapes[value].voxels}
-        nothing = Signals(confidence=np.nan, consistency=np.nan, reverse=np.nan)
-        if not held:
-            return dict.fromkeys(shapes, nothing)
-        sure = self.segmenter.confidence(volume, prediction, reasons) if self.config.confidence else {}
-        back = self._reversed(volume, prediction, Labels.of(held))
+        present = {value: name for value, name in self.segmenter.labels.as_dict().items() if shapes[value].voxels}
+        none = Signals(confidence=np.nan, consistency=np.nan, reverse=np.nan)
+        if not present:
+            return dict.fromkeys(shapes, none)
+        confidence = self.segmenter.confidence(volume, prediction, reasons) if self.config.confidence else {}
+        reverse = self._reverse_dice(volume, prediction, Labels.of(present))
         return {
             value: Signals(
-                confidence=sure.get(value, np.nan),
+                confidence=confidence.get(value, np.nan),
                 consistency=consistency(shape, self._references(value)),
-                reverse=back.get(value, np.nan),
+                reverse=reverse.get(value, np.nan),
             )
             if shape.voxels
-            else nothing
+            else none
             for value, shape in shapes.items()
         }
 
-    def _reversed(self, volume: Volume, prediction: LabelMap, held: Labels) -> dict[int, float]:
+    def _reverse_dice(self, volume: Volume, prediction: LabelMap, present: Labels) -> dict[int, float]:
         if self.reverse is None:
             return {}
-        scored = (one.scored for one in self.references)
-        return reverse_dice(self.reverse, self.backbone, volume, prediction, held, scored)
+        scored = (reference.scored for reference in self.references)
+        return reverse_dice(self.reverse, self.backbone, volume, prediction, present, scored)
 
     def _references(self, value: int) -> list[ShapeStatistics]:
-        """The label in the references, one for each support case that holds it."""
-        return [one.shapes[value] for one in self.references if value in one.shapes]
+        """The shapes of a label in the references of the support cases that contain it."""
+        return [reference.shapes[value] for reference in self.references if value in reference.shapes]
 
     def _dice(self, value: int, shape: ShapeStatistics, signals: Signals) -> float:
         if not shape.voxels:
             return 1 - len(self._references(value)) / len(self.references)
         if self.calibration is not None and value in self.calibration.offsets:
             return self.calibration.dice(value, signals)
-        measured = [one for one in astuple(signals) if not np.isnan(one)]
+        measured = [signal for signal in astuple(signals) if not np.isnan(signal)]
         return float(np.mean(measured)) if measured else 0.5
 
 
 @dataclass(frozen=True, eq=False)
 class _Reference:
-    """A support case: the shapes of its labels, and the slices that a reverse segmenter is scored on."""
+    """The shapes of the labels of a support case, and the slices that a reverse segmenter is scored on."""
 
     shapes: dict[int, ShapeStatistics]
-    """Of the labels that it holds."""
+    """By label value, for the labels in the case."""
     scored: ScoredSlices
 
     @classmethod
     def of(cls, case: Case, labels: Labels, slicer: Slicer) -> _Reference:
         volume, reference = case.read_image(), case.read_reference()
-        assert reference is not None  # a support set has made sure
+        assert reference is not None, "a support set has references"
         view, size = slicer.view(volume), voxel_size(volume.geometry)
         classes = view.of(reference.array)
-        valid_mask, held = classes != IGNORE, [value for value in labels.values if (classes == value).any()]
-        shapes = {value: ShapeStatistics.of(classes == value, valid_mask, size) for value in held}
+        valid_mask, present = classes != IGNORE, [value for value in labels.values if (classes == value).any()]
+        shapes = {value: ShapeStatistics.of(classes == value, valid_mask, size) for value in present}
         return cls(shapes, ScoredSlices.of(view, classes, labels))
 
 
@@ -278,6 +282,6 @@ def _require_known(case: str, prediction: LabelMap, labels: Labels) -> None:
     unknown = sorted(set(np.unique(prediction.array).tolist()) - {0, IGNORE, *labels.values})
     if unknown:
         raise LabelError(
-            f"prediction of case {case!r} holds {', '.join(map(str, unknown))}, which the model does not know "
-            f"({labels.as_dict()}); give predictions of this model"
+            f"the prediction of case {case!r} contains the values {', '.join(map(str, unknown))}, which are not labels "
+            f"of the model ({labels.as_dict()}); give predictions of this model"
         )

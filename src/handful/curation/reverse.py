@@ -1,8 +1,8 @@
-"""Reverse classification accuracy: the prediction is taken for the truth, and what learns from it is scored.
+"""Reverse classification accuracy (RCA): a segmenter is fitted on the prediction, and scored on the support set.
 
 After Valindria et al., "Reverse classification accuracy: predicting segmentation performance in the absence of ground
-truth" (IEEE TMI 2017): a segmenter that needs no training learns from the prediction alone and is scored on the
-support, whose truth is known.
+truth" (IEEE TMI 2017). The reverse segmenter needs no training. If the prediction is good, it segments the support
+cases well, whose references are known.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from handful.methods.catalog import build_method
 REVERSE = ("auto", "fate", "nearest-slice", "none")
 """Names of reverse segmenters."""
 MOST_SLICES = 24
-"""Slices of a case that the reverse segmenter learns from or is scored on, at most: what bounds its cost."""
+"""Maximum number of slices per case that the reverse segmenter is fitted on or scored on, which limits its time."""
 
 
 def reverse_method(name: str, backbone: Backbone, slicer: Slicer) -> Method | None:
-    """The reverse segmenter of one of the names in REVERSE; auto is fate where the backbone has a memory."""
+    """The reverse segmenter of a name in REVERSE; auto is fate if the backbone has a memory, else nearest-slice."""
     if name == "none":
         return None
     has_memory = isinstance(backbone, MemoryBackbone)
     if name == "nearest-slice" or (name == "auto" and not has_memory):
-        return build_method("nearest-slice", {}).with_slicer(slicer)
-    return build_method("fate", {"window": 0}).with_slicer(slicer)
+        return build_method("nearest-slice", {"roi_margin": "none"}).with_slicer(slicer)
+    return build_method("fate", {"window": 0, "roi_margin": "none"}).with_slicer(slicer)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class ScoredSlices:
 
     @classmethod
     def of(cls, view: SliceView, classes: NDArray[np.integer], labels: Labels) -> ScoredSlices:
-        """A choice of the slices of `view`; `classes` has the label values of all of them."""
+        """Representative slices of `view`; `classes` are the label values (n, h, w) of all its slices."""
         chosen = _representative(classes, labels)
         return cls(view.take(chosen), np.ascontiguousarray(classes[chosen]))
 
@@ -66,43 +66,45 @@ def reverse_dice(
     labels: Labels,
     scored: Iterable[ScoredSlices],
 ) -> dict[int, float]:
-    """The best Dice on a support case that `method` reaches after learning from this prediction alone.
+    """{label value: the best Dice on a support case} of `method`, fitted on this prediction alone.
 
-    By label value. `labels` are those that the prediction holds.
+    `labels` are the labels in the prediction.
     """
-    learned = _thinned(method.slicer.view(volume), prediction, labels)
-    case = Case("prediction", volume, learned, labels)
+    reference = _thinned(method.slicer.view(volume), prediction, labels)
+    case = Case("prediction", volume, reference, labels)
     segmenter = method.fit(SupportSet((case,), labels), backbone).eval()
     best: dict[int, float] = {}
-    for one in scored:
-        chunks = torch.split(one.slices.to(backbone.device), CHUNK)
+    for support_case in scored:
+        chunks = torch.split(support_case.slices.to(backbone.device), CHUNK)
         classes = torch.cat([to_classes(segmenter(chunk)) for chunk in chunks]).cpu().numpy()
         for index, value in enumerate(labels.values, start=1):
-            truth = one.classes == value
+            truth = support_case.classes == value
             if truth.any():
-                dice = overlap(classes == index, truth, one.classes != IGNORE).dice
+                dice = overlap(classes == index, truth, support_case.classes != IGNORE).dice
                 best[value] = max(best.get(value, 0.0), dice)
     return best
 
 
 def _thinned(view: SliceView, prediction: LabelMap, labels: Labels) -> LabelMap:
-    """The prediction on the slices that the reverse segmenter learns from, all others unlabelled."""
+    """The prediction on representative slices; all other slices are unlabelled."""
     array = np.full(prediction.array.shape, IGNORE, dtype=np.int32)
-    given, kept = view.of(prediction.array), view.of(array)
-    chosen = _representative(given, labels)
-    kept[chosen] = given[chosen]
+    source, target = view.of(prediction.array), view.of(array)
+    chosen = _representative(source, labels)
+    target[chosen] = source[chosen]
     return LabelMap(array, view.volume.geometry, labels)
 
 
 def _representative(classes: NDArray[np.integer], labels: Labels) -> list[int]:
-    """At most MOST_SLICES labelled slices, evenly from a little before the first that holds a label to a little after
-    the last; the slice on which a label is largest is always among them."""
-    known = np.flatnonzero((classes != IGNORE).any(axis=(1, 2)))
-    areas = np.stack([(classes[known] == value).sum(axis=(1, 2)) for value in labels.values])
-    largest = {int(known[row]) for row in areas.argmax(axis=1)[areas.max(axis=1) > 0]}
-    held = np.flatnonzero(areas.any(axis=0))
-    rim = max(1, len(held) // 8)
-    low, high = max(int(held[0]) - rim, 0), min(int(held[-1]) + rim, len(known) - 1)
+    """At most MOST_SLICES labelled slices, evenly spaced over the labels and a margin on both sides.
+
+    The slice on which a label is largest is always among them.
+    """
+    labelled = np.flatnonzero((classes != IGNORE).any(axis=(1, 2)))
+    areas = np.stack([(classes[labelled] == value).sum(axis=(1, 2)) for value in labels.values])
+    largest = {int(labelled[row]) for row in areas.argmax(axis=1)[areas.max(axis=1) > 0]}
+    with_labels = np.flatnonzero(areas.any(axis=0))
+    margin = max(1, len(with_labels) // 8)
+    low, high = max(int(with_labels[0]) - margin, 0), min(int(with_labels[-1]) + margin, len(labelled) - 1)
     most = max(MOST_SLICES - len(largest), 1)
     evenly = np.linspace(low, high, min(most, high - low + 1)).round().astype(int)
-    return sorted(largest | set(known[evenly].tolist()))
+    return sorted(largest | set(labelled[evenly].tolist()))

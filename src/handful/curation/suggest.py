@@ -1,7 +1,7 @@
-"""Which unlabelled slices or cases to label next: those that stand for most of what no label covers yet.
+"""Choice of the unlabelled slices or cases to label next.
 
-Slices are compared by the features of an image encoder (`coverage`); a fitted segmenter adds where it contradicts
-itself (`disagreement`).
+Suggested slices are similar to many unlabelled slices and unlike the labelled ones, by the features of an image encoder
+(module `coverage`). With a fitted segmenter, slices with inconsistent predictions rank higher (module `disagreement`).
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from handful.methods.base import CHUNK, Segmenter, has_signal
 from handful.methods.cost import estimate, grids_of
 
 UNLIKE = 2 / 3
-"""A suggestion is said to look unlike anything labelled if it is newer than this share of the candidates."""
+"""A suggestion is called unlike all labelled slices if its distance to them exceeds that of this fraction of all
+candidates."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuggestConfig:
-    """What to suggest, and how many of them."""
+    """Options of `suggest`."""
 
     count: int = 8
-    """Slices, or cases; fewer come back where fewer are unlabelled."""
+    """Number of slices (or cases) to suggest; fewer if fewer are unlabelled."""
     whole_cases: bool = False
-    """Suggest cases to be labelled throughout, in place of slices."""
+    """Suggest whole cases instead of slices."""
     slicer: Slicer = Slicer()
-    """Plane and window; with a segmenter its own are taken."""
+    """Slice plane and intensity window; not used with a segmenter, which has its own."""
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -49,47 +50,48 @@ class SuggestConfig:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Suggestion:
-    """A slice that should be labelled next, or a case, shown by the slice that stands for most of it."""
+    """A slice to label next; for a whole case, its most representative slice."""
 
     slice: SliceName
     plane: Plane
     axis: int
-    """Of the voxel array (i, j, k), across which the slice lies."""
+    """The axis of the voxel array (i, j, k) that counts the slices."""
     index: int
-    """Of the slice along that axis, from 0, as a `.slices.json` names it."""
+    """The index of the slice along that axis, from 0, as in a `.slices.json`."""
     score: float
-    """Coverage, or coverage × (1 + u) / 2, where u is the share of the candidates of less disagreement; it falls from
-    one suggestion to the next."""
+    """The coverage; with a segmenter, coverage × (1 + u) / 2, where u is the fraction of candidates with a smaller
+    disagreement. It decreases from one suggestion to the next."""
     coverage: float
-    """By what share the mean distance of the unlabelled slices to what is labelled shrinks, beyond what the
-    suggestions before this one do."""
+    """The fraction by which the suggestion reduces the mean distance of the unlabelled slices to the nearest labelled
+    one, given the suggestions before it."""
     disagreement: float | None
-    """1 - Dice, somewhat steadied, between the predictions for the scan and for a slightly altered one, mean over the
-    labels found; 0 where none is; None without a segmenter."""
+    """1 - Dice (smoothed) between the predictions for the scan and for a slightly altered scan, averaged over the
+    predicted labels; 0 without any; None without a segmenter."""
     nearest: SliceName | None
-    """The most similar labelled slice; None where nothing is labelled."""
+    """The most similar labelled slice; None if nothing is labelled."""
     reason: str
-    """In words; it stands for the unlabelled slices that resemble it more than any labelled or suggested before it."""
+    """The reasons for the suggestion, for the user. A slice represents the unlabelled slices that are more similar to
+    it than to any labelled slice or earlier suggestion."""
     predicted: Integer[np.ndarray[Any, Any], "h w"] | None
-    """What the segmenter predicts for the slice, label values; None without one."""
+    """The label values that the segmenter predicts on the slice; None without a segmenter."""
 
 
 @dataclass(frozen=True, eq=False)
 class SuggestResult:
-    """What to label next, the most helpful first, and out of what it was chosen."""
+    """The suggestions, most helpful first, and the numbers of slices they were chosen from."""
 
     suggestions: tuple[Suggestion, ...]
     candidates: int
-    """Unlabelled slices, or cases, that there were to choose from."""
+    """Number of unlabelled slices (or cases)."""
     labelled: int
-    """Slices that are labelled already."""
+    """Number of labelled slices."""
     whole_cases: bool
     labels: Labels | None
-    """Of the segmenter, else of the cohort."""
+    """The labels of the segmenter, else of the cohort."""
     slicer: Slicer
-    """Plane and window of the slices."""
+    """Slice plane and intensity window."""
     failures: tuple[Failure, ...]
-    """Cases that could not be read; nothing is suggested of them, and nothing counts as labelled in them."""
+    """Cases that could not be read; they are ignored."""
 
 
 def suggest(
@@ -99,16 +101,15 @@ def suggest(
     config: SuggestConfig | None = None,
     report: Report = silent,
 ) -> SuggestResult:
-    """The unlabelled slices or cases whose labels would help most, the first one first.
+    """Suggest the unlabelled slices or cases whose labels would help most, in this order.
 
-    A slice is labelled where the reference of its case says anything of it, be it background; slices of one value
-    throughout are never suggested. Volumes stream through, descriptors stay. A case that fails is listed, the others go
-    on. Raises InputError where no case can be read or nothing is left to label, LabelError where the segmenter knows
-    other labels than the cohort.
+    A slice counts as labelled if its reference has any labelled voxel, also of the background. Constant slices are
+    never suggested. One volume is in memory at a time. Cases that fail are listed in the result. Raises InputError if
+    no case can be read or nothing is left to label, LabelError if the labels of segmenter and cohort differ.
     """
     config = config or SuggestConfig()
     if not cohort.cases:
-        raise InputError(f"cohort {cohort.name!r} is empty; give it scans")
+        raise InputError(f"cohort {cohort.name!r} is empty; add scans")
     if segmenter is not None:
         _require_same_labels(cohort, segmenter)
     slicer = segmenter.slicer if segmenter is not None else config.slicer.resolve(_images(cohort))
@@ -119,16 +120,16 @@ def suggest(
     for number, case in enumerate(cohort.cases, start=1):
         try:
             encoded.append(_encoded(case, backbone, segmenter, slicer))
-        except Exception as error:  # whatever it is, it is this case's: listed, and the next one goes on
+        except Exception as error:  # any error concerns this case only: it is listed, and the others continue
             failures.append(Failure(case.name, str(error)))
         report(number, len(cohort.cases), case.name)
     if not encoded:
-        raise InputError(f"none of {len(failures)} cases can be looked at, the first for: {failures[0].reason}")
+        raise InputError(f"none of the {len(failures)} cases can be used; the first failed with: {failures[0].reason}")
     pool = Pool.of(cohort.name, encoded, config.whole_cases)
     return SuggestResult(
         suggestions=tuple(_suggestion(pool, choice) for choice in choose(pool, config.count)),
         candidates=len(pool.groups),
-        labelled=int(sum(one.labelled.sum() for one in encoded)),
+        labelled=int(sum(case.labelled.sum() for case in encoded)),
         whole_cases=config.whole_cases,
         labels=segmenter.labels if segmenter is not None else cohort.labels,
         slicer=slicer,
@@ -149,11 +150,17 @@ def _encoded(case: Case, backbone: Backbone, segmenter: Segmenter | None, slicer
     labelled = np.zeros(len(view), dtype=bool)
     if reference is not None:
         labelled = (view.of(reference.array) != IGNORE).any(axis=(1, 2))
-    wanted = segmenter is not None and not labelled.all()
-    segmented = SegmentedCase.of(segmenter, volume, view) if segmenter is not None and wanted else None
-    index = np.array([view.grid.index_in_array(number) for number in range(len(view))])
-    lit = np.concatenate(signal)
-    return EncodedCase(case.name, view.plane, view.grid.axis, index, torch.cat(descriptors), labelled, lit, segmented)
+    use_segmenter = segmenter is not None and not labelled.all()
+    return EncodedCase(
+        name=case.name,
+        plane=view.plane,
+        axis=view.grid.axis,
+        index=np.array([view.grid.index_in_array(number) for number in range(len(view))]),
+        descriptors=torch.cat(descriptors),
+        labelled=labelled,
+        has_signal=np.concatenate(signal),
+        segmented=SegmentedCase.of(segmenter, volume, view) if segmenter is not None and use_segmenter else None,
+    )
 
 
 def _suggestion(pool: Pool, choice: Choice) -> Suggestion:
@@ -174,41 +181,41 @@ def _suggestion(pool: Pool, choice: Choice) -> Suggestion:
 
 
 def _reasons(pool: Pool, choice: Choice) -> Iterator[str]:
-    """Why this one, the strongest reason first."""
+    """The reasons for a choice, strongest first."""
     case, numbers = pool.slices_of(choice.group)
-    if choice.contradicts:
+    if choice.inconsistent:
         assert case.segmented is not None
-        yield f"the model contradicts itself about {case.segmented.worst(numbers)}"
-    share = f"stands for {_percent(choice.share)} of the unlabelled slices"
+        yield f"the model predicts {case.segmented.worst(numbers)} inconsistently"
+    share = f"represents {_percent(choice.share)} of the unlabelled slices"
     if pool.newness is None:
-        yield share if choice.rank else "the most typical, as nothing is labelled yet"
+        yield share if choice.rank else "the most typical slice (nothing is labelled yet)"
         return
     if pool.newness[choice.row] >= max(float(np.quantile(pool.newness, UNLIKE)), 1e-3):
-        yield f"looks unlike anything labelled so far (nearest: {pool.nearest[choice.row]})"
+        yield f"unlike all labelled slices (nearest: {pool.nearest[choice.row]})"
     yield share
 
 
 def _percent(share: float) -> str:
-    return "under 1 %" if share < 0.01 else f"{round(100 * share)} %"
+    return "less than 1 %" if share < 0.01 else f"{round(100 * share)} %"
 
 
 def _require_same_labels(cohort: Cohort, segmenter: Segmenter) -> None:
     if cohort.labels is not None and cohort.labels != segmenter.labels:
         raise LabelError(
-            f"the model finds {segmenter.labels.as_dict()}, but cohort {cohort.name!r} is labelled with "
+            f"the model has the labels {segmenter.labels.as_dict()}, but cohort {cohort.name!r} has "
             f"{cohort.labels.as_dict()}; fit a model on this cohort, or leave the model out"
         )
 
 
 def _images(cohort: Cohort) -> Iterator[Volume]:
-    """What plane and window are chosen by: labelled cases where there are any, as for a fit, else all.
+    """The images by which plane and window are chosen: those of labelled cases, as for a fit, else all.
 
-    Cases that cannot be read have no say here, and fail by name when their turn comes; InputError where all are so.
+    Cases that cannot be read are passed over here and listed as failures later. Raises InputError if none can be read.
     """
     readable, reasons = 0, []
-    for wanted in (True, False):
+    for labelled in (True, False):
         for case in cohort.cases:
-            if (case.reference is not None) == wanted:
+            if (case.reference is not None) == labelled:
                 try:
                     volume = case.read_image()
                 except HandfulError as error:
@@ -218,4 +225,4 @@ def _images(cohort: Cohort) -> Iterator[Volume]:
                 yield volume
         if readable:
             return
-    raise InputError(f"none of {len(reasons)} cases can be read, the first for: {reasons[0]}")
+    raise InputError(f"none of the {len(reasons)} cases can be read; the first failed with: {reasons[0]}")
