@@ -47,8 +47,20 @@ def _print(cohort: Cohort, count: int, findings: list[Finding], broken: list[str
     names = ", ".join(f"{value} {name}" for value, name in cohort.labels.as_dict().items()) if cohort.labels else "none"
     console.print(Text(f"{cohort.name}: {count} cases checked, {labelled} labelled; labels: {names}"))
     if findings:
-        listed = table("case", "severity", "finding")
-        for one in findings:
-            listed.add_row(Text(one.case), Text(one.severity, style=COLOURS[one.severity]), Text(one.message))
+        listed = table("cases", "severity", "finding")
+        for (severity, message), cases in _by_message(findings).items():
+            listed.add_row(Text(_some(cases)), Text(severity, style=COLOURS[severity]), Text(message))
         console.print(listed)
     console.print(f"{len(broken)} of {count} cases cannot be used" if broken else "all cases can be used")
+
+
+def _by_message(findings: list[Finding]) -> dict[tuple[str, str], list[str]]:
+    """The names of the cases with the same finding."""
+    cases: dict[tuple[str, str], list[str]] = {}
+    for one in findings:
+        cases.setdefault((one.severity, one.message), []).append(one.case)
+    return cases
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"

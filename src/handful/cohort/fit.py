@@ -11,6 +11,7 @@ from pathlib import Path
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import BackboneName
 from handful.checkpoint import RECORD, SavedModel, describe_support, open_model, save
+from handful.data.intensities import intensity_notes
 from handful.data.support import SupportFacts, SupportSet, require_reference
 from handful.errors import CheckpointError
 from handful.evaluation.metrics import overlap
@@ -97,7 +98,8 @@ def fit_to_folder(
             run = Run(training, report, config.save_every_s)
             segmenter, left_out = _fit(method, support, backbone, run, _leaves_out(config, method, support, cost))
             provenance["dice_left_out"] = left_out
-            decisions = (*_taken_from(backbone, method), *segmenter.decisions)
+            taken = _taken_from(backbone, method)
+            decisions = (*intensity_notes(support, method.slicer), *taken, *segmenter.decisions)
             provenance["decisions"] = list(decisions)
             dice: dict[str, float] = {}
             if method.trains:

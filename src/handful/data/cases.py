@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from handful.data.formats import read_geometry, read_label_map, read_volume, require_known
+from handful.data.hounsfield import hounsfield_shift
+from handful.data.modality import ModalityEvidence
 from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import InputError, SettingsError
 from handful.jobs.digests import Digest, digest_of, digest_of_file
@@ -27,7 +29,7 @@ class Case:
     patient: str | None = None
     """Identifies the patient, for patients with several cases. None: the case is its own patient."""
     modality: str | None = None
-    """For example "CT" or "MR"; overrides the modality of the image."""
+    """For example "CT" or "MR", as dataset.json has it; the DICOM tag of a file goes before it."""
     ignore: int | None = None
     """Value of unlabelled voxels in the reference's file."""
 
@@ -72,9 +74,16 @@ class Case:
         geometry.require_same(label_map.geometry, names)
         return LabelMap(label_map.array, geometry, self.labels or label_map.labels)
 
+    def modality_evidence(self, image: Volume) -> ModalityEvidence:
+        """What file, data set and voxels say about the kind of the scan; `image` is what `read_image` returned."""
+        from_file = isinstance(self.image, Path)
+        tag = image.modality if from_file and image.modality != self.modality else None
+        declared = self.modality if from_file else self.modality or image.modality
+        return ModalityEvidence(tag, declared, hounsfield_shift(image.array))
+
     def _verified(self, volume: Volume) -> Volume:
         require_finite(volume.array, f"case {self.name!r}")
-        return replace(volume, modality=self.modality or volume.modality)
+        return replace(volume, modality=volume.modality or self.modality)
 
     @property
     def is_in_files(self) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,9 +12,14 @@ import numpy as np
 
 from handful.data.cases import Case
 from handful.data.formats import read_geometry, read_notes
+from handful.data.modality import ModalityEvidence
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import HandfulError
 from handful.jobs.progress import Report, silent
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+"""The most serious first."""
 
 
 @dataclass(frozen=True)
@@ -21,46 +27,70 @@ class Finding:
     """Something about a case that the user should know."""
 
     case: str
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     """error: the case cannot be used; warning: its result may be wrong; note: information only."""
     message: str
 
 
 def check_case(case: Case) -> list[Finding]:
-    """All findings about a case; empty if there are none."""
+    """All findings about a case on its own; empty if there are none."""
+    return _checked(case)[0]
+
+
+def check_cases(cases: Sequence[Case], report: Report = silent) -> list[Finding]:
+    """The findings of `check_case` for all cases, the kind of each scan, and which scans are stored otherwise.
+
+    Errors come first, then warnings, then notes.
+    """
+    findings: list[Finding] = []
+    shifts: dict[str, float] = {}
+    for number, case in enumerate(cases, start=1):
+        own, evidence = _checked(case)
+        findings += own
+        if evidence is not None:
+            findings.append(Finding(case.name, "note", str(evidence)))
+            if evidence.is_ct and evidence.shift is not None:
+                shifts[case.name] = evidence.shift
+        report(number, len(cases), case.name)
+    return sorted(findings + _stored_otherwise(shifts), key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def _checked(case: Case) -> tuple[list[Finding], ModalityEvidence | None]:
+    """The findings about a case, and what kind of scan it is; None for a picture, and if it cannot be read."""
     try:
         volume = case.read_image()
     except HandfulError as error:
-        return [Finding(case.name, "error", str(error))]
-    findings = [Finding(case.name, "warning", message) for message in _doubts(volume)]
+        return [Finding(case.name, "error", str(error))], None
+    evidence = case.modality_evidence(volume) if volume.geometry.unit == "mm" else None
+    doubts = (*_doubts(volume), *(evidence.disagreements() if evidence else ()))
+    findings = [Finding(case.name, "warning", message) for message in doubts]
     findings += [Finding(case.name, "note", message) for message in _notes(case, volume)]
     try:
         reference = case.read_reference()
     except HandfulError as error:
-        return [Finding(case.name, "error", str(error)), *findings]
+        return [Finding(case.name, "error", str(error)), *findings], evidence
     if reference is not None:
         findings += [Finding(case.name, "warning", message) for message in _doubts_about_labels(case, reference)]
-    return findings
+    return findings, evidence
 
 
-def check_cases(cases: Sequence[Case], report: Report = silent) -> list[Finding]:
-    """The findings of `check_case` for all cases."""
-    findings: list[Finding] = []
-    for number, case in enumerate(cases, start=1):
-        findings += check_case(case)
-        report(number, len(cases), case.name)
-    return findings
+def _stored_otherwise(shifts: Mapping[str, float]) -> list[Finding]:
+    """A warning for each CT whose values are shifted otherwise than those of most others."""
+    counts = Counter(shifts.values())
+    if len(counts) < 2:
+        return []
+    usual = max(counts, key=lambda shift: (counts[shift], -shift))
+    message = (
+        "stored as Hounsfield units + {:g}, most others as Hounsfield units + {:g}, but a model shows all scans by one "
+        "window; store them alike"
+    )
+    return [Finding(name, "warning", message.format(shift, usual)) for name, shift in shifts.items() if shift != usual]
 
 
 def _doubts(volume: Volume) -> Iterator[str]:
     low, high = float(volume.array.min()), float(volume.array.max())
     if low == high:
         yield f"no signal: every voxel has the value {low:g}, so nothing will be segmented; check the export"
-    elif (volume.modality or "").upper().startswith("CT") and (low < -2000 or high > 30000 or low >= 0):
-        yield (
-            f"a CT with values from {low:g} to {high:g}, which are not Hounsfield units; rescale it, "
-            "or choose a window by hand"
-        )
 
 
 def _notes(case: Case, volume: Volume) -> Iterator[str]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handful.data.itk import itk_geometry, read_itk, write_itk
+from handful.data.itk import itk_geometry, itk_modality, read_itk, write_itk
 from handful.data.nifti import nifti_geometry, nifti_notes, read_nifti, write_nifti
 from handful.data.pictures import picture_geometry, read_label_picture, read_picture, write_picture
 from handful.data.verified import MAX_BYTES
@@ -26,6 +26,8 @@ from handful.jobs.digests import Digest
 
 def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES, digest: Digest | None = None) -> Volume:
     """The image in a file, voxels (1 or 3, i, j, k). Integer voxels keep their type, all others become 32-bit floats.
+
+    Its modality is that of its DICOM tag, which some NRRD and MetaImage files keep.
 
     If a `digest` is given, the bytes of the file are added to it (for NIfTI while they are read, for other formats in a
     second pass).
@@ -40,7 +42,7 @@ def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES, digest: Digest 
         with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused
             array = array.astype(np.float32, copy=False)
         require_finite(array, str(path))
-    return Volume(array, geometry)
+    return Volume(array, geometry, _format(path).modality(path))
 
 
 def read_label_map(
@@ -138,6 +140,7 @@ class _Format:
     geometry: Callable[[Path], Geometry]
     write: Callable[[Path, NDArray[Any], Geometry], None]
     notes: Callable[[Path], list[str]] = lambda _: []
+    modality: Callable[[Path], str | None] = lambda _: None
 
 
 def _after_digest(
@@ -154,7 +157,7 @@ def _after_digest(
 
 
 _NIFTI = _Format(read_nifti, read_nifti, nifti_geometry, write_nifti, nifti_notes)
-_ITK = _Format(_after_digest(read_itk), read_itk, itk_geometry, write_itk)
+_ITK = _Format(_after_digest(read_itk), read_itk, itk_geometry, write_itk, modality=itk_modality)
 _PICTURE = _Format(_after_digest(read_picture), read_label_picture, picture_geometry, write_picture)
 _FORMATS: Mapping[str, _Format] = {
     ".nii.gz": _NIFTI,

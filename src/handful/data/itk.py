@@ -17,6 +17,8 @@ from handful.data.volume import Geometry
 from handful.errors import DamagedFile, UnsupportedInput
 from handful.jobs.files import open_file
 
+MODALITY = "0008|0060"
+"""Key of the DICOM modality in the headers that ITK writes."""
 _MAX_HEADER = 2**16
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _META_BYTES = {"CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 4, "LONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
@@ -63,6 +65,14 @@ def itk_geometry(path: Path) -> Geometry:
         return Geometry((i, j, k), _LPS_TO_RAS @ affine)
     except UnsupportedInput as error:
         raise UnsupportedInput(f"{path}: {error}") from error
+
+
+def itk_modality(path: Path) -> str | None:
+    """The DICOM modality (0008,0060), if the program that made the file kept it."""
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    return reader.GetMetaData(MODALITY).strip() or None if reader.HasMetaDataKey(MODALITY) else None
 
 
 def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

@@ -14,15 +14,18 @@ from jaxtyping import Float, Integer
 from numpy.typing import NDArray
 from torch import Tensor
 
+from handful.data.hounsfield import hounsfield_shift
+from handful.data.modality import ModalityEvidence
 from handful.data.slice_grid import ORDER, Plane, SliceGrid, anatomical, best_plane
 from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import GeometryMismatch, SettingsError, UnsupportedInput
 
 PlaneChoice = Literal["auto", "axial", "coronal", "sagittal"]
 Window = Literal["auto", "percentile", "ct-soft", "ct-bone", "ct-lung", "ct-brain", "none"]
+WindowChoice = Window | tuple[float, float]
 
-_Choice = TypeVar("_Choice", bound=str)
-_HOUNSFIELD = {
+_Choice = TypeVar("_Choice", PlaneChoice, WindowChoice)
+_HOUNSFIELD: dict[Window, tuple[float, float]] = {
     "ct-soft": (-160.0, 240.0),
     "ct-bone": (-500.0, 1300.0),
     "ct-lung": (-1000.0, 400.0),
@@ -44,8 +47,12 @@ class Slicer:
 
     plane: PlaneChoice = "auto"
     """Which way to cut; "auto" cuts across the largest voxel edge, so that slices have the finest pixels."""
-    window: Window | tuple[float, float] = "auto"
-    """Values shown as 0 and 1: two numbers, a CT preset, percentiles of each volume, or the type's range ("none")."""
+    window: WindowChoice = "auto"
+    """Values shown as 0 and 1: two numbers, a CT preset in HU, percentiles of each volume, or "none" for all values.
+
+    "auto" takes the window of the labels of a support set for a CT (soft tissue without one), the whole range of the
+    type for 8-bit colours, and percentiles for all other scans.
+    """
     neighbours: bool = False
     """Whether grey slices carry the previous and the next one as first and third channel."""
 
@@ -66,9 +73,9 @@ class Slicer:
             return self
         return self.resolve_among((volume.geometry, suggested_window(volume)) for volume in volumes)
 
-    def resolve_among(self, volumes: Iterable[tuple[Geometry, Window]]) -> Slicer:
+    def resolve_among(self, volumes: Iterable[tuple[Geometry, WindowChoice]]) -> Slicer:
         """As `resolve`, for volumes whose geometry and `suggested_window` are known."""
-        planes, windows = Counter[PlaneChoice](), Counter[Window]()
+        planes, windows = Counter[PlaneChoice](), Counter[WindowChoice]()
         for geometry, window in volumes:
             planes[best_plane(geometry)] += 1
             windows[window] += 1
@@ -174,18 +181,27 @@ class SliceView:
         return np.ascontiguousarray(np.clip(shown, 0, 1, out=shown))
 
 
-def suggested_window(volume: Volume) -> Window:
-    """What a window of "auto" becomes for this volume."""
-    if (volume.modality or "").upper().startswith("CT") and volume.array.min() < -100:
+def suggested_window(volume: Volume) -> WindowChoice:
+    """What a window of "auto" becomes for this volume, from its modality and its voxels."""
+    evidence = ModalityEvidence(volume.modality, None, hounsfield_shift(volume.array))
+    if evidence.is_ct and evidence.shift is not None:
+        return window_of_hounsfield(*_HOUNSFIELD["ct-soft"], evidence.shift)
+    if evidence.is_ct and volume.array.min() < -100:
         return "ct-soft"
     return "none" if volume.array.dtype == np.uint8 and volume.array.shape[0] == 3 else "percentile"
 
 
+def window_of_hounsfield(low: float, high: float, shift: float) -> WindowChoice:
+    """The window from `low` to `high` HU of a scan whose voxels are Hounsfield units plus `shift`."""
+    preset = {limits: name for name, limits in _HOUNSFIELD.items()}.get((low, high))
+    return preset if preset is not None and shift == 0 else (low + shift, high + shift)
+
+
 def _most_frequent(votes: Mapping[_Choice, int]) -> _Choice:
-    return min(votes, key=lambda choice: (-votes[choice], choice))  # no matter which volume came first
+    return min(votes, key=lambda choice: (-votes[choice], str(choice)))  # whichever volume came first
 
 
-def _limits(volume: Volume, window: Window | tuple[float, float]) -> tuple[float, float]:
+def _limits(volume: Volume, window: WindowChoice) -> tuple[float, float]:
     """The values shown as 0 and 1."""
     if not isinstance(window, str):
         return window

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.data.cases import Case
+from handful.data.label_limits import Limits, limits_of_labels, window_of_labels
+from handful.data.modality import ModalityEvidence
 from handful.data.slice_grid import Block, SliceGrid
-from handful.data.slicing import Slicer, SliceView, Window, suggested_window
+from handful.data.slicing import Slicer, SliceView, WindowChoice, suggested_window, window_of_hounsfield
 from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels
 from handful.errors import InputError, LabelError
@@ -36,8 +38,12 @@ class SupportFacts:
     case: Case
     geometry: Geometry
     modality: str | None
-    window: Window
-    """What a window of "auto" becomes for this image."""
+    evidence: ModalityEvidence
+    """What file, data set and voxels say about the kind of the scan."""
+    window: WindowChoice
+    """What a window of "auto" becomes for this image, whatever is labelled."""
+    limits: dict[int, Limits]
+    """Limits in HU of each label; empty for a scan that is not in Hounsfield units."""
     bytes: int
     """Size of image and reference in memory."""
     image_sha256: str
@@ -59,11 +65,15 @@ class SupportFacts:
         reference = require_reference(case, volume.geometry)
         valid_mask = reference.array != IGNORE
         values, counts = np.unique(reference.array, return_counts=True)
+        evidence = case.modality_evidence(volume)
+        shift = evidence.shift if evidence.is_ct else None
         return cls(
             case=case,
             geometry=volume.geometry,
             modality=volume.modality,
+            evidence=evidence,
             window=suggested_window(volume),
+            limits={} if shift is None else limits_of_labels(volume, reference, labels.values, shift),
             bytes=volume.array.nbytes + reference.array.nbytes,
             image_sha256=digest_of(volume.array),
             labels_sha256=digest_of(reference.array),
@@ -167,8 +177,18 @@ class SupportSet:
         return self.known_facts or tuple(SupportFacts.of(case, self.labels) for case in self.cases)
 
     def resolve(self, slicer: Slicer) -> Slicer:
-        """The slicer with every "auto" made concrete: what most of the images ask for."""
-        return slicer.resolve_among((facts.geometry, facts.window) for facts in self.facts)
+        """The slicer with every "auto" made concrete: what suits most of the images.
+
+        A CT in Hounsfield units is shown by the window of its labels, see `window_of_labels`.
+        """
+        resolved = slicer.resolve_among((facts.geometry, facts.window) for facts in self.facts)
+        alike = [facts for facts in self.facts if facts.window == resolved.window and facts.limits]
+        limits = window_of_labels(facts.limits for facts in alike)
+        if slicer.window != "auto" or limits is None:
+            return resolved
+        shift = alike[0].evidence.shift
+        assert shift is not None
+        return replace(resolved, window=window_of_hounsfield(*limits, shift))
 
     def scans(self, slicer: Slicer) -> Iterator[LabelledScan]:
         """The cases, one volume in memory at a time."""

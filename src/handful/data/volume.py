@@ -65,7 +65,7 @@ class Volume:
     array: Num[np.ndarray[Any, Any], "c i j k"]
     geometry: Geometry
     modality: str | None = None
-    """As declared by the data set, for example 'CT' or 'MR'; None if unknown."""
+    """By its DICOM tag or as declared by the data set, for example 'CT' or 'MR'; None if unknown."""
 
     def __post_init__(self) -> None:
         if self.array.ndim != 4 or self.array.shape[0] not in (1, 3):
