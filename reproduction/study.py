@@ -124,17 +124,17 @@ class Study:
             if not (arguments.data and arguments.sets):
                 parser.error("give --data and --sets, or --table")
             digest = digest_of(load_backbone(arguments.backbone))
-            self.measure(list(self.trials(arguments, digest)), arguments, arguments.processes)
+            self.measure(list(self.trials(arguments, digest)), arguments, arguments.workers)
         print(self.tables([line for line in read_lines(arguments.out) if not named or line["set"] in named]))
 
-    def measure(self, trials: Sequence[Trial], arguments: argparse.Namespace, processes: int) -> None:
+    def measure(self, trials: Sequence[Trial], arguments: argparse.Namespace, workers: int) -> None:
         """Adds the lines of each trial as it ends, and prints them with the time that is left."""
         out: Path = arguments.out
         out.parent.mkdir(parents=True, exist_ok=True)
         done = read_lines(out)
         todo = [trial for trial in trials if not all(_holds(done, key) for key in trial.line_keys())]
         began = time.monotonic()
-        results = _results(todo, processes, arguments.backbone, arguments.cache)
+        results = _results(todo, workers, arguments.backbone, arguments.cache)
         for number, (trial, found) in enumerate(results, start=1):
             if isinstance(found, Lost):
                 print(f"{number}/{len(todo)} {trial.key()}: its process was ended {found.how}; run again", flush=True)
@@ -171,10 +171,10 @@ def _holds(lines: Iterable[Line], key: Line) -> bool:
 
 
 def _results(
-    trials: Sequence[Trial], processes: int, backbone: str, cache: Path | None
+    trials: Sequence[Trial], workers: int, backbone: str, cache: Path | None
 ) -> Iterator[tuple[Trial, list[Line] | Lost]]:
     """Each trial with its lines as it ends; with one process, in the caller's own."""
-    executor: Executor = Processes(processes) if processes > 1 else Serial()
+    executor: Executor = Processes(workers) if workers > 1 else Serial()
     return executor.run(_Measurement(backbone, cache), trials)
 
 

@@ -99,7 +99,7 @@ def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
     name = arguments.name or str(arguments.backbone)
     if "speed" in arguments.parts:
         speed = SpeedTrial(data=arguments.data, set="speed", digest=digest, name=name, source=str(arguments.backbone))
-        STUDY.measure([speed], arguments, processes=1)
+        STUDY.measure([speed], arguments, workers=1)
     for data_set in arguments.sets:
         for seed in arguments.splits:
             place = {"data": arguments.data, "set": data_set, "seed": seed, "most_cases": arguments.cases, "name": name}

@@ -51,7 +51,7 @@ def measured(tmp_path: Path):
             )
             for configuration in configurations
         ]
-        study.measure(made, arguments, processes=1)
+        study.measure(made, arguments, workers=1)
         return notes.read_text("utf-8").split()
 
     return run, out

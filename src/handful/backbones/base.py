@@ -32,7 +32,7 @@ class ImageEmbeddings:
     size: tuple[int, int]
     """Height and width in pixels of the slices they came from."""
     recalled: bool = False
-    """Whether the main level has been seen in the light of a memory."""
+    """Whether the main level was combined with a memory."""
 
     def __len__(self) -> int:
         return int(self.features[0].shape[0])
@@ -42,7 +42,7 @@ class ImageEmbeddings:
         return self.features[-1]
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> ImageEmbeddings:
-        """The chosen slices, in the order asked for; an int keeps the leading axis."""
+        """The chosen slices, in the given order; an int keeps the leading axis."""
         index = [rows] if isinstance(rows, int) else rows
         return replace(self, features=tuple(level[index] for level in self.features))
 
@@ -265,8 +265,8 @@ class MemoryBackbone(Backbone):
 
     @abstractmethod
     def recall(self, image: ImageEmbeddings, memory: Memory) -> ImageEmbeddings:
-        """The slices (o rows, one an object) as seen in the light of what each object's memory holds."""
+        """The slices (o rows, one per object), each combined with the memory of its object."""
 
     @abstractmethod
     def decode_recalled(self, image: ImageEmbeddings) -> MaskPrediction:
-        """Masks of recalled slices, asked without any prompt; k is 1, the object of each row."""
+        """Masks of recalled slices, decoded without a prompt; k is 1, the object of each row."""

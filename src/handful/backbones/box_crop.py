@@ -1,4 +1,4 @@
-"""Looking closer: each object is asked for in a window round its box, encoded at the backbone's full size.
+"""Box crops: each object is prompted for in a window round its box, which is encoded at the backbone's full size.
 
 A model that sees a whole slice in 256 pixels has little left for an organ of ten voxels. Interactive segmentation has
 long zoomed in on what a person points at (Sofiiuk et al., "f-BRS", CVPR 2020); here a box says where.
@@ -27,7 +27,7 @@ def decode_box_crop(
     rough: Float[Tensor, "n k h w"] | None = None,
     context: float = 3.0,
 ) -> Float[Tensor, "n k h w"]:
-    """Logits of the object in each box (x0, y0, x1, y1 in slice pixels), seen in a window `context` times as large.
+    """Logits of the object in each box (x0, y0, x1, y1 in slice pixels), from a window `context` times as large.
 
     `rough` is a mask prompt for each box, in logits. A box of zeros asks for nothing, and its logits say so. Each box
     costs an encode of its own, which no cache stores: the next box is another window.

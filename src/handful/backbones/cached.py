@@ -1,4 +1,4 @@
-"""A backbone round a backbone: what its image encoder said of a slice is kept on disk and never computed again.
+"""A backbone with a cache: the embeddings of each slice are kept on disk and never computed again.
 
 Embeddings are kept in half precision. `Backbone.encode` rounds to it in any case, so that the answer depends neither on
 the cache nor on what it holds.

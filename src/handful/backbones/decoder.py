@@ -65,7 +65,7 @@ def without_multimask(decoder: Any) -> None:
 
 
 def has_finer_levels(decoder: Any) -> bool:
-    """Whether the image embeddings have finer levels beside the main one, as those of SAM 2."""
+    """Whether the image embeddings have finer levels in addition to the main one, as in SAM 2."""
     return hasattr(decoder, "conv_s0")
 
 

@@ -164,7 +164,7 @@ class SameConv(nn.Conv2d):
 
 
 def scaled_width(channels: int, factor: float) -> int:
-    """Channels times the factor, to the next multiple of 8, and never a tenth less than asked for."""
+    """Channels times the factor, to the next multiple of 8, and at most a tenth less."""
     wanted = channels * factor
     rounded = max(8, int(wanted + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * wanted else rounded

@@ -17,7 +17,7 @@ from torch import Tensor
 def from_sam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A SAM state dict under transformers' names; keys that have no place there keep theirs, but for `UNUSED`.
 
-    SAM-Med2D's adapters come beside the MLPs, as `add_sam_med2d_adapters` puts them.
+    SAM-Med2D's adapters lie parallel to the MLPs, as `add_sam_med2d_adapters` puts them.
     """
     adapted = any(".Adapter." in key for key in state)
     names = (*ADAPTED_MLP, *SAM) if adapted else SAM

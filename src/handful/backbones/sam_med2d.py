@@ -1,4 +1,4 @@
-"""SAM-Med2D's adapters: a small network in every block of SAM's image encoder, beside the MLP.
+"""SAM-Med2D's adapters: a small network in every block of SAM's image encoder, parallel to the MLP.
 
 After Cheng et al., "SAM-Med2D" (arXiv 2308.16184), and its code: attention over channels, then a convolution to half
 the resolution and one back, a skip connection and a norm.
@@ -14,7 +14,7 @@ from transformers import SamModel
 
 
 def add_sam_med2d_adapters(model: SamModel, inner: int) -> None:
-    """Puts an adapter beside the MLP of every block, in place; `inner` is the width of its channel attention."""
+    """Puts an adapter parallel to the MLP of every block, in place; `inner` is the width of its channel attention."""
     width = model.config.vision_config.hidden_size
     for layer in model.vision_encoder.layers:
         layer.mlp = MlpWithAdapter(layer.mlp, ConvAdapter(width, inner))

@@ -45,7 +45,7 @@ def fit(
         str, typer.Argument(help="A method of 'handful list methods'; without one, the best that there is.")
     ] = "",
     cases: options.Cases = "",
-    shots: Annotated[int | None, typer.Option(help="Learn from this many cases, drawn at random.", min=1)] = None,
+    shots: Annotated[int | None, typer.Option(help="Learn from this many cases, chosen at random.", min=1)] = None,
     split: Annotated[int, typer.Option(help="Which random split of the cases.")] = 0,
     unlabelled: Unlabelled = None,
     backbone: options.Backbone = "handful-tiny",

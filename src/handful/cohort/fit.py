@@ -26,7 +26,7 @@ from handful.methods.left_out import FOLDS, mean_of_labels, score_left_out
 
 FINGERPRINT, TRAINING = "fingerprint.txt", "training"
 AFFORDABLE_S = 300
-"""Estimated seconds of encoding, at most, for which cases are left out without being asked for."""
+"""Estimated seconds of encoding, at most, up to which cases are left out by default."""
 UNLEARNED = 0.1
 """Dice on the very case it was learned from, below which a label was not learned."""
 
@@ -74,9 +74,9 @@ def fit_to_folder(
     """Fits `method`, called `name` in METHODS, and saves the segmenter into `out`, unless that was done before.
 
     Half-done work lies in `<out>.partial` until the segmenter is saved. The same fit, begun again after a kill, goes on
-    from there and ends with the very bytes of an undisturbed one; another fit begins anew. What makes two fits the same
-    is written into the segmenter's provenance. Raises CheckpointError where another model or a foreign folder lies in
-    the way, BusyError while another process fits into `out`.
+    from there and ends with the very bytes of an undisturbed one; another fit starts from the beginning. What makes two
+    fits the same is written into the segmenter's provenance. Raises CheckpointError where another model or a foreign
+    folder lies in the way, BusyError while another process fits into `out`.
     """
     config = config or FitConfig()
     scratch = out.with_name(f"{out.name}.partial")

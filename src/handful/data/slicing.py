@@ -126,7 +126,7 @@ class Slicer:
 
 @dataclass(frozen=True, eq=False)
 class SliceView:
-    """A volume seen as n slices of h rows and w columns: a grid of slices, and the grey values shown in it."""
+    """A volume as n slices of h rows and w columns: a grid of slices, and the grey values shown in it."""
 
     volume: Volume
     grid: SliceGrid

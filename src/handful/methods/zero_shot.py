@@ -1,4 +1,4 @@
-"""Zero-shot: the backbone as it is, asked for each label with a box or with points; nothing is trained.
+"""Zero-shot: the backbone as it is, prompted for each label with a box or with points; nothing is trained.
 
 The baseline of most papers on SAM in medicine. Where they take the prompts from the truth, so does `oracle`; the
 segmenter that `fit` returns takes them from the labelled slice that each slice most resembles, and needs no truth.
@@ -30,7 +30,7 @@ class ZeroShot(Method):
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""
     prompt: PromptKind = "box"
-    """What a label is asked for with: one box round it, or one, three or five points inside it."""
+    """The prompt of a label: one box round it, or one, three or five points inside it."""
     box_crop: bool = False
     """Look at each box in a window of its own, which suits small organs and costs an encode a box."""
     multimask: bool | None = None
@@ -38,7 +38,7 @@ class ZeroShot(Method):
     what suits the backbone: for SAM and SAM 2 the best where a label has a single point, as their authors do, for
     SAM-Med2D always, for MedSAM and handful-tiny never."""
     seed: int = 0
-    """Of the points that are drawn at random."""
+    """Seed of the random points."""
 
     def __post_init__(self) -> None:
         if self.box_crop and self.prompt != "box":
@@ -68,7 +68,7 @@ class ZeroShot(Method):
 
 
 class ZeroShotSegmenter(Prompted):
-    """A frozen backbone, asked with the prompts of labelled slices."""
+    """A frozen backbone, prompted with the prompts of labelled slices."""
 
     prompter: TransferredPrompts
 

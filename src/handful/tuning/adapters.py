@@ -1,8 +1,8 @@
 """Bottleneck adapters in an image encoder: two small layers in every block learn, all its own weights stay.
 
 After Houlsby et al. (ICML 2019), placed in SAM as Wu et al. do, "Medical SAM Adapter" (arXiv 2304.12620): one behind
-the attention, one beside the MLP. Its space-depth branch, which is for volumes, and its prompt-conditioned adapters
-are not here.
+the attention, one parallel to the MLP. Its space-depth branch, which is for volumes, and its prompt-conditioned
+adapters are not here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from handful.errors import SettingsError
 
 BESIDE = 0.5
-"""Weight of the adapter beside the MLP, as in Medical SAM Adapter's code."""
+"""Weight of the adapter parallel to the MLP, as in Medical SAM Adapter's code."""
 
 
 def add_adapters(encoder: nn.Module, width: int, generator: Generator) -> list[nn.Module]:

@@ -1,4 +1,4 @@
-"""Which samples an epoch trains on: all of them, or a part drawn anew each time so that fewer iterations do.
+"""Which samples an epoch trains on: all of them, or a random part, chosen again each time, so that fewer iterations do.
 
 `cbdp` is class-balanced data pruning after Wang, Liao, Jiang and Geng (ISBI 2025, DOI 10.1109/ISBI60581.2025.10981084).
 Only the abstract is public: what samples contribute changes with time and organ, and about 56.25 % of the iterations
@@ -23,7 +23,7 @@ from handful.errors import CheckpointError, SettingsError
 from handful.jobs.atomic import write_atomically
 
 UNSEEN = 3.0
-"""Loss that InfoBatch takes a sample to have before anybody has seen it."""
+"""Loss that InfoBatch takes a sample to have before its first step."""
 BELOW_MEAN = 0.6
 """Share of samples with a loss below the mean that InfoBatch is planned with; what was true, the report says."""
 LEAST, MOST = 0.1, 10.0
@@ -52,7 +52,7 @@ class Pruning:
     draws: int = 200
     """Draws for that estimate."""
     momentum: float = 0.5
-    """How much of a sample's earlier loss stays when it is seen again."""
+    """How much of a sample's earlier loss stays when it is used again."""
 
     def __post_init__(self) -> None:
         for name in ("share", "until", "momentum"):
@@ -65,7 +65,7 @@ class Pruning:
                 raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
     def fraction(self, epochs: float) -> float:
-        """Share of the iterations that are made where all samples would be seen `epochs` times: 1 - p (δE - w) / E."""
+        """Share of the iterations that are made where all samples would be used `epochs` times: 1 - p (δE - w) / E."""
         left_out = {"none": 0.0, "infobatch": self.share * BELOW_MEAN}.get(self.rule, self.share)
         return 1 - left_out * max(0.0, self.until * epochs - self.first_pruned) / epochs
 
@@ -116,8 +116,8 @@ class PruningReport:
 class Sampler:
     """Says which samples each step trains on, and learns from their losses which ones to leave out.
 
-    What it draws depends on its arguments and the losses it was told, on nothing else. With a `journal` (a file of
-    losses, a line a step) it catches up with a training that was killed, and goes on with the very same draws.
+    Its choices depend on its arguments and on the losses it was given, on nothing else. With a `journal` (a file of
+    losses, one line per step) it catches up with a training that was killed, and goes on with the very same draws.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Sampler:
         self._records: list[EpochRecord] = []
 
     def draw(self, step: int) -> Draw:
-        """The samples of a step; steps come in order, but the first one asked for may be any that a journal covers."""
+        """The samples of a step; steps come in order, but the first one may be any that a journal covers."""
         if step != self._next:
             self._catch_up(step)
         return self._draw()
@@ -220,7 +220,7 @@ class Sampler:
         if self._next or len(past) < step:
             raise CheckpointError(
                 f"training goes on at step {step}, but losses are known of {max(len(past), self._next)} steps alone; "
-                "remove the half-done work and begin anew"
+                "remove the half-done work and start again"
             )
         for told in past:
             self._draw()
@@ -269,7 +269,8 @@ def balanced_draws(
     draws: int,
     rng: np.random.Generator,
 ) -> Bool[np.ndarray, "draws n"]:
-    """Independent draws of the samples an epoch keeps: of every class at least the share that all classes keep.
+    """Independent random choices of the samples an epoch keeps: of every class at least the share that all classes
+    keep.
 
     Rare classes come first, each drawing from its samples with chances as their `weight`; then any samples fill up.
     Where quotas took more, the easiest go that all their classes can spare.

@@ -38,7 +38,7 @@ FARTHEST = 6
 
 @dataclass(frozen=True, kw_only=True)
 class Fate(Method):
-    """SAM 2's memory is shown the labelled slices that look most alike, and its own answers next door; no training."""
+    """Puts the most similar labelled slices and the neighbours' predictions into SAM 2's memory; no training."""
 
     when = "no time to train, or one labelled case"
     minutes = "seconds"
@@ -66,8 +66,8 @@ class Fate(Method):
     own. None takes the backbone's own number, 1 for handful-tiny and 6, as in the authors' code, for SAM 2."""
     absent_below: float = 0.0
     """Object score (a logit) below which a label is called absent from a slice; 0 is SAM 2's own. Lower finds more of
-    organs of a few voxels, of which a model is never sure, and invents more of others. A label that all of a support of
-    single pictures hold is never called absent: nothing says that it could be."""
+    organs of a few voxels, of which a model is never sure, and gives more false positives of others. A label that all
+    of a support of single pictures hold is never called absent: nothing says that it could be."""
     pointers: bool = True
     """Whether object pointers join the spatial memories."""
     start: Literal["middle", "best"] = "middle"

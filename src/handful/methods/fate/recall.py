@@ -146,7 +146,7 @@ class Neighbour:
     number: int
     labels: tuple[int, ...]
     memory: Memory | None
-    """None where no label was asked for."""
+    """None where no label is queried."""
 
     def seen_from(self, number: int) -> Neighbour:
         """The same, as far away as it is from that slice."""

@@ -42,7 +42,7 @@ class Retrieval:
 class SupportBank(nn.Module):
     """What is kept of s support slices, in half precision: what retrieval compares, and a memory for each label held.
 
-    Buffers: `signature0`, ... (s, c, p); `spatial` (r, t, 64) and `pointers` (r, c), a row a memory; `position`
+    Buffers: `signature0`, ... (s, c, p); `spatial` (r, t, 64) and `pointers` (r, c), one row per memory; `position`
     (t, 64), which all memories share; `rows` (s, k + 1), the memory of each slice and label, the last one of no label
     at all, -1 where there is none; for each slice its `cases`, its `index` in the case and its relative `place`;
     `thumbnails` (s, c, 96, 96), one grey or three colour channels, and `classes` (s, 96, 96), 0 or 1 + the label's

@@ -25,7 +25,7 @@ SIDED = re.compile(r"(?<![a-z])(left|right|lt|rt|l|r|links|rechts|gauche|droite?
 
 
 def chosen_side(support: SupportSet, slicer: Slicer, most: int) -> int:
-    """The longest edge of the slices at most, and at least what the thinnest structure needs to be seen.
+    """The longest edge of the slices at most, and at least what the thinnest structure needs to be resolved.
 
     `most` is the backbone's own side, so that all methods see as many pixels.
     """
@@ -58,7 +58,7 @@ def thickness(classes: Integer[np.ndarray[Any, Any], "n h w"], labels: Labels) -
 
 
 def chosen_channels(labels: Labels) -> int:
-    """Channels of the finest stage; more where many labels are to be told apart."""
+    """Channels of the finest stage; more where there are many labels."""
     return 16 if len(labels) <= FEW_LABELS else 24
 
 

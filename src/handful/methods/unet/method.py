@@ -92,7 +92,7 @@ class UNet(Method):
     """Whether left and right change places in half of the training slices; the prediction is then the mean of a slice
     and its mirror image. None does so for pictures without "left" and "right" among the names of their labels."""
     batch: int = 8
-    """Slices (or stacks) a training step; every other one holds a label drawn at random, the rest are any."""
+    """Slices (or stacks) per training step; every other one holds a label chosen at random, the rest are any."""
     rare_class_weight: float = 0.0
     """How much more a pixel of a rare class counts than one of a common one in the cross entropy: the power of how many
     times rarer it is, at the start of the training; it falls to 0 towards its end. At 0, as in nnU-Net, all count
