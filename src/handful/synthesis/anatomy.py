@@ -1,6 +1,6 @@
 """Random anatomies: organs, layers, tubes, cells and lesions as functions of space that any slice can be cut from.
 
-An anatomy says which structure lies at a point of the cube [-1, 1]³ (x, y, z). A subject is that anatomy seen through
+An anatomy says which structure lies at a point of the cube [-1, 1]³ (x, y, z). A subject is that anatomy transformed by
 an affine and a smooth deformation of its own, with lesions and cells in places of its own. Nothing is drawn on a grid,
 so slices of one subject belong together, in any plane and at any resolution.
 """

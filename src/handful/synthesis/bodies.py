@@ -1,4 +1,4 @@
-"""What may be in the picture: invented bodies, hearts, chests, heads, retinas, mucosa, tissue layers and cells."""
+"""What may be in the picture: synthetic bodies, hearts, chests, heads, retinas, mucosa, tissue layers and cells."""
 
 from __future__ import annotations
 

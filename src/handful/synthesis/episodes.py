@@ -86,7 +86,7 @@ class Phantom:
 
 
 def phantom_cohort(cases: int, seed: int = 0, shape: tuple[int, int, int] = (96, 88, 20)) -> Iterator[Phantom]:
-    """Individuals of one invented anatomy: a large organ, a pair of kidneys told apart, a heart of wall and chamber."""
+    """Individuals of one synthetic anatomy: a large organ, two separate kidneys, a heart of wall and chamber."""
     draw = Draw.of(torch.Generator().manual_seed(seed))
     anatomy = _phantom_anatomy(draw)
     contrast = Contrast.random(anatomy.alike, draw)

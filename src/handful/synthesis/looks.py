@@ -25,7 +25,7 @@ class Look:
     """A protocol of it."""
     finish: Finish | None
     seen_regions: float
-    """How well tissue regions can be told apart, so that they may be targets: 0 not at all, 1 as well as organs."""
+    """How clearly tissue regions differ, so that they may be targets: 0 not at all, 1 as well as organs."""
     frame: str
     """"full", "circle", "corners" or "fan": the field of view it mostly has."""
 
