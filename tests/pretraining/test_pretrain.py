@@ -65,7 +65,7 @@ def test_pretraining_writes_a_folder_that_transformers_loads_and_another_side_go
     assert Sam2VideoModel.from_pretrained(tmp_path / "b").config.image_size == 128
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.process)])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.process)])
 def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path, workers: int) -> None:
     short = TrainConfig(iterations=4, ema=0.5)
     config = replace(SMALL, targets=1, matching=2, workers=workers, train=short)
