@@ -1,4 +1,4 @@
-"""The weights in the package are what their card says: small, loadable by transformers alone, and skilled."""
+"""The weights in the package match their card: small, loadable by transformers alone, and able to segment."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_transformers_loads_the_folder_by_itself_and_it_is_small() -> None:
 
 
 def mean_dice(config: PretrainConfig, seeds: range) -> dict[str, float]:
-    """Of each task, over an episode a seed."""
+    """Return the mean Dice of each task over one episode per seed."""
     backbone = load_backbone("handful-tiny")
     assert isinstance(backbone, MemoryBackbone)
     dice: dict[str, list[float]] = {}
@@ -36,14 +36,14 @@ def mean_dice(config: PretrainConfig, seeds: range) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in dice.items()}
 
 
-def test_it_finds_structures_of_an_anatomy_it_has_never_seen() -> None:
+def test_it_segments_structures_of_a_new_anatomy() -> None:
     mean = mean_dice(PretrainConfig(side=256, subjects=2, slices=2, targets=2, crowd=0.0), range(90_000, 90_001))
     for name, least in {"memory": 0.6, "neighbour": 0.6, "tokens": 0.5, "box": 0.6, "mask": 0.7, "points": 0.5}.items():
         assert mean[name] > least, name
 
 
 @pytest.mark.learning
-def test_it_finds_structures_of_anatomies_it_has_never_seen() -> None:
+def test_it_segments_structures_of_several_new_anatomies() -> None:
     mean = mean_dice(PretrainConfig(side=256), range(90_000, 90_006))
     # empty or constant masks score below 0.2
     for name, least in {"memory": 0.4, "neighbour": 0.4, "tokens": 0.3, "box": 0.5, "mask": 0.6, "points": 0.3}.items():

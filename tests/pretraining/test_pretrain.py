@@ -84,7 +84,7 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path, worker
     assert not scratch.exists()
 
 
-def test_every_skill_reaches_the_encoder_and_a_practised_step_lowers_the_loss() -> None:
+def test_the_loss_of_every_task_reaches_the_encoder() -> None:
     from handful.pretraining.architecture import tiny_config
 
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def test_every_skill_reaches_the_encoder_and_a_practised_step_lowers_the_loss() 
 
 
 @pytest.mark.parametrize("name", REPLAYED)
-def test_a_rehearsal_moves_the_decoder_and_not_the_encoder(name: str) -> None:
+def test_a_decoder_only_step_leaves_the_encoder_unchanged(name: str) -> None:
     from handful.pretraining.architecture import tiny_config
 
     torch.manual_seed(0)
@@ -119,7 +119,7 @@ def test_a_rehearsal_moves_the_decoder_and_not_the_encoder(name: str) -> None:
     assert upscale.grad.abs().sum() > 0
 
 
-def test_prompts_ask_for_the_largest_piece_of_a_target() -> None:
+def test_prompts_stand_for_the_largest_piece_of_a_target() -> None:
     masks = torch.zeros(1, 2, 16, 16, dtype=torch.bool)
     masks[0, 0, 2:4, 2:4] = True
     masks[0, 0, 8:14, 8:14] = True
@@ -129,16 +129,16 @@ def test_prompts_ask_for_the_largest_piece_of_a_target() -> None:
     assert not pieces[0, 1].any()
 
 
-def test_an_absent_target_said_to_be_there_costs_more_than_one_said_to_be_absent() -> None:
+def test_a_positive_object_score_of_an_absent_target_costs_more_than_a_negative_one() -> None:
     target = torch.zeros(1, 2, 8, 8)
     target[0, 0, 2:6, 2:6] = 1
     logits = torch.where(target > 0, 9.0, -9.0)
 
-    def judged(absent_score: float) -> Task:
-        said = torch.tensor([[5.0, absent_score]])
-        return score(MaskPrediction(logits, torch.ones(1, 2), said, torch.zeros(1, 2, 4)), target)
+    def scored(absent_score: float) -> Task:
+        object_score = torch.tensor([[5.0, absent_score]])
+        return score(MaskPrediction(logits, torch.ones(1, 2), object_score, torch.zeros(1, 2, 4)), target)
 
-    honest, dishonest = judged(-5.0), judged(5.0)
-    assert float(honest.loss) + 0.5 < float(dishonest.loss)
-    assert (honest.seen, honest.rejected, dishonest.rejected) == (1.0, 1.0, 0.0)
-    assert honest.dice == 1.0
+    right, wrong = scored(-5.0), scored(5.0)
+    assert float(right.loss) + 0.5 < float(wrong.loss)
+    assert (right.detected, right.rejected, wrong.rejected) == (1.0, 1.0, 0.0)
+    assert right.dice == 1.0

@@ -1,4 +1,4 @@
-"""Episodes and phantoms are what a learner can learn from: in range, solvable, alike between subjects, seeded."""
+"""Episodes and phantoms are valid training data: in range, solvable, similar between subjects, fixed by a seed."""
 
 from functools import cache
 
@@ -57,7 +57,7 @@ def test_some_targets_are_absent_from_some_slices_and_most_are_not() -> None:
     assert float(present.float().mean()) > 0.7
 
 
-def test_neighbours_are_more_alike_than_strangers() -> None:
+def test_neighbouring_slices_are_more_similar_than_slices_of_other_subjects() -> None:
     labels = torch.stack([episode.labels for episode in _many()])
     neighbours = (labels[:, 0] == labels[:, 1]).float().mean()
     strangers = (labels[:, 0] == labels[:, 2]).float().mean()
@@ -65,7 +65,7 @@ def test_neighbours_are_more_alike_than_strangers() -> None:
     assert neighbours > strangers + 0.1
 
 
-def test_targets_are_told_apart_where_there_are_enough() -> None:
+def test_targets_differ_where_there_are_enough_structures() -> None:
     twins = sum(torch.equal(episode.masks[:, 0], episode.masks[:, 1]) for episode in _many())
     assert twins < 8
 
@@ -108,17 +108,17 @@ def test_phantoms_share_an_anatomy_and_differ_as_individuals() -> None:
     assert (first.labels != second.labels).any()
 
 
-def test_phantom_organs_can_be_told_from_their_surroundings() -> None:
+def test_phantom_organs_differ_in_brightness_from_their_surroundings() -> None:
     phantom = next(phantom_cohort(1, seed=0, shape=(48, 44, 10)))
     background = phantom.image[phantom.labels == 0].mean()
     assert phantom.image[phantom.labels == 1].mean() > background + 100
 
 
-def test_roi_crop_enlarges_what_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cropped_episodes_are_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels of an enlarged label map come in pairs: many columns are the very same as the next."""
 
     def enlarged(share: float) -> float:
-        monkeypatch.setattr(episodes, "CLOSER", share)
+        monkeypatch.setattr(episodes, "CROPPED", share)
         made = [random_episode(3, 2, 3, 48, _rng(seed)).labels for seed in range(40)]
         twins = [(labels[:, :, 1:] == labels[:, :, :-1]).all(dim=(0, 1)).float().mean() for labels in made]
         return float((torch.stack(twins) > 0.15).float().mean())

@@ -1,4 +1,4 @@
-"""The shape of handful-tiny: a small configuration of SAM 2's own architecture, loaded by transformers as it is."""
+"""The architecture of handful-tiny: a small configuration of SAM 2 that transformers loads without further code."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from transformers import Sam2VideoConfig, Sam2VideoModel
 def tiny_config(
     side: int = 256, width: int = 32, channels: int = 128, blocks: tuple[int, int, int, int] = (1, 2, 5, 2)
 ) -> Sam2VideoConfig:
-    """A Sam2VideoConfig of 4.4 million parameters for slices of `side` × `side` pixels; the weights fit every side.
+    """Return a Sam2VideoConfig of 4.4 million parameters for slices of `side` × `side` pixels.
 
-    `width` and `blocks` are those of Hiera's first stage and of its four, `channels` that of features, prompts and mask
-    decoder (a multiple of 64, the width of a memory). One mask is predicted an object, without alternatives. The
-    second block of the third stage and the last but one of it see the whole slice.
+    The parameters do not depend on `side`, so weights trained at one side load at every other.
+
+    `width` is the width of the first stage of Hiera (SAM 2's encoder), `blocks` the number of blocks in each of its
+    four stages. `channels` is the width of features, prompts and mask decoder; it must be a multiple of 64, the width
+    of a memory. The decoder predicts one mask per object. Attention is global in the second and in the second-last
+    block of the third stage, and limited to windows elsewhere.
     """
     cells = side // 16
     third = blocks[0] + blocks[1]
@@ -64,10 +67,10 @@ def tiny_config(
 
 
 def initialise(model: Sam2VideoModel) -> None:
-    """Starts a new model as the authors of SAM do, where transformers would start every weight near zero.
+    """Initialise a new model as the authors of SAM do; transformers would start every weight near zero.
 
-    Besides, the mask decoder's cross-attentions start with equal query and key projections, so that from the first step
-    a click looks at the place it points to; without this, clicks take thousands of steps to mean anything.
+    In addition, the query and key projections of the mask decoder's cross-attentions start with equal weights. A click
+    then attends to its own position from the first step; otherwise the decoder ignores clicks for thousands of steps.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding | nn.LayerNorm):
@@ -83,6 +86,6 @@ def initialise(model: Sam2VideoModel) -> None:
     for table in (hiera.pos_embed, hiera.pos_embed_window, model.memory_temporal_positional_encoding):
         nn.init.trunc_normal_(table, std=0.02)
     nn.init.normal_(model.no_object_pointer, std=0.02)
-    # points and image share one random positional code; in a model made from a configuration they are two draws
+    # points and image must share one random positional encoding; a model made from a configuration has two
     code = model.shared_image_embedding.positional_embedding
     model.prompt_encoder.shared_embedding.positional_embedding.data.copy_(code)

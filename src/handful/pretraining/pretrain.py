@@ -1,4 +1,4 @@
-"""The recipe that makes handful-tiny: episodes of synthetic anatomy in, a folder that Sam2VideoModel loads out."""
+"""Pre-training of handful-tiny on episodes of synthetic anatomy; the result is a folder that Sam2VideoModel loads."""
 
 from __future__ import annotations
 
@@ -34,63 +34,67 @@ from handful.tuning.loop import TrainConfig, train
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """How handful-tiny is made."""
+    """Settings of the pre-training of handful-tiny."""
 
     side: int = 128
-    """Pixels along the square slices; begin small, then go on from the result at 256."""
+    """Pixels along the square slices; start with a small side, then continue from the result with 256."""
     episodes: int = 1
-    """Episodes a step and process; what an episode shows changes from step to step."""
+    """Random episodes per step and process."""
     subjects: int = 3
-    """Individuals an episode shows, of `slices` neighbouring slices each: every slice is the query once."""
+    """Subjects per episode, each with `slices` neighbouring slices; every slice is the query once."""
     slices: int = 3
-    """Neighbouring slices of each individual."""
+    """Neighbouring slices per subject."""
     crowd: float = 0.3
-    """Share of the steps in which every slice is of another individual: `subjects` × `slices` of them."""
+    """Share of the steps whose episodes have `subjects` × `slices` subjects with one slice each."""
     targets: int = 3
-    """Structures to find in each episode."""
+    """Target structures per episode."""
     matching: int = 1000
-    """Steps from noise in which only the encoder learns, by matching structures between subjects."""
+    """First steps from random weights that train only the encoder, by matching structures between subjects."""
     rehearsals: int = 4
-    """Steps of the decoder alone after each whole one, on the same slices: box, points, correction, mask by turns."""
+    """Decoder-only steps after each full step, on the same slices: box, points, correction and mask in turn."""
     start: Path | None = None
-    """Folder of weights to go on from, of any side; None starts from noise."""
+    """Folder of weights to continue from, trained at any side; None starts from random weights."""
     workers: int = 1
-    """Processes that share each step, an episode batch each: one a GPU, or one a CPU core."""
+    """Processes that share each step, each with its own episodes: one per GPU, or one per CPU core."""
     train: TrainConfig = TrainConfig(iterations=4000, learning_rate=6e-4, weight_decay=0.02, ema=0.998)
-    """Length, learning rate, seed."""
+    """Number of steps, learning rate, seed and other settings of the training loop."""
 
 
 def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
-    """Trains and writes `out` (config.json, model.safetensors in half precision, metrics.jsonl, curves.png).
+    """Train a backbone and write it to the folder `out`; return `out`.
 
-    On GPUs where there are any, in mixed precision, with the episodes made there; else on the CPU. A killed run of the
-    same config goes on from `run.scratch`, which is removed at the end. Returns `out`.
+    The folder holds config.json, model.safetensors (half precision), metrics.jsonl and curves.png. Training and the
+    synthesis of episodes run on the GPUs, in mixed precision, or on the CPU where there is no GPU. A killed run with
+    the same config continues from `run.scratch`, which is removed at the end.
 
-    With more than one process, others are started as `multiprocessing` does: a script that calls this must guard its
-    entry by `if __name__ == "__main__"`.
+    With more than one worker, the others are started by `multiprocessing`: a script that calls this function must
+    guard its entry by `if __name__ == "__main__"`.
+
+    Raises:
+        SettingsError: More workers than GPUs, or `start` holds no SAM 2 video model.
     """
     run = run or Run(scratch=out / "partial")
     run = replace(run, scratch=run.scratch and run.scratch / _fingerprint(config))
     out.mkdir(parents=True, exist_ok=True)
     log = _Log(out / "metrics.jsonl", min(100, config.train.steps))
-    if not (run.scratch and run.scratch.exists()):  # curves of another run do not belong to this one
+    if not (run.scratch and run.scratch.exists()):  # metrics of another run do not belong to this one
         log.path.unlink(missing_ok=True)
     with _processes(config, run):
         model = _train(config, run, log, 0)
     save_half(model, out)
-    log.draw(out / "curves.png")
+    log.plot(out / "curves.png")
     if run.scratch:
         shutil.rmtree(run.scratch.parent, ignore_errors=True)
     return out
 
 
 def processors() -> int:
-    """How many processes this machine can give to pre-training: its GPUs, or its CPU cores where it has none."""
+    """Return the number of GPUs of this machine, or of its CPU cores if it has no GPU."""
     return torch.cuda.device_count() or os.cpu_count() or 1
 
 
 def make_batch(config: PretrainConfig, rng: Generator) -> Batch:
-    """Fresh episodes on the generator's device; grey ones are repeated to three channels, so that colour may join."""
+    """Return new random episodes on the generator's device; grey images are repeated to three channels."""
     crowd = float(torch.rand(1, generator=rng, device=rng.device)) < config.crowd
     subjects, slices = (config.subjects * config.slices, 1) if crowd else (config.subjects, config.slices)
     episodes = [random_episode(subjects, slices, config.targets, config.side, rng) for _ in range(config.episodes)]
@@ -104,17 +108,17 @@ def make_batch(config: PretrainConfig, rng: Generator) -> Batch:
 
 
 def _train(config: PretrainConfig, run: Run, log: _Log | None, rank: int) -> Sam2VideoModel:
-    """What each process does; all hold the same weights at the end."""
+    """Train in one process and return the model; all processes end with the same weights."""
     torch.manual_seed(config.train.seed)
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     backbone = Sam2VideoBackbone(_new_model(config).to(device), "pretraining")
     backbone.model.requires_grad_(True)
     backbone.model.no_memory_positional_encoding.requires_grad_(False)  # no path of SAM 2 uses it
-    practice = _Practice(config, backbone, device, rank)
+    tasks_of_step = _Tasks(config, backbone, device, rank)
 
     def loss(step: int, rng: Generator) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            tasks = practice(step, rng)
+            tasks = tasks_of_step(step, rng)
         if log:
             log.add(step, tasks)
         return torch.stack([task.loss for task in tasks.values()]).sum()
@@ -125,16 +129,17 @@ def _train(config: PretrainConfig, run: Run, log: _Log | None, rank: int) -> Sam
     return model
 
 
-class _Practice:
-    """What is practised at each step: all tasks on fresh episodes, then the decoder's alone on the same ones.
+class _Tasks:
+    """The training tasks of each step: all tasks on new episodes, then decoder-only tasks on the same episodes.
 
-    The decoder learns prompts more slowly than the encoder learns anatomy, and a rehearsal costs little of a step.
+    The decoder learns prompts more slowly than the encoder learns anatomy, and a decoder-only step is cheap.
     """
 
     def __init__(self, config: PretrainConfig, backbone: Sam2VideoBackbone, device: torch.device, rank: int) -> None:
         self.config, self.backbone, self.device, self.rank = config, backbone, device, rank
         self.matching = config.matching if config.start is None else 0
-        self.kept: tuple[int, Batch, ImageEmbeddings] | None = None
+        self.last: tuple[int, Batch, ImageEmbeddings] | None = None
+        """Step, batch and embeddings of the last full step."""
 
     def __call__(self, step: int, rng: Generator) -> dict[str, Task]:
         if step < self.matching:
@@ -142,26 +147,26 @@ class _Practice:
         place = (step - self.matching) % (1 + self.config.rehearsals)
         if place == 0:
             return train_step(self.backbone, self._batch(step), rng)
-        batch, image = self._known(step - place)
+        batch, image = self._encoded(step - place)
         return replay(self.backbone, image, batch, REPLAYED[(place - 1) % len(REPLAYED)], rng)
 
     def _batch(self, step: int) -> Batch:
-        """The batch of a step, the same whenever it is asked for."""
+        """Return the batch of a step, which depends only on the seed, the step and the process."""
         number = (self.config.train.seed * 1_000_003 + step) * 1009 + self.rank
         return make_batch(self.config, Generator(self.device).manual_seed(number))
 
-    def _known(self, step: int) -> tuple[Batch, ImageEmbeddings]:
-        """That batch and its embeddings; rehearsals do not move the encoder, so these hold until the next batch."""
-        if self.kept is None or self.kept[0] != step:
+    def _encoded(self, step: int) -> tuple[Batch, ImageEmbeddings]:
+        """Return the batch of a full step and its embeddings, which decoder-only steps leave unchanged."""
+        if self.last is None or self.last[0] != step:
             batch = self._batch(step)
             with torch.no_grad():
-                self.kept = (step, batch, self.backbone.encode_exact(batch.images))
-        return self.kept[1:]
+                self.last = (step, batch, self.backbone.encode_exact(batch.images))
+        return self.last[1:]
 
 
 @contextmanager
 def _processes(config: PretrainConfig, run: Run) -> Iterator[None]:
-    """The other processes of a run, in one torch.distributed group with this one; none where one is enough."""
+    """Start the other processes of a run and join them in one torch.distributed group; stop them at the end."""
     if config.workers == 1:
         yield
         return
@@ -189,7 +194,7 @@ def _processes(config: PretrainConfig, run: Run) -> Iterator[None]:
 
 
 def _other(config: PretrainConfig, scratch: Path | None, meeting: str, rank: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the first process, which ends the others
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles Ctrl-C and ends the others
     tune_allocator()
     _join(meeting, rank, config.workers)
     _train(config, Run(scratch), None, rank)
@@ -199,7 +204,9 @@ def _other(config: PretrainConfig, scratch: Path | None, meeting: str, rank: int
 def _join(meeting: str, rank: int, workers: int) -> None:
     cuda = torch.cuda.is_available()
     if cuda and torch.cuda.device_count() < workers:
-        raise SettingsError(f"{workers} processes asked for, but there are {torch.cuda.device_count()} GPUs")
+        raise SettingsError(
+            f"workers is {workers}, but this machine has {torch.cuda.device_count()} GPUs; use one per GPU"
+        )
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     dist.init_process_group("nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=workers)
 
@@ -210,7 +217,7 @@ def _fingerprint(config: PretrainConfig) -> str:
 
 
 def save_half(model: Sam2VideoModel, folder: Path) -> None:
-    """Writes a model as transformers does, in half precision, without touching the one in memory."""
+    """Write a model in half precision in the format of transformers; the model in memory does not change."""
     state = {
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()
     }
@@ -224,13 +231,13 @@ def _new_model(config: PretrainConfig) -> Sam2VideoModel:
     else:
         start = load_backbone(config.start)
         if not isinstance(start, Sam2VideoBackbone):
-            raise SettingsError(f"{config.start} holds no SAM 2 video model to go on from; name a folder pretrain made")
+            raise SettingsError(f"{config.start} holds no SAM 2 video model; name a folder that pretrain wrote")
         model.load_state_dict(start.model.state_dict())
     return model
 
 
 class _Log:
-    """Mean figures of each task over every `every` steps, as lines of JSON and as a picture."""
+    """Mean metrics of each task over every `every` steps, written as lines of JSON and plotted as curves."""
 
     def __init__(self, path: Path, every: int = 100) -> None:
         self.path, self.every = path, every
@@ -240,20 +247,20 @@ class _Log:
         values: dict[str, float] = {}
         for name, task in tasks.items():
             values |= {f"{name}_loss": float(task.loss.detach()), f"{name}_dice": task.dice}
-            honest = {"seen": task.seen, "rejected": task.rejected, "iou_error": task.iou_error}
-            values |= {f"{name}_{key}": value for key, value in honest.items() if value is not None}
+            scores = {"seen": task.detected, "rejected": task.rejected, "iou_error": task.iou_error}
+            values |= {f"{name}_{key}": value for key, value in scores.items() if value is not None}
         self.window.append(values)
         if (step + 1) % self.every:
             return
         row: dict[str, float] = {"step": step + 1}
-        for name in sorted({n for one in self.window for n in one}):
-            seen = [one[name] for one in self.window if name in one]
-            row[name] = round(sum(seen) / len(seen), 4)
+        for name in sorted({key for values in self.window for key in values}):
+            logged = [values[name] for values in self.window if name in values]
+            row[name] = round(sum(logged) / len(logged), 4)
         self.window.clear()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def draw(self, picture: Path) -> None:
+    def plot(self, picture: Path) -> None:
         if not self.path.exists():
             return
         from matplotlib.figure import Figure
@@ -265,7 +272,7 @@ class _Log:
             points = [(step, row[f"{name}_dice"]) for step, row in sorted(rows.items()) if f"{name}_dice" in row]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name)
-        axes.set(xlabel="step", ylabel="Dice on fresh synthetic episodes (match: accuracy)", ylim=(0, 1))
+        axes.set(xlabel="step", ylabel="Dice on new synthetic episodes (match: accuracy)", ylim=(0, 1))
         axes.legend(frameon=False)
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=120)

@@ -1,7 +1,7 @@
-"""What handful-tiny practises in a step: match structures, answer prompts, recall slices, follow them through a stack.
+"""Training tasks of handful-tiny: matching of structures, prompts, memory of labelled slices and of neighbours.
 
-All are asked of the same slices through the same modules that real SAM 2 weights use, so one encoding pays for all.
-Objects are numbered slice by slice: row (slice n, target t) is n · t_count + t.
+All tasks of a step use the same slices, so the slices are encoded once. They go through the modules that SAM 2's own
+weights use. Objects are numbered by slice: target t of slice n is row n · (number of targets) + t.
 """
 
 from __future__ import annotations
@@ -21,86 +21,89 @@ from handful.prompts.heuristics import append_points, boxes, corrective_points, 
 from handful.prompts.prompts import Prompts
 
 MOST_SUPPORTS = 8
-"""Support slices a query may have."""
+"""Largest number of support slices per query."""
 ROUNDS = (1, 1, 1, 2, 4)
-"""How many corrective clicks are practised, one of these a step; only the last answer is learnt from."""
+"""Numbers of corrective clicks; each step takes one of them at random. Only the last mask is trained."""
 
 REPLAYED = ("box", "points", "correction", "mask")
-"""Skills of the decoder alone, which can be practised again on embeddings that are there."""
+"""Tasks of the decoder alone, which need no new encoding."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Slices of several episodes, equally many of each, one episode after the other."""
+    """Slices of several episodes, ordered by episode, with the same number of slices in each."""
 
     images: Float[Tensor, "n c h w"]
+    """In [0, 1]."""
     labels: Int[Tensor, "n h w"]
-    """Every structure of the anatomy."""
+    """Number of the structure at each pixel, among all structures of the anatomy."""
     masks: Bool[Tensor, "n t h w"]
-    """The targets to find."""
+    """The target masks."""
     group: Int[Tensor, "n"]
-    """Which episode a slice is of."""
+    """Index of the episode of each slice."""
     subject: Int[Tensor, "n"]
-    """Which individual of its episode a slice is of; an individual's slices are neighbours, in order."""
+    """Index of the subject of each slice within its episode; the slices of a subject are neighbours, in order."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """One practised task: what it cost, the mean Dice where the target was there, and how honest its scores were."""
+    """Loss and metrics of one training task."""
 
     loss: Tensor
     dice: float
-    seen: float | None = None
-    """Share of the targets in a slice whose object score says so."""
+    """Mean Dice over the targets that are present in their slice."""
+    detected: float | None = None
+    """Share of the present targets with a positive object score."""
     rejected: float | None = None
-    """Share of the targets missing from a slice whose object score says so; None where none was missing."""
+    """Share of the absent targets without a positive object score; None if no target is absent."""
     iou_error: float | None = None
-    """Mean distance between the predicted and the true IoU where the target was there."""
+    """Mean absolute error of the predicted IoU over the present targets."""
 
 
 def train_step(backbone: MemoryBackbone, batch: Batch, rng: Generator, only_match: bool = False) -> dict[str, Task]:
-    """Loss and Dice of each task on one batch; `only_match` leaves all but the matching of structures for later."""
+    """Return the loss and the metrics of each task on one batch; `only_match` leaves out all tasks but the matching."""
     image = backbone.encode_exact(batch.images)
     matched = match(image, batch)
     if only_match:
         return {"match": matched}
     target = backbone.to_model_frame(batch.masks.float(), backbone.mask_side)
     support = choose_supports(batch, int(torch.randint(1, MOST_SUPPORTS + 1, (1,), generator=rng)), rng)
-    bank = backbone.memorize(image.repeat_interleave(batch.masks.shape[1]), _certain(batch.masks.flatten(0, 1)))
+    bank = backbone.memorize(image.repeat_interleave(batch.masks.shape[1]), _as_logits(batch.masks.flatten(0, 1)))
     memory = _recalled(backbone, image, batch, bank, support)
     tasks = {
         "memory": score(memory, target),
         "tokens": score(_token_prompted(backbone, image, batch, support), target),
     }
     if int(torch.bincount(batch.subject[batch.group == 0]).max()) > 1:
-        rows, prediction = _followed(backbone, image, batch, bank, support, memory, rng)
+        rows, prediction = _propagated(backbone, image, batch, bank, support, memory, rng)
         tasks["neighbour"] = score(prediction, target[rows])
-    for name, (answer, truth) in _prompted(backbone, image, batch, memory, rng).items():
-        tasks[name] = score(answer, backbone.to_model_frame(truth.float(), backbone.mask_side))
+    for name, (prediction, truth) in _prompted(backbone, image, batch, memory, rng).items():
+        tasks[name] = score(prediction, backbone.to_model_frame(truth.float(), backbone.mask_side))
     return tasks | {"match": matched}
 
 
 def replay(
     backbone: MemoryBackbone, image: ImageEmbeddings, batch: Batch, name: str, rng: Generator
 ) -> dict[str, Task]:
-    """One of REPLAYED on embeddings that are there already, at a small part of a whole step's cost."""
+    """Return the loss and the metrics of one task of REPLAYED, computed from existing embeddings."""
     pieces = largest_pieces(batch.masks)
     if name == "correction":
         first = _box(pieces, rng) if _chance(0.5, rng) else _points(pieces, rng)
         with torch.no_grad():
-            answer = _ask(backbone, image, first, pieces)
-        answer = _correct(backbone, image, first, answer, pieces, rng)
+            prediction = _predict(backbone, image, first, pieces)
+        prediction = _correct(backbone, image, first, prediction, pieces, rng)
     else:
-        asked = {"box": _box, "points": _points, "mask": _rough}[name]
-        answer = _ask(backbone, image, asked(pieces, rng), pieces)
-    return {name: score(answer, backbone.to_model_frame(pieces.float(), backbone.mask_side))}
+        prompts = {"box": _box, "points": _points, "mask": _rough}[name](pieces, rng)
+        prediction = _predict(backbone, image, prompts, pieces)
+    return {name: score(prediction, backbone.to_model_frame(pieces.float(), backbone.mask_side))}
 
 
 def match(image: ImageEmbeddings, batch: Batch) -> Task:
-    """Every cell of every feature level finds its structure among the mean embeddings of the other subjects.
+    """Classify every cell of every feature level by its similarity to the structures' mean embeddings elsewhere.
 
-    This asks the encoder for features that know a structure again in another individual, and does so for every pixel:
-    long before any decoder has learnt to read them. In place of Dice stands the share of pure cells that are right.
+    The mean embeddings come from the other subjects of the episode. This trains the encoder to give a structure the
+    same features in every subject before any decoder can use them. `dice` of the result is the share of cells inside
+    one structure (more than 60 % of their area) that are classified correctly.
     """
     groups = int(batch.group.max()) + 1
     count = int(batch.labels.max()) + 1
@@ -113,66 +116,68 @@ def match(image: ImageEmbeddings, batch: Batch) -> Task:
         cells = rearrange(F.normalize(level.float(), dim=1), "(g s) c h w -> g s c (h w)", g=groups)
         sums, weight = share @ cells.transpose(-1, -2), share.sum(dim=-1)
         others = sums.sum(dim=1, keepdim=True) - torch.einsum("gsr,grlc->gslc", same, sums)
-        seen = weight.sum(dim=1, keepdim=True) - torch.einsum("gsr,grl->gsl", same, weight) > 0.3
+        present = weight.sum(dim=1, keepdim=True) - torch.einsum("gsr,grl->gsl", same, weight) > 0.3
         logits = 10 * F.normalize(others, dim=-1) @ cells
-        logits = logits.masked_fill(~seen[..., None], -1e4)
-        # square roots of the areas as weights: neither do large regions drown organs nor specks rule
-        wanted = share * seen[..., None] * (weight.sum(dim=1, keepdim=True) + 1).rsqrt()[..., None]
-        losses.append(-(wanted * logits.log_softmax(dim=2)).sum() / wanted.sum().clamp_min(1e-6))
+        logits = logits.masked_fill(~present[..., None], -1e4)
+        # each structure weighs as much as the square root of its area: a balance of large regions and small organs
+        target = share * present[..., None] * (weight.sum(dim=1, keepdim=True) + 1).rsqrt()[..., None]
+        losses.append(-(target * logits.log_softmax(dim=2)).sum() / target.sum().clamp_min(1e-6))
         pure = share.amax(dim=2) > 0.6
         right.append(float((logits.argmax(dim=2) == share.argmax(dim=2))[pure].float().mean()))
     return Task(torch.stack(losses).mean(), sum(right) / len(right))
 
 
 def score(prediction: MaskPrediction, target: Float[Tensor, "n t s s"]) -> Task:
-    """Cross-entropy and Dice loss of the mask, squared error of the predicted IoU, cross-entropy of the object score.
+    """Return cross-entropy and Dice loss of the mask, squared error of the IoU and cross-entropy of the object score.
 
-    Targets are area fractions: a border cell is half a target, so borders are learnt finer than the grid of the logits.
-    Where a target is absent, only the cross-entropy asks for an empty mask. Absent targets, however few, weigh as much
-    in the object score as those that are there: an organ that is not in the slice must be called absent.
+    Targets (n slices, t targets, s × s cells) are area fractions: the border of a mask may cross a cell, so borders are
+    learnt more finely than the grid of the logits. For an absent target, only the cross-entropy trains an empty mask.
+    In the object score, absent targets together weigh as much as the present ones, however few they are.
     """
     logits = prediction.logits.float()
     inside = logits.sigmoid()
-    there = (target.amax(dim=(2, 3)) > 0.5).float()
+    present = (target.amax(dim=(2, 3)) > 0.5).float()
     overlap, total = (inside * target).sum(dim=(2, 3)), (inside + target).sum(dim=(2, 3))
     dice = 1 - (2 * overlap + 1) / (total + 1)
     with torch.no_grad():
-        shown, truth = logits > 0, target > 0.5
-        shared, either = (shown & truth).sum(dim=(2, 3)).float(), (shown | truth).sum(dim=(2, 3)).float()
-        iou = shared / either.clamp_min(1)
-        hard = 2 * shared / (shown.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))).clamp_min(1)
-    present = there.sum().clamp_min(1)
-    loss = F.binary_cross_entropy_with_logits(logits, target) + (dice * there).sum() / present
-    loss = loss + ((prediction.iou.float() - iou) ** 2 * there).sum() / present
-    iou_error = float(((prediction.iou.detach().float() - iou).abs() * there).sum() / present)
-    dice_there = float((hard * there).sum() / present)
+        mask, truth = logits > 0, target > 0.5
+        intersection, union = (mask & truth).sum(dim=(2, 3)).float(), (mask | truth).sum(dim=(2, 3)).float()
+        iou = intersection / union.clamp_min(1)
+        hard_dice = 2 * intersection / (mask.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))).clamp_min(1)
+    count = present.sum().clamp_min(1)
+    loss = F.binary_cross_entropy_with_logits(logits, target) + (dice * present).sum() / count
+    loss = loss + ((prediction.iou.float() - iou) ** 2 * present).sum() / count
+    iou_error = float(((prediction.iou.detach().float() - iou).abs() * present).sum() / count)
+    mean_dice = float((hard_dice * present).sum() / count)
     if prediction.object_score is None:
-        return Task(loss, dice_there, iou_error=iou_error)
-    said = prediction.object_score.float()
-    absent = 1 - there
-    doubt = F.binary_cross_entropy_with_logits(said, there, reduction="none")
-    loss = loss + 0.2 * ((doubt * there).sum() / present + (doubt * absent).sum() / absent.sum().clamp_min(1))
-    rejected = float(((said <= 0) * absent).sum() / absent.sum()) if absent.any() else None
-    return Task(loss, dice_there, float(((said > 0) * there).sum() / present), rejected, iou_error)
+        return Task(loss, mean_dice, iou_error=iou_error)
+    object_score = prediction.object_score.float()
+    absent = 1 - present
+    error = F.binary_cross_entropy_with_logits(object_score, present, reduction="none")
+    loss = loss + 0.2 * ((error * present).sum() / count + (error * absent).sum() / absent.sum().clamp_min(1))
+    rejected = float(((object_score <= 0) * absent).sum() / absent.sum()) if absent.any() else None
+    return Task(loss, mean_dice, float(((object_score > 0) * present).sum() / count), rejected, iou_error)
 
 
 def choose_supports(batch: Batch, count: int, rng: Generator) -> Int[Tensor, "n t m"]:
-    """For every slice and target at most `count` supports: slices of other individuals, those with the target first.
+    """Return, for every slice and target, the rows of up to `count` support slices (m of them).
 
-    Once in five times the individual's own other slices may be among them, as when one slice of a stack is labelled.
-    Every row has equally many, so the last ones may lack the target.
+    Supports are slices of other subjects of the episode, slices with the target first. With probability 0.2, the other
+    slices of the same subject are allowed too, as when one slice of a scan is labelled. All rows have the same number
+    of supports, so the last ones may lack the target.
     """
-    own = batch.group[:, None] == batch.group
-    same = own & (batch.subject[:, None] == batch.subject)
-    allowed = own & ~(torch.eye(len(own), dtype=torch.bool, device=own.device) if _chance(0.2, rng) else same)
+    episode = batch.group[:, None] == batch.group
+    same = episode & (batch.subject[:, None] == batch.subject)
+    itself = torch.eye(len(same), dtype=torch.bool, device=same.device)
+    allowed = episode & ~(itself if _chance(0.2, rng) else same)
     count = min(count, int(allowed.sum(dim=1).min()))
-    held = batch.masks.flatten(2).any(dim=2)  # (n, t)
-    order = torch.rand(len(own), batch.masks.shape[1], len(own), generator=rng).to(own.device)
-    order = order + 2.0 * allowed[:, None] + 1.0 * (held.T[None] & allowed[:, None])
+    present = batch.masks.flatten(2).any(dim=2)  # (n, t)
+    order = torch.rand(len(same), batch.masks.shape[1], len(same), generator=rng).to(same.device)
+    order = order + 2.0 * allowed[:, None] + 1.0 * (present.T[None] & allowed[:, None])
     return order.argsort(dim=2, descending=True)[:, :, :count]
 
 
-def _certain(masks: Bool[Tensor, "o h w"]) -> Tensor:
+def _as_logits(masks: Bool[Tensor, "o h w"]) -> Tensor:
     return torch.where(masks, 10.0, -10.0)
 
 
@@ -185,13 +190,13 @@ def _recalled(
 
 
 def _remembered(bank: Memory, support: Int[Tensor, "n t m"]) -> Memory:
-    """The memories of every object's supports; `bank` has one of each (slice, target)."""
+    """Return the memories of every object's supports; `bank` holds one memory per slice and target."""
     t = support.shape[1]
     rows = support * t + torch.arange(t, device=support.device)[:, None]
     return Memory.cat([bank[rows[:, :, m].flatten()] for m in range(support.shape[2])])
 
 
-def _followed(
+def _propagated(
     backbone: MemoryBackbone,
     image: ImageEmbeddings,
     batch: Batch,
@@ -200,82 +205,90 @@ def _followed(
     memory: MaskPrediction,
     rng: Generator,
 ) -> tuple[Tensor, MaskPrediction]:
-    """One slice of each individual, seen with what was predicted in its neighbours, with and without the supports."""
+    """Segment one random slice of each subject from the predictions in its other slices; return its rows too.
+
+    With probability 0.6, the memory also holds the labelled support slices.
+    """
     t = batch.masks.shape[1]
     stacks = [torch.stack(rows) for rows in _stacks(batch)]
     size = min(len(stack) for stack in stacks)
-    asked = int(torch.randint(0, size, (1,), generator=rng))
-    others = [place for place in range(size) if place != asked]
-    rows = torch.stack([stack[asked] for stack in stacks])
+    query = int(torch.randint(0, size, (1,), generator=rng))
+    neighbours = [place for place in range(size) if place != query]
+    rows = torch.stack([stack[query] for stack in stacks])
     objects = image[rows].repeat_interleave(t)
     parts = [_remembered(bank, support[rows])] if _chance(0.6, rng) else []
-    for place in others:
+    for place in neighbours:
         near = torch.stack([stack[place] for stack in stacks])
-        seen = MaskPrediction(
+        predicted = MaskPrediction(
             memory.logits[near].detach().flatten(0, 1)[:, None],
             memory.iou[near].detach().flatten()[:, None],
             None if memory.object_score is None else memory.object_score[near].detach().flatten()[:, None],
             memory.tokens[near].detach().flatten(0, 1)[:, None],
         )
-        parts.append(backbone.remember(image[near].repeat_interleave(t), seen, abs(place - asked)))
+        parts.append(backbone.remember(image[near].repeat_interleave(t), predicted, abs(place - query)))
     return rows, _by_slice(backbone.decode_recalled(backbone.recall(objects, Memory.cat(parts))), len(rows))
 
 
 def _stacks(batch: Batch) -> list[list[Tensor]]:
-    """The rows of each individual of each episode, in order."""
-    found: dict[tuple[int, int], list[Tensor]] = {}
+    """Return the rows of each subject of each episode, in order."""
+    rows: dict[tuple[int, int], list[Tensor]] = {}
     keys = zip(batch.group.tolist(), batch.subject.tolist(), strict=True)
     for row, key in enumerate(keys):
-        found.setdefault(key, []).append(torch.tensor(row, device=batch.group.device))
-    return list(found.values())
+        rows.setdefault(key, []).append(torch.tensor(row, device=batch.group.device))
+    return list(rows.values())
 
 
-def _by_slice(seen: MaskPrediction, n: int) -> MaskPrediction:
-    """Answers of n · t objects, one a row, as those of n slices × t targets."""
-    assert seen.object_score is not None
+def _by_slice(predicted: MaskPrediction, n: int) -> MaskPrediction:
+    """Reshape the prediction of n · t objects, one per row, to n slices × t targets."""
+    assert predicted.object_score is not None
     return MaskPrediction(
-        rearrange(seen.logits, "(n t) 1 h w -> n t h w", n=n),
-        seen.iou.reshape(n, -1),
-        seen.object_score.reshape(n, -1),
-        rearrange(seen.tokens, "(n t) 1 c -> n t c", n=n),
+        rearrange(predicted.logits, "(n t) 1 h w -> n t h w", n=n),
+        predicted.iou.reshape(n, -1),
+        predicted.object_score.reshape(n, -1),
+        rearrange(predicted.tokens, "(n t) 1 c -> n t c", n=n),
     )
 
 
 def _token_prompted(backbone: MemoryBackbone, image: ImageEmbeddings, batch: Batch, support: Tensor) -> MaskPrediction:
-    """Class embeddings of the support as sparse prompts; a slice without the target lends the mean of those with it."""
+    """Predict with the targets' mean embeddings in the support slices as sparse prompts.
+
+    A support slice without the target gets the mean embedding of those that have it.
+    """
     share = backbone.to_model_frame(batch.masks.float(), backbone.feature_side)
     weight = share.sum(dim=(2, 3))
     sums = torch.einsum("nthw,nchw->ntc", share, image.main)
     present = (weight > 1 / 256).float()[..., None]
     tokens = present * sums / weight.clamp_min(1 / 256)[..., None]
     target = torch.arange(support.shape[1], device=support.device)[None, :, None]
-    chosen, held = tokens[support, target], present[support, target]
-    mean = chosen.sum(dim=2, keepdim=True) / held.sum(dim=2, keepdim=True).clamp_min(1)
-    return backbone.decode_square(image, PromptEmbeddings(torch.where(held > 0, chosen, mean)))
+    support_tokens, in_support = tokens[support, target], present[support, target]
+    mean = support_tokens.sum(dim=2, keepdim=True) / in_support.sum(dim=2, keepdim=True).clamp_min(1)
+    return backbone.decode_square(image, PromptEmbeddings(torch.where(in_support > 0, support_tokens, mean)))
 
 
 def _prompted(
     backbone: MemoryBackbone, image: ImageEmbeddings, batch: Batch, memory: MaskPrediction, rng: Generator
 ) -> dict[str, tuple[MaskPrediction, Tensor]]:
-    """Answers to points, a box, a rough mask, and to corrective clicks on what points, box or memory said; the truth.
+    """Return the prediction and the true mask for points, a box, a rough mask, and corrective clicks.
 
-    Points and boxes ask for one piece of a target, as people do, and the memory for all of it.
+    The clicks correct the prediction from the points, from the box or from the memory. Points, box and rough mask
+    stand for the largest connected piece of a target, as an annotator would place them; the memory for all of it.
     """
     pieces = largest_pieces(batch.masks)
     points, box = _points(pieces, rng), _box(pieces, rng)
-    pointed, boxed = _ask(backbone, image, points, pieces), _ask(backbone, image, box, pieces)
+    from_points, from_box = _predict(backbone, image, points, pieces), _predict(backbone, image, box, pieces)
     start = int(torch.randint(0, 3, (1,), generator=rng))
-    prompts, answer = ((points, pointed), (box, boxed), (replace(box, boxes=None), memory))[start]
+    prompts, first = ((points, from_points), (box, from_box), (replace(box, boxes=None), memory))[start]
     truth = batch.masks if start == 2 else pieces
     return {
-        "points": (pointed, pieces),
-        "box": (boxed, pieces),
-        "mask": (_ask(backbone, image, _rough(pieces, rng), pieces), pieces),
-        "correction": (_correct(backbone, image, prompts, answer, truth, rng), truth),
+        "points": (from_points, pieces),
+        "box": (from_box, pieces),
+        "mask": (_predict(backbone, image, _rough(pieces, rng), pieces), pieces),
+        "correction": (_correct(backbone, image, prompts, first, truth, rng), truth),
     }
 
 
-def _ask(backbone: MemoryBackbone, image: ImageEmbeddings, prompts: Prompts, masks: Tensor) -> MaskPrediction:
+def _predict(backbone: MemoryBackbone, image: ImageEmbeddings, prompts: Prompts, masks: Tensor) -> MaskPrediction:
+    """Predict from prompts in the pixels of `masks`."""
     size = (masks.shape[-2], masks.shape[-1])
     return backbone.decode_square(image, backbone.embed(prompts.to(masks.device), size))
 
@@ -284,23 +297,23 @@ def _correct(
     backbone: MemoryBackbone,
     image: ImageEmbeddings,
     prompts: Prompts,
-    answer: MaskPrediction,
+    prediction: MaskPrediction,
     masks: Bool[Tensor, "n t h w"],
     rng: Generator,
 ) -> MaskPrediction:
-    """The answer after one to four corrective clicks, each with the mask before it as a prompt."""
+    """Return the prediction after one, two or four corrective clicks, each with the mask before it as a prompt."""
     size = (masks.shape[-2], masks.shape[-1])
     rounds = ROUNDS[int(torch.randint(0, len(ROUNDS), (1,), generator=rng))]
     for last in [False] * (rounds - 1) + [True]:
-        logits = backbone.to_image_frame(answer.logits.detach().float(), size)
+        logits = backbone.to_image_frame(prediction.logits.detach().float(), size)
         prompts = append_points(prompts, corrective_points(logits.cpu() > 0, masks.cpu(), rng))
         with torch.set_grad_enabled(last and torch.is_grad_enabled()):
-            answer = _ask(backbone, image, replace(prompts, masks=logits), masks)
-    return answer
+            prediction = _predict(backbone, image, replace(prompts, masks=logits), masks)
+    return prediction
 
 
 def largest_pieces(masks: Bool[Tensor, "n t h w"]) -> Bool[Tensor, "n t h w"]:
-    """The largest connected piece of every mask."""
+    """Return the largest connected piece of every mask."""
     pieces = np.zeros(masks.shape, dtype=bool)
     for place, mask in zip(np.ndindex(*masks.shape[:2]), masks.flatten(0, 1).cpu().numpy(), strict=True):
         numbered, count = ndimage.label(mask)
@@ -309,7 +322,7 @@ def largest_pieces(masks: Bool[Tensor, "n t h w"]) -> Bool[Tensor, "n t h w"]:
 
 
 def _box(masks: Bool[Tensor, "n t h w"], rng: Generator) -> Prompts:
-    """A box round each target, tight or loose, and no points."""
+    """Return a tight or a loose box around each target, without points."""
     n, t = masks.shape[:2]
     jitter = (0.02, 0.05, 0.1)[int(torch.randint(0, 3, (1,), generator=rng))]
     none = torch.zeros(n, t, 0, 2), torch.zeros(n, t, 0, dtype=torch.long)
@@ -317,7 +330,7 @@ def _box(masks: Bool[Tensor, "n t h w"], rng: Generator) -> Prompts:
 
 
 def _rough(masks: Bool[Tensor, "n t h w"], rng: Generator) -> Prompts:
-    """A rough mask to be refined: the ellipse in a box, with the box; or the target shifted, swollen or shrunk."""
+    """Return a rough mask to refine: an ellipse with its box, or the target shifted and enlarged or shrunk."""
     box = _box(masks, rng)
     h, w = masks.shape[-2:]
     assert box.boxes is not None
@@ -333,17 +346,17 @@ def _rough(masks: Bool[Tensor, "n t h w"], rng: Generator) -> Prompts:
 
 
 def _points(masks: Bool[Tensor, "n t h w"], rng: Generator) -> Prompts:
-    """1 to 3 clicks in each target: half of the times the first is in its middle, where a person would put it."""
+    """Return 1 to 3 random clicks in each target; in half of the calls the first is in its middle, as a person's."""
     masks = masks.cpu()
-    drawn = inside_points(masks, int(torch.randint(1, 4, (1,), generator=rng)), rng)
+    clicks = inside_points(masks, int(torch.randint(1, 4, (1,), generator=rng)), rng)
     if _chance(0.5, rng):
-        return drawn
-    assert drawn.points is not None
+        return clicks
+    assert clicks.points is not None
     h, w = masks.shape[-2:]
     deep = F.avg_pool2d(masks.float(), h // 8 + 1, stride=1, padding=h // 16) * masks
     place = deep.flatten(2).argmax(dim=2)
     middle = torch.stack([place % w, place // w], dim=-1).float()[:, :, None]
-    return Prompts(torch.cat([middle, drawn.points[:, :, 1:]], dim=2), drawn.point_labels)
+    return Prompts(torch.cat([middle, clicks.points[:, :, 1:]], dim=2), clicks.point_labels)
 
 
 def _chance(probability: float, rng: Generator) -> bool:

@@ -1,8 +1,8 @@
-"""Random anatomies: organs, layers, tubes, cells and lesions as functions of space that any slice can be cut from.
+"""Random synthetic anatomies: organs, layers, tubes, cells and lesions, each defined as a function of space.
 
-An anatomy says which structure lies at a point of the cube [-1, 1]³ (x, y, z). A subject is that anatomy transformed by
-an affine and a smooth deformation of its own, with lesions and cells in places of its own. Nothing is drawn on a grid,
-so slices of one subject belong together, in any plane and at any resolution.
+An anatomy maps a point of the cube [-1, 1]³ (x, y, z) to the number of the structure there. A subject is that anatomy
+under its own affine and smooth deformation, with its own positions of lesions and cells. Nothing is stored on a voxel
+grid, so slices of one subject are consistent with each other in any plane and at any resolution.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from handful.synthesis.draw import Draw
+from handful.synthesis.rng import Rng
 
 GRID = 20
-"""Cells along a smooth random field; finer detail than organs have is not needed."""
+"""Grid points of a smooth random field along each axis; structures need no finer detail."""
 
 
 class Kind(IntEnum):
-    """What a structure is made of, for the looks that care."""
+    """What a structure is made of; modalities choose its brightness by it."""
 
     AIR = 0
     TISSUE = 1
@@ -43,74 +43,74 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Field:
-    """Smooth random functions of space: c of them, as (c, GRID, GRID, GRID) values to interpolate."""
+    """c smooth random functions of space, stored as (c, GRID, GRID, GRID) values and interpolated between them."""
 
     values: Float[Tensor, "c g g g"]
 
     @staticmethod
-    def random(count: int, scale: int, draw: Draw) -> Field:
-        """Fields that vary over about 1 / scale of the cube, each of mean 0 and deviation 1."""
-        weights = _spline(scale).to(draw.generator.device)
-        values = torch.einsum("cxyz,ix,jy,kz->cijk", draw.normal(count, *(scale + 3,) * 3), weights, weights, weights)
+    def random(count: int, scale: int, rng: Rng) -> Field:
+        """Return `count` fields of mean 0 and standard deviation 1 that vary over about 1 / scale of the cube."""
+        weights = _spline(scale).to(rng.generator.device)
+        values = torch.einsum("cxyz,ix,jy,kz->cijk", rng.normal(count, *(scale + 3,) * 3), weights, weights, weights)
         spread = values.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-3)
         return Field((values - values.mean(dim=(1, 2, 3), keepdim=True)) / spread)
 
     def at(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... c"]:
         flat = points.reshape(1, 1, 1, -1, 3)
-        read = F.grid_sample(self.values[None], flat, padding_mode="reflection", align_corners=True)
-        return read[0, :, 0, 0].T.reshape(*points.shape[:-1], -1)
+        sampled = F.grid_sample(self.values[None], flat, padding_mode="reflection", align_corners=True)
+        return sampled[0, :, 0, 0].T.reshape(*points.shape[:-1], -1)
 
 
 class Structure(ABC):
-    """Something in a body: one or more numbered parts, each where one of its depths is positive."""
+    """One anatomical structure of one or more labelled parts; a part covers the points where its depth is positive."""
 
     @property
     @abstractmethod
     def kinds(self) -> tuple[Kind, ...]:
-        """What each part is made of; as many as there are parts."""
+        """The kind of each part."""
 
     @property
     def codes(self) -> tuple[int, ...]:
-        """The part that each depth paints, in the order of painting."""
+        """The part that each depth belongs to; where depths overlap, the later one counts."""
         return tuple(range(len(self.kinds)))
 
     @property
-    def alike(self) -> tuple[int, ...]:
-        """For each part, the one whose look it shares; itself if none."""
+    def appearance(self) -> tuple[int, ...]:
+        """For each part, the part whose brightness and texture it shares; itself if it shares none."""
         return tuple(range(len(self.kinds)))
 
     @property
     def middle(self) -> list[float] | None:
-        """Where to look for it, if that is one place."""
+        """Point (x, y, z) that a view can be centred on; None if the structure has no single centre."""
         return None
 
     @abstractmethod
     def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
-        """Positive inside, smooth across the surface."""
+        """Return the depth of each point in each part: positive inside, negative outside, smooth at the surface."""
 
-    def individual(self, draw: Draw) -> Structure:
-        """The same in another subject, apart from deformation."""
+    def individual(self, rng: Rng) -> Structure:
+        """Return the structure of another subject, before deformation."""
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class Organ(Structure):
-    """A blob: an ellipsoid with a wavy surface; perhaps mirrored, with a shell or a core, or in two parts."""
+    """An ellipsoid with a wavy surface: single or a mirrored pair, optionally in layers or cut into two parts."""
 
     centre: Float[Tensor, 3]
     axes: Float[Tensor, "3 3"]
-    """Takes an offset from the centre to one whose length is 1 on the surface."""
+    """Matrix that maps an offset from the centre to one of length 1 on the surface."""
     wave: Field
     waviness: float
     paired: bool
     layers: tuple[float, ...]
-    """Relative radii at which a further part begins, inwards: (0.6,) is a wall around a cavity."""
+    """Relative radii at which inner layers begin, in descending order: (0.6,) is a wall around a cavity."""
     made_of: tuple[Kind, ...] = (Kind.ORGAN, Kind.CAVITY, Kind.ORGAN)
-    """Of each layer from outside in, as far as there are layers."""
-    told_apart: bool = True
-    """Whether left and right have numbers of their own."""
+    """Kind of each layer from the outside in; further entries are ignored."""
+    sides_distinct: bool = True
+    """Whether the left and the right organ of a pair have different labels."""
     cut: Float[Tensor, 3] | None = None
-    """Normal of a plane beyond which the organ is another part that looks the same: known by place alone."""
+    """Normal of a plane through the centre; the half beyond it is a part of its own with the same appearance."""
 
     @property
     def _parts(self) -> int:
@@ -118,43 +118,43 @@ class Organ(Structure):
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        one = self.made_of[: 1 + len(self.layers)] + ((self.made_of[0],) if self.cut is not None else ())
-        return one * (2 if self.paired and self.told_apart else 1)
+        side = self.made_of[: 1 + len(self.layers)] + ((self.made_of[0],) if self.cut is not None else ())
+        return side * (2 if self.paired and self.sides_distinct else 1)
 
     @property
     def codes(self) -> tuple[int, ...]:
         first = tuple(range(self._parts))
-        second = tuple(range(self._parts, 2 * self._parts)) if self.told_apart else first
+        second = tuple(range(self._parts, 2 * self._parts)) if self.sides_distinct else first
         return first + second if self.paired else first
 
     @property
-    def alike(self) -> tuple[int, ...]:
-        one = [*range(1 + len(self.layers)), *([0] if self.cut is not None else [])]
-        return tuple(one * (2 if self.paired and self.told_apart else 1))
+    def appearance(self) -> tuple[int, ...]:
+        side = [*range(1 + len(self.layers)), *([0] if self.cut is not None else [])]
+        return tuple(side * (2 if self.paired and self.sides_distinct else 1))
 
     @property
     def middle(self) -> list[float] | None:
         return [float(value) for value in self.centre.tolist()]
 
     def depth(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "..."]:
-        """1 at the centre, 0 on the surface, negative outside."""
+        """Return 1 at the centre, 0 on the surface and negative values outside."""
         radius = torch.linalg.vector_norm((points - self.centre) @ self.axes.T, dim=-1)
         depth: Tensor = 1 - radius + self.waviness * self.wave.at(points)[..., 0]
         return depth
 
     def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
-        found = []
+        depths = []
         for side in [points, points * points.new_tensor([-1.0, 1.0, 1.0])] if self.paired else [points]:
             depth = self.depth(side)
-            found += [depth, *[depth - (1 - radius) for radius in self.layers]]
+            depths += [depth, *[depth - (1 - radius) for radius in self.layers]]
             if self.cut is not None:
-                found.append(torch.minimum(depth, (side - self.centre) @ self.cut))
-        return torch.stack(found, dim=-1)
+                depths.append(torch.minimum(depth, (side - self.centre) @ self.cut))
+        return torch.stack(depths, dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
 class Tube(Structure):
-    """A vessel, a cord, a bowel loop, a tree of them: everything near t straight pieces of a curve; perhaps hollow."""
+    """A vessel, a cord, a bowel loop or a vessel tree: all points near one of t segments; optionally hollow."""
 
     start: Float[Tensor, "t 3"]
     end: Float[Tensor, "t 3"]
@@ -162,7 +162,7 @@ class Tube(Structure):
     hollow: bool
     kind: Kind = Kind.VESSEL
     flat: bool = False
-    """A curve that every axial slice shows alike, as a retina does."""
+    """Whether z is ignored, so that every axial slice shows the same curve, as for the vessels of a retina."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -172,7 +172,7 @@ class Tube(Structure):
         d = 2 if self.flat else 3
         flat, start, along = points[..., :d].reshape(-1, d), self.start[:, :d], (self.end - self.start)[:, :d]
         length = (along**2).sum(dim=1).clamp_min(1e-8)
-        reach = flat @ along.T - (start * along).sum(dim=1)  # how far along each piece, times its length
+        reach = flat @ along.T - (start * along).sum(dim=1)  # position along each segment times its length
         share = (reach / length).clamp(0, 1)
         square = (flat**2).sum(dim=1, keepdim=True) - 2 * flat @ start.T + (start**2).sum(dim=1)
         away = (square - share * (2 * reach - share * length)).clamp_min(0).sqrt()
@@ -182,7 +182,7 @@ class Tube(Structure):
 
 @dataclass(frozen=True, eq=False)
 class Coat(Structure):
-    """A layer along the surface of the body: skin, fat, a skull; with gaps, ribs or a jaw."""
+    """A layer along the surface of the body, such as fat or a skull; with gaps it resembles ribs or a jaw."""
 
     body: Organ
     outer: float
@@ -204,7 +204,7 @@ class Coat(Structure):
 
 @dataclass(frozen=True, eq=False)
 class Blobs(Structure):
-    """Many things of one kind, in other places in every subject: lesions, polyps, nodules, cells with nuclei."""
+    """Many objects of one kind whose positions differ between subjects: lesions, polyps, nodules, cells with nuclei."""
 
     centres: Float[Tensor, "m 3"]
     radii: Float[Tensor, "m 3"]
@@ -212,7 +212,7 @@ class Blobs(Structure):
     waviness: float
     kind: Kind
     core: float | None
-    """Relative radius of a nucleus of its own number."""
+    """Relative radius of a nucleus, which is a part of its own; None: no nucleus."""
     fewest: int
     most: int
     size: tuple[float, float]
@@ -230,7 +230,7 @@ class Blobs(Structure):
     def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
         flat = points.reshape(-1, 3)
         depth = flat.new_full((len(flat),), -1.0)
-        if len(self.centres):  # |(p - c) / r|² of all pairs as one product of matrices
+        if len(self.centres):  # |(p - c) / r|² of all pairs by matrix products
             weight = self.radii**-2
             square = (flat**2) @ weight.T - 2 * flat @ (self.centres * weight).T + (self.centres**2 * weight).sum(1)
             depth = 1 - square.amin(dim=1).clamp_min(0).sqrt()
@@ -239,12 +239,12 @@ class Blobs(Structure):
             return depth[..., None]
         return torch.stack([depth, depth - (1 - self.core)], dim=-1)
 
-    def individual(self, draw: Draw) -> Blobs:
-        count = draw.integer(self.fewest, self.most)
-        centres = draw.tensor(self.around) + (2 * draw.uniform(count, 3) - 1) * draw.tensor(self.reach)
+    def individual(self, rng: Rng) -> Blobs:
+        count = rng.integer(self.fewest, self.most)
+        centres = rng.tensor(self.around) + (2 * rng.uniform(count, 3) - 1) * rng.tensor(self.reach)
         low, high = self.size
-        radii = low * (high / low) ** draw.uniform(count, 1) * torch.exp(0.25 * draw.normal(count, 3))
-        radii[:, 2] = radii[:, 2].clamp_min(0.25)  # neighbouring slices should show the same ones
+        radii = low * (high / low) ** rng.uniform(count, 1) * torch.exp(0.25 * rng.normal(count, 3))
+        radii[:, 2] = radii[:, 2].clamp_min(0.25)  # so that neighbouring slices show the same objects
         return replace(self, centres=centres, radii=radii)
 
     @staticmethod
@@ -254,48 +254,51 @@ class Blobs(Structure):
         size: tuple[float, float],
         around: tuple[float, float, float],
         reach: tuple[float, float, float],
-        draw: Draw,
+        rng: Rng,
     ) -> Blobs:
-        """`number` and `size` (a radius) say from where to where; centres lie within `reach` of `around`."""
-        waviness = draw.between(0.0, 0.35) if kind == Kind.LESION else draw.between(0.0, 0.15)
-        core = draw.between(0.4, 0.7) if kind == Kind.CELL and draw.chance(0.3) else None
-        wave = Field.random(1, draw.integer(5, 12), draw)
-        nothing = draw.normal(0, 3)
-        return Blobs(nothing, nothing, wave, waviness, kind, core, *number, size, around, reach).individual(draw)
+        """Return random blobs; `number` and `size` (a radius) are ranges, centres lie within `reach` of `around`."""
+        waviness = rng.between(0.0, 0.35) if kind == Kind.LESION else rng.between(0.0, 0.15)
+        core = rng.between(0.4, 0.7) if kind == Kind.CELL and rng.chance(0.3) else None
+        wave = Field.random(1, rng.integer(5, 12), rng)
+        nothing = rng.normal(0, 3)
+        return Blobs(nothing, nothing, wave, waviness, kind, core, *number, size, around, reach).individual(rng)
 
 
 @dataclass(frozen=True, eq=False)
 class Anatomy:
-    """One random body: tissue regions that fill it, structures drawn over them, and the air outside (label 0)."""
+    """One random body: tissue regions that fill it, structures that cover them, and the air outside (label 0)."""
 
     regions: Field
     structures: tuple[Structure, ...]
     body: Organ | None
     stretch: Float[Tensor, 3] | None = None
-    """How much thinner than wide the regions are along x, y, z: layers of skin, fat and muscle."""
+    """Factor by which the regions are compressed along x, y, z, which makes layers such as skin, fat and muscle."""
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """What each label is made of."""
+        """The kind of each label, air included."""
         inside = [kind for structure in self.structures for kind in structure.kinds]
         return (Kind.AIR, *[Kind.TISSUE] * len(self.regions.values), *inside)
 
     @property
     def labels(self) -> int:
-        """How many labels there are, air included."""
+        """Number of labels, air included."""
         return len(self.kinds)
 
     @property
-    def alike(self) -> tuple[int, ...]:
-        """For each label, the one whose look it shares."""
-        found = list(range(1 + len(self.regions.values)))
+    def appearance(self) -> tuple[int, ...]:
+        """For each label, the label whose brightness and texture it shares; itself if it shares none."""
+        labels = list(range(1 + len(self.regions.values)))
         for structure in self.structures:
-            first = len(found)
-            found += [first + other for other in structure.alike]
-        return tuple(found)
+            first = len(labels)
+            labels += [first + part for part in structure.appearance]
+        return tuple(labels)
 
     def at(self, points: Float[Tensor, "n h w 3"], enlarge: int = 1) -> Int[Tensor, "n a b"]:
-        """The label at each point; with `enlarge`, between them too, so many times finer, borders kept smooth."""
+        """Return the label at each point.
+
+        With `enlarge` above 1, the map is that many times finer; depths are interpolated, so borders stay smooth.
+        """
         fields, codes = [self.regions.at(points if self.stretch is None else points * self.stretch)], []
         first = 1 + len(self.regions.values)
         for structure in self.structures:
@@ -314,14 +317,14 @@ class Anatomy:
             labels.masked_fill_(maps[:, regions + place] > 0, code)
         return labels
 
-    def individual(self, draw: Draw) -> Anatomy:
-        """The body of another subject, apart from deformation: lesions and cells lie elsewhere."""
-        return replace(self, structures=tuple(structure.individual(draw) for structure in self.structures))
+    def individual(self, rng: Rng) -> Anatomy:
+        """Return the body of another subject before deformation: lesions and cells have other positions."""
+        return replace(self, structures=tuple(structure.individual(rng) for structure in self.structures))
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One individual of an anatomy: where its points lie in the anatomy's own space."""
+    """One individual of an anatomy: the transform from its space to the space of the anatomy."""
 
     affine: Float[Tensor, "3 4"]
     warp: Field
@@ -330,51 +333,51 @@ class Subject:
         return points @ self.affine[:, :3].T + self.affine[:, 3] + self.warp.at(points)
 
     @staticmethod
-    def random(draw: Draw, variety: float = 1.0) -> Subject:
-        """`variety` 0 is the anatomy itself, 1 individuals as unlike as people are."""
-        turn = rotation([draw.gauss(0.2 * variety) for _ in range(3)])
-        size = torch.tensor([math.exp(draw.gauss(0.12 * variety)) for _ in range(3)])
-        shift = torch.tensor([[draw.gauss(0.08 * variety)] for _ in range(3)])
-        broad = Field.random(3, draw.integer(2, 4), draw).values * variety * draw.between(0.0, 0.07)
-        fine = Field.random(3, draw.integer(6, 10), draw).values * variety * draw.between(0.0, 0.02)
+    def random(rng: Rng, variety: float = 1.0) -> Subject:
+        """Return a random subject; with `variety` 0 it is the anatomy itself, with 1 it differs as people do."""
+        turn = rotation([rng.gauss(0.2 * variety) for _ in range(3)])
+        size = torch.tensor([math.exp(rng.gauss(0.12 * variety)) for _ in range(3)])
+        shift = torch.tensor([[rng.gauss(0.08 * variety)] for _ in range(3)])
+        broad = Field.random(3, rng.integer(2, 4), rng).values * variety * rng.between(0.0, 0.07)
+        fine = Field.random(3, rng.integer(6, 10), rng).values * variety * rng.between(0.0, 0.02)
         return Subject(torch.cat([turn * size, shift], dim=1).to(broad.device), Field(broad + fine))
 
 
 @dataclass(frozen=True)
 class View:
-    """From where an anatomy is looked at: the middle of the picture, how much of the cube it shows, and turned how."""
+    """The section of an anatomy that a picture shows: its centre, size and orientation."""
 
     middle: tuple[float, float, float]
     zoom: float
-    """Half the width of the picture; 1 shows the cube."""
+    """Half the width of the picture; 1 shows the whole cube."""
     turn: tuple[tuple[float, ...], ...]
-    """Rotation, row by row: its first two columns are the picture's x and y, its third is across the slices."""
+    """Rotation matrix, row by row: its columns are the picture's x and y and the direction across the slices."""
 
-    def like(self, draw: Draw, amount: float = 1.0) -> View:
-        """Another subject laid on the table nearly the same way."""
-        tilt = rotation([draw.gauss(0.07 * amount), draw.gauss(0.07 * amount), draw.gauss(0.09 * amount)])
+    def like(self, rng: Rng, amount: float = 1.0) -> View:
+        """Return nearly the same view, as of another subject positioned in the same way."""
+        tilt = rotation([rng.gauss(0.07 * amount), rng.gauss(0.07 * amount), rng.gauss(0.09 * amount)])
         wander = (0.1 * self.zoom, 0.1 * self.zoom, 0.05 * self.zoom)
-        middle = tuple(m + amount * draw.gauss(w) for m, w in zip(self.middle, wander, strict=True))
+        middle = tuple(m + amount * rng.gauss(w) for m, w in zip(self.middle, wander, strict=True))
         turn = torch.tensor(self.turn) @ tilt
-        zoom = self.zoom * math.exp(draw.gauss(0.08 * amount))
+        zoom = self.zoom * math.exp(rng.gauss(0.08 * amount))
         return View((middle[0], middle[1], middle[2]), zoom, tuple(map(tuple, turn.tolist())))
 
-    def points(self, side: int, heights: list[float], draw: Draw) -> Float[Tensor, "n side side 3"]:
-        """Points of parallel slices at these heights across the view."""
-        line = (torch.arange(side, device=draw.generator.device) + 0.5) / side * 2 - 1
-        turn = draw.tensor(self.turn)
+    def points(self, side: int, heights: list[float], rng: Rng) -> Float[Tensor, "n side side 3"]:
+        """Return the pixel centres of parallel slices at these heights, in the space of the subject."""
+        line = (torch.arange(side, device=rng.generator.device) + 0.5) / side * 2 - 1
+        turn = rng.tensor(self.turn)
         plane = self.zoom * (line[None, :, None] * turn[:, 0] + line[:, None, None] * turn[:, 1])
-        return plane + (draw.tensor(self.middle) + draw.tensor(heights)[:, None] * turn[:, 2])[:, None, None]
+        return plane + (rng.tensor(self.middle) + rng.tensor(heights)[:, None] * turn[:, 2])[:, None, None]
 
 
 def rotation(angles: list[float]) -> Float[Tensor, "3 3"]:
-    """By the length of this vector about it, on the host."""
+    """Return the rotation about this vector by its length in radians, on the CPU."""
     x, y, z = angles
     return torch.matrix_exp(torch.tensor([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]]))
 
 
 def _spline(scale: int) -> Float[Tensor, "g k"]:
-    """Weights of uniform cubic B-splines, `scale` intervals wide, at GRID places: smooth to the second derivative."""
+    """Return weights of uniform cubic B-splines with `scale` intervals at GRID places."""
     at = torch.linspace(0, scale, GRID)[:, None] - torch.arange(-1, scale + 2)[None]
     r = at.abs()
     inner, outer = (4 - 6 * r**2 + 3 * r**3) / 6, (2 - r).clamp_min(0) ** 3 / 6

@@ -1,4 +1,4 @@
-"""Tasks out of synthetic anatomy: episodes to pre-train on, and a phantom cohort for the demo and the tests."""
+"""Synthetic data: episodes for pre-training, and a phantom cohort for the demo and the tests."""
 
 from __future__ import annotations
 
@@ -15,43 +15,46 @@ from torch import Generator, Tensor
 
 from handful.synthesis import bodies
 from handful.synthesis.anatomy import Anatomy, Field, Kind, Subject, View, rotation
-from handful.synthesis.draw import Draw
-from handful.synthesis.looks import LOOKS, Look, burnt_in, frame
+from handful.synthesis.modalities import MODALITIES, Modality, burnt_in, frame
+from handful.synthesis.rng import Rng
 from handful.synthesis.scans import Contrast, Scanner, render
 
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """Neighbouring slices of several subjects of an anatomy, all its structures, and t of them to find.
+    """One few-shot task: n slices of several subjects of one anatomy, all its structures, and t target masks.
 
-    Slices come subject by subject, neighbours in order.
+    Slices are ordered by subject; the slices of a subject are parallel neighbours in order.
     """
 
     images: Float[Tensor, "n c h w"]
     """In [0, 1]; c is 1 or 3."""
     labels: Int[Tensor, "n h w"]
-    """Number of the structure at each pixel, the same in every subject; 0 is air or outside the picture."""
+    """Number of the structure at each pixel, the same in every subject; 0 is air or outside the field of view."""
     masks: Bool[Tensor, "n t h w"]
-    """The targets to find, each in two subjects at least; some are absent from some slices."""
+    """The target masks; each target is present in at least two subjects, but not in every slice."""
     subject: Int[Tensor, "n"]
-    """Which individual a slice is of."""
+    """Index of the subject of each slice."""
 
 
-CLOSER = 0.35
-"""Share of the episodes that are cut out of their pictures round one structure and enlarged, as one looks closer."""
+CROPPED = 0.35
+"""Share of the episodes whose slices are cropped around one structure and enlarged, as by `roi_margin`."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A body, how often it is shown, in which looks, and whether one may come close or turn it."""
+    """A kind of anatomy, how often it occurs, and how it is imaged."""
 
     weight: float
-    body: Callable[[Draw], Anatomy]
-    looks: tuple[str, ...]
-    closest: float
-    """Least half width of the picture; 1 shows the whole cube."""
+    """Relative frequency."""
+    body: Callable[[Rng], Anatomy]
+    """Returns a random anatomy of this kind."""
+    modalities: tuple[str, ...]
+    """Names in MODALITIES, each as likely as the others; a name that occurs twice is twice as likely."""
+    min_zoom: float
+    """Smallest half width of the picture; 1 shows the whole cube. Only scenes below 0.5 have other planes."""
     variety: float = 1.0
-    """How unlike the individuals are, as a share of what bodies are."""
+    """How much subjects differ, relative to the usual differences between bodies."""
 
 
 SCENES = (
@@ -69,14 +72,17 @@ SCENES = (
 
 
 def random_episode(subjects: int, slices: int, targets: int, side: int, rng: Generator) -> Episode:
-    """Individuals of a random anatomy at about one height, `slices` parallel neighbours each, made on rng's device."""
-    with torch.no_grad(), torch.autocast(rng.device.type, enabled=False):  # half precision would tear thin things
-        return _random_episode(subjects, slices, targets, side, Draw.of(rng))
+    """Return a random episode of `subjects` × `slices` images with `targets` masks, on the device of `rng`.
+
+    Images are `side` × `side` pixels. All subjects have one anatomy; their slices lie at about the same height.
+    """
+    with torch.no_grad(), torch.autocast(rng.device.type, enabled=False):  # half precision would break thin structures
+        return _random_episode(subjects, slices, targets, side, Rng.of(rng))
 
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """A synthetic scan: voxels (i, j, k), its label map, the affine to RAS mm, and what the labels are called."""
+    """A synthetic scan: voxels (i, j, k), its label map, the affine to RAS mm, and the names of the labels."""
 
     name: str
     image: NDArray[np.int16]
@@ -86,10 +92,10 @@ class Phantom:
 
 
 def phantom_cohort(cases: int, seed: int = 0, shape: tuple[int, int, int] = (96, 88, 20)) -> Iterator[Phantom]:
-    """Individuals of one synthetic anatomy: a large organ, two separate kidneys, a heart of wall and chamber."""
-    draw = Draw.of(torch.Generator().manual_seed(seed))
-    anatomy = _phantom_anatomy(draw)
-    contrast = Contrast.random(anatomy.alike, draw)
+    """Yield subjects of one synthetic anatomy: a liver, a left and a right kidney, and a heart of wall and chamber."""
+    rng = Rng.of(torch.Generator().manual_seed(seed))
+    anatomy = _phantom_anatomy(rng)
+    contrast = Contrast.random(anatomy.appearance, rng)
     first = 1 + len(anatomy.regions.values)
     brightness = [*torch.linspace(0.2, 0.35, first).tolist(), 0.75, 0.55, 0.55, 0.9, 0.45]
     contrast = Contrast(torch.tensor(brightness)[:, None], 0.3 * contrast.texture, contrast.grain)
@@ -97,11 +103,11 @@ def phantom_cohort(cases: int, seed: int = 0, shape: tuple[int, int, int] = (96,
     names = {1: "liver", 2: "left kidney", 3: "right kidney", 4: "heart wall", 5: "heart chamber"}
     spacing = np.array([2.5, 2.5, 6.0])
     for case in range(cases):
-        points = Subject.random(draw, variety=0.6).to_anatomy(_grid(shape))
+        points = Subject.random(rng, variety=0.6).to_anatomy(_grid(shape))
         truth = anatomy.at(points)
-        usual = Scanner.random(draw)
-        scanner = replace(usual, noise=0.5 * usual.noise, coarser=(1.0, 1.0), ghost=0.0, inverted=False, tails=0.005)
-        slices = render(truth.permute(2, 1, 0), contrast.like(draw, 0.03), scanner, draw)
+        noisy = Scanner.random(rng)
+        scanner = replace(noisy, noise=0.5 * noisy.noise, coarser=(1.0, 1.0), ghost=0.0, inverted=False, tails=0.005)
+        slices = render(truth.permute(2, 1, 0), contrast.like(rng, 0.03), scanner, rng)
         image = (slices[:, 0].permute(2, 1, 0) * 1000).round().short().numpy()
         labels = (truth - first + 1).clamp_min(0).to(torch.uint8).numpy()
         affine = np.diag([-spacing[0], -spacing[1], spacing[2], 1.0])
@@ -109,12 +115,12 @@ def phantom_cohort(cases: int, seed: int = 0, shape: tuple[int, int, int] = (96,
         yield Phantom(f"phantom_{case:02d}", image, labels, affine, names)
 
 
-def _phantom_anatomy(draw: Draw) -> Anatomy:
-    body = bodies.organ((0.0, 0.0, 0.0), (0.9, 0.85, 3.0), draw)
-    liver = bodies.organ((-0.4, -0.15, 0.1), (0.32, 0.38, 0.7), draw)
-    kidneys = bodies.organ((0.42, 0.42, -0.2), (0.15, 0.2, 0.55), draw, paired=True)
-    heart = bodies.organ((0.35, -0.3, 0.3), (0.28, 0.26, 0.6), draw, layers=(0.6,))
-    return Anatomy(Field.random(3, 4, draw), (liver, kidneys, heart), body)
+def _phantom_anatomy(rng: Rng) -> Anatomy:
+    body = bodies.organ((0.0, 0.0, 0.0), (0.9, 0.85, 3.0), rng)
+    liver = bodies.organ((-0.4, -0.15, 0.1), (0.32, 0.38, 0.7), rng)
+    kidneys = bodies.organ((0.42, 0.42, -0.2), (0.15, 0.2, 0.55), rng, paired=True)
+    heart = bodies.organ((0.35, -0.3, 0.3), (0.28, 0.26, 0.6), rng, layers=(0.6,))
+    return Anatomy(Field.random(3, 4, rng), (liver, kidneys, heart), body)
 
 
 def _grid(shape: tuple[int, int, int]) -> Float[Tensor, "i j k 3"]:
@@ -122,135 +128,144 @@ def _grid(shape: tuple[int, int, int]) -> Float[Tensor, "i j k 3"]:
     return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
 
 
-def _random_episode(subjects: int, slices: int, targets: int, side: int, draw: Draw) -> Episode:
+def _random_episode(subjects: int, slices: int, targets: int, side: int, rng: Rng) -> Episode:
     while True:
-        scene = draw.host.choices(SCENES, [scene.weight for scene in SCENES])[0]
-        anatomy = scene.body(draw)
-        look = LOOKS[draw.host.choice(scene.looks)]
-        labels = _individuals(anatomy, scene, look, subjects, slices, side, draw)
-        chosen = _targets(labels, anatomy, look, targets, draw)
+        scene = rng.host.choices(SCENES, [scene.weight for scene in SCENES])[0]
+        anatomy = scene.body(rng)
+        modality = MODALITIES[rng.host.choice(scene.modalities)]
+        labels = _individuals(anatomy, scene, modality, subjects, slices, side, rng)
+        chosen = _targets(labels, anatomy, modality, targets, rng)
         if chosen is not None:
             break
-    images = _pictures(labels, anatomy, look, draw)
-    if draw.chance(CLOSER):
-        near, seen = _closer(labels, images, chosen[0], draw)
-        again = _targets(near, anatomy, look, targets, draw)
-        if again is not None:
-            labels, images, chosen = near, seen, again
+    images = _pictures(labels, anatomy, modality, rng)
+    if rng.chance(CROPPED):
+        cropped_labels, cropped_images = _cropped(labels, images, chosen[0], rng)
+        still_there = _targets(cropped_labels, anatomy, modality, targets, rng)
+        if still_there is not None:
+            labels, images, chosen = cropped_labels, cropped_images, still_there
     flat = labels.flatten(0, 1)
     numbers = torch.arange(subjects, device=labels.device).repeat_interleave(slices)
     return Episode(images, flat, chosen[:, flat].transpose(0, 1).contiguous(), numbers)
 
 
 def _individuals(
-    anatomy: Anatomy, scene: Scene, look: Look, subjects: int, slices: int, side: int, draw: Draw
+    anatomy: Anatomy, scene: Scene, modality: Modality, subjects: int, slices: int, side: int, rng: Rng
 ) -> Int[Tensor, "s m h w"]:
-    """Label maps of each subject's neighbouring slices, cut off where the picture ends."""
-    view = _view(anatomy, scene, draw)
-    variety = scene.variety * draw.between(0.3, 1.2)
-    apart = 3.0 if draw.chance(0.35) else 1.0  # of the heights of different subjects
-    step = draw.between(0.01, 0.12) * max(0.4, min(1.0, view.zoom))
-    shown = look.frame if draw.chance(0.9) else draw.host.choice(["full", "full", "circle", "fan"])
-    same_frame = frame(shown, side, draw) if draw.chance(0.5) else None
+    """Return the label maps of each subject's neighbouring slices, 0 outside the field of view."""
+    view = _view(anatomy, scene, rng)
+    variety = scene.variety * rng.between(0.3, 1.2)
+    spread = 3.0 if rng.chance(0.35) else 1.0  # of the heights of different subjects
+    step = rng.between(0.01, 0.12) * max(0.4, min(1.0, view.zoom))
+    shape = modality.frame if rng.chance(0.9) else rng.host.choice(["full", "full", "circle", "fan"])
+    same_frame = frame(shape, side, rng) if rng.chance(0.5) else None
     enlarge = 2 if side % 2 == 0 else 1
-    found = []
+    label_maps = []
     for _ in range(subjects):
-        own = view.like(draw, variety)
-        start = draw.gauss(0.08 * variety * apart) - 0.5 * step * (slices - 1)
+        subject_view = view.like(rng, variety)
+        start = rng.gauss(0.08 * variety * spread) - 0.5 * step * (slices - 1)
         heights = [start + step * number for number in range(slices)]
-        points = Subject.random(draw, variety).to_anatomy(own.points(side // enlarge, heights, draw))
-        labels = anatomy.individual(draw).at(points, enlarge)
-        found.append(labels * (frame(shown, side, draw) if same_frame is None else same_frame))
-    return torch.stack(found)
+        points = Subject.random(rng, variety).to_anatomy(subject_view.points(side // enlarge, heights, rng))
+        labels = anatomy.individual(rng).at(points, enlarge)
+        label_maps.append(labels * (frame(shape, side, rng) if same_frame is None else same_frame))
+    return torch.stack(label_maps)
 
 
-def _view(anatomy: Anatomy, scene: Scene, draw: Draw) -> View:
-    """From the whole body to one organ that fills the picture; mostly axial and upright."""
-    zoom = draw.between(0.8, 1.15)
-    middle = [draw.gauss(0.05), draw.gauss(0.05), draw.between(-0.4, 0.4)]
+def _view(anatomy: Anatomy, scene: Scene, rng: Rng) -> View:
+    """Return a random view, from the whole body to one organ that fills the picture; mostly axial and upright."""
+    zoom = rng.between(0.8, 1.15)
+    middle = [rng.gauss(0.05), rng.gauss(0.05), rng.between(-0.4, 0.4)]
     places = [place for structure in anatomy.structures if (place := structure.middle) is not None]
-    if draw.chance(0.5) and scene.closest < 0.8:
-        zoom = scene.closest * (0.8 / scene.closest) ** draw.host.random()
+    if rng.chance(0.5) and scene.min_zoom < 0.8:
+        zoom = scene.min_zoom * (0.8 / scene.min_zoom) ** rng.host.random()
         if places:
-            middle = [m + draw.gauss(0.25 * zoom) for m in draw.host.choice(places)]
-    elif anatomy.body is not None and draw.chance(0.15):  # a small body in much air
-        zoom = draw.between(1.15, 1.9)
+            middle = [m + rng.gauss(0.25 * zoom) for m in rng.host.choice(places)]
+    elif anatomy.body is not None and rng.chance(0.15):  # a small body surrounded by air
+        zoom = rng.between(1.15, 1.9)
     turn = torch.eye(3)
-    if scene.closest < 0.5 and draw.chance(0.2):  # coronal or sagittal
-        turn = turn[draw.host.choice([[0, 2, 1], [2, 0, 1]])].T
-    if draw.chance(0.35):
-        quarter = draw.chance(0.4)
-        angle = math.pi / 2 * draw.integer(1, 3) if quarter else draw.between(-math.pi, math.pi)
+    if scene.min_zoom < 0.5 and rng.chance(0.2):  # coronal or sagittal
+        turn = turn[rng.host.choice([[0, 2, 1], [2, 0, 1]])].T
+    if rng.chance(0.35):
+        quarter = rng.chance(0.4)
+        angle = math.pi / 2 * rng.integer(1, 3) if quarter else rng.between(-math.pi, math.pi)
         turn = turn @ rotation([0.0, 0.0, angle])
     return View((middle[0], middle[1], middle[2]), zoom, tuple(map(tuple, turn.tolist())))
 
 
-def _pictures(labels: Int[Tensor, "s m h w"], anatomy: Anatomy, look: Look, draw: Draw) -> Float[Tensor, "n c h w"]:
-    """Every subject's slices in one acquisition; acquisitions differ a little, or in much, or altogether."""
+def _pictures(
+    labels: Int[Tensor, "s m h w"], anatomy: Anatomy, modality: Modality, rng: Rng
+) -> Float[Tensor, "n c h w"]:
+    """Return images of every subject's slices, one acquisition per subject.
+
+    Acquisitions differ slightly, by scanner, by protocol or by modality; each is less likely than the one before.
+    """
     kinds = torch.tensor(anatomy.kinds).to(labels.device)
-    contrast, scanner = look.contrast(anatomy, draw), Scanner.random(draw)
-    change = draw.host.random()
-    jitter = draw.between(0.0, 0.08)
-    written, blank = draw.chance(0.06), draw.chance(0.4)
+    contrast, scanner = modality.contrast(anatomy, rng), Scanner.random(rng)
+    change = rng.host.random()
+    jitter = rng.between(0.0, 0.08)
+    with_letters, blank = rng.chance(0.06), rng.chance(0.4)
     images = []
-    for number, own in enumerate(labels):
-        if number and change > 0.7:  # another machine; then another protocol; then another modality
-            scanner = Scanner.random(draw)
+    for number, slices in enumerate(labels):
+        if number and change > 0.7:  # another scanner; above 0.86 another protocol; above 0.95 another modality
+            scanner = Scanner.random(rng)
         if number and change > 0.86:
-            contrast = look.contrast(anatomy, draw)
+            contrast = modality.contrast(anatomy, rng)
         if number and change > 0.95:
-            contrast = Contrast.random(anatomy.alike, draw, colour=contrast.brightness.shape[1] == 3)
-        image = render(own, contrast.like(draw, jitter), scanner.like(draw), draw, kinds, look.finish)
-        if look.frame != "full" or blank:  # nothing is shown outside the frame, not even noise
-            image = torch.where((own == 0)[:, None], image.amin(), image)
-        images.append(burnt_in(image, draw) if written else image)
+            contrast = Contrast.random(anatomy.appearance, rng, colour=contrast.brightness.shape[1] == 3)
+        image = render(slices, contrast.like(rng, jitter), scanner.like(rng), rng, kinds, modality.finish)
+        if modality.frame != "full" or blank:  # outside the field of view there is not even noise
+            image = torch.where((slices == 0)[:, None], image.amin(), image)
+        images.append(burnt_in(image, rng) if with_letters else image)
     widest = max(image.shape[1] for image in images)
     return torch.cat([image.expand(-1, widest, -1, -1) for image in images])
 
 
-def _closer(
-    labels: Int[Tensor, "s m h w"], images: Float[Tensor, "n c h w"], target: Bool[Tensor, " l"], draw: Draw
+def _cropped(
+    labels: Int[Tensor, "s m h w"], images: Float[Tensor, "n c h w"], target: Bool[Tensor, " l"], rng: Rng
 ) -> tuple[Int[Tensor, "s m h w"], Float[Tensor, "n c h w"]]:
-    """A window round the target in each individual, enlarged to the whole side: blurred, as small organs then are.
+    """Crop each subject's slices around the target and enlarge them to the full side, which blurs them.
 
-    The window is the same for neighbouring slices; an individual without the target lends that of another.
+    The crop is the same for the slices of a subject. A subject without the target takes the crop of another one.
     """
     _, slices, side, _ = labels.shape
-    context = draw.between(1.3, 4.0)
-    shown = target[labels].any(dim=1).cpu()
-    windows: list[tuple[int, int, int] | None] = []
-    for mask in shown:
+    context = rng.between(1.3, 4.0)
+    masks = target[labels].any(dim=1).cpu()
+    crops: list[tuple[int, int, int] | None] = []
+    for mask in masks:
         if not mask.any():
-            windows.append(None)
+            crops.append(None)
             continue
         rows, columns = (mask.any(dim=d).nonzero()[:, 0] for d in (1, 0))
         extent = max(int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) + 1
-        size = max(side // 12, min(side, round(extent * context * math.exp(draw.gauss(0.12)))))
+        size = max(side // 12, min(side, round(extent * context * math.exp(rng.gauss(0.12)))))
         room = 0.4 * max(0, size - extent)
-        middle = [float(line[0] + line[-1]) / 2 + draw.between(-room, room) for line in (rows, columns)]
+        middle = [float(line[0] + line[-1]) / 2 + rng.between(-room, room) for line in (rows, columns)]
         top, left = (min(max(0, round(m - size / 2)), side - size) for m in middle)
-        windows.append((top, left, size))
-    usual = next(window for window in windows if window is not None)
-    near, seen = [], []
-    for number, window in enumerate(windows):
-        top, left, size = window or usual
-        cut = (..., slice(top, top + size), slice(left, left + size))
-        own = images[number * slices : (number + 1) * slices][cut]
-        near.append(F.interpolate(labels[number][cut][:, None].float(), side, mode="nearest-exact")[:, 0].long())
-        seen.append(F.interpolate(own, side, mode="bilinear", align_corners=False))
-    return torch.stack(near), torch.cat(seen)
+        crops.append((top, left, size))
+    default = next(crop for crop in crops if crop is not None)
+    enlarged_labels, enlarged_images = [], []
+    for number, crop in enumerate(crops):
+        top, left, size = crop or default
+        region = (..., slice(top, top + size), slice(left, left + size))
+        label_map = labels[number][region][:, None].float()
+        image = images[number * slices : (number + 1) * slices][region]
+        enlarged_labels.append(F.interpolate(label_map, side, mode="nearest-exact")[:, 0].long())
+        enlarged_images.append(F.interpolate(image, side, mode="bilinear", align_corners=False))
+    return torch.stack(enlarged_labels), torch.cat(enlarged_images)
 
 
 def _targets(
-    labels: Int[Tensor, "s m h w"], anatomy: Anatomy, look: Look, count: int, draw: Draw
+    labels: Int[Tensor, "s m h w"], anatomy: Anatomy, modality: Modality, count: int, rng: Rng
 ) -> Bool[Tensor, "t l"] | None:
-    """Which labels make up each target: neither specks nor most of a slice, in two subjects; None if there are none."""
+    """Choose the labels of each target, as a mask of labels per target; None if no structure is suitable.
+
+    A target is one structure, rarely two together. It is present in two subjects, neither tiny nor most of a slice.
+    """
     subjects, slices, h, w = labels.shape
     top = anatomy.labels
     offset = torch.arange(subjects * slices, device=labels.device)[:, None] * top
     counts = (labels.reshape(subjects * slices, -1) + offset).flatten().bincount(minlength=offset.numel() * top)
-    area = counts.reshape(subjects, slices, top).cpu().float() / (h * w)  # the one wait for the device
-    least = max(0.0006, 25 / (h * w)) if draw.chance(0.3) else 0.004
+    area = counts.reshape(subjects, slices, top).cpu().float() / (h * w)  # the only transfer from the device
+    least = max(0.0006, 25 / (h * w)) if rng.chance(0.3) else 0.004
     fit = [label for label in range(1, top) if _fits(area[:, :, label], least)]
     if all(anatomy.kinds[label] == Kind.TISSUE for label in fit):
         return None
@@ -258,13 +273,13 @@ def _targets(
     for _ in range(count):
         left = [label for label in fit if (label,) not in chosen] or fit
         sometimes = [label for label in left if bool((area[:, :, label] == 0).any())]
-        if sometimes and draw.chance(0.5):
+        if sometimes and rng.chance(0.5):
             left = sometimes
-        usual = {Kind.TISSUE: look.seen_regions, Kind.WALL: 4.0}  # rings are the hardest to tell from what they hold
-        weights = [usual.get(anatomy.kinds[label], 1.0) for label in left]
-        target: tuple[int, ...] = (draw.host.choices(left, weights)[0],)
-        together = tuple(sorted({*target, draw.host.choice(fit)}))
-        if (draw.chance(0.1) or target in chosen) and _fits(area[:, :, list(together)].sum(dim=2), least):
+        by_kind = {Kind.TISSUE: modality.region_contrast, Kind.WALL: 4.0}  # walls are the hardest targets
+        weights = [by_kind.get(anatomy.kinds[label], 1.0) for label in left]
+        target: tuple[int, ...] = (rng.host.choices(left, weights)[0],)
+        together = tuple(sorted({*target, rng.host.choice(fit)}))
+        if (rng.chance(0.1) or target in chosen) and _fits(area[:, :, list(together)].sum(dim=2), least):
             target = together
         chosen.append(target)
     rows = torch.zeros(count, top, dtype=torch.bool)
@@ -274,6 +289,9 @@ def _targets(
 
 
 def _fits(area: Float[Tensor, "s m"], least: float) -> bool:
-    """Whether something that takes these shares of the slices can be learnt from one subject and found in another."""
-    seen = (area > least).any(dim=1).sum()
-    return int(seen) >= min(2, len(area)) and float(area.max()) < 0.5
+    """Return whether a structure with these area shares can be a target.
+
+    It must be larger than `least` in two subjects, so that one can be the support and the other the query.
+    """
+    present = (area > least).any(dim=1).sum()
+    return int(present) >= min(2, len(area)) and float(area.max()) < 0.5

@@ -1,4 +1,4 @@
-"""Chance from one seeded generator: single numbers are drawn on the host, tensors on the generator's device."""
+"""Random numbers from one seed: single numbers come from the CPU, tensors from the device of a torch generator."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Generator, Tensor
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
-    """Two streams that one seed fixes; numbers from the host stream cost no wait for a GPU."""
+class Rng:
+    """Two random streams fixed by one seed; single numbers come from Python's, so they never wait for a GPU."""
 
     generator: Generator
     host: random.Random
 
     @staticmethod
-    def of(generator: Generator) -> Draw:
-        """Draws that follow from the generator's state, which moves on."""
+    def of(generator: Generator) -> Rng:
+        """Return streams seeded by the generator's state, which advances by one number."""
         seed = torch.randint(2**62, (1,), generator=generator, device=generator.device)
-        return Draw(generator, random.Random(int(seed)))
+        return Rng(generator, random.Random(int(seed)))
 
     def chance(self, probability: float) -> bool:
         return self.host.random() < probability
@@ -30,18 +30,18 @@ class Draw:
         return self.host.uniform(low, high)
 
     def integer(self, low: int, high: int) -> int:
-        """Both ends may come."""
+        """Return a random integer from `low` to `high`, both included."""
         return self.host.randint(low, high)
 
     def gauss(self, deviation: float = 1.0) -> float:
         return self.host.gauss(0.0, deviation)
 
     def point(self, reach: Sequence[float]) -> list[float]:
-        """Uniform in the box from -reach to reach."""
+        """Return a random point of the box from -reach to reach."""
         return [self.host.uniform(-r, r) for r in reach]
 
     def tensor(self, values: object) -> Tensor:
-        """Host numbers, as 32-bit floats on the device."""
+        """Return these numbers as 32-bit floats on the generator's device."""
         return torch.tensor(values, dtype=torch.float32).to(self.generator.device)
 
     def normal(self, *shape: int) -> Tensor:
