@@ -57,8 +57,8 @@ def _print(cohort: Cohort, count: int, findings: list[Finding], broken: list[str
 def _by_message(findings: list[Finding]) -> dict[tuple[str, str], list[str]]:
     """The names of the cases with the same finding."""
     cases: dict[tuple[str, str], list[str]] = {}
-    for one in findings:
-        cases.setdefault((one.severity, one.message), []).append(one.case)
+    for finding in findings:
+        cases.setdefault((finding.severity, finding.message), []).append(finding.case)
     return cases
 
 

@@ -75,17 +75,17 @@ def suggest(
     exit_on(result.failures)
 
 
-def _entry(one: Suggestion) -> dict[str, object]:
+def _entry(suggestion: Suggestion) -> dict[str, object]:
     return {
-        "case": one.slice.case,
-        "plane": one.plane,
-        "slice": one.slice.number + 1,
-        "axis": one.axis,
-        "index": one.index,
-        "score": round(one.score, 4),
-        "coverage": round(one.coverage, 4),
-        "disagreement": None if one.disagreement is None else round(one.disagreement, 4),
-        "reason": one.reason,
+        "case": suggestion.slice.case,
+        "plane": suggestion.plane,
+        "slice": suggestion.slice.number + 1,
+        "axis": suggestion.axis,
+        "index": suggestion.index,
+        "score": round(suggestion.score, 4),
+        "coverage": round(suggestion.coverage, 4),
+        "disagreement": None if suggestion.disagreement is None else round(suggestion.disagreement, 4),
+        "reason": suggestion.reason,
     }
 
 

@@ -93,6 +93,6 @@ def _distances(first: NDArray[Any], second: NDArray[Any], labels: Labels) -> NDA
         mask, other = first == value, second == value
         areas = mask.sum(axis=(1, 2)) + other.sum(axis=(1, 2))
         differing = (mask != other).sum(axis=(1, 2))
-        usual = areas[areas > 0].mean() if areas.any() else 0.0
-        columns.append(np.where(areas > 0, differing / np.maximum(areas + SMOOTHING * usual, 1), np.nan))
+        mean_area = areas[areas > 0].mean() if areas.any() else 0.0
+        columns.append(np.where(areas > 0, differing / np.maximum(areas + SMOOTHING * mean_area, 1), np.nan))
     return np.stack(columns, axis=1)

@@ -91,12 +91,12 @@ def voxel_size(geometry: Geometry) -> float:
 
 def consistency(shape: ShapeStatistics, references: Sequence[ShapeStatistics]) -> float:
     """The signal `consistency` of a predicted label; nan if no reference of the label has several slices."""
-    usual = [reference.consistency for reference in references if not np.isnan(reference.consistency)]
-    if not usual:
+    known = [reference.consistency for reference in references if not np.isnan(reference.consistency)]
+    if not known:
         return float("nan")
     if np.isnan(shape.consistency):  # on one slice only, while references are on several
         return 0.0
-    return min(1.0, shape.consistency / max(float(np.mean(usual)), 1e-6))
+    return min(1.0, shape.consistency / max(float(np.mean(known)), 1e-6))
 
 
 def flags(shape: ShapeStatistics, references: Sequence[ShapeStatistics]) -> Iterator[str]:

@@ -45,8 +45,8 @@ def check_cases(cases: Sequence[Case], report: Report = silent) -> list[Finding]
     findings: list[Finding] = []
     shifts: dict[str, float] = {}
     for number, case in enumerate(cases, start=1):
-        own, evidence = _checked(case)
-        findings += own
+        case_findings, evidence = _checked(case)
+        findings += case_findings
         if evidence is not None:
             findings.append(Finding(case.name, "note", str(evidence)))
             if evidence.is_ct and evidence.shift is not None:
@@ -75,14 +75,14 @@ def _checked(case: Case) -> tuple[list[Finding], ModalityEvidence | None]:
 
 
 def _stored_otherwise(shifts: Mapping[str, float]) -> list[Finding]:
-    """A warning for each CT whose values are shifted otherwise than those of most others."""
+    """A warning for each CT whose offset from Hounsfield units differs from that of most others."""
     counts = Counter(shifts.values())
     if len(counts) < 2:
         return []
     usual = max(counts, key=lambda shift: (counts[shift], -shift))
     message = (
         "stored as Hounsfield units + {:g}, most others as Hounsfield units + {:g}, but a model shows all scans by one "
-        "window; store them alike"
+        "window; store them the same way"
     )
     return [Finding(name, "warning", message.format(shift, usual)) for name, shift in shifts.items() if shift != usual]
 

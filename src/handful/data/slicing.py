@@ -68,7 +68,7 @@ class Slicer:
             raise SettingsError(f"window {self.window}; give two finite numbers, the lower first")
 
     def resolve(self, volumes: Iterable[Volume]) -> Slicer:
-        """This slicer with every "auto" made concrete: what most of the volumes ask for."""
+        """This slicer with every "auto" made concrete: the most frequent choice among the volumes."""
         if "auto" not in (self.plane, self.window):
             return self
         return self.resolve_among((volume.geometry, suggested_window(volume)) for volume in volumes)
@@ -166,8 +166,8 @@ class SliceView:
         chosen = np.asarray(index, dtype=np.intp)
         if self.neighbours:
             grey = self.of(self.volume.array[0])
-            beside = [np.clip(chosen + step, 0, len(grey) - 1) for step in (-1, 0, 1)]
-            values = np.stack([grey[numbers] for numbers in beside], axis=1)
+            nearby = [np.clip(chosen + step, 0, len(grey) - 1) for step in (-1, 0, 1)]
+            values = np.stack([grey[numbers] for numbers in nearby], axis=1)
         else:
             values = np.stack([self.of(channel)[chosen] for channel in self.volume.array], axis=1)
         return torch.from_numpy(self._windowed(values))
@@ -175,10 +175,10 @@ class SliceView:
     def _windowed(self, values: NDArray[Any]) -> NDArray[np.float32]:
         if self.low == self.high:
             return np.zeros(values.shape, dtype=np.float32)
-        shown = values.astype(np.float32)
-        shown -= self.low
-        shown /= self.high - self.low
-        return np.ascontiguousarray(np.clip(shown, 0, 1, out=shown))
+        windowed = values.astype(np.float32)
+        windowed -= self.low
+        windowed /= self.high - self.low
+        return np.ascontiguousarray(np.clip(windowed, 0, 1, out=windowed))
 
 
 def suggested_window(volume: Volume) -> WindowChoice:

@@ -281,9 +281,9 @@ def to_classes(logits: Float[Tensor, "n k h w"]) -> Tensor:
     return torch.where(best > 0, index + 1, 0)
 
 
-def mean_of_probabilities(answers: Sequence[Float[Tensor, "n k *s"]]) -> Float[Tensor, "n k *s"]:
+def mean_of_probabilities(predictions: Sequence[Float[Tensor, "n k *s"]]) -> Float[Tensor, "n k *s"]:
     """Logits of the mean of several probabilities, each of one softmax with a background of logit 0."""
-    shares = torch.stack([F.pad(one.movedim(1, -1), (1, 0)).softmax(dim=-1) for one in answers]).mean(dim=0)
+    shares = torch.stack([F.pad(logits.movedim(1, -1), (1, 0)).softmax(dim=-1) for logits in predictions]).mean(dim=0)
     logs = shares.clamp_min(torch.finfo(shares.dtype).tiny).log()
     return (logs[..., 1:] - logs[..., :1]).movedim(-1, 1)
 

@@ -70,10 +70,10 @@ def _groups(support: SupportSet, folds: int) -> list[list[Case]]:
 def _others(support: SupportSet, group: Sequence[Case]) -> SupportSet | None:
     """The support without a group; None where a label is then in no case."""
     names = {case.name for case in group}
-    facts = tuple(one for one in support.facts if one.case.name not in names)
-    if not all(any(value in one.voxels for one in facts) for value in support.labels.values):
+    facts = tuple(entry for entry in support.facts if entry.case.name not in names)
+    if not all(any(value in entry.voxels for entry in facts) for value in support.labels.values):
         return None
-    return replace(support, cases=tuple(one.case for one in facts), known_facts=facts)
+    return replace(support, cases=tuple(entry.case for entry in facts), known_facts=facts)
 
 
 def _scores(case: Case, support: SupportSet, predicted: NDArray[np.integer]) -> Iterator[LeftOutScore]:

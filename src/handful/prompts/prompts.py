@@ -96,10 +96,10 @@ class Prompts:
         """Which labels have one positive point and nothing else, which leaves open how much around it is meant."""
         if self.point_labels is None:
             return torch.zeros(self.shape, dtype=torch.bool, device=self.device)
-        one = ((self.point_labels == 1).sum(dim=-1) == 1) & ((self.point_labels != PADDING).sum(dim=-1) == 1)
+        one_click = ((self.point_labels == 1).sum(dim=-1) == 1) & ((self.point_labels != PADDING).sum(dim=-1) == 1)
         if self.boxes is not None:
-            one &= ~(self.boxes != 0).any(dim=-1)
-        return one if self.masks is None else one & ~(self.masks > 0).flatten(2).any(dim=-1)
+            one_click &= ~(self.boxes != 0).any(dim=-1)
+        return one_click if self.masks is None else one_click & ~(self.masks > 0).flatten(2).any(dim=-1)
 
     def resized(self, sizes: Int[Tensor, "n 2"], size: tuple[int, int]) -> Prompts:
         """Points and boxes for slices of `sizes` (h, w), scaled to slices of `size` (h, w). Masks are dropped."""

@@ -26,8 +26,8 @@ class InteractiveNetwork(nn.Module):
 
     def __init__(self, backbone: Backbone, encoder_rank: int = 0, error_head: bool = False, seed: int = 0) -> None:
         super().__init__()
-        own = [backbone.mask_decoder, backbone.prompt_encoder]
-        self.fork = backbone.fork_sharing_weights(own) if encoder_rank else backbone.fork()
+        copied = [backbone.mask_decoder, backbone.prompt_encoder]
+        self.fork = backbone.fork_sharing_weights(copied) if encoder_rank else backbone.fork()
         decoder: Any = self.fork.mask_decoder
         self.trained = nn.ModuleDict({"mask_decoder": decoder, "prompt_encoder": self.fork.prompt_encoder})
         if error_head:
@@ -37,8 +37,8 @@ class InteractiveNetwork(nn.Module):
         if encoder_rank:
             generator = torch.Generator().manual_seed(seed)
             self.trained["encoder"] = nn.ModuleList(add_lora(self.fork.image_encoder, encoder_rank, generator))
-        whole = [part for name, part in self.trained.items() if name != "mask_decoder"]
-        freeze_all_but(self.trained, *single_mask_parts(decoder, iou=True), *whole)
+        trained_parts = [part for name, part in self.trained.items() if name != "mask_decoder"]
+        freeze_all_but(self.trained, *single_mask_parts(decoder, iou=True), *trained_parts)
         prompt_encoder: Any = self.fork.prompt_encoder
         prompt_encoder.shared_embedding.requires_grad_(False)  # the image uses this positional encoding, too
         without_multimask(decoder)
@@ -63,9 +63,9 @@ class InteractiveNetwork(nn.Module):
         # without boxes, the prompt encoder adds one padding point itself
         corners = boxed.sparse.shape[2] - prompts.points.shape[2] - 1
         points = F.pad(prompts.points, (0, 0, 0, corners))
-        bare = self.fork.embed(Prompts(points, F.pad(prompts.point_labels, (0, corners), value=PADDING)), size)
+        without_boxes = self.fork.embed(Prompts(points, F.pad(prompts.point_labels, (0, corners), value=PADDING)), size)
         has_box = prompts.boxes.any(dim=2).to(boxed.sparse.device)
-        return PromptEmbeddings(torch.where(has_box[..., None, None], boxed.sparse, bare.sparse), boxed.dense)
+        return PromptEmbeddings(torch.where(has_box[..., None, None], boxed.sparse, without_boxes.sparse), boxed.dense)
 
 
 class ErrorHead(nn.Module):

@@ -104,7 +104,7 @@ class WrapperSegmenter(Segmenter):
 
     @property
     def decisions(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(line for one in self.members.values() for line in one.decisions))
+        return tuple(dict.fromkeys(line for member in self.members.values() for line in member.decisions))
 
     @property
     def holds_pictures(self) -> bool:

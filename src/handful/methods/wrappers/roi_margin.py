@@ -127,13 +127,13 @@ def _count(classes: NDArray[np.generic]) -> NDArray[np.int64]:
 
 def _lost(parts: Sequence[_Part], left_out: int, margin: float) -> float:
     """Fraction of the labelled voxels of a part outside of the window that the other parts give it."""
-    own, others = parts[left_out], [part for number, part in enumerate(parts) if number != left_out]
-    total = int(own.labelled.sum())
+    left, others = parts[left_out], [part for number, part in enumerate(parts) if number != left_out]
+    total = int(left.labelled.sum())
     if not total:
         return 0.0
-    grid: SliceGrid = own.region.grid
+    grid: SliceGrid = left.region.grid
     windows = Windows.of([part.region for part in others], margin)
-    boxes = TransferredPrompts.joined([part.boxes for part in others]).nearest(own.thumbnails, grid.size).boxes
+    boxes = TransferredPrompts.joined([part.boxes for part in others]).nearest(left.thumbnails, grid.size).boxes
     window = windows.around_boxes(grid, boxes)
-    inside = own.labelled[int(window.top) : int(window.bottom), int(window.left) : int(window.right)]
+    inside = left.labelled[int(window.top) : int(window.bottom), int(window.left) : int(window.right)]
     return 1.0 - int(inside.sum()) / total
