@@ -53,7 +53,7 @@ def test_the_backbone_is_found_by_its_name_where_none_is_given(backbone: Backbon
     assert torch.equal(load(tmp_path / "s")(slices), segmenter(slices))
 
 
-def test_the_record_says_what_the_backbone_is_given_and_what_its_defaults_gave(tmp_path: Path):
+def test_the_record_has_the_input_of_the_backbone_and_the_settings_from_its_defaults(tmp_path: Path):
     backbone = tiny_models.tiny_sam2_video(side=64)
     method = build_method("fate", {"window": 2})
     save(method.fit(support_set(1), backbone), tmp_path / "s", method_name="fate", method=method, provenance={})

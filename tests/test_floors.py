@@ -38,11 +38,11 @@ def method_of(module: str) -> str:
 
 def imported(node: ast.AST) -> Iterator[str]:
     """Every module of the package that is imported anywhere under a node."""
-    for one in ast.walk(node):
-        names = [alias.name for alias in one.names] if isinstance(one, ast.Import) else []
-        if isinstance(one, ast.ImportFrom):
-            source = "." * one.level + (one.module or "")
-            inner = {f"{source}.{alias.name}" for alias in one.names} & TREES.keys()  # modules of a package
+    for item in ast.walk(node):
+        names = [alias.name for alias in item.names] if isinstance(item, ast.Import) else []
+        if isinstance(item, ast.ImportFrom):
+            source = "." * item.level + (item.module or "")
+            inner = {f"{source}.{alias.name}" for alias in item.names} & TREES.keys()  # modules of a package
             names = sorted(inner) or [source]
         yield from (name for name in names if name.split(".")[0] in ("handful", ""))
 
@@ -90,7 +90,7 @@ def test_the_command_line_imports_rooms_inside_functions_only():
     assert early == []
 
 
-def test_methods_do_not_know_each_other():
+def test_methods_do_not_import_each_other():
     combining = ("", "catalog", "description", "wrappers")
     wrong = [
         f"{own}: {module}"
@@ -120,7 +120,7 @@ def test_no_function_is_longer_than_sixty_lines():
     assert long == []
 
 
-def test_nobody_above_methods_knows_a_class_of_a_method():
+def test_nothing_above_methods_imports_a_class_of_a_method():
     """They know the base classes, and methods by their names."""
     shared = ("base", "catalog", "cost", "description", "explained", "left_out", "promptable", "settings")
     wrong = [
@@ -133,8 +133,8 @@ def test_nobody_above_methods_knows_a_class_of_a_method():
     assert wrong == []
 
 
-def test_nobody_above_methods_probes_what_a_segmenter_is():
-    """Capabilities are asked of the base classes instead."""
+def test_nothing_above_methods_checks_the_class_of_a_segmenter():
+    """They use the capabilities that the base classes have."""
     kinds = ("Segmenter", "Promptable", "Method")
     probes = [
         f"{own}:{node.lineno} {ast.unparse(node)}"
@@ -150,13 +150,13 @@ def test_nobody_above_methods_probes_what_a_segmenter_is():
 
 def test_the_map_has_a_row_for_every_room_and_names_the_modules_of_most():
     rows = dict(re.findall(r"^\| `([a-z]+)/` \| (.*) \|$", MAP, re.MULTILINE))
-    told = {room: set(re.findall(r"`([a-z0-9_]+)`", text)) for room, text in rows.items()}
-    there = {room: {method_of(m) for m in TREES if room_of(m) == room and method_of(m)} for room in rows}
-    missing = {room: there[room] - told[room] for room in rows if room not in ("experiments", "methods", "session")}
+    listed = {room: set(re.findall(r"`([a-z0-9_]+)`", text)) for room, text in rows.items()}
+    present = {room: {method_of(m) for m in TREES if room_of(m) == room and method_of(m)} for room in rows}
+    missing = {room: present[room] - listed[room] for room in rows if room not in ("experiments", "methods", "session")}
     assert {room: names for room, names in missing.items() if names} == {}
     rooms = {room for room in FLOOR_OF if (ROOT / room).is_dir()} - {"", "cli", "service"}
     assert rows.keys() == rooms
 
 
-def test_errors_stands_on_nothing():
+def test_errors_imports_nothing():
     assert list(imported(TREES["handful.errors"])) == []

@@ -35,7 +35,7 @@ def test_the_window_is_segmented_as_its_own_slice_and_the_rest_is_background() -
     torch.testing.assert_close(seen[:, :, top:bottom, left:right], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_every_label_has_its_window_and_a_box_of_zeros_asks_for_nothing() -> None:
+def test_every_label_has_its_window_and_a_box_of_zeros_is_no_prompt() -> None:
     backbone = tiny_sam2_video()
     boxes = torch.tensor([[[10.0, 10.0, 20.0, 20.0], [0.0] * 4], [[100.0, 90.0, 127.0, 127.0], [5.0, 5.0, 6.0, 6.0]]])
     seen = decode_box_crop(backbone, SLICES.expand(2, -1, -1, -1), boxes)

@@ -149,7 +149,7 @@ def test_a_damaged_entry_is_encoded_again_with_one_warning(tmp_path: Path, damag
         assert torch.equal(backbone.encode(_slices(1)).main, good)
 
 
-def test_a_folder_that_cannot_be_written_costs_one_warning_and_no_answer(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_costs_one_warning_and_no_prediction(tmp_path: Path) -> None:
     blocked = tmp_path / "a file"
     blocked.write_text("not a folder")
     inner = tiny_models.tiny_sam()

@@ -55,7 +55,7 @@ def test_half_precision_weights_are_computed_with_in_single(tmp_path: Path) -> N
     assert {tensor.dtype for tensor in load_backbone(tmp_path).state_dict().values()} == {torch.float32}
 
 
-def test_loading_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tiny_models.tiny_sam2_video().model.save_pretrained(tmp_path)
     capfd.readouterr()
     load_backbone(tmp_path)
@@ -216,7 +216,7 @@ def test_a_path_that_is_not_there_is_no_hub_id(tmp_path: Path) -> None:
         load_backbone(tmp_path / "absent")
 
 
-def test_every_entry_says_where_it_comes_from_and_under_which_licence() -> None:
+def test_every_entry_has_its_source_and_its_licence() -> None:
     for name, entry in BACKBONES.items():
         assert entry.description, name
         assert entry.licence == "Apache-2.0", name

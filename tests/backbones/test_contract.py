@@ -34,7 +34,7 @@ def test_slices_of_any_size_go_in_and_logits_of_that_size_come_out(backbone: Bac
     assert logits.std() > 0
 
 
-def test_the_attributes_say_the_shapes_of_features_and_masks(backbone: Backbone) -> None:
+def test_the_attributes_are_the_shapes_of_features_and_masks(backbone: Backbone) -> None:
     image = backbone.encode(_slices(1, (45, 70)))
     seen = backbone.decode_square(image, backbone.embed(_points(1, 2, 1, (45, 70)), (45, 70)))
     assert image.main.shape == (1, backbone.channels, backbone.feature_side, backbone.feature_side)
@@ -177,7 +177,7 @@ def test_a_mask_alone_needs_no_points(backbone: Backbone) -> None:
     assert backbone.decode(backbone.encode(_slices(2, size)), prompt).shape == (2, 2, *size)
 
 
-def test_sams_answer_is_that_of_transformers_decoder() -> None:
+def test_sams_prediction_is_that_of_transformers_decoder() -> None:
     sam = tiny_models.tiny_sam()
     image = sam.encode(_slices(2, (45, 70)))
     prompt = sam.embed(_points(2, 3, 2, (45, 70)), (45, 70))
@@ -205,7 +205,7 @@ def test_sams_decoder_norms_as_it_was_trained_to_whatever_the_config_says() -> N
     assert torch.equal(SamBackbone(other, "other").decode(image, prompt), trained.decode(image, prompt))
 
 
-def test_sam_2_without_prior_masks_answers_as_transformers_whole_model() -> None:
+def test_sam_2_without_prior_masks_predicts_as_transformers_whole_model() -> None:
     sam2 = tiny_models.tiny_sam2()
     slices = _slices(1, (128, 128), channels=3)
     prompts = _points(1, 2, 2, (128, 128))
@@ -242,7 +242,7 @@ def test_gradients_reach_the_tokens_but_not_the_encoder(backbone: Backbone) -> N
     assert not image.main.requires_grad
 
 
-def test_gradients_reach_an_encoder_that_asks_for_them(backbone: Backbone) -> None:
+def test_gradients_reach_a_trainable_encoder(backbone: Backbone) -> None:
     backbone.image_encoder.requires_grad_(True)
     backbone.encode_exact(_slices(1, (45, 70))).main.sum().backward()
     assert all(p.grad is not None for p in list(backbone.image_encoder.parameters())[:1])

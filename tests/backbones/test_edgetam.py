@@ -247,7 +247,7 @@ def test_fate_is_the_same_up_and_down_when_both_walks_are_fused() -> None:
     assert (walked - up).nan_to_num().abs().max() > 1e-4
 
 
-def test_fate_answers_each_label_the_same_whatever_their_order() -> None:
+def test_fate_predicts_each_label_the_same_whatever_their_order() -> None:
     backbone = believing(side=64)
     volume, _ = phantom(7)
     support = support_set(2)

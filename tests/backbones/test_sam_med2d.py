@@ -34,7 +34,7 @@ def _authors_adapter(state: dict[str, Tensor], block: int, tokens: Tensor) -> Te
     return nn.functional.layer_norm(summed, (WIDTH,), state[f"{name}.norm.weight"], state[f"{name}.norm.bias"])
 
 
-def test_each_adapter_is_added_beside_its_mlp() -> None:
+def test_each_adapter_is_added_parallel_to_its_mlp() -> None:
     state = _state()
     adapted = from_official_state(state, "sam-med2d_b.pth")
     plain = tiny_models.tiny_sam()
@@ -45,7 +45,7 @@ def test_each_adapter_is_added_beside_its_mlp() -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_a_file_with_adapters_is_on_the_pixels_of_its_authors_without_being_told() -> None:
+def test_a_file_with_adapters_takes_the_pixels_of_its_authors_by_default() -> None:
     adapted = from_official_state(_state(), "sam-med2d_b.pth")
     assert adapted.family.pixels.resize == "stretch"
     assert not adapted.family.pixels.min_max

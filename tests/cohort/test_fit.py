@@ -49,7 +49,7 @@ def test_the_same_fit_again_is_already_done(support: SupportSet, backbone: Backb
         assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
-def test_a_fit_that_trains_nothing_says_what_to_expect_of_unseen_scans(
+def test_a_fit_that_trains_nothing_prints_the_dice_to_expect_on_unseen_scans(
     support: SupportSet, backbone: Backbone, tmp_path: Path
 ):
     result = fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m")

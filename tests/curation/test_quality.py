@@ -87,7 +87,7 @@ def test_a_signal_that_is_not_wanted_is_left_out_of_the_mean(segmenter: Segmente
     assert one.predicted_dice == one.signals.consistency
 
 
-def test_a_label_that_all_of_the_support_shows_and_nobody_found_is_expected_to_be_missed(
+def test_a_label_of_every_support_case_that_was_not_predicted_counts_as_missed(
     segmenter: Segmenter, support: SupportSet
 ):
     _, truth = phantom(7)

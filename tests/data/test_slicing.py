@@ -76,7 +76,7 @@ def test_resolving_follows_the_majority_whatever_the_order(body: np.ndarray) -> 
     assert Slicer().resolve([thick, thin]) == Slicer().resolve([thin, thick])
 
 
-def test_resolving_leaves_what_is_chosen_and_asks_for_volumes_otherwise(body: np.ndarray) -> None:
+def test_resolving_keeps_what_is_set_and_needs_volumes_for_the_rest(body: np.ndarray) -> None:
     assert Slicer(plane="coronal").resolve([_on(body, 1, 1, 5)]) == Slicer(plane="coronal", window="percentile")
     assert Slicer(plane="coronal", window="none").resolve([]) == Slicer(plane="coronal", window="none")
     with pytest.raises(SettingsError, match="no volume to choose plane and window by"):

@@ -229,7 +229,7 @@ CLICKED = {
 }
 
 
-def test_annotators_of_one_method_ask_one_fit_and_get_what_they_get_alone(
+def test_annotators_of_one_method_share_a_fit_and_score_as_they_do_alone(
     make_plan: Callable[..., Plan], tmp_path: Path
 ):
     plan = make_plan(configurations=CLICKED, shots=(1,))
@@ -242,7 +242,9 @@ def test_annotators_of_one_method_ask_one_fit_and_get_what_they_get_alone(
     assert table(tmp_path / "together") == table(tmp_path / "alone")
 
 
-def test_a_annotator_that_cannot_ask_does_not_hold_up_the_others(make_plan: Callable[..., Plan], tmp_path: Path):
+def test_an_annotator_of_a_method_without_prompts_does_not_stop_the_others(
+    make_plan: Callable[..., Plan], tmp_path: Path
+):
     configurations = {
         "clicked": Configuration(method="nearest-slice", annotator="clicks-3"),
         "alone": Configuration(method="nearest-slice"),
@@ -414,7 +416,7 @@ def test_only_fits_on_the_most_labels_keep_pictures(make_plan: Callable[..., Pla
     assert one.case == worst
 
 
-def test_scans_that_are_scored_are_learned_from_only_where_the_plan_says_so(make_plan: Callable[..., Plan]):
+def test_scored_scans_are_learned_from_only_where_the_plan_allows_it(make_plan: Callable[..., Plan]):
     settings = {"side": 32, "channels": 2, "train.iterations": 1, "contrast.iterations": 1, "contrast_batch": 2}
     simclr = {**settings, "pretrain": "simclr"}
     (trial, *_), _ = trials(make_plan(configurations={"U-Net": Configuration(method="unet", settings=simclr)}, cases=1))

@@ -72,7 +72,7 @@ def test_forward_gives_one_map_a_label_at_slice_size(name: str, fits: Fits):
 
 
 @variants("alone")
-def test_slices_are_answered_one_by_one(name: str, fits: Fits, monkeypatch: pytest.MonkeyPatch):
+def test_slices_are_segmented_one_by_one(name: str, fits: Fits, monkeypatch: pytest.MonkeyPatch):
     segmenter = fits(name).segmenter  # before inference mode, in which nothing can be fitted
     # batching moves sums by 1e-7, which may tip an embedding kept in half precision over to its neighbour; so keep all
     monkeypatch.setattr(ImageEmbeddings, "to", lambda image, kind: image)
@@ -204,7 +204,7 @@ def test_a_saved_segmenter_predicts_exactly_as_before(name: str, fits: Fits, tmp
 
 
 @variants(random=True)
-def test_what_was_drawn_at_random_is_restored_and_not_drawn_again(name: str, fits: Fits):
+def test_random_values_are_restored_and_not_sampled_again(name: str, fits: Fits):
     fit = fits(name)
     learned = {key: value.clone() for key, value in fit.learned.items()}
     restored = VARIANTS[name].reseeded(9).restore(LABELS, fit.segmenter.slicer, fit.backbone, learned)

@@ -266,7 +266,7 @@ def test_a_region_of_two_textures_has_two_parts():
     assert sorted(parts.tolist()) == [[0, 1, 0], [1, 0, 0]]
 
 
-def test_a_plain_region_has_one_part_whatever_is_asked_for():
+def test_a_plain_region_has_one_part_whatever_the_setting():
     assert pool(torch.ones(3, 4, 4), torch.ones(4, 4), parts=5).tolist() == [[1, 1, 1]]
 
 

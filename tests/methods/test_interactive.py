@@ -48,7 +48,7 @@ def scene(segmenter: InteractiveSegmenter) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("behaviour", ["tight_box", "centre"])
-def test_a_tuned_backbone_answers_and_is_corrected_far_better_than_an_untuned_one(
+def test_a_tuned_backbone_segments_and_is_corrected_far_better_than_an_untuned_one(
     behaviour: str, tuned: InteractiveSegmenter, sam: Backbone
 ):
     untuned = Interactive(train=TrainConfig(iterations=0)).fit(support_set(1), sam)
@@ -79,7 +79,7 @@ def test_prompts_for_one_label_find_that_label(tuned: InteractiveSegmenter):
     assert (right & masks).sum() > 3 * (swapped & masks).sum()
 
 
-def test_an_error_head_suggests_a_click_whose_sign_fits_the_answer(tuned: InteractiveSegmenter):
+def test_an_error_head_suggests_a_click_whose_sign_fits_the_mask(tuned: InteractiveSegmenter):
     slices, masks = scene(tuned)
     size = (slices.shape[-2], slices.shape[-1])
     said = simulate_prompts(masks, PromptMix.only("centre"), torch.Generator().manual_seed(0))
@@ -211,7 +211,7 @@ def test_an_update_of_zero_iterations_leaves_the_backbone_as_it_is(sam: Backbone
     assert segmenter.pruning_report is None
 
 
-def test_organs_too_small_for_the_models_square_are_said_so(sam: Backbone):
+def test_organs_too_small_for_the_models_input_are_reported(sam: Backbone):
     case = phantom_case(0)
     reference = case.read_reference()
     assert reference is not None

@@ -32,7 +32,7 @@ def boxes_of(reference: LabelMap, volume: Volume) -> torch.Tensor:
     return boxes
 
 
-def test_the_answer_follows_the_box(promptable: FrozenPromptable) -> None:
+def test_the_mask_follows_the_box(promptable: FrozenPromptable) -> None:
     image, reference = phantom(7)
     ball, egg = boxes_of(reference, image)[2]
     for first, second in ((ball, egg), (egg, ball)):
@@ -43,7 +43,7 @@ def test_the_answer_follows_the_box(promptable: FrozenPromptable) -> None:
             assert box[1] <= rows <= box[3]
 
 
-def test_the_answer_follows_the_point(handful_tiny: Backbone) -> None:
+def test_the_mask_follows_the_point(handful_tiny: Backbone) -> None:
     image, reference = phantom(7)
     annotator = SimulatedAnnotator(reference, LABELS, "points-1")
     points = annotator(Slicer().view(image)).points
@@ -101,7 +101,7 @@ def test_prompts_for_other_slices_or_labels_are_refused(promptable: FrozenPrompt
         promptable.predict(image, Prompts())
 
 
-def test_slices_alone_are_answered_as_the_stack_is(handful_tiny: Backbone) -> None:
+def test_slices_alone_are_segmented_as_in_the_stack(handful_tiny: Backbone) -> None:
     image, _ = phantom(7)
     segmenter = ZeroShot().fit(support_set(2), handful_tiny)
     stack = segmenter.slicer.view(image)

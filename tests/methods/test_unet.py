@@ -70,7 +70,7 @@ def test_every_option_changes_the_prediction(option: dict[str, object], small: U
         assert not torch.allclose(changed(slices), small(slices))
 
 
-def test_the_backbone_is_never_asked(sam: Backbone):
+def test_the_backbone_is_never_used(sam: Backbone):
     def refuse(*_: object) -> None:
         raise AssertionError("the backbone was asked")
 
@@ -134,7 +134,7 @@ def only_strips(width: int) -> SupportSet:
 
 
 @pytest.mark.parametrize(("width", "side"), [(60, 128), (16, 192), (4, 256)])
-def test_thin_structures_ask_for_more_pixels(width: int, side: int):
+def test_thin_structures_need_more_pixels(width: int, side: int):
     support = only_strips(width)
     assert chosen_side(support, support.resolve(Slicer()), most=1024) == side
 
@@ -177,7 +177,7 @@ def test_many_labels_get_a_wider_net():
     assert chosen_channels(few) < chosen_channels(many)
 
 
-def test_a_mirrored_slice_has_the_mirrored_answer(sam: Backbone):
+def test_a_mirrored_slice_has_the_mirrored_mask(sam: Backbone):
     slices = torch.rand(2, 1, 32, 32)
     segmenter = replace(SMALL, mirror=True).fit(support_set(1), sam)
     with torch.inference_mode():
@@ -226,7 +226,7 @@ def test_a_colour_picture_and_a_grey_one_make_one_support(sam: Backbone):
 
 
 @pytest.mark.parametrize("slices", [1, 3, 4, 9])
-def test_stacks_answer_every_slice_of_a_volume_of_any_length(slices: int, sam: Backbone):
+def test_stacks_segment_every_slice_of_a_volume_of_any_length(slices: int, sam: Backbone):
     segmenter = STACKS.fit(support_set(1), sam)
     image, _ = phantom(7)
     array = np.resize(image.array, (1, 24, slices, 28))
@@ -239,7 +239,7 @@ def test_stacks_answer_every_slice_of_a_volume_of_any_length(slices: int, sam: B
     assert np.array_equal(shown.of(found.array) > 0, (logits > 0).any(dim=1).numpy())
 
 
-def test_a_slice_in_a_stack_is_seen_with_its_neighbours(sam: Backbone):
+def test_a_slice_in_a_stack_is_segmented_with_its_neighbours(sam: Backbone):
     segmenter = replace(STACKS, side=64).fit(support_set(1), sam)
     slices = torch.rand(4, 1, 24, 28)
     other = slices.clone()
@@ -262,7 +262,7 @@ def fresh(sam: Backbone) -> PlainNet:
     return SMALL.net(SMALL.plan(support_set(1), Slicer().resolve([phantom(0)[0]]), sam), 2)
 
 
-def test_simclr_learns_to_tell_slices_apart_and_trains_the_encoder_alone(slices: torch.Tensor, sam: Backbone):
+def test_simclr_learns_to_distinguish_slices_and_trains_the_encoder_alone(slices: torch.Tensor, sam: Backbone):
     net, untouched = fresh(sam), dict(fresh(sam).named_parameters())
     config = TrainConfig(iterations=80, learning_rate=3e-3)
     losses = pretrain_encoder(net, slices, 12, config).losses

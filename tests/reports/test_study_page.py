@@ -135,7 +135,7 @@ def test_higher_scores_are_plotted_higher(tmp_path: Path):
     assert heights == sorted(heights, reverse=True)
 
 
-def test_the_worst_cases_are_shown_and_no_more(tmp_path: Path):
+def test_only_the_worst_cases_have_pictures(tmp_path: Path):
     page, _ = written(full(), tmp_path)
     assert [image["alt"] for image in page.named("img")] == [
         f"fate, case {case}: prediction and reference" for case in ("case-0", "case-1")

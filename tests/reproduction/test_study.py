@@ -93,7 +93,7 @@ def test_a_method_that_trains_gets_the_seed_unless_its_settings_name_one():
     assert build("fate", {}, 2) == build("fate", {}, 3)
 
 
-def test_differences_of_suggested_slices_have_the_interval_over_draws_and_cases():
+def test_differences_of_suggested_slices_have_the_interval_over_splits_and_cases():
     plain = {"set": "hearts", "method": "fate", "start": 0, "pool": 8, "most_cases": 2, "digest": "d", "budget": 4}
     random, model = ([0.5, 0.6], [0.4, 0.7]), ([0.6, 0.8], [0.5, 0.6])
     lines = [

@@ -68,7 +68,7 @@ def test_curves_are_of_sets_with_at_least_three_numbers_of_labels(measured: Meas
     assert "livers" not in text
 
 
-def test_a_cell_of_fewer_splits_says_so(measured: Measured):
+def test_a_cell_of_fewer_splits_is_marked(measured: Measured):
     evidence = measured({("hearts", "FATE", 1): 0.5, ("hearts", "U-Net", 1): 0.6}, noise=0.0)
     scores = evidence.plans[0].scores["hearts", "FATE", 1]
     scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] == 0}
@@ -86,7 +86,7 @@ def test_an_ensemble_is_listed_with_its_members(measured: Measured):
     ]
 
 
-def test_a_difference_over_fewer_splits_than_its_row_says_so(measured: Measured):
+def test_a_difference_over_fewer_splits_than_its_row_is_marked(measured: Measured):
     evidence = measured({("hearts", "ensemble", 1): 0.8, ("hearts", "U-Net", 1): 0.7}, noise=0.0)
     scores = evidence.plans[0].scores["hearts", "ensemble", 1]
     scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] > 0}

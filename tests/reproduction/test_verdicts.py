@@ -51,7 +51,7 @@ def test_a_claim_does_not_hold_where_all_comparisons_fail(measured: Measured):
     assert verdict("3.2", measured(heads(cnn=0.6, unet=0.8, simclr=0.8))) == "does not hold"
 
 
-def test_a_difference_that_cannot_be_told_from_nothing_does_not_support(measured: Measured):
+def test_a_difference_that_may_be_zero_does_not_support_a_claim(measured: Measured):
     means = {("hearts", "FATE", 4): 0.601, ("hearts", "zero-shot, box", 4): 0.6}
     assert verdict("2.1", measured(means)) == "does not hold"
     assert verdict("2.1", measured(means, noise=0.0)) == "holds"

@@ -31,7 +31,7 @@ def seen(backbone) -> Tensor:  # type: ignore[no-untyped-def]
 
 
 @everywhere
-def test_the_encoder_answers_exactly_as_before_until_the_adapters_are_trained(tiny: Callable) -> None:
+def test_the_encoder_computes_exactly_as_before_until_the_adapters_are_trained(tiny: Callable) -> None:
     backbone = tiny(side=64)
     before = seen(backbone)
     add_adapters(backbone.image_encoder, 4, rng())
@@ -50,7 +50,7 @@ def test_gradients_reach_the_adapters_and_nothing_else(tiny: Callable) -> None:
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["behind the attention", "beside the MLP"])
-def test_each_of_a_blocks_two_adapters_has_a_say(place: int) -> None:
+def test_each_of_a_blocks_two_adapters_changes_the_result(place: int) -> None:
     backbone = tiny_sam(side=64)
     before = seen(backbone)
     parts = add_adapters(backbone.image_encoder, 4, rng())

@@ -32,7 +32,7 @@ def seen(backbone) -> Tensor:  # type: ignore[no-untyped-def]
 
 
 @everywhere
-def test_the_encoder_answers_exactly_as_before_until_the_updates_are_trained(tiny: Callable) -> None:
+def test_the_encoder_computes_exactly_as_before_until_the_updates_are_trained(tiny: Callable) -> None:
     backbone = tiny(side=64)
     before = seen(backbone)
     parts = add_lora(backbone.image_encoder, 4, rng())

@@ -8,13 +8,13 @@ TARGET[1, 1, :, :3] = 1
 KNOWN = torch.ones(2, 8, 8, dtype=torch.bool)
 
 
-def test_every_loss_is_near_nothing_for_a_certain_right_answer():
+def test_every_loss_is_near_nothing_for_a_certain_right_prediction():
     right = (TARGET * 2 - 1) * 20
     for loss in (dice, bce, focal, dice_bce, dice_focal, dice_ce):
         assert loss(right, TARGET, KNOWN) < 1e-3, loss.__name__
 
 
-def test_every_loss_is_large_for_a_certain_wrong_answer():
+def test_every_loss_is_large_for_a_certain_wrong_prediction():
     wrong = (1 - TARGET * 2) * 20
     for loss in (dice, bce, focal, dice_bce, dice_focal, dice_ce):
         assert loss(wrong, TARGET, KNOWN) > 0.5, loss.__name__
@@ -26,13 +26,13 @@ def test_dice_of_a_known_overlap_is_exact():
     assert torch.isclose(dice(answer, target, KNOWN[:1, :4, :4]), torch.tensor(1 - (8 + 1) / (16 + 1)))
 
 
-def test_dice_pulls_an_answer_off_an_absent_label():
+def test_dice_pulls_a_prediction_off_an_absent_label():
     logits = torch.zeros(1, 1, 8, 8, requires_grad=True)
     dice(logits, torch.zeros(1, 1, 8, 8), KNOWN[:1]).backward()
     assert (logits.grad > 0).all()
 
 
-def test_bce_of_an_undecided_answer_is_the_logarithm_of_two():
+def test_bce_of_an_undecided_prediction_is_the_logarithm_of_two():
     assert torch.isclose(bce(torch.zeros_like(TARGET), TARGET, KNOWN), torch.log(torch.tensor(2.0)))
 
 

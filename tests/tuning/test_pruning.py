@@ -123,7 +123,7 @@ def test_random_pruning_costs_one_minus_p_times_pruned_epochs(share: float, unti
     assert sampler.report().fraction == pytest.approx(expected, abs=0.02)
 
 
-def test_overlapping_classes_raise_the_fraction_and_the_report_says_so() -> None:
+def test_overlapping_classes_raise_the_fraction_in_the_report() -> None:
     holds = _holds(30, 5, seed=2)
     sampler = Sampler(CBDP, holds, 150, 4, 0)
     _trained(sampler)
@@ -173,7 +173,7 @@ def test_hard_samples_are_kept_more_often() -> None:
     assert kept[order[-10:]].mean() > 1.5 * kept[order[:10]].mean()
 
 
-def test_losses_are_smoothed_and_nan_says_nothing() -> None:
+def test_losses_are_smoothed_and_nan_is_ignored() -> None:
     sampler = Sampler(CBDP, torch.ones(1, 2, dtype=torch.bool), 10, 1, 0)
     nan = math.nan
     for step, told in enumerate([[1.0, nan, nan], [3.0, 4.0, nan], [nan, nan, nan]]):
@@ -202,7 +202,7 @@ def test_a_sampler_goes_on_where_a_killed_one_stopped(rule: str, tmp_path: Path)
     assert rest == undisturbed[13:]
 
 
-def test_a_journal_that_is_gone_is_said_so(tmp_path: Path) -> None:
+def test_a_missing_journal_is_reported(tmp_path: Path) -> None:
     sampler = Sampler(CBDP, _holds(20, 3), 60, 4, 1, tmp_path / "losses.jsonl")
     with pytest.raises(CheckpointError, match="begin anew"):
         sampler.draw(5)

@@ -10,7 +10,7 @@ def two_layers() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
 
 
-def test_only_the_named_modules_ask_for_gradients():
+def test_only_the_named_modules_require_gradients():
     model = two_layers()
     freeze_all_but(model, model[1])
     assert [name for name, p in model.named_parameters() if p.requires_grad] == ["1.weight", "1.bias"]

@@ -118,7 +118,7 @@ def test_where_nothing_is_recognised_the_window_is_where_the_support_had_its_lab
     assert 0 <= window.top < window.bottom <= view.size[0]
 
 
-def test_a_picture_is_looked_at_in_shares_of_its_size(handful_tiny: Backbone):
+def test_windows_of_pictures_are_fractions_of_their_size(handful_tiny: Backbone):
     def picture(seed: int, side: int) -> Case:
         rng = np.random.default_rng(seed)
         geometry = Geometry((side, side, 1), np.eye(4), unit="pixel")
@@ -249,7 +249,7 @@ def test_an_organ_that_fills_the_window_widens_it():
     assert np.array_equal(fixed.predict(case.read_image()).array, case.read_reference().array)
 
 
-def test_without_a_crop_it_answers_as_the_method_itself(handful_tiny: Backbone):
+def test_without_a_crop_it_predicts_as_the_method_itself(handful_tiny: Backbone):
     image, _ = phantom(7)
     alone = build_method("fate", {"roi_margin": "none"}).fit(support_set(), handful_tiny)
     auto = build_method("fate", {}).fit(support_set(), handful_tiny)
