@@ -26,7 +26,7 @@ def compare(
         str,
         typer.Option(
             help="Names from 'handful list methods', separated by commas, or 'all'. "
-            "Default: the floor, the U-Net and the main methods.",
+            "Default: a simple baseline, the U-Net and the main methods.",
             show_default=False,
         ),
     ] = "",

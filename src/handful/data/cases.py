@@ -75,7 +75,7 @@ class Case:
         return LabelMap(label_map.array, geometry, self.labels or label_map.labels)
 
     def modality_evidence(self, image: Volume) -> ModalityEvidence:
-        """What file, data set and voxels say about the kind of the scan; `image` is what `read_image` returned."""
+        """Evidence from file, data set and voxels for the modality; `image` is the result of `read_image`."""
         from_file = isinstance(self.image, Path)
         tag = image.modality if from_file and image.modality != self.modality else None
         declared = self.modality if from_file else self.modality or image.modality

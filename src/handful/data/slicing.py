@@ -38,23 +38,23 @@ _SAMPLE = 2_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Slicer:
-    """How volumes become slices; the same for support and queries.
+    """How volumes are cut into slices, the same for fitting and predicting.
 
-    Slices show every patient the same way, however the file stores them: rows run to the back (axial) or to the feet,
-    columns to the patient's left (axial, coronal) or back (sagittal), as radiology displays them. Axes are permuted and
-    flipped only, never resampled.
+    Slices have one orientation, that of radiology, however the file stores the voxels. Rows run to the patient's back
+    (axial) or feet, columns to the left (axial, coronal) or back (sagittal). Axes are permuted and flipped, but nothing
+    is resampled.
     """
 
     plane: PlaneChoice = "auto"
-    """Which way to cut; "auto" cuts across the largest voxel edge, so that slices have the finest pixels."""
+    """Plane of the slices; "auto" takes the plane across the largest voxel edge, which has the smallest pixels."""
     window: WindowChoice = "auto"
-    """Values shown as 0 and 1: two numbers, a CT preset in HU, percentiles of each volume, or "none" for all values.
+    """Values that become 0 and 1: two numbers, a CT preset in HU, "percentile" (of each volume), or "none" (all values).
 
-    "auto" takes the window of the labels of a support set for a CT (soft tissue without one), the whole range of the
-    type for 8-bit colours, and percentiles for all other scans.
+    For a CT, "auto" takes the window of the labels of the support set, or soft tissue if there is none. For 8-bit
+    colours it takes the whole range of the type, and for all other scans percentiles.
     """
     neighbours: bool = False
-    """Whether grey slices carry the previous and the next one as first and third channel."""
+    """Give grey slices the previous and the next slice as first and third channel."""
 
     def __post_init__(self) -> None:
         if self.plane != "auto" and self.plane not in ORDER:
@@ -68,7 +68,7 @@ class Slicer:
             raise SettingsError(f"window {self.window}; give two finite numbers, the lower first")
 
     def resolve(self, volumes: Iterable[Volume]) -> Slicer:
-        """This slicer with every "auto" made concrete: the most frequent choice among the volumes."""
+        """This slicer with a concrete value for each "auto": the most frequent choice among the volumes."""
         if "auto" not in (self.plane, self.window):
             return self
         return self.resolve_among((volume.geometry, suggested_window(volume)) for volume in volumes)
@@ -96,7 +96,7 @@ class Slicer:
         return replace(self, neighbours=False)
 
     def view(self, volume: Volume) -> SliceView:
-        """The volume as a stack of slices, none of them copied yet; what is still "auto" is chosen for this volume."""
+        """The volume as a stack of slices, without a copy of the voxels; any "auto" is chosen for this volume."""
         require_finite(volume.array, "volume")
         slicer = self.resolve([volume])
         if slicer.neighbours and volume.array.shape[0] != 1:
@@ -126,14 +126,14 @@ class Slicer:
 
 @dataclass(frozen=True, eq=False)
 class SliceView:
-    """A volume as n slices of h rows and w columns: a grid of slices, and the grey values shown in it."""
+    """A volume as n slices of h rows and w columns: a grid of slices, and the window for their grey values."""
 
     volume: Volume
     grid: SliceGrid
     low: float
-    """Value shown as 0."""
+    """Value that becomes 0."""
     high: float
-    """Value shown as 1; equal to `low` where the volume is constant, and shown as 0."""
+    """Value that becomes 1. If it equals `low`, the volume is constant and becomes 0."""
     neighbours: bool
 
     def __len__(self) -> int:
@@ -154,7 +154,7 @@ class SliceView:
         return self.grid.spacing
 
     def of(self, array_ijk: NDArray[Any]) -> NDArray[Any]:
-        """Any array on the volume's grid as slices (n, h, w): writing into them writes into the array."""
+        """A view of any array on the volume's grid as slices (n, h, w); writing into it writes into the array."""
         return self.grid.of(array_ijk)
 
     def cut(self, start: int, stop: int) -> Float[Tensor, "n c h w"]:
@@ -198,11 +198,11 @@ def window_of_hounsfield(low: float, high: float, shift: float) -> WindowChoice:
 
 
 def _most_frequent(votes: Mapping[_Choice, int]) -> _Choice:
-    return min(votes, key=lambda choice: (-votes[choice], str(choice)))  # whichever volume came first
+    return min(votes, key=lambda choice: (-votes[choice], str(choice)))  # the same whatever the order of the volumes
 
 
 def _limits(volume: Volume, window: WindowChoice) -> tuple[float, float]:
-    """The values shown as 0 and 1."""
+    """The values that become 0 and 1."""
     if not isinstance(window, str):
         return window
     if window in _HOUNSFIELD:
@@ -219,7 +219,7 @@ def _limits(volume: Volume, window: WindowChoice) -> tuple[float, float]:
 
 
 def _sample(volume: Volume) -> NDArray[Any]:
-    """At most `_SAMPLE` voxels on a regular lattice, the same ones however the volume is stored."""
+    """At most `_SAMPLE` voxels on a regular lattice, the same voxels however the volume is stored."""
     channels = [anatomical(channel, volume.geometry) for channel in volume.array]
     steps = [1, 1, 1]
     while len(channels) * math.prod(math.ceil(n / s) for n, s in zip(channels[0].shape, steps, strict=True)) > _SAMPLE:

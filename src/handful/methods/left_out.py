@@ -1,4 +1,4 @@
-"""What to expect of a method on unseen scans: fitted again without some labelled cases, and scored on these."""
+"""The Dice to expect on unseen scans: a method is fitted without some labelled cases and scored on these."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ from handful.jobs.progress import Report, silent
 from handful.methods.base import Method
 
 FOLDS = 8
-"""Fits, at most: with more labelled patients several are left out at a time."""
+"""Maximum number of fits; with more labelled patients, several are left out at a time."""
 
 
 @dataclass(frozen=True)
 class LeftOutScore:
-    """Dice of one label of a case, by a fit that had no case of its patient; 0 where it is missed or a false
-    positive."""
+    """Dice of one label of a case, from a fit without its patient; 0 if the label is missed or a false positive."""
 
     case: str
     label: str
@@ -36,8 +35,8 @@ def score_left_out(
 ) -> list[LeftOutScore]:
     """Scores of every labelled case from fits without its patient, in at most `folds` fits.
 
-    A patient who is the only one with some label stays in every fit and gets no score. Empty where nobody is left out,
-    as with one patient. Voxels without a label do not count, nor do labels that are in neither label map.
+    A patient who is the only one with some label stays in every fit and gets no score, so there are no scores for a
+    single patient. Unlabelled voxels are ignored, and so are labels that are in neither label map.
     """
     groups = [group for group in _groups(support, folds) if _others(support, group) is not None]
     scores: list[LeftOutScore] = []
@@ -52,13 +51,13 @@ def score_left_out(
 
 
 def mean_of_labels(scores: Sequence[LeftOutScore]) -> dict[str, float]:
-    """The mean over cases of each label, by its name."""
+    """The mean Dice over cases, {label name: Dice}."""
     names = dict.fromkeys(score.label for score in scores)
     return {name: round(fmean(score.dice for score in scores if score.label == name), 4) for name in names}
 
 
 def _groups(support: SupportSet, folds: int) -> list[list[Case]]:
-    """The cases that are left out together: those of one patient, and of several patients where there are many."""
+    """The groups of cases that are left out together: those of one patient, or of several if there are many."""
     patients: dict[str, list[Case]] = {}
     for case in support.cases:
         patients.setdefault(case.patient or case.name, []).append(case)
@@ -68,7 +67,7 @@ def _groups(support: SupportSet, folds: int) -> list[list[Case]]:
 
 
 def _others(support: SupportSet, group: Sequence[Case]) -> SupportSet | None:
-    """The support without a group; None where a label is then in no case."""
+    """The support set without a group; None if some label is then in no case."""
     names = {case.name for case in group}
     facts = tuple(entry for entry in support.facts if entry.case.name not in names)
     if not all(any(value in entry.voxels for entry in facts) for value in support.labels.values):

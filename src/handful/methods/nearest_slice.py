@@ -28,7 +28,7 @@ CERTAIN = 10.0
 class NearestSlice(Method):
     """Copies the labels of the most similar labelled slice; needs no training."""
 
-    when = "the floor that every method must beat"
+    when = "a baseline that every method should beat"
     minutes = "seconds"
 
     slicer: Slicer = Slicer()
