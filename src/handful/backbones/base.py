@@ -156,9 +156,20 @@ class Backbone(nn.Module, ABC):
         return self._encode(slices).to(torch.float16).to(torch.float32)
 
     @final
+    @torch.no_grad()
+    def encode_uncached(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+        """As `encode`, but neither read from a cache nor stored in one: for slices that nobody will need again."""
+        return self.plain.encode(slices)
+
+    @final
     def encode_exact(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         """Embeddings of n slices for an encoder that learns: not rounded, not cached, and with gradients."""
         return self.plain._encode(slices)
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers in the embeddings of one slice, all feature levels together."""
+        return self.channels * self.feature_side**2
 
     @property
     def plain(self) -> Backbone:
@@ -167,7 +178,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
-        """Prompt tokens and dense maps for slices of `size` (h, w) pixels."""
+        """Prompt tokens and dense maps for slices of `size` (h, w) pixels.
+
+        The centre of a slice pixel becomes the centre of the same place in the model's square, for points and for the
+        corners of boxes; see `points_in_square` for the half pixel by which the authors of SAM differ.
+        """
 
     @abstractmethod
     def decode_square(

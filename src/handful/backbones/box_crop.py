@@ -70,7 +70,11 @@ def _window(box: list[float], size: tuple[int, int], context: float) -> tuple[in
 
 
 def _moved(box: Float[Tensor, 4], window: tuple[int, int, int, int], side: int) -> Float[Tensor, 4]:
-    """The box in pixels of a square that shows the window; pixel centres stay pixel centres."""
+    """The box in pixels of a square that shows the window.
+
+    The outer edges of its corner pixels stay where they are, so that a box of one pixel covers all pixels of the square
+    that show it. `points_in_square` moves the centres of the corner pixels instead, as the corners are points to SAM.
+    """
     x0, y0, x1, y1 = window
     across, down = side / (x1 - x0), side / (y1 - y0)
     scale, origin = box.new_tensor([across, down] * 2), box.new_tensor([x0, y0] * 2)

@@ -73,6 +73,10 @@ class CachedBackbone(Backbone):
         return self._inner[0]
 
     @property
+    def embedding_size(self) -> int:
+        return self.inner.embedding_size
+
+    @property
     def plain(self) -> Backbone:
         return self.inner
 
