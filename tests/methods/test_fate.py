@@ -1,4 +1,4 @@
-"""FATE's walk through a stack, on random SAM 2s whose object score says yes, and on handful-tiny where it must be good.
+"""FATE's propagation through a stack, on random SAM 2s with a positive object score, and its accuracy on handful-tiny.
 
 Grey values are windowed by fixed numbers, so that changing one slice changes no other.
 """
@@ -193,14 +193,12 @@ def test_a_mirrored_stack_gets_the_mirrored_answer(video: MemoryBackbone):
     turned, confidence_turned = segmenter.predict_explained(mirrored(image))
     assert same(confidence.object_score, confidence_turned.object_score.flip(0), 1e-5)
     assert np.mean(found.array[:, ::-1] == turned.array) > 0.999
-    carried = answered(
-        fitted(video, window=6, top_k=5), image
-    )  # where the second walk remembers the first, it cannot be
+    carried = answered(fitted(video, window=6, top_k=5), image)  # not if the second half uses memories of the first
     assert not same(confidence.object_score, carried.object_score, 1e-6)
 
 
 def test_a_neighbour_is_told_that_a_label_was_called_present(video: MemoryBackbone):
-    """With a threshold below its score, a label that the walk drew is remembered as drawn, not as absent."""
+    """With a threshold below its score, a label that was predicted as present is remembered as present."""
     image, _ = phantom(7)
     thresholds: list[torch.Tensor] = []
     remember = video.remember

@@ -69,10 +69,10 @@ def test_no_slice_of_a_patient_is_kept_but_as_a_thumbnail(sam: Backbone) -> None
     }
 
 
-def test_a_closer_look_needs_boxes_and_the_single_mask(sam: Backbone) -> None:
-    with pytest.raises(SettingsError, match="box_crop looks round boxes, but prompt is 'points-3'"):
+def test_a_box_crop_needs_boxes_and_the_single_mask(sam: Backbone) -> None:
+    with pytest.raises(SettingsError, match="box_crop needs boxes, but prompt is 'points-3'"):
         ZeroShot(box_crop=True, prompt="points-3")
-    with pytest.raises(SettingsError, match="box_crop knows no candidate masks"):
+    with pytest.raises(SettingsError, match="box_crop uses the single mask"):
         ZeroShot(box_crop=True, multimask=True)
     promptable = ZeroShot(box_crop=True).promptable(LABELS, sam)
     points = Prompts(points=torch.ones(1, 2, 1, 2), point_labels=torch.ones(1, 2, 1, dtype=torch.int64))

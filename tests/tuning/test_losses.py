@@ -1,3 +1,6 @@
+import tomllib
+from pathlib import Path
+
 import torch
 
 from handful.tuning.losses import bce, dice, dice_bce, dice_ce, dice_focal, fading, focal, whole_batch
@@ -113,3 +116,10 @@ def test_a_label_that_no_pixel_shows_does_not_upset_the_balance():
 
 def test_a_fading_balance_is_whole_at_first_and_nothing_in_the_end():
     assert [fading(0.5, step, 10) for step in (0, 5, 10)] == [0.5, 0.25, 0.0]
+
+
+def test_the_oldest_monai_that_is_allowed_masks_after_the_softmax():
+    """Before 1.6, MaskedDiceLoss cleared logits of unlabelled pixels, which then entered the denominator."""
+    requirements = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
+    (monai,) = [line for line in requirements["project"]["dependencies"] if line.startswith("monai")]
+    assert monai == "monai>=1.6"

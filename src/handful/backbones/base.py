@@ -1,4 +1,4 @@
-"""What every foundation model offers the methods: encode slices, embed prompts, decode masks; some have a memory.
+"""The interface of all foundation models: encode slices, embed prompts, decode masks; some have a memory.
 
 Frames. Outside a backbone there is the slice: n × c × h × w, values in [0, 1], prompts in slice pixels. Inside there is
 the model's square input, made by the `PixelPolicy` of its family. `to_model_frame` and `to_image_frame` are the only
@@ -26,7 +26,7 @@ from handful.prompts.prompts import Prompts
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbeddings:
-    """What the image encoder sees in n slices: feature levels (n, c, h, w), finest first, the main one last."""
+    """Output of the image encoder for n slices: feature levels (n, c, h, w), finest first, the main one last."""
 
     features: tuple[Tensor, ...]
     size: tuple[int, int]
@@ -47,7 +47,7 @@ class ImageEmbeddings:
         return replace(self, features=tuple(level[index] for level in self.features))
 
     def repeat_interleave(self, times: int) -> ImageEmbeddings:
-        """Each slice `times` times in a row, as one row an object."""
+        """Each slice `times` times in a row: one row per object."""
         return replace(self, features=tuple(f.repeat_interleave(times, dim=0) for f in self.features))
 
     def to(self, target: torch.device | torch.dtype | str) -> ImageEmbeddings:
@@ -55,7 +55,7 @@ class ImageEmbeddings:
 
     @staticmethod
     def cat(parts: Sequence[ImageEmbeddings]) -> ImageEmbeddings:
-        """All slices of all parts; `size` is (0, 0) where sizes differ, and then only the square can be decoded."""
+        """All slices of all parts. `size` is (0, 0) if sizes differ; then only `decode_square` can be used."""
         sizes = {p.size for p in parts}
         size = sizes.pop() if len(sizes) == 1 else (0, 0)
         levels = zip(*[p.features for p in parts], strict=True)
@@ -64,7 +64,7 @@ class ImageEmbeddings:
 
 @dataclass(frozen=True, eq=False)
 class PromptEmbeddings:
-    """Prompts as the mask decoder takes them: tokens per label, and a dense map (None: the 'no mask' embedding)."""
+    """Input of the mask decoder: prompt tokens per label, and a dense map (None: the 'no mask' embedding)."""
 
     sparse: Float[Tensor, "n k t c"]
     dense: Float[Tensor, "n k c h w"] | None = None
@@ -72,20 +72,20 @@ class PromptEmbeddings:
 
 @dataclass(frozen=True, eq=False)
 class MaskPrediction:
-    """The mask decoder's answer in the model's square."""
+    """Output of the mask decoder, in the model's square."""
 
     logits: Float[Tensor, "n k s s"]
     iou: Float[Tensor, "n k"]
     """Predicted IoU of each mask, in [0, 1]."""
     object_score: Float[Tensor, "n k"] | None
-    """Logit that the object is in the slice at all; None where the model has no such head."""
+    """Logit that the object is in the slice at all; None if the model has no such head."""
     tokens: Float[Tensor, "n k c"]
-    """The mask token each mask came from; SAM 2 makes its object pointers of them."""
+    """The mask token that produced each mask; SAM 2 computes its object pointers from them."""
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What a memory backbone remembers of o objects (one row each): m spatial memories and p pointers a row.
+    """Memory of o objects, one row each: m spatial memories and p pointers per row.
 
     Rows with unequal numbers of memories cannot share one Memory.
     """
@@ -108,7 +108,7 @@ class Memory:
 
     @staticmethod
     def cat(parts: Sequence[Memory]) -> Memory:
-        """The same objects, remembering all that the parts remember."""
+        """The same objects with the memories of all parts."""
         return Memory(
             torch.cat([p.spatial for p in parts], dim=1),
             torch.cat([p.spatial_position for p in parts], dim=1),
@@ -134,7 +134,7 @@ class Backbone(nn.Module, ABC):
     side: int
     """Pixels along the model's square input."""
     usual_input: tuple[PixelPolicy, int]
-    """Pixels and side that these weights get where nobody names a family or a size."""
+    """Pixels and side of these weights if no family and no size are named."""
     mask_side: int
     """Pixels along the square of its mask logits."""
     feature_side: int
@@ -144,7 +144,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
-        """Embeddings of n slices; gradients flow only where the encoder's parameters ask for them."""
+        """Embeddings of n slices, with gradients if parameters of the encoder require them."""
 
     @final
     @torch.no_grad()
@@ -156,18 +156,33 @@ class Backbone(nn.Module, ABC):
         return self._encode(slices).to(torch.float16).to(torch.float32)
 
     @final
+    @torch.no_grad()
+    def encode_uncached(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+        """As `encode`, but neither read from a cache nor stored in one: for slices that are used in one fit only."""
+        return self.plain.encode(slices)
+
+    @final
     def encode_exact(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
-        """Embeddings of n slices for an encoder that learns: not rounded, not cached, and with gradients."""
+        """Embeddings of n slices for an encoder that is trained: not rounded, not cached, and with gradients."""
         return self.plain._encode(slices)
 
     @property
+    def embedding_size(self) -> int:
+        """Numbers in the embeddings of one slice, all feature levels together."""
+        return self.channels * self.feature_side**2
+
+    @property
     def plain(self) -> Backbone:
-        """The backbone that does the computing: this one, or the one inside where this is a cache."""
+        """The backbone that computes: this one, or the one that is cached."""
         return self
 
     @abstractmethod
     def embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
-        """Prompt tokens and dense maps for slices of `size` (h, w) pixels."""
+        """Prompt tokens and dense maps for slices of `size` (h, w) pixels.
+
+        The centre of a slice pixel becomes the centre of the same place in the model's square, for points and for the
+        corners of boxes; see `points_in_square` for the half pixel by which the authors of SAM differ.
+        """
 
     @abstractmethod
     def decode_square(
@@ -180,18 +195,18 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def to_model_frame(self, masks: Float[Tensor, "n k h w"], side: int) -> Float[Tensor, "n k side side"]:
-        """Masks of slices laid into the model's square as area fractions on a `side` × `side` grid."""
+        """Masks of slices, mapped to the model's square, as area fractions on a grid of `side` × `side` cells."""
 
     @abstractmethod
     def to_image_frame(self, logits: Float[Tensor, "n k s s"], size: tuple[int, int]) -> Float[Tensor, "n k h w"]:
-        """Maps in the model's square, bilinear onto slices of `size` (h, w), padding dropped."""
+        """Maps of the model's square, interpolated to slices of `size` (h, w); padding is dropped."""
 
     @abstractmethod
     def position_encoding(self) -> Float[Tensor, "1 c f f"]:
         """The dense positional encoding that the mask decoder adds to the main features."""
 
     def no_memory(self) -> Float[Tensor, "1 c 1 1"]:
-        """What is added to the main features of a slice that is decoded without memories; zeros for a plain SAM."""
+        """The embedding added to the main features of a slice that is decoded without memories; zeros for SAM."""
         return torch.zeros(1, self.channels, 1, 1, device=self.device)
 
     def decode(self, image: ImageEmbeddings, prompt: PromptEmbeddings) -> Float[Tensor, "n k h w"]:
@@ -203,15 +218,15 @@ class Backbone(nn.Module, ABC):
         return self.to_image_frame(self.decode_square(image, prompt).logits, image.size)
 
     def encoding_parts(self) -> tuple[nn.Module, ...]:
-        """All modules that `encode` runs through: their weights decide what the embeddings are."""
+        """All modules that `encode` uses: their weights determine the embeddings."""
         return (self.image_encoder,)
 
     def fork(self) -> Backbone:
-        """A backbone that shares this one's image encoder and owns copies of all the rest, free to be tuned."""
+        """A backbone that shares this one's image encoder and has its own copy of the rest, which can be trained."""
         return copy.deepcopy(self, memo={id(self.image_encoder): self.image_encoder})
 
     def fork_sharing_weights(self, own: Iterable[nn.Module]) -> Backbone:
-        """A copy, without a cache, whose image encoder may be given new parts: all its modules are its own.
+        """A copy without a cache, with its own modules, so that parts can be added to its image encoder.
 
         Their weights are the very same tensors, but for those of `own`, which are copied. SettingsError where a shared
         weight trains.
@@ -227,7 +242,7 @@ class Backbone(nn.Module, ABC):
         return next(self.parameters()).device
 
     def digest(self) -> str:
-        """SHA-256 over all weights, and over pixels and side where these are not the usual ones of the weights.
+        """SHA-256 of all weights, and of pixel policy and side if these are not the usual ones of the weights.
 
         Two backbones with one digest give the same answers.
         """
@@ -238,17 +253,17 @@ class Backbone(nn.Module, ABC):
 
     @final
     def input_description(self) -> dict[str, object]:
-        """The side of the square input and how slices become it, as JSON has it."""
+        """The side of the square input and the pixel policy, as plain JSON content."""
         pixels = self.family.pixels
         return {"side": self.side, **asdict(pixels), "mean": list(pixels.mean), "std": list(pixels.std)}
 
 
 class MemoryBackbone(Backbone):
-    """A backbone that can remember masks on slices and look at a new slice in their light (SAM 2 video)."""
+    """A backbone that stores masks of slices in a memory and uses it for new slices (SAM 2 video)."""
 
     @abstractmethod
     def memorize(self, image: ImageEmbeddings, masks: Float[Tensor, "o h w"]) -> Memory:
-        """Support slices (o rows) with one true mask each, above 0 inside: one spatial memory and one pointer a row."""
+        """Memory of labelled slices (o rows, one mask each, above 0 inside): one spatial memory and pointer per row."""
 
     @abstractmethod
     def remember(
@@ -258,7 +273,7 @@ class MemoryBackbone(Backbone):
         distance: int,
         absent_below: Float[Tensor, " o"] | float = 0.0,
     ) -> Memory:
-        """Slices (o rows, encoded, not recalled) with the mask predicted for each, `distance` slices from the query.
+        """Memory of predictions: slices (o rows, encoded, not recalled), `distance` slices away from the query.
 
         An object whose score (a logit) is not above `absent_below` is remembered as absent; 0 is SAM 2's own threshold.
         """

@@ -34,9 +34,9 @@ def decode_box_crop(
     """
     n, k, h, w = *boxes.shape[:2], *slices.shape[-2:]
     logits = slices.new_full((n, k, h, w), OUTSIDE)
-    asked = (boxes != 0).any(dim=2).nonzero().tolist()
-    for start in range(0, len(asked), BATCH):
-        some = asked[start : start + BATCH]
+    wanted = (boxes != 0).any(dim=2).nonzero().tolist()
+    for start in range(0, len(wanted), BATCH):
+        some = wanted[start : start + BATCH]
         windows = [_window(boxes[row, label].tolist(), (h, w), context) for row, label in some]
         cuts, prompts = [], []
         for (row, label), (x0, y0, x1, y1) in zip(some, windows, strict=True):
@@ -44,8 +44,8 @@ def decode_box_crop(
             mask = None if rough is None else rough[row : row + 1, label : label + 1, y0:y1, x0:x1]
             prompts.append((_moved(boxes[row, label], (x0, y0, x1, y1), backbone.side), mask))
         found = _decoded(backbone, torch.cat(cuts), prompts)
-        for (row, label), (x0, y0, x1, y1), seen in zip(some, windows, found, strict=True):
-            logits[row, label, y0:y1, x0:x1] = from_square(seen[None], (y1 - y0, x1 - x0))[0, 0]
+        for (row, label), (x0, y0, x1, y1), crop in zip(some, windows, found, strict=True):
+            logits[row, label, y0:y1, x0:x1] = from_square(crop[None], (y1 - y0, x1 - x0))[0, 0]
     return logits
 
 
@@ -54,8 +54,8 @@ def _decoded(
 ) -> Float[Tensor, "o 1 side side"]:
     size = (backbone.side, backbone.side)
     masks = [into_square(mask, backbone.side) for _, mask in prompts if mask is not None]
-    asked = Prompts(boxes=torch.stack([box for box, _ in prompts])[:, None], masks=torch.cat(masks) if masks else None)
-    return backbone.decode(backbone.encode_exact(cuts), backbone.embed(asked, size))
+    prompt = Prompts(boxes=torch.stack([box for box, _ in prompts])[:, None], masks=torch.cat(masks) if masks else None)
+    return backbone.decode(backbone.encode_exact(cuts), backbone.embed(prompt, size))
 
 
 def _window(box: list[float], size: tuple[int, int], context: float) -> tuple[int, int, int, int]:
@@ -70,7 +70,11 @@ def _window(box: list[float], size: tuple[int, int], context: float) -> tuple[in
 
 
 def _moved(box: Float[Tensor, 4], window: tuple[int, int, int, int], side: int) -> Float[Tensor, 4]:
-    """The box in pixels of a square that shows the window; pixel centres stay pixel centres."""
+    """The box in pixels of a square that shows the window.
+
+    The outer edges of its corner pixels stay where they are, so that a box of one pixel covers all pixels of the square
+    that show it. `points_in_square` moves the centres of the corner pixels instead, as the corners are points to SAM.
+    """
     x0, y0, x1, y1 = window
     across, down = side / (x1 - x0), side / (y1 - y0)
     scale, origin = box.new_tensor([across, down] * 2), box.new_tensor([x0, y0] * 2)

@@ -33,7 +33,7 @@ from handful.jobs.digests import digest_of, digest_of_json, digest_of_tensors
 from handful.prompts.prompts import Prompts
 
 FORMAT = 1
-"""Version of entries; others are never read, for it is part of their names."""
+"""Version of the entries; it is part of their names, so that others are never read."""
 GIB = 2**30
 STALE = 3600.0
 """Seconds after which a temporary file is taken for the rest of a killed process."""
@@ -49,7 +49,7 @@ def cached(backbone: Backbone, folder: Path, max_bytes: int = 20 * GIB) -> Cache
 
 
 class CachedBackbone(Backbone):
-    """Encodes as `inner` does, rounded to half precision, each slice once; forks share the cache, decoders stay free.
+    """The same backbone, which encodes each slice once. Forks share the cache; their decoders can be trained.
 
     Its weights bear the same names as those of `inner`, so nobody can tell them apart.
     """
@@ -73,6 +73,10 @@ class CachedBackbone(Backbone):
         return self._inner[0]
 
     @property
+    def embedding_size(self) -> int:
+        return self.inner.embedding_size
+
+    @property
     def plain(self) -> Backbone:
         return self.inner
 
@@ -90,16 +94,16 @@ class CachedBackbone(Backbone):
 
     @property
     def hits(self) -> int:
-        """Slices answered from disk, by this backbone and its forks."""
+        """Number of slices read from disk, by this backbone and its forks."""
         return self.cache.hits
 
     @property
     def misses(self) -> int:
-        """Slices that went through the image encoder."""
+        """Number of slices that the image encoder computed."""
         return self.cache.misses
 
     def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
-        """Only the slices that are missing run through the encoder, in one call; no gradient comes back."""
+        """Only the missing slices are encoded, in one call; there are no gradients."""
         _refuse_training(self.inner)
         keys = self._keys(slices)
         rows = [self.cache.get(key) for key in keys]
@@ -147,20 +151,20 @@ class CachedBackbone(Backbone):
         return [digest_of(made_by, one) for one in pixels]
 
     def _encoder_digest(self) -> str:
-        """Hashed again only when a weight was written to, which PyTorch counts for each tensor."""
+        """Computed again only if a weight was written to; PyTorch counts this for each tensor."""
         tensors = [
             (f"{part}.{name}", tensor)
             for part, module in enumerate(self.encoding_parts())
             for name, tensor in module.state_dict().items()
         ]
-        seen = [(name, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for name, tensor in tensors]
-        if seen != self._weights[0]:
-            self._weights = (seen, digest_of_tensors(tensors))
+        state = [(name, tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for name, tensor in tensors]
+        if state != self._weights[0]:
+            self._weights = (state, digest_of_tensors(tensors))
         return self._weights[1]
 
 
 class CachedMemoryBackbone(CachedBackbone, MemoryBackbone):
-    """The same round a backbone with a memory; memories themselves are not cached."""
+    """A cached backbone with a memory; the memories themselves are not cached."""
 
     @property
     def inner(self) -> MemoryBackbone:
@@ -188,7 +192,7 @@ class CachedMemoryBackbone(CachedBackbone, MemoryBackbone):
 
 
 class EmbeddingCache:
-    """Tensors by name in a folder, a safetensors file each; what was longest unused goes when it grows too large."""
+    """Tensors by name in a folder, one safetensors file each; the least recently used are removed when it is full."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         if max_bytes <= 0:
@@ -199,11 +203,11 @@ class EmbeddingCache:
         self._unweighed = math.inf  # bytes written since the folder was last weighed
 
     def __deepcopy__(self, memo: dict[int, object]) -> EmbeddingCache:
-        """One cache, however many forks of its backbone."""
+        """All forks of a backbone share one cache."""
         return self
 
     def get(self, key: str) -> tuple[Tensor, ...] | None:
-        """The tensors put under this key; None where there are none, or damaged ones, which are then removed."""
+        """The tensors stored under this key; None if there are none, or damaged ones, which are removed."""
         path = self._path(key)
         try:
             with safe_open(path, framework="pt") as file:
@@ -227,7 +231,7 @@ class EmbeddingCache:
         return tensors
 
     def put(self, key: str, tensors: Sequence[Tensor]) -> None:
-        """Writes a whole entry or none; after the first failure nothing more is written, and a warning says so."""
+        """Write an entry completely or not at all; after a failure, warn and write nothing more."""
         if not self._writable:
             return
         levels = {f"level{i}": tensor.contiguous() for i, tensor in enumerate(tensors)}
@@ -246,7 +250,7 @@ class EmbeddingCache:
         return self.folder / f"{key}.safetensors"
 
     def _shrink(self) -> None:
-        """Removes what was used longest ago until the rest fits; another process may be doing the same."""
+        """Remove the least recently used entries until the rest fits; another process may do the same."""
         remove_leftovers(self.folder, min_age_s=STALE)
         entries: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("[!.]*.safetensors"):

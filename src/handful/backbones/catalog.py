@@ -1,4 +1,4 @@
-"""Backbones by name: those of the catalogue, and loading them, or any from the Hugging Face hub, a folder or a file."""
+"""Backbones by name: the catalogue, and loading of these and others from the Hugging Face hub, a folder or a file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class BackboneEntry:
     source: str | Path
     """Hub id, or the folder inside the package that holds its weights."""
     licence: str
-    """Of the weights, as an SPDX identifier."""
+    """Licence of the weights, as an SPDX identifier."""
     family: str
     """One of FAMILIES."""
     revision: str | None = None
@@ -48,7 +48,7 @@ class BackboneEntry:
     file: str | None = None
     """Name of the authors' checkpoint on the hub; None where the hub has a folder of transformers."""
     sha256: str | None = None
-    """Of that file."""
+    """SHA-256 of that file."""
 
     @property
     def embedded(self) -> bool:
@@ -57,7 +57,7 @@ class BackboneEntry:
 
     @property
     def has_memory(self) -> bool:
-        """Whether it can remember masks on other slices, as SAM 2 does."""
+        """Whether it has a memory of masks on other slices, as SAM 2."""
         return FAMILIES[self.family].architecture == "sam2"
 
 
@@ -276,7 +276,7 @@ def _built(folder: Path, name: str, wanted: BackboneName) -> Backbone:
 def _sam2_model(
     kind: type[Model], folder: Path, name: str, wanted: BackboneName, family: Family
 ) -> tuple[Model, str, Family, int]:
-    """Model, name, family and usual side; the model itself is for the side that is asked for."""
+    """Model, name, family and usual side; the model takes squares of the wanted side."""
     model = _model(kind, folder, name)
     usual_side = int(model.prompt_encoder.input_image_size)
     if wanted.image_size not in (None, usual_side):
@@ -285,7 +285,7 @@ def _sam2_model(
 
 
 def _family_of(config: Any, name: str, wanted: BackboneName) -> Family:
-    """The family that is asked for, else the one that the configuration shows."""
+    """The named family, or the one that the configuration shows."""
     architecture: Architecture = "sam" if config.model_type == "sam" else "sam2"
     # no published SAM 2 has one candidate mask only; models that handful pre-trains do
     small = architecture == "sam2" and config.mask_decoder_config.num_multimask_outputs == 1
@@ -297,7 +297,7 @@ def _family_of(config: Any, name: str, wanted: BackboneName) -> Family:
 
 
 def _require_clear_family(backbone: Backbone, wanted: BackboneName) -> None:
-    """SettingsError for a source called MedSAM whose family nobody named: its keys are those of SAM, its pixels not."""
+    """SettingsError for a source called MedSAM without a named family: it has the keys of SAM, but not its pixels."""
     if wanted.family is None and "medsam" in Path(wanted.source).name.lower():
         choices = ("medsam2", "sam2") if backbone.family.architecture == "sam2" else ("medsam", "sam")
         medical, plain = (f"{family}:{wanted.source}" for family in choices)

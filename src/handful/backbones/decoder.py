@@ -45,7 +45,7 @@ def decode_with_tokens(
 def single_mask_parts(
     decoder: Any, *, tokens: bool = True, iou: bool = False, finer_levels: bool = False
 ) -> list[nn.Module]:
-    """What the decoder makes its single mask with; the multi-mask and object-score heads are not among it.
+    """The parts of the decoder that produce the single mask, without the multi-mask and object-score heads.
 
     `tokens`: with its own tokens. `iou`: with the head that predicts the mask's IoU. `finer_levels`: with the
     projections of SAM 2's finer levels, which are part of encoding.
@@ -59,7 +59,7 @@ def single_mask_parts(
 
 
 def without_multimask(decoder: Any) -> None:
-    """Keeps SAM 2 on the single mask: at inference it may change to three masks whose heads a method does not train."""
+    """Keep SAM 2 on the single mask: otherwise it may switch to candidate masks, whose heads are not trained."""
     if hasattr(decoder, "dynamic_multimask_via_stability"):
         decoder.dynamic_multimask_via_stability = False
 
@@ -75,7 +75,7 @@ def score_tokens(decoder: Any) -> Float[Tensor, "t c"]:
 
 
 def no_mask(prompt_encoder: Any) -> Float[Tensor, "1 c 1 1"]:
-    """What is added to the main features where there is no mask prompt."""
+    """The embedding added to the main features if there is no mask prompt."""
     embedding: Tensor = prompt_encoder.no_mask_embed.weight
     return embedding[:, :, None, None]
 

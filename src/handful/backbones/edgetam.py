@@ -1,4 +1,4 @@
-"""EdgeTAM: a small SAM 2 that squeezes each memory into a few hundred tokens; transformers' model, with no session."""
+"""EdgeTAM: a small SAM 2 that compresses each memory to a few hundred tokens; transformers' model without a session."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from handful.backbones.sam2_video import Sam2VideoBackbone
 
 
 class EdgeTamBackbone(Sam2VideoBackbone):
-    """EdgeTAM with its memory: 512 tokens a slice where SAM 2 keeps 4,096, so that a slice is recalled sooner.
+    """EdgeTAM with its memory: 512 tokens per slice instead of the 4,096 of SAM 2, so that recalling is faster.
 
     After Zhou et al., "EdgeTAM: on-device track anything model" (arXiv 2501.07256). Half of the tokens tell of the
     slice as a whole and have no place in it; the other half tell of a window each. The published image encoder,
@@ -34,7 +34,7 @@ class EdgeTamBackbone(Sam2VideoBackbone):
         super().__init__(model, name, family, usual_side)
 
     def _attention(self, memory: Memory) -> Callable[..., Tensor]:
-        # It is told where one memory ends and the next begins: only the second half of each is turned by its place.
+        # It needs the length of one memory, because only the second half of each gets rotary position encoding.
         return partial(self.model.memory_attention, num_spatial_memory_tokens=memory.spatial.shape[1])
 
     def _memory(

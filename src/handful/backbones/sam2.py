@@ -40,6 +40,13 @@ class Sam2Backbone(PromptedBackbone):
         levels[1] = self.model.mask_decoder.conv_s1(levels[1])
         return ImageEmbeddings(tuple(levels), (slices.shape[-2], slices.shape[-1]))
 
+    @property
+    def embedding_size(self) -> int:
+        """Three levels; the finer ones have two and four times the side, and as few channels as their projections."""
+        decoder, cells = self.model.mask_decoder, self.feature_side**2
+        finest, finer = int(decoder.conv_s0.out_channels), int(decoder.conv_s1.out_channels)
+        return (16 * finest + 4 * finer + self.channels) * cells
+
     def encoding_parts(self) -> tuple[nn.Module, ...]:
         return (self.image_encoder, self.model.mask_decoder.conv_s0, self.model.mask_decoder.conv_s1)
 

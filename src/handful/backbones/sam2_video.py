@@ -21,7 +21,7 @@ from handful.errors import SettingsError
 from handful.prompts.prompts import PADDING
 
 ABSENT = -1024.0
-"""Mask logit of an object whose score says that it is not in the slice, as in SAM 2."""
+"""Mask logit of an object that is absent from the slice by its score, as in SAM 2."""
 
 
 class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
@@ -69,7 +69,7 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
         position = self._sine_position(image.main)
         pointers, pointer_position = self._pointer_tokens(memory)
         spatial_position = memory.spatial_position + self._time(memory.distance)[:, None]
-        seen = self._attention(memory)(
+        attended = self._attention(memory)(
             current_vision_features=rearrange(image.main, "o c h w -> (h w) o c"),
             current_vision_position_embeddings=rearrange(position, "o c h w -> (h w) o c"),
             memory=torch.cat([rearrange(memory.spatial, "o m t c -> (m t) o c"), pointers]),
@@ -78,17 +78,17 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
             ),
             num_object_pointer_tokens=pointers.shape[0],
         )
-        main = rearrange(seen, "1 o (h w) c -> o c h w", h=self.feature_side)
+        main = rearrange(attended, "1 o (h w) c -> o c h w", h=self.feature_side)
         return replace(image, features=(*image.features[:-1], main), recalled=True)
 
     def decode_recalled(self, image: ImageEmbeddings) -> MaskPrediction:
-        # The logits stay what the decoder says even where the object score denies the object: a training needs them.
+        # The logits are those of the decoder even if the object score is negative, because training needs them.
         config = self.model.config
         multimask = config.multimask_output_in_sam and config.multimask_output_for_tracking
         return self._decode_alone(image, no_mask(self.model.prompt_encoder), bool(multimask))
 
     def _decode_alone(self, image: ImageEmbeddings, dense: Tensor, multimask: bool) -> MaskPrediction:
-        """One object a row, no click: SAM 2 shows the decoder one empty point, and the prompt encoder adds another."""
+        """One object per row, without clicks: SAM 2 passes one padding point, and the prompt encoder adds another."""
         points = torch.zeros(len(image), 1, 1, 2, device=self.device)
         labels = torch.full((len(image), 1, 1), PADDING, device=self.device, dtype=torch.int)
         sparse, _ = self.model.prompt_encoder(points, labels, None, None)
@@ -96,7 +96,7 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
         return self.decode_square(image, PromptEmbeddings(sparse, dense[:, None]), multimask)
 
     def _attention(self, memory: Memory) -> Callable[..., Tensor]:
-        """What looks at the memory's tokens."""
+        """The memory attention."""
         attention: Callable[..., Tensor] = self.model.memory_attention
         return attention
 

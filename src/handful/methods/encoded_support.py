@@ -115,7 +115,9 @@ def encode_support(
             if learns:
                 stored += slices
             else:
-                image = with_pixels(backbone, slices, backbone.encode(slices.to(backbone.device)), pixels)
+                # random views are of no use to any other fit, so they do not fill the user's cache
+                encode = backbone.encode_uncached if view else backbone.encode
+                image = with_pixels(backbone, slices, encode(slices.to(backbone.device)), pixels)
                 images.append(image.to(torch.float16))
             maps.append(_in_model_frame(backbone, masks, valid_mask, target, side))
             origin += [(len(names) - 1, case.index[row], view) for row in rows]
@@ -138,12 +140,17 @@ def with_pixels(
     return dataclasses.replace(image, features=(square, *image.features))
 
 
-def views_to_keep(wanted: int, support: SupportSet, slicer: Slicer, backbone: Backbone, pixels: int = 0) -> int:
-    """The number of views per labelled slice: `wanted`, but at most what MOST_BYTES hold, or FEW if that is more."""
-    slices = sum(facts.labelled_slices(slicer) for facts in support.facts)
-    # in half precision; all feature levels are at most 4 of these, the rest is for the target maps
-    view = 7 * backbone.channels * backbone.feature_side**2 * 2 + 3 * pixels**2 * 2
-    return max(1, min(wanted, max(FEW, MOST_BYTES // (view * max(1, slices)))))
+def views_to_keep(
+    wanted: int, support: SupportSet, slicer: Slicer, backbone: Backbone, *, side: int, pixels: int = 0
+) -> int:
+    """The number of views per labelled slice: `wanted`, but at most what MOST_BYTES hold, or FEW if that is more.
+
+    `side` is that of the target maps, `pixels` that of stored slices, as in `encode_support`.
+    """
+    slices, labels = sum(facts.labelled_slices(slicer) for facts in support.facts), len(support.labels)
+    embeddings = 2 * (backbone.embedding_size + 3 * pixels**2)  # in half precision
+    targets = (labels + 1) * side**2 + 4 * (labels + 1) * backbone.feature_side**2  # one byte a cell, or a float
+    return max(1, min(wanted, max(FEW, MOST_BYTES // ((embeddings + targets) * max(1, slices)))))
 
 
 def noisy(image: ImageEmbeddings, share: float, generator: torch.Generator) -> ImageEmbeddings:

@@ -1,7 +1,7 @@
 """Zero-shot: the backbone as it is, prompted for each label with a box or with points; nothing is trained.
 
-The baseline of most papers on SAM in medicine. Where they take the prompts from the truth, so does `oracle`; the
-segmenter that `fit` returns takes them from the labelled slice that each slice most resembles, and needs no truth.
+The baseline of most papers on SAM in medicine. These papers take the prompts from the ground truth, as `oracle` does.
+The segmenter that `fit` returns takes them from the most similar labelled slice, and needs no ground truth.
 """
 
 from __future__ import annotations
@@ -22,29 +22,31 @@ from handful.methods.promptable import FrozenPromptable, Prompted, PromptKind, T
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Method):
-    """Asks the frozen backbone with the prompts of the most similar labelled slice; learns nothing."""
+    """Prompts the frozen backbone with the boxes or points of the most similar labelled slice; trains nothing."""
 
     when = "a first impression of a backbone"
     minutes = "seconds"
 
     slicer: Slicer = Slicer()
-    """Plane and window, the same when fitting and when predicting."""
+    """Slice plane and intensity window, used for fitting and predicting."""
     prompt: PromptKind = "box"
     """The prompt of a label: one box round it, or one, three or five points inside it."""
     box_crop: bool = False
-    """Look at each box in a window of its own, which suits small organs and costs an encode a box."""
+    """Crop the slice around each box and encode the crop, for small organs; costs one encoder pass per box."""
     multimask: bool | None = None
-    """Take the best of the backbone's candidate masks, by their predicted IoU, instead of its single mask. None takes
-    what suits the backbone: for SAM and SAM 2 the best where a label has a single point, as their authors do, for
-    SAM-Med2D always, for MedSAM and handful-tiny never."""
+    """Take the candidate mask with the highest predicted IoU instead of the single mask; None: as suits the backbone.
+
+    For SAM and SAM 2 that is the best candidate for a label with one point and nothing else, as their authors advise;
+    for SAM-Med2D always, for MedSAM and handful-tiny never.
+    """
     seed: int = 0
     """Seed of the random points."""
 
     def __post_init__(self) -> None:
         if self.box_crop and self.prompt != "box":
-            raise SettingsError(f"box_crop looks round boxes, but prompt is {self.prompt!r}; set prompt='box'")
+            raise SettingsError(f"box_crop needs boxes, but prompt is {self.prompt!r}; set prompt='box'")
         if self.box_crop and self.multimask:
-            raise SettingsError("box_crop knows no candidate masks; set multimask=False")
+            raise SettingsError("box_crop uses the single mask; leave multimask out or set it to False")
 
     def resolved(self, backbone: Backbone) -> ZeroShot:
         when = backbone.family.defaults.multimask
@@ -63,7 +65,7 @@ class ZeroShot(Method):
         return ZeroShotSegmenter(self.promptable(labels, backbone, slicer), TransferredPrompts.unpack(learned))
 
     def promptable(self, labels: Labels, backbone: Backbone, slicer: Slicer | None = None) -> FrozenPromptable:
-        """The same backbone to be asked by anyone, for example by `oracle`; without any support."""
+        """The same backbone for prompts from elsewhere, for example from `oracle`; without a support set."""
         return FrozenPromptable(labels, slicer or self.slicer, backbone, self.box_crop, self.multimask)
 
 

@@ -211,7 +211,9 @@ class AutoSam(Method):
         return encode_support(
             support.slices(slicer),
             backbone,
-            views=views_to_keep(self.views, support, slicer, backbone, pixels),
+            views=views_to_keep(
+                self.views, support, slicer, backbone, side=pixels or backbone.mask_side, pixels=pixels
+            ),
             seed=self.train.seed,
             side=pixels or backbone.mask_side,
             pixels=pixels,

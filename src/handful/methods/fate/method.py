@@ -1,9 +1,13 @@
-"""FATE-SAM: a memory model is shown the most similar support slices with their masks; nothing is trained.
+"""FATE-SAM: the most similar labelled slices are put into the memory of SAM 2 with their masks; nothing is trained.
 
 After He, Hu, Zhou, Jarraya and Liu, "Few-shot adaptation of training-free foundation model for 3D medical image
-segmentation" (arXiv 2501.09138). It departs from the authors' code in three points. A support is remembered per label,
-so that one that lacks a label says nothing of it. Retrieval also finds slices without any label, so that what is absent
-may stay absent. Object pointers reach as far as `window`, where theirs reach 15 slices, and alike in both directions.
+segmentation" (arXiv 2501.09138). It differs from the authors' code in five points:
+
+- There is one memory per slice and label, so a labelled slice without a label does not contribute to that label.
+- Slices without any label are retrieved, too, so that a label can be absent from a slice.
+- Object pointers reach as far as `window`, in both directions; theirs reach 15 slices.
+- The age of a pointer is relative to 16 slices, also in scans with fewer slices.
+- A label that `absent_below` accepts is remembered as present; theirs has no such threshold.
 """
 
 from __future__ import annotations
@@ -27,13 +31,13 @@ from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, assemble_label_map, require_same_labels, to_classes
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
-from handful.methods.fate.recall import Answer, MemoryUse, SupportRecall
+from handful.methods.fate.propagation import ConfidenceNotes, PropagationOrder, StackPropagation
+from handful.methods.fate.recall import MemoryUse, SlicePredictions, SupportRecall
 from handful.methods.fate.support_bank import Retrieval, Similarity, SupportBank, bank_of
-from handful.methods.fate.walk import ConfidenceNotes, StackWalk, WalkOrder
 from handful.tuning.precision import Precision, computing_in
 
 FARTHEST = 6
-"""Slices between a memory and the slice it helps, at most: SAM 2 knows no larger distance."""
+"""Largest distance in slices between a memory and the slice it is used for; SAM 2 has no code for larger ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,48 +48,69 @@ class Fate(Method):
     minutes = "seconds"
 
     slicer: Slicer = Slicer()
-    """Plane and window, the same when fitting and when predicting."""
+    """Slice plane and intensity window, used for fitting and predicting."""
     similarity: Similarity = "cosine"
-    """What makes a support slice alike: the cosine of the image embeddings place by place, the cosine of their means
-    over the slice, or, as in the authors' code, the least absolute difference over all feature levels."""
+    """How slices are compared: by their image embeddings, position by position ('cosine'), or in other ways.
+
+    'pooled' is the cosine of the embeddings' means over the slice; 'l1', as in the authors' code, the mean absolute
+    difference over all feature levels.
+    """
     top_k: int | None = None
-    """Labelled slices retrieved for each slice; None takes the backbone's own number, 5 for handful-tiny and 3, as in
-    the authors' code, for SAM 2."""
+    """Labelled slices retrieved for each slice; None takes the number that suits the backbone.
+
+    That is 5 for handful-tiny and 3 for SAM 2, as in the authors' code.
+    """
     diverse: bool = False
-    """Take the best slice of every support case before the second best of any."""
+    """Retrieve the most similar slice of every case before the second most similar of any."""
     slice_position_tolerance: float = 1.0
-    """Largest difference in relative place along the stack between a slice and its supports, such as 0.2; 1 allows any.
-    Where no support lies so near, any will do."""
+    """Largest difference in relative position along the stack between a slice and those retrieved for it; 1 allows any.
+
+    If there is no labelled slice within it, any may be retrieved. A useful value is 0.2.
+    """
     foreground_only: bool = False
-    """Retrieve only slices that hold a label, as the authors do; then none can say that there is nothing here."""
+    """Retrieve only slices that contain a label, as the authors do; then a label is rarely predicted as absent."""
     allow_empty: bool = False
-    """Whether a retrieved support that lacks a label is remembered for it, with an empty mask, or left out. Either way
-    a label that no retrieved support holds is absent."""
+    """Use a retrieved slice without a label as an example of its absence, with an empty mask, instead of ignoring it.
+
+    A label that no retrieved slice contains is predicted as absent in either case.
+    """
     window: int | None = None
-    """Predicted neighbours, at most this many slices away (0 to 6), that join the memory; 0 segments each slice on its
-    own. None takes the backbone's own number, 1 for handful-tiny and 6, as in the authors' code, for SAM 2."""
+    """Largest distance in slices (0 to 6) of the predictions that join the memory; 0 segments each slice on its own.
+
+    None takes the distance that suits the backbone: 1 for handful-tiny and 6 for SAM 2, as in the authors' code.
+    """
     absent_below: float = 0.0
-    """Object score (a logit) below which a label is called absent from a slice; 0 is SAM 2's own. Lower finds more of
-    organs of a few voxels, of which a model is never sure, and gives more false positives of others. A label that all
-    of a support of single pictures hold is never called absent: nothing says that it could be."""
+    """Object score (a logit) below which a label is predicted as absent from a slice; 0 is SAM 2's threshold.
+
+    A lower value finds more of organs of a few voxels, whose score is always low, and gives more false positives of
+    others. In a support set of single pictures, a label that all of them contain is never predicted as absent, since
+    there is no example of its absence.
+    """
     pointers: bool = True
-    """Whether object pointers join the spatial memories."""
+    """Use SAM 2's object pointers in addition to the spatial memories."""
     start: Literal["middle", "best"] = "middle"
-    """Where the walk through the stack begins: half-way, or where the retrieved supports hold the most labels and look
-    most alike. To find the best, each slice is encoded once more."""
+    """Slice at which the propagation through the stack starts: the middle one, or the one with the best retrieval.
+
+    'best' is the slice whose retrieved slices contain the most labels and, among those, are the most similar. Every
+    slice is encoded once more to find it.
+    """
     forward_uses_reverse: bool = True
-    """Whether the walk up from the start, the second one, remembers slices on the other side of the start."""
+    """Let the second half of the propagation use predictions of the first half, on the other side of the start."""
     fuse: bool = False
-    """Walk through the whole stack in both directions and average what each says, instead of outwards from the start.
-    The first walk's logits wait in a temporary file."""
+    """Propagate through the whole stack in both directions and average the logits, instead of outwards from the start.
+
+    The logits of the first direction are kept in a temporary file.
+    """
     second_sweep: bool = False
-    """Answer each slice again with both sides' neighbours as the first sweep labelled them; encodes it once more."""
+    """Segment every slice a second time, with the predictions of its neighbours on both sides; encodes it once more."""
     largest_component: bool = False
-    """Keep only the largest connected piece of each label in the volume."""
+    """Keep only the largest connected component of each label in a volume."""
     precision: Precision = "float32"
-    """What encoder, memory attention and decoder compute in while predicting. 'bfloat16' is faster where the processor
-    has it (AVX-512 BF16, AMX, GPUs) and the model is large, and float32 elsewhere; a few voxels along the borders
-    differ."""
+    """Number format of encoder, memory attention and decoder in predictions; 'bfloat16' may be faster.
+
+    It is faster for large models if the processor supports it (AVX-512 BF16, AMX, GPUs), and is replaced by float32
+    elsewhere. A few voxels along the borders differ.
+    """
 
     def __post_init__(self) -> None:
         if self.top_k is not None and self.top_k < 1:
@@ -119,27 +144,27 @@ class Fate(Method):
 
     @property
     def retrieval(self) -> Retrieval:
-        """Which labelled slices are retrieved for a slice; of a resolved method."""
+        """The settings of retrieval; of a resolved method."""
         assert self.top_k is not None
         return Retrieval(self.similarity, self.top_k, self.diverse, self.slice_position_tolerance, self.foreground_only)
 
     @property
     def memory_use(self) -> MemoryUse:
-        """What of the memories is used."""
+        """The settings of how memories are used."""
         return MemoryUse(self.allow_empty, self.pointers, self.absent_below)
 
     @property
-    def order(self) -> WalkOrder:
-        """The order of the slices of a stack; of a resolved method."""
+    def order(self) -> PropagationOrder:
+        """The settings of the propagation; of a resolved method."""
         assert self.window is not None
-        return WalkOrder(self.window, self.start, self.forward_uses_reverse, self.fuse)
+        return PropagationOrder(self.window, self.start, self.forward_uses_reverse, self.fuse)
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> FateSegmenter:
         return FateSegmenter(labels, slicer, _with_memory(backbone), self.resolved(backbone), SupportBank(learned))
 
 
 class FateSegmenter(Segmenter):
-    """The support's memories, and the walk through a stack that asks them."""
+    """The memories of the labelled slices, and the propagation through a stack that uses them."""
 
     backbone: MemoryBackbone
 
@@ -150,14 +175,14 @@ class FateSegmenter(Segmenter):
         self.method = method
         self.bank = bank.to(backbone.device)
         self._recall = SupportRecall(backbone, self.bank, len(labels), method.retrieval, method.memory_use)
-        self._walk = StackWalk(self._recall, method.order)
+        self._propagation = StackPropagation(self._recall, method.order)
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        """Logits of slices that know nothing of each other, nor of their place in a stack."""
+        """Logits of slices on their own, without neighbours and without a position in a stack."""
         with self._precision():
             image = self.backbone.encode(slices.to(self.backbone.device))
-            answer = self._recall.answer(image, self._recall.retrieved(image), range(len(image)))
-        return self.backbone.to_image_frame(answer.logits, image.size)
+            predictions = self._recall.predict(image, self._recall.retrieved(image), range(len(image)))
+        return self.backbone.to_image_frame(predictions.logits, image.size)
 
     def learned(self) -> dict[str, Tensor]:
         return dict(self.bank.named_buffers())
@@ -167,33 +192,33 @@ class FateSegmenter(Segmenter):
 
     @torch.inference_mode()
     def predict_explained(self, volume: Volume) -> Explained:
-        """What `predict` returns, how sure the model was of it slice by slice, and the supports it was shown."""
+        """The prediction of `predict`, its confidence per slice, and the labelled slices retrieved for each slice."""
         self.eval()
         return Explained(*self._segmented(self.slicer.view(volume)))
 
     def support_picture(self, case: str, number: int) -> SupportPicture:
-        """A support slice, by its name in `SliceConfidence.retrieved`."""
+        """A labelled slice, by its case and number as in `SliceConfidence.retrieved`."""
         image, classes = self.bank.picture(case, number)
         values = np.array([0, *self.labels.values])
-        shown = image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
-        return SupportPicture(case, number, shown, values[classes.cpu().numpy()])
+        pixels = image.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy()
+        return SupportPicture(case, number, pixels, values[classes.cpu().numpy()])
 
     def confidence(
         self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
     ) -> dict[int, float]:
-        """Dice from the predicted IoU of each slice, times the probability that the label is in it, over its voxels."""
-        sure = reasons or self.predict_explained(volume).reasons
-        assert sure is not None
-        dice = np.nan_to_num((2 * sure.iou / (1 + sure.iou) * sure.object_score.sigmoid()).double().numpy())
+        """Per label, the mean over its voxels of the Dice by the slice's predicted IoU, times chance of presence."""
+        scores = reasons or self.predict_explained(volume).reasons
+        assert scores is not None
+        dice = np.nan_to_num((2 * scores.iou / (1 + scores.iou) * scores.object_score.sigmoid()).double().numpy())
         classes = self.slicer.view(volume).of(prediction.array)
         areas = np.stack([(classes == value).sum(axis=(1, 2)) for value in self.labels.values], axis=1)
         pairs = zip(self.labels.values, (areas * dice).sum(axis=0), areas.sum(axis=0), strict=True)
         return {value: float(total / area) for value, total, area in pairs if area}
 
     def extend(self, support: SupportSet) -> FateSegmenter:
-        """A segmenter that remembers the new labelled slices, too."""
+        """A segmenter with the memories of the new labelled slices in addition to its own."""
         require_same_labels(support, self.labels)
-        same = self.method.with_slicer(self.slicer)  # as resolved then, whatever this scan asks for
+        same = self.method.with_slicer(self.slicer)  # as resolved for the first support set
         bank = SupportBank.joined([self.bank, same.fit(support, self.backbone).bank])
         return FateSegmenter(self.labels, self.slicer, self.backbone, self.method, bank)
 
@@ -204,9 +229,11 @@ class FateSegmenter(Segmenter):
     def _segmented(self, stack: SliceView) -> tuple[LabelMap, SliceConfidence]:
         notes = ConfidenceNotes(len(stack), len(self.labels))
         with self._precision():
-            found = assemble_label_map(stack, self.labels, self._classes(self._walk.answers(stack), notes, stack.size))
+            found = assemble_label_map(
+                stack, self.labels, self._classes(self._propagation.predictions(stack), notes, stack.size)
+            )
             if self.method.second_sweep:
-                again = self._walk.again(stack, stack.of(found.array), self.labels)
+                again = self._propagation.again(stack, stack.of(found.array), self.labels)
                 found = assemble_label_map(stack, self.labels, self._classes(again, notes, stack.size))
         if self.method.largest_component:
             keep_largest(found)
@@ -214,19 +241,19 @@ class FateSegmenter(Segmenter):
         return found, SliceConfidence(notes.object_score, notes.iou, names)
 
     def _precision(self) -> torch.autocast:
-        """Holds for all that is computed within."""
+        """A context in which the number format of the settings is used."""
         return computing_in(self.method.precision, self.backbone.device.type)
 
     def _classes(
-        self, answers: Iterator[Answer], notes: ConfidenceNotes, size: tuple[int, int]
+        self, predictions: Iterator[SlicePredictions], notes: ConfidenceNotes, size: tuple[int, int]
     ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        for answer in answers:
-            notes.take(answer)
-            yield answer.numbers, to_classes(self.backbone.to_image_frame(answer.logits, size))
+        for part in predictions:
+            notes.take(part)
+            yield part.numbers, to_classes(self.backbone.to_image_frame(part.logits, size))
 
 
 def keep_largest(label_map: LabelMap) -> None:
-    """Clears all but the largest connected piece of each label, in place; pieces that share a corner are one."""
+    """Clear all but the largest connected component of each label, in place; a shared corner connects voxels."""
     for value in label_map.labels.values:
         inside = label_map.array == value
         box = ndimage.find_objects(inside.astype(np.uint8))

@@ -1,4 +1,4 @@
-"""The support as FATE keeps it: a memory of each labelled slice and label, and how the slices most alike are found."""
+"""The labelled slices as FATE stores them: a memory per slice and label, and the search for the most similar slices."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from handful.data.support import LabelledSlices
 from handful.methods.base import CHUNK
 
 CELLS = 16
-"""Cells along the feature maps that 'cosine' compares: coarse enough to forgive a small shift."""
+"""Cells along the feature maps that 'cosine' compares: coarse enough to tolerate a small shift."""
 TOKENS = 2**16
-"""Tokens of memory that are looked at, or made, in one call: bounds the space of the attention."""
+"""Largest number of memory tokens in one call: bounds the memory that attention takes."""
 PICTURE = 96
-"""Rows and columns of the pictures that show which supports were retrieved."""
+"""Rows and columns of the thumbnails of labelled slices."""
 
 Similarity = Literal["cosine", "pooled", "l1"]
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Which support slices are shown for a slice; see the settings of the same names in `Fate`."""
+    """How labelled slices are retrieved for a slice; see the settings of the same names in `Fate`."""
 
     similarity: Similarity
     top_k: int
@@ -40,13 +40,13 @@ class Retrieval:
 
 
 class SupportBank(nn.Module):
-    """What is kept of s support slices, in half precision: what retrieval compares, and a memory for each label held.
+    """What is stored of s labelled slices, in half precision: features for retrieval, and a memory per label.
 
     Buffers: `signature0`, ... (s, c, p); `spatial` (r, t, 64) and `pointers` (r, c), one row per memory; `position`
-    (t, 64), which all memories share; `rows` (s, k + 1), the memory of each slice and label, the last one of no label
-    at all, -1 where there is none; for each slice its `cases`, its `index` in the case and its relative `place`;
-    `thumbnails` (s, c, 96, 96), one grey or three colour channels, and `classes` (s, 96, 96), 0 or 1 + the label's
-    index, to be looked at; `names` of the cases, the bytes of a JSON list.
+    (t, 64), the same for all memories; `rows` (s, k + 1), the memory of each slice and label, in the last column that
+    of an empty mask, -1 if there is none; for each slice the number of its case (`cases`), its `index` in the case and
+    its relative `place`; `thumbnails` (s, c, 96, 96), one grey or three colour channels, and `classes` (s, 96, 96), 0
+    or 1 + the label's index, for display; `names` of the cases, the bytes of a JSON list.
     """
 
     spatial: Tensor
@@ -71,7 +71,7 @@ class SupportBank(nn.Module):
 
     @classmethod
     def joined(cls, parts: Sequence[SupportBank]) -> SupportBank:
-        """The slices of all parts; cases of one name in several parts stay apart."""
+        """The slices of all parts; cases with the same name in several parts stay separate."""
         tensors = {
             name: torch.cat([part.get_buffer(name) for part in parts])
             for name, _ in parts[0].named_buffers()
@@ -82,14 +82,14 @@ class SupportBank(nn.Module):
         earlier = np.cumsum([0, *[len(part._names) for part in parts]])
         cases = [part.cases + int(e) for part, e in zip(parts, earlier, strict=False)]
         names = [name for part in parts for name in part._names]
-        channels = max(part.thumbnails.shape[1] for part in parts)  # grey slices beside coloured ones
+        channels = max(part.thumbnails.shape[1] for part in parts)  # grey and coloured slices together
         thumbnails = [part.thumbnails.expand(-1, channels, -1, -1) for part in parts]
         own = {"rows": torch.cat(rows), "cases": torch.cat(cases), "names": _bytes(names)}
         return cls(tensors | own | {"position": parts[0].position, "thumbnails": torch.cat(thumbnails)})
 
     @property
     def signatures(self) -> list[Tensor]:
-        """One level, or as many as the method compares."""
+        """The features that are compared: one level or several."""
         names = sorted(name for name, _ in self.named_buffers() if name.startswith("signature"))  # files have any order
         return [self.get_buffer(name) for name in names]
 
@@ -99,27 +99,27 @@ class SupportBank(nn.Module):
         return int(self.spatial.shape[1])
 
     def source(self, support: int) -> tuple[str, int]:
-        """Case of a support slice, and its number there."""
+        """Case of a labelled slice, and its number in the case."""
         case, number = self._sources[support]
         return self._names[case], number
 
     def picture(self, case: str, number: int) -> tuple[UInt8[Tensor, "c s s"], Integer[Tensor, "s s"]]:
-        """Thumbnail and classes of a support slice, by what `source` calls it."""
+        """Thumbnail and classes of a labelled slice, by its case and number."""
         support = self._numbers[case, number]
         return self.thumbnails[support], self.classes[support]
 
     def in_every_picture(self) -> Bool[Tensor, " k"]:
-        """Which labels all supports hold, where these are pictures; none of a stack, which may end anywhere."""
+        """Which labels all pictures contain; none if the slices are those of stacks, which may end anywhere."""
         held: Tensor = (self.rows[:, :-1] >= 0).all(dim=0)
         pictures = (self.index == 0).all() & (self.place == 0.5).all()
         return held & pictures
 
     def holders(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
-        """Memories of those support slices that hold the label."""
+        """Memories of those labelled slices that contain the label."""
         return tuple(row for row in (self._rows[s][label] for s in supports) if row >= 0)
 
     def without(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
-        """Empty memories of those that do not."""
+        """Memories of an empty mask of those that do not."""
         return tuple(self._rows[s][-1] for s in supports if self._rows[s][label] < 0)
 
     def memory(self, rows: Sequence[tuple[int, ...]]) -> Memory:
@@ -135,17 +135,19 @@ class SupportBank(nn.Module):
             (1,) * supports,
         )
 
-    def likeness(self, image: ImageEmbeddings, similarity: Similarity) -> Float[Tensor, "n s"]:
-        """How much each of n slices resembles each of the s supports; more is more alike."""
-        asked = _signature(image, similarity)
+    def similarities(self, image: ImageEmbeddings, similarity: Similarity) -> Float[Tensor, "n s"]:
+        """Similarity of each of n slices to each of the s labelled slices."""
+        query = _signature(image, similarity)
         few = zip(*[torch.split(level, CHUNK) for level in self.signatures], strict=True)
         # in full precision, a few at a time
-        return torch.cat([_alike(asked, [level.to(asked[0]) for level in levels], similarity) for levels in few], dim=1)
+        return torch.cat(
+            [_similarities(query, [level.to(query[0]) for level in levels], similarity) for levels in few], dim=1
+        )
 
     def best(
         self, scores: Float[Tensor, "n s"], places: Float[Tensor, " n"] | None, retrieval: Retrieval
     ) -> list[tuple[int, ...]]:
-        """For each slice the support slices of the highest scores, among those that may be shown, the best first."""
+        """For each slice, the labelled slices with the highest scores among those allowed, the highest first."""
         if retrieval.foreground_only:
             held = (self.rows[:, :-1] >= 0).any(dim=1)
             scores = scores.masked_fill(~held, -torch.inf)
@@ -177,8 +179,8 @@ def _signature(image: ImageEmbeddings, similarity: Similarity) -> list[Float[Ten
     return [F.normalize(F.adaptive_avg_pool2d(image.main, cells).flatten(2), dim=1)]
 
 
-def _alike(asked: Sequence[Tensor], known: Sequence[Tensor], similarity: Similarity) -> Tensor:
-    levels = [(a.flatten(1), b.flatten(1), a.shape[2]) for a, b in zip(asked, known, strict=True)]
+def _similarities(query: Sequence[Tensor], known: Sequence[Tensor], similarity: Similarity) -> Tensor:
+    levels = [(a.flatten(1), b.flatten(1), a.shape[2]) for a, b in zip(query, known, strict=True)]
     if similarity == "l1":
         return -torch.stack([torch.cdist(a, b, p=1) / places for a, b, places in levels]).mean(dim=0)
     [(a, b, places)] = levels
@@ -193,24 +195,24 @@ def bank_of(
     similarity: Similarity,
     allow_empty: bool,
 ) -> SupportBank:
-    """What the labelled slices of one case are remembered by; `neighbours` says whether these are their channels.
+    """The bank of the labelled slices of one case; `neighbours`: their channels are neighbouring slices.
 
-    Pixels that nobody labelled count as outside. With `allow_empty` each slice has a memory of no label, too.
+    Unlabelled pixels count as outside. With `allow_empty`, each slice also has a memory of an empty mask.
     """
     rows, masks = _table(labelled.masks, allow_empty)
-    asked = torch.nonzero(rows >= 0)
+    wanted = torch.nonzero(rows >= 0)
     signatures: list[list[Tensor]] = []
     memories: list[Memory | None] = []
     for start in range(0, len(masks), CHUNK):
         image = backbone.encode(labelled.slices[start : start + CHUNK].to(backbone.device))
         signatures.append(_signature(image, similarity))
-        slices, labels = asked[(asked[:, 0] >= start) & (asked[:, 0] < start + CHUNK)].T
+        slices, labels = wanted[(wanted[:, 0] >= start) & (wanted[:, 0] < start + CHUNK)].T
         memories.append(memorized(backbone, image, slices - start, masks[slices, labels]))
-        if len(asked) == 0:  # one of nothing, which no row of the table names
+        if len(wanted) == 0:  # a memory that no row of the table refers to
             memories.append(memorized(backbone, image, torch.tensor([0]), masks[:1, -1]))
     memory = joined(memories)
     assert memory is not None
-    # means over whole slices differ by less than half precision tells apart, and are small
+    # means over whole slices need little space, and differ by less than half precision resolves
     dtype = torch.float32 if similarity == "pooled" else torch.float16
     kept = {f"signature{i}": torch.cat(level).to(dtype) for i, level in enumerate(zip(*signatures, strict=True))}
     return SupportBank(
@@ -229,9 +231,9 @@ def bank_of(
 
 
 def _pictures(labelled: LabelledSlices, neighbours: bool) -> dict[str, Tensor]:
-    """What a bank keeps to be looked at: each slice in the middle of a small square, and the classes on it.
+    """Thumbnails for display: each slice in the middle of a small square, and its classes.
 
-    A structure smaller than a pixel of the square is shown as the pixels it covers most.
+    A structure smaller than a pixel of the square is drawn as the pixels that it covers most.
     """
     _, row, column = labelled.grid.spacing
     height, width = labelled.slices.shape[2] * (row / column), labelled.slices.shape[3]
@@ -241,8 +243,8 @@ def _pictures(labelled: LabelledSlices, neighbours: bool) -> dict[str, Tensor]:
 
     image = labelled.slices[:, 1:2] if neighbours else labelled.slices
     cover = F.interpolate(labelled.masks, size, mode="area")
-    shown = cover * (cover > cover.amax(dim=(2, 3), keepdim=True) / 2)
-    most, index = shown.max(dim=1)
+    kept = cover * (cover > cover.amax(dim=(2, 3), keepdim=True) / 2)
+    most, index = kept.max(dim=1)
     classes = torch.where(most > 0, index + 1, 0)
     return {
         "thumbnails": F.pad((F.interpolate(image, size, mode="area") * 255).round().to(torch.uint8), rim),
@@ -253,10 +255,10 @@ def _pictures(labelled: LabelledSlices, neighbours: bool) -> dict[str, Tensor]:
 def _table(
     masks: Float[Tensor, "n k h w"], allow_empty: bool
 ) -> tuple[Int[Tensor, "n k+1"], Float[Tensor, "n k+1 h w"]]:
-    """Which memory each slice has of each label, and last of none of them, -1 where it has none; and the masks."""
-    asked = torch.cat([masks.flatten(2).any(dim=2), torch.full((len(masks), 1), allow_empty)], dim=1)
-    rows = torch.full(asked.shape, -1)
-    rows[asked] = torch.arange(int(asked.sum()))
+    """The number of the memory of each slice and label, or -1, in the last column that of an empty mask; the masks."""
+    has_memory = torch.cat([masks.flatten(2).any(dim=2), torch.full((len(masks), 1), allow_empty)], dim=1)
+    rows = torch.full(has_memory.shape, -1)
+    rows[has_memory] = torch.arange(int(has_memory.sum()))
     return rows, torch.cat([masks, torch.zeros_like(masks[:, :1])], dim=1)
 
 
@@ -265,20 +267,20 @@ def memorized(
 ) -> Memory | None:
     """A memory of each mask on its slice of `image`; None without any.
 
-    A structure smaller than a pixel of the model's square is shown as the pixels it covers most.
+    A structure smaller than a pixel of the model's frame becomes the pixels that it covers most.
     """
     if len(rows) == 0:
         return None
     parts = []
     for lot in torch.split(torch.arange(len(rows)), max(1, TOKENS // backbone.feature_side**2)):
         inside = backbone.to_model_frame(masks[lot, None].to(backbone.device), backbone.side)[:, 0]
-        shown = inside > inside.amax(dim=(1, 2), keepdim=True) / 2
-        parts.append(backbone.memorize(image[rows[lot].to(backbone.device)], shown.float()))
+        mask = inside > inside.amax(dim=(1, 2), keepdim=True) / 2
+        parts.append(backbone.memorize(image[rows[lot].to(backbone.device)], mask.float()))
     return joined(parts)
 
 
 def joined(parts: Sequence[Memory | None]) -> Memory | None:
-    """The objects of all parts, which remember equally much; None without any."""
+    """The objects of all parts, each with equally many memories; None if there are no objects."""
     some = [part for part in parts if part is not None]
     if not some:
         return None

@@ -142,7 +142,7 @@ class FewShotPrompts(Method):
         return encode_support(
             support.slices(slicer),
             backbone,
-            views=views_to_keep(views, support, slicer, backbone),
+            views=views_to_keep(views, support, slicer, backbone, side=backbone.mask_side),
             seed=self.train.seed,
             side=backbone.mask_side,
             target=self.target,
