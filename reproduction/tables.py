@@ -74,7 +74,6 @@ SUMMARY = {
     ("acdc", 1): "heart, cine MR",
     ("acdc", 5): "heart, cine MR",
     ("chaos_mr_t2", 4): "abdomen, MR",
-    ("cxr_covid", 4): "chest, X-ray",
     ("openkbp", 4): "head and neck, CT",
     ("kvasir_seg", 4): "polyps, colonoscopy",
 }
