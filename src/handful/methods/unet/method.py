@@ -12,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -194,11 +195,10 @@ class UNet(Method):
         """The loss on labelled slices in a training of so many steps."""
         return NetLoss(net, stacked, labels, self.views(net.plan), self.batch, self.rare_class_weight, steps)
 
-    def fingerprint(self, plan: NetPlan, *learned_from: StackedSupport | Tensor) -> str:
+    def fingerprint(self, plan: NetPlan, stacked: StackedSupport, further: Tensor | str) -> str:
         """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
         settings = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
-        parts = [part if isinstance(part, Tensor) else part.digest() for part in learned_from]
-        return digest_of(f"{settings}:{plan}", *parts)[:16]
+        return digest_of(f"{settings}:{plan}", stacked.digest(), further)[:16]
 
     def _encoder(self, support: SupportSet) -> Encoder:
         if self.encoder is not None:
@@ -210,15 +210,25 @@ class UNetSegmenter(Segmenter):
     """A trained net; one for stacks takes the slices it is given for neighbours, in their order."""
 
     def __init__(
-        self, labels: Labels, slicer: Slicer, backbone: Backbone, net: Net, decisions: tuple[str, ...] = ()
+        self,
+        labels: Labels,
+        slicer: Slicer,
+        backbone: Backbone,
+        net: Net,
+        decisions: tuple[str, ...] = (),
+        reliability: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         super().__init__(labels, slicer, backbone)
         self.net = net
-        self._decisions = decisions
+        self._decisions, self._reliability = decisions, dict(reliability)
 
     @property
     def decisions(self) -> tuple[str, ...]:
         return self._decisions
+
+    @property
+    def reliability(self) -> dict[str, float]:
+        return self._reliability
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         if self.net.plan.depth == 1:
