@@ -124,7 +124,7 @@ class Study:
             if not (arguments.data and arguments.sets):
                 parser.error("give --data and --sets, or --table")
             digest = digest_of(load_backbone(arguments.backbone))
-            self.measure(list(self.trials(arguments, digest)), arguments, arguments.processes)
+            self.measure(list(self.trials(arguments, digest)), arguments, arguments.workers)
         print(self.tables([line for line in read_lines(arguments.out) if not named or line["set"] in named]))
 
     def measure(self, trials: Sequence[Trial], arguments: argparse.Namespace, processes: int) -> None:

@@ -111,12 +111,13 @@ class Gate:
         if not self.checks:
             return ()
         last, fewer = self.checks[-1], sum(value < self.threshold for value in self.checks[-1].of_case)
-        agreement = f"first labels, teacher and U-Net agree with a median Dice of {last.median:.2f}"
+        opinions = "teacher and U-Net" if self.initial is None else "first labels, teacher and U-Net"
+        agreement = f"{opinions} agree with a median Dice of {last.median:.2f}"
         if self._is_judging(last) and last.median < self.threshold:
             paused = next(one for one in self.checks if self._is_judging(one) and one.median < self.threshold)
             return (
-                f"learning from the {len(last.of_case)} unlabelled scans was stopped at step {paused.step}: {agreement} "
-                f"at the end, less than {self.threshold:g}; label more cases, or fit another method",
+                f"the {len(last.of_case)} unlabelled scans were left out after step {paused.step}: {agreement}, "
+                f"less than {self.threshold:g}; label more cases, or fit another method",
             )
         left_out = f", {fewer} of them were left out in the end" if fewer else ""
         return (f"learned from {len(last.of_case)} unlabelled scans: {agreement}{left_out}",)

@@ -22,7 +22,7 @@ from torch import Tensor
 from handful.backbones.base import Backbone
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
-from handful.errors import InputError, SettingsError
+from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Method
 from handful.methods.self_training.gate import Gate
@@ -95,36 +95,40 @@ class SelfTraining(UNet):
         with support.held() as held:
             plan = self.plan(held, slicer, backbone)
             stacked, pool = StackedSupport.of(held, slicer, plan.side, 1), Pool.of(held, slicer, plan.side)
-            if not len(pool):
-                raise InputError(
-                    "self-training needs scans without labels, and there are none; add some to the cohort, name a "
-                    "folder of them (--unlabelled), or fit unet"
-                )
             name = self.fingerprint(plan, stacked, pool.digest())
             run = dataclasses.replace(run, scratch=run.scratch and run.scratch / name)
             initial = self._initial_labels(held, pool, slicer, backbone, run.part("first labels"))
         net = self.net(plan, len(support.labels)).to(backbone.device)
-        config, one_piece = self.training(plan), labels_in_one_piece(stacked, len(support.labels))
-        mixture = self.mixture(config.steps)
-        gate = Gate(pool, self.gate, mixture.first, config.steps, initial, run.scratch)
-        teacher = copy.deepcopy(net).requires_grad_(False)
+        config, teacher = self.training(plan), copy.deepcopy(net).requires_grad_(False)
         supervised = self.loss(net, stacked, len(support.labels), config.steps)
-        loss = SelfTrainingLoss(supervised, teacher, pool, mixture, gate, one_piece, initial)
-        train(net, loss, config, run, rates={"encoder.": self.encoder_rate}, teacher=teacher)
+        gate = self._gate(pool, initial, config.steps, run)
+        one_piece = labels_in_one_piece(stacked, len(support.labels))
+        mixture = self.mixture(config.steps)
+        loss = gate and SelfTrainingLoss(supervised, teacher, pool, mixture, gate, one_piece, initial)
+        train(net, loss or supervised, config, run, rates={"encoder.": self.encoder_rate}, teacher=teacher)
         net.let_go()
-        decisions = (self.described(plan, config), *gate.summary())
-        return UNetSegmenter(support.labels, slicer, backbone, net, decisions, gate.of_cases())
+        learned = (
+            gate.summary() if gate else ("there are no scans without labels, so it learned from labelled ones only",)
+        )
+        decisions, reliability = (self.described(plan, config), *learned), gate.of_cases() if gate else {}
+        return UNetSegmenter(support.labels, slicer, backbone, net, decisions, reliability)
 
     def mixture(self, steps: int) -> Mixture:
         """How labelled and unlabelled slices come together in a training of so many steps."""
         first = round(self.supervised * steps)
         return Mixture(first=first, full=first + steps // 10, weight=self.unlabelled_weight, strength=self.strength)
 
+    def _gate(self, pool: Pool, initial: Int[Tensor, "v s s"] | None, steps: int, run: Run) -> Gate | None:
+        """None where there is nothing without labels."""
+        if not len(pool):
+            return None
+        return Gate(pool, self.gate, self.mixture(steps).first, steps, initial, run.scratch)
+
     def _initial_labels(
         self, support: SupportSet, pool: Pool, slicer: Slicer, backbone: Backbone, run: Run
     ) -> Int[Tensor, "v s s"] | None:
         method = self.first_method()
-        if method is None:
+        if method is None or not len(pool):
             return None
         seeded = method.seeded(self.train.seed) if method.trains else method
         return initial_labels(seeded, support, pool, slicer, backbone, run)

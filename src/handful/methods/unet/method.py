@@ -41,7 +41,7 @@ from handful.methods.base import (
     to_classes,
 )
 from handful.methods.stacks import StackedSupport, blocks
-from handful.methods.unet.choice import chosen_channels, chosen_encoder, chosen_side, may_mirror
+from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror
 from handful.methods.unet.network import Encoder, Net, NetPlan, PlainNet, PretrainedNet, StackShape
 from handful.methods.unet.simclr import pretrain_encoder, slices_to_tell_apart
 from handful.methods.unet.training import Augmentation, NetLoss, Views
@@ -70,7 +70,7 @@ class UNet(Method):
     """2: slice by slice. 3: through stacks of neighbouring slices; wants volumes of many slices, and a GPU."""
     encoder: Encoder | None = None
     """The contracting path at the start: EfficientNet-Lite0 trained on ImageNet ("imagenet", where `dims` is 2), or
-    random weights ("none"). None takes "imagenet" for pictures, "none" for scans."""
+    random weights ("none"). None takes "imagenet" where it can be had."""
     encoder_rate: float = 0.2
     """Learning rate of an encoder that knows ImageNet, as a share of that of the rest."""
     side: int | None = None
@@ -166,7 +166,7 @@ class UNet(Method):
             self.side or chosen_side(support, slicer, backbone.side),
             self.depth if self.dims == 3 else 1,
             self.channels or chosen_channels(support.labels),
-            self._encoder(support),
+            self._encoder(),
             self.mirror if self.mirror is not None else may_mirror(support),
         )
 
@@ -200,10 +200,10 @@ class UNet(Method):
         settings = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
         return digest_of(f"{settings}:{plan}", stacked.digest(), further)[:16]
 
-    def _encoder(self, support: SupportSet) -> Encoder:
+    def _encoder(self) -> Encoder:
         if self.encoder is not None:
             return self.encoder
-        return "none" if self.pretrain == "simclr" else chosen_encoder(support, self.dims)
+        return "none" if self.pretrain == "simclr" or self.dims == 3 else "imagenet"
 
 
 class UNetSegmenter(Segmenter):
