@@ -15,7 +15,7 @@ from phantoms import phantom, support_set
 from scores import mean_dice
 from whole import build_whole
 
-UNET = {"channels": 4, "batch": 4, "side": 32, "train.iterations": 80, "train.learning_rate": 2e-2}
+UNET = {"encoder": "none", "channels": 4, "batch": 4, "side": 32, "train.iterations": 80, "train.learning_rate": 2e-2}
 STACKS = UNET | {"dims": 3, "depth": 4, "batch": 1, "train.iterations": 160, "train.learning_rate": 1e-2}
 
 
@@ -47,6 +47,7 @@ QUICK: dict[str, Lesson | str] = {
     "interactive": "tuned",
     "lora": Lesson("lora", {"batch": 2, "train.iterations": 16}, "handful_tiny"),
     "nearest-slice": Lesson("nearest-slice", {}),
+    "self-training": Lesson("self-training", UNET),
     "unet": Lesson("unet", UNET),
     "zero-shot": Lesson("zero-shot", {}, "handful_tiny"),
 }

@@ -15,7 +15,7 @@ from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
-from handful.methods.unet.choice import chosen_channels, chosen_encoder, chosen_side, may_mirror, thickness
+from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror, thickness
 from handful.methods.unet.method import UNet, UNetSegmenter
 from handful.methods.unet.network import NetPlan, PlainNet, standardised
 from handful.methods.unet.simclr import pretrain_encoder
@@ -23,7 +23,7 @@ from handful.tuning.loop import TrainConfig
 from phantoms import LABELS, phantom, phantom_case, support_set
 
 SHORT = TrainConfig(iterations=2)
-SMALL = UNet(channels=4, batch=2, side=32, train=SHORT)
+SMALL = UNet(encoder="none", channels=4, batch=2, side=32, train=SHORT)
 STACKS = replace(SMALL, dims=3, depth=4)
 
 
@@ -167,9 +167,12 @@ def test_pictures_are_mirrored_unless_a_label_has_a_side(name: str, mirrored: bo
     assert not may_mirror(support_set(1)), "scans are never mirrored"
 
 
-def test_pictures_start_from_imagenet_and_scans_do_not():
-    assert chosen_encoder(pictures("polyp"), dims=2) == "imagenet"
-    assert chosen_encoder(support_set(1), dims=2) == "none"
+@pytest.mark.parametrize(
+    ("settings", "encoder"), [({}, "imagenet"), ({"dims": 3}, "none"), ({"pretrain": "simclr"}, "none")], ids=str
+)
+def test_the_encoder_knows_imagenet_where_it_can(settings: dict[str, object], encoder: str, sam: Backbone):
+    slicer = Slicer().resolve([phantom(0)[0]])
+    assert replace(UNet(side=32), **settings).plan(support_set(1), slicer, sam).encoder == encoder
 
 
 def test_many_labels_get_a_wider_net():

@@ -22,7 +22,7 @@ from phantoms import LABELS, phantom_case
 SIDE = 64
 STEPS = {"batch": 2, "train.iterations": 4, "train.learning_rate": 2e-3}
 """Enough to be killed half-way."""
-NET = STEPS | {"channels": 4, "side": 32}
+NET = STEPS | {"channels": 4, "side": 32, "encoder": "none"}
 STACKS = NET | {"dims": 3, "depth": 4}
 
 
@@ -74,6 +74,7 @@ NEIGHBOURS = {
     "unlabelled": "the neighbours of a labelled slice are part of its stack",
     "alone": "a slice is seen with its neighbours",
 }
+OWN_LABELS = {"unlabelled": "it learns from slices that nobody labelled"}
 ACROSS = {"unlabelled": "slices of another plane cut through labelled and unlabelled ones"}
 
 VARIANTS: dict[str, Variant] = {
@@ -152,6 +153,12 @@ VARIANTS: dict[str, Variant] = {
         exempt=NO_ENCODER | {"unlabelled": "SimCLR learns from all slices of the support"},
     ),
     "unet, stacks": Variant("unet", STACKS, exempt=NO_ENCODER | NEIGHBOURS),
+    "self-training": Variant("self-training", NET | {"initial": "nearest-slice"}, exempt=NO_ENCODER | OWN_LABELS),
+    "self-training, no first labels": Variant(
+        "self-training",
+        NET | {"initial": "none", "train.iterations": 6, "mirror": True},
+        exempt=NO_ENCODER | OWN_LABELS | INSIDE,
+    ),
     "zero-shot": Variant("zero-shot", {}, seed=None),
     "zero-shot, points": Variant(
         "zero-shot", {"prompt": "points-3"}, seed="seed", exempt={"falls": "it trains nothing", "killed": "likewise"}

@@ -101,6 +101,8 @@ def fit_to_folder(
             taken = _taken_from(backbone, method)
             decisions = (*intensity_notes(support, method.slicer), *taken, *segmenter.decisions)
             provenance["decisions"] = list(decisions)
+            if segmenter.reliability:
+                provenance["reliability"] = segmenter.reliability
             dice: dict[str, float] = {}
             if method.trains:
                 provenance["dice_on_support"] = dice = dice_on_support(segmenter, support)

@@ -75,6 +75,11 @@ class Segmenter(nn.Module, ABC):
         """Automatic decisions of the fit, one sentence each; empty for a loaded segmenter."""
         return ()
 
+    @property
+    def reliability(self) -> dict[str, float]:
+        """How far opinions on each unlabelled case agreed, from 0 to 1, by name; empty for a loaded segmenter."""
+        return {}
+
     def predict_explained(self, volume: Volume) -> Explained:
         """The result of `predict`, with the labelled slices it is based on if the segmenter compares slices."""
         return Explained(self.predict(volume))

@@ -16,6 +16,7 @@ from handful.methods.few_shot_prompts.method import FewShotPrompts
 from handful.methods.interactive.method import Interactive
 from handful.methods.lora import Lora
 from handful.methods.nearest_slice import NearestSlice
+from handful.methods.self_training.method import SelfTraining
 from handful.methods.settings import listed, read_settings
 from handful.methods.unet.method import UNet
 from handful.methods.wrappers.base import MethodWrapper
@@ -33,6 +34,7 @@ METHODS: dict[str, type[Method]] = {
     "interactive": Interactive,
     "lora": Lora,
     "nearest-slice": NearestSlice,
+    "self-training": SelfTraining,
     "unet": UNet,
     "zero-shot": ZeroShot,
 }

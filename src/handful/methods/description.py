@@ -72,6 +72,15 @@ def _meanings(kind: type[Any], prefix: str = "") -> dict[str, str]:
 
 
 def _attribute_docstrings(kind: type[Any]) -> dict[str, str]:
+    """Of the fields of a dataclass, those that it inherits included."""
+    found: dict[str, str] = {}
+    for own in reversed(kind.__mro__):
+        if dataclasses.is_dataclass(own):
+            found |= _own_docstrings(own)
+    return found
+
+
+def _own_docstrings(kind: type[Any]) -> dict[str, str]:
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     return {

@@ -18,7 +18,7 @@ from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import build_method, method_settings
 from handful.methods.fate.method import Fate
 from handful.methods.wrappers.roi_crop import RoiCrop, RoiCropSegmenter
-from handful.methods.wrappers.roi_window import region_of
+from handful.methods.wrappers.roi_window import Region, Windows, region_of
 from phantoms import LABELS, phantom, phantom_case, support_set
 from scores import mean_dice
 
@@ -273,3 +273,15 @@ def test_reasons_confidence_and_corrections_reach_the_method_inside_the_crop(han
     extended = segmenter.extend(own).predict_explained(image)
     assert extended.reasons.retrieved[3][0] == ("own", 3)
     assert mean_dice(extended.label_map, truth) > 0.95
+
+
+def test_pixel_sizes_that_contradict_the_labels_are_not_used():
+    def region(edge: int, side: int, spacing: float) -> Region:
+        geometry = Geometry((edge, edge, 4), np.diag([spacing, spacing, 5.0, 1.0]))
+        return Region(Slicer(plane="axial").grid(geometry), 10, 10, 10 + side, 10 + side)
+
+    alike_in_mm = [region(100, 50, 1.0), region(400, 100, 0.5)]
+    alike_as_shares = [region(100, 30, 1.5), region(300, 90, 1.5)]
+    assert Windows.of(alike_in_mm, 2.0).sides(alike_in_mm[1].grid) == (200, 200)
+    wrong = Windows.of(alike_as_shares, 2.0)
+    assert [wrong.sides(one.grid) for one in alike_as_shares] == [(60, 60), (180, 180)]

@@ -12,7 +12,6 @@ from jaxtyping import Integer
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
-from handful.methods.unet.network import Encoder
 
 GRANULE = 32
 """Pixels that a chosen side is a multiple of."""
@@ -66,11 +65,6 @@ def are_pictures(support: SupportSet) -> bool:
     """Whether most cases are single slices of unknown pixel size, as photographs and ultrasound images are."""
     flat = [facts.geometry.unit == "pixel" and min(facts.geometry.shape) == 1 for facts in support.facts]
     return 2 * sum(flat) > len(flat)
-
-
-def chosen_encoder(support: SupportSet, dims: int) -> Encoder:
-    """ImageNet's for pictures; scans that are stacks of slices have gained nothing from it."""
-    return "imagenet" if dims == 2 and are_pictures(support) else "none"
 
 
 def may_mirror(support: SupportSet) -> bool:

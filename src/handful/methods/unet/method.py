@@ -12,9 +12,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Literal
 
 import torch
@@ -40,7 +41,7 @@ from handful.methods.base import (
     to_classes,
 )
 from handful.methods.stacks import StackedSupport, blocks
-from handful.methods.unet.choice import chosen_channels, chosen_encoder, chosen_side, may_mirror
+from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror
 from handful.methods.unet.network import Encoder, Net, NetPlan, PlainNet, PretrainedNet, StackShape
 from handful.methods.unet.simclr import pretrain_encoder, slices_to_tell_apart
 from handful.methods.unet.training import Augmentation, NetLoss, Views
@@ -69,7 +70,7 @@ class UNet(Method):
     """2: slice by slice. 3: through stacks of neighbouring slices; wants volumes of many slices, and a GPU."""
     encoder: Encoder | None = None
     """The contracting path at the start: EfficientNet-Lite0 trained on ImageNet ("imagenet", where `dims` is 2), or
-    random weights ("none"). None takes "imagenet" for pictures, "none" for scans."""
+    random weights ("none"). None takes "imagenet" where it can be had."""
     encoder_rate: float = 0.2
     """Learning rate of an encoder that knows ImageNet, as a share of that of the rest."""
     side: int | None = None
@@ -165,7 +166,7 @@ class UNet(Method):
             self.side or chosen_side(support, slicer, backbone.side),
             self.depth if self.dims == 3 else 1,
             self.channels or chosen_channels(support.labels),
-            self._encoder(support),
+            self._encoder(),
             self.mirror if self.mirror is not None else may_mirror(support),
         )
 
@@ -194,31 +195,40 @@ class UNet(Method):
         """The loss on labelled slices in a training of so many steps."""
         return NetLoss(net, stacked, labels, self.views(net.plan), self.batch, self.rare_class_weight, steps)
 
-    def fingerprint(self, plan: NetPlan, *learned_from: StackedSupport | Tensor) -> str:
+    def fingerprint(self, plan: NetPlan, stacked: StackedSupport, further: Tensor | str) -> str:
         """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
         settings = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
-        parts = [part if isinstance(part, Tensor) else part.digest() for part in learned_from]
-        return digest_of(f"{settings}:{plan}", *parts)[:16]
+        return digest_of(f"{settings}:{plan}", stacked.digest(), further)[:16]
 
-    def _encoder(self, support: SupportSet) -> Encoder:
+    def _encoder(self) -> Encoder:
         if self.encoder is not None:
             return self.encoder
-        return "none" if self.pretrain == "simclr" else chosen_encoder(support, self.dims)
+        return "none" if self.pretrain == "simclr" or self.dims == 3 else "imagenet"
 
 
 class UNetSegmenter(Segmenter):
     """A trained net; one for stacks takes the slices it is given for neighbours, in their order."""
 
     def __init__(
-        self, labels: Labels, slicer: Slicer, backbone: Backbone, net: Net, decisions: tuple[str, ...] = ()
+        self,
+        labels: Labels,
+        slicer: Slicer,
+        backbone: Backbone,
+        net: Net,
+        decisions: tuple[str, ...] = (),
+        reliability: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         super().__init__(labels, slicer, backbone)
         self.net = net
-        self._decisions = decisions
+        self._decisions, self._reliability = decisions, dict(reliability)
 
     @property
     def decisions(self) -> tuple[str, ...]:
         return self._decisions
+
+    @property
+    def reliability(self) -> dict[str, float]:
+        return self._reliability
 
     def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
         if self.net.plan.depth == 1:

@@ -107,5 +107,12 @@ class WrapperSegmenter(Segmenter):
         return tuple(dict.fromkeys(line for member in self.members.values() for line in member.decisions))
 
     @property
+    def reliability(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for member in self.members.values():
+            found |= {case: min(value, found.get(case, value)) for case, value in member.reliability.items()}
+        return found
+
+    @property
     def holds_pictures(self) -> bool:
         return any(member.holds_pictures for member in self.members.values())

@@ -113,7 +113,8 @@ class RoiCrop(MethodWrapper):
         if "windows" not in learned:
             return RoiCropSegmenter(inner, None)
         place = TransferredPrompts.unpack(below("where", learned))
-        return RoiCropSegmenter(inner, Cropper(place, Windows(*learned["windows"].tolist())))
+        world, share, down, across, in_mm = learned["windows"].tolist()
+        return RoiCropSegmenter(inner, Cropper(place, Windows(world, share, down, across, bool(in_mm))))
 
 
 @dataclass(frozen=True, eq=False)

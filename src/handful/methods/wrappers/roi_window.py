@@ -17,6 +17,9 @@ from handful.data.volume import LabelMap
 
 OUTLIERS = 0.02
 """Fraction of the boxes that is ignored on each side when a window is placed by them."""
+CONTRADICTION = 1.5
+"""If the sizes of labelled regions vary this many times more in mm than as fractions of their slices, the pixel sizes
+are not used."""
 RIM_WIDTH = 0.02
 """Width of the rim of a window as a fraction of its side; at least one pixel."""
 
@@ -74,6 +77,8 @@ class Windows:
     """Mean row of the centres of the labelled regions, as a fraction of the slice's height."""
     across: float
     """Mean column of the centres of the labelled regions, as a fraction of the slice's width."""
+    in_mm: bool = True
+    """Whether the side in mm is used at all; False where the pixel sizes contradict the labelled regions."""
 
     @classmethod
     def of(cls, regions: Sequence[Region], margin: float) -> Windows:
@@ -85,7 +90,9 @@ class Windows:
             share.append(max(region.sides) / max(region.grid.size))
             middles.append(np.divide(region.middle, region.grid.size))
         down, across = np.mean(middles, axis=0).tolist()
-        return cls(margin * max(world), margin * max(share), down, across)
+        # an organ has about the same size in all patients, unless the pixel sizes in the headers are wrong
+        in_mm = _spread(world) <= CONTRADICTION * _spread(share)
+        return cls(margin * max(world), margin * max(share), down, across, in_mm)
 
     def around(self, region: Region, scale: float = 1.0) -> Region:
         """A window of `scale` times the standard size around the centre of a region, in whole pixels of the slice."""
@@ -110,7 +117,7 @@ class Windows:
 
     def _sides(self, grid: SliceGrid, scale: float) -> tuple[int, int]:
         _, row, column = grid.spacing
-        in_mm = grid.geometry.unit == "mm"
+        in_mm = self.in_mm and grid.geometry.unit == "mm"
         height, width = (
             min(length, max(1, round(scale * (self.world / edge if in_mm else self.share * max(grid.size)))))
             for edge, length in zip((row, column), grid.size, strict=True)
@@ -164,6 +171,10 @@ def _footprint(stack: SliceView, label_map: LabelMap) -> NDArray[np.int64]:
     """Number of slices with a label at each row and column."""
     counts: NDArray[np.int64] = np.count_nonzero(stack.of(label_map.array) > 0, axis=0)
     return counts
+
+
+def _spread(sizes: Sequence[float]) -> float:
+    return max(sizes) / max(min(sizes), 1e-6)
 
 
 def _without_outliers(low: NDArray[np.floating], high: NDArray[np.floating]) -> tuple[float, float]:

@@ -1,0 +1,160 @@
+"""The reliability gate: how far student, teacher and first labels agree on each unlabelled case.
+
+After Ma et al., "Steady progress beats stagnation: mutual aid of foundation and conventional models in mixed domain
+semi-supervised medical image segmentation" (SynFoC, CVPR 2025): reliability is the Dice of student and teacher, times
+that of the teacher and another opinion. There it weighs two opinions pixel by pixel; here it also tells when to stop.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from handful.jobs.atomic import write_atomically
+from handful.methods.base import CHUNK
+from handful.methods.self_training.pool import Pool
+from handful.methods.stacks import evenly
+
+MOST_CHECKED = 384
+"""Slices of the pool that are checked, of each case at least two."""
+ROUNDS = 8
+"""Checks in a training, evenly spaced."""
+PATIENCE = 3
+"""Checks before which nothing is stopped: a student needs time to come to agree with its first labels."""
+
+Classes = Int[Tensor, "b s s"]
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """What a check found."""
+
+    step: int
+    of_case: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.of_case))
+
+
+class Gate:
+    """Compares the opinions on each case at given steps, and says which cases to learn from.
+
+    What was found is kept in a file, so that a training that is killed and resumed goes on with the same values.
+    """
+
+    def __init__(
+        self, pool: Pool, threshold: float, first: int, steps: int, initial: Classes | None, scratch: Path | None
+    ) -> None:
+        """The first check is at step `first` of `steps`; `initial` has the first labels of all slices of the pool.
+
+        Without them the teacher is compared with what it said at the check before.
+        """
+        self.pool, self.threshold = pool, threshold
+        self.first, self.every = first, max(1, (steps - first) // ROUNDS)
+        self.rows = _checked_rows(pool)
+        self.initial = None if initial is None else initial[self.rows]
+        self.checks: list[Reliability] = []
+        self._before: Classes | None = None
+        self._file = scratch and scratch / "gate.safetensors"
+        if self._file and self._file.exists():
+            with safe_open(self._file, framework="pt") as file:
+                self.checks = [Reliability(one[0], tuple(one[1])) for one in json.loads(file.metadata()["checks"])]
+                self._before = file.get_tensor("teacher")
+
+    def check(self, step: int, student: Callable[[Tensor], Classes], teacher: Callable[[Tensor], Classes]) -> None:
+        """Compares the opinions where a check is due at this step; each takes slices and gives class numbers."""
+        due = step >= self.first and (step - self.first) % self.every == 0
+        if not due or any(one.step == step for one in self.checks):
+            return
+        own, other = (torch.cat([classes_of(part) for part in self._slices()]) for classes_of in (student, teacher))
+        third = next(one for one in (self.initial, self._before, other) if one is not None)
+        cases = self.pool.case[self.rows]
+        found = []
+        for case in range(len(self.pool.names)):
+            here = cases == case
+            found.append(round(dice(own[here], other[here]) * dice(other[here], third[here]), 4))
+        self.checks.append(Reliability(step, tuple(found)))
+        self._before = other
+        if self._file:
+            note = json.dumps([[one.step, one.of_case] for one in self.checks])
+            write_atomically(self._file, save({"teacher": other.contiguous()}, metadata={"checks": note}))
+
+    def at(self, step: int) -> Reliability | None:
+        """What the last check up to this step found."""
+        return next((one for one in reversed(self.checks) if one.step <= step), None)
+
+    def reliable(self, step: int) -> Bool[Tensor, " v"]:
+        """Which slices of the pool to learn from at this step; none where the median case is below the threshold."""
+        found = self.at(step)
+        if found is None or not self._is_judging(found):
+            return torch.ones(len(self.pool), dtype=torch.bool)
+        if found.median < self.threshold:
+            return torch.zeros(len(self.pool), dtype=torch.bool)
+        return torch.tensor(found.of_case)[self.pool.case] >= self.threshold
+
+    def of_cases(self) -> dict[str, float]:
+        """Reliability of each case by the last check, by name."""
+        return dict(zip(self.pool.names, self.checks[-1].of_case, strict=True)) if self.checks else {}
+
+    def summary(self) -> tuple[str, ...]:
+        """What was learned from unlabelled scans, in a sentence for the user."""
+        if not self.checks:
+            return ()
+        last, fewer = self.checks[-1], sum(value < self.threshold for value in self.checks[-1].of_case)
+        opinions = "teacher and U-Net" if self.initial is None else "first labels, teacher and U-Net"
+        agreement = f"{opinions} agree with a median Dice of {last.median:.2f}"
+        if self._is_judging(last) and last.median < self.threshold:
+            paused = next(one for one in self.checks if self._is_judging(one) and one.median < self.threshold)
+            return (
+                f"the {len(last.of_case)} unlabelled scans were left out after step {paused.step}: {agreement}, "
+                f"less than {self.threshold:g}; label more cases, or fit another method",
+            )
+        left_out = f", {fewer} of them were left out in the end" if fewer else ""
+        return (f"learned from {len(last.of_case)} unlabelled scans: {agreement}{left_out}",)
+
+    def _is_judging(self, found: Reliability) -> bool:
+        """Whether there was time for the opinions to come to agree."""
+        return found.step >= self.first + PATIENCE * self.every
+
+    def _slices(self) -> list[Tensor]:
+        return [self.pool.slices[part].float() for part in torch.split(self.rows, CHUNK)]
+
+
+def dice(one: Classes, other: Classes) -> float:
+    """Mean Dice of the labels that either holds; 0 where neither holds any, for that is no agreement to build on."""
+    found = []
+    for number in range(1, 1 + int(torch.maximum(one, other).max())):
+        a, b = one == number, other == number
+        if size := int(a.sum() + b.sum()):
+            found.append(2 * int((a & b).sum()) / size)
+    return float(np.mean(found)) if found else 0.0
+
+
+def shares_of_opinions(
+    teacher: Float[Tensor, "b l s s"], initial: Classes, reliability: Float[Tensor, " b"]
+) -> Float[Tensor, "b l s s"]:
+    """Probabilities of teacher and first labels together, by the reliability of each slice's case."""
+    labels = teacher.shape[1]
+    first = torch.nn.functional.one_hot(initial.long(), labels).movedim(-1, 1).to(teacher)
+    weight = reliability[:, None, None, None].to(teacher)
+    return weight * teacher + (1 - weight) * first
+
+
+def _checked_rows(pool: Pool) -> Int[Tensor, " r"]:
+    """Evenly spaced slices of each case."""
+    most = max(2, MOST_CHECKED // max(1, len(pool.names)))
+    found = []
+    for case in range(len(pool.names)):
+        rows = torch.nonzero(pool.case == case)[:, 0]
+        found.append(rows[evenly(len(rows), most)])
+    return torch.cat(found)

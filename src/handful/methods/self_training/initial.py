@@ -1,0 +1,91 @@
+"""The first labels of the unlabelled scans, made by another method that is fitted on the labelled ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Int
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from handful.backbones.base import Backbone
+from handful.backbones.framing import into_square
+from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
+from handful.errors import SettingsError, did_you_mean
+from handful.jobs.atomic import write_atomically
+from handful.jobs.progress import Run
+from handful.methods.auto_sam.method import AutoSam
+from handful.methods.base import CHUNK, Method
+from handful.methods.fate.method import Fate
+from handful.methods.few_shot_prompts.method import FewShotPrompts
+from handful.methods.lora import Lora
+from handful.methods.nearest_slice import NearestSlice
+from handful.methods.self_training.pool import Pool, scans_of
+from handful.methods.settings import read_settings
+from handful.methods.unet.method import UNet
+from handful.methods.wrappers.ensemble import Ensemble
+
+NONE = "none"
+INITIAL: dict[str, type[Method]] = {
+    "auto-sam": AutoSam,
+    "ensemble": Ensemble,
+    "fate": Fate,
+    "few-shot-prompts": FewShotPrompts,
+    "lora": Lora,
+    "nearest-slice": NearestSlice,
+    "unet": UNet,
+}
+"""Methods that segment by themselves, without prompts."""
+
+
+def initial_method(name: str, settings: Mapping[str, Any]) -> Method | None:
+    """The method of that name with these settings; None for "none"."""
+    if name == NONE:
+        if settings:
+            raise SettingsError(f"initial is none, so it has no settings, got {dict(settings)}; leave them out")
+        return None
+    if name not in INITIAL:
+        hint = did_you_mean(name, INITIAL)
+        raise SettingsError(f"initial = {name!r}: {hint}choose of {', '.join([NONE, *sorted(INITIAL)])}")
+    method: Method = read_settings(INITIAL[name], settings, f"initial method {name}")
+    return method
+
+
+def initial_labels(
+    method: Method, support: SupportSet, pool: Pool, slicer: Slicer, backbone: Backbone, run: Run
+) -> Int[Tensor, "v s s"]:
+    """Class numbers that the method gives the slices of the pool; made once, and kept in `run.scratch`."""
+    found: dict[int, Tensor] = {}
+    files = [run.scratch and run.scratch / f"labels-{place}.safetensors" for place in pool.places]
+    missing = [case for case, file in enumerate(files) if file is None or not file.exists()]
+    if missing:
+        segmenter = method.with_slicer(slicer).fit(support, backbone, run)
+        for place, (name, volume) in enumerate(scans_of(support)):
+            case = pool.places.index(place) if place in pool.places else None
+            if case not in missing:
+                continue
+            numbers = pool.number[pool.case == case].numpy()
+            values = slicer.view(volume).of(segmenter.predict(volume).array)[numbers]
+            classes = torch.from_numpy(np.searchsorted([0, *support.labels.values], values))
+            found[case] = _in_square(classes, len(support.labels), pool.slices.shape[-1])
+            if (file := files[case]) is not None:
+                write_atomically(file, save({"classes": found[case]}))
+            run.report(len(found), len(missing), f"{name} labelled")
+    for case, file in enumerate(files):
+        if case not in found and file is not None:
+            found[case] = load_file(file)["classes"]
+    return torch.cat([found[case] for case in range(len(files))])
+
+
+def _in_square(classes: Int[Tensor, "n h w"], labels: int, side: int) -> Int[Tensor, "n s s"]:
+    """What covers most of each pixel of the square."""
+    parts = []
+    for some in torch.split(classes.long(), CHUNK):
+        shares = F.one_hot(some, labels + 1).movedim(-1, 1).float()
+        parts.append(into_square(shares, side).argmax(dim=1).to(torch.int16))
+    return torch.cat(parts)

@@ -1,0 +1,134 @@
+"""Self-training: a U-Net learns from the labelled few, then from its own labels of the whole cohort as well.
+
+First labels come from any method that is fitted on the labelled slices; a teacher, the moving average of the U-Net,
+takes over as it comes to agree with them. What makes it work is old by now: pseudo-labels of a mean teacher (Tarvainen
+and Valpola, NeurIPS 2017) for strongly changed views (Sohn et al., "FixMatch", NeurIPS 2020), copy-paste between
+labelled and unlabelled slices (Bai et al., CVPR 2023), and two opinions weighed by how far they agree (Ma et al.,
+"SynFoC", CVPR 2025). Built from the papers' descriptions. A gate stops it where opinions do not agree, since learning
+from noise does harm. A prediction costs one U-Net, and no backbone.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from handful.backbones.base import Backbone
+from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
+from handful.errors import SettingsError
+from handful.jobs.progress import Run
+from handful.methods.base import Method
+from handful.methods.self_training.gate import Gate
+from handful.methods.self_training.initial import initial_labels, initial_method
+from handful.methods.self_training.pool import Pool, labels_in_one_piece
+from handful.methods.self_training.training import Mixture, SelfTrainingLoss
+from handful.methods.stacks import StackedSupport
+from handful.methods.unet.method import UNet, UNetSegmenter
+from handful.methods.unet.network import NetPlan
+from handful.tuning.loop import TrainConfig, train
+
+STEPS = 4000
+"""Of a training, where nobody sets them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTraining(UNet):
+    """Trains a U-Net on the labelled slices, and on the unlabelled scans of the cohort with labels of its own."""
+
+    when = "1 to 10 labelled cases and at least 20 unlabelled scans"
+    minutes = "30 to 90 min"
+
+    initial: str = "ensemble"
+    """Method that makes the first labels of the unlabelled scans: ensemble, auto-sam, fate, few-shot-prompts, lora,
+    nearest-slice, unet, or none, with which the U-Net's own come first."""
+    initial_settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of that method."""
+    supervised: float = 0.2
+    """Share of the training that uses labelled slices only."""
+    unlabelled_weight: float = 0.5
+    """Weight of the unlabelled part of a mixed slice in the loss; that of the labelled part is 1."""
+    strength: float = 1.3
+    """How much more than labelled slices the unlabelled ones are relit for the U-Net; its teacher sees them as they
+    are."""
+    gate: float = 0.4
+    """Agreement of U-Net, teacher and first labels (0 to 1) below which an unlabelled case is left out; where the
+    median of all cases is lower, nothing more is learned from unlabelled scans."""
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            iterations=None, learning_rate=None, ema=0.99, clip=5.0, precision="bfloat16"
+        )
+    )
+    """Length and rate of the training. None takes 4,000 steps, and the rate 5e-3, or 1e-3 with ImageNet's encoder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dims != 2 or self.pretrain != "none" or self.augmentation != "nnunet":
+            raise SettingsError("self-training is for dims=2, pretrain=none and augmentation=nnunet; set them so")
+        if not self.train.ema:
+            raise SettingsError("the teacher is a moving average of the weights; set train.ema above 0, such as 0.99")
+        for name, most in (("supervised", 0.9), ("gate", 1.0), ("unlabelled_weight", 10.0), ("strength", 3.0)):
+            if not 0 <= getattr(self, name) <= most:
+                raise SettingsError(f"{name} must be from 0 to {most:g}, got {getattr(self, name)}")
+        self.first_method()
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        return True
+
+    def first_method(self) -> Method | None:
+        """The method that makes the first labels; None where the U-Net's own come first."""
+        return initial_method(self.initial, self.initial_settings)
+
+    def training(self, plan: NetPlan) -> TrainConfig:
+        config = super().training(plan)
+        return config if self.train.iterations else dataclasses.replace(config, iterations=STEPS)
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> UNetSegmenter:  # noqa: B008
+        slicer = support.resolve(self.slicer)
+        with support.held() as held:
+            plan = self.plan(held, slicer, backbone)
+            stacked, pool = StackedSupport.of(held, slicer, plan.side, 1), Pool.of(held, slicer, plan.side)
+            name = self.fingerprint(plan, stacked, pool.digest())
+            run = dataclasses.replace(run, scratch=run.scratch and run.scratch / name)
+            initial = self._initial_labels(held, pool, slicer, backbone, run.part("first labels"))
+        net = self.net(plan, len(support.labels)).to(backbone.device)
+        config, teacher = self.training(plan), copy.deepcopy(net).requires_grad_(False)
+        supervised = self.loss(net, stacked, len(support.labels), config.steps)
+        gate = self._gate(pool, initial, config.steps, run)
+        one_piece = labels_in_one_piece(stacked, len(support.labels))
+        mixture = self.mixture(config.steps)
+        loss = gate and SelfTrainingLoss(supervised, teacher, pool, mixture, gate, one_piece, initial)
+        train(net, loss or supervised, config, run, rates={"encoder.": self.encoder_rate}, teacher=teacher)
+        net.let_go()
+        learned = (
+            gate.summary() if gate else ("there are no scans without labels, so it learned from labelled ones only",)
+        )
+        decisions, reliability = (self.described(plan, config), *learned), gate.of_cases() if gate else {}
+        return UNetSegmenter(support.labels, slicer, backbone, net, decisions, reliability)
+
+    def mixture(self, steps: int) -> Mixture:
+        """How labelled and unlabelled slices come together in a training of so many steps."""
+        first = round(self.supervised * steps)
+        return Mixture(first=first, full=first + steps // 10, weight=self.unlabelled_weight, strength=self.strength)
+
+    def _gate(self, pool: Pool, initial: Int[Tensor, "v s s"] | None, steps: int, run: Run) -> Gate | None:
+        """None where there is nothing without labels."""
+        if not len(pool):
+            return None
+        return Gate(pool, self.gate, self.mixture(steps).first, steps, initial, run.scratch)
+
+    def _initial_labels(
+        self, support: SupportSet, pool: Pool, slicer: Slicer, backbone: Backbone, run: Run
+    ) -> Int[Tensor, "v s s"] | None:
+        method = self.first_method()
+        if method is None or not len(pool):
+            return None
+        seeded = method.seeded(self.train.seed) if method.trains else method
+        return initial_labels(seeded, support, pool, slicer, backbone, run)

@@ -1,0 +1,124 @@
+"""The slices that self-training learns from without labels, and the largest-piece rule for what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from handful.data.slicing import Slicer, SliceView
+from handful.data.support import SupportSet
+from handful.data.volume import Volume
+from handful.jobs.digests import digest_of
+from handful.methods.base import has_signal
+from handful.methods.stacks import StackedSupport, evenly, slices_in_square, with_equal_channels
+
+MOST_SLICES = 4096
+"""Slices held in memory; of larger cohorts evenly spaced ones."""
+ONE_PIECE = 0.97
+"""Share of a label's pixels in the largest piece of their slice, from which on it is taken to be one piece."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Slices without labels, in a square."""
+
+    names: tuple[str, ...]
+    """Of the cases that the slices are from."""
+    places: tuple[int, ...]
+    """Number of each of these cases among `scans_of` the support."""
+    slices: Float[Tensor, "v c s s"]
+    """Half precision, to hold many."""
+    case: Int[Tensor, " v"]
+    """Number of the case of each slice."""
+    number: Int[Tensor, " v"]
+    """Number of each slice among the slices of its case."""
+
+    @classmethod
+    def of(cls, support: SupportSet, slicer: Slicer, side: int) -> Pool:
+        """The slices of the unlabelled scans, and those of labelled scans on which nobody labelled anything."""
+        most = max(1, MOST_SLICES // (len(support.cases) + len(support.unlabelled)))
+        names: list[str] = []
+        places: list[int] = []
+        parts: list[tuple[Tensor, list[int]]] = []
+        for place, (name, view, free) in enumerate(_views(support, slicer)):
+            numbers = [free[place] for place in evenly(len(free), most)] if free else []
+            slices = slices_in_square(view, numbers, side) if numbers else torch.zeros(0, 1, side, side)
+            shown = has_signal(slices) if numbers else torch.zeros(0, dtype=torch.bool)
+            if shown.any():
+                names.append(name)
+                places.append(place)
+                parts.append((slices[shown], [n for n, one in zip(numbers, shown.tolist(), strict=True) if one]))
+        if not parts:
+            return cls((), (), torch.zeros(0, 1, side, side), torch.zeros(0).long(), torch.zeros(0).long())
+        return cls(
+            tuple(names),
+            tuple(places),
+            with_equal_channels([slices for slices, _ in parts]),
+            torch.cat([torch.full((len(numbers),), case) for case, (_, numbers) in enumerate(parts)]),
+            torch.tensor([number for _, numbers in parts for number in numbers]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def digest(self) -> str:
+        """SHA-256 of all that training sees."""
+        return digest_of(self.slices, self.case, self.number)
+
+
+def scans_of(support: SupportSet) -> Iterator[tuple[str, Volume]]:
+    """The scans that slices of a pool are from: name and image, one at a time."""
+    yield from support.unlabelled
+    for facts in support.facts:
+        if not facts.complete:
+            yield facts.case.name, facts.case.read_image()
+
+
+def _views(support: SupportSet, slicer: Slicer) -> Iterator[tuple[str, SliceView, Sequence[int]]]:
+    """Each scan, and the numbers of its slices without any label."""
+    for name, volume in support.unlabelled:
+        view = slicer.view(volume)
+        yield name, view, range(len(view))
+    for scan in support.scans(slicer):
+        if not scan.facts.complete:
+            labelled = set(scan.labelled().index)
+            yield scan.facts.case.name, scan.view, [n for n in range(len(scan.view)) if n not in labelled]
+
+
+def labels_in_one_piece(stacked: StackedSupport, labels: int) -> tuple[int, ...]:
+    """Class numbers of the labels that are one piece in the labelled slices, judged by their pixels."""
+    found = []
+    classes = stacked.classes[stacked.labelled].numpy()
+    for number in range(1, labels + 1):
+        total = held = 0
+        for one in classes[(classes == number).any(axis=(1, 2))]:
+            sizes = _sizes(one == number)[1]
+            total, held = total + int(sizes.sum()), held + int(sizes.max())
+        if total and held >= ONE_PIECE * total:
+            found.append(number)
+    return tuple(found)
+
+
+def largest_pieces(classes: Int[Tensor, "b s s"], numbers: Sequence[int]) -> Int[Tensor, "b s s"]:
+    """Of each of these classes only the largest piece in each slice; the rest becomes background."""
+    kept = classes.cpu().numpy().copy()
+    for one in kept:
+        for number in numbers:
+            inside = one == number
+            if inside.any():
+                pieces, sizes = _sizes(inside)
+                one[inside & (pieces != 1 + int(sizes.argmax()))] = 0
+    return torch.from_numpy(kept).to(classes.device)
+
+
+def _sizes(inside: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Numbered pieces, and the pixels of each from the first one on."""
+    pieces, _ = ndimage.label(inside)
+    return pieces.astype(np.int32), np.bincount(pieces.ravel()).astype(np.int64)[1:]

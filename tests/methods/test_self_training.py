@@ -1,0 +1,272 @@
+"""Self-training: what it learns from without labels, how slices are mixed, and when it stops listening to itself."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from handful.backbones.base import Backbone
+from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
+from handful.data.unlabelled import UnlabelledScans
+from handful.data.volume import IGNORE
+from handful.errors import SettingsError
+from handful.jobs.progress import Run
+from handful.methods.nearest_slice import NearestSlice
+from handful.methods.self_training.gate import PATIENCE, ROUNDS, Gate, dice, shares_of_opinions
+from handful.methods.self_training.initial import INITIAL, initial_labels, initial_method
+from handful.methods.self_training.method import SelfTraining
+from handful.methods.self_training.mixing import labelled_parts
+from handful.methods.self_training.pool import Pool, labels_in_one_piece, largest_pieces
+from handful.methods.self_training.training import Mixture
+from handful.methods.stacks import StackedSupport
+from handful.tuning.loop import TrainConfig
+from methods.variants import support as partly_labelled
+from phantoms import LABELS, phantom, phantom_case, support_set
+from scores import mean_dice
+
+SIDE = 32
+QUICK = TrainConfig(iterations=10, learning_rate=2e-3, ema=0.9)
+SMALL = SelfTraining(encoder="none", channels=4, batch=4, side=SIDE, initial="none", train=QUICK)
+
+
+def cohort(labelled: int = 1, unlabelled: int = 4) -> SupportSet:
+    further = tuple(phantom_case(seed) for seed in range(20, 20 + unlabelled))
+    return replace(support_set(labelled), unlabelled=UnlabelledScans.of(further))
+
+
+def pool_of(support: SupportSet) -> Pool:
+    return Pool.of(support, support.resolve(Slicer()), SIDE)
+
+
+def stacked(support: SupportSet) -> StackedSupport:
+    return StackedSupport.of(support, support.resolve(Slicer()), SIDE, 1)
+
+
+# What it learns from.
+
+
+def test_the_pool_holds_unlabelled_scans_and_the_unlabelled_slices_of_labelled_ones():
+    whole, part = pool_of(cohort()), pool_of(partly_labelled())
+    assert whole.names == tuple(f"phantom-{seed}" for seed in range(20, 24))
+    assert set(part.names) == {"phantom-0", "phantom-1"}
+    assert sorted(part.number[part.case == 0].tolist()) == [0, 1, 5]
+    assert not len(pool_of(support_set(1)))
+
+
+def test_without_unlabelled_scans_it_learns_from_labelled_ones_and_says_so(sam: Backbone):
+    segmenter = SMALL.fit(support_set(1), sam)
+    assert "no scans without labels" in segmenter.decisions[-1]
+    assert segmenter.reliability == {}
+
+
+def test_labels_of_unlabelled_scans_have_no_say(sam: Backbone):
+    support = cohort()
+    swapped = replace(support, unlabelled=UnlabelledScans(tuple(phantom_case(seed) for seed in range(20, 24))))
+    one, other = SMALL.fit(support, sam).learned(), SMALL.fit(swapped, sam).learned()
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    fewer = SMALL.fit(cohort(unlabelled=3), sam).learned()
+    assert not all(torch.equal(value, fewer[key]) for key, value in one.items())
+
+
+@pytest.mark.learning
+def test_unlabelled_scans_help(sam: Backbone):
+    case = phantom_case(0)
+    reference = case.read_reference()
+    array = np.full_like(reference.array, IGNORE)
+    array[:, 2:4] = reference.array[:, 2:4]
+    few = replace(case, reference=replace(reference, array=array))
+    support = replace(cohort(unlabelled=8), cases=(few,))
+    method = replace(SMALL, channels=8, train=TrainConfig(iterations=120, learning_rate=5e-3, ema=0.95))
+    unseen = [phantom(seed) for seed in range(40, 46)]
+
+    def score(one: SelfTraining) -> float:
+        segmenter = one.fit(support, sam)
+        return float(np.mean([mean_dice(segmenter.predict(image), truth) for image, truth in unseen]))
+
+    assert score(method) > score(replace(method, unlabelled_weight=0, supervised=0.9)) + 0.01
+
+
+# Pieces.
+
+
+def two_pieces() -> Tensor:
+    classes = torch.zeros(1, 16, 16, dtype=torch.int16)
+    classes[0, 1:7, 1:7] = 1
+    classes[0, 10:12, 10:12] = 1
+    classes[0, 1:3, 10:15] = 2
+    classes[0, 12:15, 1:3] = 2
+    return classes
+
+
+def test_only_the_largest_piece_of_a_label_that_comes_in_one_is_kept():
+    kept = largest_pieces(two_pieces(), [1])
+    assert int((kept == 1).sum()) == 36
+    assert int((kept == 2).sum()) == int((two_pieces() == 2).sum())
+
+
+def test_what_comes_in_one_piece_is_learned_from_the_labelled_slices():
+    assert labels_in_one_piece(stacked(support_set(2)), len(LABELS)) == (1, 2)
+    scattered = stacked(support_set(2))
+    scattered.classes[:, ::4, ::4] = 2
+    assert labels_in_one_piece(scattered, len(LABELS)) == (1,)
+
+
+# Mixing.
+
+
+def test_boxes_are_a_third_to_two_thirds_wide_and_take_turns():
+    parts = labelled_parts(40, 60, Generator().manual_seed(0))
+    boxes = torch.where((torch.arange(40) % 2 == 1)[:, None, None], parts, ~parts)
+    for box in boxes:
+        rows, columns = box.any(dim=1).sum(), box.any(dim=0).sum()
+        assert rows == columns
+        assert 20 <= int(rows) <= 40
+        assert int(box.sum()) == int(rows * columns)
+
+
+def test_unlabelled_slices_gain_their_weight_step_by_step():
+    mixture = Mixture(first=100, full=200, weight=0.5, strength=1.0)
+    assert mixture.weight_at(100) == pytest.approx(0.005)
+    assert mixture.weight_at(149) == pytest.approx(0.25)
+    assert mixture.weight_at(199) == mixture.weight_at(900) == 0.5
+
+
+# The first labels.
+
+
+def test_first_labels_are_the_methods_own_predictions_and_are_made_once(
+    sam: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    support, method = cohort(), NearestSlice()
+    slicer = support.resolve(Slicer())
+    pool = pool_of(support)
+    found = initial_labels(method, support, pool, slicer, sam, Run(tmp_path))
+    segmenter = method.fit(support, sam)
+    (_, image), *_ = support.unlabelled
+    view = slicer.view(image)
+    expected = np.searchsorted([0, *LABELS.values], view.of(segmenter.predict(image).array))
+    number = int(pool.number[0])
+    shown = torch.nn.functional.interpolate(found[None, :1].float(), view.size)[0, 0].numpy()
+    assert (shown == expected[number]).mean() > 0.95
+    monkeypatch.setattr(NearestSlice, "fit", lambda *_: pytest.fail("fitted again"))
+    again = initial_labels(method, support, pool, slicer, sam, Run(tmp_path))
+    assert torch.equal(again, found)
+
+
+def test_a_method_for_the_first_labels_is_chosen_by_name():
+    assert initial_method("none", {}) is None
+    method = initial_method("unet", {"side": "64", "train": {"iterations": 7}})
+    assert method == INITIAL["unet"](side=64, train=replace(method.train, iterations=7))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"initial": "fat"}, "did you mean 'fate'"),
+        ({"initial": "none", "initial_settings": {"window": 0}}, "has no settings"),
+        ({"initial": "fate", "initial_settings": {"windw": 0}}, "has no setting 'windw'"),
+        ({"gate": 1.5}, "gate must be from 0 to 1"),
+        ({"supervised": -0.1}, "supervised must be from 0"),
+        ({"dims": 3}, "dims=2"),
+        ({"augmentation": "always"}, "augmentation=nnunet"),
+        ({"train": TrainConfig()}, r"train\.ema above 0"),
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, object], said: str):
+    with pytest.raises(SettingsError, match=said):
+        SelfTraining(**settings)
+
+
+# The gate.
+
+
+def opinion(pool: Pool, size: int) -> Tensor:
+    """A square of that size in every slice that is checked."""
+    classes = torch.zeros(len(pool), SIDE, SIDE, dtype=torch.int16)
+    classes[:, :size, :size] = 1
+    return classes
+
+
+def checked(gate: Gate, steps: int, student: Tensor, teacher: Tensor) -> Gate:
+    """The gate after all checks, in which both always say the same."""
+    for step in range(steps):
+        ask = [iter(torch.split(one[gate.rows], 8)) for one in (student, teacher)]
+        gate.check(step, lambda _, it=ask[0]: next(it), lambda _, it=ask[1]: next(it))
+    return gate
+
+
+def test_reliability_is_the_agreement_of_all_three():
+    pool = pool_of(cohort())
+    first, small = opinion(pool, 16), opinion(pool, 8)
+    assert dice(small, first) == pytest.approx(2 * 64 / (64 + 256))
+    agreed = checked(Gate(pool, 0.4, 0, 80, first, None), 80, first, first)
+    assert set(agreed.of_cases().values()) == {1.0}
+    one_apart = checked(Gate(pool, 0.4, 0, 80, first, None), 80, small, first)
+    assert set(one_apart.of_cases().values()) == {0.4}
+    assert set(one_apart.of_cases()) == set(pool.names)
+
+
+def test_nothing_found_anywhere_is_no_agreement():
+    nothing = torch.zeros(2, SIDE, SIDE, dtype=torch.int16)
+    assert dice(nothing, nothing) == 0.0
+
+
+def test_noise_is_not_learned_from_once_there_was_time_to_agree():
+    pool = pool_of(cohort())
+    first = opinion(pool, 16)
+    gate = checked(Gate(pool, 0.5, 0, 80, first, None), 80, opinion(pool, 8), first)
+    judged = PATIENCE * (80 // ROUNDS)
+    assert gate.reliable(judged - 1).all()
+    assert not gate.reliable(judged).any()
+    assert f"after step {judged}" in gate.summary()[0]
+    assert "0.40" in gate.summary()[0]
+
+
+def test_a_single_case_without_agreement_is_left_out():
+    pool = pool_of(cohort())
+    first = opinion(pool, 16)
+    student = first.clone()
+    student[pool.case == 1] = 0
+    gate = checked(Gate(pool, 0.5, 0, 80, first, None), 80, student, first)
+    assert torch.equal(gate.reliable(79), pool.case != 1)
+    assert "1 of them were left out" in gate.summary()[0]
+
+
+def test_without_first_labels_the_teacher_is_compared_with_itself_earlier():
+    pool = pool_of(cohort())
+    gate = Gate(pool, 0.4, 0, 80, None, None)
+    for step, size in ((0, 8), (10, 16), (20, 16)):
+        same = opinion(pool, size)[gate.rows]
+        parts = [iter(torch.split(same, 8)) for _ in "ab"]
+        gate.check(step, lambda _, it=parts[0]: next(it), lambda _, it=parts[1]: next(it))
+    assert [one.median for one in gate.checks] == [1.0, 0.4, 1.0]
+
+
+def test_a_resumed_gate_knows_what_was_found(tmp_path: Path):
+    pool = pool_of(cohort())
+    first = opinion(pool, 16)
+    before = checked(Gate(pool, 0.5, 0, 80, None, tmp_path), 45, opinion(pool, 8), first)
+    resumed = Gate(pool, 0.5, 0, 80, None, tmp_path)
+    assert resumed.checks == before.checks
+    assert torch.equal(resumed.reliable(44), before.reliable(44))
+    assert checked(resumed, 80, first, first).checks == checked(before, 80, first, first).checks
+
+
+def test_opinions_are_weighed_by_reliability():
+    teacher = torch.full((2, 3, 4, 4), 1 / 3)
+    first = torch.full((2, 4, 4), 2)
+    shares = shares_of_opinions(teacher, first, torch.tensor([1.0, 0.0]))
+    assert torch.allclose(shares[0], teacher[0])
+    assert torch.equal(shares[1, 2], torch.ones(4, 4))
+
+
+def test_the_segmenter_tells_how_reliable_each_case_was(sam: Backbone):
+    segmenter = SMALL.fit(cohort(), sam)
+    assert set(segmenter.reliability) == {f"phantom-{seed}" for seed in range(20, 24)}
+    assert all(0 <= value <= 1 for value in segmenter.reliability.values())
+    assert "4 unlabelled scans" in " ".join(segmenter.decisions)
