@@ -204,7 +204,7 @@ def test_a_sampler_goes_on_where_a_killed_one_stopped(rule: str, tmp_path: Path)
 
 def test_a_missing_journal_is_reported(tmp_path: Path) -> None:
     sampler = Sampler(CBDP, _holds(20, 3), 60, 4, 1, tmp_path / "losses.jsonl")
-    with pytest.raises(CheckpointError, match="begin anew"):
+    with pytest.raises(CheckpointError, match="start again"):
         sampler.draw(5)
 
 
