@@ -48,7 +48,7 @@ class Slicer:
     plane: PlaneChoice = "auto"
     """Plane of the slices; "auto" takes the plane across the largest voxel edge, which has the smallest pixels."""
     window: WindowChoice = "auto"
-    """Values that become 0 and 1: two numbers, a CT preset in HU, "percentile" (of each volume), or "none" (all values).
+    """Values that become 0 and 1: two numbers, a CT preset in HU, "percentile" (of each volume) or "none" (all values).
 
     For a CT, "auto" takes the window of the labels of the support set, or soft tissue if there is none. For 8-bit
     colours it takes the whole range of the type, and for all other scans percentiles.
