@@ -25,6 +25,7 @@ def test_suggestions_are_listed_and_written(half: Path, backbone: Path, tmp_path
     assert result.exit_code == 0, result.output
     assert "3 of 12 unlabelled slices; 12 slices are labelled" in result.stdout
     assert "represents" in result.stdout
+    assert "(0 to 5)" in result.stdout
     assert "24 slices in 4 cases, about" in result.stderr
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == ["suggestions.csv", "suggestions.png"]
 

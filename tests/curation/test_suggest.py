@@ -41,7 +41,7 @@ def negative(seed: int) -> Case:
 
 def places(cohort: Cohort, backbone: Backbone, **config: int | bool) -> list[tuple[str, int]]:
     found = suggest(cohort, backbone, config=SuggestConfig(**config)).suggestions
-    return [(one.slice.case, one.index) for one in found]
+    return [(one.slice.case, one.slice.index) for one in found]
 
 
 def test_only_unlabelled_slices_are_suggested_and_each_once(backbone: Backbone):
@@ -96,7 +96,7 @@ def test_a_slice_is_named_by_the_voxel_axis_it_lies_across(backbone: Backbone):
     cohort = cohort_of(case_of(0, (2,)), case_of(1))
     for one in suggest(cohort, backbone, config=SuggestConfig(count=5)).suggestions:
         assert one.axis == 1
-        assert one.index in (one.slice.number, SLICES - 1 - one.slice.number)
+        assert one.slice.index in (one.slice.number, SLICES - 1 - one.slice.number)
         assert one.slice.slices == SLICES
 
 
@@ -204,7 +204,7 @@ def test_the_index_is_what_the_sidecar_of_a_label_map_takes(folder: Path, backbo
     (own / "labels" / "case-3.nii.gz").unlink()
     first = suggest(read_cohort(own), backbone, config=SuggestConfig(count=1)).suggestions[0]
     shutil.copy(folder / "labels" / "case-3.nii.gz", own / "labels")
-    said = {"axis": first.axis, "labelled": [first.index]}
+    said = {"axis": first.axis, "labelled": [first.slice.index]}
     (own / "labels" / "case-3.slices.json").write_text(json.dumps(said))
     result = suggest(read_cohort(own), backbone, config=SuggestConfig(count=9))
     assert result.candidates == SLICES - 1

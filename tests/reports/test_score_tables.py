@@ -33,7 +33,7 @@ def printed(report: Report, width: int = 140) -> str:
 def test_table_has_a_line_a_label_and_their_mean(report):
     lines = printed(report).splitlines()
     liver, spleen, mean = (next(line for line in lines if name in line) for name in ("liver ", "spleen ", "mean "))
-    assert "0.833 [0.667–1.000]" in liver
+    assert "0.833 [0.667, 1.000]" in liver
     assert "0 of 2" in liver
     assert "1 of 1" in spleen
     assert "1 of 3" in mean
@@ -113,6 +113,6 @@ def test_table_fits_a_terminal_of_eighty_columns_without_cutting_a_number(report
     ventricles = tuple(replace(row, name="right ventricle" if row.label == 1 else "myocardium") for row in report.rows)
     text = printed(replace(report, rows=ventricles), width=80)
     assert max(len(line) for line in text.splitlines()) <= 80
-    assert "[0.667–1.000]" in text
-    assert "[0.654–1.000]" in text
+    assert "[0.667, 1.000]" in text
+    assert "[0.654, 1.000]" in text
     assert "…" not in text

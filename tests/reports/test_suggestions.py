@@ -22,8 +22,8 @@ def test_the_files_contain_the_suggestions(model: Path, cohort: Cohort, tmp_path
     lines = list(csv.DictReader(table.open(encoding="utf-8")))
     assert [line["rank"] for line in lines] == ["1", "2", "3"]
     for line, one in zip(lines, result.suggestions, strict=True):
-        assert (line["case"], int(line["slice"])) == (one.slice.case, one.slice.number + 1)
-        assert (int(line["axis"]), int(line["index"])) == (one.axis, one.index)
+        assert (line["case"], int(line["axis"]), int(line["index"])) == (one.slice.case, one.axis, one.slice.index)
+        assert int(line["nearest_index"]) == one.nearest.index
         assert line["reason"] == one.reason
         assert line["nearest_case"] == "case-0"
     with Image.open(picture) as shown:

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 def evaluate(
     predictions: Annotated[Path, typer.Option("-p", "--predictions", help="Folder of label maps to score.")],
     references: Annotated[
-        Path, typer.Option("-r", "--references", help="Folder of reference label maps, or a cohort with labels.")
+        Path,
+        typer.Option(
+            "-r",
+            "--references",
+            help="Folder of reference label maps named like the predictions, or a cohort with labels. Not a file.",
+        ),
     ],
     out: Annotated[Path | None, typer.Option("-o", "--output", help="JSON file for the full report.")] = None,
     csv: Annotated[Path | None, typer.Option(help="CSV file with one line per case and label.")] = None,

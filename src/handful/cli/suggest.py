@@ -79,9 +79,9 @@ def _entry(suggestion: Suggestion) -> dict[str, object]:
     return {
         "case": suggestion.slice.case,
         "plane": suggestion.plane,
-        "slice": suggestion.slice.number + 1,
         "axis": suggestion.axis,
-        "index": suggestion.index,
+        "index": suggestion.slice.index,
+        "slices": suggestion.slice.slices,
         "score": round(suggestion.score, 4),
         "coverage": round(suggestion.coverage, 4),
         "disagreement": None if suggestion.disagreement is None else round(suggestion.disagreement, 4),
@@ -97,7 +97,7 @@ def _print(result: SuggestResult, count: int, files: tuple[Path, ...]) -> None:
         listed.add_column(title, justify="left" if title == "case" else "right")
     listed.add_column("reason")
     for rank, suggestion in enumerate(result.suggestions, start=1):
-        place = f"{suggestion.slice.number + 1}/{suggestion.slice.slices}" if suggestion.slice.slices > 1 else ""
+        place = f"{suggestion.slice.index} (0 to {suggestion.slice.slices - 1})" if suggestion.slice.slices > 1 else ""
         row = (Text(suggestion.slice.case), place, f"{suggestion.score:.3f}", Text(suggestion.reason))
         listed.add_row(str(rank), *row)
     console, kind = stdout(), "cases" if result.whole_cases else "slices"

@@ -39,13 +39,15 @@ class SliceName:
 
     case: str
     number: int
-    """Number of the slice in its case, from 0."""
+    """Number of the slice in the order of the slicer, from 0."""
+    index: int
+    """Its index along the axis of the voxel array that counts the slices, from 0."""
     slices: int
     """Number of slices of the case."""
 
     def __str__(self) -> str:
-        """The name for users, with slice numbers from 1; a picture of one slice has no number."""
-        return f"{self.case}, slice {self.number + 1}" if self.slices > 1 else self.case
+        """The name for users: case and index. A picture of one slice has no index."""
+        return f"{self.case}, slice {self.index}" if self.slices > 1 else self.case
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +71,7 @@ class EncodedCase:
 
     def slice(self, number: int) -> SliceName:
         """The name of one of its slices."""
-        return SliceName(self.name, number, len(self.index))
+        return SliceName(self.name, number, int(self.index[number]), len(self.index))
 
 
 def descriptor(image: ImageEmbeddings) -> Float[Tensor, "n p"]:

@@ -56,8 +56,6 @@ class Suggestion:
     plane: Plane
     axis: int
     """The axis of the voxel array (i, j, k) that counts the slices."""
-    index: int
-    """The index of the slice along that axis, from 0, as in a `.slices.json`."""
     score: float
     """The coverage; with a segmenter, coverage × (1 + u) / 2, where u is the fraction of candidates with a smaller
     disagreement. It decreases from one suggestion to the next."""
@@ -170,7 +168,6 @@ def _suggestion(pool: Pool, choice: Choice) -> Suggestion:
         slice=case.slice(number),
         plane=case.plane,
         axis=case.axis,
-        index=int(case.index[number]),
         score=choice.score,
         coverage=choice.coverage,
         disagreement=choice.disagreement,

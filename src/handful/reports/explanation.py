@@ -130,7 +130,7 @@ def _draw_row(canvas: Canvas, view: SliceView, labels: Labels, row: _Row, top: f
     _, pixel_height, pixel_width = view.spacing
     canvas.panel(Panel(row.image, row.predicted, pixel_height / pixel_width), labels, (GAP, top), QUERY)
     if len(view) > 1:
-        canvas.write(GAP + 0.06, top + 0.13, f"{row.index + 1} / {len(view)}", colour=INK, size=8)
+        canvas.write(GAP + 0.06, top + 0.13, f"slice {row.index} (0 to {len(view) - 1})", colour=INK, size=8)
     _write_confidence(canvas, labels, row, (2 * GAP + QUERY, top))
     above = top + (QUERY - SUPPORT - CAPTION) / 2
     left = 2 * GAP + QUERY + WORDS
@@ -140,7 +140,7 @@ def _draw_row(canvas: Canvas, view: SliceView, labels: Labels, row: _Row, top: f
         corner = (left + place * (SUPPORT + GAP), above)
         panel = Panel(np.asarray(picture.image / 255, dtype=np.float32), picture.labels, pixel_aspect=1.0)
         canvas.panel(panel, labels, corner, SUPPORT)
-        caption = shortened(picture.case, 16) + (f"  slice {picture.number + 1}" if len(view) > 1 else "")
+        caption = shortened(picture.case, 16) + (f"  slice {picture.number}" if len(view) > 1 else "")
         canvas.write(corner[0] + SUPPORT / 2, above + SUPPORT + CAPTION / 2, caption, align="center")
 
 

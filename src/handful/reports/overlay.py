@@ -165,9 +165,8 @@ def _draw_slice(axes: Axes, sheet: _Sheet, index: int) -> None:
         for value in sheet.labels.values:
             draw_reference(axes, sheet.reference[index, rows, columns] == value)
     if len(sheet.view) > 1:
-        place = axes.text(
-            0.025, 0.97, f"{index + 1} / {len(sheet.view)}", transform=axes.transAxes, color=INK, fontsize=8, va="top"
-        )
+        name = f"slice {index} (0 to {len(sheet.view) - 1})"
+        place = axes.text(0.025, 0.97, name, transform=axes.transAxes, color=INK, fontsize=8, va="top")
         place.set_path_effects([withStroke(linewidth=2, foreground="black")])
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from handful.evaluation.evaluate import METRICS, Estimate, Report, Row, Summary
@@ -30,15 +31,11 @@ def print_table(report: Report, console: Console) -> None:
     unit = summaries[-1].unit
     tolerance = f"{report.tolerance_mm:g} {unit}"
     caption = _caption(summaries[-1], tolerance)
-    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
-    table.add_column("label", overflow="fold")
-    for title in ("n", "Dice", f"HD95, {unit}", f"surface Dice, {tolerance}", "missed", "false positive"):
-        width = len("[0.000–1.000]") if "Dice" in title else None
-        table.add_column(title, justify="right", overflow="fold", min_width=width)
-    for summary in summaries:
-        if summary.label is None:
-            table.add_section()
-        table.add_row(*_cells(summary), style="bold" if summary.label is None else None)
+    titles = ("label", "n", "Dice", f"HD95, {unit}", f"surface Dice, {tolerance}", "missed", "false positive")
+    table = _table(titles, summaries, " ")
+    if Measurement.get(console, console.options.update(max_width=1000), table).maximum > console.width:
+        table = _table([title.replace(" ", "\n") for title in titles], summaries, "\n")
+    table.caption, table.caption_justify = caption, "left"
     console.print(table)
     for failure in report.failures:
         console.print(f"[bold red]failed[/] {escape(failure.case)}: {escape(failure.reason)}", soft_wrap=True)
@@ -94,6 +91,19 @@ def write_nnunet_summary(report: Report, path: Path) -> None:
     atomic.write_json(path, json_value(content))
 
 
+def _table(titles: Sequence[str], summaries: Sequence[Summary], gap: str) -> Table:
+    """The scores as a table; `gap` is what separates a mean from its interval."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0))
+    for title in titles:
+        label = title == "label"
+        table.add_column(title, justify="left" if label else "right", overflow="fold", no_wrap=not label)
+    for summary in summaries:
+        if summary.label is None:
+            table.add_section()
+        table.add_row(*_cells(summary, gap), style="bold" if summary.label is None else None)
+    return table
+
+
 def _caption(overall: Summary, tolerance: str) -> str:
     absent = f"; absent from both maps (left out): {overall.absent}" if overall.absent else ""
     return (
@@ -102,26 +112,25 @@ def _caption(overall: Summary, tolerance: str) -> str:
     )
 
 
-def _cells(summary: Summary) -> list[str]:
+def _cells(summary: Summary, gap: str) -> list[str]:
     missed = f"{summary.missed} of {summary.missed_of}"
     return [
         escape(summary.name),
         str(summary.n),
-        _interval(summary.estimates["dice"], 3),
-        _interval(summary.estimates["hd95"], 1),
-        _interval(summary.estimates["surface_dice"], 3),
+        _interval(summary.estimates["dice"], 3, gap),
+        _interval(summary.estimates["hd95"], 1, gap),
+        _interval(summary.estimates["surface_dice"], 3, gap),
         f"[red]{missed}[/]" if summary.missed else missed,
         f"[red]{summary.false_positive}[/]" if summary.false_positive else "0",
     ]
 
 
-def _interval(estimate: Estimate, digits: int) -> str:
+def _interval(estimate: Estimate, digits: int, gap: str) -> str:
     if math.isnan(estimate.mean):
         return "–"
     if math.isnan(estimate.low):
         return f"{estimate.mean:.{digits}f}"
-    # no space within the brackets, so that a narrow terminal breaks the line before the interval, not inside
-    return rf"{estimate.mean:.{digits}f} \[{estimate.low:.{digits}f}–{estimate.high:.{digits}f}]"
+    return rf"{estimate.mean:.{digits}f}{gap}\[{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
 def _flat(row: Row) -> dict[str, object]:

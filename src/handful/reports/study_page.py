@@ -497,7 +497,7 @@ def _number(value: float, measure: str) -> str:
 def _interval(estimate: Estimate, measure: str = "dice") -> str:
     if math.isnan(estimate.low):
         return "one case"
-    return f"{_number(estimate.low, measure)}–{_number(estimate.high, measure)}"
+    return f"[{_number(estimate.low, measure)}, {_number(estimate.high, measure)}]"
 
 
 def _signed(difference: float) -> str:

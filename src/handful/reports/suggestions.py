@@ -38,9 +38,9 @@ _PRIVACY = "The pictures show patients: protect this file like their scans."
 def write_suggestions(folder: Path, cohort: Cohort, result: SuggestResult) -> tuple[Path, Path]:
     """Write suggestions.csv and suggestions.png into `folder`; earlier files are replaced. Returns their paths.
 
-    The table has one line per suggestion. `slice` counts from 1, as in the picture; `axis` and `index` refer to the
-    voxel array and count from 0. The picture shows the first 24 suggestions, each with the segmenter's prediction (if
-    any) and with the most similar labelled slice. `cohort` must be the one of the suggestions.
+    The table has one line per suggestion. Both files name a slice by its index in the voxel array, counted from 0, as
+    `.slices.json` does. The picture shows the first 24 suggestions, each with the segmenter's prediction (if any) and
+    with the most similar labelled slice. `cohort` must be the one of the suggestions.
     """
     table, picture = folder / TABLE, folder / PICTURE
     write_atomically(table, _table(result).encode())
@@ -50,8 +50,8 @@ def write_suggestions(folder: Path, cohort: Cohort, result: SuggestResult) -> tu
 
 def _table(result: SuggestResult) -> str:
     text = io.StringIO()
-    fields = ("rank", "case", "plane", "slice", "slices", "axis", "index", "score", "coverage", "disagreement")
-    writer = csv.DictWriter(text, (*fields, "nearest_case", "nearest_slice", "reason"), lineterminator="\n")
+    fields = ("rank", "case", "plane", "axis", "index", "slices", "score", "coverage", "disagreement")
+    writer = csv.DictWriter(text, (*fields, "nearest_case", "nearest_index", "reason"), lineterminator="\n")
     writer.writeheader()
     for rank, suggestion in enumerate(result.suggestions, start=1):
         nearest, disagreement = suggestion.nearest, suggestion.disagreement
@@ -60,15 +60,14 @@ def _table(result: SuggestResult) -> str:
                 "rank": rank,
                 "case": suggestion.slice.case,
                 "plane": suggestion.plane,
-                "slice": suggestion.slice.number + 1,
-                "slices": suggestion.slice.slices,
                 "axis": suggestion.axis,
-                "index": suggestion.index,
+                "index": suggestion.slice.index,
+                "slices": suggestion.slice.slices,
                 "score": f"{suggestion.score:.4f}",
                 "coverage": f"{suggestion.coverage:.4f}",
                 "disagreement": None if disagreement is None else f"{disagreement:.4f}",
                 "nearest_case": None if nearest is None else nearest.case,
-                "nearest_slice": None if nearest is None else nearest.number + 1,
+                "nearest_index": None if nearest is None else nearest.index,
                 "reason": suggestion.reason,
             }
         )
@@ -150,7 +149,7 @@ def _draw_cell(canvas: Canvas, cell: _Cell, rank: int, corner: tuple[float, floa
     left, top = corner
     name = cell.suggestion.slice
     upper, lower = top + 0.1, top + 0.28
-    place = f"slice {name.number + 1} of {name.slices}" if name.slices > 1 else ""
+    place = f"slice {name.index} (0 to {name.slices - 1})" if name.slices > 1 else ""
     canvas.write(left, upper, f"{rank}", colour=INK, size=10, weight="bold")
     canvas.write(left + INDENT, upper, shortened(name.case, 24), colour=INK, size=9, weight="bold")
     canvas.write(left + INDENT, lower, place)

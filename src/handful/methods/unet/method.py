@@ -61,7 +61,7 @@ class UNet(Method):
     What is None is chosen from the data (`handful.methods.unet.choice`).
     """
 
-    when = "5 or more labelled cases; the baseline to beat"
+    when = "10 or more labelled cases; the baseline to beat"
     minutes = "2 to 15 min"
 
     slicer: Slicer = Slicer()
