@@ -1,7 +1,9 @@
 """Hooks of MkDocs: the pages that are generated, and links to files that lie outside `docs/`.
 
 Links in the documents are those of the repository, so they work in an editor and on a forge, too. On the site a link to
-a file of `INCLUDED` leads to its copy, and a link to any other existing file becomes plain text.
+a file of `INCLUDED` leads to its copy, a link to a part of the reference's first page leads to the generated page of
+that name (`reference/index.md#settings-fate` to `reference/settings.md#fate`), and a link to any other existing file
+becomes plain text.
 """
 
 from __future__ import annotations
@@ -67,6 +69,9 @@ def rewritten(markdown: str, source: str, uri: str) -> str:
         if not target or ":" in target:
             return link[0]
         path = os.path.normpath(os.path.join(os.path.dirname(source), target))
+        if path == "docs/reference/index.md" and anchor:
+            page, _, part = anchor[1:].partition("-")
+            path, anchor = f"docs/reference/{page}.md", f"#{part}" if part else ""
         place = INCLUDED.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else None)
         if place is not None:
             return f"{words}({os.path.relpath(place, os.path.dirname(uri) or '.')}{anchor})"

@@ -54,6 +54,7 @@ from .methods.interactive.method import Interactive as Interactive
 from .methods.lora import Lora as Lora
 from .methods.nearest_slice import NearestSlice as NearestSlice
 from .methods.promptable import oracle as oracle
+from .methods.self_training.method import SelfTraining as SelfTraining
 from .methods.unet.method import UNet as UNet
 from .methods.wrappers.ensemble import Ensemble as Ensemble
 from .methods.zero_shot import ZeroShot as ZeroShot

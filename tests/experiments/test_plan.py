@@ -98,7 +98,10 @@ def test_every_configuration_is_measured_on_every_split(make_plan: Callable[...,
 def test_shots_that_leave_no_test_patient_are_left_out_and_reported(make_plan: Callable[..., Plan]):
     found, left_out = trials(make_plan(shots=(1, 5, 8)))
     assert {trial.shots for trial in found} == {1}
-    assert left_out == [f"phantoms with {n} labelled: only 5 patients have labels" for n in (5, 8)]
+    assert left_out == [
+        f"phantoms with {n} labelled: only 5 patients have labels, so none is left to score; take at most 4"
+        for n in (5, 8)
+    ]
 
 
 def test_a_plan_that_leaves_nothing_to_measure_is_refused(make_plan: Callable[..., Plan], tmp_path: Path):

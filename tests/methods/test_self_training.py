@@ -16,7 +16,7 @@ from handful.data.volume import IGNORE
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.nearest_slice import NearestSlice
-from handful.methods.self_training.gate import PATIENCE, ROUNDS, Gate, dice, shares_of_opinions
+from handful.methods.self_training.gate import PATIENCE, ROUNDS, Gate, combined_probabilities, dice
 from handful.methods.self_training.initial import INITIAL, initial_labels, initial_method
 from handful.methods.self_training.method import SelfTraining
 from handful.methods.self_training.mixing import labelled_parts
@@ -260,7 +260,7 @@ def test_a_resumed_gate_knows_what_was_found(tmp_path: Path):
 def test_opinions_are_weighed_by_reliability():
     teacher = torch.full((2, 3, 4, 4), 1 / 3)
     first = torch.full((2, 4, 4), 2)
-    shares = shares_of_opinions(teacher, first, torch.tensor([1.0, 0.0]))
+    shares = combined_probabilities(teacher, first, torch.tensor([1.0, 0.0]))
     assert torch.allclose(shares[0], teacher[0])
     assert torch.equal(shares[1, 2], torch.ones(4, 4))
 

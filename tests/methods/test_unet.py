@@ -276,7 +276,7 @@ def test_simclr_learns_to_distinguish_slices_and_trains_the_encoder_alone(slices
 
 
 def test_simclr_wants_two_slices_at_least(slices: torch.Tensor, sam: Backbone):
-    with pytest.raises(SettingsError, match="tells slices apart and got 1"):
+    with pytest.raises(SettingsError, match="needs at least two slices with any signal, got 1"):
         pretrain_encoder(fresh(sam), slices[:1], 4, SHORT)
 
 

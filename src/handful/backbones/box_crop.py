@@ -29,8 +29,8 @@ def decode_box_crop(
 ) -> Float[Tensor, "n k h w"]:
     """Logits of the object in each box (x0, y0, x1, y1 in slice pixels), from a window `context` times as large.
 
-    `rough` is a mask prompt for each box, in logits. A box of zeros asks for nothing, and its logits say so. Each box
-    costs an encode of its own, which no cache stores: the next box is another window.
+    `rough` is a mask prompt for each box, in logits. A box of zeros is no prompt, and its logits are those of no label.
+    Each box costs an encode of its own, which no cache stores: the next box is another window.
     """
     n, k, h, w = *boxes.shape[:2], *slices.shape[-2:]
     logits = slices.new_full((n, k, h, w), OUTSIDE)

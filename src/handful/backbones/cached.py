@@ -51,7 +51,7 @@ def cached(backbone: Backbone, folder: Path, max_bytes: int = 20 * GIB) -> Cache
 class CachedBackbone(Backbone):
     """The same backbone, which encodes each slice once. Forks share the cache; their decoders can be trained.
 
-    Its weights bear the same names as those of `inner`, so nobody can tell them apart.
+    Its weights bear the same names as those of `inner`, so the two are interchangeable.
     """
 
     def __init__(self, backbone: Backbone, folder: Path, max_bytes: int = 20 * GIB) -> None:

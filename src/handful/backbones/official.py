@@ -172,9 +172,9 @@ def _filled(model: _Model, state: State, name: str) -> _Model:
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     misshapen = sorted(key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape)
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    said = "; ".join(f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults.items() if keys)
-    if said:
-        raise CheckpointError(f"{name} does not fit {type(model).__name__} ({said}); it is damaged or another model")
+    listed = "; ".join(f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults.items() if keys)
+    if listed:
+        raise CheckpointError(f"{name} does not fit {type(model).__name__} ({listed}); it is damaged or another model")
     model.load_state_dict(state)
     return model
 

@@ -39,7 +39,7 @@ HIERAS = {
     (2, 3, 16, 3): Hiera(2, (8, 4, 14, 7), (12, 16, 20)),
     (2, 6, 36, 4): Hiera(2, (8, 4, 16, 8), (23, 33, 43)),
 }
-"""Tiny, small, base-plus and large, told by the blocks in their stages."""
+"""Tiny, small, base-plus and large, recognised by the blocks in their stages."""
 
 
 def sam_config(shapes: Shapes) -> SamConfig:

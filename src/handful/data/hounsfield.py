@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 SHIFTS = (0.0, 1024.0)
 """Constants that files add to Hounsfield units; 1000, which also occurs, is close enough to 1024."""
 SAMPLE = 500_000
-"""Voxels that are looked at, on a regular lattice."""
+"""Voxels that are examined, on a regular lattice."""
 BIN = 10.0
 """Width of the bins of the histogram, in HU."""
 AIR = (-1060.0, -900.0)

@@ -21,8 +21,8 @@ class ModalityEvidence:
     @cached_property
     def is_ct(self) -> bool:
         """What the strongest source says; the voxels count only if the others are silent."""
-        said = self.tag or self.declared
-        return self.shift is not None if said is None else _is_ct(said)
+        stated = self.tag or self.declared
+        return self.shift is not None if stated is None else _is_ct(stated)
 
     def __str__(self) -> str:
         """For example 'CT by its voxels, stored as Hounsfield units + 1024'."""
@@ -39,15 +39,15 @@ class ModalityEvidence:
         """A sentence for each pair of sources that contradict each other."""
         if self.tag and self.declared and _is_ct(self.tag) != _is_ct(self.declared):
             yield f"the DICOM tag says {self.tag}, dataset.json says {self.declared}; the tag is used"
-        said, source = (self.tag, "the DICOM tag") if self.tag else (self.declared, "dataset.json")
-        if said and not _is_ct(said) and self.shift is not None:
+        named, source = (self.tag, "the DICOM tag") if self.tag else (self.declared, "dataset.json")
+        if named and not _is_ct(named) and self.shift is not None:
             yield (
-                f"{source} says {said}, but the voxels have the peaks of a CT in Hounsfield units{_plus(self.shift)}; "
+                f"{source} says {named}, but the voxels have the peaks of a CT in Hounsfield units{_plus(self.shift)}; "
                 f"{source} is used, so correct it if it is wrong"
             )
-        if said and _is_ct(said) and self.shift is None:
+        if named and _is_ct(named) and self.shift is None:
             yield (
-                f"{source} says {said}, but the voxels lack the peaks of air and soft tissue of a CT; convert them to "
+                f"{source} says {named}, but the voxels lack the peaks of air and soft tissue of a CT; convert them to "
                 "Hounsfield units, or choose a window (--set slicer.window=LOW,HIGH)"
             )
 

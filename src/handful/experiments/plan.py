@@ -256,7 +256,8 @@ def trials(plan: Plan) -> tuple[list[Trial], list[str]]:
         planned = sorted(set(data_set.shots or plan.shots))
         possible[name] = [n for n in planned if n < patients[name]]
         left_out += [
-            f"{name} with {n} labelled: only {patients[name]} patients have labels"
+            f"{name} with {n} labelled: only {patients[name]} patients have labels, so none is left to score; "
+            f"take at most {patients[name] - 1}"
             for n in planned
             if n >= patients[name]
         ]

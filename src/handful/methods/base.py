@@ -77,7 +77,7 @@ class Segmenter(nn.Module, ABC):
 
     @property
     def reliability(self) -> dict[str, float]:
-        """How far opinions on each unlabelled case agreed, from 0 to 1, by name; empty for a loaded segmenter."""
+        """Agreement of the predictions on each unlabelled case, from 0 to 1, by name; empty for a loaded segmenter."""
         return {}
 
     def predict_explained(self, volume: Volume) -> Explained:

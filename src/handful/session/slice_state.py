@@ -68,16 +68,16 @@ class SliceState:
     @classmethod
     def empty(cls, size: tuple[int, int]) -> SliceState:
         """A slice without any label."""
-        nothing = deflated(np.zeros(size, np.uint16))
+        nothing = compressed_classes(np.zeros(size, np.uint16))
         return cls(size, nothing, nothing)
 
     def classes(self) -> Classes:
         """The segmentation."""
-        return _inflated(self.top, self.size)
+        return _decompressed_classes(self.top, self.size)
 
     def proposed(self) -> Classes:
         """The segmentation without the masks from prompts."""
-        return _inflated(self.below, self.size)
+        return _decompressed_classes(self.below, self.size)
 
     def with_proposal(self, classes: Classes, backbone: Backbone) -> SliceState:
         """The state with another proposal and the same masks from prompts."""
@@ -89,7 +89,9 @@ class SliceState:
 
     def _composed(self, below: Classes, prompted: Mapping[int, PromptedMask], backbone: Backbone) -> SliceState:
         top = _composed(below, prompted, self.size, backbone)
-        return dataclasses.replace(self, below=deflated(below), top=deflated(top), prompted=prompted)
+        return dataclasses.replace(
+            self, below=compressed_classes(below), top=compressed_classes(top), prompted=prompted
+        )
 
 
 def prompted_mask(
@@ -142,10 +144,10 @@ def _composed(
     return top
 
 
-def deflated(classes: Classes) -> bytes:
+def compressed_classes(classes: Classes) -> bytes:
     """Class numbers, compressed for a state."""
     return zlib.compress(np.ascontiguousarray(classes).tobytes(), 1)
 
 
-def _inflated(content: bytes, size: tuple[int, int]) -> Classes:
+def _decompressed_classes(content: bytes, size: tuple[int, int]) -> Classes:
     return np.frombuffer(zlib.decompress(content), np.uint16).reshape(size)

@@ -19,7 +19,7 @@ from handful.data.volume import Labels, Volume
 from handful.errors import CheckpointError, DamagedFile
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of
-from handful.session.slice_state import PromptedMask, SliceState, deflated
+from handful.session.slice_state import PromptedMask, SliceState, compressed_classes
 
 FORMAT = 2
 
@@ -77,7 +77,7 @@ def _states(arrays: dict[str, Any], prompted: Sequence[dict[str, Any]]) -> list[
         masks.setdefault(int(entry["slice"]), {})[int(entry["label"])] = mask
     rows = zip(arrays["below"], arrays["top"], arrays["accepted"].tolist(), strict=True)
     return [
-        SliceState(size, deflated(below), deflated(top), masks.get(number, {}), accepted)
+        SliceState(size, compressed_classes(below), compressed_classes(top), masks.get(number, {}), accepted)
         for number, (below, top, accepted) in enumerate(rows)
     ]
 

@@ -1,6 +1,6 @@
 """Bottleneck adapters in an image encoder: two small layers in every block learn, all its own weights stay.
 
-After Houlsby et al. (ICML 2019), placed in SAM as Wu et al. do, "Medical SAM Adapter" (arXiv 2304.12620): one behind
+After Houlsby et al. (ICML 2019), placed in SAM as Wu et al. do, "Medical SAM Adapter" (arXiv 2304.12620): one after
 the attention, one parallel to the MLP. Its space-depth branch, which is for volumes, and its prompt-conditioned
 adapters are not here.
 """
@@ -36,14 +36,14 @@ def add_adapters(encoder: nn.Module, width: int, generator: Generator) -> list[n
     parts: list[nn.Module] = []
     for block in blocks:
         attention: nn.Module = block.attn  # type: ignore[assignment]
-        behind = BehindAttention(attention.proj, width, generator)  # type: ignore[arg-type]
-        beside = BesideMlp(block.mlp, width, generator)  # type: ignore[arg-type]
-        attention.proj, block.mlp = behind, beside
-        parts += [behind.adapter, beside.adapter]
+        serial = AfterAttention(attention.proj, width, generator)  # type: ignore[arg-type]
+        parallel = ParallelToMlp(block.mlp, width, generator)  # type: ignore[arg-type]
+        attention.proj, block.mlp = serial, parallel
+        parts += [serial.adapter, parallel.adapter]
     return parts
 
 
-class BehindAttention(nn.Module):
+class AfterAttention(nn.Module):
     """An attention's last layer, and an adapter of what comes out of it."""
 
     def __init__(self, projection: nn.Linear, width: int, generator: Generator) -> None:
@@ -57,7 +57,7 @@ class BehindAttention(nn.Module):
         return attended + added
 
 
-class BesideMlp(nn.Module):
+class ParallelToMlp(nn.Module):
     """A block's MLP, and an adapter of what goes into it."""
 
     def __init__(self, mlp: nn.Module, width: int, generator: Generator) -> None:

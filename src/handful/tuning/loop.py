@@ -1,4 +1,4 @@
-"""The one training loop: AdamW on whatever asks for gradients, exact resume after a kill, a history.
+"""The one training loop: AdamW on all parameters that need gradients, exact resume after a kill, a history.
 
 Where processes have joined a torch.distributed group, each brings its own share of every step and all take the same
 step: gradients are averaged over them. On a CPU, small models learn faster from several processes of one thread each
@@ -84,7 +84,7 @@ def train(
     rates: Mapping[str, float] | None = None,
     teacher: nn.Module | None = None,
 ) -> History:
-    """Optimises every parameter of `model` that asks for gradients, in place; returns the history.
+    """Optimises every parameter of `model` that needs gradients, in place; returns the history.
 
     `stop(step)`, called before each step, ends the training where it returns True. `rates` has factors of the learning
     rate for parameters whose names start with a key. `teacher`, a copy of `model`, is given the moving average of the
@@ -103,7 +103,7 @@ def train(
         raise SettingsError("learning_rate is None, and this method has no default; give a number such as 1e-3")
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
-        raise SettingsError("nothing to train: no parameter of the model asks for gradients")
+        raise SettingsError("nothing to train: no parameter of the model needs gradients")
     if teacher is not None and not config.ema:
         raise SettingsError("a teacher is the moving average of the weights, and ema is 0; give a decay such as 0.99")
     state = _State(named, config, config.learning_rate, rates or {}, teacher)
@@ -183,7 +183,7 @@ class _State:
         write_atomically(folder / "train.safetensors", save(tensors, metadata={"note": json.dumps(note)}))
 
     def load(self, folder: Path) -> int:
-        """The step to go on from; 0 where nothing was saved."""
+        """The step to continue from; 0 where nothing was saved."""
         path = folder / "train.safetensors"
         if not path.exists():
             return 0

@@ -27,7 +27,7 @@ UNSEEN = 3.0
 BELOW_MEAN = 0.6
 """Share of samples with a loss below the mean that InfoBatch is planned with; what was true, the report says."""
 LEAST, MOST = 0.1, 10.0
-"""Bounds of a sample's loss over the mean of its class: nobody is drawn for certain, and nobody is never drawn."""
+"""Bounds of a sample's loss over the mean of its class: no sample is taken with certainty, and none is never taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Pruning:
 
     @property
     def needs_losses(self) -> bool:
-        """Whether what is drawn depends on losses."""
+        """Whether the choice of samples depends on losses."""
         return self.rule in ("infobatch", "cbdp")
 
 
@@ -117,7 +117,7 @@ class Sampler:
     """Says which samples each step trains on, and learns from their losses which ones to leave out.
 
     Its choices depend on its arguments and on the losses it was given, on nothing else. With a `journal` (a file of
-    losses, one line per step) it catches up with a training that was killed, and goes on with the very same draws.
+    losses, one line per step) it catches up with a training that was killed, and continues with the same samples.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Sampler:
         self.annealed_from = self.steps - round((1 - pruning.until) * iterations)
         """The first step of the last phase, which sees everything."""
         self.losses = np.full(self.holds.shape, np.nan)
-        """Of each sample and class, what was last heard, smoothed; nan where nothing was."""
+        """Of each sample and class, what was last known, smoothed; nan where nothing was."""
         self._journal = _Journal(journal if pruning.needs_losses else None)
         self._plan, self._place, self._epoch = self._nothing(), 0, 0
         self._next, self._drawn, self._passes = 0, 0, 0.0
@@ -155,10 +155,10 @@ class Sampler:
         return self._draw()
 
     def observe(self, losses: Float[Tensor, "b d"]) -> None:
-        """Losses of the samples drawn last, a column a class and one for samples that hold none; nan says nothing."""
-        told = losses.detach().cpu().double().numpy()
-        self._journal.write(self._next - 1, told)
-        self._learn(told)
+        """Losses of the samples taken last: one column per class and one for samples without any; nan is unknown."""
+        values = losses.detach().cpu().double().numpy()
+        self._journal.write(self._next - 1, values)
+        self._learn(values)
 
     def report(self) -> PruningReport:
         return PruningReport(tuple(self._records), self._next, self._fraction())
@@ -208,29 +208,29 @@ class Sampler:
     def _fraction(self) -> float:
         return self._drawn / (len(self.holds) * self._passes) if self._passes else 1.0
 
-    def _learn(self, told: NDArray[np.float64]) -> None:
+    def _learn(self, values: NDArray[np.float64]) -> None:
         rows = self._last.numpy()
-        for row, new in zip(rows, told, strict=True):
-            heard = np.isfinite(new) & self.holds[row]
+        for row, new in zip(rows, values, strict=True):
+            known = np.isfinite(new) & self.holds[row]
             old = np.where(np.isnan(self.losses[row]), new, self.losses[row])
-            self.losses[row, heard] = (self.pruning.momentum * old + (1 - self.pruning.momentum) * new)[heard]
+            self.losses[row, known] = (self.pruning.momentum * old + (1 - self.pruning.momentum) * new)[known]
 
     def _catch_up(self, step: int) -> None:
         past = self._journal.read(step) if self.pruning.needs_losses else [np.zeros((0, 0))] * step
         if self._next or len(past) < step:
             raise CheckpointError(
-                f"training goes on at step {step}, but losses are known of {max(len(past), self._next)} steps alone; "
+                f"training continues at step {step}, but losses are known of only {max(len(past), self._next)} steps; "
                 "remove the half-done work and start again"
             )
-        for told in past:
+        for values in past:
             self._draw()
             if self.pruning.needs_losses:
-                self._learn(told)
+                self._learn(values)
 
     def _infobatch(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-        heard = np.isfinite(self.losses)
-        sums = np.where(heard, self.losses, 0).sum(axis=1)
-        score = np.where(heard.any(axis=1), sums / heard.sum(axis=1).clip(1), UNSEEN)
+        known = np.isfinite(self.losses)
+        sums = np.where(known, self.losses, 0).sum(axis=1)
+        score = np.where(known.any(axis=1), sums / known.sum(axis=1).clip(1), UNSEEN)
         easy = np.flatnonzero(score < score.mean())
         spared = rng.permutation(easy)[: _ceil((1 - self.pruning.share) * len(easy))]
         hard = np.flatnonzero(score >= score.mean())
@@ -253,9 +253,9 @@ class Sampler:
 
     def _hardness(self) -> NDArray[np.float64]:
         """Each loss over the mean of its class, within bounds; 1 where nothing is known, 0 where the class is not."""
-        heard = np.isfinite(self.losses)
-        mean = np.where(heard, self.losses, 0).sum(axis=0) / heard.sum(axis=0).clip(1)
-        ratio = np.where(heard, self.losses, mean) / np.where(mean > 0, mean, 1)
+        known = np.isfinite(self.losses)
+        mean = np.where(known, self.losses, 0).sum(axis=0) / known.sum(axis=0).clip(1)
+        ratio = np.where(known, self.losses, mean) / np.where(mean > 0, mean, 1)
         return np.where(self.holds, np.where(mean > 0, ratio, 1).clip(LEAST, MOST), 0)
 
     def _nothing(self) -> Draw:

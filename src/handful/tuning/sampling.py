@@ -37,5 +37,5 @@ def integer(below: int, generator: Generator) -> int:
 
 
 def noise_like(like: Tensor, generator: Generator) -> Tensor:
-    """Standard normal numbers of that shape, drawn on the CPU, where the generator lives."""
+    """Standard normal numbers of that shape, made on the CPU, where the generator lives."""
     return torch.randn(like.shape, generator=generator).to(like)

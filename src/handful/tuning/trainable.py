@@ -11,25 +11,25 @@ from handful.errors import CheckpointError
 
 
 def freeze_all_but(model: nn.Module, *modules: nn.Module) -> None:
-    """Only the parameters of `modules` ask for gradients afterwards; those of the rest of `model` do not."""
+    """Only the parameters of `modules` need gradients afterwards; those of the rest of `model` do not."""
     model.requires_grad_(False)
     for module in modules:
         module.requires_grad_(True)
 
 
 def count_trainable(model: nn.Module) -> int:
-    """Number of parameters (single numbers, not tensors) that ask for gradients."""
+    """Number of parameters (single numbers, not tensors) that need gradients."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def trainable_state(model: nn.Module) -> dict[str, Tensor]:
-    """Copies of all parameters that ask for gradients, by name."""
+    """Copies of all parameters that need gradients, by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
 def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Writes `state` into the parameters that ask for gradients; names and shapes must agree exactly."""
+    """Writes `state` into the parameters that need gradients; names and shapes must agree exactly."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     missing, unexpected = sorted(named.keys() - state.keys()), sorted(state.keys() - named.keys())
     if missing or unexpected:

@@ -233,7 +233,7 @@ class FateSegmenter(Segmenter):
                 stack, self.labels, self._classes(self._propagation.predictions(stack), notes, stack.size)
             )
             if self.method.second_sweep:
-                again = self._propagation.again(stack, stack.of(found.array), self.labels)
+                again = self._propagation.second_sweep(stack, stack.of(found.array), self.labels)
                 found = assemble_label_map(stack, self.labels, self._classes(again, notes, stack.size))
         if self.method.largest_component:
             keep_largest(found)

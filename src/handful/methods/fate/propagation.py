@@ -42,10 +42,12 @@ class StackPropagation:
     def predictions(self, stack: SliceView) -> Iterator[SlicePredictions]:
         """The predictions for each slice, in the order of propagation."""
         if self.order.window == 0:
-            return self._alone(stack)
-        return self._fused(stack) if self.order.fuse else self._outwards(stack)
+            return self._without_neighbours(stack)
+        return self._fused(stack) if self.order.fuse else self._from_start(stack)
 
-    def again(self, stack: SliceView, classes: NDArray[np.integer], labels: Labels) -> Iterator[SlicePredictions]:
+    def second_sweep(
+        self, stack: SliceView, classes: NDArray[np.integer], labels: Labels
+    ) -> Iterator[SlicePredictions]:
         """Each slice with its neighbours on both sides, whose labels are `classes` (n, h, w, label values)."""
         reach = (self.order.window + 1) // 2
         passing: deque[_SweptSlice | None] = deque(maxlen=2 * reach + 1)
@@ -57,11 +59,11 @@ class StackPropagation:
                 near = [s.left.as_neighbour_of(number) for s in passing if s is not None and s is not here]
                 yield self.recall.predict(here.image, [here.retrieved], (number,), near)
 
-    def _alone(self, stack: SliceView) -> Iterator[SlicePredictions]:
+    def _without_neighbours(self, stack: SliceView) -> Iterator[SlicePredictions]:
         for numbers, image, retrieved in self.recall.encoded(stack, range(len(stack))):
             yield self.recall.predict(image, retrieved, numbers)
 
-    def _outwards(self, stack: SliceView) -> Iterator[SlicePredictions]:
+    def _from_start(self, stack: SliceView) -> Iterator[SlicePredictions]:
         """From the start to the first slice, then from the start to the last."""
         start = len(stack) // 2 if self.order.start == "middle" else self._best_start(stack)
         first = yield from self._propagated(stack, range(start, -1, -1), ())
@@ -107,7 +109,7 @@ class StackPropagation:
         values = np.array(labels.values)[:, None, None]
         for numbers, image, retrieved in self.recall.encoded(stack, range(len(stack))):
             for row, number in enumerate(numbers):
-                held = [label for label in range(len(values)) if self.recall.bank.holders(retrieved[row], label)]
+                held = [label for label in range(len(values)) if self.recall.bank.memories_with(retrieved[row], label)]
                 masks = torch.from_numpy((classes[number] == values)[held].astype(np.float32))
                 memory = memorized(self.recall.backbone, image, torch.full((len(held),), row), masks)
                 yield _SweptSlice(image[row], retrieved[row], Neighbour(number, tuple(held), memory))
@@ -118,7 +120,9 @@ class StackPropagation:
         for numbers, image, retrieved in self.recall.encoded(stack, range(len(stack))):
             scores = self.recall.bank.similarities(image, self.recall.retrieval.similarity)
             for row, number in enumerate(numbers):
-                held = sum(bool(self.recall.bank.holders(retrieved[row], label)) for label in range(self.recall.labels))
+                held = sum(
+                    bool(self.recall.bank.memories_with(retrieved[row], label)) for label in range(self.recall.labels)
+                )
                 similar = float(scores[row, list(retrieved[row])].mean()) if held else -float("inf")
                 if (held, similar) > best:
                     best, start = (held, similar), number

@@ -36,7 +36,7 @@ class SupportRecall:
         self.backbone, self.bank, self.labels = backbone, bank, labels
         self.retrieval, self.use = retrieval, use
         self.absent_below = torch.full((labels,), use.absent_below, device=backbone.device)
-        self.absent_below[bank.in_every_picture()] = -torch.inf
+        self.absent_below[bank.labels_in_all_pictures()] = -torch.inf
 
     def encoded(
         self, stack: SliceView, order: Sequence[int]
@@ -83,9 +83,9 @@ class SupportRecall:
         """One for each slice and label that a retrieved slice contains; any other label is absent."""
         for row, supports in enumerate(retrieved):
             for label in range(self.labels):
-                remembered = self.bank.holders(supports, label)
+                remembered = self.bank.memories_with(supports, label)
                 if remembered:
-                    remembered += self.bank.without(supports, label) if self.use.allow_empty else ()
+                    remembered += self.bank.memories_of_absence(supports, label) if self.use.allow_empty else ()
                     neighbours = tuple(i for i, neighbour in enumerate(near) if label in neighbour.labels)
                     yield Query(row, label, remembered, neighbours)
 

@@ -108,17 +108,17 @@ class SupportBank(nn.Module):
         support = self._numbers[case, number]
         return self.thumbnails[support], self.classes[support]
 
-    def in_every_picture(self) -> Bool[Tensor, " k"]:
+    def labels_in_all_pictures(self) -> Bool[Tensor, " k"]:
         """Which labels all pictures contain; none if the slices are those of stacks, which may end anywhere."""
         held: Tensor = (self.rows[:, :-1] >= 0).all(dim=0)
         pictures = (self.index == 0).all() & (self.place == 0.5).all()
         return held & pictures
 
-    def holders(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
+    def memories_with(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
         """Memories of those labelled slices that contain the label."""
         return tuple(row for row in (self._rows[s][label] for s in supports) if row >= 0)
 
-    def without(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
+    def memories_of_absence(self, supports: Sequence[int], label: int) -> tuple[int, ...]:
         """Memories of an empty mask of those that do not."""
         return tuple(self._rows[s][-1] for s in supports if self._rows[s][label] < 0)
 

@@ -2,7 +2,8 @@
 
 After Ma et al., "Steady progress beats stagnation: mutual aid of foundation and conventional models in mixed domain
 semi-supervised medical image segmentation" (SynFoC, CVPR 2025): reliability is the Dice of student and teacher, times
-that of the teacher and another opinion. There it weighs two opinions pixel by pixel; here it also tells when to stop.
+that of the teacher and another prediction. There it weighs two predictions pixel by pixel; here it also decides
+when to stop.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ class Reliability:
 
 
 class Gate:
-    """Compares the opinions on each case at given steps, and says which cases to learn from.
+    """Compares the predictions on each case at given steps, and decides which cases to learn from.
 
-    What was found is kept in a file, so that a training that is killed and resumed goes on with the same values.
+    What was found is kept in a file, so that a training that is killed and resumed continues with the same values.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Gate:
     ) -> None:
         """The first check is at step `first` of `steps`; `initial` has the first labels of all slices of the pool.
 
-        Without them the teacher is compared with what it said at the check before.
+        Without them the teacher's labels are compared with those of the check before.
         """
         self.pool, self.threshold = pool, threshold
         self.first, self.every = first, max(1, (steps - first) // ROUNDS)
@@ -72,7 +73,7 @@ class Gate:
                 self._before = file.get_tensor("teacher")
 
     def check(self, step: int, student: Callable[[Tensor], Classes], teacher: Callable[[Tensor], Classes]) -> None:
-        """Compares the opinions where a check is due at this step; each takes slices and gives class numbers."""
+        """Compares the predictions where a check is due at this step; each takes slices and gives class numbers."""
         due = step >= self.first and (step - self.first) % self.every == 0
         if not due or any(one.step == step for one in self.checks):
             return
@@ -96,7 +97,7 @@ class Gate:
     def reliable(self, step: int) -> Bool[Tensor, " v"]:
         """Which slices of the pool to learn from at this step; none where the median case is below the threshold."""
         found = self.at(step)
-        if found is None or not self._is_judging(found):
+        if found is None or not self._is_active(found):
             return torch.ones(len(self.pool), dtype=torch.bool)
         if found.median < self.threshold:
             return torch.zeros(len(self.pool), dtype=torch.bool)
@@ -111,10 +112,10 @@ class Gate:
         if not self.checks:
             return ()
         last, fewer = self.checks[-1], sum(value < self.threshold for value in self.checks[-1].of_case)
-        opinions = "teacher and U-Net" if self.initial is None else "first labels, teacher and U-Net"
-        agreement = f"{opinions} agree with a median Dice of {last.median:.2f}"
-        if self._is_judging(last) and last.median < self.threshold:
-            paused = next(one for one in self.checks if self._is_judging(one) and one.median < self.threshold)
+        sources = "teacher and U-Net" if self.initial is None else "first labels, teacher and U-Net"
+        agreement = f"{sources} agree with a median Dice of {last.median:.2f}"
+        if self._is_active(last) and last.median < self.threshold:
+            paused = next(one for one in self.checks if self._is_active(one) and one.median < self.threshold)
             return (
                 f"the {len(last.of_case)} unlabelled scans were left out after step {paused.step}: {agreement}, "
                 f"less than {self.threshold:g}; label more cases, or fit another method",
@@ -122,8 +123,8 @@ class Gate:
         left_out = f", {fewer} of them were left out in the end" if fewer else ""
         return (f"learned from {len(last.of_case)} unlabelled scans: {agreement}{left_out}",)
 
-    def _is_judging(self, found: Reliability) -> bool:
-        """Whether there was time for the opinions to come to agree."""
+    def _is_active(self, found: Reliability) -> bool:
+        """Whether there was time for the predictions to come to agree."""
         return found.step >= self.first + PATIENCE * self.every
 
     def _slices(self) -> list[Tensor]:
@@ -140,7 +141,7 @@ def dice(one: Classes, other: Classes) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
-def shares_of_opinions(
+def combined_probabilities(
     teacher: Float[Tensor, "b l s s"], initial: Classes, reliability: Float[Tensor, " b"]
 ) -> Float[Tensor, "b l s s"]:
     """Probabilities of teacher and first labels together, by the reliability of each slice's case."""

@@ -3,9 +3,9 @@
 First labels come from any method that is fitted on the labelled slices; a teacher, the moving average of the U-Net,
 takes over as it comes to agree with them. What makes it work is old by now: pseudo-labels of a mean teacher (Tarvainen
 and Valpola, NeurIPS 2017) for strongly changed views (Sohn et al., "FixMatch", NeurIPS 2020), copy-paste between
-labelled and unlabelled slices (Bai et al., CVPR 2023), and two opinions weighed by how far they agree (Ma et al.,
-"SynFoC", CVPR 2025). Built from the papers' descriptions. A gate stops it where opinions do not agree, since learning
-from noise does harm. A prediction costs one U-Net, and no backbone.
+labelled and unlabelled slices (Bai et al., CVPR 2023), and two predictions weighted by how far they agree (Ma et al.,
+"SynFoC", CVPR 2025). Built from the papers' descriptions. A gate stops it where predictions do not agree, since
+learning from noise does harm. A prediction costs one U-Net, and no backbone.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class SelfTraining(UNet):
     unlabelled_weight: float = 0.5
     """Weight of the unlabelled part of a mixed slice in the loss; that of the labelled part is 1."""
     strength: float = 1.3
-    """How much more than labelled slices the unlabelled ones are relit for the U-Net; its teacher sees them as they
-    are."""
+    """How much more the brightness of unlabelled slices is changed for the U-Net than that of labelled ones; the
+    teacher gets them unchanged."""
     gate: float = 0.4
     """Agreement of U-Net, teacher and first labels (0 to 1) below which an unlabelled case is left out; where the
     median of all cases is lower, nothing more is learned from unlabelled scans."""
@@ -106,7 +106,7 @@ class SelfTraining(UNet):
         mixture = self.mixture(config.steps)
         loss = gate and SelfTrainingLoss(supervised, teacher, pool, mixture, gate, one_piece, initial)
         train(net, loss or supervised, config, run, rates={"encoder.": self.encoder_rate}, teacher=teacher)
-        net.let_go()
+        net.drop_training_state()
         learned = (
             gate.summary() if gate else ("there are no scans without labels, so it learned from labelled ones only",)
         )

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from handful.methods.base import CHUNK
-from handful.methods.self_training.gate import Classes, Gate, shares_of_opinions
+from handful.methods.self_training.gate import Classes, Gate, combined_probabilities
 from handful.methods.self_training.mixing import labelled_parts
 from handful.methods.self_training.pool import Pool, largest_pieces
 from handful.methods.unet.network import Net
@@ -67,7 +67,7 @@ class SelfTrainingLoss:
     def __call__(self, step: int, generator: Generator) -> Tensor:
         if step < self.mixture.first:
             return self.supervised(step, generator)
-        self.gate.check(step, lambda slices: self._relit_classes(slices, step), lambda slices: self._classes(slices))
+        self.gate.check(step, lambda slices: self._student_classes(slices, step), lambda slices: self._classes(slices))
         rows = torch.nonzero(self.gate.reliable(step))[:, 0]
         if not len(rows):
             return self.supervised(step, generator)
@@ -90,7 +90,7 @@ class SelfTrainingLoss:
         stacks, classes = self.supervised.stacked.around(sampler.sample(generator), 1)
         grids = self._grids(len(stacks), stacks.shape[-1], generator)
         shown = relit(moved(stacks[:, :, 0], grids), generator)
-        return self._there(shown), self._there(moved_classes(classes, grids)[:, 0].long())
+        return self._on_device(shown), self._on_device(moved_classes(classes, grids)[:, 0].long())
 
     def _mixed(
         self, rows: Int[Tensor, " r"], step: int, generator: Generator
@@ -100,12 +100,12 @@ class SelfTrainingLoss:
         slices = self.pool.slices[chosen].float()
         grids = self._grids(self.mixed, slices.shape[-1], generator)
         plain = moved(slices, grids)
-        inside = self._there(moved(torch.ones_like(slices[:, :1]), grids)[:, 0] >= 0.999)
-        classes = self._pseudo_labels(self._there(plain), chosen, grids, step).masked_fill(~inside, UNKNOWN)
-        shown = self._there(relit(plain, generator, self.mixture.strength))
+        inside = self._on_device(moved(torch.ones_like(slices[:, :1]), grids)[:, 0] >= 0.999)
+        classes = self._pseudo_labels(self._on_device(plain), chosen, grids, step).masked_fill(~inside, UNKNOWN)
+        shown = self._on_device(relit(plain, generator, self.mixture.strength))
         partners, partner_classes = self._labelled(self.partners, generator)
         shown, partners = _with_equal_channels(shown, partners)
-        labelled = self._there(labelled_parts(self.mixed, slices.shape[-1], generator))
+        labelled = self._on_device(labelled_parts(self.mixed, slices.shape[-1], generator))
         return (
             torch.where(labelled[:, None], partners, shown),
             torch.where(labelled, partner_classes, classes),
@@ -120,18 +120,18 @@ class SelfTrainingLoss:
         if self.initial is not None and found is not None:
             initial = moved_classes(self.initial[rows][:, None], grids)[:, 0].clamp_min(0)
             reliability = torch.tensor(found.of_case)[self.pool.case[rows]]
-            shares = shares_of_opinions(shares, self._there(initial), reliability)
+            shares = combined_probabilities(shares, self._on_device(initial), reliability)
         return largest_pieces(shares.argmax(dim=1), self.one_piece)
 
     def _classes(self, slices: Float[Tensor, "b c s s"]) -> Classes:
         """The teacher's labels of slices as they are, on the CPU."""
-        classes = self._shares(self.teacher, self._there(slices)).argmax(dim=1)
+        classes = self._shares(self.teacher, self._on_device(slices)).argmax(dim=1)
         return largest_pieces(classes, self.one_piece).cpu()
 
-    def _relit_classes(self, slices: Float[Tensor, "b c s s"], step: int) -> Classes:
+    def _student_classes(self, slices: Float[Tensor, "b c s s"], step: int) -> Classes:
         """The student's labels of the same slices, strongly relit."""
         shown = relit(slices, Generator().manual_seed(step), self.mixture.strength)
-        return self._shares(self.student, self._there(shown)).argmax(dim=1).cpu()
+        return self._shares(self.student, self._on_device(shown)).argmax(dim=1).cpu()
 
     @torch.no_grad()
     def _shares(self, net: Net, slices: Float[Tensor, "b c s s"]) -> Float[Tensor, "b l s s"]:
@@ -144,7 +144,7 @@ class SelfTrainingLoss:
         views = self.supervised.views
         return random_grids(n, (side, side), Moves(elastic=views.elastic, mirror=views.mirror), generator)
 
-    def _there(self, tensor: Tensor) -> Tensor:
+    def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(next(self.student.parameters()).device)
 
 

@@ -3,8 +3,8 @@
 After Isensee, Jaeger, Kohl, Petersen and Maier-Hein, "nnU-Net: a self-configuring method for deep learning-based
 biomedical image segmentation" (Nature Methods 2021), with MONAI's DynUNet as the network: stages down to 4 pixels,
 instance norm, leaky ReLU, deep supervision, Dice over the batch with cross entropy. Its encoder may first be trained
-by SimCLR (Chen, Kornblith, Norouzi and Hinton, ICML 2020) on slices that nobody labelled. The backbone is never asked:
-the net works on its device and looks at no more pixels than it would.
+by SimCLR (Chen, Kornblith, Norouzi and Hinton, ICML 2020) on slices that nobody labelled. Of the
+backbone only the device and the input side are used: the net runs on that device, at no larger side.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from handful.methods.base import (
 from handful.methods.stacks import StackedSupport, blocks
 from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror
 from handful.methods.unet.network import Encoder, Net, NetPlan, PlainNet, PretrainedNet, StackShape
-from handful.methods.unet.simclr import pretrain_encoder, slices_to_tell_apart
+from handful.methods.unet.simclr import contrastive_slices, pretrain_encoder
 from handful.methods.unet.training import Augmentation, NetLoss, Views
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.trainable import load_trainable_state, trainable_state
@@ -105,10 +105,10 @@ class UNet(Method):
     )
     """Length and rate of the training. None takes 1,500 steps, and the rate 5e-3, or 1e-3 with ImageNet's encoder."""
     pretrain: Literal["none", "simclr"] = "none"
-    """What an encoder of random weights learns before: nothing, or by SimCLR to tell slices apart, those of the
+    """What an encoder of random weights learns before: nothing, or by SimCLR to distinguish slices, those of the
     unlabelled scans as well; only where `dims` is 2."""
     contrast_batch: int = 32
-    """Slices that SimCLR tells apart at once; each is shown in two views."""
+    """Slices that SimCLR compares at once; each is shown in two views."""
     contrast: TrainConfig = field(default_factory=lambda: TrainConfig(iterations=1000, learning_rate=1e-3))
     """Length and rate of SimCLR."""
 
@@ -141,7 +141,7 @@ class UNet(Method):
         with support.held() if simclr or self.side is None else nullcontext(support) as held:
             plan = self.plan(held, slicer, backbone)
             stacked = StackedSupport.of(held, slicer, plan.side, plan.depth)
-            slices = slices_to_tell_apart(held, slicer, plan.side) if simclr else torch.zeros(0)
+            slices = contrastive_slices(held, slicer, plan.side) if simclr else torch.zeros(0)
         net = self.net(plan, len(support.labels)).to(backbone.device)
         config = self.training(plan)
         first, then = _phases(self, config, run, self.fingerprint(plan, stacked, slices))
@@ -149,7 +149,7 @@ class UNet(Method):
             pretrain_encoder(net, slices, self.contrast_batch, self.contrast, first)
         loss = self.loss(net, stacked, len(support.labels), config.steps)
         train(net, loss, config, then, rates={"encoder.": self.encoder_rate})
-        net.let_go()
+        net.drop_training_state()
         return UNetSegmenter(support.labels, slicer, backbone, net, (self.described(plan, config),))
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> UNetSegmenter:

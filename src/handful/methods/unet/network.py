@@ -1,4 +1,4 @@
-"""The U-Net itself: MONAI's DynUNet, or a decoder on a pre-trained encoder, shaped as the slices of a support ask."""
+"""The U-Net itself: MONAI's DynUNet, or a decoder on a pre-trained encoder, shaped by the slices of a support set."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StackShape:
 
 @dataclass(frozen=True)
 class NetPlan:
-    """The net's shape as the support asks for it."""
+    """The shape of the net, chosen from the slices of the support set."""
 
     side: int
     depth: int
@@ -51,7 +51,7 @@ class NetPlan:
     """Of the finest stage."""
     encoder: Encoder
     mirror: bool
-    """Whether it has learned from mirrored slices too, so that an answer is the mean of both."""
+    """Whether it has learned from mirrored slices too, so that its output is the mean of both."""
     kernels: tuple[int, ...]
     """Extent of each stage's kernels from slice to slice; within slices it is 3."""
     strides: tuple[int, ...]
@@ -76,7 +76,9 @@ class NetPlan:
         if max(stack.count for stack in stacks) == 1:
             raise SettingsError("dims=3 wants volumes, and every support case is a single slice; set dims=2")
         ratios = sorted(stack.ratio * side for stack in stacks)
-        return cls(side, depth, channels, encoder, mirror, *_across(ratios[len(ratios) // 2], depth, stages))
+        return cls(
+            side, depth, channels, encoder, mirror, *_kernels_and_strides(ratios[len(ratios) // 2], depth, stages)
+        )
 
     def pack(self) -> Int[Tensor, " p"]:
         encoder = get_args(Encoder).index(self.encoder)
@@ -90,7 +92,7 @@ class NetPlan:
         return cls(side, depth, channels, get_args(Encoder)[encoder], bool(mirror), kernels, strides)
 
 
-def _across(ratio: float, depth: int, stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _kernels_and_strides(ratio: float, depth: int, stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Kernels and strides from slice to slice: as within them once slices are less than 2 pixels apart.
 
     `ratio` is their distance in pixels of the finest stage; a stage that halves pixels alone halves it.
@@ -117,7 +119,7 @@ class Net(nn.Module):
         """Logits of each label; while training under deep supervision of e exits, finest first, else e is 1."""
         raise NotImplementedError
 
-    def let_go(self) -> None:
+    def drop_training_state(self) -> None:
         """Drops what the net keeps of its last training step."""
 
 
@@ -157,7 +159,7 @@ class PlainNet(Net):
         """The very modules of the net."""
         return nn.Sequential(self.unet.input_block, *self.unet.downsamples, self.unet.bottleneck)
 
-    def let_go(self) -> None:
+    def drop_training_state(self) -> None:
         """Drops the maps that DynUNet keeps of its last step, and their graph with them."""
         self.unet.heads[:] = [torch.zeros(1)] * len(self.unet.heads)
 

@@ -1,4 +1,4 @@
-"""SimCLR: the U-Net's encoder learns to tell slices apart that nobody labelled."""
+"""SimCLR: the U-Net's encoder learns from slices that nobody labelled, by contrast."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MOST_SLICES = 4096
 """Slices held in memory; of larger cohorts evenly spaced ones."""
 
 
-def slices_to_tell_apart(support: SupportSet, slicer: Slicer, side: int) -> Float[Tensor, "v c s s"]:
+def contrastive_slices(support: SupportSet, slicer: Slicer, side: int) -> Float[Tensor, "v c s s"]:
     """Slices with any signal of all scans, labelled or not; evenly spaced where there are more than can be held."""
     most = max(1, MOST_SLICES // (len(support.cases) + len(support.unlabelled)))
     found = []
@@ -45,28 +45,30 @@ def pretrain_encoder(
 ) -> History:
     """Trains the contracting path of a net for single slices by SimCLR, in place; the rest of it stays as it was.
 
-    Two views of each slice, drawn independently of one another, shall lie nearer to each other than to those of all
+    Two views of each slice, made independently of one another, shall lie nearer to each other than to those of all
     other slices of the batch. The projection head is dropped afterwards. It sees the means of the four quarters, not
     one mean as in the paper: instance norm has taken that out of every channel, and there was nothing to learn from.
     """
     from monai.losses import ContrastiveLoss  # seconds, not needed by other methods
 
     if len(slices) < 2:
-        raise SettingsError(f"SimCLR tells slices apart and got {len(slices)} with any signal; give unlabelled scans")
+        raise SettingsError(
+            f"SimCLR needs at least two slices with any signal, got {len(slices)}; give unlabelled scans"
+        )
     device, width = next(net.parameters()).device, int(net.unet.filters[-1])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         head = nn.Sequential(nn.Linear(4 * width, width), nn.ReLU(), nn.Linear(width, 128)).to(device)
     model = nn.ModuleDict({"encoder": net.contracting_path(), "head": head})
-    nearest = ContrastiveLoss(temperature=temperature)
+    contrastive = ContrastiveLoss(temperature=temperature)
 
     def loss(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randperm(len(slices), generator=generator)[:batch]
         views = torch.cat([_random_view(slices[rows].float(), generator) for _ in range(2)])
         features = F.adaptive_avg_pool2d(model["encoder"](standardised(views.to(device))), 2)
         one, other = model["head"](features.flatten(1)).chunk(2)
-        answer: Tensor = nearest(one, other)
-        return answer
+        value: Tensor = contrastive(one, other)
+        return value
 
     return train(model, loss, config, run)
 
@@ -86,7 +88,7 @@ def _random_view(slices: Float[Tensor, "n c s s"], generator: torch.Generator) -
     sine, cosine = angle.sin(), angle.cos()
     rows = torch.stack([cosine * wide, -sine * tall, across, sine * wide, cosine * tall, down], dim=1)
     grid = F.affine_grid(rows.view(n, 2, 3), [n, 1, side // 2, side // 2], align_corners=False)
-    seen = F.grid_sample(slices, grid, align_corners=False).clamp_min(0)
+    views = F.grid_sample(slices, grid, align_corners=False).clamp_min(0)
     gamma = torch.exp(uniform(math.log(0.4), math.log(2.5)))[:, None, None, None]
-    noise = uniform(0, 0.1)[:, None, None, None] * torch.randn(seen.shape, generator=generator)
-    return coarsened(seen.pow(gamma) + noise, 0.5, generator)
+    noise = uniform(0, 0.1)[:, None, None, None] * torch.randn(views.shape, generator=generator)
+    return coarsened(views.pow(gamma) + noise, 0.5, generator)

@@ -36,14 +36,14 @@ class Views:
     ) -> tuple[Float[Tensor, "b c d s s"], Float[Tensor, "b k d s s"], Bool[Tensor, "b d s s"]]:
         """Another view of stacks, all slices of one moved alike; the masks of the labels, and where they are known."""
         if self.augmentation == "always":
-            return self._always(stacks, classes, labels, generator)
+            return self._fully_augmented(stacks, classes, labels, generator)
         size, depth = (stacks.shape[-2], stacks.shape[-1]), stacks.shape[2]
         grids = random_grids(len(stacks), size, Moves(elastic=self.elastic, mirror=self.mirror), generator)
         shown = relit(moved(stacks.flatten(1, 2), grids), generator)
         classes = moved_classes(classes, grids)
         return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), masks_of(classes, labels), classes != UNKNOWN
 
-    def _always(
+    def _fully_augmented(
         self, stacks: Float[Tensor, "b c d s s"], classes: Int[Tensor, "b d s s"], labels: int, generator: Generator
     ) -> tuple[Float[Tensor, "b c d s s"], Float[Tensor, "b k d s s"], Bool[Tensor, "b d s s"]]:
         depth = stacks.shape[2]
@@ -51,7 +51,7 @@ class Views:
         everywhere = torch.ones(len(stacks), *stacks.shape[-2:], dtype=torch.bool)
         shown, maps, _ = augmented(stacks.flatten(1, 2), maps.flatten(1, 2), everywhere, generator)
         if self.elastic:
-            shown, maps = _bent(shown, maps, self.elastic, generator)
+            shown, maps = _deformed(shown, maps, self.elastic, generator)
         maps = rearrange(maps, "b (m d) h w -> b m d h w", d=depth)
         # a pixel is known where nothing unknown was mixed into it; outside of the slice all is unknown
         return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), maps[:, :-1], maps[:, -1] >= 0.999
@@ -109,7 +109,7 @@ def exits_loss(
     return (torch.stack(losses) * weights).sum() / weights.sum()
 
 
-def _bent(
+def _deformed(
     slices: Float[Tensor, "n c h w"], maps: Float[Tensor, "n m h w"], strongest: float, generator: Generator
 ) -> tuple[Tensor, Tensor]:
     """Both moved by a smooth random field: shifts at 6 × 6 knots, of a deviation of up to `strongest` sides."""
