@@ -306,7 +306,7 @@ def _fill(
     weight: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> NDArray[np.bool_]:
-    """`kept` and, in each draw, `need` more of those `among` that were not, without replacement, chances as `weight`.
+    """`kept` and, at each choice, `need` more of those `among` that were not, without replacement, chances as `weight`.
 
     The largest of log-weights with Gumbel noise are such a draw.
     """
