@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import embedding_cache
-from handful.methods.catalog import build_method
+from handful.methods.catalog import build_method, method_settings
 from material import support, tiny
 from measure import Spread
 
@@ -36,10 +36,7 @@ def main() -> None:
 
 def trained(name: str) -> dict[str, Any]:
     """Fits a method and counts; a segmenter predicts from the scan alone, nobody is asked for prompts."""
-    method = build_method(name, {})
-    short: dict[str, object] = {}
-    if hasattr(method, "train"):
-        short = {"train.iterations": 4}
+    short = {"train.iterations": 4} if "train" in method_settings(build_method(name, {})) else {}
     backbone, shown = tiny(), support()
     before = backbone.digest()
     segmenter = build_method(name, short).fit(shown, backbone)

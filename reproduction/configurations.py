@@ -27,7 +27,7 @@ def parse(configuration: str) -> tuple[str, dict[str, object]]:
 
 
 def build(name: str, settings: Mapping[str, object], seed: int) -> Method:
-    """The method with these settings, on whole slices and by `seed` unless the settings say otherwise."""
-    given = {"roi_margin": "none", **settings}
+    """The method with these settings, on whole slices, with all pieces and by `seed` unless the settings differ."""
+    given = {"roi_margin": "none", "largest_piece": "none", **settings}
     trains = "train" in method_settings(build_method(name, {}))
     return build_method(name, {"train.seed": seed, **given} if trains else given)

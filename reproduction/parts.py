@@ -77,7 +77,7 @@ def _table_of(plan: str) -> str:
 
 _SETTINGS = (
     "window=0 window=6 pointers=false top_k=1 top_k=3 top_k=9 shuffled=1 allow_empty=true foreground_only=true "
-    "diverse=true fuse=true second_sweep=true largest_component=true start=best similarity=l1 absent_below=-2 "
+    "diverse=true fuse=true second_sweep=true largest_piece=auto start=best similarity=l1 absent_below=-2 "
     "absent_below=-4 roi_margin=1.2 roi_margin=1.4 roi_margin=1.7 roi_margin=1.4,absent_below=-2"
 )
 _FEW = "--data {data} --shots 4 --splits 0 --cases 6 --slices 4 --people 1"

@@ -1,4 +1,4 @@
-"""Methods on whole slices, for tests that look inside; by default a method decides by itself whether to crop."""
+"""Methods without the wrappers that are on by default, for tests that look inside."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from handful.methods.catalog import build_method
 
 
 def build_whole(name: str, settings: Mapping[str, object]) -> Method:
-    """The method that `build_method` makes, without the crop to the labelled region unless the settings ask for it."""
-    return build_method(name, {"roi_margin": "none", **settings})
+    """The method that `build_method` makes, on whole slices and with all pieces unless the settings differ."""
+    return build_method(name, {"roi_margin": "none", "largest_piece": "none", **settings})

@@ -47,10 +47,10 @@ from handful.data.cases import Case
 from handful.data.slicing import Slicer
 from handful.evaluation.statistics import over_splits
 from handful.methods.base import CHUNK, Segmenter
-from handful.methods.catalog import build_method
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.prompts.heuristics import append_points, boxes, centre_points, deepest_corrections, ellipses
 from handful.prompts.prompts import Prompts
+from reproduction.configurations import build
 from reproduction.markdown import interval, table
 from reproduction.scoring import called_present, reference_of, score
 from reproduction.study import Line, Split, Study, Trial, digest_of
@@ -254,9 +254,8 @@ class MemoryTrial(FoundationTrial):
         return [self.line(split, found)]
 
     def fitted(self, split: Split, backbone: Backbone) -> Segmenter:
-        values: dict[str, object] = {}
-        values |= dict(pair.split("=", 1) for pair in self.settings)
-        return build_method("fate", values).fit(split.support, backbone)
+        settings = dict(pair.split("=", 1) for pair in self.settings)
+        return build("fate", settings, self.seed).fit(split.support, backbone)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +275,7 @@ class FloorTrial(MemoryTrial):
     measure: str = FLOOR
 
     def fitted(self, split: Split, backbone: Backbone) -> Segmenter:
-        return build_method("nearest-slice", {}).fit(split.support, backbone)
+        return build("nearest-slice", {}, self.seed).fit(split.support, backbone)
 
 
 def random_backbone() -> Sam2VideoBackbone:

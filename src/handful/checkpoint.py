@@ -32,7 +32,7 @@ from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import build_method, method_settings, settings_from_backbone
 from handful.methods.settings import read_settings
 
-FORMAT = 3
+FORMAT = 4
 """Version of the folder's layout and of the names of settings; other versions are refused."""
 RECORD, WEIGHTS, CARD = "segmenter.json", "weights.safetensors", "README.md"
 LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")

@@ -5,13 +5,14 @@ from handful.methods.catalog import METHODS, build_method, default_settings, met
 from handful.methods.few_shot_prompts.method import FewShotPrompts
 from handful.methods.interactive.method import Interactive
 from handful.methods.unet.method import UNet
+from handful.methods.wrappers.largest_piece import LargestPiece
 from handful.methods.wrappers.roi_crop import RoiCrop
 from whole import build_whole
 
 
 def test_no_settings_give_the_defaults():
-    assert build_method("few-shot-prompts", {}) == RoiCrop(FewShotPrompts(), "auto")
-    assert build_method("interactive", {}) == Interactive()
+    assert build_method("few-shot-prompts", {}) == LargestPiece(RoiCrop(FewShotPrompts(), "auto"), "auto")
+    assert build_method("interactive", {}) == LargestPiece(Interactive(), "auto")
 
 
 def test_dotted_keys_reach_inside_and_text_becomes_numbers():

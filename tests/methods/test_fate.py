@@ -20,7 +20,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
-from handful.methods.fate.method import Fate, FateSegmenter, SliceConfidence, keep_largest
+from handful.methods.fate.method import Fate, FateSegmenter, SliceConfidence
 from handful.synthesis.episodes import phantom_cohort
 from phantoms import LABELS, phantom, phantom_case, support_set
 from whole import build_whole
@@ -437,17 +437,6 @@ def test_the_finest_structure_stays_to_be_seen_in_a_picture(video: MemoryBackbon
     case = Case("fine", Volume(image, geometry), LabelMap(labels, geometry, LABELS), LABELS)
     picture = fitted(video, SupportSet((case,), LABELS)).support_picture("fine", 0)
     assert (picture.labels == 1).any()
-
-
-def test_only_the_largest_piece_of_each_label_is_kept():
-    labels = np.zeros((9, 9, 3), dtype=np.int16)
-    labels[:3, :3], labels[3, 3, 0], labels[6:8, 6:8, 1] = 1, 1, 1
-    labels[5, 0, 0] = 3
-    expected = labels.copy()
-    expected[6:8, 6:8, 1] = 0
-    found = LabelMap(labels, Geometry(labels.shape, np.eye(4)), LABELS)
-    keep_largest(found)
-    assert np.array_equal(found.array, expected)
 
 
 def test_a_backbone_without_memory_is_refused_with_those_that_have_one(sam2: Backbone, video: MemoryBackbone):

@@ -40,7 +40,8 @@ class Variant:
 
     def build(self, **further: object) -> Method:
         """The method; grey values are windowed by fixed numbers, so that a changed slice changes no other."""
-        return build_method(self.method, {"slicer.window": "0,350", "roi_margin": "none", **self.settings, **further})
+        plain = {"slicer.window": "0,350", "roi_margin": "none", "largest_piece": "none"}
+        return build_method(self.method, {**plain, **self.settings, **further})
 
     def reseeded(self, seed: int) -> Method:
         """The same method with another seed."""
@@ -115,7 +116,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "fate, two sweeps": Variant(
         "fate",
-        {"second_sweep": True, "largest_component": True, "allow_empty": True},
+        {"second_sweep": True, "allow_empty": True},
         "video",
         seed=None,
         exempt=LAST_DIGITS,
@@ -167,9 +168,11 @@ VARIANTS: dict[str, Variant] = {
     "roi_margin": Variant("few-shot-prompts", few_shot(roi_margin=1.5), exempt=INSIDE),
     "planes": Variant("nearest-slice", {"planes": "axial,coronal,sagittal"}, seed=None, exempt=NO_ENCODER | ACROSS),
     "seeds": Variant("unet", NET | {"seeds": 3, "train.iterations": 2}, exempt=NO_ENCODER | INSIDE),
+    "largest_piece": Variant("nearest-slice", {"largest_piece": "auto"}, seed=None, exempt=NO_ENCODER),
     "seeds, planes, closer": Variant(
         "unet",
-        NET | {"seeds": 3, "planes": "axial,coronal", "roi_margin": 1.5, "train.iterations": 2},
+        NET
+        | {"seeds": 3, "planes": "axial,coronal", "roi_margin": 1.5, "largest_piece": "auto", "train.iterations": 2},
         exempt=NO_ENCODER | INSIDE | ACROSS,
     ),
 }

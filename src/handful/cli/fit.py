@@ -67,8 +67,8 @@ def fit(
 
     Example: `handful fit fate -i my_cohort --cases anna,ben,carl -o model`
 
-    Any method crops scans to the labelled region where that is safe and says so (`--set roi_margin=none`: never).
-
+    Any method crops scans to the labelled region where that is safe (`--set roi_margin=none`: never), and keeps only
+    the largest piece of labels that are one piece in all references (`--set largest_piece=none`: all); it says which.
     It takes `--set planes=axial,coronal,sagittal` (planes vote) and, if it trains, `--set seeds=3` (fits vote).
 
     It prints the Dice to expect on unseen scans where that is quickly found out (--leave-out: always), and, after a

@@ -30,6 +30,8 @@ REVERSE = ("auto", "fate", "nearest-slice", "none")
 """Names of reverse segmenters."""
 MOST_SLICES = 24
 """Maximum number of slices per case that the reverse segmenter is fitted on or scored on, which limits its time."""
+PLAIN = {"roi_margin": "none", "largest_piece": "none"}
+"""Settings of reverse segmenters, which segment whole slices one by one."""
 
 
 def reverse_method(name: str, backbone: Backbone, slicer: Slicer) -> Method | None:
@@ -38,8 +40,8 @@ def reverse_method(name: str, backbone: Backbone, slicer: Slicer) -> Method | No
         return None
     has_memory = isinstance(backbone, MemoryBackbone)
     if name == "nearest-slice" or (name == "auto" and not has_memory):
-        return build_method("nearest-slice", {"roi_margin": "none"}).with_slicer(slicer)
-    return build_method("fate", {"window": 0, "roi_margin": "none"}).with_slicer(slicer)
+        return build_method("nearest-slice", PLAIN).with_slicer(slicer)
+    return build_method("fate", {"window": 0, **PLAIN}).with_slicer(slicer)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from handful.data.pieces import numbered_pieces
 from handful.data.volume import Geometry
 from handful.evaluation.metrics import overlap
 
@@ -77,9 +78,8 @@ class ShapeStatistics:
 
 def _pieces(mask: Bool[np.ndarray, "n h w"], voxels: int) -> int:
     """The number of connected parts with at least PIECE of the mask's voxels; parts that share a corner are one."""
-    box = ndimage.find_objects(mask.astype(np.uint8))[0]
-    pieces, _ = ndimage.label(mask[box], np.ones((3, 3, 3)))
-    return int((np.bincount(pieces.ravel())[1:] >= PIECE * voxels).sum())
+    (box,) = ndimage.find_objects(mask.astype(np.uint8))
+    return int((numbered_pieces(mask[box])[1] >= PIECE * voxels).sum())
 
 
 def voxel_size(geometry: Geometry) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,7 +18,8 @@ from torch import Tensor
 from handful.data.cases import Case
 from handful.data.label_limits import Limits, limits_of_labels, window_of_labels
 from handful.data.modality import ModalityEvidence
-from handful.data.slice_grid import Block, SliceGrid
+from handful.data.pieces import shares_in_largest_piece
+from handful.data.slice_grid import Block, SliceGrid, best_plane
 from handful.data.slicing import Slicer, SliceView, WindowChoice, suggested_window, window_of_hounsfield
 from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels
@@ -55,6 +56,8 @@ class SupportFacts:
     """Number of voxels of each value of the reference above 0."""
     complete: bool
     """Whether every voxel is labelled, if only as background."""
+    in_largest_piece: dict[int, float]
+    """Fraction of each label's voxels in its largest connected piece; unless `complete`, in that of their slice."""
     extent: Block | None
     """The smallest box that holds all labels; None where there are none."""
 
@@ -65,6 +68,8 @@ class SupportFacts:
         reference = require_reference(case, volume.geometry)
         valid_mask = reference.array != IGNORE
         values, counts = np.unique(reference.array, return_counts=True)
+        labelled = valid_mask.any(axis=(1, 2)), valid_mask.any(axis=(0, 2)), valid_mask.any(axis=(0, 1))
+        complete = bool(valid_mask.all())
         evidence = case.modality_evidence(volume)
         shift = evidence.shift if evidence.is_ct else None
         return cls(
@@ -77,9 +82,10 @@ class SupportFacts:
             bytes=volume.array.nbytes + reference.array.nbytes,
             image_sha256=digest_of(volume.array),
             labels_sha256=digest_of(reference.array),
-            labelled=(valid_mask.any(axis=(1, 2)), valid_mask.any(axis=(0, 2)), valid_mask.any(axis=(0, 1))),
+            labelled=labelled,
             voxels={int(value): int(count) for value, count in zip(values, counts, strict=True) if value > 0},
-            complete=bool(valid_mask.all()),
+            complete=complete,
+            in_largest_piece=_in_largest_piece(reference, labels.values, None if complete else labelled),
             extent=_extent(np.isin(reference.array, labels.values)),
         )
 
@@ -237,6 +243,18 @@ def require_reference(case: Case, geometry: Geometry | None = None) -> LabelMap:
     if not (reference.array != IGNORE).any():
         raise LabelError(f"support case {case.name!r} has no labelled slice; list some in its .slices.json")
     return reference
+
+
+def _in_largest_piece(
+    reference: LabelMap, values: Sequence[int], labelled: Sequence[NDArray[np.bool_]] | None
+) -> dict[int, float]:
+    """See `SupportFacts`; `labelled` are the labelled slices along each axis, or None for a complete reference."""
+    if labelled is None:
+        return shares_in_largest_piece(reference.array, values)
+    shares = [float(slices.mean()) for slices in labelled]
+    usual = SliceGrid(reference.geometry, best_plane(reference.geometry)).axis
+    axis = usual if min(shares) == 1 else int(np.argmin(shares))
+    return shares_in_largest_piece(np.moveaxis(reference.array, axis, 0), values, per_slice=True)
 
 
 def _extent(inside: Bool[np.ndarray, "i j k"]) -> Block | None:

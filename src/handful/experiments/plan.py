@@ -78,8 +78,8 @@ class Configuration:
 
         The seed is the number of the split unless the settings name another; None if the method uses no random numbers.
         """
-        whole_slices = {"roi_margin": "none"} if self.annotator else {}  # annotators prompt on whole slices
-        settings = {**whole_slices, **self.settings}
+        as_prompted = {"roi_margin": "none", "largest_piece": "none"} if self.annotator else {}
+        settings = {**as_prompted, **self.settings}
         method = build_method(self.method, settings)
         all_settings = method_settings(method)
         key = (
@@ -88,7 +88,7 @@ class Configuration:
         if key is None:
             return method, None
         seed = all_settings["train"]["seed"] if key == "train.seed" else all_settings["seed"]
-        default = method_settings(build_method(self.method, whole_slices))
+        default = method_settings(build_method(self.method, as_prompted))
         if seed == (default["train"]["seed"] if key == "train.seed" else default["seed"]):
             seed = split
         return build_method(self.method, {**settings, key: seed}), int(seed)

@@ -21,6 +21,7 @@ from handful.methods.settings import listed, read_settings
 from handful.methods.unet.method import UNet
 from handful.methods.wrappers.base import MethodWrapper
 from handful.methods.wrappers.ensemble import Ensemble
+from handful.methods.wrappers.largest_piece import LargestPiece
 from handful.methods.wrappers.planes import Planes
 from handful.methods.wrappers.roi_crop import RoiCrop
 from handful.methods.wrappers.seeds import Seeds
@@ -40,24 +41,30 @@ METHODS: dict[str, type[Method]] = {
 }
 DEFAULT_METHOD = "ensemble"
 """The method that is used if none is named."""
-WRAPPERS: dict[str, type[Any]] = {"roi_margin": RoiCrop, "planes": Planes, "seeds": Seeds}
+WRAPPERS: dict[str, type[Any]] = {
+    "roi_margin": RoiCrop,
+    "planes": Planes,
+    "seeds": Seeds,
+    "largest_piece": LargestPiece,
+}
 """Wrappers by the setting that enables them, which all methods have. With several, the first is the innermost."""
 
 
 def build_method(name: str, settings: Mapping[str, object]) -> Method:
     """The method of that name with these settings; settings that are left out keep their defaults.
 
-    Settings are values or text, nested or with dotted keys ('train.iterations'). All methods have three settings that
+    Settings are values or text, nested or with dotted keys ('train.iterations'). All methods have four settings that
     wrap the method: `roi_margin` crops scans to the labelled region, enlarged by that factor (a number, 'none', or
     'auto', the default, which decides on the support set); `planes` ('axial,coronal,sagittal') fits on several planes,
-    which vote; `seeds` (3) fits with several random seeds, which vote. Raises SettingsError with the setting, its value
-    and what is allowed.
+    which vote; `seeds` (3) fits with several random seeds, which vote; `largest_piece` removes the smaller pieces of
+    labels that are one piece in all references ('auto', the default, or 'none'). Raises SettingsError with the setting,
+    its value and what is allowed.
     """
     kind = require_method(name)
     of_method = {key: value for key, value in settings.items() if key not in WRAPPERS}
     method: Method = read_settings(kind, of_method, name, tuple(WRAPPERS))
     for wrapper in WRAPPERS.values():
-        value = _wrapper_setting(wrapper, settings, None if kind.whole_slices else wrapper.default)
+        value = _wrapper_setting(wrapper, settings, wrapper.default_for(kind))
         if value is not None:
             method = wrapper(method, value)
     return method
@@ -76,8 +83,9 @@ def method_settings(method: Method) -> dict[str, Any]:
     if isinstance(method, MethodWrapper):
         return method_settings(method.method) | {method.key: method.value}
     settings: dict[str, Any] = TypeAdapter(type(method)).dump_python(method, mode="json")
-    without = {key: "none" for key, wrapper in WRAPPERS.items() if wrapper.default is not None}
-    return settings | ({} if method.whole_slices else without)
+    return settings | {
+        key: "none" for key, wrapper in WRAPPERS.items() if wrapper.default_for(type(method)) is not None
+    }
 
 
 def settings_from_backbone(method: Method, backbone: Backbone) -> dict[str, Any]:

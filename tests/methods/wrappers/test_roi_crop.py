@@ -21,6 +21,7 @@ from handful.methods.wrappers.roi_crop import RoiCrop, RoiCropSegmenter
 from handful.methods.wrappers.roi_window import Region, Windows, region_of
 from phantoms import LABELS, phantom, phantom_case, support_set
 from scores import mean_dice
+from whole import build_whole
 
 
 def far_away(seed: int, margin: int = 36) -> tuple[Volume, LabelMap]:
@@ -49,21 +50,21 @@ def far_support(n: int = 3) -> SupportSet:
 
 def test_small_organs_are_found_that_are_lost_in_the_whole_slice(handful_tiny: Backbone):
     image, truth = far_away(7)
-    whole = build_method("fate", {"roi_margin": "none"}).fit(far_support(), handful_tiny).predict(image)
-    cropped = build_method("fate", {"roi_margin": 1.4}).fit(far_support(), handful_tiny).predict(image)
+    whole = build_whole("fate", {"roi_margin": "none"}).fit(far_support(), handful_tiny).predict(image)
+    cropped = build_whole("fate", {"roi_margin": 1.4}).fit(far_support(), handful_tiny).predict(image)
     assert mean_dice(cropped, truth) > mean_dice(whole, truth) + 0.1
     assert mean_dice(cropped, truth) > 0.6
 
 
 def test_the_prediction_lies_on_the_grid_of_the_whole_scan(handful_tiny: Backbone):
     image, _ = far_away(7)
-    found = build_method("nearest-slice", {"roi_margin": 1.4}).fit(far_support(), handful_tiny).predict(image)
+    found = build_whole("nearest-slice", {"roi_margin": 1.4}).fit(far_support(), handful_tiny).predict(image)
     assert found.geometry is image.geometry
     assert set(np.unique(found.array)) <= {0, *LABELS.values}
 
 
 def test_the_window_holds_what_is_labelled_in_an_unseen_scan(handful_tiny: Backbone):
-    segmenter = build_method("nearest-slice", {"roi_margin": 1.4}).fit(far_support(), handful_tiny)
+    segmenter = build_whole("nearest-slice", {"roi_margin": 1.4}).fit(far_support(), handful_tiny)
     assert isinstance(segmenter, RoiCropSegmenter)
     image, truth = far_away(9)
     view = segmenter.slicer.view(image)
@@ -80,12 +81,12 @@ def test_the_support_is_learnt_from_windows_that_lie_where_they_lay(handful_tiny
     seen: list[SupportSet] = []
 
     @dataclasses.dataclass(frozen=True)
-    class Watching(type(build_method("nearest-slice", {"roi_margin": "none"}))):
+    class Watching(type(build_whole("nearest-slice", {"roi_margin": "none"}))):
         def fit(self, support, backbone, run=None):
             seen.append(support)
             return super().fit(support, backbone)
 
-    cropped = build_method("nearest-slice", {"roi_margin": 1.2})
+    cropped = build_whole("nearest-slice", {"roi_margin": 1.2})
     dataclasses.replace(cropped, method=Watching()).fit(far_support(1), handful_tiny)
     image, truth = far_away(0)
     [case] = seen[0].cases
@@ -101,8 +102,8 @@ def test_the_support_is_learnt_from_windows_that_lie_where_they_lay(handful_tiny
 
 def test_a_region_that_fills_the_slices_changes_nothing(handful_tiny: Backbone):
     image, _ = phantom(7)
-    whole = build_method("nearest-slice", {"roi_margin": "none"}).fit(support_set(), handful_tiny).predict(image)
-    cropped = build_method("nearest-slice", {"roi_margin": 9}).fit(support_set(), handful_tiny).predict(image)
+    whole = build_whole("nearest-slice", {"roi_margin": "none"}).fit(support_set(), handful_tiny).predict(image)
+    cropped = build_whole("nearest-slice", {"roi_margin": 9}).fit(support_set(), handful_tiny).predict(image)
     assert np.array_equal(whole.array, cropped.array)
 
 
@@ -111,7 +112,7 @@ def test_where_nothing_is_recognised_the_window_is_where_the_support_had_its_lab
     reference = empty.read_reference()
     nothing = dataclasses.replace(empty, reference=dataclasses.replace(reference, array=0 * reference.array))
     support = SupportSet((phantom_case(0), nothing), LABELS)
-    segmenter = build_method("nearest-slice", {"roi_margin": 1.2}).fit(support, handful_tiny)
+    segmenter = build_whole("nearest-slice", {"roi_margin": 1.2}).fit(support, handful_tiny)
     assert isinstance(segmenter, RoiCropSegmenter)
     view = segmenter.slicer.view(empty.read_image())
     window = segmenter.window(view)
@@ -130,19 +131,19 @@ def test_windows_of_pictures_are_fractions_of_their_size(handful_tiny: Backbone)
         return Case(f"picture-{seed}", Volume(array[None], geometry), labels, LABELS)
 
     support = SupportSet((picture(0, 64), picture(1, 96)), LABELS)
-    segmenter = build_method("nearest-slice", {"roi_margin": 1.2}).fit(support, handful_tiny)
+    segmenter = build_whole("nearest-slice", {"roi_margin": 1.2}).fit(support, handful_tiny)
     assert isinstance(segmenter, RoiCropSegmenter)
     sides = [max(segmenter.window(segmenter.slicer.view(picture(2, side).read_image())).sides) for side in (80, 160)]
     assert sides[1] == pytest.approx(2 * sides[0], abs=2)
 
 
 def test_the_setting_is_one_of_every_method_and_comes_back():
-    method = build_method("few-shot-prompts", {"roi_margin": "1.5", "views": 2})
+    method = build_whole("few-shot-prompts", {"roi_margin": "1.5", "views": 2})
     settings = method_settings(method)
     assert settings["roi_margin"] == 1.5
     assert settings["views"] == 2
-    assert build_method("few-shot-prompts", settings) == method
-    assert build_method("fate", {"roi_margin": "none"}) == Fate()
+    assert build_whole("few-shot-prompts", settings) == method
+    assert build_whole("fate", {"roi_margin": "none"}) == Fate()
     assert method_settings(build_method("fate", {}))["roi_margin"] == "auto"
     assert method_settings(Fate())["roi_margin"] == "none"
 
@@ -150,7 +151,7 @@ def test_the_setting_is_one_of_every_method_and_comes_back():
 @pytest.mark.parametrize("value", ["near", "0.5", "-1", "inf"])
 def test_an_invalid_window_is_refused_with_its_value(value: str):
     with pytest.raises(SettingsError, match=value.rstrip("0") if value != "-1" else "-1"):
-        build_method("fate", {"roi_margin": value})
+        build_whole("fate", {"roi_margin": value})
 
 
 def ball_case(name: str, middle: tuple[int, int], radius: int = 8, side: int = 96) -> Case:
@@ -251,18 +252,18 @@ def test_an_organ_that_fills_the_window_widens_it():
 
 def test_without_a_crop_it_predicts_as_the_method_itself(handful_tiny: Backbone):
     image, _ = phantom(7)
-    alone = build_method("fate", {"roi_margin": "none"}).fit(support_set(), handful_tiny)
-    auto = build_method("fate", {}).fit(support_set(), handful_tiny)
+    alone = build_whole("fate", {"roi_margin": "none"}).fit(support_set(), handful_tiny)
+    auto = build_whole("fate", {"roi_margin": "auto"}).fit(support_set(), handful_tiny)
     assert auto.decisions == ("no crop: the labelled region spans 82% of a slice",)
     assert np.array_equal(auto.predict(image).array, alone.predict(image).array)
     assert auto.confidence(image, auto.predict(image)) == alone.confidence(image, alone.predict(image))
-    again = build_method("fate", {}).restore(LABELS, auto.slicer, handful_tiny, auto.learned())
+    again = build_whole("fate", {"roi_margin": "auto"}).restore(LABELS, auto.slicer, handful_tiny, auto.learned())
     assert np.array_equal(again.predict(image).array, alone.predict(image).array)
 
 
 def test_reasons_confidence_and_corrections_reach_the_method_inside_the_crop(handful_tiny: Backbone):
     image, truth = far_away(7)
-    segmenter = build_method("fate", {}).fit(far_support(), handful_tiny)
+    segmenter = build_whole("fate", {"roi_margin": "auto"}).fit(far_support(), handful_tiny)
     explained = segmenter.predict_explained(image)
     assert np.array_equal(explained.label_map.array, segmenter.predict(image).array)
     sure = segmenter.confidence(image, explained.label_map, explained.reasons)

@@ -19,7 +19,6 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy import ndimage
 from torch import Tensor
 
 from handful.backbones.base import Backbone, MemoryBackbone
@@ -103,8 +102,6 @@ class Fate(Method):
     """
     second_sweep: bool = False
     """Segment every slice a second time, with the predictions of its neighbours on both sides; encodes it once more."""
-    largest_component: bool = False
-    """Keep only the largest connected component of each label in a volume."""
     precision: Precision = "float32"
     """Number format of encoder, memory attention and decoder in predictions; 'bfloat16' may be faster.
 
@@ -235,8 +232,6 @@ class FateSegmenter(Segmenter):
             if self.method.second_sweep:
                 again = self._propagation.second_sweep(stack, stack.of(found.array), self.labels)
                 found = assemble_label_map(stack, self.labels, self._classes(again, notes, stack.size))
-        if self.method.largest_component:
-            keep_largest(found)
         names = tuple(tuple(self.bank.source(s) for s in supports) for supports in notes.retrieved)
         return found, SliceConfidence(notes.object_score, notes.iou, names)
 
@@ -250,19 +245,6 @@ class FateSegmenter(Segmenter):
         for part in predictions:
             notes.take(part)
             yield part.numbers, to_classes(self.backbone.to_image_frame(part.logits, size))
-
-
-def keep_largest(label_map: LabelMap) -> None:
-    """Clear all but the largest connected component of each label, in place; a shared corner connects voxels."""
-    for value in label_map.labels.values:
-        inside = label_map.array == value
-        box = ndimage.find_objects(inside.astype(np.uint8))
-        if not box:
-            continue
-        pieces, count = ndimage.label(inside[box[0]], np.ones((3, 3, 3)))
-        if count > 1:
-            largest = 1 + np.bincount(pieces.ravel())[1:].argmax()
-            label_map.array[box[0]][(pieces > 0) & (pieces != largest)] = 0
 
 
 def _with_memory(backbone: Backbone) -> MemoryBackbone:

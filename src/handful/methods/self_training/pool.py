@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
+from handful.data.pieces import ONE_PIECE, keep_largest_pieces, shares_in_largest_piece
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import Volume
@@ -21,8 +19,6 @@ from handful.methods.stacks import StackedSupport, evenly, slices_in_square, wit
 
 MOST_SLICES = 4096
 """Slices held in memory; of larger cohorts evenly spaced ones."""
-ONE_PIECE = 0.97
-"""Share of a label's pixels in the largest piece of their slice, from which on it is taken to be one piece."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,32 +89,19 @@ def _views(support: SupportSet, slicer: Slicer) -> Iterator[tuple[str, SliceView
 
 
 def labels_in_one_piece(stacked: StackedSupport, labels: int) -> tuple[int, ...]:
-    """Class numbers of the labels that are one piece in the labelled slices, judged by their pixels."""
-    found = []
-    classes = stacked.classes[stacked.labelled].numpy()
-    for number in range(1, labels + 1):
-        total = held = 0
-        for one in classes[(classes == number).any(axis=(1, 2))]:
-            sizes = _sizes(one == number)[1]
-            total, held = total + int(sizes.sum()), held + int(sizes.max())
-        if total and held >= ONE_PIECE * total:
-            found.append(number)
-    return tuple(found)
+    """Class numbers of the labels that are one piece on the labelled slices of every case."""
+    classes = stacked.classes.numpy()
+    shares = [
+        shares_in_largest_piece(classes[(stacked.first == first).numpy()], range(1, labels + 1), per_slice=True)
+        for first in sorted(set(stacked.first.tolist()))
+    ]
+    return tuple(
+        number for number in range(1, labels + 1) if all(of_case.get(number, 1.0) >= ONE_PIECE for of_case in shares)
+    )
 
 
 def largest_pieces(classes: Int[Tensor, "b s s"], numbers: Sequence[int]) -> Int[Tensor, "b s s"]:
     """Of each of these classes only the largest piece in each slice; the rest becomes background."""
     kept = classes.cpu().numpy().copy()
-    for one in kept:
-        for number in numbers:
-            inside = one == number
-            if inside.any():
-                pieces, sizes = _sizes(inside)
-                one[inside & (pieces != 1 + int(sizes.argmax()))] = 0
+    keep_largest_pieces(kept, numbers, per_slice=True)
     return torch.from_numpy(kept).to(classes.device)
-
-
-def _sizes(inside: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Numbered pieces, and the pixels of each from the first one on."""
-    pieces, _ = ndimage.label(inside)
-    return pieces.astype(np.int32), np.bincount(pieces.ravel()).astype(np.int64)[1:]

@@ -61,6 +61,11 @@ class MethodWrapper(Wrapper):
 
     method: Method
 
+    @classmethod
+    def default_for(cls, kind: type[Method]) -> Any:
+        """The value for a class of methods if the setting is left out."""
+        return cls.default
+
     @property
     def slicer(self) -> Slicer:  # type: ignore[override]
         return self.method.slicer

@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from handful.data.support import LabelledScan, LabelledSlices, SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Segmenter, below
+from handful.methods.base import Method, Segmenter, below
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.promptable import TransferredPrompts
 from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
@@ -65,6 +65,10 @@ class RoiCrop(MethodWrapper):
                 f"roi_margin must be 1 or more, got {self.margin}; it is the size of the window relative to the "
                 "labelled region"
             )
+
+    @classmethod
+    def default_for(cls, kind: type[Method]) -> Any:
+        return None if kind.whole_slices else cls.default
 
     @property
     def value(self) -> float | str:

@@ -1,0 +1,154 @@
+"""The largest piece of each label: small false positives far from an organ are removed from a prediction.
+
+nnU-Net removes all but the largest component where this helps in its cross-validation (Isensee et al., Nature Methods
+2021). Here the references decide: a label of which every reference has at least 97 % of the voxels in one connected
+piece is one piece in predictions, too. Other labels, such as nuclei or lesions, keep all their pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from handful.backbones.base import Backbone
+from handful.data.pieces import ONE_PIECE, keep_largest_pieces
+from handful.data.slice_grid import SliceGrid
+from handful.data.slicing import Slicer, SliceView
+from handful.data.support import SupportSet
+from handful.data.volume import LabelMap, Labels, Volume
+from handful.jobs.progress import Run
+from handful.methods.base import PromptableSegmenter, Segmenter, below
+from handful.methods.explained import Explained, SliceConfidence, SupportPicture
+from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
+
+
+@dataclass(frozen=True)
+class LargestPiece(MethodWrapper):
+    """Keep only the largest connected piece of each label that is in one piece in all references (auto), or none."""
+
+    key = "largest_piece"
+    default = "auto"
+    kind = Literal["auto"]
+    example = "auto"
+
+    rule: Literal["auto"] = "auto"
+    """'auto' decides from the support set, label by label."""
+
+    @property
+    def value(self) -> str:
+        return self.rule
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> LargestPieceSegmenter:  # noqa: B008
+        fitted = self.method.fit(support, backbone, run)
+        return LargestPieceSegmenter(fitted, OnePiece.of(support, fitted.slicer))
+
+    def restore(
+        self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
+    ) -> LargestPieceSegmenter:
+        inner = self.method.restore(labels, slicer, backbone, below("inner", learned))
+        volumes, slices = (tuple(learned[name].tolist()) for name in ("whole_volumes", "single_slices"))
+        return LargestPieceSegmenter(inner, OnePiece(volumes, slices))
+
+
+@dataclass(frozen=True)
+class OnePiece:
+    """The labels that are one piece in the references of a support set, by their values."""
+
+    whole_volumes: tuple[int, ...]
+    """One piece in each completely labelled volume; the largest piece of a volume is kept."""
+    single_slices: tuple[int, ...]
+    """One piece in each labelled slice, if there are only single slices; the largest piece of each slice is kept."""
+    several: dict[int, float] = field(default_factory=dict, compare=False)
+    """The other labels, with the lowest fraction of voxels in the largest piece."""
+
+    @classmethod
+    def of(cls, support: SupportSet, slicer: Slicer) -> OnePiece:
+        """The decision for a support set, whose slices `slicer` cuts."""
+        whole: list[int] = []
+        single: list[int] = []
+        several: dict[int, float] = {}
+        for value in support.labels.values:
+            shown = [facts for facts in support.facts if value in facts.in_largest_piece]
+            volumes = [facts for facts in shown if facts.complete and len(slicer.grid(facts.geometry)) > 1]
+            lowest = min(facts.in_largest_piece[value] for facts in volumes or shown)
+            if lowest < ONE_PIECE:
+                several[value] = lowest
+            else:
+                (whole if volumes else single).append(value)
+        return cls(tuple(whole), tuple(single), several)
+
+    def keep(self, grid: SliceGrid, label_map: LabelMap) -> LabelMap:
+        """The label map without the smaller pieces of these labels; it is changed in place. `grid` are its slices."""
+        classes = grid.of(label_map.array)
+        keep_largest_pieces(classes, self.whole_volumes)
+        keep_largest_pieces(classes, self.single_slices, per_slice=True)
+        return label_map
+
+    def decisions(self, labels: Labels) -> tuple[str, ...]:
+        """Which labels are reduced to their largest piece, and which are not."""
+        names = labels.as_dict()
+
+        def listed(values: Sequence[int]) -> str:
+            return ", ".join(names[value] for value in values)
+
+        lines = []
+        if self.whole_volumes:
+            lines.append(f"keep only the largest piece of: {listed(self.whole_volumes)}")
+        if self.single_slices:
+            lines.append(f"keep only the largest piece on each slice of: {listed(self.single_slices)}")
+        if self.several:
+            shares = ", ".join(f"{names[value]} ({share:.0%} in the largest)" for value, share in self.several.items())
+            lines.append(f"keep all pieces of: {shares}")
+        return tuple(lines)
+
+
+class LargestPieceSegmenter(WrapperSegmenter):
+    """A segmenter whose predictions have one piece of each label that is one piece in the references."""
+
+    def __init__(self, inner: Segmenter, one_piece: OnePiece) -> None:
+        super().__init__({"inner": inner})
+        self.one_piece = one_piece
+
+    @property
+    def inner(self) -> Segmenter:
+        """The segmenter whose predictions are changed."""
+        return self.members["inner"]
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        return (*self.inner.decisions, *self.one_piece.decisions(self.labels))
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        """Logits of single slices, with all pieces."""
+        logits: Tensor = self.inner(slices)
+        return logits
+
+    def learned(self) -> dict[str, Tensor]:
+        values = {"whole_volumes": self.one_piece.whole_volumes, "single_slices": self.one_piece.single_slices}
+        return super().learned() | {name: torch.tensor(part, dtype=torch.long) for name, part in values.items()}
+
+    def segment(self, stack: SliceView) -> LabelMap:
+        return self.one_piece.keep(stack.grid, self.inner.segment(stack))
+
+    def predict_explained(self, volume: Volume) -> Explained:
+        explained = self.inner.predict_explained(volume)
+        return explained._replace(label_map=self.one_piece.keep(self.slicer.grid(volume.geometry), explained.label_map))
+
+    def support_picture(self, case: str, number: int) -> SupportPicture:
+        return self.inner.support_picture(case, number)
+
+    def confidence(
+        self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
+    ) -> dict[int, float]:
+        return self.inner.confidence(volume, prediction, reasons)
+
+    def promptable(self) -> PromptableSegmenter | None:
+        return self.inner.promptable()
+
+    def extend(self, support: SupportSet) -> LargestPieceSegmenter:
+        return LargestPieceSegmenter(self.inner.extend(support), self.one_piece)

@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+
+from handful.data.pieces import keep_largest_pieces, numbered_pieces, shares_in_largest_piece
+from handful.data.support import SupportFacts
+from handful.data.volume import IGNORE
+from phantoms import LABELS, phantom_case
+
+
+def volume() -> np.ndarray:
+    """Label 1 in pieces of 13 (two joined by a corner), 4 and 1 voxels; label 3 in two pieces of one voxel."""
+    labels = np.zeros((3, 9, 9), dtype=np.int16)
+    labels[0, :3, :4] = 1
+    labels[1, 3, 4] = 1
+    labels[2, 6:8, 6:8] = 1
+    labels[0, 8, 8] = 1
+    labels[0, 5, 0], labels[2, 0, 0] = 3, 3
+    return labels
+
+
+def test_voxels_that_share_a_corner_are_one_piece():
+    pieces, sizes = numbered_pieces(volume() == 1)
+    assert sorted(sizes.tolist()) == [1, 4, 13]
+    assert pieces[0, 0, 0] == pieces[1, 3, 4]
+
+
+def test_only_the_largest_piece_of_the_named_values_is_kept():
+    labels, expected = volume(), volume()
+    expected[2, 6:8, 6:8] = 0
+    expected[0, 8, 8] = 0
+    keep_largest_pieces(labels, [1, 7])
+    assert np.array_equal(labels, expected)
+
+
+def test_each_slice_can_keep_its_own_largest_piece():
+    labels, expected = volume(), volume()
+    expected[0, 8, 8] = 0
+    keep_largest_pieces(labels, [1, 3], per_slice=True)
+    assert np.array_equal(labels, expected)
+
+
+def test_of_equal_pieces_the_first_one_is_kept():
+    labels = volume()
+    keep_largest_pieces(labels, [3])
+    assert np.argwhere(labels == 3).tolist() == [[0, 5, 0]]
+
+
+def test_the_share_of_the_largest_piece_counts_voxels():
+    shares = shares_in_largest_piece(volume(), (1, 3, 7))
+    assert shares == {1: pytest.approx(13 / 18), 3: 0.5}
+    assert shares_in_largest_piece(volume(), (1, 3), per_slice=True) == {1: pytest.approx(17 / 18), 3: 1.0}
+
+
+def test_facts_measure_pieces_in_3d_or_on_each_slice_of_partly_labelled_scans():
+    case = phantom_case(0)
+    reference = case.read_reference().array
+    reference[20:22, 1, 1:3] = 1
+    reference[20:22, 4, 1:3] = 1
+    share = SupportFacts.of(case, LABELS).in_largest_piece[1]
+    assert share == pytest.approx(1 - 8 / (reference == 1).sum())
+    reference[:, 4] = IGNORE  # slices lie along j
+    reference[:, 1][reference[:, 1] == 1] = 0
+    reference[20:22, 1, 1:3] = 1
+    assert SupportFacts.of(case, LABELS).in_largest_piece == {1: 1.0, 3: 1.0}
