@@ -19,7 +19,7 @@ from handful.methods.catalog import build_method, method_settings
 from material import support, tiny
 from measure import Spread
 
-METHODS = ("fate", "few-shot-prompts", "auto-sam", "interactive", "nearest-slice", "zero-shot")
+METHODS = ("fate", "few-shot-prompts", "auto-sam-unet", "interactive", "nearest-slice", "zero-shot")
 
 
 def main() -> None:

@@ -82,7 +82,7 @@ BASELINE_METHOD = "unet"
 COLUMNS = {
     "nearest-slice": ("nearest slice",),
     "fate": ("FATE",),
-    "auto-sam": ("AutoSAM U-Net, balanced", "AutoSAM U-Net"),
+    "auto-sam-unet": ("AutoSAM U-Net, balanced", "AutoSAM U-Net"),
     BASELINE_METHOD: (BASELINE,),
     "ensemble": ("ensemble",),
 }
@@ -164,7 +164,7 @@ def summary(evidence: Evidence, words: Sequence[str]) -> str:
     rows = []
     for (data_set, n), title in SUMMARY.items():
         found = shared({method: _default_form(evidence, data_set, names, n) for method, names in COLUMNS.items()})
-        ours = next((method for method in ("ensemble", "auto-sam") if method in found), None)
+        ours = next((method for method in ("ensemble", "auto-sam-unet") if method in found), None)
         if BASELINE_METHOD not in found or ours is None:
             continue
         gap = estimate({key: found[ours][key] - value for key, value in found[BASELINE_METHOD].items()})

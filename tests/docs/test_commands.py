@@ -34,7 +34,8 @@ ELSEWHERE = {"make", "pip", "cd", "python", "nnUNetv2_plan_and_preprocess", "nnU
 """Commands of other programs, which are shown and not run."""
 SHORT = {
     "auto-sam": ("train.iterations=2", "views=2"),
-    "ensemble": ("auto_sam.train.iterations=2", "auto_sam.views=2", "unet.train.iterations=2"),
+    "auto-sam-unet": ("train.iterations=2", "views=2"),
+    "ensemble": ("auto_sam_unet.train.iterations=2", "auto_sam_unet.views=2", "unet.train.iterations=2"),
     "unet": ("train.iterations=2", "contrast.iterations=2"),
     "fate": (),
     "nearest-slice": (),

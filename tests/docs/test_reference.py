@@ -24,7 +24,7 @@ def test_every_method_has_a_section_and_every_setting_a_meaning():
     text = reference.settings()
     for method in METHODS:
         assert f"\n## {method}\n" in text
-    assert "| `auto_sam.…` |  | Any setting of [`auto-sam`](#auto-sam). |" in text
+    assert "| `auto_sam_unet.…` |  | Any setting of [`auto-sam-unet`](#auto-sam-unet). |" in text
     assert not re.findall(r"^\|.*\|  \|$", text, re.MULTILINE), "a setting without a meaning"
 
 

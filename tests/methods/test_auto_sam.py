@@ -14,13 +14,13 @@ from handful.data.volume import IGNORE
 from handful.errors import CheckpointError, LabelError, SettingsError
 from handful.jobs.progress import Run
 from handful.methods.auto_sam.heads import Head, VitHead
-from handful.methods.auto_sam.method import AutoSam, finer_than_embeddings
+from handful.methods.auto_sam.method import AutoSam
+from handful.methods.auto_sam.unet import AutoSamUNet
 from handful.methods.encoded_support import with_pixels
 from handful.tuning.loop import TrainConfig
 from handful.tuning.trainable import count_trainable
 from methods.variants import VARIANTS, Fits
 from phantoms import LABELS, phantom, phantom_case, support_set
-from whole import build_whole
 
 SHORT = TrainConfig(iterations=2)
 FORMS = [
@@ -38,7 +38,11 @@ on_both = pytest.mark.parametrize("model", ["sam", "sam2"])
 
 
 def head_of(backbone: Backbone, classes: int = 3, **form) -> Head:
-    return AutoSam(**form).new_head(backbone, classes)
+    return method_of(**form).new_head(backbone, classes)
+
+
+def method_of(head: str, **form) -> AutoSam | AutoSamUNet:
+    return AutoSamUNet(**form) if head == "unet" else AutoSam(head=head, **form)
 
 
 def embeddings(backbone: Backbone, n: int = 2) -> ImageEmbeddings:
@@ -76,9 +80,9 @@ def test_a_head_learns_as_suits_it_and_the_backbone(
     head: str, on_handful_tiny: tuple[int, float], on_sam: tuple[int, float], handful_tiny: Backbone, sam: Backbone
 ):
     for backbone, (steps, rate) in ((handful_tiny, on_handful_tiny), (sam, on_sam)):
-        train = AutoSam(head=head).resolved(backbone).train
+        train = method_of(head).resolved(backbone).train
         assert (train.iterations, train.learning_rate, train.weight_decay) == (steps, rate, 1e-4)
-    chosen = build_whole("auto-sam", {"head": head, "train.learning_rate": 3e-4, "train.iterations": 9})
+    chosen = replace(method_of(head), train=TrainConfig(iterations=9, learning_rate=3e-4))
     assert chosen.resolved(sam) == chosen
 
 
@@ -201,8 +205,8 @@ def test_the_unet_head_takes_slices_that_are_finer_than_the_embeddings(model: st
     backbone = request.getfixturevalue(model)
     slices, levels = torch.rand(2, 1, 90, 100), [*backbone.encode(torch.rand(1, 1, 9, 9)).features]
     coarse = max(level.shape[-1] for level in levels)
-    method = AutoSam(head="unet")
-    assert [finer_than_embeddings(edge, backbone) for edge in (coarse, coarse + 1)] == [False, True]
+    method = AutoSamUNet()
+    assert [method.needs_slices(edge, backbone) for edge in (coarse, coarse + 1)] == [False, True]
     assert method.new_head(backbone, 3).pixels == 0
     head = method.new_head(backbone, 3, with_slices=True)
     image = with_pixels(backbone, slices, backbone.encode(slices), head.pixels)
@@ -237,7 +241,7 @@ def test_the_published_relu_lets_no_logit_be_negative(sam: Backbone):
 # What trains.
 
 
-@pytest.mark.parametrize("name", [name for name, one in VARIANTS.items() if one.method == "auto-sam"])
+@pytest.mark.parametrize("name", [name for name, one in VARIANTS.items() if one.method.startswith("auto-sam")])
 def test_gradients_reach_the_head_and_nothing_else(name: str, fits: Fits):
     segmenter = fits(name).segmenter
     segmenter.zero_grad()
@@ -341,7 +345,6 @@ def test_with_too_few_patients_or_none_to_spare_all_are_trained_on(sam: Backbone
     ("settings", "said"),
     [
         ({"batch": 0}, "batch"),
-        ({"as_published": True}, "as_published"),
         ({"views": -1}, "views"),
         ({"feature_noise": -0.1}, "feature_noise"),
         ({"token_init_std": float("nan")}, "token_init_std"),

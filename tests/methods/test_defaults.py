@@ -13,9 +13,10 @@ from phantoms import LABELS
 
 ON_HANDFUL_TINY = {
     "auto-sam": {"train.iterations": 1500, "train.learning_rate": 2e-3},
+    "auto-sam-unet": {"train.iterations": 1500, "train.learning_rate": 2e-3},
     "ensemble": {
-        "auto_sam.train.iterations": 1500,
-        "auto_sam.train.learning_rate": 2e-3,
+        "auto_sam_unet.train.iterations": 1500,
+        "auto_sam_unet.train.learning_rate": 2e-3,
         "fate.top_k": 5,
         "fate.window": 1,
     },
@@ -25,7 +26,8 @@ ON_HANDFUL_TINY = {
     "zero-shot": {"multimask": False},
 }
 ON_SAM_2 = {
-    "auto-sam": ON_HANDFUL_TINY["auto-sam"],  # its default head is no part of the backbone
+    "auto-sam": {"train.iterations": 840, "train.learning_rate": 5e-4},
+    "auto-sam-unet": ON_HANDFUL_TINY["auto-sam-unet"],  # its head is no part of the backbone
     "ensemble": ON_HANDFUL_TINY["ensemble"] | {"fate.top_k": 3, "fate.window": 6},
     "fate": {"top_k": 3, "window": 6},
     "few-shot-prompts": {"train.learning_rate": 3e-4},

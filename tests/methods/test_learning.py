@@ -33,10 +33,11 @@ def vit(**settings: object) -> dict[str, object]:
 
 
 QUICK: dict[str, Lesson | str] = {
-    "auto-sam": Lesson("auto-sam", {"views": 2, "train.iterations": 60, "train.learning_rate": 1e-2}),
+    "auto-sam": Lesson("auto-sam", vit(), "large_sam"),
+    "auto-sam-unet": Lesson("auto-sam-unet", {"views": 2, "train.iterations": 60, "train.learning_rate": 1e-2}),
     "ensemble": Lesson(
         "ensemble",
-        {"auto_sam.views": 1, "auto_sam.train.iterations": 15, "auto_sam.train.learning_rate": 5e-3}
+        {"auto_sam_unet.views": 1, "auto_sam_unet.train.iterations": 15, "auto_sam_unet.train.learning_rate": 5e-3}
         | {f"unet.{key}": value for key, value in UNET.items()},
         "handful_tiny",
     ),
@@ -60,8 +61,8 @@ LONG = {
     "auto-sam, vit on SAM 2": Lesson("auto-sam", vit(**{"train.iterations": 180}), "large_sam2"),
     "auto-sam, cnn": Lesson("auto-sam", vit(head="cnn", **{"train.iterations": 60}), "large_sam"),
     "auto-sam, cnn on SAM 2": Lesson("auto-sam", vit(head="cnn", **{"train.iterations": 40}), "large_sam2"),
-    "auto-sam, unet on SAM 2": Lesson(
-        "auto-sam", vit(head="unet", **{"train.iterations": 60, "train.learning_rate": 1e-2}), "large_sam2"
+    "auto-sam-unet on SAM 2": Lesson(
+        "auto-sam-unet", {"views": 2, "train.iterations": 60, "train.learning_rate": 1e-2}, "large_sam2"
     ),
     "auto-sam, linear": Lesson("auto-sam", vit(head="linear", **{"train.iterations": 120}), "handful_tiny"),
     "lora": Lesson("lora", {"train.iterations": 160, "train.learning_rate": 1e-2}),

@@ -79,9 +79,9 @@ OWN_LABELS = {"unlabelled": "it learns from slices that nobody labelled"}
 ACROSS = {"unlabelled": "slices of another plane cut through labelled and unlabelled ones"}
 
 VARIANTS: dict[str, Variant] = {
-    "auto-sam": Variant("auto-sam", auto_sam()),
-    "auto-sam, embeddings alone": Variant("auto-sam", auto_sam(), "fine sam2"),
-    "auto-sam, vit": Variant("auto-sam", auto_sam(head="vit"), "sam2"),
+    "auto-sam": Variant("auto-sam", auto_sam(), "sam2"),
+    "auto-sam-unet": Variant("auto-sam-unet", auto_sam()),
+    "auto-sam-unet, embeddings alone": Variant("auto-sam-unet", auto_sam(), "fine sam2"),
     "auto-sam, vit, a pass a class": Variant("auto-sam", auto_sam(head="vit", shared_pass=False)),
     "auto-sam, vit as published": Variant("auto-sam", auto_sam(head="vit", as_published=True)),
     "auto-sam, cnn": Variant("auto-sam", auto_sam(head="cnn"), "sam2", exempt=LAST_DIGITS),
@@ -100,7 +100,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     "ensemble": Variant(
         "ensemble",
-        {f"auto_sam.{key}": value for key, value in auto_sam().items()}
+        {f"auto_sam_unet.{key}": value for key, value in auto_sam().items()}
         | {f"unet.{key}": value for key, value in NET.items()},
         "video",
         seed="seed",

@@ -22,7 +22,7 @@ from handful.methods.base import Method
 from handful.methods.catalog import METHODS, build_method, method_settings
 from handful.methods.promptable import PromptKind
 
-COMPARED = ("nearest-slice", "fate", "few-shot-prompts", "auto-sam", "unet", "ensemble")
+COMPARED = ("nearest-slice", "fate", "few-shot-prompts", "auto-sam-unet", "unet", "ensemble")
 """Methods that `compare_plan` uses by default; a fit takes up to a quarter of an hour."""
 SHOTS = (1, 2, 4, 8, 16)
 CLICKS = re.compile(r"clicks-([1-9]\d?)")

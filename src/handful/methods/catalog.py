@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from handful.backbones.base import Backbone
 from handful.errors import SettingsError, did_you_mean
 from handful.methods.auto_sam.method import AutoSam
+from handful.methods.auto_sam.unet import AutoSamUNet
 from handful.methods.base import Method
 from handful.methods.fate.method import Fate
 from handful.methods.few_shot_prompts.method import FewShotPrompts
@@ -29,6 +30,7 @@ from handful.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
     "auto-sam": AutoSam,
+    "auto-sam-unet": AutoSamUNet,
     "ensemble": Ensemble,
     "fate": Fate,
     "few-shot-prompts": FewShotPrompts,

@@ -22,8 +22,8 @@ from phantoms import LABELS, phantom, support_set
 from whole import build_whole
 
 BRIEF = {
-    "auto_sam.views": 1,
-    "auto_sam.train.iterations": 2,
+    "auto_sam_unet.views": 1,
+    "auto_sam_unet.train.iterations": 2,
     "unet.channels": 4,
     "unet.side": 32,
     "unet.train.iterations": 2,
@@ -64,7 +64,7 @@ def brief(video: MemoryBackbone) -> EnsembleSegmenter:
     return fitted(video)
 
 
-def test_two_of_three_win_and_auto_sam_decides_where_no_two_agree(brief: EnsembleSegmenter):
+def test_two_of_three_win_and_the_first_decides_where_no_two_agree(brief: EnsembleSegmenter):
     image, _ = phantom(7)
     votes = [np.zeros(image.geometry.shape, dtype=np.int16) for _ in range(3)]
     cases = {0: (1, 3, 3), 1: (1, 1, 3), 2: (0, 3, 3), 3: (3, 1, 0), 4: (3, 0, 0)}
@@ -72,7 +72,7 @@ def test_two_of_three_win_and_auto_sam_decides_where_no_two_agree(brief: Ensembl
         for array, value in zip(votes, said, strict=True):
             array[voxel, 0, 0] = value
     members = {name: Saying(brief, votes[place], (0.0, 0.0)) for place, name in enumerate(brief.fitted)}
-    assert list(members) == ["auto-sam", "unet", "fate"]
+    assert list(members) == ["auto-sam-unet", "unet", "fate"]
     found = EnsembleSegmenter(members, three_planes=False).predict(image).array
     assert [int(found[voxel, 0, 0]) for voxel in cases] == [3, 1, 3, 3, 0]
 
@@ -105,7 +105,7 @@ def test_fate_uses_three_planes_only_for_nearly_isotropic_voxels(brief: Ensemble
 
 def test_another_seed_gives_other_weights(brief: EnsembleSegmenter, video: MemoryBackbone):
     other = fitted(video, seed=1).learned()
-    for member in ("auto-sam", "unet"):
+    for member in ("auto-sam-unet", "unet"):
         same = [torch.equal(value, other[name]) for name, value in brief.learned().items() if name.startswith(member)]
         assert not all(same), member
 
@@ -114,7 +114,7 @@ def test_progress_names_who_is_at_work(video: MemoryBackbone):
     notes: list[str] = []
     run = Run(report=lambda step, total, note: notes.append(note))
     build_whole("ensemble", BRIEF).fit(support_set(1), video, run)
-    assert list(dict.fromkeys(note.split(":")[0] for note in notes)) == ["auto-sam", "unet", "fate"]
+    assert list(dict.fromkeys(note.split(":")[0] for note in notes)) == ["auto-sam-unet", "unet", "fate"]
 
 
 def test_a_slicer_of_one_alone_is_refused():

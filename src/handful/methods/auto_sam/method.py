@@ -1,78 +1,44 @@
 """AutoSAM: a trained head on a frozen encoder predicts all classes without prompts.
 
 After Hu, Xu and Shi, "How to Efficiently Adapt Large Segmentation Model (SAM) to Medical Images" (arXiv 2306.13731).
-The encoder encodes each view of each labelled slice once; only the head is trained, on the stored embeddings. With
-`as_published`, heads are built as in the authors' code, including its errors; without it, these are fixed.
+The heads are those of the paper. With `as_published`, they are built as in the authors' code, including its errors;
+without it, these are fixed. `auto-sam-unet` has a head that is not from the paper.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
-from handful.backbones.base import Backbone, ImageEmbeddings
+from handful.backbones.base import Backbone
 from handful.backbones.decoder import has_finer_levels
-from handful.data.slicing import Slicer
-from handful.data.support import SupportSet
-from handful.data.volume import Labels
-from handful.errors import LabelError, SettingsError
-from handful.jobs.progress import Run
-from handful.methods.auto_sam.heads import (
-    CnnHead,
-    Head,
-    LinearHead,
-    PublishedVitHead,
-    UNetHead,
-    VitHead,
-    against_background,
-)
-from handful.methods.base import CHUNK, Method, Segmenter
-from handful.methods.encoded_support import (
-    EncodedSupport,
-    encode_support,
-    fingerprint,
-    noisy,
-    views_to_keep,
-    with_pixels,
-)
-from handful.tuning.early_stopping import EarlyStopping
-from handful.tuning.loop import TrainConfig, train
-from handful.tuning.losses import dice_ce, fading, whole_batch
-from handful.tuning.sampling import BalancedSampler
-from handful.tuning.trainable import load_trainable_state, trainable_state
+from handful.errors import SettingsError
+from handful.methods.auto_sam.heads import CnnHead, Head, LinearHead, PublishedVitHead, VitHead
+from handful.methods.auto_sam.training import HeadTraining
 
-CHECKS = 20
-"""Number of times that a training evaluates the held-out slices, if any."""
-PATIENCE = 5
-"""Number of evaluations without improvement after which a training stops."""
-UNET_RATE, UNET_STEPS = 2e-3, 1500
-"""Peak learning rate and training steps of the U-Net head, which starts from random weights on any backbone."""
 MAX_CNN_RATE = 1e-3
 """Highest learning rate at which the CNN head trains: its ten layers have no norms."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoSam(Method):
-    """Trains a head on the frozen encoder that predicts all classes without prompts."""
+class AutoSam(HeadTraining):
+    """Trains a head of the AutoSAM paper on the frozen encoder, which predicts all classes without prompts."""
 
-    when = "2 to 10 labelled cases; each image is segmented in one pass"
-    minutes = "3 to 18 min"
+    when = "AutoSAM as in its paper, with SAM's own weights"
+    minutes = "2 to 6 min"
 
-    slicer: Slicer = Slicer()
-    """Slice plane and intensity window, used for fitting and predicting."""
-    head: Literal["unet", "vit", "cnn", "linear"] = "unet"
-    """Trained head: 'unet' (default), or those of the paper: 'vit' (SAM's mask decoder), 'cnn' and 'linear'.
+    views: int = 16
+    """Augmented views stored per labelled slice, including the slice itself; 0 or 1 for no augmentation.
 
-    'unet' is a U-Net over all feature levels, and over the slices themselves if these have more pixels. 'vit' is the
-    mask decoder with one trained token per class. 'cnn' has ten convolutions and the most parameters. 'linear' is the
-    upscaling of the decoder, with the fewest parameters; in spite of its name it contains three nonlinearities. All but
-    'vit' start from random weights.
+    For large support sets it is reduced (to no less than 4), so that the stored embeddings fit into 2 GiB.
+    """
+    head: Literal["vit", "cnn", "linear"] = "vit"
+    """Trained head: 'vit' (SAM's mask decoder with one trained token per class), 'cnn' or 'linear'.
+
+    'cnn' has ten convolutions and the most parameters. 'linear' is the upscaling of the decoder, with the fewest
+    parameters; in spite of its name it contains three nonlinearities. Both start from random weights.
     """
     shared_pass: bool = True
     """For 'vit': decode all classes in one pass; off (as published), one pass per class, at a multiple of the cost."""
@@ -83,232 +49,37 @@ class AutoSam(Method):
     share one hypernetwork.
     """
     as_published: bool = False
-    """Build the head exactly as in the authors' code, to reproduce the paper; not for 'unet'.
+    """Build the head exactly as in the authors' code, to reproduce the paper.
 
     'vit': one pass per class, two mask tokens and one IoU token per class, and random positional encoding. 'cnn':
     PyTorch's default initialisation. 'linear': `relu_out`.
     """
     relu_out: bool = False
     """For 'linear': end with the published ReLU, which can make the logits of a class stay 0."""
-    views: int = 64
-    """Augmented views stored per labelled slice, including the slice itself; 0 or 1 for no augmentation.
-
-    For large support sets it is reduced (to no less than 4), so that the stored embeddings fit into 2 GiB.
-    """
-    batch: int = 4
-    """Slices per training step; half of them are chosen to contain a random label."""
-    dice: Literal["batch", "slice"] = "batch"
-    """Dice loss over all slices of a batch together, or slice by slice; 'slice' favours empty masks of rare labels.
-
-    The paper uses 'batch'.
-    """
-    rare_class_weight: float = 0.5
-    """Weight of rare classes in the cross-entropy; 0 weights all pixels equally, as published.
-
-    A pixel of a class that is r times rarer counts r ** rare_class_weight times as much. The exponent falls linearly to
-    0 by the end of the training. With 0, small labels are learned late or never.
-    """
-    feature_noise: float = 0.1
-    """Noise on the image embeddings in training, as a fraction of their standard deviation."""
-    feature_dropout: float = 0.5
-    """For 'unet' with slices as input: fraction of the embedding channels that are dropped in each training step."""
-    validate_from: int = 0
-    """With at least this many patients, hold one out for early stopping; 0 trains on all, to the end.
-
-    The weights with the lowest loss on the held-out patient are kept. Only a patient without whom every label is still
-    present is held out.
-    """
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(iterations=None, learning_rate=None, weight_decay=1e-4)
-    )
-    """Length and learning rate of the training; None takes values that suit the head and the backbone.
-
-    'unet': 1,500 iterations at 2e-3. The heads of the paper: 1,500 at 2e-3 on handful-tiny, and the paper's 840 (120
-    epochs of one patient) at 5e-4 on the original SAM weights. 'cnn' never takes more than 1e-3 by itself.
-    """
 
     def __post_init__(self) -> None:
-        for name, least in (("views", 0), ("batch", 1), ("validate_from", 0)):
-            if getattr(self, name) < least:
-                raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.validate_from == 1:
-            raise SettingsError("validate_from = 1 leaves no patient to train on; set 2 or more, or 0 for never")
-        for name in ("feature_noise", "token_init_std", "rare_class_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SettingsError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        if not 0 <= self.feature_dropout < 1:
-            raise SettingsError(f"feature_dropout must be a fraction from 0 to below 1, got {self.feature_dropout}")
-        if self.as_published and self.head == "unet":
-            raise SettingsError(
-                "as_published is for the published heads, but 'unet' is not one; set head to vit, cnn or linear"
-            )
+        super().__post_init__()
+        if not 0 <= self.token_init_std < math.inf:
+            raise SettingsError(f"token_init_std must be 0 or more, got {self.token_init_std}")
         if self.relu_out and self.head != "linear":
             raise SettingsError(f"relu_out is for the head 'linear', but head is {self.head!r}; leave it out")
-        if self.validate_from and self.train.ema:
-            raise SettingsError(
-                f"validate_from = {self.validate_from} and train.ema = {self.train.ema} exclude each other, since both "
-                "choose the final weights; set one of them to 0"
-            )
 
     def resolved(self, backbone: Backbone) -> AutoSam:
-        defaults = backbone.family.defaults
-        steps, rate = (UNET_STEPS, UNET_RATE) if self.head == "unet" else (defaults.head_steps, defaults.head_rate)
-        if self.head == "cnn":
-            rate = min(rate, MAX_CNN_RATE)
-        return dataclasses.replace(self, train=self.train.filled(steps, rate))
+        """With the steps and the rate of the paper's heads on this backbone.
 
-    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> AutoSamSegmenter:  # noqa: B008
-        return self.resolved(backbone)._fit(support, backbone, run)
-
-    def _fit(self, support: SupportSet, backbone: Backbone, run: Run) -> AutoSamSegmenter:
-        slicer = support.resolve(self.slicer)
-        edge = max(max(slicer.grid(facts.geometry).size) for facts in support.facts) if self.head == "unet" else 0
-        head = self.new_head(backbone, 1 + len(support.labels), with_slices=finer_than_embeddings(edge, backbone))
-        encoded = self._encode(support, slicer, backbone, head.pixels)
-        _require_every_label(encoded, support.labels)
-        scratch = run.scratch and run.scratch / fingerprint(self, encoded.digest, backbone)
-        training, held = _split(self, support, encoded)
-        loss = _HeadLoss(self, head, encoded, training)
-        run = dataclasses.replace(run, scratch=scratch)
-        if len(held):
-            _train_with_validation(loss, held, run)
-        else:
-            train(head, loss, self.train, run)
-        return AutoSamSegmenter(support.labels, slicer, backbone, head)
-
-    def restore(
-        self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
-    ) -> AutoSamSegmenter:
-        head = self.new_head(backbone, 1 + len(labels), with_slices="pixels" in learned)
-        fixed = head.fixed_state()
-        load_trainable_state(head, {name: value for name, value in learned.items() if name not in fixed})
-        for name, value in fixed.items():
-            value.copy_(learned[name])
-        return AutoSamSegmenter(labels, slicer, backbone, head)
-
-    def new_head(self, backbone: Backbone, classes: int, *, with_slices: bool = False) -> Head:
-        """A new, untrained head for `classes` classes including the background; its weights depend on the seed only.
-
-        `with_slices`: the head 'unet' takes the slices themselves in addition to their embeddings.
+        On the original SAM weights these are the paper's: 840 steps (120 epochs of one patient) at 5e-4. 'cnn' never
+        takes more than 1e-3 by itself.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.train.seed)
-            return self._random_head(backbone, classes, with_slices).to(backbone.device)
+        defaults = backbone.family.defaults
+        rate = min(defaults.head_rate, MAX_CNN_RATE) if self.head == "cnn" else defaults.head_rate
+        return dataclasses.replace(self, train=self.train.filled(defaults.head_steps, rate))
 
-    def _random_head(self, backbone: Backbone, classes: int, with_slices: bool) -> Head:
-        finer = has_finer_levels(backbone.mask_decoder)
+    def random_head(self, backbone: Backbone, classes: int, with_slices: bool) -> Head:
         if self.head == "cnn":
+            finer = has_finer_levels(backbone.mask_decoder)
             return CnnHead(backbone.channels, classes, finer, as_published=self.as_published)
-        if self.head == "unet":
-            return UNetHead(backbone.channels, classes, backbone.feature_side, finer, with_slices=with_slices)
         if self.head == "linear":
             return LinearHead(backbone.channels, classes, relu_out=self.relu_out or self.as_published)
         if self.as_published:
             return PublishedVitHead(backbone, classes)
         return VitHead(backbone, classes, shared_pass=self.shared_pass, token_init_std=self.token_init_std)
-
-    def _encode(self, support: SupportSet, slicer: Slicer, backbone: Backbone, pixels: int) -> EncodedSupport:
-        return encode_support(
-            support.slices(slicer),
-            backbone,
-            views=views_to_keep(
-                self.views, support, slicer, backbone, side=pixels or backbone.mask_side, pixels=pixels
-            ),
-            seed=self.train.seed,
-            side=pixels or backbone.mask_side,
-            pixels=pixels,
-        )
-
-
-class AutoSamSegmenter(Segmenter):
-    """A trained head, which predicts all classes of a slice in one pass, without prompts."""
-
-    def __init__(self, labels: Labels, slicer: Slicer, backbone: Backbone, head: Head) -> None:
-        super().__init__(labels, slicer, backbone)
-        self.head = head
-
-    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        image = with_pixels(self.backbone, slices, self.backbone.encode(slices), self.head.pixels)
-        return self.backbone.to_image_frame(against_background(self.head(image)), image.size)
-
-    def learned(self) -> dict[str, Tensor]:
-        return trainable_state(self.head) | {name: value.clone() for name, value in self.head.fixed_state().items()}
-
-
-def finer_than_embeddings(edge: int, backbone: Backbone) -> bool:
-    """Whether slices whose longest edge has `edge` pixels are finer than the finest level of the embeddings."""
-    cells = backbone.feature_side
-    return edge > (4 * cells if has_finer_levels(backbone.mask_decoder) else cells)
-
-
-def _require_every_label(encoded: EncodedSupport, labels: Labels) -> None:
-    usable = encoded.holds[encoded.views == 0].any(dim=0)
-    for name, is_usable in zip(labels.names, usable.tolist(), strict=True):
-        if not is_usable:
-            raise LabelError(
-                f"{name!r} is smaller than a pixel of the model's output on every labelled slice; label a slice where "
-                "it is larger, or use a backbone with a larger input"
-            )
-
-
-def _split(
-    method: AutoSam, support: SupportSet, encoded: EncodedSupport
-) -> tuple[Int[Tensor, " t"], Int[Tensor, " h"]]:
-    """Rows to train on, and the unaugmented rows of the held-out patient (none if no patient is held out)."""
-    patients = [case.patient or case.name for case in support.cases]
-    names = sorted(set(patients))
-    everything = torch.arange(len(encoded.cases))
-    if method.validate_from and len(names) >= method.validate_from:
-        generator = torch.Generator().manual_seed(method.train.seed)
-        for choice in torch.randperm(len(names), generator=generator).tolist():
-            of_patient = torch.tensor([patient == names[choice] for patient in patients])[encoded.cases]
-            training = everything[~of_patient]
-            held_out = everything[of_patient & (encoded.views == 0)]
-            if len(held_out) and bool(encoded.holds[training].any(dim=0).all()):
-                return training, held_out
-    return everything, everything[:0]
-
-
-class _HeadLoss:
-    """The loss of one training step, on random rows of those to train on."""
-
-    def __init__(self, method: AutoSam, head: Head, encoded: EncodedSupport, training: Int[Tensor, " t"]) -> None:
-        self.method, self.head, self.encoded = method, head, encoded
-        self.sampler = BalancedSampler(encoded.holds, method.batch, training)
-
-    def __call__(self, step: int, generator: torch.Generator) -> Tensor:
-        rows = self.sampler.sample(generator)
-        image = noisy(self.encoded.rows(rows), self.method.feature_noise, generator)
-        if self.head.pixels:
-            image = _with_fewer_channels(image, self.method.feature_dropout, generator)
-        return self.loss(rows, image, fading(self.method.rare_class_weight, step, self.method.train.steps))
-
-    def loss(self, rows: Tensor, image: ImageEmbeddings, rare_class_weight: float = 0.0) -> Tensor:
-        logits = against_background(self.head(image))
-        batch = logits, self.encoded.target[rows].to(logits), self.encoded.valid_mask[rows].to(logits.device)
-        return dice_ce(*(whole_batch(*batch) if self.method.dice == "batch" else batch), rare_class_weight)
-
-    @torch.no_grad()
-    def held_out_loss(self, rows: Tensor) -> float:
-        parts = torch.split(rows, CHUNK)
-        return sum(len(part) * float(self.loss(part, self.encoded.rows(part))) for part in parts) / len(rows)
-
-
-def _with_fewer_channels(image: ImageEmbeddings, share: float, generator: torch.Generator) -> ImageEmbeddings:
-    """The embeddings with a random fraction of the channels of each slice set to 0; the slices themselves are kept."""
-    slices, *levels = image.features
-    masks = [(torch.rand(*level.shape[:2], 1, 1, generator=generator) >= share).to(level) for level in levels]
-    return dataclasses.replace(
-        image, features=(slices, *[level * mask for level, mask in zip(levels, masks, strict=True)])
-    )
-
-
-def _train_with_validation(loss: _HeadLoss, held_out: Int[Tensor, " h"], run: Run) -> None:
-    """Train with early stopping, and keep the weights with the lowest loss on the held-out rows."""
-    config = loss.method.train
-    every = max(1, config.steps // CHECKS)
-    stopping = EarlyStopping(loss.head, lambda: loss.held_out_loss(held_out), every, PATIENCE, run.scratch)
-    history = train(loss.head, loss, config, run, stopping)
-    if len(history.losses) == config.steps:
-        stopping.check(config.steps)
-    stopping.restore_best()

@@ -20,6 +20,7 @@ from handful.errors import SettingsError, did_you_mean
 from handful.jobs.atomic import write_atomically
 from handful.jobs.progress import Run
 from handful.methods.auto_sam.method import AutoSam
+from handful.methods.auto_sam.unet import AutoSamUNet
 from handful.methods.base import CHUNK, Method
 from handful.methods.fate.method import Fate
 from handful.methods.few_shot_prompts.method import FewShotPrompts
@@ -33,6 +34,7 @@ from handful.methods.wrappers.ensemble import Ensemble
 NONE = "none"
 INITIAL: dict[str, type[Method]] = {
     "auto-sam": AutoSam,
+    "auto-sam-unet": AutoSamUNet,
     "ensemble": Ensemble,
     "fate": Fate,
     "few-shot-prompts": FewShotPrompts,

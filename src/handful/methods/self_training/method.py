@@ -46,8 +46,8 @@ class SelfTraining(UNet):
     minutes = "30 to 90 min"
 
     initial: str = "ensemble"
-    """Method that makes the first labels of the unlabelled scans: ensemble, auto-sam, fate, few-shot-prompts, lora,
-    nearest-slice, unet, or none, with which the U-Net's own come first."""
+    """Method that makes the first labels of the unlabelled scans: ensemble, auto-sam, auto-sam-unet, fate,
+    few-shot-prompts, lora, nearest-slice, unet, or none, with which the U-Net's own come first."""
     initial_settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of that method."""
     supervised: float = 0.2

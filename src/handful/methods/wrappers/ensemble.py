@@ -1,8 +1,8 @@
-"""Ensemble of AutoSAM, a U-Net and FATE, fitted on the same labels: each voxel gets the label of the majority.
+"""Ensemble of `auto-sam-unet`, a U-Net and FATE, fitted on the same labels: each voxel gets the majority's label.
 
 Segmenters that make different errors correct each other (Dietterich, "Ensemble methods in machine learning", 2000).
-AutoSAM is trained on the embeddings of a foundation model, the U-Net is trained from scratch, and FATE compares slices
-without training.
+The first is trained on the embeddings of a foundation model, the U-Net is trained from scratch, and FATE compares
+slices without training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from handful.data.support import SupportSet
 from handful.data.volume import Geometry, Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.auto_sam.method import AutoSam
+from handful.methods.auto_sam.unet import AutoSamUNet
 from handful.methods.base import Method, Segmenter
 from handful.methods.fate.method import Fate
 from handful.methods.unet.method import UNet
@@ -36,24 +36,24 @@ has at least FEWEST voxels."""
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble(Wrapper):
-    """AutoSAM, a U-Net and FATE are fitted on the same cases and vote; where no two agree, AutoSAM decides."""
+    """`auto-sam-unet`, a U-Net and FATE are fitted on the same cases and vote; the first decides where no two agree."""
 
     when = "1 to 5 labelled cases and a quarter of an hour; the default"
     minutes = "15 min"
 
     slicer: Slicer = Slicer()
     """Slice plane and intensity window of all three members, used for fitting and predicting."""
-    auto_sam: AutoSam = AutoSam()
-    """Settings of AutoSAM."""
+    auto_sam_unet: AutoSamUNet = AutoSamUNet()
+    """Settings of the U-Net on the embeddings of a foundation model."""
     unet: UNet = UNet()
-    """Settings of the U-Net."""
+    """Settings of the U-Net on the slices alone."""
     fate: Fate = Fate()
     """Settings of FATE."""
     seed: int = 0
     """Random seed, added to those of the members that train."""
 
     def __post_init__(self) -> None:
-        for name, member in (("auto_sam", self.auto_sam), ("unet", self.unet), ("fate", self.fate)):
+        for name, member in (("auto_sam_unet", self.auto_sam_unet), ("unet", self.unet), ("fate", self.fate)):
             if member.slicer != Slicer():
                 raise SettingsError(f"{name}.slicer is set, but all members use the same slices; set slicer instead")
 
@@ -78,7 +78,7 @@ class Ensemble(Wrapper):
     def resolved(self, backbone: Backbone) -> Ensemble:
         return dataclasses.replace(
             self,
-            auto_sam=self.auto_sam.resolved(backbone),
+            auto_sam_unet=self.auto_sam_unet.resolved(backbone),
             unet=self.unet.resolved(backbone),
             fate=self.fate.resolved(backbone),
         )
@@ -87,7 +87,7 @@ class Ensemble(Wrapper):
         """The three members; the first decides where no two agree."""
         fate: Method = self.fate.with_slicer(slicer)
         return {
-            "auto-sam": self.auto_sam.with_slicer(slicer).seeded(self.seed),
+            "auto-sam-unet": self.auto_sam_unet.with_slicer(slicer).seeded(self.seed),
             "unet": self.unet.with_slicer(slicer).seeded(self.seed),
             "fate": Planes(fate, ALL) if three_planes else fate,
         }
