@@ -79,6 +79,19 @@ OWN_LABELS = {"unlabelled": "it learns from slices that nobody labelled"}
 ACROSS = {"unlabelled": "slices of another plane cut through labelled and unlabelled ones"}
 
 VARIANTS: dict[str, Variant] = {
+    "auto": Variant(
+        "auto",
+        {f"unet.{key}": value for key, value in NET.items()} | {"check": False},
+        seed="seed",
+        exempt=NO_ENCODER,
+    ),
+    "auto, checked": Variant(
+        "auto",
+        {f"unet.{key}": value for key, value in NET.items()},
+        "video",
+        seed=None,
+        exempt=LAST_DIGITS | INSIDE | {"unlabelled": "its check segments all slices of a case that is left out"},
+    ),
     "auto-sam": Variant("auto-sam", auto_sam(), "sam2"),
     "auto-sam-unet": Variant("auto-sam-unet", auto_sam()),
     "auto-sam-unet, embeddings alone": Variant("auto-sam-unet", auto_sam(), "fine sam2"),

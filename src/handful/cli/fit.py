@@ -36,13 +36,17 @@ LeaveOut = Annotated[
         show_default=False,
     ),
 ]
+Minutes = Annotated[
+    float | None,
+    typer.Option(help="Time that the fit may take, roughly, if no method is named. Default: 30.", show_default=False),
+]
 
 
 def fit(
     input: options.CohortFolder,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to be made.")],
     method: Annotated[
-        str, typer.Argument(help="A method of 'handful list methods'; without one, the best that there is.")
+        str, typer.Argument(help="A method of 'handful list methods'; without one, it is chosen for your scans.")
     ] = "",
     cases: options.Cases = "",
     shots: Annotated[int | None, typer.Option(help="Learn from this many cases, chosen at random.", min=1)] = None,
@@ -51,6 +55,7 @@ def fit(
     backbone: options.Backbone = "handful-tiny",
     settings: options.Settings = [],  # noqa: B006
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; --set goes before it.")] = None,
+    minutes: Minutes = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training.")] = None,
     device: options.Device = "auto",
     cache: options.CohortCache = None,
@@ -63,7 +68,7 @@ def fit(
 ) -> None:
     """Learn from labelled cases: all of them, some by name, or a random few.
 
-    Example: `handful fit -i my_cohort -o model`, which takes the method `ensemble`
+    Example: `handful fit -i my_cohort -o model`, which chooses the method and says why
 
     Example: `handful fit fate -i my_cohort --cases anna,ben,carl -o model`
 
@@ -80,9 +85,10 @@ def fit(
     from handful.cohort.choice import choose_support
     from handful.cohort.fit import FitConfig, fit_to_folder
     from handful.data.files import read_cohort
+    from handful.methods.catalog import DEFAULT_METHOD
 
-    method = method or _default_method()
-    built = _build(method, settings, config, seed)
+    method = method or DEFAULT_METHOD
+    built = _build(method, settings, config, seed, minutes)
     cohort = read_cohort(input)
     support = choose_support(cohort, options.names_in(cases), shots, split)
     support = _with_unlabelled(support, cohort, built, unlabelled)
@@ -113,13 +119,6 @@ def _as_json(result: FitResult, seconds: float) -> dict[str, object]:
     }
 
 
-def _default_method() -> str:
-    from handful.methods.catalog import DEFAULT_METHOD
-
-    print_note(f"no method is named, so {DEFAULT_METHOD} is fitted; 'handful list methods' shows the others")
-    return DEFAULT_METHOD
-
-
 def _learned(result: FitResult) -> list[str]:
     """The Dice to expect, the Dice on the labelled cases themselves, and the labels that failed even there."""
     lines = []
@@ -148,11 +147,15 @@ def _with_unlabelled(support: SupportSet, cohort: Cohort, method: Method, folder
     return support
 
 
-def _build(name: str, pairs: list[str], config: Path | None, seed: int | None) -> Method:
-    """The method with the settings of file, --set and --seed, later ones first."""
-    from handful.methods.catalog import build_method, seed_setting
+def _build(name: str, pairs: list[str], config: Path | None, seed: int | None, minutes: float | None) -> Method:
+    """The method with the settings of file, --set, --seed and --minutes, later ones first."""
+    from handful.methods.catalog import DEFAULT_METHOD, build_method, seed_setting
 
     settings = options.settings_from(config) | options.settings_in(pairs)
+    if minutes is not None and name == DEFAULT_METHOD:
+        settings["budget_minutes"] = minutes
+    elif minutes is not None:
+        print_note(f"--minutes is for fits without a named method; {name} takes as long as its settings say")
     if seed is not None:
         if key := seed_setting(name):
             settings[key] = seed

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from handful.backbones.base import Backbone
 from handful.errors import SettingsError, did_you_mean
+from handful.methods.auto.method import Auto
 from handful.methods.auto_sam.method import AutoSam
 from handful.methods.auto_sam.unet import AutoSamUNet
 from handful.methods.base import Method
@@ -29,6 +30,7 @@ from handful.methods.wrappers.seeds import Seeds
 from handful.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
+    "auto": Auto,
     "auto-sam": AutoSam,
     "auto-sam-unet": AutoSamUNet,
     "ensemble": Ensemble,
@@ -41,7 +43,7 @@ METHODS: dict[str, type[Method]] = {
     "unet": UNet,
     "zero-shot": ZeroShot,
 }
-DEFAULT_METHOD = "ensemble"
+DEFAULT_METHOD = "auto"
 """The method that is used if none is named."""
 WRAPPERS: dict[str, type[Any]] = {
     "roi_margin": RoiCrop,

@@ -13,8 +13,9 @@ from handful.backbones.base import Backbone
 from handful.data.cases import Case
 from handful.data.support import SupportSet, require_reference
 from handful.data.volume import IGNORE
+from handful.errors import LabelError
 from handful.evaluation.metrics import overlap
-from handful.jobs.progress import Report, silent
+from handful.jobs.progress import Report, Run, silent
 from handful.methods.base import Method
 
 FOLDS = 8
@@ -42,12 +43,40 @@ def score_left_out(
     scores: list[LeftOutScore] = []
     for number, group in enumerate(groups):
         report(number, len(groups), f"fitting without {', '.join(case.name for case in group)}")
-        others = _others(support, group)
-        assert others is not None
-        segmenter = method.fit(others, backbone)
-        for case in group:
-            scores += _scores(case, support, segmenter.predict(case.read_image()).array)
+        scores += score_group(method, support, backbone, group)
     return scores
+
+
+def score_group(
+    method: Method,
+    support: SupportSet,
+    backbone: Backbone,
+    group: Sequence[Case],
+    run: Run = Run(),  # noqa: B008
+) -> list[LeftOutScore]:
+    """Scores of the cases of a group from one fit without them. LabelError if some label is then in no case."""
+    others = _others(support, group)
+    if others is None:
+        names = ", ".join(case.name for case in group)
+        raise LabelError(f"without {names} some label is in no case; label it in another case")
+    segmenter = method.fit(others, backbone, run)
+    return [score for case in group for score in _scores(case, support, segmenter.predict(case.read_image()).array)]
+
+
+def one_left_out(support: SupportSet) -> list[Case] | None:
+    """The cases of a quarter of the patients, at least one, without whom every label is still in some case.
+
+    None if there are none, as for a single patient.
+    """
+    patients = len({case.patient or case.name for case in support.cases})
+    groups = _groups(support, min(4, patients))
+    return next((group for group in groups if _others(support, group) is not None), None)
+
+
+def mean_dice(scores: Sequence[LeftOutScore]) -> float:
+    """The mean over labels of their mean Dice over cases; 0 without scores."""
+    by_label = mean_of_labels(scores)
+    return fmean(by_label.values()) if by_label else 0.0
 
 
 def mean_of_labels(scores: Sequence[LeftOutScore]) -> dict[str, float]:

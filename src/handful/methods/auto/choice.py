@@ -1,0 +1,138 @@
+"""The rules by which `auto` chooses a method, its number of training steps and the size of its slices."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from handful.data.support import SupportSet
+
+SELF_TRAINING, UNET = "self-training", "unet"
+ENOUGH_UNLABELLED = 10
+"""Unlabelled scans from which on self-training is chosen."""
+FEWEST_STEPS = 300
+"""Training steps below which nothing is trained."""
+COMFORTABLE_STEPS = 1000
+"""Training steps for which slices are reduced, if there is no time for as many at full size."""
+SMALLEST_SIDE, GRANULE = 96, 32
+"""Pixels along the square to which slices are reduced at most, and the step between two sizes."""
+MOST_STEPS = {SELF_TRAINING: 12_000, UNET: 4_000}
+"""Training steps above which more time is not used."""
+RELATIVE_COST = {SELF_TRAINING: 1.8, UNET: 1.0}
+"""Time of a training step relative to one of the U-Net on labelled slices, averaged over the training."""
+SHARE_OF_FINAL_FIT = 0.7
+"""Share of the time that is planned for the final fit; the rest is for the check and for reading."""
+CLEARLY = 0.05
+"""Difference in Dice by which a method without training must be better to be preferred."""
+LADDER = (1, 1.5, 2, 3, 4, 5, 6, 8)
+"""Steps are one of these times a power of ten, so that small differences in speed change nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What the choice depends on."""
+
+    patients: int
+    """Labelled patients."""
+    labelled: int
+    """Labelled cases."""
+    unlabelled: int
+    """Unlabelled scans."""
+
+    @classmethod
+    def of(cls, support: SupportSet) -> Situation:
+        patients = {case.patient or case.name for case in support.cases}
+        partly = sum(not facts.complete for facts in support.facts)
+        return cls(patients=len(patients), labelled=len(support.cases), unlabelled=len(support.unlabelled) + partly)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Measured time of one training step of the U-Net on labelled slices."""
+
+    side: int
+    """Pixels along the square."""
+    seconds: float
+
+    def at(self, side: int) -> float:
+        """Estimated seconds at another side; the time is proportional to the number of pixels."""
+        return self.seconds * (side / self.side) ** 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """A method, and the settings of a training that the user did not set."""
+
+    method: str
+    """Name of the method."""
+    steps: int | None = None
+    """Training steps; None for methods without training and where the user set the number."""
+    side: int | None = None
+    """Pixels along the square; None leaves the choice to the method."""
+    reasons: tuple[str, ...] = ()
+    """One sentence each."""
+
+    def because(self, reason: str) -> Choice:
+        """The same choice with one more reason."""
+        return dataclasses.replace(self, reasons=(*self.reasons, reason))
+
+    def pack(self) -> UInt8[Tensor, " n"]:
+        """The choice as UTF-8 bytes of JSON, to be saved among tensors."""
+        return torch.tensor(list(self.to_json().encode()), dtype=torch.uint8)
+
+    @classmethod
+    def unpack(cls, packed: UInt8[Tensor, " n"]) -> Choice:
+        return cls.from_json(bytes(packed.tolist()).decode())
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Choice:
+        entries: dict[str, Any] = json.loads(text)
+        return cls(**entries | {"reasons": tuple(entries["reasons"])})
+
+
+def preferred_method(situation: Situation) -> Choice:
+    """The method for a number of labelled cases and unlabelled scans, if there is time for a training."""
+    labelled = f"{situation.labelled} labelled case{'s' if situation.labelled > 1 else ''}"
+    if situation.unlabelled >= ENOUGH_UNLABELLED:
+        choice = Choice(method=SELF_TRAINING)
+        return choice.because(f"{labelled} and {situation.unlabelled} unlabelled scans, so the unlabelled are used too")
+    few = f"only {situation.unlabelled}" if situation.unlabelled else "no"
+    return Choice(method=UNET).because(
+        f"{labelled} and {few} unlabelled scans, so a U-Net learns from the labels alone"
+    )
+
+
+def with_training(choice: Choice, speed: Speed, minutes: float) -> Choice | None:
+    """The choice with as many steps, on slices as large, as there is time for; None if that is too little to train."""
+    per_pixels = RELATIVE_COST[choice.method]
+    available = 60 * minutes * SHARE_OF_FINAL_FIT / per_pixels
+    side = speed.side
+    while available / speed.at(side) < COMFORTABLE_STEPS and side - GRANULE >= SMALLEST_SIDE:
+        side -= GRANULE
+    steps = on_ladder(min(available / speed.at(side), MOST_STEPS[choice.method]))
+    if steps < FEWEST_STEPS:
+        return None
+    reduced = f", reduced from {speed.side}, as there is no time for more" if side < speed.side else ""
+    found = dataclasses.replace(choice, steps=steps, side=side if reduced else None)
+    seconds = speed.at(side) * per_pixels
+    return found.because(
+        f"{steps:,} training steps of {seconds:.2g} s on {side} × {side} pixels{reduced}, within {minutes:g} minutes"
+    )
+
+
+def on_ladder(steps: float) -> int:
+    """The largest of the usual numbers of steps that is not above `steps`."""
+    if steps < 1:
+        return 0
+    power = 10.0 ** math.floor(math.log10(steps))
+    return round(power * max(rung for rung in LADDER if rung * power <= steps))

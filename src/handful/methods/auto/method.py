@@ -1,0 +1,227 @@
+"""Auto: the method, its training and the size of its slices are chosen for the labelled and unlabelled scans at hand.
+
+The rules are in `choice`. If there are two or more labelled patients, the choice is checked on some that are left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from handful.backbones.base import Backbone, MemoryBackbone
+from handful.data.slicing import Slicer, SliceView
+from handful.data.support import SupportSet
+from handful.data.volume import LabelMap, Labels, Volume
+from handful.errors import SettingsError
+from handful.jobs.atomic import write_atomically
+from handful.jobs.digests import digest_of_json
+from handful.jobs.progress import Run
+from handful.methods.auto.check import Check, scores_of
+from handful.methods.auto.choice import (
+    CLEARLY,
+    FEWEST_STEPS,
+    SELF_TRAINING,
+    UNET,
+    Choice,
+    Situation,
+    Speed,
+    preferred_method,
+    with_training,
+)
+from handful.methods.base import Method, PromptableSegmenter, Segmenter, below
+from handful.methods.explained import Explained, SliceConfidence, SupportPicture
+from handful.methods.fate.method import Fate
+from handful.methods.nearest_slice import NearestSlice
+from handful.methods.self_training.method import SelfTraining
+from handful.methods.unet.method import UNet
+from handful.methods.wrappers.base import Wrapper, WrapperSegmenter
+
+FATE, NEAREST_SLICE = "fate", "nearest-slice"
+TIMED_STEPS = 6
+"""Training steps to measure the speed of this machine."""
+CHECK_SHARE = 4
+"""The check trains a quarter of the steps."""
+NOTE = "choice.json"
+"""File of the choice among half-done work, so that a resumed fit does not measure and choose again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Auto(Wrapper):
+    """Chooses among the other methods for the scans at hand, checks the choice on labelled cases, and says why."""
+
+    when = "whenever you are in doubt; the default"
+    minutes = "30 min, or as many as you give"
+
+    slicer: Slicer = Slicer()
+    """Slice plane and intensity window, used for fitting and predicting."""
+    budget_minutes: float = 30.0
+    """Minutes that the fit may take, roughly, on this machine."""
+    check: bool = True
+    """Compare the chosen method with methods without training on labelled cases that are left out, if there are two
+    labelled patients or more; a quarter of the time goes into it."""
+    self_training: SelfTraining = SelfTraining(initial="none")
+    """Settings of self-training, if it is chosen."""
+    unet: UNet = UNet()
+    """Settings of the U-Net, if it is chosen."""
+    seed: int = 0
+    """Random seed, added to those of methods that train."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.budget_minutes < float("inf"):
+            raise SettingsError(f"budget_minutes must be above 0, got {self.budget_minutes}")
+        for name, member in (("self_training", self.self_training), ("unet", self.unet)):
+            if member.slicer != Slicer():
+                raise SettingsError(f"{name}.slicer is set, but all methods use the same slices; set slicer instead")
+
+    @property
+    def uses_unlabelled(self) -> bool:
+        return True
+
+    def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> AutoSegmenter:  # noqa: B008
+        slicer = support.resolve(self.slicer)
+        with support.held() as held:
+            name = self._fingerprint(held, slicer, backbone)
+            run = dataclasses.replace(run, scratch=run.scratch and run.scratch / name)
+            choice = _noted(run.scratch) or self._choice(held, slicer, backbone, run)
+            if run.scratch:
+                write_atomically(run.scratch / NOTE, choice.to_json().encode())
+            method = self._built(choice, slicer)
+            return AutoSegmenter(method.fit(held, backbone, run.part(choice.method)), choice)
+
+    def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> AutoSegmenter:
+        choice = Choice.unpack(learned["choice"])
+        method = self._built(choice, slicer)
+        return AutoSegmenter(method.restore(labels, slicer, backbone, below(choice.method, learned)), choice)
+
+    def resolved(self, backbone: Backbone) -> Auto:
+        return dataclasses.replace(
+            self, self_training=self.self_training.resolved(backbone), unet=self.unet.resolved(backbone)
+        )
+
+    def _fingerprint(self, support: SupportSet, slicer: Slicer, backbone: Backbone) -> str:
+        """Identifies the fit by all that its result depends on, apart from the speed of the machine."""
+        scans = [(facts.image_sha256, facts.labels_sha256) for facts in support.facts]
+        names = [case.name for case in support.unlabelled.cases]
+        settings = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
+        return digest_of_json([settings, repr(slicer), scans, names, backbone.digest()])[:16]
+
+    def _choice(self, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run) -> Choice:
+        """The choice for a support set, after a check if there are labelled patients enough."""
+        choice = preferred_method(Situation.of(support))
+        if self._trained(choice.method).train.iterations is None:
+            trained = with_training(choice, self._speed(support, slicer, backbone, run), self.budget_minutes)
+            choice = trained or Choice(method=_untrained(backbone)[0]).because(
+                f"there is no time for {FEWEST_STEPS} training steps within {self.budget_minutes:g} minutes"
+            )
+        if not self.check:
+            return choice
+        names = dict.fromkeys([choice.method, *_untrained(backbone)])
+        candidates = {name: self._shortened(choice, name, slicer) for name in names}
+        return _after_check(choice, scores_of(candidates, support, backbone, run))
+
+    def _speed(self, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run) -> Speed:
+        """The time of a training step, measured on a few of them."""
+        unet = self.unet.with_slicer(slicer)
+        side = unet.plan(support, slicer, backbone).side
+        train = dataclasses.replace(unet.train, iterations=TIMED_STEPS)
+        ticks: list[float] = []
+        run.report(0, TIMED_STEPS, "measuring the speed of this machine")
+        timed = Run(report=lambda step, total, note: ticks.append(time.monotonic()))
+        dataclasses.replace(unet, side=side, train=train).fit(support, backbone, timed)
+        seconds = sorted(later - earlier for earlier, later in pairwise(ticks))
+        return Speed(side=side, seconds=max(1e-6, seconds[len(seconds) // 2]))
+
+    def _shortened(self, choice: Choice, name: str, slicer: Slicer) -> Method:
+        """A candidate of the check."""
+        if choice.steps is None or name != choice.method:
+            return self._built(Choice(method=name), slicer)
+        steps = max(FEWEST_STEPS, choice.steps // CHECK_SHARE)
+        return self._built(dataclasses.replace(choice, steps=min(steps, choice.steps)), slicer)
+
+    def _built(self, choice: Choice, slicer: Slicer) -> Method:
+        if choice.method in (SELF_TRAINING, UNET):
+            method = self._trained(choice.method)
+            train = dataclasses.replace(method.train, iterations=choice.steps or method.train.iterations)
+            built: Method = dataclasses.replace(method, side=choice.side or method.side, train=train)
+            return built.with_slicer(slicer).seeded(self.seed)
+        return (Fate() if choice.method == FATE else NearestSlice()).with_slicer(slicer)
+
+    def _trained(self, name: str) -> UNet:
+        return self.self_training if name == SELF_TRAINING else self.unet
+
+
+class AutoSegmenter(WrapperSegmenter):
+    """The segmenter of the chosen method, with the reasons for the choice."""
+
+    def __init__(self, chosen: Segmenter, choice: Choice) -> None:
+        super().__init__({choice.method: chosen})
+        self.choice = choice
+
+    @property
+    def chosen(self) -> Segmenter:
+        """The segmenter of the chosen method."""
+        return self.members[self.choice.method]
+
+    @property
+    def decisions(self) -> tuple[str, ...]:
+        return (f"chosen: {self.choice.method}", *self.choice.reasons, *super().decisions)
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        logits: Tensor = self.chosen(slices)
+        return logits
+
+    def segment(self, stack: SliceView) -> LabelMap:
+        return self.chosen.segment(stack)
+
+    def learned(self) -> dict[str, Tensor]:
+        return super().learned() | {"choice": self.choice.pack()}
+
+    def predict_explained(self, volume: Volume) -> Explained:
+        return self.chosen.predict_explained(volume)
+
+    def support_picture(self, case: str, number: int) -> SupportPicture:
+        return self.chosen.support_picture(case, number)
+
+    @torch.inference_mode()
+    def confidence(
+        self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
+    ) -> dict[int, float]:
+        return self.chosen.confidence(volume, prediction, reasons)
+
+    def promptable(self) -> PromptableSegmenter | None:
+        return self.chosen.promptable()
+
+    def extend(self, support: SupportSet) -> AutoSegmenter:
+        return AutoSegmenter(self.chosen.extend(support), self.choice)
+
+
+def _untrained(backbone: Backbone) -> list[str]:
+    """Methods without training that the backbone allows, the better one first."""
+    return [FATE, NEAREST_SLICE] if isinstance(backbone, MemoryBackbone) else [NEAREST_SLICE]
+
+
+def _noted(scratch: Path | None) -> Choice | None:
+    if scratch is None or not (scratch / NOTE).exists():
+        return None
+    return Choice.from_json((scratch / NOTE).read_text("utf-8"))
+
+
+def _after_check(choice: Choice, found: Check | None) -> Choice:
+    """The choice with the result of its check; another method if that is clearly better."""
+    if found is None:
+        return choice.because("not checked, because no labelled patient can be left out")
+    best = found.best()
+    replaced = best != choice.method and found.dice[best] > found.dice[choice.method] + CLEARLY
+    short = f" ({choice.method} with a quarter of its training)" if choice.steps else ""
+    scores = ", ".join(f"{name} {dice:.2f}" for name, dice in found.dice.items())
+    final = Choice(method=best, reasons=choice.reasons) if replaced else choice
+    instead = f"; so {best} is used in place of {choice.method}" if replaced else ""
+    return final.because(f"Dice on {', '.join(found.cases)}, left out{short}: {scores}{instead}")

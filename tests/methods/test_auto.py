@@ -1,0 +1,150 @@
+"""Auto: the rules of its choice, and its check on labelled cases that are left out."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from handful.backbones.base import Backbone
+from handful.data.support import SupportSet
+from handful.data.unlabelled import UnlabelledScans
+from handful.errors import SettingsError
+from handful.jobs.progress import Run
+from handful.methods.auto.choice import (
+    ENOUGH_UNLABELLED,
+    FEWEST_STEPS,
+    MOST_STEPS,
+    SELF_TRAINING,
+    SMALLEST_SIDE,
+    UNET,
+    Choice,
+    Situation,
+    Speed,
+    on_ladder,
+    preferred_method,
+    with_training,
+)
+from handful.methods.auto.method import NOTE, Auto
+from handful.methods.left_out import one_left_out
+from handful.methods.self_training.method import SelfTraining
+from handful.methods.unet.method import UNet
+from handful.tuning.loop import TrainConfig
+from methods.variants import support as partly_labelled
+from phantoms import phantom_case, support_set
+
+QUICK = TrainConfig(iterations=4, learning_rate=2e-3, ema=0.9)
+SMALL = {"encoder": "none", "channels": 4, "batch": 2, "side": 32, "train": QUICK}
+AUTO = Auto(unet=UNet(**SMALL), self_training=SelfTraining(initial="none", **SMALL))
+
+
+def with_unlabelled(support: SupportSet, count: int) -> SupportSet:
+    cases = tuple(phantom_case(seed) for seed in range(20, 20 + count))
+    return replace(support, unlabelled=UnlabelledScans.of(cases))
+
+
+# The rules.
+
+
+@pytest.mark.parametrize(
+    ("unlabelled", "method"), [(0, UNET), (ENOUGH_UNLABELLED - 1, UNET), (ENOUGH_UNLABELLED, SELF_TRAINING)]
+)
+def test_unlabelled_scans_are_used_if_there_are_enough(unlabelled: int, method: str):
+    situation = Situation(patients=4, labelled=4, unlabelled=unlabelled)
+    choice = preferred_method(situation)
+    assert choice.method == method
+    assert f"{unlabelled or 'no'} unlabelled scans" in choice.reasons[0]
+
+
+def test_scans_that_are_labelled_in_part_count_as_unlabelled_too():
+    whole, part = (Situation.of(with_unlabelled(cases, 3)) for cases in (support_set(2), partly_labelled()))
+    assert (whole.labelled, whole.patients, whole.unlabelled) == (2, 2, 3)
+    assert part.unlabelled == 5
+
+
+def test_more_time_means_more_steps_and_never_more_than_the_time_allows():
+    found = [with_training(Choice(method=UNET), Speed(side=128, seconds=0.5), minutes) for minutes in (5, 10, 20)]
+    steps = [choice.steps for choice in found if choice]
+    assert steps == sorted(set(steps))
+    assert all(60 * m > 0.5 * n for m, n in zip((5, 10, 20), steps, strict=True) if n >= 1000)
+    unlimited = with_training(Choice(method=UNET), Speed(side=128, seconds=0.5), 10_000)
+    assert unlimited
+    assert unlimited.steps == MOST_STEPS[UNET]
+
+
+def test_slices_are_reduced_before_training_becomes_short_and_the_reason_says_so():
+    choice = with_training(Choice(method=UNET), Speed(side=256, seconds=4.0), 30)
+    assert choice
+    assert choice.side is not None
+    assert SMALLEST_SIDE <= choice.side < 256
+    assert "reduced from 256" in choice.reasons[-1]
+    assert with_training(Choice(method=UNET), Speed(side=128, seconds=100.0), 30) is None
+
+
+def test_a_little_slower_machine_trains_as_long():
+    first, second = (with_training(Choice(method=UNET), Speed(side=128, seconds=s), 30) for s in (0.52, 0.55))
+    assert first
+    assert second
+    assert first.steps == second.steps
+
+
+@pytest.mark.parametrize(("steps", "rung"), [(0.3, 0), (1, 1), (999, 800), (1000, 1000), (1499, 1000), (5999, 5000)])
+def test_steps_are_rounded_down_to_usual_numbers(steps: float, rung: int):
+    assert on_ladder(steps) == rung
+
+
+def test_a_choice_survives_being_saved():
+    choice = Choice(method=UNET, steps=300, side=96, reasons=("because", "größer"))
+    assert Choice.unpack(choice.pack()) == choice
+
+
+# What it fits.
+
+
+def test_self_training_is_fitted_where_scans_are_unlabelled(sam: Backbone):
+    segmenter = replace(AUTO, check=False).fit(with_unlabelled(support_set(1), ENOUGH_UNLABELLED), sam)
+    assert segmenter.choice.method == SELF_TRAINING
+    assert segmenter.decisions[0] == "chosen: self-training"
+    assert len(segmenter.reliability) == ENOUGH_UNLABELLED
+
+
+def test_a_single_patient_cannot_be_left_out_and_that_is_said(sam: Backbone):
+    segmenter = AUTO.fit(support_set(1), sam)
+    assert segmenter.choice.method == UNET
+    assert any("not checked" in reason for reason in segmenter.decisions)
+
+
+def test_a_training_that_comes_to_nothing_is_replaced_by_what_the_check_found_better(sam: Backbone):
+    untrained = replace(AUTO, unet=replace(AUTO.unet, train=replace(QUICK, iterations=1)))
+    segmenter = untrained.fit(support_set(3), sam)
+    assert segmenter.choice.method == "nearest-slice"
+    check = next(reason for reason in segmenter.decisions if "left out" in reason)
+    assert "so nearest-slice is used in place of unet" in check
+
+
+def test_without_time_nothing_is_trained(sam: Backbone):
+    free = replace(AUTO, unet=replace(AUTO.unet, train=replace(QUICK, iterations=None)), budget_minutes=1e-4)
+    segmenter = free.fit(support_set(1), sam)
+    assert segmenter.choice.method == "nearest-slice"  # FATE needs a backbone with a memory
+    assert any(f"{FEWEST_STEPS} training steps" in reason for reason in segmenter.decisions)
+
+
+def test_a_resumed_fit_keeps_its_choice(sam: Backbone, tmp_path: Path):
+    chosen = replace(AUTO, check=False)
+    chosen.fit(support_set(1), sam, Run(scratch=tmp_path))
+    (note,) = tmp_path.glob(f"**/{NOTE}")
+    note.write_text(Choice(method=UNET, reasons=("of the first start",)).to_json(), "utf-8")
+    assert "of the first start" in chosen.fit(support_set(1), sam, Run(scratch=tmp_path)).decisions
+
+
+def test_a_quarter_of_the_patients_is_left_out():
+    group = one_left_out(support_set(4))
+    assert group is not None
+    assert len(group) == 1
+    assert one_left_out(support_set(1)) is None
+
+
+def test_wrong_settings_are_refused():
+    with pytest.raises(SettingsError, match="budget_minutes"):
+        Auto(budget_minutes=0)
+    with pytest.raises(SettingsError, match=r"unet\.slicer"):
+        Auto(unet=UNet(slicer=replace(UNet().slicer, plane="axial")))
