@@ -45,6 +45,7 @@ from .experiments.plan import Plan as Plan
 from .experiments.run import ExperimentConfig as ExperimentConfig
 from .experiments.run import run_experiment as run_experiment
 from .experiments.store import write_experiment_report as write_experiment_report
+from .methods.auto.method import Auto as Auto
 from .methods.auto_sam.method import AutoSam as AutoSam
 from .methods.auto_sam.unet import AutoSamUNet as AutoSamUNet
 from .methods.catalog import METHODS as METHODS

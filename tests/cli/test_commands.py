@@ -84,10 +84,9 @@ def test_fit_prints_the_next_command(cohort: Path, backbone: Path, tmp_path: Pat
     assert "24 slices in 4 cases, about" in result.stderr
 
 
-def test_fit_without_a_method_takes_the_default_and_prints_so(cohort: Path, tmp_path: Path, handful: Handful):
+def test_fit_without_a_method_takes_the_default(cohort: Path, tmp_path: Path, handful: Handful):
     result = handful("fit", "-i", cohort, "-o", tmp_path / "m", "--set", "nonsense=1")
-    assert "no method is named, so ensemble is fitted" in " ".join(result.output.split())
-    assert "ensemble has no setting 'nonsense'" in " ".join(result.output.split())
+    assert "auto has no setting 'nonsense'" in " ".join(result.output.split())
 
 
 def test_fit_prints_one_json_object(cohort: Path, backbone: Path, tmp_path: Path, handful: Handful):
