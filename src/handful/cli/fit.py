@@ -46,8 +46,8 @@ def fit(
     input: options.CohortFolder,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to be made.")],
     method: Annotated[
-        str, typer.Argument(help="A method of 'handful list methods'; without one, it is chosen for your scans.")
-    ] = "",
+        str, typer.Argument(help="A method of 'handful list methods'; auto chooses one for your scans.")
+    ] = "auto",
     cases: options.Cases = "",
     shots: Annotated[int | None, typer.Option(help="Learn from this many cases, chosen at random.", min=1)] = None,
     split: Annotated[int, typer.Option(help="Which random split of the cases.")] = 0,
@@ -68,7 +68,7 @@ def fit(
 ) -> None:
     """Learn from labelled cases: all of them, some by name, or a random few.
 
-    Example: `handful fit -i my_cohort -o model`, which chooses the method and says why
+    Example: `handful fit -i my_cohort -o model`, which chooses the method and says why (`--minutes 60`: takes longer)
 
     Example: `handful fit fate -i my_cohort --cases anna,ben,carl -o model`
 
@@ -76,18 +76,16 @@ def fit(
     the largest piece of labels that are one piece in all references (`--set largest_piece=none`: all); it says which.
     It takes `--set planes=axial,coronal,sagittal` (planes vote) and, if it trains, `--set seeds=3` (fits vote).
 
-    It prints the Dice to expect on unseen scans where that is quickly found out (--leave-out: always), and, after a
-    training, the Dice on the labelled cases themselves: a label that fails even there was not learned.
+    It prints the Dice to expect on unseen scans if that is quickly found out (--leave-out: always), and the Dice of a
+    trained method on the labelled cases themselves: a label that fails even there was not learned.
 
-    Stopped by Ctrl-C or worse, the same command goes on where it was.
+    Stopped by Ctrl-C or worse, the same command continues where it was.
     """
     from handful.backbones.catalog import open_backbone
     from handful.cohort.choice import choose_support
     from handful.cohort.fit import FitConfig, fit_to_folder
     from handful.data.files import read_cohort
-    from handful.methods.catalog import DEFAULT_METHOD
 
-    method = method or DEFAULT_METHOD
     built = _build(method, settings, config, seed, minutes)
     cohort = read_cohort(input)
     support = choose_support(cohort, options.names_in(cases), shots, split)
@@ -100,13 +98,10 @@ def fit(
     names, seconds = [case.name for case in support.cases], time.monotonic() - began
     if json:
         print_json({"model": out, "method": method, "backbone": backbone, "cases": names, **_as_json(result, seconds)})
-    else:
-        took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
-        _print_result(f"{took}: {out}", result, f"next: handful predict {out} -i {input} -o predictions")
-
-
-def _print_result(done: str, result: FitResult, next_step: str) -> None:
-    print_lines(done, *result.decisions, *_learned(result), next_step)
+        return
+    took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
+    next_step = f"next: handful predict {out} -i {input} -o predictions"
+    print_lines(f"{took}: {out}", *result.decisions, *_learned(result), next_step)
 
 
 def _as_json(result: FitResult, seconds: float) -> dict[str, object]:
@@ -149,10 +144,10 @@ def _with_unlabelled(support: SupportSet, cohort: Cohort, method: Method, folder
 
 def _build(name: str, pairs: list[str], config: Path | None, seed: int | None, minutes: float | None) -> Method:
     """The method with the settings of file, --set, --seed and --minutes, later ones first."""
-    from handful.methods.catalog import DEFAULT_METHOD, build_method, seed_setting
+    from handful.methods.catalog import build_method, seed_setting
 
     settings = options.settings_from(config) | options.settings_in(pairs)
-    if minutes is not None and name == DEFAULT_METHOD:
+    if minutes is not None and name == "auto":
         settings["budget_minutes"] = minutes
     elif minutes is not None:
         print_note(f"--minutes is for fits without a named method; {name} takes as long as its settings say")

@@ -43,8 +43,6 @@ METHODS: dict[str, type[Method]] = {
     "unet": UNet,
     "zero-shot": ZeroShot,
 }
-DEFAULT_METHOD = "auto"
-"""The method that is used if none is named."""
 WRAPPERS: dict[str, type[Any]] = {
     "roi_margin": RoiCrop,
     "planes": Planes,

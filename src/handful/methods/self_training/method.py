@@ -42,7 +42,7 @@ STEPS = 4000
 class SelfTraining(UNet):
     """Trains a U-Net on the labelled slices, and on the unlabelled scans of the cohort with labels of its own."""
 
-    when = "1 to 10 labelled cases and at least 20 unlabelled scans"
+    when = "1 to 10 labelled cases and at least 10 unlabelled scans"
     minutes = "30 to 90 min"
 
     initial: str = "ensemble"
