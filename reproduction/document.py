@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from reproduction.claims import CLAIMS, PAPERS, Claim
+from reproduction.claims import CLAIMS, MEASURED_ON, PAPERS, Claim, exactly
 from reproduction.evidence import Evidence
 from reproduction.markdown import MARKED, table, with_tables
 from reproduction.parts import PARTS, ROOT
-from reproduction.tables import TABLES, matches
-from reproduction.verdicts import Figure, Finding
+from reproduction.tables import TABLES, intervals, matches
+from reproduction.verdicts import ERROR, SURE, VOTES, Figure, Finding
 
 CLAIMS_PAGE = Path("docs") / "evidence" / "claims.md"
 
 VERDICTS = {
     "holds": "hold",
     "holds in part": "hold in part",
-    "does not hold": "do not hold",
+    "mixed": "are mixed",
+    "refuted here": "are refuted here",
+    "undecided": "are undecided",
     "not tested here": "could not be tested",
 }
 
-HEAD = """# The claims of the papers
+HEAD = f"""# The claims of the papers
 
 Four papers describe methods that handful implements. This page tests what they claim, on our data sets and with
 `handful-tiny`. `make claims` writes it from the raw results in
@@ -30,29 +33,35 @@ Four papers describe methods that handful implements. This page tests what they 
 stopped run continues.
 
 How to read it. A figure is a difference of mean Dice on unseen cases, first configuration minus second, paired by split
-and case, with a 95 % two-stage bootstrap interval over splits and cases (over cases alone where there is one split). A
-row says where it differs from that. A missed or false positive label counts as 0. **Bold** figures support their claim
-by its rule, and plain figures do not. Figures in (brackets) are shown for comparison and do not count. The overview
-shows the median of the figures that count.
+and case, with its 95 % t interval over splits. A row says where it differs from that. A missed or false positive label
+counts as 0. Each figure is **for** the claim where its whole interval is on the claim's side of the limit (**bold**),
+**against** it where its whole interval is on the other side (*italic*), and **undecided** otherwise (plain). A figure
+of one split has no interval, so it is undecided. Figures in (brackets) are shown for comparison and do not count.
 
-* **holds**: all figures that count support the claim, and no comparison that it needs is missing.
-* **holds in part**: some of them do.
-* **does not hold**: none does. This includes differences that may be chance with so few cases.
+* **holds**: all figures that count are for the claim, and no comparison that it needs is missing.
+* **holds in part**: more figures are for it than against it, and more than chance gives.
+* **mixed**: more figures are for it than chance gives, but no more than are against it.
+* **refuted here**: more figures are against it than for it, and more than chance gives; those for it may be chance.
+* **undecided**: none of these.
 * **not tested here**: there is no figure, for the reason given.
 
+*More than chance gives* is a binomial test: so many figures or more would have a probability below {SURE} if each had
+one of {ERROR}, the chance that an interval lies above 0 without a difference. The figures of a claim share methods and
+data sets, so they are not independent, and the test is a rough one.
+
 A verdict says how a method does with `handful-tiny` and on our data. It neither proves nor disproves a paper, which
-used SAM's own weights and other data. The intervals are not corrected for their number: among forty of them, about one
-lies above 0 by chance.
+used SAM's own weights and other data.
 """
 
 
 def document(evidence: Evidence) -> str:
     """docs/evidence/claims.md."""
     found = [(claim, claim.figures(evidence)) for claim in CLAIMS]
-    parts = [HEAD, overview(found, "#"), f"## Labels needed to match a U-Net\n\n{matches(evidence)}"]
+    parts = [HEAD, overview(found, "#"), MEASURED_ON, f"## Labels needed to match a U-Net\n\n{matches(evidence)}"]
     for paper, title in PAPERS.items():
         parts.append(f"## {title}")
         parts += [section(claim, one) for claim, one in found if claim.number.startswith(paper)]
+    parts += [f'<a id="intervals"></a>\n\n## How often the intervals cover the true value\n\n{intervals(evidence)}']
     parts.append(recipes())
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -60,10 +69,17 @@ def document(evidence: Evidence) -> str:
 def overview(found: Sequence[tuple[Claim, Finding]], page: str) -> str:
     """One row per claim, linked to its section on `page`."""
     rows = [
-        (f"[{claim.number}]({page}{claim.anchor})", claim.says, claim.theirs, headline(one), verdict_of(claim, one))
+        (
+            f"[{claim.number}]({page}{claim.anchor})",
+            claim.says,
+            claim.theirs,
+            headline(one),
+            *[str(one.count(vote)) if one.deciding else "–" for vote in VOTES],
+            verdict_of(claim, one),
+        )
         for claim, one in found
     ]
-    return table(("", "claim", "the paper's figure", "ours", "verdict"), rows)
+    return table(("", "claim", "the paper's figure", "ours", *VOTES, "verdict"), rows)
 
 
 def claims_table(evidence: Evidence, words: Sequence[str]) -> str:
@@ -74,7 +90,7 @@ def claims_table(evidence: Evidence, words: Sequence[str]) -> str:
 def verdicts(evidence: Evidence, words: Sequence[str]) -> str:
     """How many claims hold, in a sentence."""
     found = [claim.figures(evidence).verdict for claim in CLAIMS]
-    counts = [f"{found.count(verdict)} {words}" for verdict, words in VERDICTS.items()]
+    counts = [f"{found.count(verdict)} {words}" for verdict, words in VERDICTS.items() if verdict in found]
     return f"Of {len(CLAIMS)} claims, {', '.join(counts[:-1])} and {counts[-1]}."
 
 
@@ -87,16 +103,13 @@ def verdict_of(claim: Claim, finding: Finding) -> str:
 
 
 def headline(finding: Finding) -> str:
-    """The median of the figures that count and share a unit with the first, and how many of all support the claim."""
+    """The figure that counts; of several, the range of those that share a unit with the first."""
     deciding = finding.deciding
-    if not deciding:
-        return "–"
+    if len(deciding) < 2:
+        return str(deciding[0]) if deciding else "–"
     alike = sorted((one for one in deciding if one.unit == deciding[0].unit), key=lambda one: one.estimate.mean)
-    middle = alike[(len(alike) - 1) // 2]
-    where = ", ".join(filter(None, (middle.where, middle.column)))
-    supporting = sum(bool(one.supports) for one in deciding)
-    count = f"; {supporting} of {len(deciding)} figures support it" if len(deciding) > 1 else ""
-    return f"{middle} ({middle.what}; {where}){count}"
+    ends = [str(replace(one, estimate=exactly(one.estimate.mean))) for one in (alike[0], alike[-1])]
+    return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
 
 
 def section(claim: Claim, finding: Finding) -> str:
@@ -154,10 +167,11 @@ def grid(figures: Sequence[Figure]) -> str:
 
 
 def shown(one: Figure) -> str:
-    """Bold where it supports the claim, in brackets where it does not count."""
-    if one.supports is None:
+    """Bold where it is for the claim, italic where it is against it, in brackets where it does not count."""
+    if one.vote is None:
         return f"({one})"
-    return f"**{one}**" if one.supports else str(one)
+    mark = {"for": "**", "against": "*", "undecided": ""}[one.vote]
+    return f"{mark}{one}{mark}"
 
 
 def documents(evidence: Evidence, root: Path = ROOT) -> dict[Path, str]:

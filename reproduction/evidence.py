@@ -8,6 +8,7 @@ weights. So both sides of a difference saw the same labelled cases and are score
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +30,15 @@ NAMES = {
     "annotator-points-5": "annotator: 5 points",
 }
 """Configurations of the studies, as the plans name them."""
+NARROW = "U-Net, 8 channels"
+"""A U-Net of half the default width, trained for 700 steps instead of 1,000."""
+WIDTHS = {"U-Net": NARROW, "U-Net, 16 channels": "U-Net", "U-Net + SimCLR": "U-Net + SimCLR, 8 channels"}
+"""Configurations of the plans in NARROW_PLANS, so that "U-Net" has the package's width everywhere."""
+NARROW_PLANS = ("acdc", "sets")
 STUDY_PLANS = ("fate",)
 """Plans that measure again, label by label, what lines of a study hold; their tables come before these lines."""
+FIRST = "first by name"
+"""How the unseen cases of lines were chosen that do not say it."""
 MEASURES = ("dice", "iou", "hd95")
 SECONDS = "fit_s"
 """Of the fit, told with each of its cases."""
@@ -66,7 +74,7 @@ class Difference:
     measure: str
     means: tuple[float, float]
     estimate: Estimate
-    """Of the difference: mean over splits of the mean over cases, interval by a bootstrap over splits and cases."""
+    """Of the difference: mean over splits of the mean over cases, with the interval of `over_splits`."""
     cases: int
     splits: int
     pool: str
@@ -146,7 +154,7 @@ def difference(
                 measure,
                 (fmean(ours[key] for key in shared), fmean(theirs[key] for key in shared)),
                 # Rounded, so that scores equal but for the order of a sum are equal.
-                estimate({key: round(ours[key] - theirs[key], 12) for key in shared}),
+                estimate({key: round(ours[key] - theirs[key], 12) for key in shared}, _largest(measure)),
                 len({case for _, case in shared}),
                 len({split for split, _ in shared}),
                 pool.name,
@@ -154,12 +162,16 @@ def difference(
     return None
 
 
-def estimate(scores: Scores) -> Estimate:
-    """Mean over splits with its two-stage bootstrap interval."""
-    by_split: dict[int, list[float]] = {}
-    for (split, _), value in sorted(scores.items()):
-        by_split.setdefault(split, []).append(value)
-    return over_splits(list(by_split.values()))
+def estimate(scores: Scores, largest: float = math.inf) -> Estimate:
+    """Mean over splits with its interval, which goes no further than the largest possible value, and minus it."""
+    by_split: dict[int, dict[str, float]] = {}
+    for (split, case), value in sorted(scores.items()):
+        by_split.setdefault(split, {})[case] = value
+    return over_splits([*by_split.values()], (-largest, largest))
+
+
+def _largest(measure: str) -> float:
+    return math.inf if measure.startswith(("hd95", "noc")) else 1.0
 
 
 def balanced(configuration: str) -> str:
@@ -212,24 +224,32 @@ def _table(path: Path) -> Pool:
             for measure, value in zip((*MEASURES, SECONDS), measured, strict=True):
                 values.setdefault(((data_set, configuration, shots), measure, split, case), []).append(value)
     pool = Pool(path.name)
-    for (point, measure, split, case), labels in values.items():
-        pool.add(point, measure, split, case, fmean(labels))
+    names = WIDTHS if path.stem in NARROW_PLANS else {}
+    for ((data_set, configuration, shots), measure, split, case), labels in values.items():
+        pool.add((data_set, names.get(configuration, configuration), shots), measure, split, case, fmean(labels))
     return pool
 
 
 def _pools_of_lines(few_shot: Iterable[Line], efficiency: Iterable[Line]) -> tuple[Pool, ...]:
-    """Lines have one value a case, so they cannot become rows of a table, which has one per label."""
-    pools: dict[str, Pool] = {}
+    """Lines have one value a case, so they cannot become rows of a table, which has one per label.
+
+    The newest lines come first; those of the first cases by name come after those of random cases.
+    """
+    pools: dict[tuple[str, str], Pool] = {}
     plain = [
         {"configuration": line["method"], "split": line["seed"], **line} for line in few_shot if not line["settings"]
     ]
     for line in [*plain, *efficiency]:
-        pool = pools.setdefault(line["digest"], Pool(f"studies with weights {line['digest']}"))
+        chosen = line.get("unseen", FIRST)
+        pool = pools.setdefault(
+            (line["digest"], chosen), Pool(f"studies with weights {line['digest']}, unseen cases: {chosen}")
+        )
         point = (line["set"], NAMES.get(line["configuration"], line["configuration"]), line["shots"])
         for measure in ("dice", "hd95"):
             for case, value in zip(line["cases"], line[measure], strict=True):
                 pool.add(point, measure, line["split"], case, value)
-    return tuple(reversed(pools.values()))
+    newest = list(pools.values())[::-1]
+    return tuple(sorted(newest, key=lambda pool: pool.name.endswith(FIRST)))
 
 
 def _elsewhere(lines: Iterable[Line]) -> list[Line]:
@@ -248,15 +268,18 @@ def _elsewhere(lines: Iterable[Line]) -> list[Line]:
 
 
 def _asked(lines: Iterable[Line]) -> tuple[Pool, ...]:
-    """A pool for each way of asking; of a configuration trained for different times, the longest."""
+    """A pool for each way of asking, those with random cases first; of a configuration trained for different times, the
+    longest."""
     pools: dict[tuple[Any, ...], Pool] = {}
     for line in sorted(lines, key=lambda line: int(line["iterations"])):
         asked = tuple(line[key] for key in ("digest", "cases_most", "slices", "seeds", "most", "annotator"))
+        chosen = line.get("unseen", FIRST)
         pool = pools.setdefault(
-            asked, Pool(f"{line['annotator']} annotator, {line['seeds']} people, weights {asked[0]}")
+            (*asked, chosen),
+            Pool(f"{line['annotator']} annotator, {line['seeds']} people, weights {asked[0]}, unseen cases: {chosen}"),
         )
         measured = [key for key in line if key.startswith(("dice_", "noc_", "sensitivity_"))]
         for measure in measured:
             for case, value in zip(line["cases"], line[measure], strict=True):
                 pool.add((line["set"], line["configuration"], line["shots"]), measure, line["split"], case, value)
-    return tuple(pools.values())
+    return tuple(sorted(pools.values(), key=lambda pool: pool.name.endswith(FIRST)))

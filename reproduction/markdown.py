@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from handful.errors import SettingsError
 from handful.evaluation.evaluate import Estimate
-from handful.evaluation.results import LARGER_IS_BETTER
+from handful.evaluation.results import BOUNDS, LARGER_IS_BETTER
 from reproduction.evidence import Evidence
 
 UNMEASURED = "(not measured yet)"
@@ -44,13 +44,17 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def interval(one: Estimate, measure: str = "dice") -> str:
-    """Mean and 95 % interval, with as many digits as the measure deserves; a dash where nothing was measured."""
+    """Mean and 95 % interval, with as many digits as the measure deserves; a dash where nothing was measured.
+
+    The interval ends at the smallest and the largest value that the measure has.
+    """
     digits = 3 if measure in LARGER_IS_BETTER else 1
     if math.isnan(one.mean):
         return "–"
     if math.isnan(one.low):
         return f"{one.mean:.{digits}f}"
-    return f"{one.mean:.{digits}f} [{one.low:.{digits}f}, {one.high:.{digits}f}]"
+    least, most = BOUNDS[measure]
+    return f"{one.mean:.{digits}f} [{max(one.low, least):.{digits}f}, {min(one.high, most):.{digits}f}]"
 
 
 def count(number: int, what: str) -> str:

@@ -75,10 +75,11 @@ def _table_of(plan: str) -> str:
     return f"reproduction/results/{plan}.parquet"
 
 
+_JUDGED = "window=0 window=6 pointers=false top_k=1 top_k=3 shuffled=1 foreground_only=true similarity=l1"
+"""Settings of FATE that claims speak of."""
 _SETTINGS = (
-    "window=0 window=6 pointers=false top_k=1 top_k=3 top_k=9 shuffled=1 allow_empty=true foreground_only=true "
-    "diverse=true fuse=true second_sweep=true largest_piece=auto start=best similarity=l1 absent_below=-2 "
-    "absent_below=-4 roi_margin=1.2 roi_margin=1.4 roi_margin=1.7 roi_margin=1.4,absent_below=-2"
+    "top_k=9 allow_empty=true diverse=true fuse=true second_sweep=true largest_piece=auto start=best "
+    "absent_below=-2 absent_below=-4 roi_margin=1.2 roi_margin=1.4 roi_margin=1.7 roi_margin=1.4,absent_below=-2"
 )
 _FEW = "--data {data} --shots 4 --splits 0 --cases 6 --slices 4 --people 1"
 
@@ -90,7 +91,9 @@ PARTS: dict[str, Part] = {
     "fate": plan("fate"),
     "fate-settings": study(
         "label_efficiency",
-        "fate_settings --data {data} --sets acdc msd_hippocampus --splits 0 --configurations fate "
+        "fate_settings --data {data} --sets acdc msd_hippocampus --configurations fate "
+        + " ".join(f"fate:{setting}" for setting in _JUDGED.split()),
+        "fate_settings --data {data} --sets acdc msd_hippocampus --splits 0 --configurations "
         + " ".join(f"fate:{setting}" for setting in _SETTINGS.split()),
         "fate_settings --data {data} --sets msd_hippocampus --configurations fate:planes=axial,coronal,sagittal",
         "fate_settings --data {data} --sets openkbp --cases 6 "
@@ -114,6 +117,7 @@ PARTS: dict[str, Part] = {
     ),
     "multi-region": benchmark("multi_region"),
     "what-trains": benchmark("what_trains"),
+    "intervals": Part(("python -m reproduction.studies.intervals",)),
     "encoder-size": plan("encoder_size", "the weights of SAM ViT-B, ViT-L and ViT-H, and a GPU"),
     "btcv": plan("btcv", "BTCV's scans in FOLDER/btcv, and the weights of SAM ViT-B and SAM 2.1 Hiera-tiny"),
 }

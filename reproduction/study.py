@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -30,13 +30,14 @@ from handful.jobs.executors import Executor, Lost, Processes, Serial
 from reproduction.parts import RESULTS
 
 Line = dict[str, Any]
+RANDOM: Literal["random"] = "random"
 _IDENTITY = ("part", "set", "measure", "method", "configuration", "fitted_on", "budget", "shots", "split", "seed")
 """Entries of a line that name it where progress is printed."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled cases of a random split, and unseen ones with a reference."""
+    """Labelled cases of a random split, and unseen ones with a reference, chosen at random and anew in each split."""
 
     drawn: tuple[Case, ...]
     unseen: tuple[Case, ...]
@@ -46,9 +47,8 @@ class Split:
     def of(cls, folder: Path, shots: int, split: int, most_unseen: int | None = None) -> Split:
         cohort = read_cohort(folder)
         assert cohort.labels is not None, folder
-        drawn, rest = cohort.split(shots, split)
-        unseen = [case for case in rest if case.reference is not None]
-        return cls(tuple(drawn), tuple(unseen[:most_unseen]), cohort.labels)
+        drawn, _ = cohort.split(shots, split)
+        return cls(tuple(drawn), tuple(cohort.test_cases(shots, split, most_unseen)), cohort.labels)
 
     @cached_property
     def support(self) -> SupportSet:
@@ -70,6 +70,8 @@ class Trial(ABC):
     set: str
     digest: str
     """Of the backbone's weights."""
+    unseen: Literal["random"] = RANDOM
+    """How the unseen cases were chosen. Lines without this entry scored the first cases by name, in every split."""
 
     @property
     def folder(self) -> Path:
@@ -151,6 +153,14 @@ class Study:
 def read_lines(path: Path) -> list[Line]:
     """The lines of a file; none where there is no file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def by_split(lines: Iterable[Line], entry: str) -> dict[int, dict[str, float]]:
+    """An entry of lines that has one value per case, as {split: {case: value}}."""
+    return {
+        line["split"] if "split" in line else line["seed"]: dict(zip(line["cases"], line[entry], strict=True))
+        for line in lines
+    }
 
 
 def digest_of(backbone: Backbone) -> str:

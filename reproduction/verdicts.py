@@ -1,4 +1,8 @@
-"""The rules of the verdicts: figures with their intervals, whether each supports its claim, and what follows of all."""
+"""The rules of the verdicts: figures with their intervals, whether each is for or against its claim, and what follows.
+
+A figure is for a claim, against it, or leaves it undecided. By chance alone some figures would be for it, so a verdict
+asks whether there are more than chance gives.
+"""
 
 from __future__ import annotations
 
@@ -7,25 +11,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from scipy.stats import binom
+
 from handful.evaluation.evaluate import Estimate
+from handful.evaluation.study import MARGIN
 from reproduction.evidence import Difference, Pool, compare
 
-MARGIN = 0.02
-"""How much worse still passes for as good, in Dice or IoU."""
+ERROR = 0.025
+"""Chance that an interval lies above 0 where there is no difference; as simulated, with two or more splits."""
+SURE = 0.05
+"""Largest probability of that many figures by chance with which they are more than chance gives."""
 
-Verdict = Literal["holds", "holds in part", "does not hold", "not tested here"]
+Vote = Literal["for", "against", "undecided"]
+VOTES: tuple[Vote, ...] = ("for", "against", "undecided")
+Verdict = Literal["holds", "holds in part", "mixed", "refuted here", "undecided", "not tested here"]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number with its 95 % interval, and whether it speaks for the claim."""
+    """One number with its 95 % interval, and what it says of the claim."""
 
     where: str
     what: str
     column: str
     estimate: Estimate
-    supports: bool | None
-    """None where it is for context and decides nothing."""
+    vote: Vote | None
+    """None where it is for comparison and decides nothing."""
     unit: Literal["", "×", "%", "n", "share"] = ""
     cases: int = 0
     splits: int = 0
@@ -53,30 +64,58 @@ class Finding:
 
     @property
     def deciding(self) -> list[Figure]:
-        return [one for one in self.figures if one.supports is not None]
+        return [one for one in self.figures if one.vote is not None]
+
+    def count(self, vote: Vote) -> int:
+        """How many of the deciding figures say this."""
+        return sum(one.vote == vote for one in self.deciding)
 
     @property
     def verdict(self) -> Verdict:
-        """By how many of the deciding figures support the claim; one that is missing keeps it from 'holds'."""
-        support = [bool(one.supports) for one in self.deciding]
-        if not support:
+        """'holds': all figures are for the claim, and none is missing.
+
+        'holds in part': more are for it than against it, and more than chance gives. 'mixed': more are for it than
+        chance gives, but no more than are against it. 'refuted here': more are against it than for it, more than chance
+        gives, and those for it may be chance.
+        """
+        supporting, against, total = self.count("for"), self.count("against"), len(self.deciding)
+        if not total:
             return "not tested here"
-        if all(support) and not self.missing:
+        if supporting == total and not self.missing:
             return "holds"
-        return "holds in part" if any(support) else "does not hold"
+        if beyond_chance(supporting, total):
+            return "holds in part" if supporting > against else "mixed"
+        return "refuted here" if against > supporting and beyond_chance(against, total) else "undecided"
 
 
-Rule = Callable[[Difference], bool | None]
+def beyond_chance(count: int, total: int) -> bool:
+    """Whether so many of `total` figures are more than chance gives: a binomial test with the interval's error rate."""
+    return float(binom.sf(count - 1, total, ERROR)) < SURE
 
 
-def above(one: Difference) -> bool:
-    """The whole interval lies above 0."""
-    return one.estimate.low > 0
+def vote_of(holds: bool) -> Vote:
+    """Of a figure without chance, such as a number of parameters."""
+    return "for" if holds else "against"
 
 
-def not_below(one: Difference) -> bool:
-    """The whole interval lies above -MARGIN."""
-    return one.estimate.low > -MARGIN
+def compared(one: Estimate, least: float) -> Vote:
+    """'for' where the whole interval lies above `least`, 'against' where it lies below; without an interval neither."""
+    if one.low > least:
+        return "for"
+    return "against" if one.high < least else "undecided"
+
+
+Rule = Callable[[Difference], Vote | None]
+
+
+def above(one: Difference) -> Vote:
+    """Judges by 0."""
+    return compared(one.estimate, 0.0)
+
+
+def not_below(one: Difference) -> Vote:
+    """Judges by -MARGIN: not worse."""
+    return compared(one.estimate, -MARGIN)
 
 
 def for_context(one: Difference) -> None:

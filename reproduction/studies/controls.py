@@ -19,13 +19,14 @@ from typing import ClassVar
 import torch
 
 from handful.backbones.base import Backbone
+from handful.evaluation.evaluate import Estimate
 from handful.evaluation.statistics import over_splits
 from handful.methods.base import Segmenter
 from handful.methods.few_shot_prompts.method import FewShotSegmenter
 from reproduction.configurations import build
 from reproduction.markdown import interval, table
 from reproduction.scoring import score
-from reproduction.study import Line, Split, Study, Trial
+from reproduction.study import Line, Split, Study, Trial, by_split
 
 SHOTS = {"msd_hippocampus": 4, "acdc": 4, "chaos_mr_t2": 4, "cxr_covid": 16, "kvasir_seg": 16}
 """Labelled cases of each data set."""
@@ -158,8 +159,7 @@ def tokens_table(lines: Sequence[Line]) -> str:
     rows = []
     for name in _sets_of(own):
         some = [line for line in own if (line["set"], line["digest"], line["seed"]) in asked and line["set"] == name]
-        means = [over_splits([x["dice"] for x in some if x["method"] == method]).mean for method in (PLAIN, *CONTROLS)]
-        rows.append((f"`{name}`", *[f"{mean:.3f}" for mean in means]))
+        rows.append((f"`{name}`", *[f"{_over_splits(some, method).mean:.3f}" for method in (PLAIN, *CONTROLS)]))
     return table(("data set (first split)", "right", "wrong label", "zeros"), rows)
 
 
@@ -168,7 +168,11 @@ def _sets_of(lines: Sequence[Line]) -> list[str]:
 
 
 def _dice(lines: Sequence[Line], method: str) -> str:
-    return interval(over_splits([line["dice"] for line in lines if line["method"] == method]))
+    return interval(_over_splits(lines, method))
+
+
+def _over_splits(lines: Sequence[Line], method: str) -> Estimate:
+    return over_splits([*by_split([line for line in lines if line["method"] == method], "dice").values()])
 
 
 STUDY = Study(__doc__, "few_shot_prompts", trials, tables, tuple(SHOTS))

@@ -30,7 +30,7 @@ from handful.methods.fate.method import FateSegmenter
 from reproduction.configurations import build, parse
 from reproduction.markdown import interval, table
 from reproduction.scoring import called_present, score
-from reproduction.study import Line, Split, Study, Trial
+from reproduction.study import Line, Split, Study, Trial, by_split
 
 
 def main() -> None:
@@ -116,16 +116,14 @@ def table_of(lines: Iterable[Line]) -> str:
     rows = []
     for (configuration, _), own in by_configuration.items():
         cases = sorted({len(line["cases"]) for line in own})
-        dice, hd95 = ([line[measure] for line in own] for measure in ("dice", "hd95"))
+        dice, hd95 = (over_splits([*by_split(own, measure).values()]) for measure in ("dice", "hd95"))
         counts = [str(len(own)), " / ".join(map(str, cases))]
-        rows.append(
-            (f"`{configuration}`", interval(over_splits(dice)), f"{over_splits(hd95).mean:.1f}", absent(own), *counts)
-        )
+        rows.append((f"`{configuration}`", interval(dice), f"{hd95.mean:.1f}", absent(own), *counts))
     return table(("configuration", "Dice", "HD95", "absent called present", "splits", "cases a split"), rows)
 
 
 def by_setting(lines: Iterable[Line]) -> str:
-    """One row per setting of FATE, with Dice, HD95 and absent labels on each data set that has any; of one split."""
+    """One row per setting of FATE, with Dice, HD95 and absent labels on each data set that has any."""
     own = [line for line in lines if line["configuration"].partition(":")[0] == "fate"]
     sets = list(dict.fromkeys(line["set"] for line in own))
     rows = []
@@ -133,8 +131,8 @@ def by_setting(lines: Iterable[Line]) -> str:
         cells = [f"`{configuration.removeprefix('fate:')}`" if ":" in configuration else "default"]
         for name in sets:
             found = [line for line in own if (line["configuration"], line["set"]) == (configuration, name)]
-            means = [over_splits([line[measure] for line in found]).mean for measure in ("dice", "hd95")]
-            cells += [f"{means[0]:.3f}", f"{means[1]:.1f}", absent(found)] if found else ["–"] * 3
+            dice, hd95 = (over_splits([*by_split(found, measure).values()]) for measure in ("dice", "hd95"))
+            cells += [interval(dice), f"{hd95.mean:.1f}", absent(found)] if found else ["–"] * 3
         rows.append(cells)
     heads = [head for name in sets for head in (f"{name}, Dice", "HD95", "absent called present")]
     return table(("setting", *heads), rows)

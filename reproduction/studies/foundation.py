@@ -5,8 +5,8 @@
 FOLDER holds one subfolder per data set (images/, labels/, dataset.json). Every result is one line in the file, with the
 value of each case. With --table the tables of the lines are printed, one per backbone, and nothing is measured.
 
-Four volumes or 16 images are drawn as support; all else is measured on the same at most --cases unseen cases.
-Intervals are the two-stage bootstrap of the package, over splits and cases; of a mean over sets, over sets and cases.
+Four volumes or 16 images are drawn as support; all else is measured on the same at most --cases unseen cases, which
+are chosen at random. Intervals are over splits; of one split, over its cases; of a mean over sets, over sets.
 
 - prompts: the reference's box, each side moved by up to 5 % of the box, and as a floor the ellipse that fills this box,
   which asks no backbone; cropped: each object seen in a window three times its box, encoded by itself, without and with
@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,6 +45,7 @@ from handful.backbones.catalog import BACKBONES
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.data.cases import Case
 from handful.data.slicing import Slicer
+from handful.evaluation.evaluate import Estimate
 from handful.evaluation.statistics import over_splits
 from handful.methods.base import CHUNK, Segmenter
 from handful.pretraining.architecture import initialise, tiny_config
@@ -53,7 +54,7 @@ from handful.prompts.prompts import Prompts
 from reproduction.configurations import build
 from reproduction.markdown import interval, table
 from reproduction.scoring import called_present, reference_of, score
-from reproduction.study import Line, Split, Study, Trial, digest_of
+from reproduction.study import Line, Split, Study, Trial, by_split, digest_of
 
 SHOTS = {"3D": 4, "2D": 16}
 SETS = {
@@ -289,7 +290,7 @@ def random_backbone() -> Sam2VideoBackbone:
 class SpeedTrial(Trial):
     """Milliseconds a slice: encode, decode of four boxes, and one label recalled from five memories and decoded."""
 
-    unkeyed: ClassVar[tuple[str, ...]] = ("data", "name", "source")
+    unkeyed: ClassVar[tuple[str, ...]] = ("data", "name", "source", "unseen")
 
     measure: str = "speed"
     name: str
@@ -373,29 +374,46 @@ def _newest(lines: Iterable[Line], name: str, measure: str) -> list[Line]:
 
 def _set_row(name: str, by_column: dict[str, list[Line]]) -> list[str]:
     sizes = {sum(len(line["dice"]) for line in lines) for lines in by_column.values() if lines}
-    cells = [interval(over_splits(_dice(lines))) for lines in by_column.values()]
+    cells = [interval(_of_lines(by_split(lines, "dice"))) for lines in by_column.values()]
     return [name, " / ".join(map(str, sorted(sizes, reverse=True))), *cells, _absent(by_column[MEMORY])]
 
 
 def _mean_of_sets(chosen: Sequence[dict[str, list[Line]]], column: str) -> str:
-    """Of the means of sets; the interval is over sets and cases."""
-    sets = [[dice for line in of_set[column] for dice in line["dice"]] for of_set in chosen if of_set[column]]
+    """Of the means of sets; the interval is over sets."""
+    sets = [by_split(of_set[column], "dice") for of_set in chosen if of_set[column]]
     few = f" ({len(sets)} sets)" if 0 < len(sets) < len(chosen) else ""
-    return interval(over_splits(sets)) + few
+    return (
+        interval(over_splits([{(n, *key): one for key, one in _flat(of_set)} for n, of_set in enumerate(sets)])) + few
+    )
 
 
-def _dice(lines: Sequence[Line]) -> list[list[float]]:
-    return [line["dice"] for line in lines]
+def _of_lines(splits: Mapping[int, Mapping[str, float]]) -> Estimate:
+    """Over splits; of a single one, over its cases."""
+    if len(splits) == 1:
+        return Estimate.of([value for _, value in _flat(splits)])
+    return over_splits([*splits.values()])
+
+
+def _flat(splits: Mapping[int, Mapping[str, float]]) -> Iterator[tuple[tuple[int, str], float]]:
+    for split, scores in splits.items():
+        for case, value in scores.items():
+            yield (split, case), value
 
 
 def _absent(lines: Sequence[Line]) -> str:
     """Shares of cases, averaged, with their interval, and voxels a pair; sets of whole objects have no such pairs."""
-    splits = [[count for count in line["absent"] if count[0]] for line in lines]
-    if not any(splits):
+    counts = {split: {case: count for case, count in of.items() if count[0]} for split, of in _counts(lines).items()}
+    if not any(counts.values()):
         return "–"
-    share = over_splits([[100 * called / pairs for pairs, called, _ in counts] for counts in splits])
-    pairs, voxels = (sum(count[entry] for counts in splits for count in counts) for entry in (0, 2))
+    share = _of_lines(
+        {split: {case: 100 * called / pairs for case, (pairs, called, _) in of.items()} for split, of in counts.items()}
+    )
+    pairs, voxels = (sum(count[entry] for of in counts.values() for count in of.values()) for entry in (0, 2))
     return f"{share.mean:.1f} % [{share.low:.1f}, {share.high:.1f}], {voxels / pairs:.0f} voxels"
+
+
+def _counts(lines: Sequence[Line]) -> dict[int, dict[str, list[int]]]:
+    return {line["seed"]: dict(zip(line["cases"], line["absent"], strict=True)) for line in lines}
 
 
 def _speed(line: Line) -> str:

@@ -16,8 +16,8 @@ where it falls depends on that answer.
 
 Dice after n counts the first prompt (a box and a scribble are one, too); NoC is the number of prompts until a Dice is
 reached, --most where it never is. Sensitivity is the standard deviation of the Dice of one region over all ways and
-people, its mean over a case's regions. All figures are means over regions, then over cases. Intervals are the two-stage
-bootstrap of the package, over splits and cases; tests are of each case's mean over splits.
+people, its mean over a case's regions. All figures are means over regions, then over cases. Intervals are the
+package's, over splits; tests are of each case's mean over splits.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from handful.jobs.progress import Run
 from handful.methods.interactive.method import InteractiveSegmenter
 from handful.prompts.prompts import Prompts
 from handful.prompts.simulation import clicks_to_reach
+from handful.tuning.pruning import Pruning
 from reproduction.configurations import build, parse
 from reproduction.studies.conversation import (
     AFTER,
@@ -59,6 +60,8 @@ from reproduction.study import Line, Split, Study, Trial
 
 CONFIGURATIONS = ("backbone", "interactive:prompts=centre", "interactive")
 RULES = ("none", "random", "infobatch", "cbdp")
+SHORTER = "shorter"
+"""Among the rules: a plain training of as many steps as `cbdp` makes."""
 
 
 def main() -> None:
@@ -66,7 +69,8 @@ def main() -> None:
     parser.add_argument("part", choices=("clicks", "generalise", "pruning"))
     parser.add_argument("--fitted-on", help="with generalise: the set that configurations are fitted on")
     parser.add_argument("--configurations", nargs="+", default=list(CONFIGURATIONS), metavar="ARM[:KEY=VALUE,…]")
-    parser.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES, help="with pruning")
+    rules = (*RULES, SHORTER)
+    parser.add_argument("--rules", nargs="+", default=list(rules), choices=rules, help="with pruning")
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--cases", type=int, default=6, help="unseen cases a split, at most")
     parser.add_argument("--slices", type=int, default=6, help="slices of each label of a case, at most")
@@ -83,7 +87,7 @@ def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
     if arguments.part == "generalise" and not arguments.fitted_on:
         raise SystemExit("generalise needs --fitted-on")
     configurations = (
-        [f"interactive:pruning.rule={rule}" for rule in arguments.rules] if pruning else arguments.configurations
+        [with_rule(rule, arguments.iterations) for rule in arguments.rules] if pruning else arguments.configurations
     )
     for split in arguments.splits:
         for name in arguments.sets:
@@ -105,6 +109,13 @@ def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
                     iterations=0 if configuration == "backbone" else arguments.iterations,
                     digest=digest,
                 )
+
+
+def with_rule(rule: str, iterations: int) -> str:
+    """The configuration that trains by a rule of pruning, or without any for as many steps as `cbdp` makes."""
+    if rule == SHORTER:
+        return f"interactive:train.iterations={round(iterations * Pruning(rule='cbdp').fraction(1))}"
+    return f"interactive:pruning.rule={rule}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from statistics import fmean
+from collections.abc import Mapping
 
 import numpy as np
 
-from handful.evaluation.statistics import Comparison, compare_pairs, over_splits
+from handful.evaluation.statistics import Comparison, compare_pairs
+from reproduction.evidence import FIRST
 from reproduction.markdown import signed, table
-from reproduction.study import Line
+from reproduction.study import Line, by_split
 
 
 def tables(lines: list[Line]) -> str:
@@ -36,7 +35,8 @@ def click_tables(lines: list[Line]) -> str:
 
 
 def _settings(line: Line) -> tuple[object, ...]:
-    return tuple(line[name] for name in ("shots", "cases_most", "slices", "seeds", "most", "annotator", "digest"))
+    names = ("shots", "cases_most", "slices", "seeds", "most", "annotator", "digest")
+    return (*[line[name] for name in names], line.get("unseen", FIRST))
 
 
 def _click_table(name: str, on: str, lines: list[Line]) -> str:
@@ -129,34 +129,14 @@ def _rarest(held: dict[str, int]) -> str:
 
 
 def _comparisons(by_configuration: Mapping[str, list[Line]], key: str) -> list[Comparison]:
-    """All pairs of configurations, as the package compares them: on the splits that all have.
-
-    The interval is over splits and cases; the test is of each case's mean over splits, so that no case counts twice.
-    """
-    splits = sorted(set.intersection(*[{line["split"] for line in own} for own in by_configuration.values()]))
-    scores = {
-        configuration: {split: _by_case(own, split, key) for split in splits}
-        for configuration, own in by_configuration.items()
-    }
-    pairs = compare_pairs(
-        {configuration: _over_splits(list(by_split.values())) for configuration, by_split in scores.items()}
+    """All pairs of configurations, as the package compares them, on the splits that all have."""
+    splits = set.intersection(*[{line["split"] for line in own} for own in by_configuration.values()])
+    return compare_pairs(
+        {
+            configuration: by_split([line for line in own if line["split"] in splits], key)
+            for configuration, own in by_configuration.items()
+        }
     )
-    return [replace(one, difference=over_splits(_gaps(scores[one.first], scores[one.second]))) for one in pairs]
-
-
-def _by_case(lines: list[Line], split: int, key: str) -> dict[str, float]:
-    return {c: v for x in lines if x["split"] == split for c, v in zip(x["cases"], x[key], strict=True)}
-
-
-def _over_splits(splits: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each case over the splits that have it."""
-    cases = dict.fromkeys(case for by_case in splits for case in by_case)
-    return {case: fmean(by_case[case] for by_case in splits if case in by_case) for case in cases}
-
-
-def _gaps(first: Mapping[int, Mapping[str, float]], second: Mapping[int, Mapping[str, float]]) -> list[list[float]]:
-    """First minus second of the cases that both have, by split."""
-    return [[first[n][c] - second[n][c] for c in sorted(first[n].keys() & second[n].keys())] for n in first]
 
 
 def _difference(found: Comparison) -> list[str]:

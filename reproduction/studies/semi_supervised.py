@@ -56,7 +56,7 @@ def main() -> None:
 class SemiSupervisedTrial(Trial):
     """One fit and its scores."""
 
-    unkeyed: ClassVar[tuple[str, ...]] = ("data", "scratch")
+    unkeyed: ClassVar[tuple[str, ...]] = ("data", "scratch", "unseen")
 
     configuration: str
     labelled: str

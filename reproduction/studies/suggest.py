@@ -16,8 +16,7 @@ fitted on all that is labelled:
 All configurations of a split and budget share beginning, pool and unseen scans, so differences are paired, scan by
 scan.
 
-A case's Dice is the mean over its labels; one that is missed counts as 0. Intervals are the two-stage bootstrap of the
-package, over splits and cases.
+A case's Dice is the mean over its labels; one that is missed counts as 0. Intervals are the package's, over splits.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import argparse
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 
@@ -36,12 +36,12 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels
 from handful.errors import InputError
-from handful.evaluation.statistics import over_splits
+from handful.evaluation.statistics import differences, over_splits
 from handful.methods.base import Segmenter, has_signal
 from reproduction.configurations import build, parse
 from reproduction.markdown import signed, table
 from reproduction.scoring import reference_of, score
-from reproduction.study import Line, Split, Study, Trial
+from reproduction.study import Line, Split, Study, Trial, by_split
 
 CONFIGURATIONS = ("start", "random", "coverage", "model")
 TRIES = 1000
@@ -49,8 +49,8 @@ TRIES = 1000
 
 Slices = dict[str, set[int]]
 """Numbers of the labelled slices of each case."""
-Dice = dict[int, list[float]]
-"""Of each split's unseen cases."""
+Dice = dict[int, dict[str, float]]
+"""Of each split's unseen cases, by name."""
 
 
 def main() -> None:
@@ -214,10 +214,10 @@ def tables(lines: list[Line]) -> str:
     """One row per set, method, beginning and budget: Dice of each configuration and its paired difference to random."""
     heads = ["data set", "method", "starts with", "slices added", "none added", "random", "coverage", "with model"]
     heads += ["coverage − random", "with model − random"]
-    settings = ("set", "method", "start", "pool", "most_cases", "digest")
+    settings = ("set", "method", "start", "pool", "most_cases", "digest", "unseen")
     rows = []
-    for group in dict.fromkeys(tuple(line[k] for k in settings) for line in lines):
-        own = [line for line in lines if tuple(line[k] for k in settings) == group]
+    for group in dict.fromkeys(tuple(line.get(k) for k in settings) for line in lines):
+        own = [line for line in lines if tuple(line.get(k) for k in settings) == group]
         begin = f"{group[2]} random slices" if group[2] else "one patient"
         for budget in sorted({line["budget"] for line in own} - {0}):
             by_configuration = {
@@ -235,11 +235,9 @@ def tables(lines: list[Line]) -> str:
 
 
 def _of(lines: list[Line], configuration: str, budget: int) -> Dice:
-    return {
-        line["split"]: line["dice"]
-        for line in lines
-        if (line["configuration"], line["budget"]) == (configuration, budget)
-    }
+    return by_split(
+        [line for line in lines if (line["configuration"], line["budget"]) == (configuration, budget)], "dice"
+    )
 
 
 def _mean(dice: Dice) -> str:
@@ -248,12 +246,9 @@ def _mean(dice: Dice) -> str:
 
 def _difference(ours: Dice, random: Dice) -> str:
     """Over splits that both have: mean and interval, and how many splits gained."""
-    both = sorted(ours.keys() & random.keys())
-    if not both:
-        return "–"
-    gains = [[a - b for a, b in zip(ours[split], random[split], strict=True)] for split in both]
-    gained = sum(float(np.mean(gain)) > 0 for gain in gains)
-    return f"{signed(over_splits(gains))}, {gained} of {len(both)}"
+    gains = differences(ours, random)
+    gained = sum(fmean(gain.values()) > 0 for gain in gains)
+    return f"{signed(over_splits(gains))}, {gained} of {len(gains)}" if gains else "–"
 
 
 STUDY = Study(__doc__, "suggest", trials, tables)

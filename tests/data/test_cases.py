@@ -56,6 +56,18 @@ def test_a_larger_split_contains_the_smaller_one(volume: Volume, label_map: Labe
     assert cohort.split(5, seed=1)[0][:2] == cohort.split(2, seed=1)[0]
 
 
+def test_a_few_test_cases_are_random_and_others_in_each_split(volume: Volume, label_map: LabelMap) -> None:
+    cohort = Cohort(tuple(Case(f"case-{n:02}", volume, label_map) for n in range(40)), label_map.labels, "forty")
+    found = [[case.name for case in cohort.test_cases(2, seed, 5)] for seed in range(20)]
+    assert all(len(names) == 5 and names == sorted(names) for names in found)
+    assert len({tuple(names) for names in found}) == 20
+    assert len({name for names in found for name in names}) > 30, "not always the same ones"
+    for seed, names in enumerate(found):
+        assert not {case.name for case in cohort.split(2, seed)[0]} & set(names)
+        assert [case.name for case in cohort.test_cases(4, seed, 5)] == names, "more labels, the same test cases"
+    assert len(cohort.test_cases(2, 0)) == len(cohort.test_cases(2, 0, 99)) == 38
+
+
 @pytest.mark.parametrize("shots", [0, 7])
 def test_drawing_more_patients_than_there_are_is_refused(volume: Volume, label_map: LabelMap, shots: int) -> None:
     with pytest.raises(SettingsError, match=f"'twelve': cannot choose {shots} labelled patients, there are 6"):

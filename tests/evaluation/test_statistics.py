@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import bootstrap, t, wilcoxon
 
 from handful.evaluation.evaluate import Estimate
-from handful.evaluation.statistics import compare_pairs, holm, over_splits, shots_to_reach, signed_rank
+from handful.evaluation.statistics import compare_pairs, holm, over_splits, signed_rank
 
 
 def test_holm_by_hand():
@@ -60,9 +61,9 @@ def test_configurations_that_never_differ_have_p_1():
 
 def test_pairs_are_compared_on_the_cases_they_share_and_corrected_together():
     scores = {
-        "a": {f"case-{k}": 0.9 - 0.01 * k for k in range(8)},
-        "b": {f"case-{k}": 0.7 - 0.02 * k for k in range(2, 10)},
-        "c": {f"case-{k}": 0.9 - 0.01 * k for k in range(8)},
+        "a": {0: {f"case-{k}": 0.9 - 0.01 * k for k in range(8)}},
+        "b": {0: {f"case-{k}": 0.7 - 0.02 * k for k in range(2, 10)}},
+        "c": {0: {f"case-{k}": 0.9 - 0.01 * k for k in range(8)}},
     }
     a_b, a_c, b_c = compare_pairs(scores)
     assert (a_b.first, a_b.second, a_b.n) == ("a", "b", 6)
@@ -75,7 +76,7 @@ def test_pairs_are_compared_on_the_cases_they_share_and_corrected_together():
 def test_a_pairs_p_is_scipys_of_the_two_configurations_scores():
     split = np.random.default_rng(3)
     first, second = split.normal(0.8, 0.05, 14).round(4), split.normal(0.77, 0.05, 14).round(4)
-    scores = {name: {f"case-{k:02}": s for k, s in enumerate(of)} for name, of in (("a", first), ("b", second))}
+    scores = {name: {0: {f"case-{k:02}": s for k, s in enumerate(of)}} for name, of in (("a", first), ("b", second))}
     (found,) = compare_pairs(scores)
     assert found.p == found.p_holm == pytest.approx(wilcoxon(first, second).pvalue)
     assert found.difference.mean == pytest.approx(float(np.mean(first - second)))
@@ -95,43 +96,70 @@ def test_the_interval_of_a_mean_is_scipys_bootstrap_and_with_many_cases_students
     assert width == pytest.approx(high - low, rel=0.03 if n == 200 else 0.25)
 
 
-def test_one_split_is_judged_by_its_cases():
-    values = [0.5, 0.6, 0.9, 0.7]
-    one, plain = over_splits([values]), Estimate.of(values)
-    assert (one.mean, one.low, one.high) == (plain.mean, plain.low, plain.high)
-    assert math.isnan(one.sd)
+def numbered(*splits: Sequence[float]) -> list[dict[int, float]]:
+    """Splits without a common case."""
+    return [{100 * split + case: value for case, value in enumerate(values)} for split, values in enumerate(splits)]
+
+
+def test_a_pair_is_compared_split_by_split_and_tested_case_by_case():
+    first = {0: {"a": 0.8, "b": 0.7}, 1: {"a": 0.9}, 2: {"z": 0.1}}
+    second = {0: {"a": 0.7, "b": 0.7}, 1: {"a": 0.6}, 3: {"a": 0.9}}
+    (found,) = compare_pairs({"first": first, "second": second})
+    assert found.n == 2
+    assert found.difference == over_splits([{"a": 0.1, "b": 0.0}, {"a": 0.3}])
+    assert found.p == signed_rank([0.2, 0.0])
+
+
+def test_the_interval_is_students_over_the_means_of_the_splits():
+    rng = np.random.default_rng(2)
+    values = rng.normal(0.7, 0.1, (5, 1)) + rng.normal(0, 0.02, (5, 9))
+    found = over_splits(numbered(*values.tolist()))
+    means = values.mean(axis=1)
+    low, high = t.interval(0.95, 4, means.mean(), means.std(ddof=1) / math.sqrt(5))
+    assert (found.mean, found.low, found.high) == pytest.approx((means.mean(), low, high))
+    assert found.sd == pytest.approx(means.std(ddof=1))
+
+
+def test_splits_that_agree_by_luck_give_no_narrow_interval():
+    splits = [[0.4, 0.6], [0.3, 0.7], [0.45, 0.55]]
+    found = over_splits(numbered(*splits))
+    assert found.sd == pytest.approx(0)
+    of_cases = np.mean([np.var(pair, ddof=1) / 2 for pair in splits])
+    assert found.high - found.mean == pytest.approx(t.ppf(0.975, 3) * math.sqrt(of_cases / 3))
+
+
+def test_one_split_has_a_mean_and_no_interval():
+    found = over_splits([{"a": 0.5, "b": 0.6}])
+    assert found.mean == pytest.approx(0.55)
+    assert all(math.isnan(value) for value in (found.sd, found.low, found.high))
 
 
 def test_every_split_counts_the_same():
-    found = over_splits([[1.0, 1.0, 1.0, 1.0], [0.0]])
+    found = over_splits(numbered([1.0, 1.0, 1.0, 1.0], [0.0]))
     assert found.mean == 0.5
     assert found.sd == pytest.approx(math.sqrt(0.5))
 
 
-def test_splits_that_disagree_widen_the_interval():
-    rng = np.random.default_rng(0)
-    noise = rng.normal(0, 0.02, (3, 12))
-    alike = over_splits((0.8 + noise).tolist())
-    apart = over_splits((np.array([[0.6], [0.8], [1.0]]) + noise).tolist())
-    assert alike.low < 0.8 < alike.high
-    assert apart.high - apart.low > 3 * (alike.high - alike.low)
+def test_an_interval_ends_at_the_values_that_are_possible():
+    splits = numbered([0.9, 1.0], [0.5, 0.6])
+    assert over_splits(splits).high > 1
+    assert over_splits(splits, (0.0, 1.0)).low == 0.0
+    assert over_splits(splits, (0.0, 1.0)).high == 1.0
 
 
-def test_the_two_stage_interval_has_the_width_that_theory_gives():
-    rng = np.random.default_rng(1)
-    between, within, splits, cases = 0.04, 0.10, 40, 25
-    values = 0.7 + rng.normal(0, between, (splits, 1)) + rng.normal(0, within, (splits, cases))
-    found = over_splits(values.tolist())
-    # resampled splits carry both kinds of noise, and the cases within them are resampled once more
-    means = values.mean(axis=1)
-    error = math.sqrt((means.var() + values.var(axis=1).mean() / cases) / splits)
-    assert (found.high - found.low) / (2 * 1.96 * error) == pytest.approx(1, abs=0.08)
+def test_splits_that_share_their_cases_say_less():
+    values = np.random.default_rng(3).normal(0.7, 0.1, 8)
+    offsets = (-0.02, 0.0, 0.02)
+    shared = over_splits([{case: value + offset for case, value in enumerate(values)} for offset in offsets])
+    apart = over_splits(numbered(*[(values + offset).tolist() for offset in offsets]))
+    assert shared.mean == pytest.approx(apart.mean)
+    # the cases are the same, so their variance does not shrink with the number of splits
+    of_cases = values.var(ddof=1) / 8
+    assert shared.high - shared.mean == pytest.approx(t.ppf(0.975, 2) * math.sqrt(0.02**2 / 3 + of_cases))
+    assert apart.high - apart.mean == pytest.approx(
+        max(t.ppf(0.975, 2) * 0.02 / math.sqrt(3), t.ppf(0.975, 21) * math.sqrt(of_cases / 3))
+    )
 
 
 def test_nothing_measured_is_nan():
-    assert math.isnan(over_splits([[], []]).mean)
-
-
-def test_the_fewest_shots_that_reach_a_target():
-    curve = {8: 0.9, 1: 0.5, 4: 0.7, 2: 0.71}
-    assert [shots_to_reach(curve, target) for target in (0.4, 0.7, 0.9, 0.91)] == [1, 2, 8, None]
+    assert math.isnan(over_splits([{}, {}]).mean)

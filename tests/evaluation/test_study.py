@@ -79,13 +79,30 @@ def test_annotators_are_compared_among_themselves():
 
 
 def test_how_few_labels_match_a_unet():
-    scores = {"my net": {1: 0.5, 2: 0.6, 4: 0.7}, "fate": {1: 0.65, 2: 0.66, 4: 0.72}, "weak": {1: 0.1, 2: 0.1, 4: 0.2}}
+    scores = {
+        "my net": {1: 0.5, 2: 0.6, 4: 0.7},
+        "fate": {1: 0.65, 2: 0.66, 4: 0.69},  # with four, worse by less than the margin
+        "weak": {1: 0.1, 2: 0.1, 4: 0.2},
+    }
     rows = [
         *grid(["my net"], lambda configuration, n, case: scores[configuration][n], method="unet"),
         *grid(["fate", "weak"], lambda configuration, n, case: scores[configuration][n]),
     ]
     found = {match.shots: match.needed for match in study(rows).matches("hearts")}
     assert found == {1: {"fate": 1, "weak": None}, 2: {"fate": 1, "weak": None}, 4: {"fate": 4, "weak": None}}
+
+
+def test_a_mean_that_is_better_by_chance_is_no_match():
+    def score(configuration: str, shots: int, split: int) -> float:
+        return 0.6 if configuration == "my net" else (0.5, 0.62, 0.8)[split]  # 0.64 in the mean
+
+    rows = [
+        result(configuration=name, method=method, shots=1, split=split, case=f"{case}", dice=score(name, 1, split))
+        for name, method in (("my net", "unet"), ("fate", "fate"))
+        for split in range(3)
+        for case in range(7)
+    ]
+    assert [match.needed for match in study(rows).matches("hearts")] == [{"fate": None}]
 
 
 def test_labels_are_matched_on_the_split_and_cases_that_both_have():
@@ -139,7 +156,7 @@ def test_markdown_has_every_configuration_and_keeps_its_columns():
     assert [line.replace(r"\|", "").count("|") for line in dice] == [5] * 4
     assert dice[2].startswith(r"| a\|b | 0.530 \[")
     assert dice[3].startswith(r"| c\*d | 0.630 \[")
-    assert "| a\\|b − c\\*d | 7 | -0.100 | 0.016 | 0.016 |" in text
+    assert r"| a\|b − c\*d | 7 | -0.100 \[-0.100, -0.100\] | 0.016 | 0.016 |" in text
 
 
 def test_latex_escapes_what_latex_would_take_for_itself():

@@ -19,10 +19,11 @@ def measured() -> Callable[..., Evidence]:
         pool = Pool("made up")
         for number, (point, mean) in enumerate(means.items()):
             for split in range(3):
+                of_split = 0.2 * noise * NOISE[(3 * split + number) % 7]
                 for case in range(7):
                     off = noise * NOISE[(case + split + 2 * number) % 7]
                     for measure in ("dice", "iou"):
-                        pool.add(point, measure, split, f"case-{case}", mean + off)
+                        pool.add(point, measure, split, f"case-{case}", mean + off + of_split)
         return Evidence(plans=(pool,))
 
     return made

@@ -9,12 +9,15 @@ from typing import ClassVar
 import pytest
 
 from handful.backbones.base import Backbone
+from handful.data.cases import Case, Cohort
 from handful.errors import SettingsError
 from handful.evaluation.statistics import over_splits
+from phantoms import phantom
 from reproduction.configurations import build, parse
 from reproduction.markdown import signed
-from reproduction.studies import suggest
-from reproduction.study import Line, Study, Trial, read_lines
+from reproduction.studies import controls, fate_settings, foundation, interactive, quality, suggest
+from reproduction.study import Line, Split, Study, Trial, read_lines
+from tiny_models import tiny_sam2_video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +96,67 @@ def test_a_method_that_trains_gets_the_seed_unless_its_settings_name_one():
     assert build("fate", {}, 2) == build("fate", {}, 3)
 
 
-def test_differences_of_suggested_slices_have_the_interval_over_splits_and_cases():
+def test_differences_of_suggested_slices_have_the_interval_over_splits():
     plain = {"set": "hearts", "method": "fate", "start": 0, "pool": 8, "most_cases": 2, "digest": "d", "budget": 4}
     random, model = ([0.5, 0.6], [0.4, 0.7]), ([0.6, 0.8], [0.5, 0.6])
     lines = [
-        plain | {"configuration": configuration, "split": split, "dice": dice}
+        plain | {"configuration": configuration, "split": split, "cases": [f"a{split}", f"b{split}"], "dice": dice}
         for configuration, splits in (("random", random), ("model", model))
         for split, dice in enumerate(splits)
     ]
-    gains = [[a - b for a, b in zip(*pair, strict=True)] for pair in zip(model, random, strict=True)]
+    gains = [{"a0": 0.1, "b0": 0.2}, {"a1": 0.1, "b1": -0.1}]
     assert f"| {signed(over_splits(gains))}, 1 of 2 |" in suggest.tables(lines)
+
+
+@pytest.fixture(scope="module")
+def tiny_cohort() -> Cohort:
+    volume, label_map = phantom(0)
+    cases = tuple(Case(f"case-{n:02}", volume, label_map) for n in range(12))
+    return Cohort(cases, label_map.labels, "twelve")
+
+
+class Asked(Exception):
+    """With the arguments that a split was asked for."""
+
+
+KEYS = {"data": Path("data"), "set": "acdc", "digest": "d"}
+OF_SETTING = {"configuration": "fate", "shots": 4, "split": 1, "most_cases": 8}
+OF_FOUNDATION = {"seed": 1, "most_cases": 8, "name": "tiny"}
+OF_SUGGEST = {"method": "fate", "configuration": "start", "start": 0, "pool": 3, "budget": 0, "split": 1}
+OF_CLICKS = {"fitted_on": "acdc", "slices": 4, "seeds": 1, "most": 3, "annotator": "mixed", "iterations": 0}
+
+
+@pytest.mark.parametrize(
+    "trial",
+    [
+        controls.ControlTrial(**KEYS, method="fate", seed=1, settings=(), controls=()),
+        fate_settings.SettingTrial(**KEYS, **OF_SETTING),
+        foundation.MemoryTrial(**KEYS, **OF_FOUNDATION),
+        foundation.PromptTrial(**KEYS, **OF_FOUNDATION),
+        interactive.InteractiveTrial(
+            **KEYS, **OF_CLICKS, part="clicks", configuration="backbone", shots=4, split=1, cases_most=8
+        ),
+        quality.QualityTrial(**KEYS, **OF_SETTING),
+        suggest.SuggestTrial(**KEYS, **OF_SUGGEST, most_cases=8),
+    ],
+    ids=lambda trial: type(trial).__name__,
+)
+def test_no_study_scores_the_first_cases_by_name(trial: Trial, monkeypatch: pytest.MonkeyPatch, tiny_cohort: Cohort):
+    """Each takes its unseen cases from the function that plans use, and says so in its lines."""
+
+    def asked(self: Cohort, shots: int, seed: int, most: int | None = None) -> list[Case]:
+        raise Asked(seed, most)
+
+    monkeypatch.setattr("reproduction.study.read_cohort", lambda folder: tiny_cohort)
+    monkeypatch.setattr(Cohort, "test_cases", asked)
+    with pytest.raises(Asked) as error:
+        trial.results(tiny_sam2_video())
+    assert error.value.args in ((1, 8), (1, controls.MOST_CASES))
+    assert trial.key()["unseen"] == "random"
+
+
+def test_a_study_and_a_plan_score_the_same_cases(tiny_cohort: Cohort, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("reproduction.study.read_cohort", lambda folder: tiny_cohort)
+    for split in range(5):
+        of_study = Split.of(Path("hearts"), 2, split, 3)
+        assert [case.name for case in of_study.unseen] == [case.name for case in tiny_cohort.test_cases(2, split, 3)]

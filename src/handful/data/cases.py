@@ -116,19 +116,37 @@ class Cohort:
         number of shots contains the cases of a smaller one. Further cases of a chosen patient are in neither list, so
         that no patient is both learned from and tested.
         """
-        groups: dict[str, list[Case]] = {}
-        for case in sorted(self.cases, key=lambda case: _rank(case.name, seed)):
-            groups.setdefault(_patient(case), []).append(case)
-        labelled = {patient: [c for c in cases if c.reference is not None] for patient, cases in groups.items()}
-        candidates = sorted((name for name in groups if labelled[name]), key=lambda name: _rank(name, seed))
+        candidates = self._labelled_patients(seed)
         if not 1 <= shots <= len(candidates):
             raise SettingsError(
                 f"cohort {self.name!r}: cannot choose {shots} labelled patients, there are {len(candidates)}; "
                 "choose fewer"
             )
-        chosen = candidates[:shots]
+        chosen = list(candidates)[:shots]
         others = [case for case in self.cases if _patient(case) not in chosen]
-        return [labelled[patient][0] for patient in chosen], sorted(others, key=lambda case: case.name)
+        return [candidates[patient] for patient in chosen], sorted(others, key=lambda case: case.name)
+
+    def test_cases(self, shots: int, seed: int, most: int | None = None) -> list[Case]:
+        """Cases with a reference of the patients that `split` does not choose, in the order of their names.
+
+        If there are more than `most`, a random part of them: the part depends on the seed, and is mostly the same for
+        every number of shots. (The first ones by name may all have the same disease.)
+        """
+        found = [case for case in self.split(shots, seed)[1] if case.reference is not None]
+        if most is None or len(found) <= most:
+            return found
+        # from the end of the random order: more shots take patients from its start
+        place = {patient: number for number, patient in enumerate(self._labelled_patients(seed))}
+        found.sort(key=lambda case: (-place[_patient(case)], case.name))
+        return sorted(found[:most], key=lambda case: case.name)
+
+    def _labelled_patients(self, seed: int) -> dict[str, Case]:
+        """The patients with a reference in the random order of the seed, each with a random labelled case."""
+        chosen: dict[str, Case] = {}
+        for case in sorted(self.cases, key=lambda case: _rank(case.name, seed)):
+            if case.reference is not None:
+                chosen.setdefault(_patient(case), case)
+        return {patient: chosen[patient] for patient in sorted(chosen, key=lambda name: _rank(name, seed))}
 
 
 def _digest_of_volume(volume: Volume) -> str:

@@ -73,9 +73,9 @@ class Files:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over cases, their standard deviation, and the 95 % bootstrap interval of the mean.
+    """A mean, the standard deviation of what was averaged, and the 95 % interval of the mean.
 
-    With one case, all but the mean are nan; with none, all four are.
+    With one value, all but the mean are nan; with none, all four are.
     """
 
     mean: float
@@ -85,7 +85,10 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float], seed: int = 0) -> Estimate:
-        """The estimate from one value per case. A percentile bootstrap, so the interval is within the values' range."""
+        """The estimate from one value per case of one fit: a percentile bootstrap over the cases.
+
+        The interval is within the values' range. For fits on several splits, see `over_splits`.
+        """
         nan = float("nan")
         if not values:
             return cls(nan, nan, nan, nan)

@@ -79,6 +79,8 @@ _KINDS = get_type_hints(Result)
 MEASURES = ("dice", "iou", "hd95", "assd", "surface_dice")
 """The columns that reports can show and test."""
 LARGER_IS_BETTER = ("dice", "iou", "surface_dice")
+BOUNDS = {measure: (0.0, 1.0 if measure in LARGER_IS_BETTER else math.inf) for measure in MEASURES}
+"""The smallest and the largest value of each measure."""
 TITLES = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "surface_dice": "surface Dice"}
 
 

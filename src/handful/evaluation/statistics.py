@@ -6,33 +6,45 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any
 
 import numpy as np
-from scipy.stats import wilcoxon
+from scipy.stats import t, wilcoxon
 
-from handful.evaluation.evaluate import RESAMPLES, Estimate
+from handful.evaluation.evaluate import Estimate
+
+EVERYTHING = (-math.inf, math.inf)
+
+Splits = Mapping[int, Mapping[str, float]]
+"""{split: {case: score}}."""
 
 
-def over_splits(splits: Sequence[Sequence[float]], seed: int = 0) -> Estimate:
-    """The mean of the splits' means, their standard deviation, and a 95 % interval; `splits` hold one value per case.
+def over_splits(splits: Sequence[Mapping[Any, float]], bounds: tuple[float, float] = EVERYTHING) -> Estimate:
+    """The mean of the splits' means, their standard deviation, and a 95 % interval; `splits` hold {case: score}.
 
-    The interval is a two-stage percentile bootstrap: splits are resampled, and cases within each split. With one split,
-    only the cases are resampled, and the standard deviation is nan.
+    The interval is Student's t over the means of the splits, with as many degrees of freedom as there are splits less
+    one. Splits that share cases vary less than they should, so the covariance of their means, as far as it is positive,
+    is added to the variance. Splits that agree by luck give no narrow interval: it is at least that over the cases
+    within the splits. With one split, interval and standard deviation are nan: how much the result depends on the
+    labelled cases is not known then. The interval is cut at `bounds`, the possible values.
     """
-    filled = [np.asarray(values, dtype=np.float64) for values in splits if len(values)]
-    if len(filled) < 2:
-        of_cases = Estimate.of(filled[0].tolist() if filled else [], seed)
-        return replace(of_cases, sd=math.nan)
-    means = [float(values.mean()) for values in filled]
-    rng = np.random.default_rng(seed)
-    total = np.zeros(RESAMPLES)
-    for _ in filled:
-        resampled = np.stack(
-            [values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(1) for values in filled]
-        )
-        total += resampled[rng.integers(0, len(filled), RESAMPLES), np.arange(RESAMPLES)]
-    low, high = np.quantile(total / len(filled), [0.025, 0.975])
-    return Estimate(float(np.mean(means)), float(np.std(means, ddof=1)), float(low), float(high))
+    filled = [dict(scores) for scores in splits if scores]
+    if not filled:
+        return Estimate(math.nan, math.nan, math.nan, math.nan)
+    means = [fmean(scores.values()) for scores in filled]
+    mean = fmean(means)
+    if len(means) < 2:
+        return Estimate(mean, math.nan, math.nan, math.nan)
+    sd = float(np.std(means, ddof=1))
+    shared = max(0.0, _shared_covariance(filled))
+    of_cases = fmean(_variance_of_mean(scores) for scores in filled)
+    cases = len(set().union(*filled))
+    reach = max(
+        _t(len(means) - 1) * math.sqrt(sd**2 / len(means) + shared),
+        _t(max(1, cases - len(means))) * math.sqrt(max(0.0, of_cases - shared) / len(means) + shared),
+    )
+    return Estimate(mean, sd, max(mean - reach, bounds[0]), min(mean + reach, bounds[1]))
 
 
 @dataclass(frozen=True)
@@ -44,19 +56,31 @@ class Comparison:
     n: int
     """Number of cases."""
     difference: Estimate
-    """First minus second, over cases."""
+    """First minus second, over splits."""
     p: float
-    """Two-sided Wilcoxon signed-rank test; 1 if no case differs, nan if there is no case."""
+    """Two-sided Wilcoxon signed-rank test of each case's mean over the splits; 1 if no case differs, nan if there is no
+    case. It is about these fits on other cases, not about other labelled cases."""
     p_holm: float
     """`p` after Holm's correction for all pairs compared together."""
 
 
-def compare_pairs(scores: Mapping[str, Mapping[str, float]], seed: int = 0) -> list[Comparison]:
-    """All pairs of configurations in {configuration: {case: score}}, with p-values corrected for all of them."""
-    pairs = list(itertools.combinations(scores, 2))
-    comparisons = [_compare(first, second, scores[first], scores[second], seed) for first, second in pairs]
+def compare_pairs(scores: Mapping[str, Splits]) -> list[Comparison]:
+    """All pairs of configurations in {configuration: {split: {case: score}}}, on the splits and cases that both have.
+
+    p-values are corrected for all pairs.
+    """
+    comparisons = [_compare(first, second, scores[first], scores[second]) for first, second in _pairs(scores)]
     corrected = holm([comparison.p for comparison in comparisons])
     return [replace(comparison, p_holm=p) for comparison, p in zip(comparisons, corrected, strict=True)]
+
+
+def differences(first: Splits, second: Splits) -> list[dict[str, float]]:
+    """First minus second for each case that both have, by the splits that both have."""
+    return [
+        # rounded, so that scores that differ only by the order of a sum are ties
+        {case: round(first[n][case] - second[n][case], 12) for case in sorted(first[n].keys() & second[n].keys())}
+        for n in sorted(first.keys() & second.keys())
+    ]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -84,15 +108,40 @@ def signed_rank(differences: Sequence[float]) -> float:
     return float(wilcoxon(differences).pvalue)
 
 
-def shots_to_reach(curve: Mapping[int, float], target: float) -> int | None:
-    """The smallest number of shots whose score in {shots: score} is at least `target`; None if there is none."""
-    return next((shots for shots, score in sorted(curve.items()) if score >= target), None)
+def _pairs(scores: Mapping[str, Splits]) -> list[tuple[str, str]]:
+    return list(itertools.combinations(scores, 2))
 
 
-def _compare(
-    first: str, second: str, of_first: Mapping[str, float], of_second: Mapping[str, float], seed: int
-) -> Comparison:
-    common = sorted(of_first.keys() & of_second.keys())
-    # rounded, so that scores that differ only by the order of a sum are ties
-    differences = [round(of_first[case] - of_second[case], 12) for case in common]
-    return Comparison(first, second, len(common), Estimate.of(differences, seed), signed_rank(differences), math.nan)
+def _compare(first: str, second: str, of_first: Splits, of_second: Splits) -> Comparison:
+    by_split = differences(of_first, of_second)
+    by_case: dict[str, list[float]] = {}
+    for split in by_split:
+        for case, difference in split.items():
+            by_case.setdefault(case, []).append(difference)
+    means = [round(fmean(values), 12) for values in by_case.values()]
+    return Comparison(first, second, len(means), over_splits(by_split), signed_rank(means), math.nan)
+
+
+def _t(degrees: int) -> float:
+    return float(t.ppf(0.975, degrees))
+
+
+def _variance_of_mean(scores: Mapping[Any, float]) -> float:
+    """Of the mean of a split, from the differences between its cases; 0 with one case."""
+    return float(np.var([*scores.values()], ddof=1)) / len(scores) if len(scores) > 1 else 0.0
+
+
+def _shared_covariance(splits: Sequence[Mapping[Any, float]]) -> float:
+    """Mean covariance of the means of two splits, from the cases that both have; 0 where no splits share a case."""
+    found = []
+    for first, second in itertools.combinations(splits, 2):
+        shared = first.keys() & second.keys()
+        sizes = len(first) * len(second)
+        if len(first) < 2 or len(second) < 2 or not shared:
+            found.append(0.0)
+            continue
+        means = fmean(first.values()), fmean(second.values())
+        products = sum((first[case] - means[0]) * (second[case] - means[1]) for case in shared)
+        # deviations from a mean of n are too small by a factor of sqrt((n - 1) / n)
+        found.append(products / sizes * math.sqrt(sizes / ((len(first) - 1) * (len(second) - 1))))
+    return fmean(found)

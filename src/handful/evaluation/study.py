@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, median
+from statistics import median
 
 from handful.errors import SettingsError
 from handful.evaluation.evaluate import Estimate, Failure
-from handful.evaluation.results import LARGER_IS_BETTER, MEASURES, Result, case_scores
-from handful.evaluation.statistics import Comparison, compare_pairs, over_splits, shots_to_reach
+from handful.evaluation.results import BOUNDS, LARGER_IS_BETTER, MEASURES, Result, case_scores
+from handful.evaluation.statistics import Comparison, Splits, compare_pairs, differences, over_splits
 
 BASELINE = "unet"
 """The method that the others are compared with in `Study.matches`."""
+MARGIN = 0.02
+"""How much worse still counts as equally good in `Study.matches`."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Match:
-    """The number of labelled cases that each configuration needs to reach the mean score of the baseline.
+    """The number of labelled cases with which each configuration is not worse than the baseline (non-inferior).
 
-    Means are over the splits and cases on which both were scored.
+    It is not worse where the whole interval of the difference, over the splits and cases on which both were scored,
+    lies above -MARGIN.
     """
 
     baseline: str
@@ -117,12 +120,12 @@ class Study:
         return self._by_point.get((data_set, configuration, shots), ())
 
     def estimate(self, data_set: str, configuration: str, shots: int, measure: str) -> Estimate | None:
-        """The mean over splits and its interval; None if nothing was measured."""
+        """The mean over splits and its interval (`over_splits`); None if nothing was measured."""
         key = (data_set, configuration, shots, measure)
         if key not in self._estimates:
             splits = _by_split(self.rows(data_set, configuration, shots))
-            values = [list(case_scores(rows, measure).values()) for rows in splits.values()]
-            self._estimates[key] = over_splits(values) if any(values) else None
+            scores = [case_scores(rows, measure) for rows in splits.values()]
+            self._estimates[key] = over_splits(scores, BOUNDS[measure]) if any(scores) else None
         return self._estimates[key]
 
     def shared_shots(self, data_set: str) -> int:
@@ -144,7 +147,7 @@ class Study:
         """All pairs of automatic configurations, and all pairs of configurations with simulated annotators.
 
         The two families are corrected separately, since annotators use the reference. Configurations are compared at
-        `shared_shots`, on the mean of each case over the splits that all configurations have.
+        `shared_shots`, on the splits that all configurations have.
         """
         shots, configurations = self.shared_shots(data_set), self.configurations_of(data_set)
         scores = {name: self._paired_scores(data_set, name, shots) for name in configurations}
@@ -197,34 +200,25 @@ class Study:
         """Estimates that have been computed."""
         return {}
 
-    def _paired_scores(self, data_set: str, configuration: str, shots: int) -> dict[str, float]:
-        """{case: mean score} over the splits that every configuration has."""
+    def _scores(self, data_set: str, configuration: str, shots: int) -> Splits:
+        """{split: {case: score}} by the main measure."""
+        rows = _by_split(self.rows(data_set, configuration, shots))
+        return {split: case_scores(of_split, self.main) for split, of_split in rows.items()}
+
+    def _paired_scores(self, data_set: str, configuration: str, shots: int) -> Splits:
+        """{split: {case: score}} of the splits that every configuration has."""
         splits = [set(_by_split(self.rows(data_set, other, shots))) for other in self.configurations_of(data_set)]
         common = set.intersection(*[numbers for numbers in splits if numbers])
-        by_case: dict[str, list[float]] = {}
-        for split, rows in _by_split(self.rows(data_set, configuration, shots)).items():
-            if split in common:
-                for case, score in case_scores(rows, self.main).items():
-                    by_case.setdefault(case, []).append(score)
-        return {case: fmean(scores) for case, scores in by_case.items()}
+        scores = self._scores(data_set, configuration, shots)
+        return {split: scores[split] for split in scores if split in common}
 
     def _shots_to_match(self, data_set: str, configuration: str, other: tuple[str, int]) -> int | None:
-        gaps = {n: self._gap(data_set, (configuration, n), other) for n in self.shots_of(data_set)}
-        return shots_to_reach({n: gap for n, gap in gaps.items() if gap is not None}, 0.0)
-
-    def _gap(self, data_set: str, first: tuple[str, int], second: tuple[str, int]) -> float | None:
-        """Mean difference over the splits and cases on which both were scored; None if there are none.
-
-        `first` and `second` are (configuration, shots).
-        """
-        first_splits, second_splits = (_by_split(self.rows(data_set, *point)) for point in (first, second))
-        by_split = []
-        for split in first_splits.keys() & second_splits.keys():
-            of_first, of_second = (case_scores(rows[split], self.main) for rows in (first_splits, second_splits))
-            if shared := of_first.keys() & of_second.keys():
-                by_split.append(fmean(of_first[case] - of_second[case] for case in shared))
-        # rounded, so that scores that differ only by the order of a sum are equal
-        return round(fmean(by_split), 12) if by_split else None
+        baseline = self._scores(data_set, *other)
+        for shots in self.shots_of(data_set):
+            gap = over_splits(differences(self._scores(data_set, configuration, shots), baseline))
+            if gap.low > -MARGIN:
+                return shots
+        return None
 
 
 def _by_split(rows: Iterable[Result]) -> dict[int, list[Result]]:

@@ -173,14 +173,8 @@ class Trial:
 
     def divide(self, cohort: Cohort) -> tuple[list[Case], list[Case]]:
         """The labelled cases to fit on, and the test cases."""
-        support, others = cohort.split(self.shots, self.split)
-        unseen = [case for case in others if case.reference is not None]
-        if self.most_cases is None or len(unseen) <= self.most_cases:
-            return support, unseen
-        # take test cases from the end of the split's order: more shots take patients from its start
-        order = {_patient(case): place for place, case in enumerate(_split_order(cohort, self.split))}
-        unseen.sort(key=lambda case: (-order[_patient(case)], case.name))
-        return support, sorted(unseen[: self.most_cases], key=lambda case: case.name)
+        support, _ = cohort.split(self.shots, self.split)
+        return support, cohort.test_cases(self.shots, self.split, self.most_cases)
 
     def pool(self, cohort: Cohort) -> list[Case]:
         """Cases whose images are used without their labels; none if the method does not use any."""
@@ -226,7 +220,7 @@ def compare_plan(
     are at most half of the labelled patients. Raises InputError for fewer than two labelled patients.
     """
     cohort = read_cohort(folder)
-    patients = len(_split_order(cohort, 0)) if cohort.labels else 0
+    patients = _patients_with_labels(cohort) if cohort.labels else 0
     if patients < 2:
         raise InputError(
             f"{folder} has {patients} labelled patients; a comparison needs at least two, better ten or more"
@@ -249,7 +243,7 @@ def trials(plan: Plan) -> tuple[list[Trial], list[str]]:
     A number of shots is left out for data sets that have no more labelled patients than that, since none would be left
     to test on.
     """
-    patients = {name: len(_split_order(_labelled(data_set.folder), 0)) for name, data_set in plan.data.items()}
+    patients = {name: _patients_with_labels(_labelled(data_set.folder)) for name, data_set in plan.data.items()}
     possible: dict[str, list[int]] = {}
     left_out: list[str] = []
     for name, data_set in plan.data.items():
@@ -295,10 +289,8 @@ def _labelled(folder: Path) -> Cohort:
     return cohort
 
 
-def _split_order(cohort: Cohort, split: int) -> list[Case]:
-    """The first labelled case of each patient, in the random order of the split."""
-    patients = {_patient(case) for case in cohort.cases if case.reference is not None}
-    return cohort.split(len(patients), split)[0] if patients else []
+def _patients_with_labels(cohort: Cohort) -> int:
+    return len({_patient(case) for case in cohort.cases if case.reference is not None})
 
 
 def _patient(case: Case) -> tuple[str, bool]:

@@ -215,7 +215,8 @@ def _rows(curves: Sequence[Curve], shots: int, scale: _Scale, measure: str) -> E
 
 def _tooltip(curve: Curve, shots: int, measure: str) -> str:
     point = curve.points[shots]
-    return f"{curve.name}, {shots} labelled: {measure} {point.mean:.3f} [{point.low:.3f}, {point.high:.3f}]"
+    ends = "" if math.isnan(point.low) else f" [{point.low:.3f}, {point.high:.3f}]"
+    return f"{curve.name}, {shots} labelled: {measure} {point.mean:.3f}{ends}"
 
 
 def _name(name: str, left: float, y: float) -> Element:

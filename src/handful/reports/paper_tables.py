@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from handful.evaluation.evaluate import Estimate
 from handful.evaluation.results import LARGER_IS_BETTER, TITLES
-from handful.evaluation.study import Study
+from handful.evaluation.study import MARGIN, Study
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -51,7 +51,7 @@ def _tables(study: Study) -> Iterator[_Table]:
                 (
                     f"{pair.first} − {pair.second}",
                     str(pair.n),
-                    f"{pair.difference.mean:+.3f}",
+                    _difference(pair.difference),
                     _p(pair.p),
                     _p(pair.p_holm),
                 )
@@ -76,10 +76,11 @@ def _tables(study: Study) -> Iterator[_Table]:
 
 def _note(study: Study) -> str:
     splits = len({row.split for row in study.results})
+    interval = "95 % t interval over splits" if splits > 1 else "one split, so no interval"
     return (
-        f"Means over test cases and {splits} splits [95 % two-stage bootstrap interval over splits and cases]. A "
-        "missed or false positive label counts as 0, in distances as the image diagonal. p: two-sided Wilcoxon "
-        "signed-rank test, with Holm's correction within a table."
+        f"Means over test cases and {splits} splits [{interval}]. A missed or false positive label counts as 0, in "
+        "distances as the image diagonal. p: two-sided Wilcoxon signed-rank test over cases, with Holm's correction "
+        f"within a table. A method matches another where the interval of the difference lies above −{MARGIN}."
     )
 
 
@@ -90,6 +91,11 @@ def _cell(estimate: Estimate | None, measure: str) -> str:
     if math.isnan(estimate.low):
         return f"{estimate.mean:.{digits}f}"
     return f"{estimate.mean:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def _difference(estimate: Estimate) -> str:
+    ends = "" if math.isnan(estimate.low) else f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+    return f"{estimate.mean:+.3f}{ends}"
 
 
 def _p(p: float) -> str:

@@ -160,9 +160,9 @@ def _curves(study: Study, styles: dict[str, Style]) -> list[Content]:
     ]
     content: list[Content] = [
         paragraph(
-            "Means over test cases and splits. Bars are 95 % bootstrap intervals (splits are resampled, and cases "
-            "within each split). The score of a case is the mean over its labels. A missed or false positive label "
-            "counts as 0, in distances as the diagonal of the image.",
+            "Means over test cases and splits. Bars are 95 % t intervals over the splits; one split has none. The "
+            "score of a case is the mean over its labels. A missed or false positive label counts as 0, in distances "
+            "as the diagonal of the image.",
             soft=True,
         ),
         element("ul", {"class": "legend"}, *legend),
@@ -243,10 +243,11 @@ def _tests(study: Study) -> list[Content]:
         return []
     content: list[Content] = [
         paragraph(
-            f"{TITLES[study.main]} of the row minus that of the column, over the cases that both have segmented; a "
-            "case in several splits counts once, with its mean. Below: p of Wilcoxon's signed-rank test after Holm's "
-            f"correction for all pairs of the table. Shaded: p below {SIGNIFICANT}, which needs at least six cases. "
-            "Configurations with a simulated annotator are compared among themselves.",
+            f"{TITLES[study.main]} of the row minus that of the column, over the splits and cases that both have "
+            "segmented. Below: p of Wilcoxon's signed-rank test over cases (a case in several splits counts once, with "
+            f"its mean) after Holm's correction for all pairs of the table. Shaded: p below {SIGNIFICANT}, which needs "
+            "at least six cases. Point at a figure for its 95 % t interval over splits. Configurations with a "
+            "simulated annotator are compared among themselves.",
             soft=True,
         )
     ]
@@ -271,7 +272,7 @@ def _matrix(family: Sequence[Comparison]) -> Element:
                 cells.append(element("td"))
                 continue
             shading = {"class": "sure"} if pair.p_holm < SIGNIFICANT else {}
-            details = f"{first} minus {second}: {pair.n} cases, p = {pair.p:.3g} before correction"
+            details = f"{first} minus {second}: {pair.n} cases, {_range(pair.difference)}, p = {pair.p:.3g} uncorrected"
             p = element("small", None, _p(pair.p_holm))
             cells.append(element("td", {**shading, "title": details}, _signed(pair.difference.mean), p))
         rows.append(element("tr", None, element("th", {"scope": "row"}, first), *cells))
@@ -496,8 +497,14 @@ def _number(value: float, measure: str) -> str:
 
 def _interval(estimate: Estimate, measure: str = "dice") -> str:
     if math.isnan(estimate.low):
-        return "one case"
+        return "one split"
     return f"[{_number(estimate.low, measure)}, {_number(estimate.high, measure)}]"
+
+
+def _range(difference: Estimate) -> str:
+    if math.isnan(difference.low):
+        return "one split"
+    return f"95 % interval {_signed(difference.low)} to {_signed(difference.high)}"
 
 
 def _signed(difference: float) -> str:
