@@ -332,7 +332,7 @@ _TINY = "handful-tiny instead of the paper's SAM"
 
 MEASURED_ON = f"""## What was chosen on which cases
 
-* **Unseen cases** are chosen at random and anew for each split, by the function that plans use. Lines of the studies
+* **Unseen cases** are chosen at random, others for each split, by the function that plans use. Lines of the studies
   that do not say `"unseen": "random"` are older: they scored the first cases by name, the same ones in every split (on
   acdc all of one disease, on busi benign lesions only). They were measured again for the settings of FATE and for
   pruning. What is still of the older kind says so in its section.

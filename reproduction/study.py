@@ -37,7 +37,7 @@ _IDENTITY = ("part", "set", "measure", "method", "configuration", "fitted_on", "
 
 @dataclass(frozen=True)
 class Split:
-    """Labelled cases of a random split, and unseen ones with a reference, chosen at random and anew in each split."""
+    """Labelled cases of a random split, and unseen ones with a reference, chosen at random, others in each split."""
 
     drawn: tuple[Case, ...]
     unseen: tuple[Case, ...]
