@@ -21,12 +21,12 @@ from handful.jobs.lock import LOCK, locked
 from handful.jobs.progress import Report, Run, silent
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import method_settings, settings_from_backbone
-from handful.methods.cost import Cost, estimate
+from handful.methods.cost import FitCost, estimate_fit
 from handful.methods.left_out import FOLDS, mean_of_labels, score_left_out
 
 FINGERPRINT, TRAINING = "fingerprint.txt", "training"
 AFFORDABLE_S = 300
-"""Estimated seconds of encoding, at most, up to which cases are left out by default."""
+"""Estimated seconds of all fits and predictions, up to which cases are left out by default."""
 UNLEARNED = 0.1
 """Dice on the very case it was learned from, below which a label was not learned."""
 
@@ -92,11 +92,7 @@ def fit_to_folder(
                 kept = tuple(past.get("decisions", ())), past.get("dice_left_out", {})
                 return FitResult(False, past.get("dice_on_support", {}), *kept)
             training = _begin(scratch, str(provenance["fingerprint"]))
-            slicer = support.resolve(method.slicer)
-            cost = estimate(backbone, [slicer.grid(facts.geometry) for facts in support.facts])
-            report(0, 1, str(cost or ""))
-            run = Run(training, report, config.save_every_s)
-            segmenter, left_out = _fit(method, support, backbone, run, _leaves_out(config, method, support, cost))
+            segmenter, left_out = _fit(method, support, backbone, Run(training, report, config.save_every_s), config)
             provenance["dice_left_out"] = left_out
             taken = _taken_from(backbone, method)
             decisions = (*intensity_notes(support, method.slicer), *taken, *segmenter.decisions)
@@ -114,21 +110,28 @@ def fit_to_folder(
                 shutil.rmtree(scratch)
 
 
-def _leaves_out(config: FitConfig, method: Method, support: SupportSet, cost: Cost | None) -> bool:
+def _leaves_out(config: FitConfig, method: Method, support: SupportSet, cost: FitCost | None) -> bool:
     if config.leave_out is not None:
         return config.leave_out
-    fits = min(FOLDS, len(support.cases))
-    return not method.trains and (cost is None or fits * cost.seconds <= AFFORDABLE_S)
+    if method.trains or cost is None or cost.predict_s is None:
+        return False
+    cases = len(support.cases)
+    return min(FOLDS, cases) * cost.fit_s + cases * cost.predict_s <= AFFORDABLE_S
 
 
 def _fit(
-    method: Method, support: SupportSet, backbone: Backbone, run: Run, leave_out: bool
+    method: Method, support: SupportSet, backbone: Backbone, run: Run, config: FitConfig
 ) -> tuple[Segmenter, dict[str, float]]:
-    """The segmenter, and the mean Dice of each label on cases that were left out; each file is read once for both."""
-    if not leave_out:
-        return method.fit(support, backbone, run), {}
+    """The segmenter, and the mean Dice of each label on cases that were left out, if that is affordable.
+
+    Reports the estimated time first. Each file is read once for all of this.
+    """
     with support.held() as held:
+        cost = estimate_fit(method, held, backbone)
+        run.report(0, 1, str(cost or ""))
         segmenter = method.fit(held, backbone, run)
+        if not _leaves_out(config, method, support, cost):
+            return segmenter, {}
         return segmenter, mean_of_labels(score_left_out(method, held, backbone, run.report))
 
 

@@ -75,7 +75,7 @@ def _plain(part: Part) -> bytes | NDArray[Any]:
     if isinstance(part, str):
         return part.encode()
     if isinstance(part, Tensor):  # as bytes, since NumPy does not have all of PyTorch's types
-        return part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        return part.detach().cpu().contiguous().as_strided((part.numel(),), (1,)).view(torch.uint8).numpy()
     return part
 
 

@@ -25,6 +25,7 @@ from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
+from handful.methods.work import Work, labelled_slices
 from handful.prompts.prompts import Prompts
 from handful.tuning.loop import TrainConfig
 
@@ -224,6 +225,13 @@ class Method(ABC):
         `fit` and `restore` call it; so does whoever wants to know the values.
         """
         return self
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        """What a fit on this support set does, for an estimate of its time; several entries for several fits.
+
+        By default, each labelled slice is encoded once.
+        """
+        return (Work.of(self.resolved(backbone), support, encoded=labelled_slices(self, support)),)
 
     def with_slicer(self: _Method, slicer: Slicer) -> _Method:
         """The same method with another slicer."""

@@ -1,19 +1,43 @@
-"""Estimate of the time of a job before it starts, from the number of slices and one timed slice."""
+"""Estimates of the time of a job before it starts.
+
+Each method counts its work (`Method.work`). A few training steps and a few slices of a small phantom scan, of the same
+size and with as many labels, are timed with the same method, backbone and machine.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, median
+from typing import Any
 
+import numpy as np
 import torch
 
 from handful.backbones.base import Backbone
 from handful.data.cases import Case
 from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
+from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import HandfulError
+from handful.jobs.progress import Run
+from handful.methods.base import Method, Segmenter
+from handful.methods.work import Work
+from handful.tuning.loop import TrainConfig
+
+STEPS, MORE_STEPS = 2, 10
+"""Training steps of a timed fit, of which the first one does not count; more in a second fit where they are fast."""
+FAST_S = 3.0
+"""Duration of a timed fit in seconds, up to which it is repeated, to leave out set-up costs."""
+SLOW_S = 60.0
+"""Duration of a training step in seconds, from which on one is enough."""
+PREDICTED = 3
+"""Slices of the scan whose prediction is timed."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +50,41 @@ class Cost:
     device: str
 
     def __str__(self) -> str:
-        where = "this CPU" if self.device == "cpu" else self.device
+        where = _place(self.device)
         return f"{self.slices} slices in {self.cases} cases, about {duration(self.seconds)} to encode on {where}"
+
+
+@dataclass(frozen=True)
+class FitCost:
+    """The work of a fit, and its estimated time on this machine."""
+
+    encoded: int
+    """Slices that are encoded, each augmented view counted."""
+    steps: int
+    """Training steps."""
+    fit_s: float
+    """Seconds of the fit."""
+    predict_s: float | None
+    """Seconds of the prediction of one scan that is as large as the labelled ones; None if unknown."""
+    device: str
+
+    def __str__(self) -> str:
+        parts = [f"{self.encoded} slices to encode"] * (self.encoded > 0) + [f"{self.steps} steps"] * (self.steps > 0)
+        work = f" ({', '.join(parts)})" if parts else ""
+        then = "" if self.predict_s is None else f", then {duration(self.predict_s)} to predict one scan"
+        return f"about {duration(self.fit_s)} to fit on {_place(self.device)}{work}{then}"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Seconds that the parts of the work of a method take on this machine."""
+
+    encoded: float
+    """Of a labelled slice that is encoded for the fit."""
+    step: float
+    """Of a training step."""
+    segmented: float | None
+    """Of a predicted slice; None if it was not timed."""
 
 
 def estimate(backbone: Backbone, grids: Sequence[SliceGrid]) -> Cost | None:
@@ -37,6 +94,46 @@ def estimate(backbone: Backbone, grids: Sequence[SliceGrid]) -> Cost | None:
     slices = sum(len(grid) for grid in grids)
     seconds = slices * _seconds_per_slice(backbone, grids[0].size)
     return Cost(len(grids), slices, seconds, backbone.device.type)
+
+
+def estimate_fit(method: Method, support: SupportSet, backbone: Backbone) -> FitCost | None:
+    """The cost of a fit without a cache of embeddings; None if the method cannot be fitted on a phantom scan."""
+    works = method.work(support, backbone)
+    rates: list[tuple[Work, Rates]] = []
+    try:
+        for work in works:
+            known = next((found for other, found in rates if _same_rates(other, work)), None)
+            rates.append((work, known or measure_rates(work, backbone)))
+    except HandfulError:
+        return None
+    return total_cost(rates, [facts.geometry for facts in support.facts], backbone.device.type)
+
+
+def total_cost(rates: Sequence[tuple[Work, Rates]], scans: Sequence[Geometry], device: str) -> FitCost:
+    """The cost of all works at these rates; `scans` are the grids of typical scans."""
+    fit_s = sum(
+        work.encoded * rate.encoded + work.steps * rate.step + work.segmented * (rate.segmented or 0.0)
+        for work, rate in rates
+    )
+    per_scan = [
+        [len(work.method.slicer.grid(scan)) * rate.segmented for work, rate in rates if rate.segmented is not None]
+        for scan in scans
+    ]
+    timed = all(rate.segmented is not None for _, rate in rates)
+    return FitCost(
+        encoded=sum(work.encoded for work, _ in rates),
+        steps=sum(work.steps for work, _ in rates),
+        fit_s=fit_s,
+        predict_s=fmean(map(sum, per_scan)) if timed else None,
+        device=device,
+    )
+
+
+def measure_rates(work: Work, backbone: Backbone) -> Rates:
+    """Time a short fit of the method, and a prediction. The user's cache is not used."""
+    began = time.perf_counter()
+    rates = _timed(work, backbone.plain, STEPS)
+    return rates if time.perf_counter() - began > FAST_S else _timed(work, backbone.plain, MORE_STEPS)
 
 
 def grids_of(cases: Iterable[Case], slicer: Slicer) -> list[SliceGrid]:
@@ -54,6 +151,108 @@ def duration(seconds: float) -> str:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _place(device: str) -> str:
+    return "this CPU" if device == "cpu" else device
+
+
+def _same_rates(one: Work, other: Work) -> bool:
+    return (one.method, one.size, one.labels, one.retrieved) == (
+        other.method,
+        other.size,
+        other.labels,
+        other.retrieved,
+    )
+
+
+class _OneIsEnoughError(Exception):
+    """Ends a fit after its first training step."""
+
+
+class _Clock:
+    """The times at which training steps end."""
+
+    def __init__(self, impatient: bool) -> None:
+        self.began, self.impatient = time.perf_counter(), impatient
+        self.ends: list[float] = []
+
+    def __call__(self, step: int, total: int, note: str) -> None:
+        self.ends.append(time.perf_counter() - self.began)
+        if self.impatient and self.ends[0] > SLOW_S:
+            raise _OneIsEnoughError
+
+
+def _timed(work: Work, backbone: Backbone, steps: int) -> Rates:
+    """The rates of a fit of so many steps on a phantom scan."""
+    method, support = _shortened(work.method, steps), _phantom(work, work.retrieved)
+    clock = _Clock(impatient=work.steps > 0 and work.encoded == 0)
+    try:
+        with _encoding_times(backbone) as encoding:
+            segmenter = method.fit(support, backbone, Run(report=clock))
+    except _OneIsEnoughError:
+        return Rates(0.0, clock.ends[0], None)
+    encoded, step = (time.perf_counter() - clock.began) / work.retrieved, 0.0
+    if work.steps:  # the fit was mostly training
+        encoded = sum(encoding) / work.retrieved
+        step = median(later - earlier for earlier, later in pairwise(clock.ends))
+    return Rates(encoded, step, _per_slice(work, segmenter, encoded))
+
+
+@contextmanager
+def _encoding_times(backbone: Backbone) -> Iterator[list[float]]:
+    """A list that is filled with the seconds of each call of the image encoder."""
+    times: list[float] = []
+    hooks = [
+        backbone.image_encoder.register_forward_pre_hook(lambda *_: times.append(-time.perf_counter())),
+        backbone.image_encoder.register_forward_hook(lambda *_: _stop(times)),
+    ]
+    try:
+        yield times
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _stop(times: list[float]) -> None:
+    times[-1] += time.perf_counter()
+
+
+def _per_slice(work: Work, segmenter: Segmenter, encoded: float) -> float:
+    """Seconds of a slice of a long scan, which has more neighbours than the few slices that are timed."""
+    scan = _phantom(work, PREDICTED).cases[0].read_image()
+    began = time.perf_counter()
+    segmenter.predict(scan)
+    seconds = (time.perf_counter() - began) / PREDICTED
+    here = fmean(min(number, work.neighbours) for number in range(PREDICTED))
+    more = (work.retrieved + work.neighbours) / (work.retrieved + here)
+    return seconds + (more - 1) * max(0.0, seconds - encoded)
+
+
+def _shortened(method: Method, steps: int) -> Method:
+    """The method with so many training steps, one view of each slice, and no early stopping."""
+    fields = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    settings: Any = method
+    changes: dict[str, Any] = {"slicer": dataclasses.replace(method.slicer, plane="axial", window=(0.0, 1.0))}
+    changes |= {name: value for name, value in {"views": 1, "validate_from": 0}.items() if name in fields}
+    if "train" in fields and isinstance(settings.train, TrainConfig):
+        changes["train"] = dataclasses.replace(settings.train, iterations=steps)
+    shortened: Method = dataclasses.replace(settings, **changes)
+    return shortened
+
+
+def _phantom(work: Work, slices: int) -> SupportSet:
+    """A scan of noise with these slices, in which each label is a vertical stripe; the top third is background."""
+    rows, columns = work.size
+    classes = np.zeros((columns, rows, slices), dtype=np.int16)
+    edges = np.linspace(0, columns, work.labels + 1).astype(int)
+    for value in range(1, work.labels + 1):
+        classes[edges[value - 1] : edges[value], rows // 3 :] = value
+    grey = np.random.default_rng(0).random((1, *classes.shape), dtype=np.float32)
+    geometry = Geometry((columns, rows, slices), np.eye(4))
+    labels = Labels(tuple(range(1, work.labels + 1)), tuple(f"label {value}" for value in range(1, work.labels + 1)))
+    case = Case("phantom", Volume(grey, geometry), LabelMap(classes, geometry, labels), labels)
+    return SupportSet((case,), labels)
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter
 from handful.methods.encoded_support import fingerprint
+from handful.methods.work import Work
 from handful.tuning.adapters import add_adapters
 from handful.tuning.augment import augmented
 from handful.tuning.loop import TrainConfig, train
@@ -80,6 +81,10 @@ class Lora(Method):
             dataclasses.replace(run, scratch=scratch),
         )
         return LoraSegmenter(support.labels, slicer, backbone, network)
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        method = self.resolved(backbone)
+        return (Work.of(method, support, steps=method.train.steps),)
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> LoraSegmenter:
         network = LoraNetwork(backbone, self, len(labels) + 1)

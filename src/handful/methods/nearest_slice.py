@@ -17,6 +17,7 @@ from handful.data.volume import Labels
 from handful.jobs.progress import Run
 from handful.methods.base import CHUNK, Method, Segmenter
 from handful.methods.promptable import thumbnails
+from handful.methods.work import Work, labelled_slices
 
 CELLS = 16
 """Width and height in cells to which feature maps are pooled before they are compared."""
@@ -45,6 +46,10 @@ class NearestSlice(Method):
             signatures += [signature(chunk, backbone, self.similarity) for chunk in chunks]
             classes.append(_classes(labelled.masks).to(backbone.device))
         return NearestSliceSegmenter(support.labels, slicer, backbone, self.similarity, torch.cat(signatures), classes)
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        encoded = labelled_slices(self, support) if self.similarity == "embedding" else 0
+        return (Work.of(self, support, encoded=encoded),)
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]

@@ -18,6 +18,7 @@ from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Method
 from handful.methods.promptable import FrozenPromptable, Prompted, PromptKind, TransferredPrompts
+from handful.methods.work import Work
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,9 @@ class ZeroShot(Method):
         slicer = support.resolve(self.slicer)
         prompter = TransferredPrompts.of(support.slices(slicer), self.prompt, self.seed)
         return ZeroShotSegmenter(self.promptable(support.labels, backbone, slicer), prompter)
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        return (Work.of(self.resolved(backbone), support),)
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]

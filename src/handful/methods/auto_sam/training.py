@@ -31,6 +31,7 @@ from handful.methods.encoded_support import (
     views_to_keep,
     with_pixels,
 )
+from handful.methods.work import Work, labelled_slices
 from handful.tuning.early_stopping import EarlyStopping
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_ce, fading, whole_batch
@@ -153,13 +154,21 @@ class HeadTraining(Method):
             torch.manual_seed(self.train.seed)
             return self.random_head(backbone, classes, with_slices).to(backbone.device)
 
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        method, slicer = self.resolved(backbone), support.resolve(self.slicer)
+        pixels = method.head_for(support, slicer, backbone).pixels
+        encoded = labelled_slices(self, support) * self._views(support, slicer, backbone, pixels)
+        return (Work.of(method, support, encoded=encoded, steps=method.train.steps),)
+
+    def _views(self, support: SupportSet, slicer: Slicer, backbone: Backbone, pixels: int) -> int:
+        side = pixels or backbone.mask_side
+        return views_to_keep(self.views, support, slicer, backbone, side=side, pixels=pixels)
+
     def _encode(self, support: SupportSet, slicer: Slicer, backbone: Backbone, pixels: int) -> EncodedSupport:
         return encode_support(
             support.slices(slicer),
             backbone,
-            views=views_to_keep(
-                self.views, support, slicer, backbone, side=pixels or backbone.mask_side, pixels=pixels
-            ),
+            views=self._views(support, slicer, backbone, pixels),
             seed=self.train.seed,
             side=pixels or backbone.mask_side,
             pixels=pixels,

@@ -33,6 +33,7 @@ from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.fate.propagation import ConfidenceNotes, PropagationOrder, StackPropagation
 from handful.methods.fate.recall import MemoryUse, SlicePredictions, SupportRecall
 from handful.methods.fate.support_bank import Retrieval, Similarity, SupportBank, bank_of
+from handful.methods.work import Work, labelled_slices
 from handful.tuning.precision import Precision, computing_in
 
 FARTHEST = 6
@@ -138,6 +139,13 @@ class Fate(Method):
         return FateSegmenter(
             support.labels, slicer, memory_backbone, self.resolved(backbone), SupportBank.joined(parts)
         )
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        method, slices = self.resolved(backbone), labelled_slices(self, support)
+        assert method.top_k is not None
+        assert method.window is not None
+        own = Work.of(method, support, encoded=slices)
+        return (replace(own, retrieved=min(method.top_k, slices), neighbours=method.window),)
 
     @property
     def retrieval(self) -> Retrieval:

@@ -34,6 +34,7 @@ from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, below, require_same_labels
 from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint, noisy, views_to_keep
 from handful.methods.few_shot_prompts.tokens import Tokens, class_embeddings
+from handful.methods.work import Work, labelled_slices
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_bce, dice_ce, dice_focal, fading, whole_batch
 from handful.tuning.sampling import BalancedSampler, integer, noise_like
@@ -137,6 +138,12 @@ class FewShotPrompts(Method):
         decoder = TokenDecoder(backbone, self)
         load_trainable_state(decoder.trained, below("decoder", learned))
         return FewShotSegmenter(labels, slicer, backbone, self, decoder, Tokens.unpack(below("tokens", learned)))
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        method, slicer = self.resolved(backbone), support.resolve(self.slicer)
+        views = views_to_keep(self.views, support, slicer, backbone, side=backbone.mask_side)
+        encoded = labelled_slices(self, support) * views
+        return (Work.of(method, support, encoded=encoded, steps=method.train.steps),)
 
     def _encode(self, support: SupportSet, slicer: Slicer, backbone: Backbone, views: int) -> EncodedSupport:
         return encode_support(

@@ -28,6 +28,7 @@ from handful.methods.base import CHUNK, Method, PromptableSegmenter, Segmenter, 
 from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint
 from handful.methods.interactive.network import InteractiveNetwork
 from handful.methods.interactive.training import CorrectionLoss, Regions, SimulatedAnnotators
+from handful.methods.work import Work, labelled_slices
 from handful.prompts.heuristics import boxes, centre_points
 from handful.prompts.prompt_mix import PromptMix
 from handful.prompts.prompts import Prompts
@@ -124,6 +125,10 @@ class Interactive(Method):
         network = self._network(backbone)
         load_trainable_state(network.trained, below("tuned", learned))
         return InteractiveSegmenter(labels, slicer, backbone, self, network, _Table(**below("table", learned)), None)
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        encoded = 0 if self.encoder_rank else labelled_slices(self, support) * max(1, self.views)
+        return (Work.of(self, support, encoded=encoded, steps=self.train.steps),)
 
     def _network(self, backbone: Backbone) -> InteractiveNetwork:
         return InteractiveNetwork(backbone, self.encoder_rank, self.error_head, self.train.seed)

@@ -32,6 +32,7 @@ from handful.methods.self_training.training import Mixture, SelfTrainingLoss
 from handful.methods.stacks import StackedSupport
 from handful.methods.unet.method import UNet, UNetSegmenter
 from handful.methods.unet.network import NetPlan
+from handful.methods.work import Work
 from handful.tuning.loop import TrainConfig, train
 
 STEPS = 4000
@@ -112,6 +113,23 @@ class SelfTraining(UNet):
         )
         decisions, reliability = (self.described(plan, config), *learned), gate.of_cases() if gate else {}
         return UNetSegmenter(support.labels, slicer, backbone, net, decisions, reliability)
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        """That of the initial method, which also segments the unlabelled scans, and that of the U-Net.
+
+        A step with unlabelled slices counts as two, since the teacher segments these first. Unlabelled scans are taken
+        to have as many slices as the labelled ones.
+        """
+        slicer, count = support.resolve(self.slicer), len(support.unlabelled)
+        slices = count * sum(len(slicer.grid(facts.geometry)) for facts in support.facts) // len(support.facts)
+        first = self.first_method() if count else None
+        before = first.with_slicer(slicer).work(support, backbone) if first else ()
+        (own,) = super().work(support, backbone)
+        assert isinstance(own.method, SelfTraining)
+        own = dataclasses.replace(own, method=dataclasses.replace(own.method, initial="none", initial_settings={}))
+        mixed = own.steps - self.mixture(own.steps).first if count else 0
+        labelling = [dataclasses.replace(work, segmented=work.segmented + slices) for work in before]
+        return (*labelling, dataclasses.replace(own, steps=own.steps + mixed))
 
     def mixture(self, steps: int) -> Mixture:
         """How labelled and unlabelled slices come together in a training of so many steps."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -45,6 +45,7 @@ from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror
 from handful.methods.unet.network import Encoder, Net, NetPlan, PlainNet, PretrainedNet, StackShape
 from handful.methods.unet.simclr import contrastive_slices, pretrain_encoder
 from handful.methods.unet.training import Augmentation, NetLoss, Views
+from handful.methods.work import Work
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.trainable import load_trainable_state, trainable_state
 
@@ -151,6 +152,17 @@ class UNet(Method):
         train(net, loss, config, then, rates={"encoder.": self.encoder_rate})
         net.drop_training_state()
         return UNetSegmenter(support.labels, slicer, backbone, net, (self.described(plan, config),))
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        """As of each method; a step of SimCLR counts by its number of slices, which are shown in two views."""
+        plan = self.plan(support, support.resolve(self.slicer), backbone)
+        config = self.training(plan)
+        settings: dict[str, Any] = {"side": plan.side, "encoder": plan.encoder, "mirror": plan.mirror, "train": config}
+        if plan.encoder == "none":
+            settings["channels"] = plan.channels
+        contrast = 2 * self.contrast_batch * self.contrast.steps // self.batch if self.pretrain == "simclr" else 0
+        method = dataclasses.replace(self, pretrain="none", **settings)
+        return (Work.of(method, support, steps=config.steps + contrast),)
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> UNetSegmenter:
         plan = NetPlan.unpack(learned["plan"])

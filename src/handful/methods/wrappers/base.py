@@ -15,6 +15,7 @@ from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, below
+from handful.methods.work import Work
 
 _Wrapper = TypeVar("_Wrapper", bound="MethodWrapper")
 
@@ -82,6 +83,9 @@ class MethodWrapper(Wrapper):
     @property
     def uses_unlabelled(self) -> bool:
         return self.method.uses_unlabelled
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        return self.method.work(support, backbone)
 
     @property
     def value(self) -> Any:

@@ -25,6 +25,7 @@ from handful.methods.auto_sam.unet import AutoSamUNet
 from handful.methods.base import Method, Segmenter
 from handful.methods.fate.method import Fate
 from handful.methods.unet.method import UNet
+from handful.methods.work import Work
 from handful.methods.wrappers.base import Wrapper
 from handful.methods.wrappers.planes import ALL, Planes
 from handful.methods.wrappers.voting import VotingSegmenter, mean_logits
@@ -62,10 +63,12 @@ class Ensemble(Wrapper):
         return self.unet.uses_unlabelled
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> EnsembleSegmenter:  # noqa: B008
-        slicer = support.resolve(self.slicer)
-        three_planes = all(_has_three_planes(facts.geometry) for facts in support.facts)
-        members = self._members(slicer, three_planes)
+        members, three_planes = self._members_for(support)
         return EnsembleSegmenter(self.fit_members(members, support, backbone, run), three_planes)
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        members, _ = self._members_for(support)
+        return tuple(work for member in members.values() for work in member.work(support, backbone))
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
@@ -82,6 +85,11 @@ class Ensemble(Wrapper):
             unet=self.unet.resolved(backbone),
             fate=self.fate.resolved(backbone),
         )
+
+    def _members_for(self, support: SupportSet) -> tuple[dict[str, Method], bool]:
+        """The members for a support set, and whether FATE uses three planes."""
+        three_planes = all(_has_three_planes(facts.geometry) for facts in support.facts)
+        return self._members(support.resolve(self.slicer), three_planes), three_planes
 
     def _members(self, slicer: Slicer, three_planes: bool) -> dict[str, Method]:
         """The three members; the first decides where no two agree."""

@@ -19,6 +19,7 @@ from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Method, below
+from handful.methods.work import Work
 from handful.methods.wrappers.base import MethodWrapper
 from handful.methods.wrappers.voting import VotingSegmenter
 
@@ -54,6 +55,10 @@ class Planes(MethodWrapper):
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> PlanesSegmenter:  # noqa: B008
         members = {plane: self._of(plane, self.method.slicer) for plane in self.planes}
         return PlanesSegmenter(self.fit_members(members, support, backbone, run))
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        members = [self._of(plane, self.method.slicer) for plane in self.planes]
+        return tuple(work for member in members for work in member.work(support, backbone))
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]

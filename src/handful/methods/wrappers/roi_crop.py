@@ -33,6 +33,7 @@ from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, below
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.promptable import TransferredPrompts
+from handful.methods.work import Work
 from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
 from handful.methods.wrappers.roi_margin import Decision, decide_margin, region_is_large
 from handful.methods.wrappers.roi_window import Region, Windows, labelled_region, region_of, share_on_rim
@@ -86,6 +87,17 @@ class RoiCrop(MethodWrapper):
                 return self._fit_whole(held, slicer, backbone, run, decision)
             return self._fit_cropped(held, slicer, decision.margin, backbone, run, decision)
 
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        """As of the method, on the slices that it would be fitted on; a new window in a prediction is not counted."""
+        slicer = support.resolve(self.slicer)
+        method = self.method.with_slicer(slicer)
+        margin: float | None
+        if self.margin != "auto":
+            margin = self.margin
+        else:
+            margin = (region_is_large(support, slicer) or decide_margin(support, slicer)).margin
+        return method.work(support if margin is None else self._cropped(support, slicer, margin)[0], backbone)
+
     def _fit_whole(
         self, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run, decision: Decision
     ) -> RoiCropSegmenter:
@@ -100,15 +112,19 @@ class RoiCrop(MethodWrapper):
         run: Run,
         decision: Decision | None = None,
     ) -> RoiCropSegmenter:
+        cases, cropper = self._cropped(support, slicer, margin)
+        inner = self.method.with_slicer(slicer).fit(cases, backbone, run)
+        return RoiCropSegmenter(inner, cropper, decision)
+
+    def _cropped(self, support: SupportSet, slicer: Slicer, margin: float) -> tuple[SupportSet, Cropper]:
+        """The cropped scans, and what crops further ones."""
         regions = [labelled_region(facts, slicer) for facts in support.facts]
         windows = Windows.of(regions, margin)
         cropped: list[Case] = []
         scans = _crop_each(support.scans(slicer), [windows.around(region) for region in regions], cropped)
         cropper = Cropper(TransferredPrompts.of(scans, "box", seed=0), windows)
         unlabelled = support.unlabelled.changed(lambda scan: _crop(scan, cropper.window(slicer.view(scan)).block))
-        cases = SupportSet(tuple(cropped), support.labels, unlabelled=unlabelled)
-        inner = self.method.with_slicer(slicer).fit(cases, backbone, run)
-        return RoiCropSegmenter(inner, cropper, decision)
+        return SupportSet(tuple(cropped), support.labels, unlabelled=unlabelled), cropper
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]

@@ -18,6 +18,7 @@ from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Method
+from handful.methods.work import Work
 from handful.methods.wrappers.base import MethodWrapper
 from handful.methods.wrappers.voting import VotingSegmenter, mean_logits
 
@@ -50,6 +51,9 @@ class Seeds(MethodWrapper):
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> SeedsSegmenter:  # noqa: B008
         return SeedsSegmenter(self.fit_members(self._members(), support, backbone, run))
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        return self.method.work(support, backbone) * self.count
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> SeedsSegmenter:
         return SeedsSegmenter(self.restore_members(self._members(), labels, slicer, backbone, learned))
