@@ -26,14 +26,13 @@ from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import HandfulError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter
-from handful.methods.work import Work
+from handful.methods.base import Method, Segmenter, Work
 from handful.tuning.loop import TrainConfig
 
 STEPS, MORE_STEPS = 2, 10
 """Training steps of a timed fit, of which the first one does not count; more in a second fit where they are fast."""
 FAST_S = 3.0
-"""Duration of a timed fit in seconds, up to which it is repeated, to leave out set-up costs."""
+"""Duration of a timed fit or prediction in seconds, up to which it is repeated, to leave out set-up costs."""
 SLOW_S = 60.0
 """Duration of a training step in seconds, from which on one is enough."""
 PREDICTED = 3
@@ -97,8 +96,13 @@ def estimate(backbone: Backbone, grids: Sequence[SliceGrid]) -> Cost | None:
 
 
 def estimate_fit(method: Method, support: SupportSet, backbone: Backbone) -> FitCost | None:
-    """The cost of a fit without a cache of embeddings; None if the method cannot be fitted on a phantom scan."""
+    """The cost of a fit without a cache of embeddings.
+
+    None if the method cannot say its work, or cannot be fitted on a phantom scan.
+    """
     works = method.work(support, backbone)
+    if not works:
+        return None
     rates: list[tuple[Work, Rates]] = []
     try:
         for work in works:
@@ -221,9 +225,13 @@ def _stop(times: list[float]) -> None:
 def _per_slice(work: Work, segmenter: Segmenter, encoded: float) -> float:
     """Seconds of a slice of a long scan, which has more neighbours than the few slices that are timed."""
     scan = _phantom(work, PREDICTED).cases[0].read_image()
-    began = time.perf_counter()
-    segmenter.predict(scan)
-    seconds = (time.perf_counter() - began) / PREDICTED
+    seconds = 0.0
+    for _ in range(2):
+        began = time.perf_counter()
+        segmenter.predict(scan)
+        seconds = (time.perf_counter() - began) / PREDICTED
+        if PREDICTED * seconds > FAST_S:
+            break
     here = fmean(min(number, work.neighbours) for number in range(PREDICTED))
     more = (work.retrieved + work.neighbours) / (work.retrieved + here)
     return seconds + (more - 1) * max(0.0, seconds - encoded)

@@ -25,9 +25,8 @@ from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter
+from handful.methods.base import Method, Segmenter, Work
 from handful.methods.encoded_support import fingerprint
-from handful.methods.work import Work
 from handful.tuning.adapters import add_adapters
 from handful.tuning.augment import augmented
 from handful.tuning.loop import TrainConfig, train

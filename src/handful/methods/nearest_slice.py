@@ -15,9 +15,8 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.jobs.progress import Run
-from handful.methods.base import CHUNK, Method, Segmenter
+from handful.methods.base import CHUNK, Method, Segmenter, Work, labelled_slices
 from handful.methods.promptable import thumbnails
-from handful.methods.work import Work, labelled_slices
 
 CELLS = 16
 """Width and height in cells to which feature maps are pooled before they are compared."""

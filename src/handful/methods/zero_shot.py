@@ -16,9 +16,8 @@ from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method
+from handful.methods.base import Method, Work
 from handful.methods.promptable import FrozenPromptable, Prompted, PromptKind, TransferredPrompts
-from handful.methods.work import Work
 
 
 @dataclass(frozen=True, kw_only=True)

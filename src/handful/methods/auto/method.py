@@ -36,7 +36,7 @@ from handful.methods.auto.choice import (
     preferred_method,
     with_training,
 )
-from handful.methods.base import Method, PromptableSegmenter, Segmenter, below
+from handful.methods.base import Method, PromptableSegmenter, Segmenter, Work, below
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.fate.method import Fate
 from handful.methods.nearest_slice import NearestSlice
@@ -95,6 +95,10 @@ class Auto(Wrapper):
                 write_atomically(run.scratch / NOTE, choice.to_json().encode())
             method = self._built(choice, slicer)
             return AutoSegmenter(method.fit(held, backbone, run.part(choice.method)), choice)
+
+    def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
+        """None, since it is unknown before the choice; the fit takes about `budget_minutes`."""
+        return ()
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> AutoSegmenter:
         choice = Choice.unpack(learned["choice"])

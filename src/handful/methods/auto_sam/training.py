@@ -22,7 +22,7 @@ from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
 from handful.methods.auto_sam.heads import Head, against_background
-from handful.methods.base import CHUNK, Method, Segmenter
+from handful.methods.base import CHUNK, Method, Segmenter, Work, labelled_slices
 from handful.methods.encoded_support import (
     EncodedSupport,
     encode_support,
@@ -31,7 +31,6 @@ from handful.methods.encoded_support import (
     views_to_keep,
     with_pixels,
 )
-from handful.methods.work import Work, labelled_slices
 from handful.tuning.early_stopping import EarlyStopping
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_ce, fading, whole_batch

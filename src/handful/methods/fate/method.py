@@ -28,12 +28,19 @@ from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, assemble_label_map, require_same_labels, to_classes
+from handful.methods.base import (
+    Method,
+    Segmenter,
+    Work,
+    assemble_label_map,
+    labelled_slices,
+    require_same_labels,
+    to_classes,
+)
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.fate.propagation import ConfidenceNotes, PropagationOrder, StackPropagation
 from handful.methods.fate.recall import MemoryUse, SlicePredictions, SupportRecall
 from handful.methods.fate.support_bank import Retrieval, Similarity, SupportBank, bank_of
-from handful.methods.work import Work, labelled_slices
 from handful.tuning.precision import Precision, computing_in
 
 FARTHEST = 6

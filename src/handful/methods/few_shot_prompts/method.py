@@ -31,10 +31,9 @@ from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, below, require_same_labels
+from handful.methods.base import Method, Segmenter, Work, below, labelled_slices, require_same_labels
 from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint, noisy, views_to_keep
 from handful.methods.few_shot_prompts.tokens import Tokens, class_embeddings
-from handful.methods.work import Work, labelled_slices
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_bce, dice_ce, dice_focal, fading, whole_batch
 from handful.tuning.sampling import BalancedSampler, integer, noise_like

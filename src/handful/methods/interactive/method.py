@@ -24,11 +24,10 @@ from handful.data.support import LabelledSlices, SupportSet
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import CHUNK, Method, PromptableSegmenter, Segmenter, below
+from handful.methods.base import CHUNK, Method, PromptableSegmenter, Segmenter, Work, below, labelled_slices
 from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint
 from handful.methods.interactive.network import InteractiveNetwork
 from handful.methods.interactive.training import CorrectionLoss, Regions, SimulatedAnnotators
-from handful.methods.work import Work, labelled_slices
 from handful.prompts.heuristics import boxes, centre_points
 from handful.prompts.prompt_mix import PromptMix
 from handful.prompts.prompts import Prompts

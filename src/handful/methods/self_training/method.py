@@ -24,7 +24,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method
+from handful.methods.base import Method, Work
 from handful.methods.self_training.gate import Gate
 from handful.methods.self_training.initial import initial_labels, initial_method
 from handful.methods.self_training.pool import Pool, labels_in_one_piece
@@ -32,7 +32,6 @@ from handful.methods.self_training.training import Mixture, SelfTrainingLoss
 from handful.methods.stacks import StackedSupport
 from handful.methods.unet.method import UNet, UNetSegmenter
 from handful.methods.unet.network import NetPlan
-from handful.methods.work import Work
 from handful.tuning.loop import TrainConfig, train
 
 STEPS = 4000

@@ -34,6 +34,7 @@ from handful.jobs.progress import Run
 from handful.methods.base import (
     Method,
     Segmenter,
+    Work,
     assemble_label_map,
     below,
     has_signal,
@@ -45,7 +46,6 @@ from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror
 from handful.methods.unet.network import Encoder, Net, NetPlan, PlainNet, PretrainedNet, StackShape
 from handful.methods.unet.simclr import contrastive_slices, pretrain_encoder
 from handful.methods.unet.training import Augmentation, NetLoss, Views
-from handful.methods.work import Work
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.trainable import load_trainable_state, trainable_state
 

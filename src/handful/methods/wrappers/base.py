@@ -14,8 +14,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, below
-from handful.methods.work import Work
+from handful.methods.base import Method, Segmenter, Work, below
 
 _Wrapper = TypeVar("_Wrapper", bound="MethodWrapper")
 

@@ -22,10 +22,9 @@ from handful.data.volume import Geometry, Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.auto_sam.unet import AutoSamUNet
-from handful.methods.base import Method, Segmenter
+from handful.methods.base import Method, Segmenter, Work
 from handful.methods.fate.method import Fate
 from handful.methods.unet.method import UNet
-from handful.methods.work import Work
 from handful.methods.wrappers.base import Wrapper
 from handful.methods.wrappers.planes import ALL, Planes
 from handful.methods.wrappers.voting import VotingSegmenter, mean_logits

@@ -18,8 +18,7 @@ from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, below
-from handful.methods.work import Work
+from handful.methods.base import Method, Work, below
 from handful.methods.wrappers.base import MethodWrapper
 from handful.methods.wrappers.voting import VotingSegmenter
 

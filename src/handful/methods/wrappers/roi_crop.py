@@ -30,10 +30,9 @@ from handful.data.support import LabelledScan, LabelledSlices, SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, below
+from handful.methods.base import Method, Segmenter, Work, below
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.promptable import TransferredPrompts
-from handful.methods.work import Work
 from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
 from handful.methods.wrappers.roi_margin import Decision, decide_margin, region_is_large
 from handful.methods.wrappers.roi_window import Region, Windows, labelled_region, region_of, share_on_rim
