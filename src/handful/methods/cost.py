@@ -98,10 +98,11 @@ def estimate(backbone: Backbone, grids: Sequence[SliceGrid]) -> Cost | None:
 def estimate_fit(method: Method, support: SupportSet, backbone: Backbone) -> FitCost | None:
     """The cost of a fit without a cache of embeddings.
 
-    None if the method cannot say its work, or cannot be fitted on a phantom scan.
+    None if the method cannot say its work or cannot be fitted on a phantom scan, and for a training so short that the
+    estimate would take longer.
     """
     works = method.work(support, backbone)
-    if not works:
+    if not works or 0 < max(work.steps for work in works) <= MORE_STEPS:
         return None
     rates: list[tuple[Work, Rates]] = []
     try:
