@@ -330,12 +330,12 @@ _EARLIER = (
 )
 _TINY = "handful-tiny instead of the paper's SAM"
 
-MEASURED_ON = f"""## What was chosen on which cases
+MEASURED_ON = """## What was chosen on which cases
 
 * **Unseen cases** are chosen at random, others for each split, by the function that plans use. Lines of the studies
   that do not say `"unseen": "random"` are older: they scored the first cases by name, the same ones in every split (on
-  acdc all of one disease, on busi benign lesions only). They were measured again for the settings of FATE and for
-  pruning. What is still of the older kind says so in its section.
+  acdc all of one disease, on busi benign lesions only). A section says how many of its figures are of such lines.
+  Studies that have some: {older}.
 * **`handful-tiny`** was trained on synthetic scans alone, but its anatomy follows the kinds of scans in the ten data
   sets, and its versions were compared on up to 25 cases of each ([handful-tiny](handful_tiny.md)). Only data sets that
   it was not developed with can tell how good it is on a new anatomy.
@@ -347,7 +347,7 @@ MEASURED_ON = f"""## What was chosen on which cases
   scored.
 * **U-Net**: its rate, and no elastic deformation, were chosen on unseen cases of the first split of msd_hippocampus.
   This favours the U-Net there. The plans `acdc` and `sets` call a narrower net "U-Net", which was taken to save time,
-  and the package's width "U-Net, 16 channels"; here they are "{NARROW}" and "U-Net".
+  and the package's width "U-Net, 16 channels"; here they are "{narrow}" and "U-Net".
 * **Images without labels.** "U-Net + SimCLR" learns from all images of a data set, those of the scored cases included.
   The slices that `suggest` may choose are those of patients who are not scored. No other method in these tables uses
   images without labels."""
@@ -388,8 +388,7 @@ CLAIMS = (
         "The tokens carry the information.",
         "–",
         f"{_ABOVE} over the same decoder prompted with another label's tokens, and with zeros.",
-        f"{_TINY}, with the first weights of handful-tiny, which these controls were run with; one split, of which the "
-        "first cases by name were scored.",
+        f"{_TINY}, with the first weights of handful-tiny, which these controls were run with; one split.",
         ("controls",),
         tokens_carry_the_information,
     ),
@@ -515,7 +514,7 @@ CLAIMS = (
         "unknown",
         "The standard deviation of a region's Dice over ways of prompting and simulated annotators is larger with "
         "centre clicks, and without tuning: each interval lies above 0.",
-        f"{_TINY}, our data sets, simulated annotators; one split, its first cases by name were scored.",
+        f"{_TINY}, our data sets, simulated annotators; one split.",
         ("clicks",),
         people_matter_less,
     ),
@@ -524,7 +523,7 @@ CLAIMS = (
         "It generalises better to another data set.",
         "unknown",
         f"{_ABOVE} on a data set that it was not fitted on, over a fit with centre clicks, and over no tuning.",
-        f"{_TINY}, our data sets instead of FLARE and Synapse; one split, its first cases by name were scored.",
+        f"{_TINY}, our data sets instead of FLARE and Synapse; one split.",
         ("generalise",),
         it_generalises,
     ),

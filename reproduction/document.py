@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reproduction.claims import CLAIMS, MEASURED_ON, PAPERS, Claim, exactly
-from reproduction.evidence import Evidence
+from reproduction.evidence import FIRST, NARROW, OF_UNSEEN_CASES, Evidence
 from reproduction.markdown import MARKED, table, with_tables
 from reproduction.parts import PARTS, ROOT
 from reproduction.tables import TABLES, intervals, matches
@@ -57,7 +57,8 @@ used SAM's own weights and other data.
 def document(evidence: Evidence) -> str:
     """docs/evidence/claims.md."""
     found = [(claim, claim.figures(evidence)) for claim in CLAIMS]
-    parts = [HEAD, overview(found, "#"), MEASURED_ON, f"## Labels needed to match a U-Net\n\n{matches(evidence)}"]
+    chosen = MEASURED_ON.format(older=", ".join(f"`{name}`" for name in older(evidence)) or "no study", narrow=NARROW)
+    parts = [HEAD, overview(found, "#"), chosen, f"## Labels needed to match a U-Net\n\n{matches(evidence)}"]
     for paper, title in PAPERS.items():
         parts.append(f"## {title}")
         parts += [section(claim, one) for claim, one in found if claim.number.startswith(paper)]
@@ -128,12 +129,23 @@ def section(claim: Claim, finding: Finding) -> str:
     return "\n\n".join(lines)
 
 
+def older(evidence: Evidence) -> list[str]:
+    """Studies with lines that scored the first cases by name."""
+    return [
+        name
+        for name in OF_UNSEEN_CASES
+        if any(line.get("unseen", FIRST) == FIRST and line.get("set") != "speed" for line in evidence.raw(name))
+    ]
+
+
 def counted(figures: Sequence[Figure]) -> str:
-    """The numbers of cases and splits behind the figures."""
+    """The numbers of cases and splits behind the figures, and how many are of the first cases by name."""
     cases, splits = ([one for figure in figures if (one := getattr(figure, name))] for name in ("cases", "splits"))
     if not cases:
         return ""
-    return f"\n\nUnseen cases per figure: {between(cases)}. Random splits: {between(splits)}."
+    first = sum(figure.pool.endswith(FIRST) for figure in figures)
+    text = f"\n\nUnseen cases per figure: {between(cases)}. Random splits: {between(splits)}."
+    return text + (f" Figures whose unseen cases are the first by name, not random ones: {first}." if first else "")
 
 
 def between(numbers: Sequence[int]) -> str:

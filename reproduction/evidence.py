@@ -39,6 +39,8 @@ STUDY_PLANS = ("fate",)
 """Plans that measure again, label by label, what lines of a study hold; their tables come before these lines."""
 FIRST = "first by name"
 """How the unseen cases of lines were chosen that do not say it."""
+OF_UNSEEN_CASES = ("few_shot_prompts", "foundation", "interactive", "label_efficiency", "quality", "suggest")
+"""Result files of studies that choose unseen cases."""
 MEASURES = ("dice", "iou", "hd95")
 SECONDS = "fit_s"
 """Of the fit, told with each of its cases."""

@@ -40,6 +40,8 @@ class Figure:
     unit: Literal["", "×", "%", "n", "share"] = ""
     cases: int = 0
     splits: int = 0
+    pool: str = ""
+    """Name of the pool that was compared."""
 
     def __str__(self) -> str:
         one = self.estimate
@@ -128,7 +130,9 @@ def figure(one: Difference, rule: Rule) -> Figure:
     what = f"{one.first} − {one.second}" if same else f"{one.first} with {first} − {one.second} with {second}"
     measure = {"dice": "", "iou": ", IoU", "hd95": ", HD95"}.get(one.measure, f", {one.measure}")
     column = f"{first} labelled" if same else ""
-    return Figure(one.data_set, what + measure, column, one.estimate, rule(one), cases=one.cases, splits=one.splits)
+    return Figure(
+        one.data_set, what + measure, column, one.estimate, rule(one), "", one.cases, one.splits, pool=one.pool
+    )
 
 
 def contests(

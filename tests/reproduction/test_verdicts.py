@@ -206,6 +206,15 @@ def test_what_is_random_comes_before_the_first_by_name(study: FromLines):
     assert set(pools[0].scores["hearts", "backbone", 4]["dice_1"].values()) == {0.6}
 
 
+def test_figures_of_the_first_cases_by_name_are_counted(study: FromLines):
+    lines = [asked("backbone", 0.6, 0.3), asked("interactive", 0.7, 0.2)]
+    told = "Figures whose unseen cases are the first by name, not random ones: 2."
+    assert told in document(study(*lines))
+    page = document(study(*[line | {"unseen": "random"} for line in lines]))
+    assert told not in page
+    assert "Studies that have some: no study." in page
+
+
 @pytest.mark.parametrize(
     ("published", "expected"),
     [([1.0, 1.1, 0.9], "holds"), ([3.1, 2.9, 3.0], "undecided"), ([3.5, 3.4, 3.6], "refuted here")],
