@@ -308,7 +308,8 @@ PAPERS = {
 _ABOVE = "Each difference's interval lies above 0"
 _EARLIER_FATE = (
     "the figures of the plans acdc, hippocampus and sets were measured before FATE's object pointers and its memory of "
-    "labels that it calls present were corrected; with handful-tiny, pointers change the third digit at most"
+    "labels that it calls present were corrected; of 168 cases that were measured before and after, no Dice differs by "
+    "more than 0.0003"
 )
 _UNETS = (
     "U-Nets that decide have 16 channels and 1,000 steps, the package's defaults when they were measured (augmentation "

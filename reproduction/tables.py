@@ -272,18 +272,22 @@ def fate(evidence: Evidence, words: Sequence[str]) -> str:
 
 
 def fate_shots(evidence: Evidence, words: Sequence[str]) -> str:
-    """FATE and the floor over the number of labelled volumes, one table per data set."""
+    """FATE and the floor over the number of labelled volumes, one table per data set, of the source with most
+    numbers."""
     pools = _of_random_cases(evidence)
     tables = []
     for name in sets_of(pools, ("FATE",)):
-        pool, _ = _with_most(pools, name, FATE_AND_FLOOR, (4, 5))
-        shots = sorted(n for one, configuration, n in pool.scores if (one, configuration) == (name, "FATE"))
+        tried = [
+            sorted(n for one, configuration, n in p.scores if (one, configuration) == (name, "FATE")) for p in pools
+        ]
+        shots, pool = max(zip(tried, pools, strict=True), key=lambda one: len(one[0]))
         found = {
             configuration: [scores_of([pool], name, configuration, n) for n in shots]
             for configuration in FATE_AND_FLOOR
         }
+        most = max(_splits(scores) for of_shots in found.values() for scores in of_shots)
         rows = [
-            (configuration, *[_drawn(one, "dice", SPLITS) if one else "–" for one in scores])
+            (configuration, *[_drawn(one, "dice", most) if one else "–" for one in scores])
             for configuration, scores in found.items()
             if any(scores)
         ]

@@ -11,7 +11,7 @@ from handful.errors import SettingsError
 from handful.evaluation.results import Result, write_results
 from reproduction import tables
 from reproduction.document import documents
-from reproduction.evidence import Evidence, Pool, read_evidence
+from reproduction.evidence import FIRST, Evidence, Pool, read_evidence
 from reproduction.markdown import with_tables
 
 Measured = Callable[..., Evidence]
@@ -75,6 +75,18 @@ def test_curves_are_of_sets_with_at_least_three_numbers_of_labels(measured: Meas
     text = tables.auto_sam(measured(means, noise=0.0), [])
     assert "**hearts**, Dice" in text
     assert "livers" not in text
+
+
+def test_fate_is_shown_on_random_cases_alone():
+    few, many, old = Pool("few"), Pool("many"), Pool(f"old, unseen cases: {FIRST}")
+    for pool, shots, dice in ((few, (4, 16), 0.5), (many, (1, 2, 4), 0.6), (old, (1, 2, 4, 8), 0.9)):
+        for n in shots:
+            for split in range(3):
+                pool.add(("hearts", "FATE", n), "dice", split, f"case-{split}", dice)
+    text = tables.fate_shots(Evidence(plans=(few,), studies=(many, old)), [])
+    assert "| configuration | 1 labelled | 2 labelled | 4 labelled |" in text, "the source with most numbers"
+    assert "0.600 [0.600, 0.600]" in text
+    assert "0.9" not in text
 
 
 def test_a_cell_of_fewer_splits_is_marked(measured: Measured):
