@@ -36,7 +36,7 @@ FAST_S = 3.0
 SLOW_S = 60.0
 """Duration of a training step in seconds, from which on one is enough."""
 PREDICTED = 3
-"""Slices of the scan whose prediction is timed."""
+"""Slices of the scan whose prediction is timed, for methods that use neighbouring slices; one for the others."""
 
 
 @dataclass(frozen=True)
@@ -225,15 +225,16 @@ def _stop(times: list[float]) -> None:
 
 def _per_slice(work: Work, segmenter: Segmenter, encoded: float) -> float:
     """Seconds of a slice of a long scan, which has more neighbours than the few slices that are timed."""
-    scan = _phantom(work, PREDICTED).cases[0].read_image()
+    slices = PREDICTED if work.neighbours else 1
+    scan = _phantom(work, slices).cases[0].read_image()
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()
         segmenter.predict(scan)
-        seconds = (time.perf_counter() - began) / PREDICTED
-        if PREDICTED * seconds > FAST_S:
+        seconds = (time.perf_counter() - began) / slices
+        if slices * seconds > FAST_S:
             break
-    here = fmean(min(number, work.neighbours) for number in range(PREDICTED))
+    here = fmean(min(number, work.neighbours) for number in range(slices))
     more = (work.retrieved + work.neighbours) / (work.retrieved + here)
     return seconds + (more - 1) * max(0.0, seconds - encoded)
 
