@@ -15,7 +15,12 @@ COLOURS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
 def doctor(
-    input: options.CohortFolder, cases: options.Cases = "", json: options.Json = False, quiet: options.Quiet = False
+    input: options.CohortFolder,
+    cases: options.Cases = "",
+    series: options.Series = None,
+    slice_tolerance: options.SliceTolerance = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Check scans and label maps for damaged files, mismatching grids, wrong values and wrong units.
 
@@ -27,7 +32,7 @@ def doctor(
     from handful.data.checks import check_cases
     from handful.data.files import read_cohort
 
-    cohort = read_cohort(input)
+    cohort = read_cohort(input, series=series, slice_tolerance=slice_tolerance)
     chosen = choose_cases(cohort, options.names_in(cases))
     with progress("checking", quiet or json) as report:
         findings = check_cases(chosen, report)

@@ -10,6 +10,7 @@ import typer
 
 COHORT_HELP = (
     "Folder of scans: images/ and labels/ with equal file names, an nnU-Net or MSD data set, or a folder of scans only."
+    " A scan may be a folder or .zip of DICOM files."
 )
 
 EMBEDDINGS = Path(".handful") / "embeddings"
@@ -34,6 +35,18 @@ Settings = Annotated[
 ]
 Cache = Annotated[Path | None, typer.Option(help="Folder of stored embeddings; missing ones are added.")]
 CohortCache = Annotated[Path | None, typer.Option(help=f"Folder of stored embeddings. Default: COHORT/{EMBEDDINGS}.")]
+Series = Annotated[
+    str | None,
+    typer.Option(help="Number or UID of the DICOM series, if there are several.", show_default=False),
+]
+SliceTolerance = Annotated[
+    float | None,
+    typer.Option(
+        help="Millimetres that a DICOM slice may be off its regular position. Default: 1 % of the slice spacing.",
+        show_default=False,
+        min=0,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Do not show progress.")]

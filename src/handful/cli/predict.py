@@ -12,13 +12,18 @@ from handful.cli.terminal import exit_on, print_failures, print_json, print_line
 
 if TYPE_CHECKING:
     from handful.cohort.predict import CohortResult, PredictConfig
+    from handful.data.dicom.series import SeriesChoice
 
 
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a model from 'handful fit'.", show_default=False)],
-    input: Annotated[Path, typer.Option("-i", "--input", help="A scan, or a folder of scans as for fit.")],
+    input: Annotated[
+        Path, typer.Option("-i", "--input", help="A scan, a folder of DICOM files, or a folder of scans as for fit.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--output", help="File for one scan, folder for a folder of scans.")],
     cases: options.Cases = "",
+    series: options.Series = None,
+    slice_tolerance: options.SliceTolerance = None,
     device: options.Device = "auto",
     cache: options.Cache = None,
     overwrite: options.Overwrite = False,
@@ -32,7 +37,8 @@ def predict(
 
     Example: `handful predict model -i my_cohort -o predictions`
 
-    A label map has the file name of its scan (JPEG becomes PNG; nnU-Net's CASE_0000 becomes CASE). If the command is
+    A label map has the file name of its scan (JPEG becomes PNG; DICOM becomes NIfTI; nnU-Net's CASE_0000 becomes
+    CASE). If the command is
     run again, only new or changed scans are segmented. Scans that fail are listed in failures.json; the others are
     still segmented.
 
@@ -41,17 +47,19 @@ def predict(
     their scans.
     """
     from handful.cohort.predict import PredictConfig, predict_file
-    from handful.data.files import SUFFIXES
+    from handful.data.dicom.series import SeriesChoice
+    from handful.data.files import is_single_scan, names_file
 
     config = PredictConfig(device=device, overwrite=overwrite, preview=preview, cache=cache)
-    if input.is_file() and not out.is_dir() and out.name.lower().endswith(SUFFIXES):
-        predict_file(model, input, out, config)
+    choice = SeriesChoice(series, slice_tolerance)
+    if names_file(out) and is_single_scan(input):
+        predict_file(model, input, out, config, choice)
         if json:
             print_json({"output": out})
         else:
             print_lines(out, highlight=True)
         return
-    result = _predict_folder(model, input, out, options.names_in(cases), config, quiet)
+    result = _predict_folder(model, input, out, options.names_in(cases), config, choice, quiet)
     if json:
         done = {"output": out, "done": result.done, "skipped": result.skipped}
         print_json(done | {"failures": result.failures})
@@ -61,13 +69,20 @@ def predict(
 
 
 def _predict_folder(
-    model: Path, folder: Path, out: Path, names: list[str], config: PredictConfig, quiet: bool
+    model: Path,
+    folder: Path,
+    out: Path,
+    names: list[str],
+    config: PredictConfig,
+    choice: SeriesChoice,
+    quiet: bool,
 ) -> CohortResult:
     from handful.cohort.choice import choose_cases
     from handful.cohort.predict import predict_cohort
     from handful.data.files import read_cohort
 
-    chosen = choose_cases(read_cohort(folder, images_only=True), names)
+    cohort = read_cohort(folder, images_only=True, series=choice.series, slice_tolerance=choice.slice_tolerance)
+    chosen = choose_cases(cohort, names)
     with progress("segmenting", quiet) as report:
         return predict_cohort(model, chosen, out, config, report)
 

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from handful.checkpoint import SavedModel, open_model
 from handful.data.cases import Case
-from handful.data.files import read_volume, stem, write_label_map
+from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
+from handful.data.dicom.sources import DICOM_SUFFIXES
+from handful.data.files import SUFFIXES, read_volume, stem, write_label_map
 from handful.data.volume import Volume
 from handful.errors import InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
@@ -26,8 +28,10 @@ from handful.methods.base import Segmenter
 from handful.methods.cost import estimate
 from handful.reports.explanation import write_preview
 
-WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
-"""Suffixes that label maps cannot have (lossy formats, or formats of two files), and their replacements."""
+WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"} | dict.fromkeys(
+    DICOM_SUFFIXES, ".nii.gz"
+)
+"""Suffixes that label maps cannot have (lossy formats, formats of two files, DICOM), and their replacements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +67,9 @@ def predict_cohort(
 ) -> CohortResult:
     """Segment the cases with the segmenter in the folder `model`, and write label maps into `out`.
 
-    A label map has the name of its case and the suffix of its image, except that JPEG becomes PNG, .mhd becomes .mha
-    and .nhdr becomes .nrrd. A case that fails is listed in `out`/failures.json, and the others are still segmented.
+    A label map has the name of its case and the suffix of its image, except that JPEG becomes PNG, .mhd becomes .mha,
+    .nhdr becomes .nrrd and DICOM becomes .nii.gz. A case that fails is listed in `out`/failures.json, and the others
+    are still segmented.
 
     A case is skipped if its input, its output and the model are unchanged since it was segmented (compared by SHA-256).
     An output that was changed by hand is moved to .handful/changed before its case is segmented again. A file that
@@ -83,8 +88,10 @@ def predict_cohort(
     return result
 
 
-def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | None = None) -> None:
-    """Segment the file `image` and write the label map `out`.
+def predict_file(
+    model: Path, image: Path, out: Path, config: PredictConfig | None = None, choice: SeriesChoice = ONLY_SERIES
+) -> None:
+    """Segment the file or DICOM folder `image` (its series by `choice`), and write the label map `out`.
 
     Raises InputError if `out` exists and `overwrite` is not set.
     """
@@ -95,7 +102,7 @@ def predict_file(model: Path, image: Path, out: Path, config: PredictConfig | No
     if out.exists() and not config.overwrite:
         raise InputError(f"{out} exists; name another file, or add --overwrite")
     saved = open_model(model)
-    volume = read_volume(image)
+    volume = read_volume(image, series=choice.series, slice_tolerance=choice.slice_tolerance)
     segmenter = saved.open(config.device, config.cache)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
@@ -204,7 +211,8 @@ def _task(case: Case, out: Path) -> _Task:
     if case.name in (".", "..") or any(mark in case.name for mark in "/\\\0"):
         raise InputError(f"case {case.name!r}: this name cannot be a file name; rename the case")
     suffix = case.image.name[len(stem(case.image)) :] if isinstance(case.image, Path) else ".nii.gz"
-    output = out / f"{case.name}{WRITTEN_AS.get(suffix.lower(), suffix)}"
+    suffix = WRITTEN_AS.get(suffix.lower(), suffix if suffix.lower() in SUFFIXES and not case.is_dicom else ".nii.gz")
+    output = out / f"{case.name}{suffix}"
     return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png")
 
 

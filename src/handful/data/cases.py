@@ -6,7 +6,9 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from handful.data.formats import read_geometry, read_label_map, read_volume, require_known
+from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
+from handful.data.dicom.sources import is_dicom
+from handful.data.formats import SUFFIXES, read_geometry, read_label_map, read_volume, require_known
 from handful.data.hounsfield import hounsfield_shift
 from handful.data.modality import ModalityEvidence
 from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
@@ -32,28 +34,43 @@ class Case:
     """For example "CT" or "MR", as dataset.json has it; the DICOM tag of a file goes before it."""
     ignore: int | None = None
     """Value of unlabelled voxels in the reference's file."""
+    choice: SeriesChoice = ONLY_SERIES
+    """Which series of a DICOM folder is the image."""
 
     def read_image(self) -> Volume:
         """Read and verify the image. Raises UnsupportedInput if voxels are not finite."""
-        return self._verified(self.image if isinstance(self.image, Volume) else read_volume(self.image))
+        return self._verified(self.image if isinstance(self.image, Volume) else self._read(self.image))
 
     def read_image_and_digest(self) -> tuple[Volume, str]:
         """The image and its `image_digest`. The file is read only once where its format allows it."""
         if (file := self._own_file) is not None:
             digest = Digest()
-            return self._verified(read_volume(file, digest=digest)), digest.hex()
+            return self._verified(self._read(file, digest)), digest.hex()
         volume = self.read_image()
         return volume, _digest_of_volume(volume)
 
     def image_digest(self) -> str:
-        """SHA-256 of the image file, or of voxels and grid if the image is in memory or in two files."""
+        """SHA-256 of the image file, or of voxels and grid if the image is in memory, in several files, or DICOM."""
         file = self._own_file
         return _digest_of_volume(self.read_image()) if file is None else digest_of_file(file)
 
     @property
     def _own_file(self) -> Path | None:
-        """The file that holds the whole image; None for images in memory or in two files."""
-        return self.image if isinstance(self.image, Path) and self.image.suffix.lower() not in HEADERS else None
+        """The file that holds the whole image and nothing else; None for images in memory, in two files, or DICOM."""
+        if not isinstance(self.image, Path) or self.image.suffix.lower() in HEADERS or self.is_dicom:
+            return None
+        return self.image
+
+    @property
+    def is_dicom(self) -> bool:
+        """Whether the image is a DICOM series, which may be in many files or share its archive with others."""
+        if not isinstance(self.image, Path):
+            return False
+        return self.image.is_dir() or (not self.image.name.lower().endswith(SUFFIXES) and is_dicom(self.image))
+
+    def _read(self, file: Path, digest: Digest | None = None) -> Volume:
+        choice = self.choice
+        return read_volume(file, digest=digest, series=choice.series, slice_tolerance=choice.slice_tolerance)
 
     def read_reference(self, geometry: Geometry | None = None) -> LabelMap | None:
         """The verified reference on the grid of the image; None if the case has no reference.
@@ -92,7 +109,7 @@ class Case:
 
     def read_geometry(self) -> Geometry:
         """The image's grid, read without its voxels."""
-        return self.image.geometry if isinstance(self.image, Volume) else read_geometry(self.image)
+        return self.image.geometry if isinstance(self.image, Volume) else read_geometry(self.image, self.choice)
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def _doubts(volume: Volume) -> Iterator[str]:
 
 def _notes(case: Case, volume: Volume) -> Iterator[str]:
     if isinstance(case.image, Path):
-        yield from read_notes(case.image)
+        yield from read_notes(case.image, case.choice)
     if 1 in volume.geometry.shape and volume.geometry.unit == "mm":
         yield f"only one slice, grid {volume.geometry.shape}; segmented like a picture"
     # voxels, 16-bit labels, and a second copy of the labels while they are written

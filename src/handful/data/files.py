@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from handful.data.cases import Case, Cohort
+from handful.data.dicom.series import SeriesChoice, dicom_patient, dicom_series_of
+from handful.data.dicom.sources import DICOM_SUFFIXES, has_dicom_start, is_dicom
 from handful.data.formats import (
     SUFFIXES,
     is_scan,
@@ -36,20 +38,27 @@ __all__ = [
 ]
 
 
-def read_cohort(folder: str | Path, *, images_only: bool = False) -> Cohort:
+def read_cohort(
+    folder: str | Path, *, images_only: bool = False, series: str | None = None, slice_tolerance: float | None = None
+) -> Cohort:
     """The cases in a folder, sorted by name.
 
     Supported layouts: `images/` and `labels/` with files of equal stem; nnU-Net's raw folders (`imagesTr/`, one
     channel); the Medical Segmentation Decathlon's `dataset.json`; a folder of images; a single image file. Hidden files
-    are ignored.
+    are ignored. An image may be a folder, an archive (.zip) or a file of DICOM; a folder that holds nothing but DICOM
+    is one case.
 
-    `dataset.json` may state the label names, the modality, the value of unlabelled voxels ("ignore") and the patients
-    ("patient": {case: id}). Without label names, all references are read to find the label values; otherwise no voxels
-    are read. `images_only` ignores references. Raises InputError if the folder has no supported layout.
+    `dataset.json` may state the label names, the modality, the value of unlabelled voxels ("ignore"), the patients
+    ("patient": {case: id}), the DICOM series ("series": {case: number or UID}) and "slice_tolerance" in mm. DICOM cases
+    with the same patient ID belong to one patient if no patients are stated. `series` and `slice_tolerance` are those
+    of all cases, and go before dataset.json. Without label names, all references are read to find the label values;
+    otherwise no voxels are read. `images_only` ignores references. Raises InputError if the folder has no supported
+    layout.
     """
     folder = Path(folder)
     if folder.is_file():
-        return Cohort((Case(stem(folder), folder),), None, stem(folder))
+        case = Case(stem(folder), folder, choice=SeriesChoice(series, slice_tolerance))
+        return Cohort((case,), None, case.name)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such file or folder; check the name")
     facts = _read_facts(folder)
@@ -57,17 +66,34 @@ def read_cohort(folder: str | Path, *, images_only: bool = False) -> Cohort:
     if not pairs:
         raise InputError(
             f"{folder}: no scans in a supported layout: images/ and labels/, nnU-Net raw (imagesTr/, labelsTr/), "
-            f"MSD (dataset.json), or files ending in {', '.join(SUFFIXES)} directly in it"
+            f"MSD (dataset.json), DICOM files, or files ending in {', '.join(SUFFIXES)} directly in it"
         )
-    patients = _patients(facts, [name for name, _, _ in pairs])
+    patients = _patients(facts, pairs)
+    choices = _choices(facts, pairs, SeriesChoice(series, slice_tolerance))
     cases = tuple(
-        Case(name, image, label, facts.labels, patients.get(name), facts.modality, facts.ignore)
+        Case(name, image, label, facts.labels, patients.get(name), facts.modality, facts.ignore, choices[name])
         for name, image, label in sorted(pairs)
     )
     if images_only:
         cases = tuple(replace(case, reference=None) for case in cases)
     labels = facts.labels or _scan_labels(cases)
     return Cohort(tuple(_with_labels(case, labels) for case in cases), labels, facts.name)
+
+
+def is_single_scan(path: Path) -> bool:
+    """Whether a path is one scan: a file, or a folder of nothing but DICOM files."""
+    if not path.is_dir():
+        return path.is_file()
+    try:
+        cases = read_cohort(path, images_only=True).cases
+    except HandfulError:
+        return False
+    return len(cases) == 1 and cases[0].image == path
+
+
+def names_file(path: Path) -> bool:
+    """Whether a path for output names a file of a known format, not a folder."""
+    return not path.is_dir() and path.name.lower().endswith((*SUFFIXES, *DICOM_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -167,12 +193,14 @@ def _pairs(folder: Path, facts: _Facts) -> list[_Pair]:
         return _matched(folder / "imagesTr", folder / "labelsTr", channel=True)
     if (folder / "images").is_dir():
         return _matched(folder / "images", folder / "labels", channel=False)
-    return [(name, image, None) for name, image in _by_stem(folder).items()]
+    if images := _images(folder, subfolders=False):
+        return [(name, image, None) for name, image in images.items()]
+    return [(folder.resolve().name, folder, None)] if is_dicom(folder) else []
 
 
 def _matched(images: Path, labels: Path, channel: bool) -> list[_Pair]:
     """Images and labels of equal stem. With `channel`, image names end in nnU-Net's channel number."""
-    image_of = _without_channel(images) if channel else _by_stem(images)
+    image_of = _without_channel(images) if channel else _images(images)
     label_of = _by_stem(labels) if labels.is_dir() else {}
     if orphans := sorted(str(label_of[name]) for name in label_of.keys() - image_of.keys()):
         raise InputError(
@@ -189,6 +217,36 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         if (other := files.setdefault(stem(path), path)) != path:
             raise InputError(f"two files for one case: {other} and {path}; remove one of them")
     return files
+
+
+def _images(folder: Path, subfolders: bool = True) -> dict[str, Path]:
+    """The scans in a folder by name, DICOM among them; a slice of a DICOM series is not taken for a scan."""
+    images = _by_stem(folder)
+    dicom = [path for path in sorted(folder.iterdir()) if path not in images.values() and _is_dicom_case(path)]
+    files = [path for path in dicom if path.is_file() and path.suffix.lower() != ".zip"]
+    if not subfolders:
+        if images and files:
+            raise InputError(
+                f"{folder}: {len(files)} DICOM files, such as {files[0].name}, next to other scans; put the files of "
+                "each series into a folder of their own in images/"
+            )
+        dicom = [path for path in dicom if path.suffix.lower() == ".zip" and path.is_file()]
+    elif slices := dicom_series_of(files):
+        raise InputError(
+            f"{folder}: {', '.join(path.name for path in slices[:3])} are slices of one DICOM series; put the files of "
+            "each series into a folder of their own in it"
+        )
+    for path in dicom:
+        name = path.name if path.is_dir() else stem(path)
+        if (other := images.setdefault(name, path)) != path:
+            raise InputError(f"two images for one case: {other} and {path}; remove one of them")
+    return images
+
+
+def _is_dicom_case(path: Path) -> bool:
+    if path.name.startswith(".") or is_scan(path):
+        return False
+    return is_dicom(path) if path.is_dir() else path.name.lower().endswith(DICOM_SUFFIXES) or has_dicom_start(path)
 
 
 def _without_channel(images: Path) -> dict[str, Path]:
@@ -227,16 +285,44 @@ def _listed(folder: Path, file: Path, entry: Any) -> _Pair:
     return stem(paths[0]), image, label
 
 
-def _patients(facts: _Facts, names: list[str]) -> dict[str, str]:
-    stated = facts.content.get("patient", {})
-    if not isinstance(stated, dict):
-        raise InputError(f'{facts.file}: "patient" must be {{case: id}}; correct it')
-    if stated and (missing := sorted(set(names) - stated.keys())):
+def _patients(facts: _Facts, pairs: list[_Pair]) -> dict[str, str]:
+    """The patient of each case by dataset.json; without it, cases of equal DICOM patient ID bear the first one's name.
+
+    So neither an ID nor a digest of it reaches a record.
+    """
+    stated = _by_case(facts, "patient")
+    missing = sorted({name for name, _, _ in pairs} - stated.keys())
+    if stated and missing:
         raise InputError(
             f'{facts.file}: no "patient" for {", ".join(missing[:5])}; add them, so that no patient is in both '
             "the labelled and the test cases"
         )
-    return {case: str(patient) for case, patient in stated.items()}
+    if stated:
+        return {case: str(patient) for case, patient in stated.items()}
+    identities = {name: dicom_patient(image) for name, image, _ in sorted(pairs) if _is_dicom_case(image)}
+    first: dict[str, str] = {}
+    return {name: first.setdefault(identity, name) for name, identity in identities.items() if identity}
+
+
+def _choices(facts: _Facts, pairs: list[_Pair], chosen: SeriesChoice) -> dict[str, SeriesChoice]:
+    """Series and tolerance of each case: those chosen for all, else those of dataset.json."""
+    tolerance = chosen.slice_tolerance
+    if tolerance is None:
+        tolerance = facts.content.get("slice_tolerance")
+    if tolerance is not None and not (type(tolerance) in (int, float) and 0 <= tolerance < float("inf")):
+        raise InputError(f"slice tolerance {tolerance!r} is not a length in mm; give a number from 0")
+    stated = {case: str(series) for case, series in _by_case(facts, "series").items()}
+    return {
+        name: SeriesChoice(chosen.series or stated.get(name), tolerance) if _is_dicom_case(image) else SeriesChoice()
+        for name, image, _ in pairs
+    }
+
+
+def _by_case(facts: _Facts, entry: str) -> dict[str, Any]:
+    stated = facts.content.get(entry, {})
+    if not isinstance(stated, dict):
+        raise InputError(f'{facts.file}: "{entry}" must be {{case: value}}; correct it')
+    return stated
 
 
 def _scan_labels(cases: tuple[Case, ...]) -> Labels | None:
@@ -258,4 +344,4 @@ def _scan_labels(cases: tuple[Case, ...]) -> Labels | None:
 
 
 def _with_labels(case: Case, labels: Labels | None) -> Case:
-    return Case(case.name, case.image, case.reference, labels, case.patient, case.modality, case.ignore)
+    return replace(case, labels=labels)

@@ -8,26 +8,40 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.data.dicom.series import ONLY_SERIES, SeriesChoice, dicom_geometry, dicom_modality, dicom_notes, read_dicom
+from handful.data.dicom.sources import DICOM_SUFFIXES, is_dicom
 from handful.data.itk import itk_geometry, itk_modality, read_itk, write_itk
 from handful.data.nifti import nifti_geometry, nifti_notes, read_nifti, write_nifti
 from handful.data.pictures import picture_geometry, read_label_picture, read_picture, write_picture
 from handful.data.verified import MAX_BYTES
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, require_finite
-from handful.errors import InputError, LabelError, UnsupportedInput
+from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput
 from handful.jobs.atomic import replacing
 from handful.jobs.digests import Digest
 
 
-def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES, digest: Digest | None = None) -> Volume:
+def read_volume(
+    path: str | Path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    digest: Digest | None = None,
+    series: str | None = None,
+    slice_tolerance: float | None = None,
+) -> Volume:
     """The image in a file, voxels (1 or 3, i, j, k). Integer voxels keep their type, all others become 32-bit floats.
 
-    Its modality is that of its DICOM tag, which some NRRD and MetaImage files keep.
+    `path` may also be a DICOM file, or a folder (of any depth) or .zip archive with the files of a DICOM series.
+    `series` chooses one of several by number or UID. A slice may be `slice_tolerance` mm off its regular position,
+    by default 1 % of the slice spacing.
+
+    The modality is that of the DICOM tag, which some NRRD and MetaImage files keep.
 
     If a `digest` is given, the bytes of the file are added to it (for NIfTI while they are read, for other formats in a
     second pass).
@@ -36,13 +50,14 @@ def read_volume(path: str | Path, *, max_bytes: int = MAX_BYTES, digest: Digest 
     not one volume or picture of finite values, or if its axes are not at right angles.
     """
     path = Path(path)
-    array, geometry = _format(path).read(path, max_bytes, digest)
+    kind = _format(path, SeriesChoice(series, slice_tolerance))
+    array, geometry = kind.read(path, max_bytes, digest)
     _require_orthogonal(path, geometry)
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused
             array = array.astype(np.float32, copy=False)
         require_finite(array, str(path))
-    return Volume(array, geometry, _format(path).modality(path))
+    return Volume(array, geometry, kind.modality(path))
 
 
 def read_label_map(
@@ -75,16 +90,16 @@ def read_label_map(
     return LabelMap(classes, geometry, labels)
 
 
-def read_geometry(path: str | Path) -> Geometry:
+def read_geometry(path: str | Path, choice: SeriesChoice = ONLY_SERIES) -> Geometry:
     """The grid of a scan, from its header; the voxels are not verified."""
     path = Path(path)
-    return _format(path).geometry(path)
+    return _format(path, choice).geometry(path)
 
 
-def read_notes(path: str | Path) -> list[str]:
+def read_notes(path: str | Path, choice: SeriesChoice = ONLY_SERIES) -> list[str]:
     """Unusual but valid properties of a file's header, one sentence each."""
     path = Path(path)
-    return _format(path).notes(path)
+    return _format(path, choice).notes(path)
 
 
 def write_label_map(path: str | Path, label_map: LabelMap) -> None:
@@ -174,17 +189,40 @@ _FORMATS: Mapping[str, _Format] = {
     ".bmp": _PICTURE,
 }
 SUFFIXES: tuple[str, ...] = tuple(_FORMATS)
-"""Suffixes of the supported formats."""
+"""Suffixes of the supported formats of images and label maps; DICOM, which is only read, is not among them."""
 
 
 def _suffix(name: str) -> str:
     return next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
 
 
-def _format(path: Path) -> _Format:
-    if not (suffix := _suffix(path.name)):
-        raise UnsupportedInput(f"{path}: unknown file format; handful reads {', '.join(SUFFIXES)}")
-    return _FORMATS[suffix]
+def _format(path: Path, choice: SeriesChoice = ONLY_SERIES) -> _Format:
+    if (suffix := _suffix(path.name)) and not path.is_dir():
+        if choice != ONLY_SERIES:
+            raise SettingsError(f"{path}: a series and a slice tolerance are for DICOM only; leave them out")
+        return _FORMATS[suffix]
+    if path.name.lower().endswith(DICOM_SUFFIXES) or is_dicom(path):
+        return _dicom(choice)
+    raise UnsupportedInput(f"{path}: unknown file format; handful reads DICOM and {', '.join(SUFFIXES)}")
+
+
+def _dicom(choice: SeriesChoice) -> _Format:
+    return _Format(
+        partial(read_dicom, choice=choice),
+        _refuse_labels,
+        partial(dicom_geometry, choice=choice),
+        _refuse_to_write,
+        partial(dicom_notes, choice=choice),
+        partial(dicom_modality, choice=choice),
+    )
+
+
+def _refuse_labels(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
+    raise UnsupportedInput(f"{path}: labels are not read from DICOM; save them as .nii.gz")
+
+
+def _refuse_to_write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
+    raise UnsupportedInput(f"{path}: DICOM is not written; write .nii.gz")
 
 
 def _require_orthogonal(path: Path, geometry: Geometry) -> None:

@@ -65,7 +65,10 @@ class Fingerprints:
         return digest_of_json(parts)
 
     def _of_case(self, case: Case) -> list[object]:
-        files = [self._of_file(part) for part in (case.image, case.reference) if isinstance(part, Path)]
+        own = None if case.is_dicom else case.image
+        files = [self._of_file(part) for part in (own, case.reference) if isinstance(part, Path)]
+        if case.is_dicom:
+            files.append(case.image_digest())
         if isinstance(case.image, Path) and case.image.suffix.lower() in _IN_TWO_FILES:
             files.append(digest_of(case.read_image().array))
         return [case.name, case.patient, case.modality, case.ignore, *files]

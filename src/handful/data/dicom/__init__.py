@@ -1,0 +1,1 @@
+"""DICOM series as volumes, by pydicom (the extra `dicom`)."""
