@@ -16,6 +16,8 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
+from handful.data.volume import Volume
+
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 ROWS, COLUMNS, SLICES = 8, 10, 6
@@ -159,3 +161,19 @@ def _item(**attributes: Any) -> Items:
     for keyword, value in attributes.items():
         setattr(item, keyword, value)
     return Items([item])
+
+
+def of_volume(volume: Volume, **changes: Any) -> list[FileDataset]:
+    """The slices of a grey volume whose axes are right-handed, values rounded to 16 bits."""
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ volume.geometry.affine
+    spacing = volume.geometry.spacing
+    changes = {"PixelSpacing": [float(spacing[1]), float(spacing[0])], **changes}
+    return [
+        image(
+            np.ascontiguousarray(np.rint(volume.array[0, :, :, k]).astype(np.int16).T),
+            position=(affine @ [0, 0, k, 1])[:3],
+            axes=(affine[:3, :3] / spacing).T,
+            **changes,
+        )
+        for k in range(volume.geometry.shape[2])
+    ]

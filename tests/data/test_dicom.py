@@ -138,6 +138,12 @@ def test_padding_becomes_the_lowest_value_of_the_others(tmp_path: Path):
     assert any("PixelPaddingValue" in note for note in read_notes(folder))
 
 
+def test_lossy_compression_is_read(tmp_path: Path):
+    data = made.image(np.full((8, 10), 90, np.uint8), position=None, modality="US", PixelSpacing=None)
+    array = read_volume(made.write(tmp_path / "picture", [made.compressed(data, "jpeg")])).array
+    np.testing.assert_allclose(array, 90, atol=2)
+
+
 @pytest.mark.parametrize("modality", ["CR", "DX", "US"])
 def test_a_single_image_without_a_position_is_a_picture(modality: str, tmp_path: Path):
     pixels = made.voxels(1, np.uint16)[0]
@@ -399,6 +405,33 @@ def test_cases_of_a_cohort_may_be_dicom_and_those_of_one_patient_stay_together(t
     folder, archive, *others = (case.image_digest() for case in cohort.cases)
     assert folder == archive
     assert len({folder, *others}) == 3
+
+
+def test_dicom_next_to_other_scans_is_a_case_or_refused(tmp_path: Path, volume: Volume):
+    write_volume(tmp_path / "a.nii.gz", volume)
+    made.write(tmp_path / "b", made.series(2))
+    assert [case.name for case in read_cohort(tmp_path).cases] == ["a", "b"]
+    made.write(tmp_path, made.series(2))
+    with pytest.raises(InputError, match="2 DICOM files, such as IM0001, next to other scans"):
+        read_cohort(tmp_path)
+
+
+def test_objects_without_a_scan_are_left_out_by_name(tmp_path: Path):
+    images = made.series(2)
+    report, segmentation = made.series(2)
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.11"
+    for keyword in ("Rows", "Columns", "BitsAllocated", "PixelData"):
+        delattr(report, keyword)
+    segmentation.SOPClassUID = "1.2.840.10008.5.1.4.1.1.66.4"
+    folder = made.write(tmp_path / "scan", [*images, report, segmentation], ["0", "1", "report", "seg"])
+    assert read_volume(folder).array.shape[-1] == 2
+    assert [note.split(": ")[1] for note in read_notes(folder)] == [
+        "report is a DICOM object without a scan (Basic Text SR Storage); left out",
+        "seg is a DICOM object without a scan (Segmentation Storage); left out",
+    ]
+    report.SOPClassUID = made.CT
+    report.save_as(folder / "report")
+    assert "report: an image file without an image, so it is truncated" in refusal(folder)
 
 
 def test_slices_directly_in_images_are_not_taken_for_scans(tmp_path: Path):

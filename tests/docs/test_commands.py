@@ -17,11 +17,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+import dicom_series
 import small_cohort
 import tiny_models
 from docs.scripts.commands import ROOT, blocks, commands, pages
 from docs.scripts.reference import every_command
 from handful.cli import app
+from handful.data.formats import read_volume
 from handful.synthesis.episodes import phantom_cohort
 
 GUIDES = [
@@ -84,6 +86,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(cohort / "images" / "case-0.nii.gz", folder / "scan.nii.gz")
     shutil.copyfile(cohort / "labels" / "case-0.nii.gz", folder / "truth.nii.gz")
     shutil.copytree(cohort / "images", folder / "my_scans")
+    dicom_series.write(folder / "dicom_folder", dicom_series.of_volume(read_volume(folder / "scan.nii.gz")))
     for data_set in ("hearts", "livers"):
         shutil.copytree(cohort, folder / "my_data" / data_set)
     (folder / "more_labels").mkdir()

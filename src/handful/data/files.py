@@ -193,7 +193,7 @@ def _pairs(folder: Path, facts: _Facts) -> list[_Pair]:
         return _matched(folder / "imagesTr", folder / "labelsTr", channel=True)
     if (folder / "images").is_dir():
         return _matched(folder / "images", folder / "labels", channel=False)
-    if images := _images(folder, subfolders=False):
+    if images := _images(folder, flat=True):
         return [(name, image, None) for name, image in images.items()]
     return [(folder.resolve().name, folder, None)] if is_dicom(folder) else []
 
@@ -219,18 +219,22 @@ def _by_stem(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _images(folder: Path, subfolders: bool = True) -> dict[str, Path]:
-    """The scans in a folder by name, DICOM among them; a slice of a DICOM series is not taken for a scan."""
+def _images(folder: Path, flat: bool = False) -> dict[str, Path]:
+    """The scans in a folder by name, DICOM among them; a slice of a DICOM series is not taken for a scan.
+
+    A `flat` folder that holds nothing but DICOM files and folders is one scan itself, so there are none in it.
+    """
     images = _by_stem(folder)
     dicom = [path for path in sorted(folder.iterdir()) if path not in images.values() and _is_dicom_case(path)]
     files = [path for path in dicom if path.is_file() and path.suffix.lower() != ".zip"]
-    if not subfolders:
-        if images and files:
+    if flat:
+        archives = [path for path in dicom if path.suffix.lower() == ".zip" and path.is_file()]
+        if files and (images or archives):
             raise InputError(
                 f"{folder}: {len(files)} DICOM files, such as {files[0].name}, next to other scans; put the files of "
-                "each series into a folder of their own in images/"
+                "each series into a folder of their own"
             )
-        dicom = [path for path in dicom if path.suffix.lower() == ".zip" and path.is_file()]
+        dicom = dicom if images or archives else []
     elif slices := dicom_series_of(files):
         raise InputError(
             f"{folder}: {', '.join(path.name for path in slices[:3])} are slices of one DICOM series; put the files of "
@@ -280,7 +284,7 @@ def _listed(folder: Path, file: Path, entry: Any) -> _Pair:
         with_channel = image.with_name(image.name.replace(stem(image), f"{stem(image)}_0000", 1))
         image = with_channel if with_channel.exists() else image
     for path in (image, label):
-        if path is not None and not path.is_file():
+        if path is not None and not path.exists():
             raise InputError(f"{path}: listed in {file.name}, but missing; add the file or remove the entry")
     return stem(paths[0]), image, label
 

@@ -108,8 +108,8 @@ def read_header(source: Source, where: str) -> Header | str:
             return "not a DICOM file"
         with refusing(where, "unreadable DICOM header"):
             dataset, encoding = _parse(content, where)
-            if "Rows" not in dataset or str(dataset.get("SOPClassUID")) in _SEGMENTATIONS:
-                return f"a DICOM object without a scan ({_text(dataset, 'Modality') or 'no modality'})"
+            if what := _without_scan(dataset, where):
+                return what
             return _header(source, dataset, encoding, where)
 
 
@@ -140,6 +140,18 @@ def _parse(content: Bounded, where: str) -> tuple[Any, str]:
         )
     content.seek(0)
     return dcmread(content, stop_before_pixels=True, specific_tags=_TAGS), ENCODINGS[syntax]
+
+
+def _without_scan(dataset: Any, where: str) -> str | None:
+    """What the file is if it is no image, else None. Raises DamagedFile if it should be one."""
+    from pydicom.uid import UID
+
+    kind = UID(_text(dataset, "SOPClassUID"))
+    if kind not in _SEGMENTATIONS and any(name in dataset for name in ("Rows", "Columns", "BitsAllocated")):
+        return None
+    if not kind or "Image Storage" in kind.name:
+        raise DamagedFile(f"{where}: an image file without an image, so it is truncated; copy the file again")
+    return f"a DICOM object without a scan ({kind.name[:64]})"
 
 
 def _header(source: Source, dataset: Any, encoding: str, where: str) -> Header:

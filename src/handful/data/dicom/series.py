@@ -66,9 +66,12 @@ def dicom_geometry(path: Path, choice: SeriesChoice = ONLY_SERIES) -> Geometry:
 
 
 def dicom_modality(path: Path, choice: SeriesChoice = ONLY_SERIES) -> str | None:
-    """The modality (0008,0060) of the chosen series."""
+    """The modality (0008,0060) of the chosen series, by its first image; the others are not read."""
     with _opened(path, MAX_BYTES) as sources:
-        return _chosen(path, _read_folder(path, sources), choice)[0].modality
+        headers = (read_header(source, str(path)) for source in sources)
+        images = (header for header in headers if isinstance(header, Header))
+        chosen = (one for one in images if choice.series in (None, one.series, str(one.number)))
+        return next((one.modality for one in chosen), None)
 
 
 def dicom_notes(path: Path, choice: SeriesChoice = ONLY_SERIES) -> list[str]:

@@ -112,7 +112,7 @@ def refusing(where: str, problem: str) -> Iterator[None]:
     except HandfulError:
         raise
     except Exception as error:  # these libraries raise errors of any class for broken files
-        raise DamagedFile(f"{where}: {problem} ({type(error).__name__}); copy or export the file again") from error
+        raise DamagedFile(f"{where}: {problem} ({type(error).__name__}); copy or export the file again") from None
 
 
 def _walk(folder: Path) -> Iterator[str]:

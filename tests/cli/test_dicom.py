@@ -1,0 +1,81 @@
+"""The commands with DICOM scans: what they choose, refuse, write, and keep to themselves."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dicom_series as made
+from handful.data.files import read_label_map, read_volume
+from small_cohort import Handful
+
+
+@pytest.fixture(scope="module")
+def scan(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """case-2 as a DICOM series."""
+    volume = read_volume(cohort / "images" / "case-2.nii.gz")
+    return made.write(tmp_path_factory.mktemp("dicom") / "study", made.of_volume(volume))
+
+
+def planted(folder: Path) -> list[str]:
+    """Files in a folder that hold the name or the ID of the patient."""
+    secrets = [text.encode() for text in (made.NAME, made.IDENTITY)]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [path.name for path in files if any(secret in path.read_bytes() for secret in secrets)]
+
+
+def test_predict_writes_a_label_map_on_the_grid_of_the_series(
+    model: Path, scan: Path, tmp_path: Path, handful: Handful
+):
+    result = handful("predict", model, "-i", scan, "-o", tmp_path / "labels.nii.gz", "-d", "cpu")
+    assert result.exit_code == 0, result.output
+    assert handful("predict", model, "-i", made.zipped(scan), "-o", tmp_path / "out", "-d", "cpu").exit_code == 0
+    image, single = read_volume(scan).geometry, read_label_map(tmp_path / "labels.nii.gz")
+    image.require_same(single.geometry, "series and labels")
+    again = read_label_map(tmp_path / "out" / "study.nii.gz")
+    np.testing.assert_array_equal(single.array, again.array)
+    assert planted(tmp_path) == []
+
+
+def test_predict_refuses_to_guess_a_series_and_takes_the_chosen_one(
+    model: Path, scan: Path, tmp_path: Path, handful: Handful
+):
+    study = Path(shutil.copytree(scan, tmp_path / "study"))
+    made.write(study / "scout", made.series(1, series="1.2.8", number=9))
+    arguments = ("predict", model, "-i", study, "-o", tmp_path / "out", "-d", "cpu", "-q")
+    refused = handful(*arguments)
+    assert refused.exit_code == 3
+    (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert "2 series; choose one with --series" in failure["reason"]
+    assert "number 9: 'series 9', CT, 1 images" in failure["reason"]
+    assert made.IDENTITY not in failure["reason"] + refused.output
+    assert handful(*arguments, "--series", "1").exit_code == 0
+    assert "1 already segmented" in handful(*arguments, "--series", "1").stdout
+
+
+def test_a_cohort_of_dicom_series_is_segmented_checked_and_fitted(
+    cohort: Path, model: Path, backbone: Path, tmp_path: Path, handful: Handful
+):
+    own = tmp_path / "own"
+    for name in ("case-0", "case-2"):
+        volume = read_volume(cohort / "images" / f"{name}.nii.gz")
+        made.write(own / "images" / name, made.of_volume(volume, series=f"1.2.{name[-1]}"))
+    assert handful("predict", model, "-i", own, "-o", own / "labels", "-d", "cpu", "-q").exit_code == 0
+    checked = json.loads(handful("doctor", "-i", own, "--json").stdout)
+    assert (checked["cases"], checked["with_errors"]) == (2, [])
+    fitted = handful(
+        "fit", "nearest-slice", "-i", own, "-o", tmp_path / "model", "--cases", "case-0",
+        "--backbone", backbone, "--no-cache", "-q",
+    )  # fmt: skip
+    assert fitted.exit_code == 0, fitted.output
+    assert planted(tmp_path / "model") + planted(own / "labels") == []
+
+
+def test_doctor_allows_a_stated_tolerance(tmp_path: Path, handful: Handful):
+    images = made.series()
+    images[2].ImagePositionPatient = (np.array(images[2].ImagePositionPatient, float) + np.array([0, 0, 0.1])).tolist()
+    folder = made.write(tmp_path / "scan", images)
+    assert handful("doctor", "-i", folder).exit_code == 3
+    assert handful("doctor", "-i", folder, "--slice-tolerance", "0.2").exit_code == 0
