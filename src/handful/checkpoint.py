@@ -106,6 +106,14 @@ class SavedModel:
         """{case: SHA-256 of its voxels} of the cases that it was fitted on; empty if they are not recorded."""
         return {case["case"]: case["image_sha256"] for case in self.record.provenance.get("support", [])}
 
+    @property
+    def agreement(self) -> dict[str, float]:
+        """{SHA-256 of its voxels: agreement from 0 to 1} of the unlabelled scans that self-training learned from."""
+        provenance = self.record.provenance
+        scans = [*provenance.get("unlabelled", []), *provenance.get("support", [])]
+        digests = {scan["case"]: scan["image_sha256"] for scan in scans}
+        return {digests[case]: value for case, value in provenance.get("reliability", {}).items() if case in digests}
+
     def method(self) -> Method:
         """The method with its settings. Raises CheckpointError if this version of handful does not have them."""
         try:

@@ -6,7 +6,7 @@ import pytest
 
 import small_cohort
 from handful.backbones.base import Backbone
-from handful.checkpoint import load
+from handful.checkpoint import load, open_model
 from handful.cohort.choice import choose_support, choose_unlabelled
 from handful.cohort.fit import FitConfig, dice_on_support, fit_to_folder
 from handful.data.cases import Cohort
@@ -20,6 +20,7 @@ from handful.jobs.lock import locked
 from handful.methods.few_shot_prompts.method import FewShotPrompts
 from handful.methods.left_out import mean_of_labels, score_left_out
 from handful.methods.nearest_slice import NearestSlice
+from handful.methods.self_training.method import SelfTraining
 from handful.tuning.loop import TrainConfig
 
 EVERY_STEP = FitConfig(save_every_s=0.0)
@@ -181,6 +182,20 @@ def test_the_provenance_names_unlabelled_scans_by_their_content(
     fewer = replace(support, unlabelled=UnlabelledScans(pool.cases[1:]))
     with pytest.raises(CheckpointError, match="overwrite"):
         fit_to_folder("nearest-slice", NearestSlice(), fewer, backbone, tmp_path / "m")
+
+
+def test_the_agreement_on_unlabelled_scans_is_found_by_their_content(
+    support: SupportSet, cohort: Cohort, backbone: Backbone, tmp_path: Path
+):
+    taken = {case.name for case in support.cases}
+    others = tuple(case for case in cohort.cases if case.name not in taken)
+    learner = SelfTraining(initial="none", encoder="none", channels=4, side=32, batch=2, train=TrainConfig(
+        iterations=4, learning_rate=1e-3, ema=0.9))  # fmt: skip
+    fit_to_folder(
+        "self-training", learner, replace(support, unlabelled=UnlabelledScans.of(others)), backbone, tmp_path / "m"
+    )
+    scans = {digest_of(case.read_image().array) for case in others}
+    assert set(open_model(tmp_path / "m").agreement) == scans
 
 
 def test_two_fits_into_one_folder_do_not_meet(support: SupportSet, backbone: Backbone, tmp_path: Path):

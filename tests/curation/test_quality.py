@@ -136,6 +136,15 @@ def test_what_is_unusual_compared_with_the_references_is_flagged(segmenter: Segm
     assert flags(many) == ("too large",)
 
 
+def test_a_case_that_training_was_uncertain_about_is_flagged(segmenter: Segmenter, support: SupportSet):
+    _, truth = phantom(7)
+    found = judged(segmenter, support, 7, truth)
+    assert found.flagged(None) == found.flagged(0.9) == found
+    uncertain = found.flagged(0.31)
+    assert all(label.flags[-1] == "uncertain in training (agreement 0.31)" for label in uncertain.labels)
+    assert uncertain.worst == found.worst
+
+
 def test_a_support_of_a_few_labelled_slices_judges_too(backbone: Backbone):
     cases = []
     for seed in (0, 1):

@@ -14,6 +14,7 @@ from handful.data.files import read_cohort
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError
+from handful.jobs.digests import digest_of
 from phantoms import LABELS, phantom
 
 SLICES = 6
@@ -139,6 +140,20 @@ def test_disagreement_raises_what_would_score_alike(model: Path, cohort: Cohort)
     cases = tuple(replace(case, reference=None) if case.name != "case-0" else case for case in cohort.cases)
     for one in suggest(replace(cohort, cases=cases), segmenter.backbone, segmenter).suggestions:
         assert one.coverage / 2 <= one.score <= one.coverage
+
+
+def test_a_case_that_training_was_uncertain_about_ranks_higher_and_the_reason_says_so(model: Path, cohort: Cohort):
+    segmenter = load(model)
+    cases = tuple(replace(case, reference=None) if case.name != "case-0" else case for case in cohort.cases)
+    wanted, config = replace(cohort, cases=cases), SuggestConfig(whole_cases=True)
+    last = suggest(wanted, segmenter.backbone, segmenter, config).suggestions[-1].slice.case
+    scan = next(case for case in cohort.cases if case.name == last).read_image()
+    agreement = {digest_of(scan.array): 0.1}
+    first = suggest(wanted, segmenter.backbone, segmenter, config, agreement=agreement).suggestions
+    uncertain = next(one for one in first if one.slice.case == last)
+    assert uncertain.disagreement == pytest.approx(0.9)
+    assert uncertain.reason.startswith("the model was uncertain about this case in training (agreement 0.10)")
+    assert all("in training" not in one.reason for one in first if one.slice.case != last)
 
 
 def test_the_prediction_of_a_suggested_slice_is_that_of_predict(model: Path, cohort: Cohort):

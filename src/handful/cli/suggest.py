@@ -49,7 +49,7 @@ def suggest(
     which its predictions are inconsistent rank higher. Run the command again after labelling: earlier suggestions are
     replaced.
     """
-    from handful.checkpoint import open_segmenter
+    from handful.checkpoint import open_model
     from handful.cohort.choice import choose_encoder
     from handful.curation.suggest import SuggestConfig
     from handful.curation.suggest import suggest as suggested
@@ -60,10 +60,11 @@ def suggest(
     cut: dict[str, Any] = {"plane": plane, "window": window}
     config = SuggestConfig(count=count, whole_cases=whole_cases, slicer=Slicer(**cut))
     cohort = read_cohort(input)
-    segmenter = open_segmenter(model, device, cache) if model else None
+    saved = open_model(model) if model else None
+    segmenter = saved.open(device, cache) if saved else None
     encoder = choose_encoder(backbone, segmenter, device, cache)
     with progress("comparing slices", quiet) as report:
-        result = suggested(cohort, encoder, segmenter, config, report)
+        result = suggested(cohort, encoder, segmenter, config, report, saved.agreement if saved else {})
     files = write_suggestions(out, cohort, result)
     if json:
         chosen_from = {"files": files, "candidates": result.candidates, "labelled_slices": result.labelled}

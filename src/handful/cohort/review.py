@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -84,7 +84,7 @@ def review_folder(
     with locked(out / NOTES):
         segmenter = saved.open(config.device, config.cache)
         key, refit = _key(saved, support, config), _refit(saved, segmenter, config)
-        work = _Work(out, files, segmenter.slicer, segmenter.labels, key, refit)
+        work = _Work(out, files, segmenter.slicer, segmenter.labels, key, refit, saved.agreement)
         quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=config.cache)
         with estimating_quality(segmenter, support, quality) as estimator:
             return _reviewed(work, estimator, support, cases, config, report)
@@ -101,6 +101,8 @@ class _Work:
     key: str
     """Digest of model, support set and settings."""
     refit: Refit | None
+    agreement: Mapping[str, float]
+    """Of the scans that self-training learned from, by SHA-256 of their voxels."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +169,13 @@ def _quality(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[Case
     path = work.predictions[case.name]
     prediction = read_label_map(path, work.labels)
     volume = case.read_image()
-    key = digest_of(f"{work.key} {digest_of(volume.array)} {digest_of_file(path)}")
+    scan = digest_of(volume.array)
+    key = digest_of(f"{work.key} {scan} {digest_of_file(path)}")
     notes = Notes(work.out / NOTES / "cases", _CaseNote)
     note = notes.find(case.name, made_of=key)
     if note is not None:
         return note.content, False
-    quality = estimator(replace(case, image=volume), prediction)
+    quality = estimator(replace(case, image=volume), prediction).flagged(work.agreement.get(scan))
     _picture(work.out, case.name).unlink(missing_ok=True)  # of another prediction
     notes.write(case.name, _CaseNote(key, quality))
     return quality, True

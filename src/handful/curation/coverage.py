@@ -68,6 +68,14 @@ class EncodedCase:
     """Whether each slice is not constant."""
     segmented: SegmentedCase | None
     """The segmenter's predictions; None without a segmenter, or if all slices are labelled."""
+    agreement: float | None = None
+    """Agreement of opinions on the case in self-training, from 0 to 1; None if it was not learned from."""
+
+    @property
+    def disagreement(self) -> NDArray[np.float64]:
+        """That of the predictions of each slice, or in training, if that is larger."""
+        assert self.segmented is not None
+        return np.maximum(self.segmented.disagreement, 0.0 if self.agreement is None else 1 - self.agreement)
 
     def slice(self, number: int) -> SliceName:
         """The name of one of its slices."""
@@ -99,7 +107,7 @@ class Pool:
     nearest: list[SliceName | None]
     """The most similar labelled slice of each candidate."""
     disagreement: Float[np.ndarray[Any, Any], " c"] | None
-    """See `SegmentedCase.disagreement`; None without a segmenter."""
+    """See `EncodedCase.disagreement`; None without a segmenter."""
 
     @classmethod
     def of(cls, cohort: str, cases: list[EncodedCase], whole_cases: bool) -> Pool:
@@ -120,8 +128,7 @@ class Pool:
             newness, rows = _nearest(candidates, torch.cat([case.descriptors[case.labelled] for case in cases]))
             nearest = [labelled[row] for row in rows.tolist()]
             uncovered = newness[sample]
-        segmented = zip((case.segmented for case in cases), free, strict=True)
-        by_case = [predictions.disagreement[mask] for predictions, mask in segmented if predictions is not None]
+        by_case = [case.disagreement[mask] for case, mask in zip(cases, free, strict=True) if case.segmented]
         disagreement = np.concatenate(by_case) if by_case else None
         return cls(cases, at, _groups(at, whole_cases), distances, uncovered, newness, nearest, disagreement)
 

@@ -32,6 +32,8 @@ from handful.methods.explained import SliceConfidence
 
 Refit = Callable[[SupportSet], Segmenter]
 """Fits the same method on other cases."""
+UNSURE = 0.5
+"""Agreement in training below which a case is flagged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class LabelQuality:
     """In ml if the grid is in mm, else as a fraction of the image."""
     flags: tuple[str, ...]
     """Unusual properties, compared with the references of the support set: empty, several pieces, touches the border,
-    too small, too large."""
+    too small, too large, uncertain in training."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,13 @@ class CaseQuality:
     def worst(self) -> float:
         """The lowest predicted Dice of its labels."""
         return min(label.predicted_dice for label in self.labels)
+
+    def flagged(self, agreement: float | None) -> CaseQuality:
+        """The same with a flag at each label, if opinions on the case agreed too little in self-training (0 to 1)."""
+        if agreement is None or agreement >= UNSURE:
+            return self
+        flag = f"uncertain in training (agreement {agreement:.2f})"
+        return CaseQuality(self.case, tuple(replace(label, flags=(*label.flags, flag)) for label in self.labels))
 
 
 def predict_quality(

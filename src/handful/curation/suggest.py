@@ -6,8 +6,9 @@ Suggested slices are similar to many unlabelled slices and unlike the labelled o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, Labels, Volume
 from handful.errors import HandfulError, InputError, LabelError, SettingsError
 from handful.evaluation.evaluate import Failure
+from handful.jobs.digests import digest_of
 from handful.jobs.progress import Report, silent
 from handful.methods.base import CHUNK, Segmenter, has_signal
 from handful.methods.cost import estimate, grids_of
@@ -64,7 +66,8 @@ class Suggestion:
     one, given the suggestions before it."""
     disagreement: float | None
     """1 - Dice (smoothed) between the predictions for the scan and for a slightly altered scan, averaged over the
-    predicted labels; 0 without any; None without a segmenter."""
+    predicted labels; 0 without any; None without a segmenter. At least 1 - the agreement on the case in
+    self-training, if the model learned from it."""
     nearest: SliceName | None
     """The most similar labelled slice; None if nothing is labelled."""
     reason: str
@@ -98,12 +101,15 @@ def suggest(
     segmenter: Segmenter | None = None,
     config: SuggestConfig | None = None,
     report: Report = silent,
+    agreement: Mapping[str, float] = MappingProxyType({}),
 ) -> SuggestResult:
     """Suggest the unlabelled slices or cases whose labels would help most, in this order.
 
     A slice counts as labelled if its reference has any labelled voxel, also of the background. Constant slices are
-    never suggested. One volume is in memory at a time. Cases that fail are listed in the result. Raises InputError if
-    no case can be read or nothing is left to label, LabelError if the labels of segmenter and cohort differ.
+    never suggested. `agreement` has the agreement of opinions in self-training, from 0 to 1, by SHA-256 of the voxels
+    of a scan (`SavedModel.agreement`); the lower it is, the more inconsistent a case counts as. One volume is in memory
+    at a time. Cases that fail are listed in the result. Raises InputError if no case can be read or nothing is left to
+    label, LabelError if the labels of segmenter and cohort differ.
     """
     config = config or SuggestConfig()
     if not cohort.cases:
@@ -117,7 +123,7 @@ def suggest(
     failures: list[Failure] = []
     for number, case in enumerate(cohort.cases, start=1):
         try:
-            encoded.append(_encoded(case, backbone, segmenter, slicer))
+            encoded.append(_encoded(case, backbone, segmenter, slicer, agreement))
         except Exception as error:  # any error concerns this case only: it is listed, and the others continue
             failures.append(Failure(case.name, str(error)))
         report(number, len(cohort.cases), case.name)
@@ -136,7 +142,9 @@ def suggest(
 
 
 @torch.no_grad()
-def _encoded(case: Case, backbone: Backbone, segmenter: Segmenter | None, slicer: Slicer) -> EncodedCase:
+def _encoded(
+    case: Case, backbone: Backbone, segmenter: Segmenter | None, slicer: Slicer, agreement: Mapping[str, float]
+) -> EncodedCase:
     volume = case.read_image()
     view = slicer.view(volume)
     descriptors, signal = [], []
@@ -158,6 +166,7 @@ def _encoded(case: Case, backbone: Backbone, segmenter: Segmenter | None, slicer
         labelled=labelled,
         has_signal=np.concatenate(signal),
         segmented=SegmentedCase.of(segmenter, volume, view) if segmenter is not None and use_segmenter else None,
+        agreement=agreement.get(digest_of(volume.array)) if agreement else None,
     )
 
 
@@ -182,7 +191,10 @@ def _reasons(pool: Pool, choice: Choice) -> Iterator[str]:
     case, numbers = pool.slices_of(choice.group)
     if choice.inconsistent:
         assert case.segmented is not None
-        yield f"the model predicts {case.segmented.worst(numbers)} inconsistently"
+        if case.agreement is not None and 1 - case.agreement >= case.segmented.disagreement[numbers].max():
+            yield f"the model was uncertain about this case in training (agreement {case.agreement:.2f})"
+        else:
+            yield f"the model predicts {case.segmented.worst(numbers)} inconsistently"
     share = f"represents {_percent(choice.share)} of the unlabelled slices"
     if pool.newness is None:
         yield share if choice.rank else "the most typical slice (nothing is labelled yet)"

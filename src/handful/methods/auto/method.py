@@ -122,7 +122,7 @@ class Auto(Wrapper):
         choice = preferred_method(Situation.of(support))
         if self._trained(choice.method).train.iterations is None:
             trained = with_training(choice, self._speed(support, slicer, backbone, run), self.budget_minutes)
-            choice = trained or Choice(method=_untrained(backbone)[0]).because(
+            choice = trained or dataclasses.replace(choice, method=_untrained(backbone)[0]).because(
                 f"there is no time for {FEWEST_STEPS} training steps within {self.budget_minutes:g} minutes"
             )
         if not self.check:
