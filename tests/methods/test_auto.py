@@ -10,6 +10,7 @@ from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
+from handful.methods.auto.check import Stopwatch
 from handful.methods.auto.choice import (
     ENOUGH_UNLABELLED,
     FEWEST_STEPS,
@@ -21,7 +22,9 @@ from handful.methods.auto.choice import (
     Situation,
     Speed,
     on_ladder,
+    paced,
     preferred_method,
+    training_reason,
     with_training,
 )
 from handful.methods.auto.method import NOTE, Auto
@@ -76,8 +79,29 @@ def test_slices_are_reduced_before_training_becomes_short_and_the_reason_says_so
     assert choice
     assert choice.side is not None
     assert SMALLEST_SIDE <= choice.side < 256
-    assert "reduced from 256" in choice.reasons[-1]
+    assert "reduced from 256" in training_reason(choice, 256, 30)
     assert with_training(Choice(method=UNET), Speed(side=128, seconds=100.0), 30) is None
+
+
+def test_the_time_left_after_the_check_decides_the_steps():
+    choice = Choice(method=SELF_TRAINING, steps=2000, side=96)
+    slower, faster = paced(choice, 1.0, 900), paced(choice, 0.1, 900)
+    assert slower.steps == 800  # of the 810 that take nine tenths of the time
+    assert faster.steps == 8000
+    assert slower.side == 96
+    assert paced(choice, 1.0, -5).steps == FEWEST_STEPS
+
+
+def test_a_stopwatch_times_the_training_and_passes_reports_on():
+    seen: list[int] = []
+    watch = Stopwatch(lambda step, total, note: seen.append(step), steps=3)
+    for step, total in ((0, 3), (1, 9), (1, 3)):
+        watch(step, total, "")
+    assert watch.seconds_per_step is None
+    watch(2, 3, "")
+    assert watch.seconds_per_step is not None
+    assert watch.seconds_per_step >= 0
+    assert seen == [0, 1, 1, 2]
 
 
 def test_a_little_slower_machine_trains_as_long():

@@ -29,6 +29,8 @@ RELATIVE_COST = {SELF_TRAINING: 1.8, UNET: 1.0}
 """Time of a training step relative to one of the U-Net on labelled slices, averaged over the training."""
 SHARE_OF_FINAL_FIT = 0.7
 """Share of the time that is planned for the final fit; the rest is for the check and for reading."""
+SHARE_OF_TIME_LEFT = 0.9
+"""Share of the time left after the check that is used for the training."""
 CLEARLY = 0.05
 """Difference in Dice by which a method without training must be better to be preferred."""
 LADDER = (1, 1.5, 2, 3, 4, 5, 6, 8)
@@ -114,20 +116,28 @@ def preferred_method(situation: Situation) -> Choice:
 
 def with_training(choice: Choice, speed: Speed, minutes: float) -> Choice | None:
     """The choice with as many steps, on slices as large, as there is time for; None if that is too little to train."""
-    per_pixels = RELATIVE_COST[choice.method]
-    available = 60 * minutes * SHARE_OF_FINAL_FIT / per_pixels
+    available = 60 * minutes * SHARE_OF_FINAL_FIT / RELATIVE_COST[choice.method]
     side = speed.side
     while available / speed.at(side) < COMFORTABLE_STEPS and side - GRANULE >= SMALLEST_SIDE:
         side -= GRANULE
     steps = on_ladder(min(available / speed.at(side), MOST_STEPS[choice.method]))
     if steps < FEWEST_STEPS:
         return None
-    reduced = f", reduced from {speed.side}, as there is no time for more" if side < speed.side else ""
-    found = dataclasses.replace(choice, steps=steps, side=side if reduced else None)
-    seconds = speed.at(side) * per_pixels
-    return found.because(
-        f"{steps:,} training steps of {seconds:.2g} s on {side} × {side} pixels{reduced}, within {minutes:g} minutes"
-    )
+    return dataclasses.replace(choice, steps=steps, side=side if side < speed.side else None)
+
+
+def paced(choice: Choice, seconds_per_step: float, seconds_left: float) -> Choice:
+    """The choice with as many steps as fit into the time left, at the speed that was measured in the check."""
+    affordable = SHARE_OF_TIME_LEFT * seconds_left / seconds_per_step
+    steps = on_ladder(min(max(affordable, FEWEST_STEPS), MOST_STEPS[choice.method]))
+    return dataclasses.replace(choice, steps=steps)
+
+
+def training_reason(choice: Choice, side: int, minutes: float) -> str:
+    """The size of a training, in one phrase; `side` is the number of pixels that the method chooses."""
+    reduced = f" (reduced from {side}, because there is no time for more)" if choice.side else ""
+    chosen = choice.side or side
+    return f"{choice.steps:,} training steps on {chosen} × {chosen} pixels{reduced}, within {minutes:g} minutes"
 
 
 def on_ladder(steps: float) -> int:

@@ -33,7 +33,9 @@ from handful.methods.auto.choice import (
     Choice,
     Situation,
     Speed,
+    paced,
     preferred_method,
+    training_reason,
     with_training,
 )
 from handful.methods.base import Method, PromptableSegmenter, Segmenter, Work, below
@@ -119,17 +121,33 @@ class Auto(Wrapper):
 
     def _choice(self, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run) -> Choice:
         """The choice for a support set, after a check if there are labelled patients enough."""
-        choice = preferred_method(Situation.of(support))
+        began = time.monotonic()
+        choice, speed = preferred_method(Situation.of(support)), None
         if self._trained(choice.method).train.iterations is None:
-            trained = with_training(choice, self._speed(support, slicer, backbone, run), self.budget_minutes)
+            speed = self._speed(support, slicer, backbone, run)
+            trained = with_training(choice, speed, self.budget_minutes)
             choice = trained or dataclasses.replace(choice, method=_untrained(backbone)[0]).because(
                 f"there is no time for {FEWEST_STEPS} training steps within {self.budget_minutes:g} minutes"
             )
-        if not self.check:
-            return choice
+        found = self._checked(choice, support, slicer, backbone, run) if self.check else None
+        if found and found.seconds_per_step and choice.steps:
+            choice = paced(choice, found.seconds_per_step, 60 * self.budget_minutes - (time.monotonic() - began))
+        if speed and choice.steps:
+            choice = choice.because(training_reason(choice, speed.side, self.budget_minutes))
+        return _after_check(choice, found) if self.check else choice
+
+    def _checked(
+        self, choice: Choice, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run
+    ) -> Check | None:
+        """The chosen method, with a shorter training, and the methods without training on cases that are left out."""
+        short = choice
+        if choice.steps:
+            short = dataclasses.replace(choice, steps=max(FEWEST_STEPS, choice.steps // CHECK_SHARE))
         names = dict.fromkeys([choice.method, *_untrained(backbone)])
-        candidates = {name: self._shortened(choice, name, slicer) for name in names}
-        return _after_check(choice, scores_of(candidates, support, backbone, run))
+        candidates = {
+            name: self._built(short if name == choice.method else Choice(method=name), slicer) for name in names
+        }
+        return scores_of(choice.method, short.steps, candidates, support, backbone, run)
 
     def _speed(self, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run) -> Speed:
         """The time of a training step, measured on a few of them."""
@@ -142,13 +160,6 @@ class Auto(Wrapper):
         dataclasses.replace(unet, side=side, train=train).fit(support, backbone, timed)
         seconds = sorted(later - earlier for earlier, later in pairwise(ticks))
         return Speed(side=side, seconds=max(1e-6, seconds[len(seconds) // 2]))
-
-    def _shortened(self, choice: Choice, name: str, slicer: Slicer) -> Method:
-        """A candidate of the check."""
-        if choice.steps is None or name != choice.method:
-            return self._built(Choice(method=name), slicer)
-        steps = max(FEWEST_STEPS, choice.steps // CHECK_SHARE)
-        return self._built(dataclasses.replace(choice, steps=min(steps, choice.steps)), slicer)
 
     def _built(self, choice: Choice, slicer: Slicer) -> Method:
         if choice.method in (SELF_TRAINING, UNET):
@@ -224,7 +235,7 @@ def _after_check(choice: Choice, found: Check | None) -> Choice:
         return choice.because("not checked, because no labelled patient can be left out")
     best = found.best()
     replaced = best != choice.method and found.dice[best] > found.dice[choice.method] + CLEARLY
-    short = f" ({choice.method} with a quarter of its training)" if choice.steps else ""
+    short = f" ({choice.method} with a shorter training)" if choice.steps else ""
     scores = ", ".join(f"{name} {dice:.2f}" for name, dice in found.dice.items())
     final = Choice(method=best, reasons=choice.reasons) if replaced else choice
     instead = f"; so {best} is used in place of {choice.method}" if replaced else ""
