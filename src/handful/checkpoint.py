@@ -195,6 +195,8 @@ def describe_support(support: SupportSet) -> dict[str, object]:
     if support.unlabelled:
         pairs = zip(support.unlabelled.cases, support.unlabelled.digests, strict=True)
         described["unlabelled"] = [{"case": case.name, "image_sha256": digest} for case, digest in pairs]
+    if support.unlabelled.labels:
+        described["labels_from_boxes_sha256"] = support.unlabelled.labels_digest
     return described
 
 

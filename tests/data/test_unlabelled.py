@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from handful.data.cases import Case
+from handful.data.slice_grid import Block
 from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import Volume
 from handful.errors import InputError
@@ -29,12 +30,20 @@ def test_a_scan_is_read_when_its_turn_comes():
         next(scans)
 
 
-def test_changes_follow_one_another_and_leave_the_digests_alone():
-    def brighter(volume: Volume) -> Volume:
-        return replace(volume, array=volume.array + 1)
+def test_crops_follow_one_another_and_leave_the_digests_alone():
+    def inner(volume: Volume) -> Block:
+        i, j, k = volume.geometry.shape
+        return slice(1, i), slice(0, j), slice(2, k - 1)
 
-    plain = UnlabelledScans.of((phantom_case(0),))
-    changed = plain.changed(brighter).changed(lambda volume: replace(volume, array=volume.array * 2))
-    ((_, before),), ((_, after),) = plain, changed
-    assert np.array_equal(after.array, (before.array + 1) * 2)
-    assert changed.digests == plain.digests
+    case = phantom_case(0)
+    plain = replace(UnlabelledScans.of((case,)), labels={case.name: case.read_reference()})
+    cropped = plain.cropped(inner).cropped(inner)
+    ((_, before),), ((_, after),) = plain, cropped
+    assert np.array_equal(after.array, before.array[:, 2:, :, 4:-2])
+    world = before.geometry.affine @ [2, 0, 4, 1]
+    assert np.allclose(after.geometry.affine @ [0, 0, 0, 1], world)
+    ((_, volume, labels),) = cropped.with_labels()
+    assert np.array_equal(volume.array, after.array)
+    assert np.array_equal(labels.array, case.read_reference().array[2:, :, 4:-2])
+    labels.geometry.require_same(volume.geometry, "labels and image")
+    assert cropped.digests == plain.digests

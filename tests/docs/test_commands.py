@@ -35,6 +35,7 @@ SHELL = {"cp", "mkdir", "mv"}
 ELSEWHERE = {"make", "pip", "cd", "python", "nnUNetv2_plan_and_preprocess", "nnUNetv2_train", "nnUNetv2_predict"}
 """Commands of other programs, which are shown and not run."""
 SHORT = {
+    "auto": ("unet.train.iterations=2", "self_training.train.iterations=2"),
     "auto-sam": ("train.iterations=2", "views=2"),
     "auto-sam-unet": ("train.iterations=2", "views=2"),
     "ensemble": ("auto_sam_unet.train.iterations=2", "auto_sam_unet.views=2", "unet.train.iterations=2"),
@@ -92,6 +93,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "more_labels").mkdir()
     shutil.move(cohort / "labels" / "case-5.nii.gz", folder / "more_labels")
     write_pictures(folder / "my_pictures")
+    (folder / "boxes.csv").write_text("case,label,x_min,y_min,x_max,y_max\npatient_4,lesion,12,14,27,29\n", "utf-8")
     run(["fit", "fate", "-i", str(cohort), "-o", str(folder / "model"), "--backbone", str(folder / "tiny"), "-q"])
     return folder
 
@@ -100,13 +102,14 @@ def write_pictures(folder: Path) -> None:
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     generator = np.random.default_rng(0)
-    for number in range(4):
+    for number in range(5):
         picture = generator.integers(0, 60, (48, 48), dtype=np.uint8)
         picture[10 + number : 30, 12:28] += 150
         label = np.zeros_like(picture)
         label[10 + number : 30, 12:28] = 1
         Image.fromarray(picture).save(folder / "images" / f"patient_{number}.png")
-        Image.fromarray(label).save(folder / "labels" / f"patient_{number}.png")
+        if number < 4:
+            Image.fromarray(label).save(folder / "labels" / f"patient_{number}.png")
     content = {"labels": {"0": "background", "1": "lesion"}}
     (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -163,7 +166,7 @@ def shortened(arguments: list[str], backbone: Path) -> list[str]:
     if command not in ("fit", "demo"):
         return arguments
     named = command == "fit" and not arguments[1].startswith("-")
-    method = arguments[1] if named else {"fit": "ensemble", "demo": "few-shot-prompts"}[command]
+    method = arguments[1] if named else {"fit": "auto", "demo": "few-shot-prompts"}[command]
     short = SHORT.get(method, ("train.iterations=2",))
     return [*arguments, *(word for setting in short for word in ("--set", setting))]
 

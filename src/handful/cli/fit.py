@@ -14,9 +14,11 @@ from handful.cli import options
 from handful.cli.terminal import print_json, print_lines, print_note, progress
 
 if TYPE_CHECKING:
+    from handful.backbones.base import Backbone
     from handful.cohort.fit import FitResult
     from handful.data.cases import Cohort
     from handful.data.support import SupportSet
+    from handful.jobs.progress import Report
     from handful.methods.base import Method
 
 Unlabelled = Annotated[
@@ -24,6 +26,14 @@ Unlabelled = Annotated[
     typer.Option(
         help="Folder of scans whose images are used without labels, or none. Default: the scans of the cohort that "
         "have no labels. Only some methods use them.",
+        show_default=False,
+    ),
+]
+Boxes = Annotated[
+    Path | None,
+    typer.Option(
+        help="CSV file of boxes round objects in unlabelled pictures: case, label, x_min, y_min, x_max, y_max. "
+        "They become masks, from which self-training (or auto) learns.",
         show_default=False,
     ),
 ]
@@ -52,6 +62,7 @@ def fit(
     shots: Annotated[int | None, typer.Option(help="Learn from this many cases, chosen at random.", min=1)] = None,
     split: Annotated[int, typer.Option(help="Which random split of the cases.")] = 0,
     unlabelled: Unlabelled = None,
+    boxes: Boxes = None,
     backbone: options.Backbone = "handful-tiny",
     settings: options.Settings = [],  # noqa: B006
     config: Annotated[Path | None, typer.Option(help="TOML file of settings; --set goes before it.")] = None,
@@ -77,9 +88,8 @@ def fit(
     It takes `--set planes=axial,coronal,sagittal` (planes vote) and, if it trains, `--set seeds=3` (fits vote).
 
     It prints the Dice to expect on unseen scans if that is quickly found out (--leave-out: always), and the Dice of a
-    trained method on the labelled cases themselves: a label that fails even there was not learned.
-
-    Stopped by Ctrl-C or worse, the same command continues where it was.
+    trained method on the labelled cases themselves: a label that fails even there was not learned. Stopped by Ctrl-C
+    or worse, the same command continues where it was.
     """
     from handful.backbones.catalog import open_backbone
     from handful.cohort.choice import choose_support
@@ -88,19 +98,24 @@ def fit(
 
     built = _build(method, settings, config, seed, minutes)
     cohort = read_cohort(input)
-    support = choose_support(cohort, options.names_in(cases), shots, split)
-    support = _with_unlabelled(support, cohort, built, unlabelled)
+    labelled = choose_support(cohort, options.names_in(cases), shots, split)
+    support = _with_unlabelled(labelled, cohort, built, unlabelled, boxes)
     model = open_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
     began = time.monotonic()
     with progress(f"fitting {method}", quiet) as report:
+        support = _with_boxes(support, boxes, built, model, report)
         limits = FitConfig(overwrite=overwrite, save_every_s=save_every, leave_out=leave_out)
         result = fit_to_folder(method, built, support, model, out, limits, report)
     names, seconds = [case.name for case in support.cases], time.monotonic() - began
     if json:
         print_json({"model": out, "method": method, "backbone": backbone, "cases": names, **_as_json(result, seconds)})
-        return
-    took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
-    next_step = f"next: handful predict {out} -i {input} -o predictions"
+    else:
+        took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
+        _print_result(took, result, out, input)
+
+
+def _print_result(took: str, result: FitResult, out: Path, cohort: Path) -> None:
+    next_step = f"next: handful predict {out} -i {cohort} -o predictions"
     print_lines(f"{took}: {out}", *result.decisions, *_learned(result), next_step)
 
 
@@ -131,15 +146,31 @@ def _dice(by_label: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {dice:.2f}" for name, dice in by_label.items())
 
 
-def _with_unlabelled(support: SupportSet, cohort: Cohort, method: Method, folder: str | None) -> SupportSet:
+def _with_unlabelled(
+    support: SupportSet, cohort: Cohort, method: Method, folder: str | None, boxes: Path | None
+) -> SupportSet:
     """The support with the unlabelled scans that the method uses."""
     from handful.cohort.choice import choose_unlabelled
+    from handful.errors import SettingsError
 
     if method.uses_unlabelled:
         return replace(support, unlabelled=choose_unlabelled(cohort, support, folder))
+    if boxes is not None:
+        raise SettingsError(
+            "boxes are for methods that use unlabelled pictures; fit self-training or auto, or leave out --boxes"
+        )
     if folder is not None:
         print_note("this method uses labelled scans only; --unlabelled changes nothing")
     return support
+
+
+def _with_boxes(
+    support: SupportSet, boxes: Path | None, method: Method, backbone: Backbone, report: Report
+) -> SupportSet:
+    """The support with masks made from the boxes in the file, if there is one."""
+    from handful.cohort.boxes import with_boxes
+
+    return with_boxes(support, boxes, method.slicer, backbone, report) if boxes else support
 
 
 def _build(name: str, pairs: list[str], config: Path | None, seed: int | None, minutes: float | None) -> Method:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from handful.data.volume import Geometry
+from handful.data.volume import Geometry, LabelMap, Volume
 from handful.errors import GeometryMismatch
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -133,3 +133,22 @@ def _towards(geometry: Geometry) -> NDArray[np.float64]:
     """1 for each array axis that runs right, front or up, -1 for one that runs left, back or down."""
     towards: NDArray[np.float64] = nib.orientations.io_orientation(geometry.affine)[:, 1]
     return towards
+
+
+def cropped_volume(volume: Volume, block: Block) -> Volume:
+    """The volume cropped to a block of voxels, at the same world coordinates."""
+    array = np.ascontiguousarray(volume.array[(slice(None), *block)])
+    return replace(volume, array=array, geometry=_cropped(volume.geometry, block))
+
+
+def cropped_label_map(label_map: LabelMap, block: Block) -> LabelMap:
+    """The label map cropped to a block of voxels, at the same world coordinates."""
+    array = np.ascontiguousarray(label_map.array[block])
+    return replace(label_map, array=array, geometry=_cropped(label_map.geometry, block))
+
+
+def _cropped(geometry: Geometry, block: Block) -> Geometry:
+    affine = geometry.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ [part.start for part in block]
+    i, j, k = (part.stop - part.start for part in block)
+    return replace(geometry, shape=(i, j, k), affine=affine)

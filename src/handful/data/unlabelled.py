@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from handful.data.cases import Case
-from handful.data.volume import Volume
+from handful.data.slice_grid import Block, cropped_label_map, cropped_volume
+from handful.data.volume import LabelMap, Volume
 from handful.jobs.digests import digest_of
 
 
@@ -16,8 +17,11 @@ class UnlabelledScans:
     """Cases of which no label is ever read; one volume is in memory at a time."""
 
     cases: tuple[Case, ...] = ()
-    changes: tuple[Callable[[Volume], Volume], ...] = ()
-    """What is done to each scan after it was read, such as cutting a window out of it."""
+    windows: tuple[Callable[[Volume], Block], ...] = ()
+    """The blocks to which each scan is cropped, one after the other."""
+    labels: Mapping[str, LabelMap] = field(default_factory=dict)
+    """Uncertain labels by name of the case, such as masks made from boxes, on the grid of the whole scan. Either all
+    cases have some, or none has."""
 
     @classmethod
     def of(cls, cases: tuple[Case, ...]) -> UnlabelledScans:
@@ -30,18 +34,30 @@ class UnlabelledScans:
     def __iter__(self) -> Iterator[tuple[str, Volume]]:
         """Name and image of each case; reads its file."""
         for case in self.cases:
-            yield case.name, self._changed(case.read_image())
+            volume = case.read_image()
+            for window in self.windows:
+                volume = cropped_volume(volume, window(volume))
+            yield case.name, volume
 
-    def changed(self, change: Callable[[Volume], Volume]) -> UnlabelledScans:
-        """The same scans with one more change."""
-        return UnlabelledScans(self.cases, (*self.changes, change))
+    def with_labels(self) -> Iterator[tuple[str, Volume, LabelMap]]:
+        """Name, image and uncertain labels of each case; reads its file."""
+        for case in self.cases:
+            volume, label_map = case.read_image(), self.labels[case.name]
+            for window in self.windows:
+                block = window(volume)
+                volume, label_map = cropped_volume(volume, block), cropped_label_map(label_map, block)
+            yield case.name, volume, label_map
+
+    def cropped(self, window: Callable[[Volume], Block]) -> UnlabelledScans:
+        """The same scans, each cropped to a block of its voxels."""
+        return replace(self, windows=(*self.windows, window))
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of the voxels of each image as they are stored; reads each file once."""
         return tuple(digest_of(case.read_image().array) for case in self.cases)
 
-    def _changed(self, volume: Volume) -> Volume:
-        for change in self.changes:
-            volume = change(volume)
-        return volume
+    @cached_property
+    def labels_digest(self) -> str:
+        """SHA-256 of the uncertain labels; "" without any."""
+        return digest_of(*(self.labels[name].array for name in sorted(self.labels))) if self.labels else ""

@@ -117,7 +117,8 @@ class Auto(Wrapper):
         scans = [(facts.image_sha256, facts.labels_sha256) for facts in support.facts]
         names = [case.name for case in support.unlabelled.cases]
         settings = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
-        return digest_of_json([settings, repr(slicer), scans, names, backbone.digest()])[:16]
+        further = [names, support.unlabelled.labels_digest, backbone.digest()]
+        return digest_of_json([settings, repr(slicer), scans, *further])[:16]
 
     def _choice(self, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run) -> Choice:
         """The choice for a support set, after a check if there are labelled patients enough."""

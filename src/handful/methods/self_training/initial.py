@@ -14,8 +14,9 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.backbones.framing import into_square
-from handful.data.slicing import Slicer
+from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
+from handful.data.volume import LabelMap, Labels
 from handful.errors import SettingsError, did_you_mean
 from handful.jobs.atomic import write_atomically
 from handful.jobs.progress import Run
@@ -71,10 +72,7 @@ def initial_labels(
             case = pool.places.index(place) if place in pool.places else None
             if case not in missing:
                 continue
-            numbers = pool.number[pool.case == case].numpy()
-            values = slicer.view(volume).of(segmenter.predict(volume).array)[numbers]
-            classes = torch.from_numpy(np.searchsorted([0, *support.labels.values], values))
-            found[case] = _in_square(classes, len(support.labels), pool.slices.shape[-1])
+            found[case] = _classes(pool, case, slicer.view(volume), segmenter.predict(volume), support.labels)
             if (file := files[case]) is not None:
                 write_atomically(file, save({"classes": found[case]}))
             run.report(len(found), len(missing), f"{name} labelled")
@@ -82,6 +80,23 @@ def initial_labels(
         if case not in found and file is not None:
             found[case] = load_file(file)["classes"]
     return torch.cat([found[case] for case in range(len(files))])
+
+
+def labels_at_hand(support: SupportSet, pool: Pool, slicer: Slicer) -> Int[Tensor, "v s s"]:
+    """Class numbers that the uncertain labels of the unlabelled scans give the slices of the pool."""
+    found: dict[int, Tensor] = {}
+    for place, (_, volume, label_map) in enumerate(support.unlabelled.with_labels()):
+        if place in pool.places:
+            case = pool.places.index(place)
+            found[case] = _classes(pool, case, slicer.view(volume), label_map, support.labels)
+    return torch.cat([found[case] for case in range(len(pool.places))])
+
+
+def _classes(pool: Pool, case: int, view: SliceView, label_map: LabelMap, labels: Labels) -> Int[Tensor, "n s s"]:
+    """Class numbers of the slices of one case of the pool."""
+    values = view.of(label_map.array)[pool.number[pool.case == case].numpy()]
+    classes = torch.from_numpy(np.searchsorted([0, *labels.values], values))
+    return _in_square(classes, len(labels), pool.slices.shape[-1])
 
 
 def _in_square(classes: Int[Tensor, "n h w"], labels: int, side: int) -> Int[Tensor, "n s s"]:

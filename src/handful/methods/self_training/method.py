@@ -26,7 +26,7 @@ from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Work
 from handful.methods.self_training.gate import Gate
-from handful.methods.self_training.initial import initial_labels, initial_method
+from handful.methods.self_training.initial import initial_labels, initial_method, labels_at_hand
 from handful.methods.self_training.pool import Pool, labels_in_one_piece
 from handful.methods.self_training.training import Mixture, SelfTrainingLoss
 from handful.methods.stacks import StackedSupport
@@ -95,7 +95,7 @@ class SelfTraining(UNet):
         with support.held() as held:
             plan = self.plan(held, slicer, backbone)
             stacked, pool = StackedSupport.of(held, slicer, plan.side, 1), Pool.of(held, slicer, plan.side)
-            name = self.fingerprint(plan, stacked, pool.digest())
+            name = self.fingerprint(plan, stacked, f"{pool.digest()} {held.unlabelled.labels_digest}")
             run = dataclasses.replace(run, scratch=run.scratch and run.scratch / name)
             initial = self._initial_labels(held, pool, slicer, backbone, run.part("first labels"))
         net = self.net(plan, len(support.labels)).to(backbone.device)
@@ -144,8 +144,12 @@ class SelfTraining(UNet):
     def _initial_labels(
         self, support: SupportSet, pool: Pool, slicer: Slicer, backbone: Backbone, run: Run
     ) -> Int[Tensor, "v s s"] | None:
+        if not len(pool):
+            return None
+        if support.unlabelled.labels:
+            return labels_at_hand(support, pool, slicer)
         method = self.first_method()
-        if method is None or not len(pool):
+        if method is None:
             return None
         seeded = method.seeded(self.train.seed) if method.trains else method
         return initial_labels(seeded, support, pool, slicer, backbone, run)

@@ -82,6 +82,8 @@ def _views(support: SupportSet, slicer: Slicer) -> Iterator[tuple[str, SliceView
     for name, volume in support.unlabelled:
         view = slicer.view(volume)
         yield name, view, range(len(view))
+    if support.unlabelled.labels:  # only what has uncertain labels is learned from
+        return
     for scan in support.scans(slicer):
         if not scan.facts.complete:
             labelled = set(scan.labelled().index)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.cases import Case
-from handful.data.slice_grid import Block
+from handful.data.slice_grid import Block, cropped_volume
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import LabelledScan, LabelledSlices, SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
@@ -122,7 +122,7 @@ class RoiCrop(MethodWrapper):
         cropped: list[Case] = []
         scans = _crop_each(support.scans(slicer), [windows.around(region) for region in regions], cropped)
         cropper = Cropper(TransferredPrompts.of(scans, "box", seed=0), windows)
-        unlabelled = support.unlabelled.changed(lambda scan: _crop(scan, cropper.window(slicer.view(scan)).block))
+        unlabelled = support.unlabelled.cropped(lambda scan: cropper.window(slicer.view(scan)).block)
         return SupportSet(tuple(cropped), support.labels, unlabelled=unlabelled), cropper
 
     def restore(
@@ -212,7 +212,7 @@ class RoiCropSegmenter(WrapperSegmenter):
         if predicted is not None and not window.holds(predicted):
             window = self.cropper.next_window(window, predicted)
         block = window.block
-        within = _crop(volume, block)
+        within = cropped_volume(volume, block)
         own = LabelMap(np.ascontiguousarray(prediction.array[block]), within.geometry, prediction.labels)
         return self.inner.confidence(within, own, reasons)
 
@@ -242,7 +242,7 @@ class RoiCropSegmenter(WrapperSegmenter):
         assert self.cropper is not None
         window, best = self.cropper.window(stack), None
         for _ in range(TRIES):
-            result = predict(_crop(stack.volume, window.block))
+            result = predict(cropped_volume(stack.volume, window.block))
             label_map = _in_whole(map_of(result), window.block, stack.volume)
             predicted = region_of(stack, label_map)
             touching = share_on_rim(stack, label_map, window)
@@ -264,7 +264,7 @@ def _crop_each(
     """The labelled slices of each scan. The cropped case is appended to `cropped`, so that each scan is read once."""
     for scan, window in zip(scans, windows, strict=True):
         yield scan.labelled()
-        image = _crop(scan.view.volume, window.block)
+        image = cropped_volume(scan.view.volume, window.block)
         reference = scan.reference.array[window.block]
         labels = dataclasses.replace(scan.reference, array=reference, geometry=image.geometry)
         cropped.append(dataclasses.replace(scan.facts.case, image=image, reference=labels))
@@ -275,14 +275,3 @@ def _in_whole(prediction: LabelMap, block: Block, volume: Volume) -> LabelMap:
     whole = np.zeros(volume.geometry.shape, dtype=prediction.array.dtype)
     whole[block] = prediction.array
     return LabelMap(whole, volume.geometry, prediction.labels)
-
-
-def _crop(volume: Volume, block: Block) -> Volume:
-    """The volume cropped to a block of voxels, at the same world coordinates."""
-    array = np.ascontiguousarray(volume.array[(slice(None), *block)])
-    affine = volume.geometry.affine.copy()
-    affine[:3, 3] += affine[:3, :3] @ [part.start for part in block]
-    i, j, k = array.shape[1:]
-    return dataclasses.replace(
-        volume, array=array, geometry=dataclasses.replace(volume.geometry, shape=(i, j, k), affine=affine)
-    )
