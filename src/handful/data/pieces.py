@@ -32,6 +32,15 @@ def keep_largest_pieces(classes: Integer[np.ndarray, "..."], values: Iterable[in
                 part[box][(pieces > 0) & (pieces != 1 + int(sizes.argmax()))] = 0
 
 
+def keep_main_pieces(classes: Integer[np.ndarray, "..."], values: Iterable[int], share: float) -> None:
+    """Set all pieces to 0, in place, that have less than this share of the voxels of the largest one of their label."""
+    for value, box in _boxes(classes, values):
+        pieces, sizes = numbered_pieces(classes[box] == value)
+        small = np.flatnonzero(sizes < share * sizes.max()) + 1
+        if small.size:
+            classes[box][np.isin(pieces, small)] = 0
+
+
 def shares_in_largest_piece(
     classes: Integer[np.ndarray, "..."], values: Iterable[int], *, per_slice: bool = False
 ) -> dict[int, float]:

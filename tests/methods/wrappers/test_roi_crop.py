@@ -236,7 +236,7 @@ def test_a_single_labelled_picture_is_not_cropped_to():
     assert decided(SupportSet((one,), reference.labels)).startswith("no crop: a single labelled slice")
 
 
-def test_an_organ_that_reaches_the_rim_moves_the_window():
+def test_an_organ_that_reaches_the_rim_widens_the_window_on_that_side():
     case = ball_case("elsewhere", (52, 48))
     fixed = RoiCrop(Bright(), 1.4).fit(balls((40, 40), (41, 40)), tiny_models.tiny_sam())
     window = fixed.window(fixed.slicer.view(case.read_image()))
@@ -244,7 +244,20 @@ def test_an_organ_that_reaches_the_rim_moves_the_window():
     assert np.array_equal(fixed.predict(case.read_image()).array, case.read_reference().array)
 
 
-def test_an_organ_that_fills_the_window_widens_it():
+def test_a_false_positive_at_the_rim_does_not_lead_away_from_the_organ():
+    case = ball_case("bright spot", (40, 40))
+    volume, truth = case.read_image(), case.read_reference()
+    pixels = volume.array.copy()
+    pixels[:, 27:30, 27:60] = 200  # a bright strip that runs out of the window
+    fixed = RoiCrop(Bright(), 1.4).fit(balls((40, 40), (41, 40)), tiny_models.tiny_sam())
+    changed = dataclasses.replace(volume, array=pixels)
+    found = fixed.predict(changed).array
+    assert found[truth.array == 1].all()
+    found[fixed.window(fixed.slicer.view(changed)).block] = 0
+    assert not found.any(), "the window is still the first one"
+
+
+def test_an_organ_that_fills_the_window_widens_it_on_all_sides():
     case = ball_case("larger", (40, 40), radius=20)
     fixed = RoiCrop(Bright(), 1.4).fit(balls((40, 40), (41, 40)), tiny_models.tiny_sam())
     assert np.array_equal(fixed.predict(case.read_image()).array, case.read_reference().array)

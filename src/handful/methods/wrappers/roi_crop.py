@@ -24,6 +24,7 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.data.cases import Case
+from handful.data.pieces import keep_main_pieces
 from handful.data.slice_grid import Block, cropped_volume
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import LabelledScan, LabelledSlices, SupportSet
@@ -41,8 +42,12 @@ RIM = 0.01
 """Maximum fraction of the predicted voxels on the rim of the window; with more, an organ may extend beyond it."""
 TRIES = 3
 """Maximum number of windows that are tried for a scan."""
-WIDER = 1.5
-"""Factor by which the next window is larger, if the predicted region fills the present one."""
+WIDENED = 0.25
+"""Fraction of its sides by which the next window is larger on each side that the prediction reaches."""
+MAIN = 0.25
+"""Size of a piece, relative to the largest one of its label, below which it does not count."""
+KEPT = 0.9
+"""Fraction of the predicted voxels that a wider window must find again, or its prediction is not used."""
 
 _Result = TypeVar("_Result")
 
@@ -148,11 +153,6 @@ class Cropper:
         """The window of a scan, placed by the labels of the most similar labelled slices."""
         return self.windows.around_boxes(stack.grid, self.place(stack).boxes)
 
-    def next_window(self, window: Region, predicted: Region) -> Region:
-        """The window around the predicted region, for a prediction that reaches the rim of the present window."""
-        fills = any(inner >= 0.9 * outer for inner, outer in zip(predicted.sides, window.sides, strict=True))
-        return self.windows.around(predicted, scale=window.side_over(self.windows) * (WIDER if fills else 1.0))
-
     def learned(self) -> dict[str, Tensor]:
         """All contents as tensors, by name."""
         place = {f"where/{name}": tensor for name, tensor in self.place.pack().items()}
@@ -210,7 +210,7 @@ class RoiCropSegmenter(WrapperSegmenter):
         stack = self.slicer.view(volume)
         window, predicted = self.cropper.window(stack), region_of(stack, prediction)
         if predicted is not None and not window.holds(predicted):
-            window = self.cropper.next_window(window, predicted)
+            window = window.joined(predicted)
         block = window.block
         within = cropped_volume(volume, block)
         own = LabelMap(np.ascontiguousarray(prediction.array[block]), within.geometry, prediction.labels)
@@ -238,24 +238,36 @@ class RoiCropSegmenter(WrapperSegmenter):
     def _checked(
         self, stack: SliceView, predict: Callable[[Volume], _Result], map_of: Callable[[_Result], LabelMap]
     ) -> tuple[LabelMap, _Result]:
-        """The prediction in several windows, of which the one that touches the rim of its window least is returned."""
+        """The prediction in the window of a scan; if it reaches the rim, in a wider window that touches it less.
+
+        Small pieces do not count, and a wider window never leaves out what a narrower one showed, so that false
+        positives at the rim cannot lead away from the organ.
+        """
         assert self.cropper is not None
-        window, best = self.cropper.window(stack), None
+        window = self.cropper.window(stack)
+        best: tuple[float, int, LabelMap, _Result] | None = None
         for _ in range(TRIES):
             result = predict(cropped_volume(stack.volume, window.block))
             label_map = _in_whole(map_of(result), window.block, stack.volume)
-            predicted = region_of(stack, label_map)
-            touching = share_on_rim(stack, label_map, window)
+            main = _main_pieces(label_map)
+            found, touching = int((main.array > 0).sum()), share_on_rim(stack, main, window)
+            if best is not None and found < KEPT * best[1]:
+                break
             if best is None or touching < best[0]:
-                best = touching, label_map, result
+                best = touching, found, label_map, result
+            predicted = region_of(stack, main)
             if touching <= RIM or predicted is None:
                 break
-            moved = self.cropper.next_window(window, predicted)
-            if moved == window:
-                break
-            window = moved
+            window = window.widened(predicted, WIDENED)
         assert best is not None
-        return best[1], best[2]
+        return best[2], best[3]
+
+
+def _main_pieces(label_map: LabelMap) -> LabelMap:
+    """The label map without small pieces."""
+    array = label_map.array.copy()
+    keep_main_pieces(array, label_map.labels.values, MAIN)
+    return dataclasses.replace(label_map, array=array)
 
 
 def _crop_each(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,10 +60,33 @@ class Region:
             and other.right <= self.right
         )
 
-    def side_over(self, windows: Windows) -> float:
-        """The largest ratio of the sides to those of the standard window on this grid, at least 1."""
-        standard = windows.sides(self.grid)
-        return max(1.0, *(own / max(1, side) for own, side in zip(self.sides, standard, strict=True)))
+    def widened(self, predicted: Region, by: float) -> Region:
+        """This window, extended by a fraction of its sides wherever the predicted region reaches its rim."""
+        down, across = self.rim
+        more, (height, width) = [math.ceil(by * side) for side in self.sides], self.grid.size
+        return Region(
+            self.grid,
+            max(0, self.top - more[0]) if predicted.top < self.top + down else self.top,
+            max(0, self.left - more[1]) if predicted.left < self.left + across else self.left,
+            min(height, self.bottom + more[0]) if predicted.bottom > self.bottom - down else self.bottom,
+            min(width, self.right + more[1]) if predicted.right > self.right - across else self.right,
+        )
+
+    def joined(self, other: Region) -> Region:
+        """The smallest region that holds both."""
+        return Region(
+            self.grid,
+            min(self.top, other.top),
+            min(self.left, other.left),
+            max(self.bottom, other.bottom),
+            max(self.right, other.right),
+        )
+
+    @property
+    def rim(self) -> tuple[int, int]:
+        """Height of the rows and width of the columns that count as the rim of a window, in pixels."""
+        down, across = (max(1, round(RIM_WIDTH * side)) for side in self.sides)
+        return down, across
 
 
 @dataclass(frozen=True)
@@ -158,8 +182,7 @@ def share_on_rim(stack: SliceView, label_map: LabelMap, window: Region) -> float
     if not total:
         return 0.0
     top, left, bottom, right = (int(edge) for edge in (window.top, window.left, window.bottom, window.right))
-    down, across = (max(1, round(RIM_WIDTH * side)) for side in window.sides)
-    height, width = stack.size
+    (down, across), (height, width) = window.rim, stack.size
     core = footprint[
         top + down * (top > 0) : bottom - down * (bottom < height),
         left + across * (left > 0) : right - across * (right < width),
