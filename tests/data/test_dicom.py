@@ -138,6 +138,19 @@ def test_padding_becomes_the_lowest_value_of_the_others(tmp_path: Path):
     assert any("PixelPaddingValue" in note for note in read_notes(folder))
 
 
+def test_compressed_negative_values_and_colours_are_right(tmp_path: Path):
+    images = made.series(3, dtype=np.uint16)
+    for data in images:
+        made.set_pixels(data, data.pixel_array - np.uint16(300))
+        made.compressed(data, "jpeg lossless").PixelRepresentation = 1
+    array = read_volume(made.write(tmp_path / "series", images)).array
+    np.testing.assert_array_equal(array[0], made.voxels(3).transpose(2, 1, 0) - 300)
+    colour = made.image(np.full((8, 10, 3), (200, 40, 90), np.uint8), position=None, modality="US", PixelSpacing=None)
+    made.compressed(colour, "jpeg").PhotometricInterpretation = "YBR_FULL_422"
+    found = read_volume(made.write(tmp_path / "picture", [colour])).array
+    np.testing.assert_allclose(found[:, 4, 4, 0], (200, 40, 90), atol=4)
+
+
 def test_lossy_compression_is_read(tmp_path: Path):
     data = made.image(np.full((8, 10), 90, np.uint8), position=None, modality="US", PixelSpacing=None)
     array = read_volume(made.write(tmp_path / "picture", [made.compressed(data, "jpeg")])).array
@@ -364,7 +377,9 @@ def test_no_damaged_byte_raises_a_raw_error(tmp_path: Path):
 def test_a_compressed_picture_of_another_size_is_refused(tmp_path: Path):
     data = made.compressed(made.series(1, dtype=np.uint16)[0], "jpeg-ls")
     data.Rows = 9
-    assert "10 x 8 pixels, but the header says 10 x 9" in refusal(made.write(tmp_path / "series", [data]))
+    assert "10 x 8 pixels and 1 samples, but the header says 10 x 9 and 1" in refusal(
+        made.write(tmp_path / "series", [data])
+    )
 
 
 def test_files_in_spite_of_their_name_and_folders_of_other_files_are_refused(tmp_path: Path):

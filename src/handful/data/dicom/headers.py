@@ -13,7 +13,8 @@ from handful.errors import DamagedFile, UnsupportedInput
 
 ENCODINGS = {
     **{f"1.2.840.10008.1.2{end}": "native" for end in ("", ".1", ".2")},
-    **{f"1.2.840.10008.1.2.4.{n}": "JPEG" for n in (50, 51, 57, 70, 80, 81)},
+    **{f"1.2.840.10008.1.2.4.{n}": "JPEG" for n in (50, 51, 57, 70)},
+    **{f"1.2.840.10008.1.2.4.{n}": "JPEG-LS" for n in (80, 81)},
     **{f"1.2.840.10008.1.2.4.{n}": "JPEG 2000" for n in (90, 91, 201, 202, 203)},
     "1.2.840.10008.1.2.5": "RLE",
 }

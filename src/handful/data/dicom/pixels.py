@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
 from handful.data.dicom.headers import Header
 from handful.data.dicom.sources import Bounded, refusing
 from handful.data.dicom.stack import Stack
-from handful.errors import DamagedFile, UnsupportedInput
+from handful.errors import DamagedFile
 
 # fmt: off
 _TAGS = [
@@ -22,6 +23,8 @@ _TAGS = [
     "ExtendedOffsetTableLengths",
 ]
 # fmt: on
+_END = b"\xff\xd9"
+"""The last bytes of JPEG, JPEG-LS and JPEG 2000 pictures."""
 _ALWAYS_ALLOWED = 64 * 2**20
 _MAX_RATIO = 2000
 """Decoded bytes for each byte of a compressed file, above _ALWAYS_ALLOWED."""
@@ -94,7 +97,6 @@ def _require_bounded(path: Path, stack: Stack, max_bytes: int) -> None:
 def _stored(path: Path, header: Header) -> Iterator[NDArray[Any]]:
     """The stored values (samples, rows, columns) of each frame of a file."""
     from pydicom import dcmread
-    from pydicom.pixels import iter_pixels
 
     where = f"{path}: {header.source.name}"
     with header.source.open() as file:
@@ -102,8 +104,34 @@ def _stored(path: Path, header: Header) -> Iterator[NDArray[Any]]:
             dataset = dcmread(Bounded(file, header.source.size), specific_tags=_TAGS)
             _require_complete(path, header, dataset)
         with refusing(where, "pixel data cannot be decoded"):
-            for pixels in iter_pixels(dataset):
+            for pixels in _decoded(header, dataset):
                 yield _plain(where, header, pixels)
+
+
+def _decoded(header: Header, dataset: Any) -> Iterator[NDArray[Any]]:
+    """Values (rows, columns) or (rows, columns, 3) of each frame. GDCM, as pydicom uses it, aborts on damaged JPEG."""
+    from pydicom.encaps import generate_frames
+    from pydicom.pixels import iter_pixels
+
+    if header.encoding in ("native", "RLE"):
+        yield from iter_pixels(dataset)
+        return
+    for content in generate_frames(dataset.PixelData, number_of_frames=len(header.frames)):
+        yield _decompressed(header, content)
+
+
+def _decompressed(header: Header, content: bytes) -> NDArray[Any]:
+    from pydicom.pixels import convert_color_space
+
+    pixels: NDArray[Any]
+    if header.encoding == "JPEG":
+        colours = "RGB" if header.photometric == "RGB" else "YCBCR"
+        options = {"colorspace": colours, "outcolorspace": "RGB"} if header.samples == 3 else {}
+        pixels = imagecodecs.jpeg8_decode(content, **options)
+        return pixels
+    decode = imagecodecs.jpegls_decode if header.encoding == "JPEG-LS" else imagecodecs.jpeg2k_decode
+    pixels = decode(content)
+    return convert_color_space(pixels, "YBR_FULL", "RGB") if header.photometric == "YBR_FULL" else pixels
 
 
 def _require_complete(path: Path, header: Header, dataset: Any) -> None:
@@ -121,17 +149,8 @@ def _require_complete(path: Path, header: Header, dataset: Any) -> None:
                 f"{header.bits_allocated} bits in {len(header.frames)} frames need {size:,}; export the file again"
             )
         return
-    _require_decoder(where, dataset)
     with refusing(where, "compressed pixel data is truncated or damaged"):
         _require_frames(where, header, dataset)
-
-
-def _require_decoder(where: str, dataset: Any) -> None:
-    from pydicom.pixels import get_decoder
-
-    syntax = dataset.file_meta.TransferSyntaxUID
-    if not get_decoder(syntax).is_available:
-        raise UnsupportedInput(f"{where}: no decoder for {syntax.name}; install handful[dicom], or decompress the file")
 
 
 def _require_frames(where: str, header: Header, dataset: Any) -> None:
@@ -141,29 +160,32 @@ def _require_frames(where: str, header: Header, dataset: Any) -> None:
     count = 0
     for content in generate_frames(dataset.PixelData, number_of_frames=len(header.frames)):
         count += 1
-        size = _compressed_size(content, header.encoding)
-        if size is not None and size != (header.columns, header.rows):
+        if header.encoding == "RLE":
+            continue
+        width, height, samples = _compressed_size(content, header.encoding)
+        if (width, height, samples) != (header.columns, header.rows, header.samples):
             raise DamagedFile(
-                f"{where}: compressed picture of {size[0]} x {size[1]} pixels, but the header says "
-                f"{header.columns} x {header.rows}; export the file again"
+                f"{where}: compressed picture of {width} x {height} pixels and {samples} samples, but the header says "
+                f"{header.columns} x {header.rows} and {header.samples}; export the file again"
             )
+        if not content.rstrip(b"\0").endswith(_END):
+            raise DamagedFile(f"{where}: a compressed picture ends before its end mark; copy the file again")
     if count != len(header.frames):
         raise DamagedFile(f"{where}: {count} compressed frames of {len(header.frames)}; copy the file again")
 
 
-def _compressed_size(content: bytes, encoding: str) -> tuple[int, int] | None:
-    """Width and height in the header of a compressed picture; None for RLE, which has none."""
+def _compressed_size(content: bytes, encoding: str) -> tuple[int, int, int]:
+    """Width, height and samples per pixel in the header of a compressed picture."""
     if encoding == "JPEG 2000":
-        x1, y1, x0, y0 = struct.unpack_from(">4I", content, content.index(b"\xff\x4f\xff\x51") + 8)
-        return x1 - x0, y1 - y0
-    if encoding == "RLE":
-        return None
+        start = content.index(b"\xff\x4f\xff\x51")
+        x1, y1, x0, y0 = struct.unpack_from(">4I", content, start + 8)
+        return x1 - x0, y1 - y0, struct.unpack_from(">H", content, start + 40)[0]
     at = 2
     while True:
         mark, length = struct.unpack_from(">HH", content, at)
         if mark in (0xFFC0, 0xFFC1, 0xFFC2, 0xFFC3, 0xFFF7):
-            height, width = struct.unpack_from(">HH", content, at + 5)
-            return width, height
+            height, width, samples = struct.unpack_from(">HHB", content, at + 5)
+            return width, height, samples
         if mark < 0xFF00:
             raise ValueError("no marker")
         at += 2 + max(length, 2)
@@ -172,12 +194,13 @@ def _compressed_size(content: bytes, encoding: str) -> tuple[int, int] | None:
 def _plain(where: str, header: Header, pixels: NDArray[Any]) -> NDArray[Any]:
     """Values (samples, rows, columns) without the bits that hold no value."""
     expected = (header.rows, header.columns) + ((3,) if header.samples == 3 else ())
-    if pixels.shape != expected or pixels.dtype.kind not in "iu":
-        raise DamagedFile(f"{where}: decoded to {pixels.shape}, not {expected}; export the file again")
-    spare = pixels.dtype.itemsize * 8 - header.bits_stored
-    if spare > 0:
-        kind = np.dtype(f"{'i' if header.signed else 'u'}{pixels.dtype.itemsize}")
-        pixels = pixels.astype(kind) << spare >> spare
+    if pixels.shape != expected or pixels.dtype.kind not in "iu" or pixels.dtype.itemsize * 8 > header.bits_allocated:
+        raise DamagedFile(
+            f"{where}: decoded to {pixels.shape} of {pixels.dtype}, not {expected}; export the file again"
+        )
+    spare = header.bits_allocated - header.bits_stored
+    kind = np.dtype(f"{'i' if header.signed else 'u'}{header.bits_allocated // 8}")
+    pixels = pixels.astype(kind, copy=False) << spare >> spare if spare else pixels.astype(kind, copy=False)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 

@@ -143,7 +143,7 @@ def _open_archive(path: Path) -> zipfile.ZipFile:
 
 def _in_archive(path: Path, archive: zipfile.ZipFile, max_bytes: int) -> Iterator[Source]:
     entries = [entry for entry in archive.infolist() if all(map(_is_shown, entry.filename.split("/")))]
-    entries = sorted((entry for entry in entries if not entry.is_dir()), key=lambda entry: entry.filename)
+    entries = sorted((entry for entry in entries if not entry.filename.endswith("/")), key=lambda entry: entry.filename)
     total = sum(entry.file_size for entry in entries)
     if total > max_bytes:
         raise DamagedFile(f"{path}: unpacks to {total:,} bytes, more than the allowed {max_bytes:,}; unpack one series")
