@@ -126,7 +126,7 @@ def _decompressed(header: Header, content: bytes) -> NDArray[Any]:
     pixels: NDArray[Any]
     if header.encoding == "JPEG":
         colours = "RGB" if header.photometric == "RGB" else "YCBCR"
-        options = {"colorspace": colours, "outcolorspace": "RGB"} if header.samples == 3 else {}
+        options: dict[str, Any] = {"colorspace": colours, "outcolorspace": "RGB"} if header.samples == 3 else {}
         pixels = imagecodecs.jpeg8_decode(content, **options)
         return pixels
     decode = imagecodecs.jpegls_decode if header.encoding == "JPEG-LS" else imagecodecs.jpeg2k_decode
