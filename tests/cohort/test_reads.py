@@ -20,12 +20,14 @@ from handful.methods.catalog import METHODS
 from whole import build_whole
 
 QUICK = {
+    "auto": {"unet.train.iterations": 1},
     "auto-sam": {"train.iterations": 1, "views": 8},
     "auto-sam-unet": {"train.iterations": 1, "views": 8},
     "ensemble": {"auto_sam_unet.train.iterations": 1, "auto_sam_unet.views": 8, "unet.train.iterations": 1},
     "few-shot-prompts": {"train.iterations": 1, "views": 8},
     "interactive": {"train.iterations": 1},
     "lora": {"train.iterations": 1},
+    "self-training": {"train.iterations": 1},
     "unet": {"train.iterations": 1},
 }
 WRAPPED = [

@@ -33,7 +33,8 @@ def vit(**settings: object) -> dict[str, object]:
 
 
 QUICK: dict[str, Lesson | str] = {
-    "auto-sam": Lesson("auto-sam", vit(), "large_sam"),
+    "auto": Lesson("auto", {f"unet.{key}": value for key, value in UNET.items()}),
+    "auto-sam": Lesson("auto-sam", vit(**{"train.iterations": 200}), "large_sam"),
     "auto-sam-unet": Lesson("auto-sam-unet", {"views": 2, "train.iterations": 60, "train.learning_rate": 1e-2}),
     "ensemble": Lesson(
         "ensemble",
