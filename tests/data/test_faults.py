@@ -113,9 +113,9 @@ def test_missing_file_folder_and_unknown_suffix_have_different_messages(tmp_path
     with pytest.raises(InputError, match=r"none\.nii\.gz: no such file"):
         read_volume(tmp_path / "none.nii.gz")
     (tmp_path / "folder.nii").mkdir()
-    with pytest.raises(InputError, match=r"folder\.nii: cannot be read"):
+    with pytest.raises(InputError, match=r"folder\.nii: a folder without DICOM files"):
         read_volume(tmp_path / "folder.nii")
-    with pytest.raises(UnsupportedInput, match=r"notes\.txt: unknown file format; handful reads \.nii\.gz, "):
+    with pytest.raises(UnsupportedInput, match=r"notes\.txt: unknown file format; handful reads DICOM and \.nii\.gz, "):
         read_volume(tmp_path / "notes.txt")
 
 

@@ -203,6 +203,8 @@ def _format(path: Path, choice: SeriesChoice = ONLY_SERIES) -> _Format:
         return _FORMATS[suffix]
     if path.name.lower().endswith(DICOM_SUFFIXES) or is_dicom(path):
         return _dicom(choice)
+    if path.is_dir():
+        raise UnsupportedInput(f"{path}: a folder without DICOM files; give a scan, or a folder with one DICOM series")
     raise UnsupportedInput(f"{path}: unknown file format; handful reads DICOM and {', '.join(SUFFIXES)}")
 
 
