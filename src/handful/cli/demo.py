@@ -110,7 +110,7 @@ report            {places.report}
 
 Next, with your own scans in my_cohort/images and a few label maps in my_cohort/labels:
   handful doctor -i my_cohort
-  handful fit {METHOD} -i my_cohort -o model
+  handful fit -i my_cohort -o model
   handful predict model -i my_cohort -o predictions
 Or continue with the cohort of the demo:
   handful fit nearest-slice -i {cohort} --shots 3 -o another_model
