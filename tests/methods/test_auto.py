@@ -10,7 +10,7 @@ from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.auto.check import Stopwatch
+from handful.methods.auto.check import Check, Stopwatch
 from handful.methods.auto.choice import (
     ENOUGH_UNLABELLED,
     FEWEST_STEPS,
@@ -27,7 +27,7 @@ from handful.methods.auto.choice import (
     training_reason,
     with_training,
 )
-from handful.methods.auto.method import NOTE, Auto
+from handful.methods.auto.method import NOTE, Auto, after_check
 from handful.methods.left_out import one_left_out
 from handful.methods.self_training.method import SelfTraining
 from handful.methods.unet.method import UNet
@@ -158,6 +158,14 @@ def test_a_resumed_fit_keeps_its_choice(sam: Backbone, tmp_path: Path):
     (note,) = tmp_path.glob(f"**/{NOTE}")
     note.write_text(Choice(method=UNET, reasons=("of the first start",)).to_json(), "utf-8")
     assert "of the first start" in chosen.fit(support_set(1), sam, Run(scratch=tmp_path)).decisions
+
+
+@pytest.mark.parametrize(("steps", "method"), [(600, "fate"), (3000, SELF_TRAINING)])
+def test_a_long_training_is_not_given_up_for_a_score_of_its_first_steps(steps: int, method: str):
+    found = Check(("case",), {SELF_TRAINING: 0.68, "fate": 0.84}, 0.1)
+    assert after_check(Choice(method=SELF_TRAINING, steps=steps), found).method == method
+    failed = Check(("case",), {SELF_TRAINING: 0.1, "fate": 0.84}, 0.1)
+    assert after_check(Choice(method=SELF_TRAINING, steps=steps), failed).method == "fate"
 
 
 def test_a_quarter_of_the_patients_is_left_out():

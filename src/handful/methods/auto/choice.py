@@ -31,8 +31,9 @@ SHARE_OF_FINAL_FIT = 0.7
 """Share of the time that is planned for the final fit; the rest is for the check and for reading."""
 SHARE_OF_TIME_LEFT = 0.9
 """Share of the time left after the check that is used for the training."""
-CLEARLY = 0.05
-"""Difference in Dice by which a method without training must be better to be preferred."""
+CLEARLY, BY_FAR = 0.05, 0.2
+"""Differences in Dice by which a method without training must be better in the check to be preferred: `BY_FAR` if the
+chosen method will train for `COMFORTABLE_STEPS` or more, since it trains only a part of them in the check."""
 LADDER = (1, 1.5, 2, 3, 4, 5, 6, 8)
 """Steps are one of these times a power of ten, so that small differences in speed change nothing."""
 

@@ -26,7 +26,9 @@ from handful.jobs.digests import digest_of_json
 from handful.jobs.progress import Run
 from handful.methods.auto.check import Check, scores_of
 from handful.methods.auto.choice import (
+    BY_FAR,
     CLEARLY,
+    COMFORTABLE_STEPS,
     FEWEST_STEPS,
     SELF_TRAINING,
     UNET,
@@ -135,7 +137,7 @@ class Auto(Wrapper):
             choice = paced(choice, found.seconds_per_step, 60 * self.budget_minutes - (time.monotonic() - began))
         if speed and choice.steps:
             choice = choice.because(training_reason(choice, speed.side, self.budget_minutes))
-        return _after_check(choice, found) if self.check else choice
+        return after_check(choice, found) if self.check else choice
 
     def _checked(
         self, choice: Choice, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run
@@ -230,12 +232,13 @@ def _noted(scratch: Path | None) -> Choice | None:
     return Choice.from_json((scratch / NOTE).read_text("utf-8"))
 
 
-def _after_check(choice: Choice, found: Check | None) -> Choice:
+def after_check(choice: Choice, found: Check | None) -> Choice:
     """The choice with the result of its check; another method if that is clearly better."""
     if found is None:
         return choice.because("not checked, because no labelled patient can be left out")
     best = found.best()
-    replaced = best != choice.method and found.dice[best] > found.dice[choice.method] + CLEARLY
+    margin = BY_FAR if (choice.steps or 0) >= COMFORTABLE_STEPS else CLEARLY
+    replaced = best != choice.method and found.dice[best] > found.dice[choice.method] + margin
     short = f" ({choice.method} with a shorter training)" if choice.steps else ""
     scores = ", ".join(f"{name} {dice:.2f}" for name, dice in found.dice.items())
     final = Choice(method=best, reasons=choice.reasons) if replaced else choice
