@@ -9,22 +9,19 @@ import dataclasses
 import json
 import time
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
-import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from handful.backbones.base import Backbone, MemoryBackbone
-from handful.data.slicing import Slicer, SliceView
+from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
-from handful.data.volume import LabelMap, Labels, Volume
+from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of_json
-from handful.jobs.progress import Run
-from handful.methods.auto.check import Check, scores_of
+from handful.jobs.progress import Run, silent
+from handful.methods.auto.check import Check, Stopwatch, scores_of
 from handful.methods.auto.choice import (
     BY_FAR,
     CLEARLY,
@@ -40,13 +37,12 @@ from handful.methods.auto.choice import (
     training_reason,
     with_training,
 )
-from handful.methods.base import Method, PromptableSegmenter, Segmenter, Work, below
-from handful.methods.explained import Explained, SliceConfidence, SupportPicture
+from handful.methods.base import Method, Segmenter, Work, below
 from handful.methods.fate.method import Fate
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.self_training.method import SelfTraining
 from handful.methods.unet.method import UNet
-from handful.methods.wrappers.base import Wrapper, WrapperSegmenter
+from handful.methods.wrappers.base import DelegatingSegmenter, Wrapper
 
 FATE, NEAREST_SLICE = "fate", "nearest-slice"
 TIMED_STEPS = 6
@@ -157,12 +153,10 @@ class Auto(Wrapper):
         unet = self.unet.with_slicer(slicer)
         side = unet.plan(support, slicer, backbone).side
         train = dataclasses.replace(unet.train, iterations=TIMED_STEPS)
-        ticks: list[float] = []
         run.report(0, TIMED_STEPS, "measuring the speed of this machine")
-        timed = Run(report=lambda step, total, note: ticks.append(time.monotonic()))
-        dataclasses.replace(unet, side=side, train=train).fit(support, backbone, timed)
-        seconds = sorted(later - earlier for earlier, later in pairwise(ticks))
-        return Speed(side=side, seconds=max(1e-6, seconds[len(seconds) // 2]))
+        watch = Stopwatch(silent, TIMED_STEPS)
+        dataclasses.replace(unet, side=side, train=train).fit(support, backbone, Run(report=watch))
+        return Speed(side=side, seconds=max(1e-6, watch.seconds_per_step or 0.0))
 
     def _built(self, choice: Choice, slicer: Slicer) -> Method:
         if choice.method in (SELF_TRAINING, UNET):
@@ -176,7 +170,7 @@ class Auto(Wrapper):
         return self.self_training if name == SELF_TRAINING else self.unet
 
 
-class AutoSegmenter(WrapperSegmenter):
+class AutoSegmenter(DelegatingSegmenter):
     """The segmenter of the chosen method, with the reasons for the choice."""
 
     def __init__(self, chosen: Segmenter, choice: Choice) -> None:
@@ -184,41 +178,14 @@ class AutoSegmenter(WrapperSegmenter):
         self.choice = choice
 
     @property
-    def chosen(self) -> Segmenter:
-        """The segmenter of the chosen method."""
-        return self.members[self.choice.method]
-
-    @property
     def decisions(self) -> tuple[str, ...]:
         return (f"chosen: {self.choice.method}", *self.choice.reasons, *super().decisions)
-
-    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        logits: Tensor = self.chosen(slices)
-        return logits
-
-    def segment(self, stack: SliceView) -> LabelMap:
-        return self.chosen.segment(stack)
 
     def learned(self) -> dict[str, Tensor]:
         return super().learned() | {"choice": self.choice.pack()}
 
-    def predict_explained(self, volume: Volume) -> Explained:
-        return self.chosen.predict_explained(volume)
-
-    def support_picture(self, case: str, number: int) -> SupportPicture:
-        return self.chosen.support_picture(case, number)
-
-    @torch.inference_mode()
-    def confidence(
-        self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
-    ) -> dict[int, float]:
-        return self.chosen.confidence(volume, prediction, reasons)
-
-    def promptable(self) -> PromptableSegmenter | None:
-        return self.chosen.promptable()
-
     def extend(self, support: SupportSet) -> AutoSegmenter:
-        return AutoSegmenter(self.chosen.extend(support), self.choice)
+        return AutoSegmenter(self.inner.extend(support), self.choice)
 
 
 def _untrained(backbone: Backbone) -> list[str]:

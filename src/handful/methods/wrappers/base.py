@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from handful.backbones.base import Backbone
-from handful.data.slicing import Slicer
+from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
-from handful.data.volume import Labels
+from handful.data.volume import LabelMap, Labels, Volume
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, Work, below
+from handful.methods.base import Method, PromptableSegmenter, Segmenter, Work, below
+from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 
 _Wrapper = TypeVar("_Wrapper", bound="MethodWrapper")
 
@@ -124,3 +126,33 @@ class WrapperSegmenter(Segmenter):
     @property
     def holds_pictures(self) -> bool:
         return any(member.holds_pictures for member in self.members.values())
+
+
+class DelegatingSegmenter(WrapperSegmenter):
+    """A segmenter around one other, with all that the other is capable of."""
+
+    @property
+    def inner(self) -> Segmenter:
+        """The other segmenter."""
+        return next(iter(self.members.values()))
+
+    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+        logits: Tensor = self.inner(slices)
+        return logits
+
+    def segment(self, stack: SliceView) -> LabelMap:
+        return self.inner.segment(stack)
+
+    def predict_explained(self, volume: Volume) -> Explained:
+        return self.inner.predict_explained(volume)
+
+    def support_picture(self, case: str, number: int) -> SupportPicture:
+        return self.inner.support_picture(case, number)
+
+    def confidence(
+        self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
+    ) -> dict[int, float]:
+        return self.inner.confidence(volume, prediction, reasons)
+
+    def promptable(self) -> PromptableSegmenter | None:
+        return self.inner.promptable()

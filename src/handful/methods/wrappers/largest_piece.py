@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from handful.backbones.base import Backbone
@@ -22,9 +21,9 @@ from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.jobs.progress import Run
-from handful.methods.base import PromptableSegmenter, Segmenter, below
-from handful.methods.explained import Explained, SliceConfidence, SupportPicture
-from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
+from handful.methods.base import Segmenter, below
+from handful.methods.explained import Explained
+from handful.methods.wrappers.base import DelegatingSegmenter, MethodWrapper
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class OnePiece:
         return tuple(lines)
 
 
-class LargestPieceSegmenter(WrapperSegmenter):
+class LargestPieceSegmenter(DelegatingSegmenter):
     """A segmenter whose predictions have one piece of each label that is one piece in the references."""
 
     def __init__(self, inner: Segmenter, one_piece: OnePiece) -> None:
@@ -115,18 +114,8 @@ class LargestPieceSegmenter(WrapperSegmenter):
         self.one_piece = one_piece
 
     @property
-    def inner(self) -> Segmenter:
-        """The segmenter whose predictions are changed."""
-        return self.members["inner"]
-
-    @property
     def decisions(self) -> tuple[str, ...]:
         return (*self.inner.decisions, *self.one_piece.decisions(self.labels))
-
-    def forward(self, slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
-        """Logits of single slices, with all pieces."""
-        logits: Tensor = self.inner(slices)
-        return logits
 
     def learned(self) -> dict[str, Tensor]:
         values = {"whole_volumes": self.one_piece.whole_volumes, "single_slices": self.one_piece.single_slices}
@@ -138,17 +127,6 @@ class LargestPieceSegmenter(WrapperSegmenter):
     def predict_explained(self, volume: Volume) -> Explained:
         explained = self.inner.predict_explained(volume)
         return explained._replace(label_map=self.one_piece.keep(self.slicer.grid(volume.geometry), explained.label_map))
-
-    def support_picture(self, case: str, number: int) -> SupportPicture:
-        return self.inner.support_picture(case, number)
-
-    def confidence(
-        self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
-    ) -> dict[int, float]:
-        return self.inner.confidence(volume, prediction, reasons)
-
-    def promptable(self) -> PromptableSegmenter | None:
-        return self.inner.promptable()
 
     def extend(self, support: SupportSet) -> LargestPieceSegmenter:
         return LargestPieceSegmenter(self.inner.extend(support), self.one_piece)
