@@ -53,6 +53,7 @@ from .methods.catalog import build_method as build_method
 from .methods.fate.method import Fate as Fate
 from .methods.few_shot_prompts.method import FewShotPrompts as FewShotPrompts
 from .methods.interactive.method import Interactive as Interactive
+from .methods.know_sam.method import KnowSam as KnowSam
 from .methods.lora import Lora as Lora
 from .methods.nearest_slice import NearestSlice as NearestSlice
 from .methods.promptable import oracle as oracle

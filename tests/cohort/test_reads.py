@@ -26,6 +26,7 @@ QUICK = {
     "ensemble": {"auto_sam_unet.train.iterations": 1, "auto_sam_unet.views": 8, "unet.train.iterations": 1},
     "few-shot-prompts": {"train.iterations": 1, "views": 8},
     "interactive": {"train.iterations": 1},
+    "know-sam": {"train.iterations": 1},
     "lora": {"train.iterations": 1},
     "self-training": {"train.iterations": 1},
     "unet": {"train.iterations": 1},

@@ -22,6 +22,7 @@ ON_HANDFUL_TINY = {
     },
     "fate": {"top_k": 5, "window": 1},
     "few-shot-prompts": {"train.learning_rate": 2e-3},
+    "know-sam": {"sam_rate": 2e-3},
     "lora": {"train.learning_rate": 2e-3},
     "zero-shot": {"multimask": False},
 }
@@ -31,6 +32,7 @@ ON_SAM_2 = {
     "ensemble": ON_HANDFUL_TINY["ensemble"] | {"fate.top_k": 3, "fate.window": 6},
     "fate": {"top_k": 3, "window": 6},
     "few-shot-prompts": {"train.learning_rate": 3e-4},
+    "know-sam": {"sam_rate": 3e-4},
     "lora": {"train.learning_rate": 3e-4},
 }
 

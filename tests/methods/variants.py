@@ -149,6 +149,13 @@ VARIANTS: dict[str, Variant] = {
     "interactive, encoder": Variant(
         "interactive", interactive(encoder_rank=2, error_head=True), "sam2", exempt=OWN_ENCODER
     ),
+    "know-sam": Variant("know-sam", NET, exempt=OWN_ENCODER | OWN_LABELS),
+    "know-sam, answered by the sam": Variant(
+        "know-sam",
+        NET | {"answer": "sam", "mirror": True, "mixing": 0.5, "train.iterations": 6},
+        "sam2",
+        exempt=OWN_ENCODER | OWN_LABELS | INSIDE,
+    ),
     "lora": Variant("lora", STEPS | {"rank": 2}, exempt=OWN_ENCODER),
     "lora, adapter": Variant("lora", STEPS | {"rank": 2, "variant": "adapter"}, "sam2", exempt=OWN_ENCODER),
     "lora, video": Variant("lora", STEPS | {"rank": 2}, "video", exempt=OWN_ENCODER | INSIDE),

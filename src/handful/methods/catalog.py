@@ -16,6 +16,7 @@ from handful.methods.base import Method
 from handful.methods.fate.method import Fate
 from handful.methods.few_shot_prompts.method import FewShotPrompts
 from handful.methods.interactive.method import Interactive
+from handful.methods.know_sam.method import KnowSam
 from handful.methods.lora import Lora
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.self_training.method import SelfTraining
@@ -37,6 +38,7 @@ METHODS: dict[str, type[Method]] = {
     "fate": Fate,
     "few-shot-prompts": FewShotPrompts,
     "interactive": Interactive,
+    "know-sam": KnowSam,
     "lora": Lora,
     "nearest-slice": NearestSlice,
     "self-training": SelfTraining,
