@@ -20,6 +20,7 @@ from handful.data.volume import Volume
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+STUDY = "1.2.3"
 ROWS, COLUMNS, SLICES = 8, 10, 6
 NAME, IDENTITY = "Doe^Jane^Secret", "MRN-7731-SECRET"
 """Of the patient in every series: neither may be in a message or a record."""
@@ -50,6 +51,7 @@ def image(
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = CT, meta.MediaStorageSOPInstanceUID
     data.PatientName, data.PatientID = NAME, IDENTITY
+    data.StudyInstanceUID, data.StudyDate, data.StudyTime = STUDY, "20260102", "101112"
     data.SeriesInstanceUID, data.SeriesNumber, data.SeriesDescription = series, number, f"series {number}"
     data.Modality, data.FrameOfReferenceUID, data.ImageType = modality, "1.2.9", ["ORIGINAL", "PRIMARY", "AXIAL"]
     set_pixels(data, pixels)

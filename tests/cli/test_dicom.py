@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 import dicom_series as made
 from handful.data.files import read_label_map, read_volume
+from phantoms import LABELS
 from small_cohort import Handful
 
 
@@ -79,3 +81,39 @@ def test_doctor_allows_a_stated_tolerance(tmp_path: Path, handful: Handful):
     folder = made.write(tmp_path / "scan", images)
     assert handful("doctor", "-i", folder).exit_code == 3
     assert handful("doctor", "-i", folder, "--slice-tolerance", "0.2").exit_code == 0
+
+
+def test_predict_writes_segmentations_of_dicom_scans_and_resumes(
+    model: Path, scan: Path, cohort: Path, tmp_path: Path, handful: Handful
+):
+    own = tmp_path / "own"
+    shutil.copytree(scan, own / "images" / "dicom")
+    shutil.copy(cohort / "images" / "case-3.nii.gz", own / "images")
+    terms = tmp_path / "terms.json"
+    terms.write_text('{"egg": {"type": {"value": "1", "scheme": "99OWN", "meaning": "Own egg"}}}')
+    command = ("predict", model, "-i", own, "-o", tmp_path / "out", "-d", "cpu", "-q", "--format", "dicom-seg")
+    result = handful(*command, "--terms", terms)
+    assert result.exit_code == 3
+    (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
+    assert failure["case"] == "case-3"
+    assert "this scan is none" in failure["reason"]
+    assert handful("predict", model, "-i", scan, "-o", tmp_path / "nifti.nii.gz", "-d", "cpu").exit_code == 0
+    truth = read_label_map(tmp_path / "nifti.nii.gz")
+    again = read_label_map(tmp_path / "out" / "dicom.dcm", LABELS, grid=truth.geometry)
+    np.testing.assert_array_equal(truth.array, again.array)
+    assert truth.array.any()
+    segments = dcmread(tmp_path / "out" / "dicom.dcm").SegmentSequence
+    types = {one.SegmentLabel: one.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for one in segments}
+    assert types["egg"] == "Own egg"
+    assert planted(tmp_path / "out" / ".handful") == []
+    assert handful(*command, "--cases", "dicom").stdout.startswith("0 cases segmented, 1 already segmented")
+
+
+def test_the_name_of_the_output_makes_a_segmentation(model: Path, scan: Path, tmp_path: Path, handful: Handful):
+    for format, kind in (("auto", "BINARY"), ("dicom-labelmap", "LABELMAP")):
+        out = tmp_path / f"{format}.dcm"
+        result = handful("predict", model, "-i", scan, "-o", out, "-d", "cpu", "--format", format)
+        assert result.exit_code == 0, result.output
+        assert dcmread(out).SegmentationType == kind
+    refused = handful("predict", model, "-i", scan, "-o", tmp_path / "a.nii.gz", "--format", "dicom-seg")
+    assert "name it a.dcm" in refused.output.replace("\n", " ")

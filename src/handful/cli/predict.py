@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,28 @@ import typer
 
 from handful.cli import options
 from handful.cli.terminal import exit_on, print_failures, print_json, print_lines, progress
+
+
+class Format(StrEnum):
+    """Formats of the label maps."""
+
+    AUTO = "auto"
+    DICOM_SEG = "dicom-seg"
+    DICOM_LABELMAP = "dicom-labelmap"
+
+
+FormatOption = Annotated[
+    Format,
+    typer.Option(
+        help="auto: the format of the scan, NIfTI for DICOM. dicom-seg: a DICOM segmentation of DICOM scans. "
+        "dicom-labelmap: the same as a label map, which few viewers read yet."
+    ),
+]
+Terms = Annotated[
+    Path | None,
+    typer.Option(help="TOML or JSON file with coded terms of labels, for DICOM segmentations.", show_default=False),
+]
+
 
 if TYPE_CHECKING:
     from handful.cohort.predict import CohortResult, PredictConfig
@@ -30,6 +53,8 @@ def predict(
     preview: Annotated[
         bool, typer.Option("--preview", help="Also write a picture of each result into previews/.")
     ] = False,
+    format: FormatOption = Format.AUTO,
+    terms: Terms = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -37,10 +62,9 @@ def predict(
 
     Example: `handful predict model -i my_cohort -o predictions`
 
-    A label map has the file name of its scan (JPEG becomes PNG; DICOM becomes NIfTI; nnU-Net's CASE_0000 becomes
-    CASE). If the command is
-    run again, only new or changed scans are segmented. Scans that fail are listed in failures.json; the others are
-    still segmented.
+    A label map has the file name of its scan (JPEG becomes PNG; DICOM becomes NIfTI, or DICOM-SEG with `--format`;
+    nnU-Net's CASE_0000 becomes CASE). If the command is run again, only new or changed scans are segmented. Scans that
+    fail are listed in failures.json; the others are still segmented.
 
     The pictures of `--preview` show slices with the predicted labels. For a `fate` model they also show the labelled
     slices that each prediction is based on. Those come from patients of the support set: protect the pictures like
@@ -48,9 +72,17 @@ def predict(
     """
     from handful.cohort.predict import PredictConfig, predict_file
     from handful.data.dicom.series import SeriesChoice
+    from handful.data.dicom.terms import read_terms
     from handful.data.files import is_single_scan, names_file
 
-    config = PredictConfig(device=device, overwrite=overwrite, preview=preview, cache=cache)
+    config = PredictConfig(
+        device=device,
+        overwrite=overwrite,
+        preview=preview,
+        cache=cache,
+        format=format.value,
+        terms=read_terms(terms) if terms else {},
+    )
     choice = SeriesChoice(series, slice_tolerance)
     if names_file(out) and is_single_scan(input):
         predict_file(model, input, out, config, choice)

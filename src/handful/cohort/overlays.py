@@ -30,7 +30,8 @@ def write_overlays(
     written = tuple(case for case in ready if case in scan_of)
     for case in written:
         files = report.files[case]
-        prediction = read_label_map(str(files.prediction), labels)
-        reference = read_label_map(files.reference, labels, ignore)
-        write_overlay(out / f"{case}.png", scan_of[case].read_image(), prediction, reference, case=case)
+        volume = scan_of[case].read_image()
+        prediction = read_label_map(str(files.prediction), labels, grid=volume.geometry)
+        reference = read_label_map(files.reference, labels, ignore, grid=volume.geometry)
+        write_overlay(out / f"{case}.png", volume, prediction, reference, case=case)
     return OverlayResult(written, tuple(case for case in ready if case not in scan_of))

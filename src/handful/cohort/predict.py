@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 from handful.checkpoint import SavedModel, open_model
 from handful.data.cases import Case
+from handful.data.dicom.segmentation import Encoding, Maker, SegmentationStyle, write_segmentation
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
 from handful.data.dicom.sources import DICOM_SUFFIXES
+from handful.data.dicom.terms import Term, require_labels
 from handful.data.files import SUFFIXES, read_volume, stem, write_label_map
-from handful.data.volume import Volume
+from handful.data.volume import LabelMap, Volume
 from handful.errors import InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_json
@@ -32,11 +35,16 @@ WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
     DICOM_SUFFIXES, ".nii.gz"
 )
 """Suffixes that label maps cannot have (lossy formats, formats of two files, DICOM), and their replacements."""
+SEGMENTATION = ".dcm"
+"""Suffix of DICOM segmentations."""
+
+OutputFormat = Literal["auto", "dicom-seg", "dicom-labelmap"]
+"""The format of the scan (NIfTI for DICOM), or a DICOM segmentation as bits per segment or as a label map."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Options of a prediction; none of them changes the label maps."""
+    """Options of a prediction; none of them changes the labels of the voxels."""
 
     device: str = "auto"
     """auto, cpu, cuda or mps."""
@@ -50,6 +58,10 @@ class PredictConfig:
     """
     cache: Path | None = None
     """Folder of stored embeddings; missing ones are added."""
+    format: OutputFormat = "auto"
+    """The DICOM formats need DICOM scans; other cases fail."""
+    terms: Mapping[str, Term] = field(default_factory=dict)
+    """Coded terms of labels in DICOM segmentations, by label name; others get a term of the standard."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,8 @@ def predict_cohort(
     """Segment the cases with the segmenter in the folder `model`, and write label maps into `out`.
 
     A label map has the name of its case and the suffix of its image, except that JPEG becomes PNG, .mhd becomes .mha,
-    .nhdr becomes .nrrd and DICOM becomes .nii.gz. A case that fails is listed in `out`/failures.json, and the others
-    are still segmented.
+    .nhdr becomes .nrrd and DICOM becomes .nii.gz, or a DICOM segmentation (.dcm) if `config.format` is one. A case that
+    fails is listed in `out`/failures.json, and the others are still segmented.
 
     A case is skipped if its input, its output and the model are unchanged since it was segmented (compared by SHA-256).
     An output that was changed by hand is moved to .handful/changed before its case is segmented again. A file that
@@ -80,6 +92,7 @@ def predict_cohort(
     config = config or PredictConfig()
     started = datetime.now(UTC)
     saved = open_model(model)
+    require_labels(config.terms, saved.record.labels.values())
     with locked(out / NOTES):
         _remove_leftovers(out, (case.name for case in cases))
         result = _Job(saved, out, config, report).run(cases)
@@ -93,15 +106,17 @@ def predict_file(
 ) -> None:
     """Segment the file or DICOM folder `image` (its series by `choice`), and write the label map `out`.
 
+    A name that ends in .dcm makes a DICOM segmentation, for which `image` must be DICOM.
+
     Raises InputError if `out` exists and `overwrite` is not set.
     """
-    config = config or PredictConfig()
-    suffix = out.name[len(stem(out)) :]
-    if instead := WRITTEN_AS.get(suffix.lower()):
-        raise UnsupportedInput(f"{out}: {suffix} cannot store a label map; name it {stem(out)}{instead}")
+    config = _for_file(config or PredictConfig(), out)
     if out.exists() and not config.overwrite:
         raise InputError(f"{out} exists; name another file, or add --overwrite")
     saved = open_model(model)
+    require_labels(config.terms, saved.record.labels.values())
+    case = Case(stem(out), image, choice=choice)
+    _require_dicom(case, config)
     volume = read_volume(image, series=choice.series, slice_tolerance=choice.slice_tolerance)
     segmenter = saved.open(config.device, config.cache)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -110,9 +125,21 @@ def predict_file(
     preview = out.with_name(f"{stem(out)}.preview.png")
     if config.overwrite:
         preview.unlink(missing_ok=True)  # of an earlier prediction
-    write_label_map(out, label_map)
+    write_prediction(out, label_map, case, config, saved)
     if config.preview:
         write_preview(preview, volume, label_map, segmenter, reasons, stem(out))
+
+
+def write_prediction(out: Path, label_map: LabelMap, case: Case, config: PredictConfig, model: SavedModel) -> None:
+    """Write the predicted label map of a case in the format that `config` states."""
+    if config.format == "auto":
+        write_label_map(out, label_map)
+        return
+    assert isinstance(case.image, Path)
+    maker = Maker(model.record.method, model.sha256)
+    encoding: Encoding = "BINARY" if config.format == "dicom-seg" else "LABELMAP"
+    style = SegmentationStyle(encoding, config.terms, maker)
+    write_segmentation(out, label_map, case.image, case.choice, style)
 
 
 def support_among(out: Path) -> set[str]:
@@ -182,7 +209,7 @@ class _Job:
 
     def _prepared(self, case: Case) -> tuple[_Task, Volume, str] | None:
         """The arguments of `_carry_out`; None if the case was done before. Moves a changed output out of the way."""
-        task = _task(case, self.out)
+        task = _task(case, self.out, self.config)
         if not self.config.overwrite and self._is_done(task):
             return None
         _make_way(task, self.config)
@@ -200,19 +227,42 @@ class _Job:
             task.preview.unlink(missing_ok=True)  # of an earlier prediction
         note = _Note(input=digest, model=self.model.sha256, output=None)
         task.notes.write(task.case.name, note)  # from now on the output counts as written by handful
-        write_label_map(task.output, label_map)
+        write_prediction(task.output, label_map, task.case, self.config, self.model)
         if self.config.preview:
             write_preview(task.preview, volume, label_map, self.segmenter, reasons, task.case.name)
         fitted_on = digest_of(volume.array) in self.model.fitted_on.values()
         task.notes.write(task.case.name, replace(note, output=digest_of_file(task.output), fitted_on=fitted_on))
 
 
-def _task(case: Case, out: Path) -> _Task:
+def _for_file(config: PredictConfig, out: Path) -> PredictConfig:
+    """The options with the format that the name of the output file states. Raises UnsupportedInput if they differ."""
+    suffix = out.name[len(stem(out)) :].lower()
+    if suffix == SEGMENTATION:
+        return replace(config, format="dicom-seg") if config.format == "auto" else config
+    if config.format != "auto":
+        raise UnsupportedInput(
+            f"{out}: {config.format} has the suffix {SEGMENTATION}; name it {stem(out)}{SEGMENTATION}"
+        )
+    if instead := WRITTEN_AS.get(suffix):
+        raise UnsupportedInput(f"{out}: {suffix} cannot store a label map; name it {stem(out)}{instead}")
+    return config
+
+
+def _require_dicom(case: Case, config: PredictConfig) -> None:
+    if config.format != "auto" and not case.is_dicom:
+        raise UnsupportedInput(
+            f"case {case.name!r}: a DICOM segmentation must refer to DICOM images, but this scan is none; "
+            "write another format, such as .nii.gz"
+        )
+
+
+def _task(case: Case, out: Path, config: PredictConfig) -> _Task:
     if case.name in (".", "..") or any(mark in case.name for mark in "/\\\0"):
         raise InputError(f"case {case.name!r}: this name cannot be a file name; rename the case")
     suffix = case.image.name[len(stem(case.image)) :] if isinstance(case.image, Path) else ".nii.gz"
     suffix = WRITTEN_AS.get(suffix.lower(), suffix if suffix.lower() in SUFFIXES and not case.is_dicom else ".nii.gz")
-    output = out / f"{case.name}{suffix}"
+    _require_dicom(case, config)
+    output = out / f"{case.name}{suffix if config.format == 'auto' else SEGMENTATION}"
     return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png")
 
 

@@ -13,7 +13,7 @@ from handful.curation.calibration import Calibration
 from handful.curation.quality import CaseQuality, QualityConfig, QualityEstimator, Refit, estimating_quality
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_label_map, stem
-from handful.data.formats import is_scan
+from handful.data.formats import is_label_map
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
@@ -167,8 +167,8 @@ def _quality(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[Case
     if case.name not in work.predictions:
         raise InputError(f"no prediction of case {case.name!r}; predict it first, or leave it out with --cases")
     path = work.predictions[case.name]
-    prediction = read_label_map(path, work.labels)
     volume = case.read_image()
+    prediction = read_label_map(path, work.labels, grid=volume.geometry)
     scan = digest_of(volume.array)
     key = digest_of(f"{work.key} {scan} {digest_of_file(path)}")
     notes = Notes(work.out / NOTES / "cases", _CaseNote)
@@ -184,7 +184,7 @@ def _quality(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[Case
 def _label_maps(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the output folder of handful predict")
-    return {stem(path): path for path in sorted(folder.iterdir()) if is_scan(path)}
+    return {stem(path): path for path in sorted(folder.iterdir()) if is_label_map(path)}
 
 
 def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str]]:
@@ -238,8 +238,9 @@ def _draw(work: _Work, cases: Sequence[Case], pictured: Sequence[CaseQuality]) -
         if case.name not in names:
             path.unlink(missing_ok=True)
         elif not path.exists():
-            prediction = read_label_map(work.predictions[case.name], work.labels)
-            write_overlay(path, case.read_image(), prediction, slicer=work.slicer, case=case.name)
+            volume = case.read_image()
+            prediction = read_label_map(work.predictions[case.name], work.labels, grid=volume.geometry)
+            write_overlay(path, volume, prediction, slicer=work.slicer, case=case.name)
 
 
 def _picture(out: Path, case: str) -> Path:

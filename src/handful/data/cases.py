@@ -6,9 +6,10 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from handful.data.dicom.segments import require_same_frame
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
 from handful.data.dicom.sources import is_dicom
-from handful.data.formats import SUFFIXES, read_geometry, read_label_map, read_volume, require_known
+from handful.data.formats import SUFFIXES, is_scan, read_geometry, read_label_map, read_volume, require_known
 from handful.data.hounsfield import hounsfield_shift
 from handful.data.modality import ModalityEvidence
 from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
@@ -84,12 +85,19 @@ class Case:
         if isinstance(self.reference, LabelMap):
             label_map = self.reference
             require_known(label_map.array, self.labels or label_map.labels, f"case {self.name!r}")
+            geometry = geometry or self.read_geometry()
         else:
-            label_map = read_label_map(self.reference, self.labels, self.ignore)
-        geometry = geometry or self.read_geometry()
+            geometry = geometry or self.read_geometry()
+            self._require_same_frame(self.reference)
+            label_map = read_label_map(self.reference, self.labels, self.ignore, grid=geometry)
         names = f"case {self.name!r}: image and labels" + _file_names(self.image, self.reference)
         geometry.require_same(label_map.geometry, names)
         return LabelMap(label_map.array, geometry, self.labels or label_map.labels)
+
+    def _require_same_frame(self, reference: Path) -> None:
+        """Raise GeometryMismatch if a DICOM segmentation belongs to another DICOM series."""
+        if isinstance(self.image, Path) and self.is_dicom and not is_scan(reference):
+            require_same_frame(reference, self.image, self.choice)
 
     def modality_evidence(self, image: Volume) -> ModalityEvidence:
         """Evidence from file, data set and voxels for the modality; `image` is the result of `read_image`."""

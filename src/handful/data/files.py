@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from handful.data.cases import Case, Cohort
 from handful.data.dicom.series import SeriesChoice, dicom_patient, dicom_series_of
 from handful.data.dicom.sources import DICOM_SUFFIXES, has_dicom_start, is_dicom
 from handful.data.formats import (
     SUFFIXES,
+    is_label_map,
     is_scan,
+    labels_in,
     read_label_map,
     read_volume,
     stem,
@@ -46,7 +46,7 @@ def read_cohort(
     Supported layouts: `images/` and `labels/` with files of equal stem; nnU-Net's raw folders (`imagesTr/`, one
     channel); the Medical Segmentation Decathlon's `dataset.json`; a folder of images; a single image file. Hidden files
     are ignored. An image may be a folder, an archive (.zip) or a file of DICOM; a folder that holds nothing but DICOM
-    is one case.
+    is one case. A label map may be a DICOM segmentation (DICOM-SEG).
 
     `dataset.json` may state the label names, the modality, the value of unlabelled voxels ("ignore"), the patients
     ("patient": {case: id}), the DICOM series ("series": {case: number or UID}) and "slice_tolerance" in mm. DICOM cases
@@ -201,7 +201,7 @@ def _pairs(folder: Path, facts: _Facts) -> list[_Pair]:
 def _matched(images: Path, labels: Path, channel: bool) -> list[_Pair]:
     """Images and labels of equal stem. With `channel`, image names end in nnU-Net's channel number."""
     image_of = _without_channel(images) if channel else _images(images)
-    label_of = _by_stem(labels) if labels.is_dir() else {}
+    label_of = _by_stem(labels, is_label_map) if labels.is_dir() else {}
     if orphans := sorted(str(label_of[name]) for name in label_of.keys() - image_of.keys()):
         raise InputError(
             f"labels without an image in {images}: {', '.join(orphans)}; add the image or remove the labels"
@@ -209,10 +209,10 @@ def _matched(images: Path, labels: Path, channel: bool) -> list[_Pair]:
     return [(name, image, label_of.get(name)) for name, image in image_of.items()]
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def _by_stem(folder: Path, wanted: Callable[[Path], bool] = is_scan) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if not is_scan(path):
+        if not wanted(path):
             continue
         if (other := files.setdefault(stem(path), path)) != path:
             raise InputError(f"two files for one case: {other} and {path}; remove one of them")
@@ -331,20 +331,12 @@ def _by_case(facts: _Facts, entry: str) -> dict[str, Any]:
 
 def _scan_labels(cases: tuple[Case, ...]) -> Labels | None:
     """The values in the references, for cohorts without label names. A file that cannot be read fails later."""
-    values: set[int] = set()
-    failure: HandfulError | None = None
     references = [case for case in cases if isinstance(case.reference, Path)]
-    for case in references:
-        assert isinstance(case.reference, Path)
-        try:
-            label_map = read_label_map(case.reference, None, case.ignore)
-        except HandfulError as error:
-            failure = failure or error
-            continue
-        values.update(np.unique(label_map.array[label_map.array > 0]).tolist())
-    if failure and not values:
+    ignore = references[0].ignore if references else None
+    labels, failure = labels_in([case.reference for case in references if isinstance(case.reference, Path)], ignore)
+    if failure and labels is None:
         raise failure
-    return Labels.of({value: f"label {value}" for value in values}) if values else None
+    return labels
 
 
 def _with_labels(case: Case, labels: Labels | None) -> Case:

@@ -6,7 +6,7 @@ Files are verified when they are read, and written completely or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.data.dicom.segments import read_segmentation, segment_names
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice, dicom_geometry, dicom_modality, dicom_notes, read_dicom
-from handful.data.dicom.sources import DICOM_SUFFIXES, is_dicom
+from handful.data.dicom.sources import DICOM_SUFFIXES, has_dicom_start, is_dicom
 from handful.data.itk import itk_geometry, itk_modality, read_itk, write_itk
 from handful.data.nifti import nifti_geometry, nifti_notes, read_nifti, write_nifti
 from handful.data.pictures import picture_geometry, read_label_picture, read_picture, write_picture
 from handful.data.verified import MAX_BYTES
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, require_finite
-from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput
+from handful.errors import HandfulError, InputError, LabelError, SettingsError, UnsupportedInput
 from handful.jobs.atomic import replacing
 from handful.jobs.digests import Digest
 
@@ -61,18 +62,36 @@ def read_volume(
 
 
 def read_label_map(
-    path: str | Path, labels: Labels | None = None, ignore: int | None = None, *, max_bytes: int = MAX_BYTES
+    path: str | Path,
+    labels: Labels | None = None,
+    ignore: int | None = None,
+    *,
+    max_bytes: int = MAX_BYTES,
+    grid: Geometry | None = None,
 ) -> LabelMap:
     """The label map in a file, with 16-bit voxels (i, j, k), or 32-bit voxels if a label value needs them.
+
+    A DICOM segmentation (DICOM-SEG) has frames in any order, and often only those with a label. `grid` is the grid of
+    its scan; without it, the label map is cropped to the slices that the file has. Its segments become the `labels` of
+    the same name, or keep their numbers if `labels` have no names. Other files have a grid of their own.
 
     Voxels of value `ignore` become IGNORE (unlabelled). If a file `<stem>.slices.json` lies in the same folder, all
     slices that it does not list become IGNORE, too. Its content is {"axis": 0, 1 or 2 of the stored array, "labelled":
     [slice numbers]}. Without it, a slice that contains no label counts as labelled background.
 
-    Without `labels`, each value in the file is a label called "label <value>". Raises LabelError for values that are
-    not whole numbers, negative, or not among `labels`.
+    Without `labels`, each value in the file is a label called "label <value>", or as the segment is called. Raises
+    LabelError for values that are not whole numbers, negative, or not among `labels`, and for segments that overlap or
+    are no label.
     """
     path = Path(path)
+    if _is_dicom_file(path):
+        classes, geometry, names = read_segmentation(path, max_bytes, grid)
+        if labels is None:
+            labels = Labels.of(names)
+        else:
+            classes = _with_values(classes, names, labels, path)
+        _apply_sidecar(classes, path)
+        return LabelMap(classes, geometry, labels)
     array, geometry = _format(path).read_labels(path, max_bytes)
     if array.shape[0] != 1:
         raise UnsupportedInput(f"{path}: labels are colours; save one channel of label numbers")
@@ -88,6 +107,28 @@ def read_label_map(
         labels = Labels.of({value: f"label {value}" for value in values})
     require_known(classes, labels, str(path))
     return LabelMap(classes, geometry, labels)
+
+
+def labels_in(paths: Iterable[Path], ignore: int | None = None) -> tuple[Labels | None, HandfulError | None]:
+    """The labels in all these label maps, and the first error of those that cannot be read.
+
+    Values are called "label <value>". Segments of DICOM segmentations keep their names: a name gets the number that it
+    has in the first file, or the next free one. None if there is no label.
+    """
+    values: set[int] = set()
+    segments: dict[int, str] = {}
+    failure: HandfulError | None = None
+    for path in paths:
+        try:
+            if _is_dicom_file(path):
+                segments |= segment_names(path) if not segments else _added(segment_names(path), segments)
+            else:
+                label_map = read_label_map(path, None, ignore)
+                values.update(np.unique(label_map.array[label_map.array > 0]).tolist())
+        except HandfulError as error:
+            failure = failure or error
+    names = {value: f"label {value}" for value in values} | segments
+    return Labels.of(names) if names else None, failure
 
 
 def read_geometry(path: str | Path, choice: SeriesChoice = ONLY_SERIES) -> Geometry:
@@ -129,6 +170,11 @@ def stem(path: str | Path) -> str:
 def is_scan(path: Path) -> bool:
     """Whether a file has the suffix of a supported format and is not hidden."""
     return not path.name.startswith(".") and bool(_suffix(path.name)) and path.is_file()
+
+
+def is_label_map(path: Path) -> bool:
+    """Whether a file has the suffix of a supported format, or is a DICOM file, and is not hidden."""
+    return is_scan(path) or (not path.name.startswith(".") and path.is_file() and _is_dicom_file(path))
 
 
 def require_known(classes: NDArray[Any], labels: Labels, what: str) -> None:
@@ -189,7 +235,7 @@ _FORMATS: Mapping[str, _Format] = {
     ".bmp": _PICTURE,
 }
 SUFFIXES: tuple[str, ...] = tuple(_FORMATS)
-"""Suffixes of the supported formats of images and label maps; DICOM, which is only read, is not among them."""
+"""Suffixes of the supported formats of images and label maps; DICOM is not among them."""
 
 
 def _suffix(name: str) -> str:
@@ -219,12 +265,55 @@ def _dicom(choice: SeriesChoice) -> _Format:
     )
 
 
+def _is_dicom_file(path: Path) -> bool:
+    if _suffix(path.name) or path.is_dir():
+        return False
+    return path.name.lower().endswith((".dcm", ".ima")) or has_dicom_start(path)
+
+
+def _with_values(classes: NDArray[Any], names: Mapping[int, str], labels: Labels, path: Path) -> NDArray[Any]:
+    """The values of the labels in place of the numbers of segments of the same name."""
+    if labels.names == tuple(f"label {value}" for value in labels.values):
+        require_known(classes, labels, str(path))
+        return classes
+    value_of = {_plain(name): value for value, name in labels.as_dict().items()}
+    table = np.zeros(max(names) + 1, np.int16 if max(labels.values) < 2**15 else np.int32)
+    for number, name in names.items():
+        if _plain(name) in value_of:
+            table[number] = value_of[_plain(name)]
+        elif (classes == number).any():
+            raise LabelError(
+                f"{path}: segment {number} is {name!r}, which is no label; the labels are {labels.as_dict()}. Rename "
+                'the segment, leave it out, or add it to "labels" in dataset.json'
+            )
+    return np.asarray(table[classes])
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())
+
+
+def _added(more: Mapping[int, str], segments: Mapping[int, str]) -> dict[int, str]:
+    """Those segments whose names are not known yet, with free numbers."""
+    known = {_plain(name) for name in segments.values()}
+    added: dict[int, str] = {}
+    for number, name in more.items():
+        if _plain(name) not in known:
+            taken = segments.keys() | added.keys()
+            added[number if number not in taken else max(taken) + 1] = name
+    return added
+
+
 def _refuse_labels(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
-    raise UnsupportedInput(f"{path}: labels are not read from DICOM; save them as .nii.gz")
+    raise UnsupportedInput(
+        f"{path}: labels are read from a DICOM-SEG file, not from a folder or archive; name the file"
+    )
 
 
 def _refuse_to_write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    raise UnsupportedInput(f"{path}: DICOM is not written; write .nii.gz")
+    raise UnsupportedInput(
+        f"{path}: images are not written as DICOM, and label maps only for DICOM scans; write .nii.gz"
+    )
 
 
 def _require_orthogonal(path: Path, geometry: Geometry) -> None:

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.data.cases import Case
+from handful.data.dicom.segments import segmentation_grid
 from handful.data.files import SUFFIXES, read_label_map, stem
-from handful.data.formats import is_scan
-from handful.data.volume import IGNORE, LabelMap, Labels, Volume
+from handful.data.formats import is_label_map, is_scan, labels_in, read_geometry
+from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import HandfulError, InputError, LabelError, SettingsError
 from handful.evaluation.metrics import Overlap, overlap, surface_distances
 
@@ -200,8 +201,8 @@ def evaluate_folders(
     pairs = [
         _Pair(
             case,
-            partial(read_label_map, path, labels, ignore),
-            partial(_read_prediction, case, predicted, predictions, labels),
+            partial(_read_reference, path, predicted.get(case), labels, ignore),
+            partial(_read_prediction, case, predicted, predictions, path, labels),
         )
         for case, path in truth.items()
     ]
@@ -306,10 +307,18 @@ def _reference(case: Case) -> LabelMap:
     return reference
 
 
-def _read_prediction(case: str, files: Mapping[str, Path], folder: Path, labels: Labels) -> LabelMap:
+def _read_reference(path: Path, prediction: Path | None, labels: Labels, ignore: int | None) -> LabelMap:
+    try:
+        grid = _common_grid(path, prediction)
+    except HandfulError:  # then the prediction fails when it is read
+        grid = None
+    return read_label_map(path, labels, ignore, grid=grid)
+
+
+def _read_prediction(case: str, files: Mapping[str, Path], folder: Path, reference: Path, labels: Labels) -> LabelMap:
     if case not in files:
         raise InputError(f"no prediction of case {case!r} in {folder}; its labels count as missed")
-    return read_label_map(files[case], labels)
+    return read_label_map(files[case], labels, grid=_common_grid(reference, files[case]))
 
 
 def _union(reference: Labels, prediction: Labels) -> Labels:
@@ -323,22 +332,26 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         raise InputError(f"{folder} is not a folder; give a folder of label maps")
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        if is_scan(path) and (other := files.setdefault(stem(path), path)) != path:
+        if is_label_map(path) and (other := files.setdefault(stem(path), path)) != path:
             raise InputError(f"{other} and {path.name} are both case {stem(path)!r}; remove one of them")
     return files
 
 
 def _labels_in(folder: Path, paths: Iterable[Path], ignore: int | None) -> Labels:
     """The values in label maps. A map that cannot be read is passed over here, and becomes a failure when scored."""
-    names: dict[int, str] = {}
-    for path in paths:
-        try:
-            names |= read_label_map(path, None, ignore).labels.as_dict()
-        except HandfulError:
-            continue
-    if not names:
+    labels, _ = labels_in(paths, ignore)
+    if labels is None:
         raise LabelError(f"no label map in {folder} contains a label, and no label names are given; name the labels")
-    return Labels.of(names)
+    return labels
+
+
+def _common_grid(reference: Path, prediction: Path | None) -> Geometry | None:
+    """The grid on which a DICOM segmentation among the two is read, since it holds only slices with a label."""
+    segmentations = [path for path in (reference, prediction) if path is not None and not is_scan(path)]
+    others = [path for path in (reference, prediction) if path is not None and is_scan(path)]
+    if not segmentations:
+        return None
+    return read_geometry(others[0]) if others else segmentation_grid(*segmentations)
 
 
 def _summary(rows: Sequence[Row], label: int | None, name: str, seed: int) -> Summary:

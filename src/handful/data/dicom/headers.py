@@ -20,7 +20,8 @@ ENCODINGS = {
 }
 """Transfer syntaxes that are read, and the kind of their pixel data."""
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes of DICOM-SEG: one bit per segment, and label maps."""
 # fmt: off
 _TAGS = [
     "SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "Modality", "ImageType", "PatientID",
@@ -127,6 +128,16 @@ def patient_of(source: Source) -> str | None:
 def _parse(content: Bounded, where: str) -> tuple[Any, str]:
     """The attributes that are used, without pixels, and the kind of pixel data."""
     from pydicom import dcmread
+
+    encoding = encoding_of(content, where)
+    return dcmread(content, stop_before_pixels=True, specific_tags=_TAGS), encoding
+
+
+def encoding_of(content: Bounded, where: str) -> str:
+    """The kind of pixel data, one of ENCODINGS; afterwards `content` is at its start.
+
+    Raises UnsupportedInput for other transfer syntaxes.
+    """
     from pydicom.filereader import read_dataset, read_preamble
 
     content.seek(0)
@@ -140,15 +151,15 @@ def _parse(content: Bounded, where: str) -> tuple[Any, str]:
             "for example with dcmconv +te or gdcmconv --raw"
         )
     content.seek(0)
-    return dcmread(content, stop_before_pixels=True, specific_tags=_TAGS), ENCODINGS[syntax]
+    return ENCODINGS[syntax]
 
 
 def _without_scan(dataset: Any, where: str) -> str | None:
     """What the file is if it is no image, else None. Raises DamagedFile if it should be one."""
     from pydicom.uid import UID
 
-    kind = UID(_text(dataset, "SOPClassUID"))
-    if kind not in _SEGMENTATIONS and any(name in dataset for name in ("Rows", "Columns", "BitsAllocated")):
+    kind = UID(text_of(dataset, "SOPClassUID"))
+    if kind not in SEGMENTATIONS and any(name in dataset for name in ("Rows", "Columns", "BitsAllocated")):
         return None
     if not kind or "Image Storage" in kind.name:
         raise DamagedFile(f"{where}: an image file without an image, so it is truncated; copy the file again")
@@ -157,24 +168,26 @@ def _without_scan(dataset: Any, where: str) -> str | None:
 
 def _header(source: Source, dataset: Any, encoding: str, where: str) -> Header:
     rows, columns, allocated, stored = (
-        _whole(dataset, name, where, least=1) for name in ("Rows", "Columns", "BitsAllocated", "BitsStored")
+        whole_number(dataset, name, where, least=1) for name in ("Rows", "Columns", "BitsAllocated", "BitsStored")
     )
-    samples = _whole(dataset, "SamplesPerPixel", where, least=1, default=1)
-    photometric = _text(dataset, "PhotometricInterpretation")
-    _require_pixels(where, samples, photometric, allocated, stored, _whole(dataset, "HighBit", where, 0, stored - 1))
+    samples = whole_number(dataset, "SamplesPerPixel", where, least=1, default=1)
+    photometric = text_of(dataset, "PhotometricInterpretation")
+    _require_pixels(
+        where, samples, photometric, allocated, stored, whole_number(dataset, "HighBit", where, 0, stored - 1)
+    )
     if dataset.get("ModalityLUTSequence"):
         raise UnsupportedInput(f"{where}: grey values go through a table (Modality LUT); export them with a rescale")
-    signed = bool(_whole(dataset, "PixelRepresentation", where, least=0, default=0))
+    signed = bool(whole_number(dataset, "PixelRepresentation", where, least=0, default=0))
     number = _numbers([dataset], "SeriesNumber", 1, where)
     kind = dataset.get("ImageType") or ()
     return Header(
         source=source,
-        series=_text(dataset, "SeriesInstanceUID"),
+        series=text_of(dataset, "SeriesInstanceUID"),
         number=int(number[0]) if number else None,
-        description=_text(dataset, "SeriesDescription"),
-        modality=_text(dataset, "Modality") or None,
+        description=text_of(dataset, "SeriesDescription"),
+        modality=text_of(dataset, "Modality") or None,
         patient=_patient(dataset),
-        frame_of_reference=_text(dataset, "FrameOfReferenceUID"),
+        frame_of_reference=text_of(dataset, "FrameOfReferenceUID"),
         is_scout="LOCALIZER" in ([kind] if isinstance(kind, str) else list(kind)),
         encoding=encoding,
         rows=rows,
@@ -186,7 +199,7 @@ def _header(source: Source, dataset: Any, encoding: str, where: str) -> Header:
         signed=signed,
         padding=_padding(dataset, signed, allocated, where),
         is_calibrated=_is_calibrated(dataset, where),
-        frames=_frames(source, dataset, where),
+        frames=frames_of(source, dataset, where),
     )
 
 
@@ -215,13 +228,14 @@ def _padding(dataset: Any, signed: bool, allocated: int, where: str) -> tuple[in
 
 def _is_calibrated(dataset: Any, where: str) -> bool:
     detector = _numbers([dataset], "ImagerPixelSpacing", 2, where)
-    if _text(dataset, "PixelSpacingCalibrationType") or not detector:
+    if text_of(dataset, "PixelSpacingCalibrationType") or not detector:
         return True
     return _numbers([dataset], "PixelSpacing", 2, where) != detector
 
 
-def _frames(source: Source, dataset: Any, where: str) -> tuple[Frame, ...]:
-    count = _whole(dataset, "NumberOfFrames", where, least=1, default=1)
+def frames_of(source: Source, dataset: Any, where: str) -> tuple[Frame, ...]:
+    """Place and scale of each frame, from the header of an image or a segmentation."""
+    count = whole_number(dataset, "NumberOfFrames", where, least=1, default=1)
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
     own = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
     if own and len(own) != count:
@@ -287,7 +301,8 @@ def _numbers(places: Sequence[Any], keyword: str, count: int, where: str) -> tup
     return None
 
 
-def _whole(dataset: Any, keyword: str, where: str, least: int, default: int | None = None) -> int:
+def whole_number(dataset: Any, keyword: str, where: str, least: int, default: int | None = None) -> int:
+    """An attribute that is a whole number from `least`. Raises DamagedFile otherwise, `where` naming the file."""
     values = _numbers([dataset], keyword, 1, where)
     if values is None and default is not None:
         return default
@@ -297,14 +312,17 @@ def _whole(dataset: Any, keyword: str, where: str, least: int, default: int | No
     return int(values[0])
 
 
-def _text(dataset: Any, keyword: str) -> str:
+def text_of(dataset: Any, keyword: str) -> str:
+    """An attribute as text without control characters; "" if it is missing."""
     return "".join(mark for mark in str(dataset.get(keyword) or "") if mark.isprintable()).strip()
 
 
 def _patient(dataset: Any) -> str | None:
-    identity = _text(dataset, "PatientID")
+    identity = text_of(dataset, "PatientID")
     return (
-        hashlib.sha256(f"{_text(dataset, 'IssuerOfPatientID')}\n{identity}".encode()).hexdigest() if identity else None
+        hashlib.sha256(f"{text_of(dataset, 'IssuerOfPatientID')}\n{identity}".encode()).hexdigest()
+        if identity
+        else None
     )
 
 

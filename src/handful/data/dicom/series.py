@@ -51,32 +51,62 @@ def read_dicom(
     If a `digest` is given, voxels and grid are added to it. Raises UnsupportedInput, with a list of all series, if
     several are there and none is chosen; and for series that do not lie on one regular grid, with the cause.
     """
-    with _opened(path, max_bytes) as sources:
-        found = _stack(path, sources, choice)
+    with opened(path, max_bytes) as sources:
+        found = stack_of(path, sources, choice)
         array = read_voxels(path, found, max_bytes)
     if digest:
         digest.add(array, f"{array.dtype}{array.shape}{found.geometry.affine.tolist()}")
     return array, found.geometry
 
 
+@contextmanager
+def opened(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[list[Source]]:
+    """The files of a folder tree, of an archive, or the file itself; pydicom's log messages are silenced.
+
+    Raises UnsupportedInput without pydicom, InputError if there is no file.
+    """
+    if find_spec("pydicom") is None:
+        raise UnsupportedInput(f"{path}: reading DICOM needs pydicom; run pip install 'handful[dicom]'")
+    with silenced(), open_sources(path, max_bytes) as sources:
+        if not sources:
+            raise InputError(f"{path}: no such file, or an empty folder; check the name")
+        yield sources
+
+
+def stack_of(path: Path, sources: Sequence[Source], choice: SeriesChoice) -> Stack:
+    """The slices of the chosen series in the order of the third axis, and their grid; errors as `read_dicom`."""
+    return stack(path, _chosen(path, _read_folder(path, sources), choice), choice.slice_tolerance)
+
+
 def dicom_geometry(path: Path, choice: SeriesChoice = ONLY_SERIES) -> Geometry:
     """The grid, from the headers of all files."""
-    with _opened(path, MAX_BYTES) as sources:
-        return _stack(path, sources, choice).geometry
+    with opened(path) as sources:
+        return stack_of(path, sources, choice).geometry
 
 
 def dicom_modality(path: Path, choice: SeriesChoice = ONLY_SERIES) -> str | None:
     """The modality (0008,0060) of the chosen series, by its first image; the others are not read."""
-    with _opened(path, MAX_BYTES) as sources:
-        headers = (read_header(source, str(path)) for source in sources)
-        images = (header for header in headers if isinstance(header, Header))
-        chosen = (one for one in images if choice.series in (None, one.series, str(one.number)))
-        return next((one.modality for one in chosen), None)
+    with opened(path) as sources:
+        first = _first(path, sources, choice)
+    return first.modality if first else None
+
+
+def _first(path: Path, sources: Sequence[Source], choice: SeriesChoice) -> Header | None:
+    headers = (read_header(source, str(path)) for source in sources)
+    images = (header for header in headers if isinstance(header, Header))
+    return next((one for one in images if choice.series in (None, one.series, str(one.number))), None)
+
+
+def dicom_frame_of_reference(path: Path, choice: SeriesChoice = ONLY_SERIES) -> str:
+    """The FrameOfReferenceUID of the chosen series, by its first image; "" if it states none."""
+    with opened(path) as sources:
+        first = _first(path, sources, choice)
+    return first.frame_of_reference if first else ""
 
 
 def dicom_notes(path: Path, choice: SeriesChoice = ONLY_SERIES) -> list[str]:
     """Files of the folder that are no part of the scan, and what padding became: one sentence each."""
-    with _opened(path, MAX_BYTES) as sources:
+    with opened(path) as sources:
         folder = _read_folder(path, sources)
         headers = _chosen(path, folder, choice)
     notes = [f"{path}: {name} is {what}; left out" for name, what in folder.left_out]
@@ -91,7 +121,7 @@ def dicom_notes(path: Path, choice: SeriesChoice = ONLY_SERIES) -> list[str]:
 def dicom_patient(path: Path) -> str | None:
     """A digest of the ID of the patient; None if no file states one, or none can be read."""
     try:
-        with _opened(path, MAX_BYTES) as sources:
+        with opened(path) as sources:
             return next((found for source in sources if source.size > 0 and (found := patient_of(source))), None)
     except HandfulError:
         return None  # the case fails with its reason when it is read
@@ -102,27 +132,13 @@ def dicom_series_of(files: Sequence[Path]) -> list[Path]:
     series: dict[str, list[Path]] = {}
     for path in files:
         try:
-            with _opened(path, MAX_BYTES) as sources:
+            with opened(path) as sources:
                 header = read_header(sources[0], str(path))
         except HandfulError:
             continue  # the case fails with its reason when it is read
         if isinstance(header, Header) and header.series and header.frames[0].position is not None:
             series.setdefault(header.series, []).append(path)
     return next((paths for paths in series.values() if len(paths) > 1), [])
-
-
-@contextmanager
-def _opened(path: Path, max_bytes: int) -> Iterator[list[Source]]:
-    if find_spec("pydicom") is None:
-        raise UnsupportedInput(f"{path}: reading DICOM needs pydicom; run pip install 'handful[dicom]'")
-    with silenced(), open_sources(path, max_bytes) as sources:
-        if not sources:
-            raise InputError(f"{path}: no such file, or an empty folder; check the name")
-        yield sources
-
-
-def _stack(path: Path, sources: Sequence[Source], choice: SeriesChoice) -> Stack:
-    return stack(path, _chosen(path, _read_folder(path, sources), choice), choice.slice_tolerance)
 
 
 def _read_folder(path: Path, sources: Sequence[Source]) -> _Folder:

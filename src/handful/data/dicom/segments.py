@@ -1,0 +1,303 @@
+"""DICOM segmentations (DICOM-SEG) as label maps: the frames of each segment, placed on the grid of the scan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handful.data.dicom.headers import SEGMENTATIONS, Frame, encoding_of, frames_of, text_of, whole_number
+from handful.data.dicom.series import SeriesChoice, dicom_frame_of_reference, opened
+from handful.data.dicom.sources import Bounded, Source, is_dicom_start, refusing
+from handful.data.volume import Geometry
+from handful.errors import DamagedFile, GeometryMismatch, LabelError, UnsupportedInput
+
+_CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
+_OFF_GRID = 0.25
+"""Voxels that a frame may be off the grid of the scan."""
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_ALWAYS_ALLOWED = 64 * 2**20
+_MAX_RATIO = 2000
+"""Decoded bytes for each byte of a compressed file, above _ALWAYS_ALLOWED."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Segmentation:
+    """The header of a segmentation."""
+
+    path: Path
+    source: Source
+    encoding: str
+    dataset: Any
+    rows: int
+    columns: int
+    is_label_map: bool
+    names: Mapping[int, str]
+    """Of the segments, by number."""
+    frames: tuple[Frame, ...]
+
+
+def read_segmentation(
+    path: Path, max_bytes: int, grid: Geometry | None = None
+) -> tuple[NDArray[Any], Geometry, dict[int, str]]:
+    """Segment numbers of the voxels (i, j, k), their grid, and the names of the segments by number.
+
+    `grid` is that of the scan, in RAS mm; the frames may lie along any of its axes, in any direction. Without it, the
+    grid is the smallest one that holds all frames. Segmentations of one bit per voxel (BINARY) and label maps are read.
+
+    Raises GeometryMismatch for frames that do not lie on the grid, LabelError where segments overlap, UnsupportedInput
+    for other DICOM objects and for fractions, DamagedFile for files that are truncated or too large.
+    """
+    found = _header(path)
+    grid = grid or segmentation_grid(path)
+    array = np.zeros(grid.shape, np.int32 if max(found.names) >= 2**15 else np.int16)
+    overlaps: dict[tuple[int, int], int] = {}
+    for frame, number, pixels in _frames(found, max_bytes):
+        rows, columns = np.nonzero(pixels)
+        if not len(rows):
+            continue
+        values = pixels[rows, columns].astype(array.dtype) if number is None else array.dtype.type(number)
+        places = _places(found, frame, grid, rows, columns)
+        for pair, count in _count_pairs(array[places], values):
+            overlaps[pair] = overlaps.get(pair, 0) + count
+        array[places] = values
+    if overlaps:
+        raise LabelError(_overlapping(found, overlaps))
+    if unknown := sorted(set(np.unique(array).tolist()) - {0, *found.names}):
+        raise DamagedFile(f"{path}: segments {unknown[:5]} are not described in the header; export the file again")
+    return array, grid, dict(found.names)
+
+
+def segment_names(path: Path) -> dict[int, str]:
+    """The names of the segments by number, from the header."""
+    return dict(_header(path).names)
+
+
+def segmentation_grid(*paths: Path) -> Geometry:
+    """The smallest regular grid (RAS mm) that holds the frames of all these segmentations, from their headers.
+
+    Raises GeometryMismatch if the frames do not lie on one.
+    """
+    found = [_header(path) for path in paths]
+    frames = [frame for one in found for frame in one.frames]
+    first, where = found[0], str(paths[0])
+    if any((one.rows, one.columns) != (first.rows, first.columns) for one in found):
+        raise GeometryMismatch(f"{where}: its frames differ in size from those of {paths[-1]}; resample one")
+    if first.frames[0].position is None:
+        return Geometry((first.columns, first.rows, 1), np.diag([-1.0, -1.0, 1.0, 1.0]), unit="pixel")
+    affine = _affine(where, first.frames[0])
+    offsets = np.array([np.linalg.solve(affine, [*(frame.position or ()), 1.0])[:3] for frame in frames])
+    heights = offsets[:, 2] * np.linalg.norm(affine[:3, 2])
+    step = _step(where, heights, first.frames[0].thickness)
+    turned = [np.abs(_affine(where, frame)[:3, :2] - affine[:3, :2]).max() for frame in frames]
+    if np.abs(offsets[:, :2]).max() > _OFF_GRID or max(turned) > 1e-3 * np.abs(affine[:3, :2]).max():
+        raise GeometryMismatch(
+            f"{where}: its frames do not lie in one stack, so they have a place only on the grid of the scan; "
+            "give the scan too, or export the segmentation on the grid of the scan"
+        )
+    affine[:3, 2] *= step / np.linalg.norm(affine[:3, 2])
+    affine[:3, 3] += affine[:3, 2] * heights.min() / step
+    count = round(float(np.ptp(heights)) / step) + 1
+    if count > 65535:
+        raise DamagedFile(f"{where}: its frames are {count:,} slices apart; correct the header")
+    return Geometry((first.columns, first.rows, count), _LPS_TO_RAS @ affine)
+
+
+def require_same_frame(segmentation: Path, scan: Path, choice: SeriesChoice) -> None:
+    """Raise GeometryMismatch if a segmentation states another frame of reference than its scan."""
+    stated = text_of(_header(segmentation).dataset, "FrameOfReferenceUID")
+    own = dicom_frame_of_reference(scan, choice)
+    if stated and own and stated != own:
+        raise GeometryMismatch(
+            f"{segmentation}: has another frame of reference than the scan {scan}, so it belongs to another "
+            "examination or series; take its own scan, or choose the series with --series"
+        )
+
+
+def _header(path: Path) -> _Segmentation:
+    from pydicom import dcmread
+
+    where = str(path)
+    with opened(path) as (source, *_), source.open() as file:
+        content = Bounded(file, source.size)
+        if not is_dicom_start(content.read(132)):
+            raise DamagedFile(f"{path}: not a DICOM file in spite of its name; export it again, or remove it")
+        with refusing(where, "unreadable DICOM header"):
+            encoding = encoding_of(content, where)
+            dataset = dcmread(content, stop_before_pixels=True)
+            _require_segmentation(path, dataset)
+            return _Segmentation(
+                path,
+                source,
+                encoding,
+                dataset,
+                rows=whole_number(dataset, "Rows", where, least=1),
+                columns=whole_number(dataset, "Columns", where, least=1),
+                is_label_map=text_of(dataset, "SegmentationType") == "LABELMAP",
+                names=_names(where, dataset),
+                frames=frames_of(source, dataset, where),
+            )
+
+
+def _require_segmentation(path: Path, dataset: Any) -> None:
+    kind = text_of(dataset, "SOPClassUID")
+    if kind == _CONTOURS:
+        raise UnsupportedInput(
+            f"{path}: contours (RTSTRUCT) are not read; convert them to DICOM-SEG or .nii.gz, for example "
+            "with 3D Slicer"
+        )
+    if kind not in SEGMENTATIONS:
+        raise UnsupportedInput(f"{path}: not a segmentation; labels are read from DICOM-SEG, .nii.gz and others")
+    if (stated := text_of(dataset, "SegmentationType")) not in ("BINARY", "LABELMAP"):
+        raise UnsupportedInput(f"{path}: segmentation type {stated[:16]!r}; export it as BINARY, without fractions")
+
+
+def _names(where: str, dataset: Any) -> dict[int, str]:
+    segments = list(dataset.get("SegmentSequence") or ())
+    numbers = [whole_number(segment, "SegmentNumber", where, least=0) for segment in segments]
+    names = {
+        number: text_of(segment, "SegmentLabel") or f"label {number}"
+        for number, segment in zip(numbers, segments, strict=True)
+        if number > 0
+    }
+    if not names:
+        raise LabelError(f"{where}: describes no segment; export it again")
+    return names
+
+
+def _frames(found: _Segmentation, max_bytes: int) -> Iterator[tuple[Frame, int | None, NDArray[Any]]]:
+    """Each frame with its segment number (None in label maps) and its pixels (rows, columns)."""
+    from pydicom import dcmread
+
+    where = str(found.path)
+    numbers = [None] * len(found.frames) if found.is_label_map else _numbers(where, found)
+    depth = whole_number(found.dataset, "BitsAllocated", where, least=1)
+    if depth not in (1, 8, 16):
+        raise UnsupportedInput(f"{where}: {depth} bits per pixel; export it with 1, 8 or 16 bits")
+    _require_bounded(found, depth, max_bytes)
+    with found.source.open() as file, refusing(where, "pixel data cannot be decoded"):
+        dataset = dcmread(Bounded(file, found.source.size))
+        frames = _native(where, found, depth, dataset) if found.encoding == "native" else _decoded(found, dataset)
+        yield from zip(found.frames, numbers, frames, strict=True)
+
+
+def _require_bounded(found: _Segmentation, depth: int, max_bytes: int) -> None:
+    pixels = found.rows * found.columns * len(found.frames)
+    size, held = -(-pixels * depth // 8), found.source.size
+    if found.encoding == "native" and size > held:
+        raise DamagedFile(f"{found.path}: truncated: {held:,} bytes for {size:,} bytes of pixels; copy the file again")
+    if pixels > max_bytes or size > _ALWAYS_ALLOWED + _MAX_RATIO * held:
+        raise DamagedFile(f"{found.path}: {held:,} bytes declare {pixels:,} pixels, more than allowed; do not use it")
+
+
+def _numbers(where: str, found: _Segmentation) -> list[int]:
+    shared = list(found.dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
+    own = list(found.dataset.get("PerFrameFunctionalGroupsSequence") or ()) or [{}] * len(found.frames)
+    numbers = []
+    for group in own:
+        items = [item for place in (group, *shared) for item in list(place.get("SegmentIdentificationSequence") or ())]
+        if not items:
+            raise DamagedFile(f"{where}: a frame without its segment number; export the file again")
+        numbers.append(whole_number(items[0], "ReferencedSegmentNumber", where, least=1))
+    return numbers
+
+
+def _native(where: str, found: _Segmentation, depth: int, dataset: Any) -> Iterator[NDArray[Any]]:
+    content, size = dataset.get("PixelData") or b"", found.rows * found.columns
+    if 8 * len(content) < size * len(found.frames) * depth:
+        raise DamagedFile(
+            f"{where}: truncated: {len(content):,} bytes of pixels for {len(found.frames)} frames; copy it"
+        )
+    for index in range(len(found.frames)):
+        start = index * size
+        if depth == 1:
+            packed = np.frombuffer(content, np.uint8)[start // 8 : (start + size + 7) // 8]
+            pixels = np.unpackbits(packed, bitorder="little")[start % 8 :][:size]
+        else:
+            pixels = np.frombuffer(content, f"<u{depth // 8}", count=size, offset=start * depth // 8)
+        yield pixels.reshape(found.rows, found.columns)
+
+
+def _decoded(found: _Segmentation, dataset: Any) -> Iterator[NDArray[Any]]:
+    from pydicom.pixels import iter_pixels
+
+    for pixels in iter_pixels(dataset):
+        if pixels.shape != (found.rows, found.columns):
+            raise DamagedFile(f"{found.path}: a frame of {pixels.shape} pixels, not ({found.rows}, {found.columns})")
+        yield pixels
+
+
+def _affine(where: str, frame: Frame) -> NDArray[np.float64]:
+    """From column, row and slice of a frame to LPS mm; the slice axis is the normal, of length `thickness`."""
+    if frame.position is None or frame.orientation is None or frame.spacing is None:
+        raise DamagedFile(f"{where}: {frame.name} has no position, orientation or pixel spacing; export it again")
+    row, column = np.array(frame.orientation).reshape(2, 3)
+    affine = np.eye(4)
+    affine[:3, 0], affine[:3, 1] = row * frame.spacing[1], column * frame.spacing[0]
+    affine[:3, 2], affine[:3, 3] = np.cross(row, column) * frame.thickness, frame.position
+    if abs(np.linalg.det(affine)) < 1e-12:
+        raise DamagedFile(f"{where}: {frame.name} has an impossible orientation; export the file again")
+    return affine
+
+
+def _step(where: str, heights: NDArray[Any], thickness: float) -> float:
+    """The distance between slices: that of the header, or the smallest one between frames, if all heights fit it."""
+    gaps = np.diff(np.unique(np.round(heights, 4)))
+    gaps = gaps[gaps > 0.01 * thickness]
+    if not len(gaps):
+        return thickness
+    for step in (thickness, float(gaps.min())):
+        whole = gaps / step
+        if whole.min() > 1 - _OFF_GRID and np.abs(whole - np.rint(whole)).max() < _OFF_GRID:
+            return step
+    raise GeometryMismatch(
+        f"{where}: its frames are {gaps.min():.4g} to {gaps.max():.4g} mm apart, which fits no regular grid; "
+        "export the segmentation on the grid of the scan"
+    )
+
+
+def _places(
+    found: _Segmentation, frame: Frame, grid: Geometry, rows: NDArray[Any], columns: NDArray[Any]
+) -> tuple[NDArray[Any], ...]:
+    """The voxels of these pixels. Raises GeometryMismatch if the frame does not lie on the grid."""
+    to_voxels: NDArray[Any] = np.eye(4)
+    if frame.position is not None:
+        to_voxels = np.linalg.solve(grid.affine, _LPS_TO_RAS @ _affine(str(found.path), frame))
+    whole = np.rint(to_voxels)
+    corners = np.array([[0, 0, 0, 1], [found.columns - 1, 0, 0, 1], [0, found.rows - 1, 0, 1]]).T
+    off = float(np.abs((to_voxels - whole) @ corners)[:3].max())
+    places = (whole @ np.stack([columns, rows, np.zeros_like(rows), np.ones_like(rows)]))[:3].astype(np.int64)
+    if off > _OFF_GRID or np.abs(whole[:3, :2]).sum() != 2:
+        raise GeometryMismatch(
+            f"{found.path}: {frame.name} lies up to {off:.2g} voxels off the grid of its scan; take the scan that it "
+            "was made on, or export it on the grid of this one"
+        )
+    if places.min() < 0 or (places >= np.array(grid.shape)[:, None]).any():
+        raise GeometryMismatch(
+            f"{found.path}: {frame.name} lies outside its scan of {grid.shape} voxels; take its scan"
+        )
+    return tuple(places)
+
+
+def _count_pairs(before: NDArray[Any], values: Any) -> Iterator[tuple[tuple[int, int], int]]:
+    """Pairs of segments that hold the same voxel, and the number of these voxels."""
+    both = (before != 0) & (before != values)
+    if both.any():
+        pairs = np.stack([before, np.broadcast_to(values, before.shape)])[:, both]
+        for (one, other), count in zip(*np.unique(np.sort(pairs, axis=0).T, axis=0, return_counts=True), strict=True):
+            yield (int(one), int(other)), int(count)
+
+
+def _overlapping(found: _Segmentation, overlaps: Mapping[tuple[int, int], int]) -> str:
+    pairs: Sequence[tuple[tuple[int, int], int]] = sorted(overlaps.items(), key=lambda item: -item[1])[:3]
+    listed = "; ".join(
+        f"{found.names.get(one)!r} and {found.names.get(other)!r} in {count} voxels" for (one, other), count in pairs
+    )
+    return (
+        f"{found.path}: segments overlap ({listed}), but a voxel has one label; export them without overlap (3D "
+        "Slicer: Segment Editor, Masking, Modify other segments: Overwrite all), or leave one of them out"
+    )
