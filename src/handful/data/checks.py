@@ -12,6 +12,7 @@ import numpy as np
 
 from handful.data.cases import Case
 from handful.data.formats import read_geometry, read_notes
+from handful.data.label_values import doubt_about_values
 from handful.data.modality import ModalityEvidence
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import HandfulError
@@ -109,6 +110,8 @@ def _doubts_about_labels(case: Case, reference: LabelMap) -> Iterator[str]:
         yield "the reference contains no label; this is right only if there is nothing to label"
     if not (reference.array != IGNORE).any():
         yield "the reference has no labelled slice; list the labelled ones in its .slices.json"
+    if (doubt := doubt_about_values(reference.array, reference.labels)) is not None:
+        yield doubt
     if isinstance(case.reference, Path):
         distance = reference.geometry.corner_distance(read_geometry(case.reference))
     else:

@@ -6,7 +6,8 @@ Files are verified when they are read, and written completely or not at all.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,18 @@ from handful.data.dicom.segments import read_segmentation, segment_names
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice, dicom_geometry, dicom_modality, dicom_notes, read_dicom
 from handful.data.dicom.sources import DICOM_SUFFIXES, has_dicom_start, is_dicom
 from handful.data.itk import itk_geometry, itk_modality, read_itk, write_itk
+from handful.data.label_values import MOST_VALUES
 from handful.data.nifti import nifti_geometry, nifti_notes, read_nifti, write_nifti
-from handful.data.pictures import picture_geometry, read_label_picture, read_picture, write_picture
+from handful.data.pictures import (
+    picture_geometry,
+    picture_notes,
+    read_label_picture,
+    read_picture,
+    write_picture,
+)
 from handful.data.verified import MAX_BYTES
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, require_finite
-from handful.errors import HandfulError, InputError, LabelError, SettingsError, UnsupportedInput
+from handful.errors import DamagedFile, HandfulError, InputError, LabelError, SettingsError, UnsupportedInput
 from handful.jobs.atomic import replacing
 from handful.jobs.digests import Digest
 
@@ -51,14 +59,15 @@ def read_volume(
     not one volume or picture of finite values, or if its axes are not at right angles.
     """
     path = Path(path)
-    kind = _format(path, SeriesChoice(series, slice_tolerance))
-    array, geometry = kind.read(path, max_bytes, digest)
-    _require_orthogonal(path, geometry)
-    if array.dtype.kind == "f":
-        with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused
-            array = array.astype(np.float32, copy=False)
-        require_finite(array, str(path))
-    return Volume(array, geometry, kind.modality(path))
+    with _explained(path):
+        kind = _format(path, SeriesChoice(series, slice_tolerance))
+        array, geometry = kind.read(path, max_bytes, digest)
+        _require_orthogonal(path, geometry)
+        if array.dtype.kind == "f":
+            with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused
+                array = array.astype(np.float32, copy=False)
+            require_finite(array, str(path))
+        return Volume(array, geometry, kind.modality(path))
 
 
 def read_label_map(
@@ -84,22 +93,23 @@ def read_label_map(
     are no label.
     """
     path = Path(path)
-    if _is_dicom_file(path):
-        classes, geometry, names = read_segmentation(path, max_bytes, grid)
-        if labels is None:
-            labels = Labels.of(names)
-        else:
-            classes = _with_values(classes, names, labels, path)
+    with _explained(path):
+        if _is_dicom_file(path):
+            classes, geometry, names = read_segmentation(path, max_bytes, grid)
+            if labels is None:
+                labels = Labels.of(names)
+            else:
+                classes = _with_values(classes, names, labels, path)
+            _apply_sidecar(classes, path)
+            return LabelMap(classes, geometry, labels)
+        array, geometry = _format(path).read_labels(path, max_bytes)
+        if array.shape[0] != 1:
+            raise UnsupportedInput(f"{path}: labels are colours; save one channel of label numbers")
+        _require_orthogonal(path, geometry)
+        classes = _whole_numbers(array[0], path)
+        if ignore is not None:
+            classes[classes == ignore] = IGNORE
         _apply_sidecar(classes, path)
-        return LabelMap(classes, geometry, labels)
-    array, geometry = _format(path).read_labels(path, max_bytes)
-    if array.shape[0] != 1:
-        raise UnsupportedInput(f"{path}: labels are colours; save one channel of label numbers")
-    _require_orthogonal(path, geometry)
-    classes = _whole_numbers(array[0], path)
-    if ignore is not None:
-        classes[classes == ignore] = IGNORE
-    _apply_sidecar(classes, path)
     if labels is None:
         values = sorted(int(value) for value in np.unique(classes) if value > 0)
         if not values:
@@ -134,13 +144,15 @@ def labels_in(paths: Iterable[Path], ignore: int | None = None) -> tuple[Labels 
 def read_geometry(path: str | Path, choice: SeriesChoice = ONLY_SERIES) -> Geometry:
     """The grid of a scan, from its header; the voxels are not verified."""
     path = Path(path)
-    return _format(path, choice).geometry(path)
+    with _explained(path):
+        return _format(path, choice).geometry(path)
 
 
 def read_notes(path: str | Path, choice: SeriesChoice = ONLY_SERIES) -> list[str]:
     """Unusual but valid properties of a file's header, one sentence each."""
     path = Path(path)
-    return _format(path, choice).notes(path)
+    with _explained(path):
+        return _format(path, choice).notes(path)
 
 
 def write_label_map(path: str | Path, label_map: LabelMap) -> None:
@@ -186,8 +198,9 @@ def require_known(classes: NDArray[Any], labels: Labels, what: str) -> None:
     if unknown:
         places = "; ".join(_where(classes, value) for value in unknown[:5])
         more = f"; and {len(unknown) - 5} more values" if len(unknown) > 5 else ""
+        doubt = " (are these grey levels or instance ids?)" if len(unknown) > MOST_VALUES else ""
         raise LabelError(
-            f"{what}: values that are not labels: {places}{more}. The labels are 0 and {labels.as_dict()}; "
+            f"{what}: values that are not labels: {places}{more}{doubt}. The labels are 0 and {labels.as_dict()}; "
             "add the values to the labels or correct the file"
         )
 
@@ -219,7 +232,7 @@ def _after_digest(
 
 _NIFTI = _Format(read_nifti, read_nifti, nifti_geometry, write_nifti, nifti_notes)
 _ITK = _Format(_after_digest(read_itk), read_itk, itk_geometry, write_itk, modality=itk_modality)
-_PICTURE = _Format(_after_digest(read_picture), read_label_picture, picture_geometry, write_picture)
+_PICTURE = _Format(_after_digest(read_picture), read_label_picture, picture_geometry, write_picture, picture_notes)
 _FORMATS: Mapping[str, _Format] = {
     ".nii.gz": _NIFTI,
     ".nii": _NIFTI,
@@ -236,6 +249,25 @@ _FORMATS: Mapping[str, _Format] = {
 }
 SUFFIXES: tuple[str, ...] = tuple(_FORMATS)
 """Suffixes of the supported formats of images and label maps; DICOM is not among them."""
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn any exception of a library into an error with the name of the file."""
+    try:
+        yield
+    except HandfulError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"{path}: needs more memory than there is; close other programs, or crop the scan") from error
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror or error}); check that it is a file that you are allowed to read"
+        ) from error
+    except Exception as error:
+        raise DamagedFile(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); copy the file again, or save it again"
+        ) from error
 
 
 def _suffix(name: str) -> str:
@@ -359,11 +391,12 @@ def _apply_sidecar(classes: NDArray[Any], path: Path) -> None:
     if not sidecar.exists():
         return
     try:
-        content = json.loads(sidecar.read_text("utf-8"))
+        content = json.loads(sidecar.read_text("utf-8-sig"))
         axis, labelled = content["axis"], content["labelled"]
-        valid = set(content) == {"axis", "labelled"} and axis in (0, 1, 2) and isinstance(labelled, list)
+        valid = set(content) == {"axis", "labelled"} and type(axis) is int and axis in (0, 1, 2)
+        valid = valid and isinstance(labelled, list)
         valid = valid and all(type(index) is int and 0 <= index < classes.shape[axis] for index in labelled)
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         valid = False
     if not valid:
         form = '{"axis": 0, 1 or 2, "labelled": [slice numbers]}'

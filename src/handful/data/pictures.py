@@ -1,60 +1,133 @@
-"""PNG, JPEG, TIFF and BMP pictures as volumes of one slice: i runs to the right (x), j down (y), in pixels."""
+"""PNG, JPEG, TIFF and BMP pictures as volumes of one slice: i runs to the right (x), j down (y), in pixels.
+
+The content of a file determines its format, not its name. Pictures are turned as their EXIF orientation says, images
+and label maps alike, so that they lie as every viewer shows them.
+"""
 
 from __future__ import annotations
 
-import io
 import struct
 import warnings
 import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import imagecodecs
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from handful.data.headers.bmp import bmp_size
+from handful.data.headers.png import GREY, SIGNATURE, plain_png, read_png
+from handful.data.headers.png import PALETTE as PNG_PALETTE
+from handful.data.headers.tiff import PALETTE, WHITE_IS_ZERO, exif_orientation, read_tiff_header
+from handful.data.tiff import tiff_pixels
+from handful.data.verified import read_whole
 from handful.data.volume import Geometry
 from handful.errors import DamagedFile, UnsupportedInput
 from handful.jobs.files import open_file
 
-_GREY = {"1": "L", "L": "L", "LA": "L", "La": "L", "I;16": "I;16", "I;16B": "I;16B", "I": "I", "F": "F"}
-"""Pillow's one-channel modes, and each mode without alpha; all others become RGB."""
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, zlib.error)
-"""Errors that Pillow and tifffile raise for broken files, found by fuzzing; they have no common base class."""
+_MOST_PIXELS = 89_478_485
+"""Pixels of a PNG, JPEG or BMP; more would be a decompression bomb by Pillow's default."""
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, RuntimeError, struct.error, zlib.error)
+"""Errors that Pillow and imagecodecs raise for broken files, found by fuzzing; they have no common base class."""
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A decoded picture before its numbers get a meaning."""
+
+    pixels: NDArray[Any]
+    """(y, x) numbers, or (y, x, channels): grey and alpha, colours, or colours and alpha; as stored."""
+    orientation: int = 1
+    palette: NDArray[Any] | None = None
+    """The colours (n, 3) of the numbers."""
+    bits: int = 8
+    white_is_zero: bool = False
+
+
+_Kind = Literal["PNG", "JPEG", "BMP", "TIFF"]
+_MAGIC: Mapping[bytes, _Kind] = {
+    SIGNATURE: "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+}
+_SUFFIXES: Mapping[_Kind, tuple[str, ...]] = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+}
 
 
 def read_picture(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
-    """Pixels (1 or 3, x, y, 1) as stored, and their grid. Alpha is dropped; a palette becomes colours."""
-    if _is_deep_tiff(path):
-        return _on_grid(path, _read_tiff(path, max_bytes))
-    image = _open(path, max_bytes)
-    return _on_grid(path, np.asarray(image.convert(_GREY.get(image.mode, "RGB"))))
+    """Pixels (1 or 3, x, y, 1) and their grid. Alpha is dropped; a palette becomes colours.
+
+    Where zero is white, values are inverted, so that bright pixels have high values.
+    """
+    picture = _decoded(path, read_whole(path, max_bytes), max_bytes)
+    pixels = picture.pixels
+    if pixels.ndim == 3:
+        pixels = pixels[..., 0] if pixels.shape[2] == 2 else pixels[..., :3]
+    if picture.palette is not None:
+        pixels = _in_colour(path, pixels, picture.palette)
+    elif picture.white_is_zero:
+        if pixels.dtype.kind != "u":
+            raise UnsupportedInput(f"{path}: {pixels.dtype} pixels of which zero is white; save it with black as zero")
+        pixels = pixels.dtype.type(2 ** max(picture.bits, 1) - 1) - pixels
+    if picture.bits < 8 and picture.palette is None:
+        pixels = pixels * np.uint8(255 // (2**picture.bits - 1))
+    return _on_grid(_upright(pixels, picture.orientation))
 
 
 def read_label_picture(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
-    """Label numbers (1, x, y, 1) and their grid: grey values, or the indices of a palette; colours are refused."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        raise UnsupportedInput(f"{path}: JPEG compression changes label values; save labels as .png")
-    if _is_deep_tiff(path):
-        pixels = _read_tiff(path, max_bytes)
-        mode = "RGB" if pixels.ndim == 3 else "L"
-    else:
-        image = _open(path, max_bytes)
-        pixels, mode = np.asarray(image), image.mode
-    if mode not in ("1", "L", "P", "I", "F", "I;16", "I;16B"):
-        raise UnsupportedInput(f"{path}: labels are colours ({mode}); save one channel of label numbers")
-    return _on_grid(path, pixels.astype(np.uint8) if mode == "1" else pixels)
+    """Label numbers (1, x, y, 1) and their grid: grey values as stored, or the indices of a palette.
+
+    Colours and JPEG are refused.
+    """
+    content = read_whole(path, max_bytes)
+    if _kind(path, content) == "JPEG":
+        named = path.suffix.lower()
+        but = "" if named in _SUFFIXES["JPEG"] else f"a JPEG although it is named {named}; "
+        raise UnsupportedInput(
+            f"{path}: {but}JPEG compression changes label values; save labels as .png from the original labels, "
+            "or threshold this file"
+        )
+    picture = _decoded(path, content, max_bytes)
+    if picture.pixels.ndim == 3:
+        channels = {2: "grey and alpha", 3: "RGB"}.get(picture.pixels.shape[2], f"{picture.pixels.shape[2]} channels")
+        raise UnsupportedInput(f"{path}: labels are colours ({channels}); save one channel of label numbers")
+    if picture.white_is_zero and picture.bits == 1:
+        raise UnsupportedInput(f"{path}: black-and-white labels of which zero is white; save them with black as zero")
+    return _on_grid(_upright(picture.pixels, picture.orientation))
 
 
 def picture_geometry(path: Path) -> Geometry:
     """The grid, from the header; the pixels are not verified."""
-    if _is_deep_tiff(path):
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            return _geometry(page.imagewidth, page.imagelength)
-    with open_file(path) as file:
-        return _geometry(*_identify(path, file).size)
+    width, height, orientation = _SIZES[_kind_of_file(path)](path)
+    return _geometry(height, width) if orientation >= 5 else _geometry(width, height)
+
+
+def picture_notes(path: Path) -> list[str]:
+    """Unusual but valid properties of the file, one sentence each."""
+    notes, kind = [], _kind_of_file(path)
+    if path.suffix.lower() not in _SUFFIXES[kind]:
+        notes.append(f"{path}: a {kind} although it is named {path.suffix}; read as {kind}")
+    if (orientation := _SIZES[kind](path)[2]) != 1:
+        notes.append(f"{path}: turned as its EXIF orientation ({orientation}) says, as viewers show it")
+    if kind == "TIFF":
+        with open_file(path) as file:
+            if read_tiff_header(file, path).photometric == WHITE_IS_ZERO:
+                notes.append(f"{path}: zero is white; the values of an image are inverted, those of labels are not")
+    return notes
 
 
 def write_picture(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
@@ -73,78 +146,165 @@ def write_picture(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
     Image.fromarray(pixels).save(path)
 
 
-def _open(path: Path, max_bytes: int) -> Image.Image:
-    """The decoded picture, with its checksums verified."""
+def _kind(path: Path, content: bytes) -> _Kind:
+    """The format by the first bytes. Raises DamagedFile if it is none of a picture."""
+    for magic, kind in _MAGIC.items():
+        if content.startswith(magic):
+            return kind
+    raise DamagedFile(f"{path}: not a readable picture, it starts with {content[:8]!r}; check where it came from")
+
+
+def _kind_of_file(path: Path) -> _Kind:
     with open_file(path) as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise DamagedFile(f"{path}: larger than the allowed {max_bytes:,} bytes; cut it into tiles")
-    image = _identify(path, io.BytesIO(content))
-    if image.width * image.height * 4 > max_bytes:
-        raise DamagedFile(f"{path}: {image.size} pixels exceed the allowed {max_bytes:,} bytes; cut it into tiles")
+        return _kind(path, file.read(8))
+
+
+def _decoded(path: Path, content: bytes, max_bytes: int) -> _Picture:
     try:
-        frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a camera's JPEG with a preview
-            raise UnsupportedInput(f"{path}: a stack of {frames} pictures without spacing; save it as one .nii.gz")
-        if image.format == "PNG":
-            image.verify()  # checks the CRC of every chunk, which load() does not; the image cannot be used afterwards
-            image = _identify(path, io.BytesIO(content))
-        image.load()
+        return _DECODERS[_kind(path, content)](content, path, max_bytes)
     except _BROKEN as error:
         raise DamagedFile(f"{path}: truncated or damaged picture ({error}); copy the file again") from error
-    return image
 
 
-def _identify(path: Path, file: Any) -> Image.Image:
+def _decoded_tiff(content: bytes, path: Path, max_bytes: int) -> _Picture:
+    header = read_tiff_header(BytesIO(content), path)
+    if header.nbytes > max_bytes:
+        raise DamagedFile(f"{path}: {header.nbytes:,} bytes, but {max_bytes:,} are allowed; cut it into tiles")
+    palette = None
+    if header.photometric == PALETTE:
+        wide = np.array(header.colormap, np.uint16).reshape(3, -1).T
+        high = wide >> 8
+        plain = not (wide & 255).any() or np.array_equal(wide & 255, high)  # 8-bit colours, shifted or doubled
+        palette = high.astype(np.uint8) if plain else wide
+    pixels = tiff_pixels(content, header, path)
+    return _Picture(pixels, header.orientation, palette, header.bits, header.photometric == WHITE_IS_ZERO)
+
+
+def _decoded_png(content: bytes, path: Path, max_bytes: int) -> _Picture:
+    png = read_png(content, path)
+    _require_reasonable(path, png.width, png.height, max_bytes)
+    plain = plain_png(png, path)
+    if png.depth == 16 and png.colour != GREY:  # Pillow would cut these to 8 bits
+        return _Picture(imagecodecs.png_decode(plain), png.orientation, bits=16)
+    picture = _by_pillow(path, plain, "PNG")
+    pixels = picture.pixels
+    if png.depth < 8 and png.colour == GREY:  # Pillow spreads 2 and 4 bits over 0 to 255
+        pixels = pixels if png.depth == 1 else pixels // (255 // (2**png.depth - 1))
+    bits = 8 if png.colour == PNG_PALETTE else png.depth
+    return _Picture(pixels, png.orientation, picture.palette, bits)
+
+
+def _decoded_bmp(content: bytes, path: Path, max_bytes: int) -> _Picture:
+    _require_reasonable(path, *bmp_size(content, path), max_bytes)
+    return _by_pillow(path, content, "BMP")
+
+
+def _decoded_jpeg(content: bytes, path: Path, max_bytes: int) -> _Picture:
+    width, height, orientation = _size_of_jpeg(path, BytesIO(content))
+    _require_reasonable(path, width, height, max_bytes)
+    picture = _by_pillow(path, content, "JPEG")
+    return _Picture(picture.pixels, orientation)
+
+
+_DECODERS: Mapping[_Kind, Callable[[bytes, Path, int], _Picture]] = {
+    "PNG": _decoded_png,
+    "JPEG": _decoded_jpeg,
+    "BMP": _decoded_bmp,
+    "TIFF": _decoded_tiff,
+}
+
+
+def _by_pillow(path: Path, content: bytes, kind: _Kind) -> _Picture:
+    """Grey values, indices with their palette, or colours."""
+    image = _identify(path, BytesIO(content), kind)
+    image.load()
+    if image.mode == "P":
+        palette = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        return _Picture(np.asarray(image), palette=palette)
+    if image.mode == "1":
+        return _Picture(np.asarray(image).astype(np.uint8), bits=1)
+    if image.mode in ("LA", "La"):
+        return _Picture(np.asarray(image))
+    grey = image.mode in ("L", "I", "F") or image.mode.startswith("I;16")
+    return _Picture(np.asarray(image if grey else image.convert("RGB")))
+
+
+def _identify(path: Path, file: BytesIO | BufferedReader, kind: _Kind) -> Image.Image:
+    """Open a picture with Pillow's parser for its kind, and no other."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(file)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+            warnings.simplefilter("ignore")  # sizes and EXIF data are checked before pixels are decoded
+            return Image.open(file, formats=["JPEG", "MPO"] if kind == "JPEG" else [kind])
+    except Image.DecompressionBombError as error:
         raise DamagedFile(f"{path}: suspiciously many pixels ({error}); cut it into tiles") from error
     except _BROKEN as error:
         raise DamagedFile(f"{path}: not a readable picture ({error}); check where it came from") from error
 
 
-def _is_deep_tiff(path: Path) -> bool:
-    """Whether it is a TIFF of more than 8 bits, which Pillow does not fully support; stacks are refused."""
-    open_file(path).close()
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        return False
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            if len(tiff.pages) > 1:
-                raise UnsupportedInput(
-                    f"{path}: a stack of {len(tiff.pages)} pictures without spacing; save it as one .nii.gz"
-                )
-            dtype = tiff.pages.first.dtype
-    except _BROKEN as error:
-        raise DamagedFile(f"{path}: incomplete TIFF ({error}); copy the file again") from error
-    return dtype is not None and dtype.itemsize > 1
+def _require_reasonable(path: Path, width: int, height: int, max_bytes: int) -> None:
+    if width * height > _MOST_PIXELS:
+        raise DamagedFile(f"{path}: suspiciously many pixels ({width:,} x {height:,}); cut it into tiles")
+    if width * height * 4 > max_bytes:
+        raise DamagedFile(
+            f"{path}: {width} x {height} pixels exceed the allowed {max_bytes:,} bytes; cut it into tiles"
+        )
 
 
-def _read_tiff(path: Path, max_bytes: int) -> NDArray[Any]:
-    """Pixels (y, x) or (y, x, 3)."""
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            page = tiff.pages.first
-            if page.nbytes > max_bytes:
-                raise DamagedFile(f"{path}: {page.nbytes:,} bytes, but {max_bytes:,} are allowed; cut it into tiles")
-            pixels, axes = page.asarray(), page.axes
-    except _BROKEN as error:
-        raise DamagedFile(f"{path}: truncated or damaged TIFF ({error}); copy the file again") from error
-    if pixels.ndim != len(axes):
-        raise DamagedFile(f"{path}: pixels are missing; copy the file again")
-    if axes == "SYX":
-        pixels, axes = pixels.transpose(1, 2, 0), "YXS"
-    if axes == "YXS" and pixels.shape[2] in (3, 4):
-        return pixels[..., :3]
-    if axes != "YX" or pixels.dtype.kind not in "iuf":
-        raise UnsupportedInput(f"{path}: {pixels.dtype} pixels along {axes}; save one grey or three colour channels")
-    return pixels
+def _size_of_jpeg(path: Path, file: BytesIO | BufferedReader) -> tuple[int, int, int]:
+    image = _identify(path, file, "JPEG")
+    exif = image.info.get("exif")
+    return image.width, image.height, exif_orientation(exif, path) if exif else 1
 
 
-def _on_grid(path: Path, pixels: NDArray[Any]) -> tuple[NDArray[Any], Geometry]:
+def _jpeg_size(path: Path) -> tuple[int, int, int]:
+    with open_file(path) as file:
+        return _size_of_jpeg(path, file)
+
+
+def _png_size(path: Path) -> tuple[int, int, int]:
+    with open_file(path) as file:
+        png = read_png(file.read(), path)
+    return png.width, png.height, png.orientation
+
+
+def _bmp_size(path: Path) -> tuple[int, int, int]:
+    with open_file(path) as file:
+        return *bmp_size(file.read(), path), 1
+
+
+def _tiff_size(path: Path) -> tuple[int, int, int]:
+    with open_file(path) as file:
+        header = read_tiff_header(file, path)
+    return header.width, header.height, header.orientation
+
+
+_SIZES: Mapping[_Kind, Callable[[Path], tuple[int, int, int]]] = {
+    "PNG": _png_size,
+    "JPEG": _jpeg_size,
+    "BMP": _bmp_size,
+    "TIFF": _tiff_size,
+}
+"""Width and height as stored, and orientation, by format."""
+
+
+def _in_colour(path: Path, indices: NDArray[Any], palette: NDArray[Any]) -> NDArray[Any]:
+    """The colours (y, x, 3) of the indices (y, x) of a palette."""
+    if (highest := int(indices.max())) >= len(palette):
+        raise DamagedFile(f"{path}: pixels of colour {highest}, but the palette has {len(palette)}; save it again")
+    colours: NDArray[Any] = palette[indices]
+    return colours
+
+
+def _upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """Pixels turned and mirrored as an EXIF orientation, 1 to 8, says."""
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1]
+    return pixels.swapaxes(0, 1) if orientation >= 5 else pixels
+
+
+def _on_grid(pixels: NDArray[Any]) -> tuple[NDArray[Any], Geometry]:
     geometry = _geometry(pixels.shape[1], pixels.shape[0])
     native = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
     channels = native[None] if native.ndim == 2 else native.transpose(2, 0, 1)

@@ -1,7 +1,11 @@
-"""Reading of file contents in one pass with bounded memory. Truncated files and wrong checksums are detected."""
+"""Reading of file contents in one pass with bounded memory.
+
+Truncated files, surplus bytes and wrong checksums are detected. Memory is taken as bytes come, whatever a header says.
+"""
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +20,6 @@ from handful.jobs.files import open_file
 MAX_BYTES = 8 * 2**30
 """Default maximum size of the decompressed voxels of one file: a 512 x 512 x 4000 CT in 64-bit floats."""
 _CHUNK = 2**20
-_SURPLUS = 2**20
-"""Bytes of padding that a compressed stream may hold beyond the size in its header."""
 
 
 @runtime_checkable
@@ -41,26 +43,42 @@ def open_stream(path: Path, digest: Digest | None = None) -> Iterator[Stream]:
 
 
 def read_verified(stream: Stream, path: Path, head: bytes, size: int, max_bytes: int) -> bytearray:
-    """The first `size` bytes of a stream; `head` are those that were read before.
+    """All `size` bytes of a stream; `head` are those that were read before.
 
-    Raises DamagedFile, before memory is allocated, if `size` is larger than `max_bytes`; also if the stream ends early.
+    Raises DamagedFile if `size` is larger than `max_bytes`, or if the stream holds fewer or more bytes.
     """
     _require_bounded(path, size, max_bytes)
-    content, filled = bytearray(size), min(len(head), size)
-    content[:filled] = head[:filled]
-    for piece in _pieces(stream, path, size, filled):
-        content[filled : filled + len(piece)] = piece
-        filled += len(piece)
+    content = bytearray(head[:size])
+    for piece in _pieces(stream, path, size, len(content)):
+        content += piece
     return content
 
 
-def verify_payload(path: Path, offset: int, size: int, compressed: bool, max_bytes: int) -> None:
-    """Raise DamagedFile unless `size` bytes of voxels, raw or as a gzip or zlib stream, follow `offset` completely."""
-    _require_bounded(path, size, max_bytes)
+def read_payload(
+    path: Path, offset: int, size: int, max_bytes: int, *, compressed: bool, stored: int | None = None
+) -> bytearray:
+    """The `size` bytes of voxels from `offset` to the end of a file, raw or as a gzip or zlib stream.
+
+    `stored` is the size of the compressed stream by the header, if the header states it. Raises DamagedFile as
+    `read_verified`, and if the file holds another number of bytes than `stored`.
+    """
     with open_file(path) as file:
+        there = os.fstat(file.fileno()).st_size - offset
         file.seek(offset)
-        for _ in _pieces(Inflated(file, path) if compressed else file, path, size):
-            pass
+        content = read_verified(Inflated(file, path) if compressed else file, path, b"", size, max_bytes)
+    if stored is not None and stored != there:
+        raise DamagedFile(
+            f"{path}: the header declares {stored:,} compressed bytes, but {there:,} follow it; copy the file again"
+        )
+    return content
+
+
+def read_whole(path: Path, max_bytes: int) -> bytes:
+    """All bytes of a file. Raises DamagedFile if there are more than `max_bytes`."""
+    with open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise DamagedFile(f"{path}: larger than the allowed {max_bytes:,} bytes; cut it into tiles")
+        return file.read()
 
 
 def is_gzip(file: BufferedReader) -> bool:
@@ -142,7 +160,7 @@ def _require_bounded(path: Path, size: int, max_bytes: int) -> None:
 
 
 def _pieces(stream: Stream, path: Path, size: int, done: int = 0) -> Iterator[bytes]:
-    """The first `size` bytes, except those `done`; a compressed stream is then read to its end for its checksum."""
+    """The first `size` bytes, except those `done`. The stream must then end, with a right checksum if it has one."""
     while done < size:
         piece = stream.read(min(_CHUNK, size - done))
         if not piece:
@@ -152,17 +170,10 @@ def _pieces(stream: Stream, path: Path, size: int, done: int = 0) -> Iterator[by
             )
         done += len(piece)
         yield piece
-    if isinstance(stream, Inflated):
-        _require_end(stream, path, size)
-
-
-def _require_end(stream: Inflated, path: Path, size: int) -> None:
-    surplus = 0
-    while piece := stream.read(_CHUNK):
-        surplus += len(piece)
-        if surplus > _SURPLUS:
-            raise DamagedFile(
-                f"{path}: decompresses to far more than the {size:,} bytes in its header; do not use this file"
-            )
-    if not stream.whole:
+    if stream.read(1):
+        raise DamagedFile(
+            f"{path}: holds more than the {size:,} bytes that its header declares; "
+            "copy the file again, in binary mode, or repair the header"
+        )
+    if isinstance(stream, Inflated) and not stream.whole:
         raise DamagedFile(f"{path}: the compressed stream ends before its checksum; copy the file again")

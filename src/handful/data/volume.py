@@ -15,6 +15,27 @@ from handful.errors import GeometryMismatch, LabelError, UnsupportedInput
 IGNORE = -1
 """Value of an unlabelled voxel: neither background nor a label."""
 
+_SMALLEST, _LARGEST = 1e-9, 1e6
+"""Possible voxel sizes: from a picometre to a kilometre, in mm."""
+
+
+@dataclass(frozen=True)
+class NiftiTransforms:
+    """The fields of a NIfTI header that place the voxels, as stored.
+
+    Viewers differ in the transform that they use. A label map with the same fields lies on its scan in all of them.
+    """
+
+    pixdim: tuple[float, float, float, float]
+    quaternion: tuple[float, float, float]
+    qoffset: tuple[float, float, float]
+    srows: tuple[float, ...]
+    """The 12 numbers of the sform, row by row."""
+    qform_code: int
+    sform_code: int
+    units: int
+    """The byte `xyzt_units`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
@@ -24,12 +45,18 @@ class Geometry:
     affine: NDArray[np.float64]
     unit: Literal["mm", "pixel"] = "mm"
     """Unit of the world coordinates; "pixel" for pictures, whose pixel size is unknown."""
+    transforms: NiftiTransforms | None = None
+    """Both transforms of a scan from a NIfTI file; `affine` is the one of them that handful uses."""
 
     def __post_init__(self) -> None:
         if self.affine.shape != (4, 4) or not np.isfinite(self.affine).all():
             raise UnsupportedInput(f"affine must be a finite 4x4 matrix, got {self.affine.tolist()}; repair the header")
-        if abs(np.linalg.det(self.affine[:3, :3])) < 1e-12:
-            raise UnsupportedInput(f"affine is singular, spacing {self.spacing.tolist()}; repair the header")
+        spacing = self.spacing
+        # relative to the voxel size: a volume of 65 nm voxels is sound
+        if not spacing.all() or abs(np.linalg.det(self.affine[:3, :3] / spacing)) < 1e-6:
+            raise UnsupportedInput(f"affine is singular, spacing {spacing.tolist()}; repair the header")
+        if spacing.min() < _SMALLEST or spacing.max() > _LARGEST:
+            raise UnsupportedInput(f"impossible voxel size, spacing {spacing.tolist()} mm; repair the header")
 
     @property
     def spacing(self) -> NDArray[np.float64]:
