@@ -17,7 +17,7 @@ MOST_VALUES = 24
 def doubt_about_values(classes: NDArray[Any], labels: Labels) -> str | None:
     """A sentence that says why the values (i, j, k) may not be classes; None if names or a small number speak for them.
 
-    Instance ids are told from grey levels by their shape: nearly every id is one connected piece.
+    Values count as instance ids if nearly each of them is one connected piece, else as grey levels.
     """
     if any(name != f"label {value}" for value, name in labels.as_dict().items()):
         return None
