@@ -82,10 +82,7 @@ ADDED = ("spacings", "space units")
 @pytest.mark.parametrize(
     ("old", "new", "finding"),
     [
-        *[
-            ("(?<=NDims = )3", n, f"NDims is '{n}', must be")
-            for n in ("-1", "-12", "0", "9", "5000", "99999999999")
-        ],
+        *[("(?<=NDims = )3", n, f"NDims is '{n}', must be") for n in ("-1", "-12", "0", "9", "5000", "99999999999")],
         ("(?<=NDims = )3", LONG, "NDims is 'A+[.]{3} .1,500 characters.*must be of at most"),
         ("(?<=NDims = )3", "1", "DimSize is '12 10 6', must be 1 whole numbers"),
         ("(?<=DimSize = )12 10 6", "12 10 0", "DimSize is '12 10 0', must be from 1"),
