@@ -10,6 +10,7 @@ from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.checkpoint import describe_support, load, save
 from handful.errors import CheckpointError
+from handful.jobs.digests import digest_of_file
 from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method
 from handful.methods.nearest_slice import NearestSlice
@@ -216,3 +217,47 @@ def test_the_record_holds_no_path_of_this_machine(segmenter: Segmenter, tmp_path
     keep(segmenter, tmp_path / "s", **describe_support(support_set(2)))
     for name in ("segmenter.json", "README.md"):
         assert str(tmp_path) not in (tmp_path / "s" / name).read_text()
+
+
+@pytest.mark.parametrize("settings", [{"seeds": 10**9}, {"seeds": "10000000"}, {"channels": 10**9}])
+def test_settings_beyond_the_weights_are_refused_at_once(
+    settings: dict[str, object], backbone: Backbone, tmp_path: Path
+):
+    method = build_method("unet", {"encoder": "none", "channels": 4, "side": 32, "train.iterations": 1, "batch": 1})
+    segmenter = method.fit(support_set(1), backbone)
+    save(segmenter, tmp_path / "s", method_name="unet", method=method, provenance={})
+    edit(tmp_path / "s", settings=json.loads((tmp_path / "s" / "segmenter.json").read_text())["settings"] | settings)
+    with pytest.raises(CheckpointError, match=r"segmenter\.json|weights\.safetensors"):
+        load(tmp_path / "s", backbone)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "{}", "3", "", "\xff"])
+def test_a_record_of_any_content_is_refused_by_name(content: str, segmenter: Segmenter, tmp_path: Path):
+    (keep(segmenter, tmp_path / "s") / "segmenter.json").write_text(content, "latin-1")
+    with pytest.raises(CheckpointError, match=r"segmenter\.json.*fit again"):
+        load(tmp_path / "s")
+
+
+def test_a_record_with_impossible_labels_is_refused(segmenter: Segmenter, tmp_path: Path):
+    for labels in ({}, {"0": "none"}, {str(2**31): "far"}, {str(value): "x" for value in range(1, 2000)}, {"²": "x"}):
+        edit(keep(segmenter, tmp_path / "s"), labels=labels)
+        with pytest.raises(CheckpointError, match=r"labels"):
+            load(tmp_path / "s")
+
+
+def test_a_model_never_downloads_its_backbone(segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def connect(*arguments: object) -> None:
+        raise AssertionError("no connection may be made")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    edit(keep(segmenter, tmp_path / "s"), backbone="attacker/model")
+    with pytest.raises(CheckpointError, match=r"with --backbone \(recorded as 'attacker/model'\)"):
+        load(tmp_path / "s")
+
+
+def test_tensors_that_a_segmenter_does_not_have_are_refused(segmenter: Segmenter, backbone: Backbone, tmp_path: Path):
+    folder = keep(segmenter, tmp_path / "s")
+    save_file({**segmenter.learned(), "classes/9": torch.zeros(1)}, folder / "weights.safetensors")
+    edit(folder, weights_sha256=digest_of_file(folder / "weights.safetensors"))
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors.*'classes/"):
+        load(folder, backbone)

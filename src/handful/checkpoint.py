@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
+from torch import Tensor
+from typing_extensions import TypedDict
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
@@ -24,10 +27,12 @@ from handful.backbones.catalog import BackboneName, load_backbone
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
-from handful.errors import CheckpointError, SettingsError
+from handful.errors import CheckpointError, HandfulError, SettingsError
 from handful.jobs.atomic import replacing_folder
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of
+from handful.jobs.json_file import read_json
+from handful.jobs.memory import AllocationLimit
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import build_method, method_settings, settings_from_backbone
 from handful.methods.settings import read_settings
@@ -35,6 +40,14 @@ from handful.methods.settings import read_settings
 FORMAT = 4
 """Version of the folder's layout and of the names of settings; other versions are refused."""
 RECORD, WEIGHTS, CARD = "segmenter.json", "weights.safetensors", "README.md"
+MOST_LABELS, HIGHEST_LABEL = 1000, 2**31 - 1
+"""Limits on the number of labels of a model, and on their values."""
+MOST = 2**16
+"""Largest whole number that a setting may have, except those of the training, which is over."""
+OF_TRAINING = ("seed", "iterations", "draws")
+"""Ends of the names of settings that only matter for the training."""
+SPARE = 2**28
+"""Bytes that loading may allocate beyond a multiple of the weights of model and backbone."""
 LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")
 
 
@@ -104,32 +117,32 @@ class SavedModel:
     @property
     def fitted_on(self) -> dict[str, str]:
         """{case: SHA-256 of its voxels} of the cases that it was fitted on; empty if they are not recorded."""
-        return {case["case"]: case["image_sha256"] for case in self.record.provenance.get("support", [])}
+        return {scan["case"]: scan["image_sha256"] for scan in _scans(self.record.provenance, "support")}
 
     @property
     def agreement(self) -> dict[str, float]:
         """{SHA-256 of its voxels: agreement from 0 to 1} of the unlabelled scans that self-training learned from."""
         provenance = self.record.provenance
-        scans = [*provenance.get("unlabelled", []), *provenance.get("support", [])]
+        scans = [*_scans(provenance, "unlabelled"), *_scans(provenance, "support")]
         digests = {scan["case"]: scan["image_sha256"] for scan in scans}
         return {digests[case]: value for case, value in provenance.get("reliability", {}).items() if case in digests}
 
     def method(self) -> Method:
         """The method with its settings. Raises CheckpointError if this version of handful does not have them."""
-        try:
+        with self._errors_of(RECORD):
+            _require_modest(self.record.settings)
             return build_method(self.record.method, self.record.settings)
-        except SettingsError as error:
-            raise CheckpointError(f"{self.folder / RECORD} cannot be used: {error}; fit again") from error
 
     def load(self, backbone: Backbone | None = None, cache: Path | None = None) -> Segmenter:
         """Load the segmenter, with embeddings stored in the folder `cache`, if given.
 
-        `backbone` must be the one it was fitted on; by default, it is loaded, too. Raises CheckpointError if the
-        weights are damaged or belong to another backbone.
+        `backbone` must be the one it was fitted on; by default, it is loaded, too, but never downloaded. Raises
+        CheckpointError if the weights are damaged, do not fit the record, or belong to another backbone.
         """
         record = self.record
         weights = _read_weights(self.folder, record)
-        backbone = backbone or load_backbone(record.backbone)
+        _require_matching(self.folder, record, weights)
+        backbone = backbone or self.backbone()
         _require_same_input(self.folder, record, backbone)
         digest = backbone.digest()
         if digest != record.backbone_sha256:
@@ -137,17 +150,52 @@ class SavedModel:
                 f"{self.folder} was fitted on backbone {record.backbone!r} (weights {record.backbone_sha256[:12]}), "
                 f"but this is {backbone.name!r} (weights {digest[:12]}); give the backbone it was fitted on"
             )
-        try:
+        with self._errors_of(RECORD):
+            labels = Labels.of(record.labels)
             slicer: Slicer = read_settings(Slicer, record.slicer, "slicer")
-        except SettingsError as error:
-            raise CheckpointError(f"{self.folder / RECORD} cannot be used: {error}; fit again") from error
+        method = self.method()
         backbone = cached(backbone, cache) if cache is not None else backbone
-        return self.method().restore(Labels.of(record.labels), slicer, backbone, weights)
+        own = sum(tensor.nbytes for tensor in weights.values())
+        of_backbone = sum(parameter.nbytes for parameter in backbone.parameters())
+        with self._errors_of(WEIGHTS), AllocationLimit(4 * (own + of_backbone) + SPARE):
+            segmenter = method.restore(labels, slicer, backbone, weights)
+            _require_complete(segmenter.learned(), weights)
+        return segmenter
 
-    def open(self, device: str = "auto", cache: Path | None = None) -> Segmenter:
-        """Load the segmenter onto a device (auto, cpu, cuda or mps)."""
+    def backbone(self, name: str | None = None) -> Backbone:
+        """The backbone of that name; without a name the recorded one, which is not downloaded."""
+        if name is not None:
+            return load_backbone(name)
+        try:
+            return load_backbone(self.record.backbone, download=False)
+        except HandfulError as error:
+            raise CheckpointError(
+                f"the backbone of {self.folder} cannot be loaded: {error}; give the backbone that it was fitted on "
+                f"with --backbone (recorded as {self.record.backbone!r}), if you trust it"
+            ) from error
+
+    def open(self, device: str = "auto", cache: Path | None = None, backbone: str | None = None) -> Segmenter:
+        """Load the segmenter onto a device (auto, cpu, cuda or mps); `backbone` is a name for `load_backbone`."""
         chosen = choose_device(device)
-        return self.load(cache=cache).to(chosen)
+        return self.load(self.backbone(backbone) if backbone else None, cache).to(chosen)
+
+    @contextmanager
+    def _errors_of(self, file: str) -> Iterator[None]:
+        """CheckpointError for any error in reading `file`, which may have any content."""
+        try:
+            yield
+        except HandfulError as error:
+            raise CheckpointError(f"{self.folder / file} cannot be used: {error}; fit again") from error
+        except MemoryError as error:
+            raise CheckpointError(
+                f"{self.folder / RECORD} describes a model larger than its weights ({error}); copy the folder again, "
+                "or fit again"
+            ) from error
+        except Exception as error:  # settings and weights that do not fit together fail anywhere in a method
+            raise CheckpointError(
+                f"{self.folder / file} does not fit {RECORD} ({type(error).__name__}: {_first_line(error)}); "
+                "copy the folder again, or fit again"
+            ) from error
 
 
 def load(folder: Path, backbone: Backbone | None = None) -> Segmenter:
@@ -169,17 +217,20 @@ def open_model(folder: Path) -> SavedModel:
             raise CheckpointError(
                 f"{folder} has no {name}: not a fitted model, or incomplete; create one with handful fit"
             )
-    content = (folder / RECORD).read_bytes()
     try:
-        raw = json.loads(content)
+        raw, content = read_json(folder / RECORD)
     except ValueError as error:
-        raise CheckpointError(f"{folder / RECORD} is not JSON ({error}); fit again") from error
+        raise CheckpointError(
+            f"{folder / RECORD} cannot be read ({error}); copy the folder again, or fit again"
+        ) from error
     return SavedModel(folder, _parsed(folder / RECORD, raw), digest_of(content))
 
 
-def open_segmenter(folder: Path, device: str = "auto", cache: Path | None = None) -> Segmenter:
+def open_segmenter(
+    folder: Path, device: str = "auto", cache: Path | None = None, backbone: str | None = None
+) -> Segmenter:
     """Load the segmenter in a folder onto a device, with embeddings stored in the folder `cache`, if given."""
-    return open_model(folder).open(device, cache)
+    return open_model(folder).open(device, cache, backbone)
 
 
 def describe_support(support: SupportSet) -> dict[str, object]:
@@ -218,14 +269,41 @@ def _parsed(path: Path, raw: Any) -> Record:
             f"{path} has entries that this version of handful does not know: {', '.join(unknown)}; fit again"
         )
     try:
-        return TypeAdapter(Record).validate_python(raw)
+        record = TypeAdapter(Record).validate_python(raw)
+        TypeAdapter(_Provenance).validate_python(record.provenance)
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
         raise CheckpointError(f"{path} does not describe a segmenter ({wrong}); fit again") from error
+    if not 0 < len(record.labels) <= MOST_LABELS or not all(0 < value <= HIGHEST_LABEL for value in record.labels):
+        raise CheckpointError(
+            f"{path} has {len(record.labels)} labels with values up to {max(record.labels, default=0)}, but a model "
+            f"has 1 to {MOST_LABELS} labels with values from 1 to {HIGHEST_LABEL}; fit again"
+        )
+    return record
+
+
+class _Provenance(TypedDict, total=False):
+    """The entries of a provenance that handful reads."""
+
+    fingerprint: str
+    support: list[dict[str, str]]
+    unlabelled: list[dict[str, str]]
+    decisions: list[str]
+    reliability: dict[str, float]
+    dice_on_support: dict[str, float]
+    dice_left_out: dict[str, float]
+
+
+def _scans(provenance: Mapping[str, Any], key: str) -> list[dict[str, str]]:
+    """The scans under this key whose name and voxels are recorded."""
+    return [scan for scan in provenance.get(key, []) if {"case", "image_sha256"} <= scan.keys()]
 
 
 def _read_weights(folder: Path, record: Record) -> dict[str, Any]:
-    weights = (folder / WEIGHTS).read_bytes()
+    try:
+        weights = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read ({error.strerror}); copy the folder again") from error
     digest = digest_of(weights)
     if digest != record.weights_sha256:
         raise CheckpointError(
@@ -233,9 +311,51 @@ def _read_weights(folder: Path, record: Record) -> dict[str, Any]:
             f"{record.weights_sha256[:12]}; copy the folder again, or fit again"
         )
     try:
-        return safetensors.torch.load(weights)
-    except SafetensorError as error:
+        tensors = safetensors.torch.load(weights)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} is not a safetensors file ({error}); fit again") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"{folder / WEIGHTS} has values in {name!r} that are not finite; fit again")
+    return tensors
+
+
+def _require_matching(folder: Path, record: Record, weights: Mapping[str, Tensor]) -> None:
+    """CheckpointError for settings that say other numbers of parts than the weights have, before any is built."""
+    seeds = record.settings.get("seeds", "none")
+    if seeds not in ("none", None) and f"{seeds}" != str(_members(weights, "seed-")):
+        raise CheckpointError(
+            f"{folder / RECORD} says seeds = {str(seeds)[:40]}, but {WEIGHTS} has {_members(weights, 'seed-')}; "
+            "copy the folder again, or fit again"
+        )
+
+
+def _members(weights: Mapping[str, Tensor], prefix: str) -> int:
+    """The number of parts of tensor names that start with `prefix`."""
+    parts = {part for name in weights for part in name.split("/") if part.startswith(prefix)}
+    return len(parts)
+
+
+def _require_modest(settings: Mapping[str, Any] | Sequence[Any], name: str = "settings") -> None:
+    """SettingsError for whole numbers that no model has."""
+    pairs = settings.items() if isinstance(settings, Mapping) else ((name, value) for value in settings)
+    for key, value in pairs:
+        if isinstance(value, Mapping | list):
+            _require_modest(value, key)
+        number = int(value) if isinstance(value, str) and value.isdecimal() and len(value) < 20 else value
+        if isinstance(number, int) and abs(number) > MOST and not key.endswith(OF_TRAINING):
+            raise SettingsError(f"setting {key} = {value} is larger than {MOST}")
+
+
+def _require_complete(restored: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """SettingsError unless the segmenter has taken every tensor as it is in the file."""
+    there, here = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (weights, restored))
+    if different := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
+        name = different[0]
+        raise SettingsError(
+            f"tensor {name!r} is {there.get(name, 'missing')} in the file, but by the settings "
+            f"{here.get(name, 'unknown')}"
+        )
 
 
 def _require_same_input(folder: Path, record: Record, backbone: Backbone) -> None:
@@ -247,8 +367,12 @@ def _require_same_input(folder: Path, record: Record, backbone: Backbone) -> Non
     if differences:
         raise CheckpointError(
             f"{folder} was fitted on backbone {record.backbone!r} with other pixels than {backbone.name!r} takes "
-            f"({'; '.join(differences)}); load the backbone by the name {record.backbone!r}"
+            f"({'; '.join(differences)}); give the backbone by the name {record.backbone!r}"
         )
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")[:200]
 
 
 def _json(record: Record) -> str:

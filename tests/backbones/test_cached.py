@@ -149,6 +149,23 @@ def test_a_damaged_entry_is_encoded_again_with_one_warning(tmp_path: Path, damag
         assert torch.equal(backbone.encode(_slices(1)).main, good)
 
 
+def test_swapped_and_retyped_entries_are_encoded_again(tmp_path: Path) -> None:
+    backbone = cached(tiny_models.tiny_sam(), tmp_path)
+    good = backbone.encode(_slices(2)).main
+    one, other = _files(tmp_path)
+    swapped = one.read_bytes(), other.read_bytes()
+    other.write_bytes(swapped[0])
+    one.write_bytes(swapped[1])
+    with pytest.warns(UserWarning, match="damaged") as caught:
+        assert torch.equal(backbone.encode(_slices(2)).main, good)
+    assert len(caught) == 2
+    for kind in (b'"I16"', b'"U16"'):
+        one.write_bytes(one.read_bytes().replace(b'"F16"', kind))
+        with pytest.warns(UserWarning, match="damaged"):
+            again = backbone.encode(_slices(2)).main
+        torch.testing.assert_close(again, good, atol=1e-2, rtol=1e-2)
+
+
 def test_a_folder_that_cannot_be_written_costs_one_warning_and_no_prediction(tmp_path: Path) -> None:
     blocked = tmp_path / "a file"
     blocked.write_text("not a folder")

@@ -264,3 +264,79 @@ def test_offline_the_hubs_cache_is_used_and_an_absent_model_is_explained(hub: Pa
     assert side == str(tiny_models.SIDE)
     assert refused.startswith("CheckpointError backbone 'wanglab/medsam-vit-base' cannot be downloaded")
     assert "HF_HOME" in refused
+
+
+def _edited(folder: Path, changes: dict[str, object]) -> Path:
+    """A folder of a tiny SAM whose config.json has other entries, those of a part as "vision_config.KEY"."""
+    tiny_models.tiny_sam().model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in changes.items():
+        part, _, inner = key.rpartition(".")
+        (config[part] if part else config)[inner] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_the_code_of_a_folder_is_neither_run_nor_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(prompt: str = "") -> str:
+        raise AssertionError("nothing may be asked")
+
+    monkeypatch.setattr("builtins.input", ask)
+    auto_map = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    folder = _edited(tmp_path, {"auto_map": auto_map, "vision_config.auto_map": auto_map})
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: ...\nclass Model: ...\n")
+    _same_weights(load_backbone(folder), tiny_models.tiny_sam())
+    assert not (tmp_path / "ran").exists()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "evil"}))
+    with pytest.raises(CheckpointError, match="'evil' model"):
+        load_backbone(folder)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "torch_dtype", "quantization_config"])
+def test_entries_that_would_fetch_or_convert_something_are_ignored(tmp_path: Path, key: str) -> None:
+    folder = _edited(tmp_path, {key: "attacker/kernel", f"vision_config.{key}": "attacker/kernel"})
+    _same_weights(load_backbone(folder), tiny_models.tiny_sam())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "finding"),
+    [
+        ("vision_config.num_hidden_layers", 10**9, r"num_hidden_layers = 1000000000"),
+        ("vision_config.hidden_size", 10**9, r"hidden_size = 1000000000"),
+        ("vision_config.hidden_size", 48_000, r"elements"),
+        ("vision_config.image_size", 32_768, r"elements"),
+        ("vision_config.window_size", 65_000, r"window_size = 65000"),
+        ("vision_config.model_type", "clip_vision_model", "clip_vision_model"),
+        ("vision_config.hidden_act", 7, "get the folder again"),
+    ],
+)
+def test_a_config_beyond_its_weights_is_refused(tmp_path: Path, key: str, value: object, finding: str) -> None:
+    with pytest.raises(CheckpointError, match=finding):
+        load_backbone(_edited(tmp_path, {key: value}))
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[1, 2]", "{", "\xff\xfe", ""])
+def test_a_config_that_is_no_object_is_refused_by_name(tmp_path: Path, content: str) -> None:
+    _edited(tmp_path, {})
+    (tmp_path / "config.json").write_text(content, "latin-1")
+    with pytest.raises(CheckpointError, match=r"config\.json|model"):
+        load_backbone(tmp_path)
+
+
+def test_an_adapter_that_names_other_weights_is_refused(tmp_path: Path) -> None:
+    (_edited(tmp_path, {}) / "adapter_config.json").write_text('{"base_model_name_or_path": "attacker/model"}')
+    with pytest.raises(CheckpointError, match="merge it"):
+        load_backbone(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["attacker/model", "sam-vit-base", "mobile-sam"])
+def test_nothing_is_downloaded_unless_it_may_be(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*arguments: object) -> None:
+        raise AssertionError("no connection may be made")
+
+    monkeypatch.setattr("socket.socket.connect", connect)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"--backbone"):
+        load_backbone(name, download=False)

@@ -159,3 +159,32 @@ def test_a_teacher_is_the_moving_average_all_along(tmp_path: Path) -> None:
 def test_a_teacher_takes_a_moving_average() -> None:
     with pytest.raises(SettingsError, match="give a decay"):
         train(_problem(), _loss(_problem()), replace(CONFIG, ema=0.0), teacher=_problem())
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "truncated", "another type", "no note", "renamed"])
+def test_a_training_with_a_damaged_checkpoint_starts_again(tmp_path: Path, damage: str) -> None:
+    def kill(step: int, total: int, note: str) -> None:
+        if step == 17:
+            raise KeyboardInterrupt
+
+    expected = _problem()
+    train(expected, _loss(expected), CONFIG)
+    model = _problem()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, _loss(model), CONFIG, Run(tmp_path, kill, 0.0))
+    path = tmp_path / "train.safetensors"
+    content = path.read_bytes()
+    flipped = content[:-5] + bytes([content[-5] ^ 4]) + content[-4:]
+    damaged = {
+        "a flipped bit": flipped,
+        "truncated": content[: len(content) // 2],
+        "another type": content.replace(b'"F32"', b'"I32"'),
+        "no note": content.replace(b'"note"', b'"nota"'),
+        "renamed": content.replace(b"weight/0.weight", b"weight/9.weight"),
+    }[damage]
+    assert damaged != content
+    path.write_bytes(damaged)
+    again = _problem()
+    with pytest.warns(UserWarning, match="starts from the beginning"):
+        train(again, _loss(again), CONFIG, Run(tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), expected.parameters(), strict=True))

@@ -32,7 +32,7 @@ from handful.jobs.atomic import remove_leftovers, write_atomically
 from handful.jobs.digests import digest_of, digest_of_json, digest_of_tensors
 from handful.prompts.prompts import Prompts
 
-FORMAT = 1
+FORMAT = 2
 """Version of the entries; it is part of their names, so that others are never read."""
 GIB = 2**30
 STALE = 3600.0
@@ -200,6 +200,8 @@ class EmbeddingCache:
         self.folder, self.max_bytes = folder, max_bytes
         self.hits, self.misses = 0, 0
         self._writable = True
+        self.problem: OSError | None = None
+        """Why embeddings are no longer stored; None while they are."""
         self._unweighed = math.inf  # bytes written since the folder was last weighed
 
     def __deepcopy__(self, memo: dict[int, object]) -> EmbeddingCache:
@@ -213,11 +215,11 @@ class EmbeddingCache:
             with safe_open(path, framework="pt") as file:
                 expected = (file.metadata() or {}).get("sha256")
                 tensors = tuple(file.get_tensor(f"level{i}") for i in range(len(file.keys())))
-            if digest_of(*tensors) != expected:
+            if _checksum(key, tensors) != expected:
                 raise SafetensorError("its checksum is wrong")
         except FileNotFoundError:
             tensors = None
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
             tensors = None
             warnings.warn(f"cached embedding {path} is damaged ({error}); it is encoded again", stacklevel=3)
             with contextlib.suppress(OSError):  # then it is overwritten, or warned of again
@@ -235,7 +237,7 @@ class EmbeddingCache:
         if not self._writable:
             return
         levels = {f"level{i}": tensor.contiguous() for i, tensor in enumerate(tensors)}
-        content = save(levels, {"sha256": digest_of(*tensors)})
+        content = save(levels, {"sha256": _checksum(key, tensors)})
         try:
             write_atomically(self._path(key), content, sync=False)  # a damaged entry is noticed
             self._unweighed += len(content)
@@ -243,7 +245,7 @@ class EmbeddingCache:
                 self._shrink()
                 self._unweighed = 0
         except OSError as error:
-            self._writable = False
+            self._writable, self.problem = False, error
             warnings.warn(f"embeddings are no longer cached in {self.folder}: {error}", stacklevel=3)
 
     def _path(self, key: str) -> Path:
@@ -263,6 +265,11 @@ class EmbeddingCache:
                 return
             surplus -= size
             path.unlink(missing_ok=True)
+
+
+def _checksum(key: str, tensors: Sequence[Tensor]) -> str:
+    """The digest of an entry: its key, and types, shapes and elements of its tensors."""
+    return digest_of_tensors((f"{key}/level{i}", tensor) for i, tensor in enumerate(tensors))
 
 
 def _refuse_training(backbone: Backbone) -> None:

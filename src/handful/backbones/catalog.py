@@ -12,20 +12,20 @@ from typing import Any, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
+from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 from transformers.utils import logging
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.edgetam import EdgeTamBackbone
 from handful.backbones.families import FAMILIES, Architecture, Family
+from handful.backbones.folder_config import CONFIGS, FolderConfig, read_folder_config
 from handful.backbones.official import SUFFIXES, load_official
 from handful.backbones.resizing import require_side, resize_sam, resized_sam2
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
-from handful.errors import CheckpointError, SettingsError
+from handful.errors import CheckpointError, HandfulError, SettingsError
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of_file
 
@@ -151,22 +151,24 @@ class BackboneName:
         return BACKBONES.get(self.source) or by_hub_id.get(self.source)
 
 
-def load_backbone(name: str | Path) -> Backbone:
+def load_backbone(name: str | Path, *, download: bool = True) -> Backbone:
     """The frozen backbone, in float32, of that name: a name of BACKBONES, a hub id, a folder, or an authors' file.
 
     A folder is one of transformers (config.json and safetensors), a file one of .pth, .pt or .safetensors with the
     authors' key names. 'FAMILY:' before it, one of FAMILIES, says which pixels it was trained on, where the weights do
     not show that: 'medsam:/path/medsam_vit_b.pth'. '@SIZE' after it is the side of the square input in pixels:
-    'sam2.1-hiera-tiny@512'. The hub's cache and offline mode are honoured. Raises SettingsError for an unknown name, a
-    family that cannot be in these weights or a wrong size, CheckpointError for weights that cannot be had or read.
+    'sam2.1-hiera-tiny@512'. The hub's cache and offline mode are honoured; without `download`, weights that are not in
+    that cache are an error. No code of a folder is run. Raises SettingsError for an unknown name, a family that cannot
+    be in these weights or a wrong size, CheckpointError for weights that cannot be had or read.
     """
     wanted = BackboneName.of(name)
     path, entry = Path(wanted.source), wanted.entry
     if entry is not None:
         wanted = replace(wanted, family=wanted.family or entry.family)
         if entry.file is not None:
-            return _from_file(_downloaded_file(entry), str(name), wanted)
-        folder = entry.source if isinstance(entry.source, Path) else _downloaded(entry.source, entry.revision)
+            return _from_file(_downloaded_file(entry, download), str(name), wanted)
+        source = entry.source
+        folder = source if isinstance(source, Path) else _downloaded(source, entry.revision, download)
         return _from_folder(folder, str(name), wanted)
     if path.is_dir():
         return _from_folder(path, str(name), wanted)
@@ -175,7 +177,7 @@ def load_backbone(name: str | Path) -> Backbone:
             raise SettingsError(f"backbone file {path} is none of {', '.join(SUFFIXES)}")
         return _from_file(path, str(name), wanted)
     if re.fullmatch(r"[\w.-]+/[\w.-]+", wanted.source) and path.suffix not in SUFFIXES and not isinstance(name, Path):
-        return _from_folder(_downloaded(wanted.source, None), str(name), wanted)
+        return _from_folder(_downloaded(wanted.source, None, download), str(name), wanted)
     close = get_close_matches(wanted.source, BACKBONES, n=3, cutoff=0.5) or list(BACKBONES)
     raise SettingsError(
         f"unknown backbone {str(name)!r}; did you mean {', '.join(close)}? "
@@ -189,15 +191,18 @@ def open_backbone(name: str | Path, device: str = "auto", cache: Path | None = N
     return backbone if cache is None else cached(backbone, cache)
 
 
-def _downloaded(hub_id: str, revision: str | None) -> Path:
-    """The folder in the hub's cache, filled where it must be."""
+def _downloaded(hub_id: str, revision: str | None, download: bool) -> Path:
+    """The folder in the hub's cache; with `download`, filled where it must be."""
     try:
         folder = snapshot_download(
             hub_id,
             revision=revision,
+            local_files_only=not download,
             allow_patterns=["config.json", "model*.safetensors", "model.safetensors.index.json"],
         )
     except (OSError, ValueError) as error:
+        if not download:
+            raise _not_here(hub_id) from error
         raise CheckpointError(
             f"backbone {hub_id!r} cannot be downloaded ({_first_line(error)}); connect this machine, or copy the hub's "
             "cache (HF_HOME) or the model's folder from one that is connected and give its path"
@@ -205,12 +210,20 @@ def _downloaded(hub_id: str, revision: str | None) -> Path:
     return Path(folder)
 
 
-def _downloaded_file(entry: BackboneEntry) -> Path:
+def _not_here(hub_id: str) -> CheckpointError:
+    return CheckpointError(
+        f"backbone {hub_id!r} is not on this machine, and is downloaded only on request: name it with --backbone"
+    )
+
+
+def _downloaded_file(entry: BackboneEntry, download: bool) -> Path:
     """The entry's checkpoint in the hub's cache; CheckpointError where it is not the file that the entry describes."""
     assert entry.file is not None
     try:
-        path = Path(hf_hub_download(str(entry.source), entry.file, revision=entry.revision))
+        path = Path(_in_hub_cache(entry, entry.file, download))
     except (OSError, ValueError) as error:
+        if not download:
+            raise _not_here(str(entry.source)) from error
         raise CheckpointError(
             f"{entry.file} of {str(entry.source)!r} cannot be downloaded ({_first_line(error)}); connect this machine, "
             f"or copy the file from one that is connected and give its path, as {entry.family}:/path/{entry.file}"
@@ -222,6 +235,10 @@ def _downloaded_file(entry: BackboneEntry) -> Path:
             "remove it and try again"
         )
     return path
+
+
+def _in_hub_cache(entry: BackboneEntry, file: str, download: bool) -> str:
+    return hf_hub_download(str(entry.source), file, revision=entry.revision, local_files_only=not download)
 
 
 def _from_file(path: Path, name: str, wanted: BackboneName) -> Backbone:
@@ -238,6 +255,10 @@ def _from_folder(folder: Path, name: str, wanted: BackboneName) -> Backbone:
         raise CheckpointError(
             f"backbone {name!r}: {folder} must hold config.json and .safetensors weights, as transformers saves them"
         )
+    if (folder / "adapter_config.json").exists():  # transformers would load the weights that it names
+        raise CheckpointError(
+            f"backbone {name!r}: {folder} holds an adapter (adapter_config.json); merge it into the weights first"
+        )
     try:
         with _quiet_transformers():
             backbone = _built(folder, name, wanted)
@@ -246,47 +267,44 @@ def _from_folder(folder: Path, name: str, wanted: BackboneName) -> Backbone:
             f"backbone {name!r} needs a package that is not installed; EdgeTAM's image encoder comes from timm, which "
             "needs torchvision: pip install handful[edgetam]"
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise CheckpointError(f"backbone {name!r} in {folder} cannot be read ({_first_line(error)})") from error
+    except (HandfulError, MemoryError):
+        raise
+    except Exception as error:  # transformers raises errors of any class for configurations it cannot build
+        raise CheckpointError(
+            f"backbone {name!r} in {folder} cannot be read ({_first_line(error)}); get the folder again from its source"
+        ) from error
     _require_clear_family(backbone, wanted)
     return backbone
 
 
 def _built(folder: Path, name: str, wanted: BackboneName) -> Backbone:
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    kind = config.model_type
-    if kind not in ("sam", "sam2", "sam2_video", "edgetam_video"):
-        raise CheckpointError(
-            f"backbone {name!r} is a {kind!r} model; handful knows sam, sam2, sam2_video and edgetam_video"
-        )
-    family = _family_of(config, name, wanted)
-    if kind == "sam":
-        sam = _model(SamModel, folder, name)
+    read = read_folder_config(folder, name)
+    family = _family_of(read, name, wanted)
+    if read.kind == "sam":
+        sam = _model(SamModel, folder, read, name)
         usual_side = int(sam.config.vision_config.image_size)
         if wanted.image_size is not None:
             resize_sam(sam, wanted.image_size)
         return SamBackbone(sam, name, family, usual_side)
-    if kind == "edgetam_video":
-        return EdgeTamBackbone(*_sam2_model(EdgeTamVideoModel, folder, name, wanted, family))
-    if _holds_memory(sorted(folder.glob("*.safetensors"))):
-        return Sam2VideoBackbone(*_sam2_model(Sam2VideoModel, folder, name, wanted, family))
-    return Sam2Backbone(*_sam2_model(Sam2Model, folder, name, wanted, family))
+    if read.kind == "edgetam_video":
+        return EdgeTamBackbone(*_sam2_model(_model(EdgeTamVideoModel, folder, read, name), name, wanted, family))
+    if read.holds_memory:
+        return Sam2VideoBackbone(*_sam2_model(_model(Sam2VideoModel, folder, read, name), name, wanted, family))
+    return Sam2Backbone(*_sam2_model(_model(Sam2Model, folder, read, name), name, wanted, family))
 
 
-def _sam2_model(
-    kind: type[Model], folder: Path, name: str, wanted: BackboneName, family: Family
-) -> tuple[Model, str, Family, int]:
+def _sam2_model(model: Model, name: str, wanted: BackboneName, family: Family) -> tuple[Model, str, Family, int]:
     """Model, name, family and usual side; the model takes squares of the wanted side."""
-    model = _model(kind, folder, name)
     usual_side = int(model.prompt_encoder.input_image_size)
     if wanted.image_size not in (None, usual_side):
         model = resized_sam2(model, wanted.image_size)
     return model, name, family, usual_side
 
 
-def _family_of(config: Any, name: str, wanted: BackboneName) -> Family:
+def _family_of(read: FolderConfig, name: str, wanted: BackboneName) -> Family:
     """The named family, or the one that the configuration shows."""
-    architecture: Architecture = "sam" if config.model_type == "sam" else "sam2"
+    architecture: Architecture = "sam" if read.kind == "sam" else "sam2"
+    config: Any = read.of(CONFIGS[read.kind])
     # no published SAM 2 has one candidate mask only; models that handful pre-trains do
     small = architecture == "sam2" and config.mask_decoder_config.num_multimask_outputs == 1
     family = FAMILIES[wanted.family or ("handful-tiny" if small else architecture)]
@@ -307,24 +325,23 @@ def _require_clear_family(backbone: Backbone, wanted: BackboneName) -> None:
         )
 
 
-def _model(kind: type[Model], folder: Path, name: str) -> Model:
+def _model(kind: type[Model], folder: Path, read: FolderConfig, name: str) -> Model:
     """Every weight from the file: transformers would fill in random ones where some are missing."""
+    config = read.of(kind.config_class)
+    read.require_fitting(kind, config)
     model, found = kind.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+        folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
     )
     faults = [f"{what}: {', '.join(sorted(map(str, keys))[:5])}" for what, keys in found.items() if keys]
     if faults:
         raise CheckpointError(f"backbone {name!r} does not fit {kind.__name__} ({'; '.join(faults)})")
     return model
-
-
-def _holds_memory(weights: list[Path]) -> bool:
-    for path in weights:
-        with safe_open(path, framework="pt") as file:
-            names: list[str] = list(file.keys())
-        if any(name.startswith("memory_attention.") for name in names):
-            return True
-    return False
 
 
 @contextmanager

@@ -26,6 +26,14 @@ Backbone = Annotated[
     str,
     typer.Option(help="A name from 'handful list backbones', a Hugging Face id, a folder, or a SAM .pth or .pt file."),
 ]
+OwnBackbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="The backbone that the model was fitted on, if it is not where the model says, or must be downloaded.",
+        show_default=False,
+    ),
+]
 Device = Annotated[
     str, typer.Option("-d", "--device", help="auto, cpu, cuda or mps; auto uses CUDA where it is available.")
 ]

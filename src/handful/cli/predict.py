@@ -47,6 +47,7 @@ def predict(
     cases: options.Cases = "",
     series: options.Series = None,
     slice_tolerance: options.SliceTolerance = None,
+    backbone: options.OwnBackbone = None,
     device: options.Device = "auto",
     cache: options.Cache = None,
     overwrite: options.Overwrite = False,
@@ -80,6 +81,7 @@ def predict(
         overwrite=overwrite,
         preview=preview,
         cache=cache,
+        backbone=backbone,
         format=format.value,
         terms=read_terms(terms) if terms else {},
     )

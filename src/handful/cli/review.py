@@ -45,6 +45,7 @@ def review(
     no_confidence: Annotated[
         bool, typer.Option("--no-confidence", help="Do not use the model's confidence; this saves a second prediction.")
     ] = False,
+    backbone: options.OwnBackbone = None,
     device: options.Device = "auto",
     cache: options.Cache = None,
     json: options.Json = False,
@@ -63,7 +64,13 @@ def review(
     from handful.data.files import read_cohort
 
     config = ReviewConfig(
-        device=device, reverse=reverse, confidence=not no_confidence, cache=cache, calibrate=calibrate, worst=worst
+        device=device,
+        reverse=reverse,
+        confidence=not no_confidence,
+        cache=cache,
+        calibrate=calibrate,
+        backbone=backbone,
+        worst=worst,
     )
     cohort = read_cohort(input)
     labelled = read_cohort(support) if support else cohort
@@ -71,11 +78,15 @@ def review(
     with progress("estimating quality", quiet) as report:
         result = review_folder(predictions, model, cohort, out, labelled, config, report)
     if json:
-        estimates = {"output": out, "support": result.support, "calibration": result.calibration, "cases": result.cases}
-        print_json(estimates | {"skipped": result.skipped, "failures": result.failures})
+        print_json(_content(out, result))
     else:
         _print(out, result)
     exit_on(result.failures)
+
+
+def _content(out: Path, result: ReviewResult) -> dict[str, object]:
+    estimates = {"output": out, "support": result.support, "calibration": result.calibration, "cases": result.cases}
+    return estimates | {"skipped": result.skipped, "failures": result.failures}
 
 
 def _print(out: Path, result: ReviewResult) -> None:

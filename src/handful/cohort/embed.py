@@ -35,7 +35,8 @@ def embed_cohort(
 ) -> EmbedResult:
     """Encode every slice of the cases once, and store the embeddings in `folder` for later fits and predictions.
 
-    A later job uses them if its slices have the same plane and window. Cases that fail are listed in the result.
+    A later job uses them if its slices have the same plane and window. Cases that fail are listed in the result. Raises
+    OSError if embeddings cannot be stored, for example because the disk is full.
     """
     caching = cached(backbone, folder)
     slicer = (slicer or Slicer()).for_display()
@@ -46,6 +47,8 @@ def embed_cohort(
             view = slicer.view(case.read_image())
             for start in range(0, len(view), CHUNK):
                 caching.encode(view.cut(start, start + CHUNK).to(caching.device))
+                if caching.cache.problem is not None:
+                    raise caching.cache.problem
         except (HandfulError, RuntimeError, MemoryError) as error:
             failures.append(Failure(case.name, str(error)))
         report(number, len(cases), case.name)

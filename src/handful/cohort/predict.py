@@ -62,6 +62,8 @@ class PredictConfig:
     """The DICOM formats need DICOM scans; other cases fail."""
     terms: Mapping[str, Term] = field(default_factory=dict)
     """Coded terms of labels in DICOM segmentations, by label name; others get a term of the standard."""
+    backbone: str | None = None
+    """Name of the model's backbone, if it is not where the model's record says; it is downloaded if necessary."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def predict_file(
     case = Case(stem(out), image, choice=choice)
     _require_dicom(case, config)
     volume = read_volume(image, series=choice.series, slice_tolerance=choice.slice_tolerance)
-    segmenter = saved.open(config.device, config.cache)
+    segmenter = saved.open(config.device, config.cache, config.backbone)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
     label_map, reasons = segmenter.predict_explained(volume)
@@ -200,7 +202,7 @@ class _Job:
 
     @cached_property
     def segmenter(self) -> Segmenter:
-        return self.model.open(self.config.device, self.config.cache)
+        return self.model.open(self.config.device, self.config.cache, self.config.backbone)
 
     def _announce(self, first: Volume, left: int, count: int) -> None:
         """Report the expected time, assuming that all remaining scans are as large as the first of them."""

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from handful.backbones.catalog import load_backbone
 from handful.checkpoint import SavedModel, open_model
 from handful.curation.calibration import Calibration
 from handful.curation.quality import CaseQuality, QualityConfig, QualityEstimator, Refit, estimating_quality
@@ -45,6 +44,8 @@ class ReviewConfig:
 
     None does so for methods that need no training, where it takes little time.
     """
+    backbone: str | None = None
+    """Name of the model's backbone, if it is not where the model's record says; it is downloaded if necessary."""
     worst: int = 12
     """Number of cases with pictures on the page, worst first."""
 
@@ -82,7 +83,7 @@ def review_folder(
             "give the output folder of handful predict, and the scans it was made from"
         )
     with locked(out / NOTES):
-        segmenter = saved.open(config.device, config.cache)
+        segmenter = saved.open(config.device, config.cache, config.backbone)
         key, refit = _key(saved, support, config), _refit(saved, segmenter, config)
         work = _Work(out, files, segmenter.slicer, segmenter.labels, key, refit, saved.agreement)
         quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=config.cache)
@@ -219,7 +220,7 @@ def _refit(model: SavedModel, segmenter: Segmenter, config: ReviewConfig) -> Ref
         return None
     if not method.trains:
         return lambda cases: method.fit(cases, segmenter.backbone)
-    backbone = load_backbone(model.record.backbone).to(segmenter.backbone.device)
+    backbone = model.backbone(config.backbone).to(segmenter.backbone.device)
     return lambda cases: method.fit(cases, backbone)
 
 

@@ -1,12 +1,15 @@
-"""Measurement of peak memory."""
+"""Measurement of peak memory, and a limit on what is allocated."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5)
@@ -47,3 +50,40 @@ def _reset() -> None:
         _CLEAR.write_text(_RESET_PEAK)
     except OSError:  # not permitted; the peak is then that of the process
         return
+
+
+class AllocationLimit(TorchFunctionMode):
+    """While active, raises MemoryError before PyTorch creates more than so many bytes of new tensors in total."""
+
+    def __init__(self, most_bytes: int) -> None:
+        super().__init__()
+        self.left = most_bytes
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTORIES:
+            planned = func(*args, **{**kwargs, "device": "meta"})
+            self.left -= max(planned.nbytes, _SMALLEST)
+            if self.left < 0:
+                raise MemoryError(f"a tensor of {planned.nbytes} bytes is more than there should be")
+        return func(*args, **kwargs)
+
+
+_FACTORIES: tuple[Callable[..., torch.Tensor], ...] = (
+    torch.arange,
+    torch.empty,
+    torch.empty_strided,
+    torch.eye,
+    torch.full,
+    torch.linspace,
+    torch.ones,
+    torch.rand,
+    torch.randint,
+    torch.randn,
+    torch.randperm,
+    torch.zeros,
+)
+_SMALLEST = 2**12
+"""Bytes that each tensor counts at least, so that many small ones reach the limit, too."""

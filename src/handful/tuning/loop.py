@@ -10,21 +10,26 @@ from __future__ import annotations
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from handful.errors import SettingsError
 from handful.jobs.atomic import write_atomically
+from handful.jobs.digests import digest_of, digest_of_tensors
 from handful.jobs.progress import Run
 from handful.tuning.precision import Precision, computing_in
+
+CHECKPOINT = "train.safetensors"
+"""Name of the file with the state of an unfinished training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,29 +184,50 @@ class _State:
         for name, parameter in self.named.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-        note = {"step": step, "losses": self.history.losses, "seconds": self.history.seconds}
-        write_atomically(folder / "train.safetensors", save(tensors, metadata={"note": json.dumps(note)}))
+        note = json.dumps({"step": step, "losses": self.history.losses, "seconds": self.history.seconds})
+        metadata = {"note": note, "sha256": _checksum(note, tensors)}
+        write_atomically(folder / CHECKPOINT, save(tensors, metadata=metadata))
 
     def load(self, folder: Path) -> int:
-        """The step to continue from; 0 where nothing was saved."""
-        path = folder / "train.safetensors"
+        """The step to continue from; 0 if nothing was saved, or if what was saved is damaged."""
+        path = folder / CHECKPOINT
         if not path.exists():
             return 0
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            note = json.loads(file.metadata()["note"])
+        try:
+            note, tensors = _read_checkpoint(path)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            warnings.warn(f"{path} is damaged ({error}); the training starts from the beginning", stacklevel=3)
+            return 0
+        with torch.no_grad():
             for name, parameter in self.named.items():
-                parameter.copy_(file.get_tensor(f"weight/{name}"))
+                parameter.copy_(tensors[f"weight/{name}"])
                 if self.average:
-                    self.average[name].copy_(file.get_tensor(f"average/{name}"))
-                if f"exp_avg/{name}" in file.keys():  # noqa: SIM118
+                    self.average[name].copy_(tensors[f"average/{name}"])
+                if f"exp_avg/{name}" in tensors:
                     device = parameter.device
                     self.optimizer.state[parameter] = {
-                        "step": file.get_tensor(f"step/{name}"),
-                        "exp_avg": file.get_tensor(f"exp_avg/{name}").to(device),
-                        "exp_avg_sq": file.get_tensor(f"exp_avg_sq/{name}").to(device),
+                        "step": tensors[f"step/{name}"],
+                        "exp_avg": tensors[f"exp_avg/{name}"].to(device),
+                        "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(device),
                     }
         self.history = History(note["losses"], note["seconds"])
         return int(note["step"])
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The note and the tensors of a checkpoint. Raises ValueError if its checksum is wrong."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if _checksum(metadata["note"], tensors) != metadata["sha256"]:
+        raise ValueError("its checksum is wrong")
+    note: dict[str, Any] = json.loads(metadata["note"])
+    return note, tensors
+
+
+def _checksum(note: str, tensors: Mapping[str, Tensor]) -> str:
+    """The digest of the note, and of names, types, shapes and elements of the tensors."""
+    return digest_of(note, digest_of_tensors(sorted(tensors.items())))
 
 
 def _groups(
