@@ -27,6 +27,7 @@ FormatOption = Annotated[
         "dicom-labelmap: the same as a label map, which few viewers read yet."
     ),
 ]
+Preview = Annotated[bool, typer.Option("--preview", help="Also write a picture of each result into previews/.")]
 Terms = Annotated[
     Path | None,
     typer.Option(help="TOML or JSON file with coded terms of labels, for DICOM segmentations.", show_default=False),
@@ -51,9 +52,7 @@ def predict(
     device: options.Device = "auto",
     cache: options.Cache = None,
     overwrite: options.Overwrite = False,
-    preview: Annotated[
-        bool, typer.Option("--preview", help="Also write a picture of each result into previews/.")
-    ] = False,
+    preview: Preview = False,
     format: FormatOption = Format.AUTO,
     terms: Terms = None,
     json: options.Json = False,
@@ -88,17 +87,10 @@ def predict(
     choice = SeriesChoice(series, slice_tolerance)
     if names_file(out) and is_single_scan(input):
         predict_file(model, input, out, config, choice)
-        if json:
-            print_json({"output": out})
-        else:
-            print_lines(out, highlight=True)
+        print_json({"output": out}) if json else print_lines(out, highlight=True)
         return
     result = _predict_folder(model, input, out, options.names_in(cases), config, choice, quiet)
-    if json:
-        done = {"output": out, "done": result.done, "skipped": result.skipped}
-        print_json(done | {"failures": result.failures})
-    else:
-        _print(out, result)
+    print_json(_content(out, result)) if json else _print(out, result)
     exit_on(result.failures)
 
 
@@ -119,6 +111,10 @@ def _predict_folder(
     chosen = choose_cases(cohort, names)
     with progress("segmenting", quiet) as report:
         return predict_cohort(model, chosen, out, config, report)
+
+
+def _content(out: Path, result: CohortResult) -> dict[str, object]:
+    return {"output": out, "done": result.done, "skipped": result.skipped, "failures": result.failures}
 
 
 def _print(out: Path, result: CohortResult) -> None:
