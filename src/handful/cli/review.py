@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 FIRST = 5
 """Number of cases listed in the terminal."""
 
+Support = Annotated[
+    Path | None, typer.Option(help="Cohort with the cases that the model was fitted on, if -i lacks them.")
+]
+NoConfidence = Annotated[
+    bool, typer.Option("--no-confidence", help="Do not use the model's confidence; this saves a second prediction.")
+]
+
 
 def review(
     predictions: Annotated[Path, typer.Argument(help="Output folder of 'handful predict'.", show_default=False)],
     model: Annotated[Path, typer.Option("-m", "--model", help="Folder of the model that made the predictions.")],
     input: options.CohortFolder,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder for the review.")],
-    support: Annotated[
-        Path | None, typer.Option(help="Cohort with the cases that the model was fitted on, if -i lacks them.")
-    ] = None,
+    support: Support = None,
     cases: options.Cases = "",
     worst: Annotated[int, typer.Option(help="Number of cases with pictures on the page.", min=0)] = 12,
     calibrate: Annotated[
@@ -42,9 +47,7 @@ def review(
         str,
         typer.Option(help="Segmenter of reverse classification accuracy: auto, fate, nearest-slice or none."),
     ] = "auto",
-    no_confidence: Annotated[
-        bool, typer.Option("--no-confidence", help="Do not use the model's confidence; this saves a second prediction.")
-    ] = False,
+    no_confidence: NoConfidence = False,
     backbone: options.OwnBackbone = None,
     device: options.Device = "auto",
     cache: options.Cache = None,
@@ -77,10 +80,7 @@ def review(
     cohort = replace(cohort, cases=choose_cases(cohort, options.names_in(cases)))
     with progress("estimating quality", quiet) as report:
         result = review_folder(predictions, model, cohort, out, labelled, config, report)
-    if json:
-        print_json(_content(out, result))
-    else:
-        _print(out, result)
+    print_json(_content(out, result)) if json else _print(out, result)
     exit_on(result.failures)
 
 
