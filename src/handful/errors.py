@@ -7,6 +7,7 @@ HandfulError
 │   ├── UnsupportedInput        4D images, unsupported voxel types, unknown file suffixes
 │   ├── LabelError              label values that are not whole numbers, unknown, or missing
 │   └── SettingsError           an unknown method, backbone or option; a value out of range
+├── ArchiveError                a DICOMweb server that refuses, fails, or gives a wrong answer
 ├── CheckpointError             a model file that cannot be loaded, or belongs to another backbone
 └── BusyError                   another process works in the same output folder
 """
@@ -41,6 +42,10 @@ class LabelError(InputError):
 
 class SettingsError(InputError):
     """An unknown method, backbone or option, or a value out of range."""
+
+
+class ArchiveError(HandfulError):
+    """A DICOMweb server that refuses a request, fails, cannot be reached, or gives a wrong answer."""
 
 
 class CheckpointError(HandfulError):

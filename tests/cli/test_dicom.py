@@ -9,6 +9,7 @@ import pytest
 from pydicom import dcmread
 
 import dicom_series as made
+from dicomweb_server import serving
 from handful.data.files import read_label_map, read_volume
 from phantoms import LABELS
 from small_cohort import Handful
@@ -117,3 +118,24 @@ def test_the_name_of_the_output_makes_a_segmentation(model: Path, scan: Path, tm
         assert dcmread(out).SegmentationType == kind
     refused = handful("predict", model, "-i", scan, "-o", tmp_path / "a.nii.gz", "--format", "dicom-seg")
     assert "name it a.dcm" in refused.output.replace("\n", " ")
+
+
+def test_predict_segments_and_stores_the_series_of_an_archive(
+    model: Path, cohort: Path, tmp_path: Path, handful: Handful, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HANDFUL_DICOMWEB_TOKEN", "token-secret")
+    images = made.of_volume(read_volume(cohort / "images" / "case-2.nii.gz"))[8:12]
+    out = tmp_path / "out"
+    with serving(images) as server:
+        command = ("predict", model, "-i", server.address("PatientID=" + made.IDENTITY), "-o", out, "-d", "cpu", "-q")
+        result = handful(*command, "--no-store")
+        assert result.exit_code == 0, result.output
+        assert len(server.images) == len(images)
+        result = handful(*command, "--json")
+        assert json.loads(result.stdout)["skipped"] == ["1.2.3.4"]
+        assert server.images[-1].Modality == "SEG"
+        assert made.IDENTITY not in result.output
+        assert handful(*command, "--series", "1").exit_code == 2
+        refused = handful(*command[:3], "dicomweb:http://host/dicom-web", *command[4:])
+        assert (refused.exit_code, "names no series" in refused.output) == (2, True)
+    assert planted(out / ".handful") == []

@@ -20,6 +20,15 @@ class Format(StrEnum):
     DICOM_LABELMAP = "dicom-labelmap"
 
 
+Input = Annotated[
+    str,
+    typer.Option(
+        "-i",
+        "--input",
+        help="A scan, a folder of DICOM files, a folder of scans as for fit, or dicomweb:URL?QUERY.",
+    ),
+]
+Preview = Annotated[bool, typer.Option("--preview", help="Also write a picture of each result into previews/.")]
 FormatOption = Annotated[
     Format,
     typer.Option(
@@ -32,6 +41,9 @@ Terms = Annotated[
     Path | None,
     typer.Option(help="TOML or JSON file with coded terms of labels, for DICOM segmentations.", show_default=False),
 ]
+Store = Annotated[
+    bool, typer.Option("--store/--no-store", help="Store the segmentations of a DICOMweb archive there, or do not.")
+]
 
 
 if TYPE_CHECKING:
@@ -41,9 +53,7 @@ if TYPE_CHECKING:
 
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a model from 'handful fit'.", show_default=False)],
-    input: Annotated[
-        Path, typer.Option("-i", "--input", help="A scan, a folder of DICOM files, or a folder of scans as for fit.")
-    ],
+    input: Input,
     out: Annotated[Path, typer.Option("-o", "--output", help="File for one scan, folder for a folder of scans.")],
     cases: options.Cases = "",
     series: options.Series = None,
@@ -55,6 +65,7 @@ def predict(
     preview: Preview = False,
     format: FormatOption = Format.AUTO,
     terms: Terms = None,
+    store: Store = True,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -66,6 +77,9 @@ def predict(
     nnU-Net's CASE_0000 becomes CASE). If the command is run again, only new or changed scans are segmented. Scans that
     fail are listed in failures.json; the others are still segmented.
 
+    `-i "dicomweb:https://HOST/dicom-web?Modality=CT&StudyDate=20260101-20260131"` segments the series that a DICOMweb
+    archive finds, and stores DICOM-SEG there.
+
     The pictures of `--preview` show slices with the predicted labels. For a `fate` model they also show the labelled
     slices that each prediction is based on. Those come from patients of the support set: protect the pictures like
     their scans.
@@ -73,6 +87,7 @@ def predict(
     from handful.cohort.predict import PredictConfig, predict_file
     from handful.data.dicom.series import SeriesChoice
     from handful.data.dicom.terms import read_terms
+    from handful.data.dicom.web import SCHEME
     from handful.data.files import is_single_scan, names_file
 
     config = PredictConfig(
@@ -85,11 +100,15 @@ def predict(
         terms=read_terms(terms) if terms else {},
     )
     choice = SeriesChoice(series, slice_tolerance)
-    if names_file(out) and is_single_scan(input):
-        predict_file(model, input, out, config, choice)
+    scan = Path(input)
+    if input.startswith(SCHEME):
+        result = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
+    elif names_file(out) and is_single_scan(scan):
+        predict_file(model, scan, out, config, choice)
         print_json({"output": out}) if json else print_lines(out, highlight=True)
         return
-    result = _predict_folder(model, input, out, options.names_in(cases), config, choice, quiet)
+    else:
+        result = _predict_folder(model, scan, out, options.names_in(cases), config, choice, quiet)
     print_json(_content(out, result)) if json else _print(out, result)
     exit_on(result.failures)
 
@@ -111,6 +130,35 @@ def _predict_folder(
     chosen = choose_cases(cohort, names)
     with progress("segmenting", quiet) as report:
         return predict_cohort(model, chosen, out, config, report)
+
+
+def _predict_archive(
+    model: Path,
+    address: str,
+    out: Path,
+    names: list[str],
+    config: PredictConfig,
+    choice: SeriesChoice,
+    store: bool,
+    quiet: bool,
+) -> CohortResult:
+    from handful.cohort.archive import predict_archive
+
+    if choice.series is not None:
+        raise typer.BadParameter("--series is for folders; put SeriesInstanceUID=UID into the query of the address")
+    if out.is_file() or out.suffix.lower() == ".dcm":
+        raise typer.BadParameter(f"-o {out}: name a folder, which keeps the segmentations and what was stored")
+    with progress("segmenting", quiet) as report:
+        return predict_archive(
+            model,
+            address,
+            out,
+            config,
+            report,
+            names=names,
+            slice_tolerance=choice.slice_tolerance,
+            store=store,
+        )
 
 
 def _content(out: Path, result: CohortResult) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -76,8 +76,17 @@ class CohortResult:
     failures: tuple[Failure, ...]
 
 
+Deliver = Callable[[Case, Path], None]
+"""Takes the output of a case to another place."""
+
+
 def predict_cohort(
-    model: Path, cases: Sequence[Case], out: Path, config: PredictConfig | None = None, report: Report = silent
+    model: Path,
+    cases: Sequence[Case],
+    out: Path,
+    config: PredictConfig | None = None,
+    report: Report = silent,
+    deliver: Deliver | None = None,
 ) -> CohortResult:
     """Segment the cases with the segmenter in the folder `model`, and write label maps into `out`.
 
@@ -89,6 +98,8 @@ def predict_cohort(
     An output that was changed by hand is moved to .handful/changed before its case is segmented again. A file that
     handful did not write is not replaced: its case fails.
 
+    `deliver` is called with each output, also with those of skipped cases. If it fails, its case has failed.
+
     Raises BusyError while another process works in `out`, CheckpointError if the model cannot be loaded.
     """
     config = config or PredictConfig()
@@ -97,7 +108,7 @@ def predict_cohort(
     require_labels(config.terms, saved.record.labels.values())
     with locked(out / NOTES):
         _remove_leftovers(out, (case.name for case in cases))
-        result = _Job(saved, out, config, report).run(cases)
+        result = _Job(saved, out, config, report, deliver).run(cases)
         if result.done or result.failures:
             _write_notes(out, saved, result, config, started)
     return result
@@ -174,8 +185,10 @@ class _Task:
 class _Job:
     """One run over a cohort. The segmenter is loaded when the first case needs it."""
 
-    def __init__(self, model: SavedModel, out: Path, config: PredictConfig, report: Report) -> None:
-        self.model, self.out, self.config, self.report = model, out, config, report
+    def __init__(
+        self, model: SavedModel, out: Path, config: PredictConfig, report: Report, deliver: Deliver | None = None
+    ) -> None:
+        self.model, self.out, self.config, self.report, self.deliver = model, out, config, report, deliver
 
     def run(self, cases: Sequence[Case]) -> CohortResult:
         done: list[str] = []
@@ -185,6 +198,7 @@ class _Job:
             try:
                 ready = self._prepared(case)
                 if ready is None:
+                    self._deliver(_task(case, self.out, self.config))
                     skipped.append(case.name)
             except Exception as error:  # any error concerns this case only: it is listed, and the run continues
                 failures.append(Failure(case.name, _reason(error, case)))
@@ -194,11 +208,16 @@ class _Job:
                     self._announce(ready[1], len(cases) - number, len(cases))
                 try:
                     self._carry_out(*ready)
+                    self._deliver(ready[0])
                     done.append(case.name)
                 except Exception as error:  # as above
                     failures.append(Failure(case.name, _reason(error, case)))
             self.report(number + 1, len(cases), case.name)
         return CohortResult(tuple(done), tuple(skipped), tuple(failures))
+
+    def _deliver(self, task: _Task) -> None:
+        if self.deliver is not None:
+            self.deliver(task.case, task.output)
 
     @cached_property
     def segmenter(self) -> Segmenter:

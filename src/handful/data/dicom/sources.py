@@ -20,6 +20,8 @@ DICOM_SUFFIXES = (".dcm", ".ima", ".zip")
 """Suffixes of single DICOM files and of archives; most DICOM files have none."""
 _IGNORED = {"thumbs.db", "desktop.ini", "dicomdir", "readme", "readme.txt", "readme.md", "license", "license.txt"}
 _START = 132
+_LOUD = ("pydicom", "highdicom.base", "highdicom.image", "dicomweb_client.web", "urllib3.connectionpool")
+"""Loggers of libraries."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,16 @@ def open_sources(path: Path, max_bytes: int) -> Iterator[list[Source]]:
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Without pydicom's log messages, which quote values of the header."""
-    logger = logging.getLogger("pydicom")
-    before, logger.disabled = logger.disabled, True
+    """Without the log messages of DICOM libraries, which quote headers and addresses."""
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     try:
         yield
     finally:
-        logger.disabled = before
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
 
 
 @contextmanager
