@@ -28,7 +28,6 @@ Input = Annotated[
         help="A scan, a folder of DICOM files, a folder of scans as for fit, or dicomweb:URL?QUERY.",
     ),
 ]
-Preview = Annotated[bool, typer.Option("--preview", help="Also write a picture of each result into previews/.")]
 FormatOption = Annotated[
     Format,
     typer.Option(
