@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all check docs bench claims clean
+.PHONY: demo test test-all fuzz check docs bench claims clean
 demo: $(READY)
 	$(VENV)/bin/handful demo -o demo
 
@@ -13,6 +13,11 @@ test: $(READY)
 
 test-all: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+
+# FUZZ damaged scans, each read in a process that may die; FUZZ_FROM repeats a trial by its number.
+FUZZ ?= 4000
+fuzz: $(READY)
+	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -s tests/fuzz
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

@@ -145,6 +145,17 @@ def test_strips_that_are_not_there_are_never_zeros(tmp_path: Path, compression: 
             read_volume(tmp_path / "a.tif")
 
 
+def test_strips_that_overlap_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", GREY, rowsperstrip=4)
+    first = tifffile.TiffFile(tmp_path / "a.tif").pages.first.dataoffsets[0]
+    for offset in (first + 10, 20):
+        tag(tmp_path / "a.tif", 273, offset, index=3)
+        with pytest.raises(DamagedFile, match=r"a\.tif: .*strips overlap at byte"):
+            read_volume(tmp_path / "a.tif")
+    tag(tmp_path / "a.tif", 273, first, index=3)  # as programs store equal strips
+    np.testing.assert_array_equal(pixels(tmp_path / "a.tif")[12:16], GREY[:4])
+
+
 @pytest.mark.parametrize("compression", [None, "zlib", "lzw", "packbits"])
 @pytest.mark.parametrize("height", [1, 24, 47, 49, 96, 1000, 2**31])
 def test_tiff_with_another_height_is_refused(tmp_path: Path, compression: str | None, height: int) -> None:

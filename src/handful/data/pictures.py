@@ -184,8 +184,8 @@ def _decoded_png(content: bytes, path: Path, max_bytes: int) -> _Picture:
     png = read_png(content, path)
     _require_reasonable(path, png.width, png.height, max_bytes)
     plain = plain_png(png, path)
-    if png.depth == 16 and png.colour != GREY:  # Pillow would cut these to 8 bits
-        return _Picture(imagecodecs.png_decode(plain), png.orientation, bits=16)
+    if png.depth >= 8 and png.colour != PNG_PALETTE:  # Pillow would cut 16-bit colours to 8 bits
+        return _Picture(imagecodecs.png_decode(plain), png.orientation, bits=png.depth)
     picture = _by_pillow(path, plain, "PNG")
     pixels = picture.pixels
     if png.depth < 8 and png.colour == GREY:  # Pillow spreads 2 and 4 bits over 0 to 255

@@ -9,7 +9,7 @@ from handful.errors import DamagedFile
 
 _RUN_LENGTHS = (1, 2)
 _PADDING = 3
-"""Bytes that programs add to reach a multiple of four."""
+"""Zeros that programs add to reach a multiple of four bytes."""
 
 
 def bmp_size(content: bytes, path: Path) -> tuple[int, int]:
@@ -30,7 +30,8 @@ def bmp_size(content: bytes, path: Path) -> tuple[int, int]:
     end = offset + height * ((width * bits + 31) // 32 * 4)
     if offset < 14 + header or offset > len(content):
         raise _damaged(path, f"pixels from byte {offset}")
-    if compression not in _RUN_LENGTHS and not end <= len(content) <= end + _PADDING:
+    padded = len(content) <= end + _PADDING and not any(content[end:])
+    if compression not in _RUN_LENGTHS and not (end <= len(content) and padded):
         raise _damaged(path, f"{len(content):,} bytes, must be {end:,}")
     return width, height
 

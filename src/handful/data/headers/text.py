@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.data.volume import Geometry
-from handful.errors import DamagedFile, UnsupportedInput
+from handful.errors import DamagedFile, InputError, UnsupportedInput
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MODALITY = "0008|0060"
@@ -147,4 +147,6 @@ def sibling(path: Path, name: str) -> Path:
     """The file of voxels in the folder of the header; voxels elsewhere or in several files are refused."""
     if name.upper().startswith("LIST") or "%" in name or "\0" in name or not name or Path(name).name != name:
         raise UnsupportedInput(f"{path}: voxels are in {name!r}; save header and voxels in one .nrrd or .mha file")
-    return path.parent / name
+    if not (file := path.parent / name).is_file():
+        raise InputError(f"{path}: its voxels should be in {name!r}, which is not there; copy that file, too")
+    return file

@@ -6,6 +6,7 @@ Source: TIFF 6.0 specification, https://www.itu.int/itudoc/itu-t/com16/tiff-fx/d
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import re
 import struct
@@ -280,7 +281,17 @@ def _segments(
         plane, place = divmod(number, down * across)
         row, column = divmod(place, across)
         segments.append(Segment(offset, count, plane, row * shape[0], column * shape[1]))
+    _require_apart(directory, {(segment.offset, segment.count) for segment in segments})
     return tuple(segments)
+
+
+def _require_apart(directory: _Directory, stored: set[tuple[int, int]]) -> None:
+    """Raise DamagedFile if strips overlap each other or the directory; equal strips may share their bytes."""
+    entries = min(inline for _, _, inline in directory.entries.values())
+    blocks = sorted(stored | {(entries, max(inline for _, _, inline in directory.entries.values()) - entries + 4)})
+    for (offset, count), (following, _) in itertools.pairwise(blocks):
+        if offset + count > following:
+            raise directory.source.damaged(f"strips overlap at byte {following:,}")
 
 
 def _require_no_hidden_stack(directory: _Directory) -> None:
