@@ -11,7 +11,7 @@ import pytest
 from fuzz.judge import GOOD
 from fuzz.workers import trials
 
-COUNT, FIRST = int(os.environ.get("FUZZ", "300")), int(os.environ.get("FUZZ_FROM", "0"))
+COUNT, FIRST = int(os.environ.get("FUZZ", "150")), int(os.environ.get("FUZZ_FROM", "0"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
