@@ -60,3 +60,12 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The phrase "did you mean 'X'? " with the most similar known word, for an error message; "" if none is similar."""
     near = get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}? " if near else ""
+
+
+def reason_of(error: Exception) -> str:
+    """The message of an error, with its class unless it is a `HandfulError`, whose messages are for the user."""
+    if isinstance(error, HandfulError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory"
+    return f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -46,7 +46,7 @@ def test_predictions_of_nnunet_are_evaluated_on_unseen_cases_alone(cohort: Path,
     result = handful(
         "export", "nnunet-predictions", "-p", tmp_path / "predicted", "--dataset", dataset, "-o", back, "--json"
     )
-    assert json.loads(result.stdout) == {"output": str(back), "cases": ["case-2", "case-3"]}
+    assert json.loads(result.stdout) == {"output": str(back), "cases": ["case-2", "case-3"], "left_out": []}
     report = handful("evaluate", "-p", back, "-r", cohort, "--json")
     assert report.exit_code == 0, report.output
     scored = json.loads(report.stdout)

@@ -151,7 +151,7 @@ def test_predictions_come_back_with_the_cohorts_own_values(
     predicted: tuple[NnunetDataset, Path], cohort: Cohort, tmp_path: Path
 ):
     dataset, folder = predicted
-    assert import_nnunet(folder, dataset.folder, tmp_path / "back") == ["case-2", "case-3"]
+    assert import_nnunet(folder, dataset.folder, tmp_path / "back") == (["case-2", "case-3"], ())
     for case in cohort.cases[2:]:
         back = read_label_map(tmp_path / "back" / f"{case.name}.nii.gz", LABELS)
         assert np.array_equal(back.array, case.read_reference().array)
@@ -164,16 +164,19 @@ def test_cases_that_nnunet_was_trained_on_are_noted(predicted: tuple[NnunetDatas
     assert support_among(tmp_path / "back") == {"case-0", "case-1"}
 
 
-def test_a_value_that_is_not_in_the_data_set_is_named_and_nothing_written(
+def test_a_prediction_with_a_value_that_is_not_in_the_data_set_is_left_out_by_name(
     predicted: tuple[NnunetDataset, Path], cohort: Cohort, tmp_path: Path
 ):
     dataset, folder = predicted
     truth = cohort.cases[3].read_reference()
     write_label_map(folder / "case-3.nii.gz", truth)  # holds a 3
-    with pytest.raises(LabelError, match=r"case-3\.nii\.gz: values that are not labels: 3"):
-        import_nnunet(folder, dataset.folder, tmp_path / "back")
-    assert not (tmp_path / "back").exists()
-    assert not list(tmp_path.glob(".back*"))
+    names, (left_out,) = import_nnunet(folder, dataset.folder, tmp_path / "back")
+    assert (names, left_out.file) == (["case-2"], "case-3.nii.gz")
+    assert "values that are not labels: 3" in left_out.reason
+    (folder / "case-2.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"case-3\.nii\.gz: values that are not labels: 3"):
+        import_nnunet(folder, dataset.folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_label_maps_by_hand_are_never_written_over(predicted: tuple[NnunetDataset, Path], folder: Path):
@@ -201,9 +204,13 @@ def test_an_export_that_fails_leaves_nothing(cohort: Cohort, tmp_path: Path):
     own = small_cohort.write_cohort(tmp_path / "own", cases=2)
     scans = read_cohort(own)
     support = SupportSet(scans.cases[:1], LABELS)
-    scan = own / "images" / "case-1.nii.gz"
-    scan.write_bytes(scan.read_bytes()[:3000])
-    with pytest.raises(DamagedFile, match="case-1"):
+    for name in ("case-1", "case-0"):
+        scan = own / "images" / f"{name}.nii.gz"
+        scan.write_bytes(scan.read_bytes()[:3000])
+        if name == "case-1":  # a scan for prediction, without which the others are exported
+            (left_out,) = export_nnunet(support, tmp_path / "other", cohort=scans).left_out
+            assert left_out.file == "case-1"
+    with pytest.raises(DamagedFile, match="case-0"):
         export_nnunet(support, tmp_path / "raw", cohort=scans)
     assert list((tmp_path / "raw").iterdir()) == []
 

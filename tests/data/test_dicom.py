@@ -422,13 +422,17 @@ def test_cases_of_a_cohort_may_be_dicom_and_those_of_one_patient_stay_together(t
     assert len({folder, *others}) == 3
 
 
-def test_dicom_next_to_other_scans_is_a_case_or_refused(tmp_path: Path, volume: Volume):
+def test_dicom_next_to_other_scans_is_a_case_or_left_out(tmp_path: Path, volume: Volume):
     write_volume(tmp_path / "a.nii.gz", volume)
     made.write(tmp_path / "b", made.series(2))
     assert [case.name for case in read_cohort(tmp_path).cases] == ["a", "b"]
     made.write(tmp_path, made.series(2))
-    with pytest.raises(InputError, match="2 DICOM files, such as IM0001, next to other scans"):
-        read_cohort(tmp_path)
+    cohort = read_cohort(tmp_path)
+    assert [case.name for case in cohort.cases] == ["a", "b"]
+    assert [(one.file, "next to other scans" in one.reason) for one in cohort.left_out] == [
+        ("IM0001", True),
+        ("IM0003", True),
+    ]
 
 
 def test_objects_without_a_scan_are_left_out_by_name(tmp_path: Path):
@@ -451,7 +455,7 @@ def test_objects_without_a_scan_are_left_out_by_name(tmp_path: Path):
 
 def test_slices_directly_in_images_are_not_taken_for_scans(tmp_path: Path):
     made.write(tmp_path / "images", made.series())
-    with pytest.raises(InputError, match="slices of one DICOM series"):
+    with pytest.raises(InputError, match=r"no scans .*IM0001: a slice of a DICOM series; put the files"):
         read_cohort(tmp_path)
 
 

@@ -87,6 +87,9 @@ def test_several_channels_are_refused_with_a_remedy(tmp_path: Path, put) -> None
     with pytest.raises(UnsupportedInput, match=r"a_0001\.nii\.gz: a second channel, .*images/ and labels/"):
         read_cohort(tmp_path)
     _say(tmp_path, channel_names={"0": "T1", "1": "T2"}, labels={"ball": 1})
+    with pytest.raises(UnsupportedInput, match="a second channel"):
+        read_cohort(tmp_path)
+    (tmp_path / "imagesTr" / "a_0001.nii.gz").unlink()
     with pytest.raises(UnsupportedInput, match=r"2 channels \(T1, T2\), but handful reads one"):
         read_cohort(tmp_path)
 
@@ -133,9 +136,15 @@ def test_bare_folder_and_single_file_are_cases_without_labels(tmp_path: Path, pu
 
 def test_labels_without_image_and_doubles_are_named(tmp_path: Path, put) -> None:
     put("images/a.nii.gz", "labels/a.nii.gz", "labels/z.nii.gz")
-    with pytest.raises(InputError, match=r"labels without an image in .*labels/z\.nii\.gz; add"):
+    cohort = read_cohort(tmp_path)
+    assert cohort.cases[0].reference is not None
+    (orphan,) = cohort.left_out
+    assert orphan.file == "labels/z.nii.gz"
+    assert "the names of image and label map must be equal" in orphan.reason
+    (tmp_path / "labels" / "a.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"no label map belongs to a scan\. labels/z\.nii\.gz: labels without an"):
         read_cohort(tmp_path)
-    (tmp_path / "labels" / "z.nii.gz").unlink()
+    assert [case.name for case in read_cohort(tmp_path, images_only=True).cases] == ["a"]
     put("images/a.mha")
     with pytest.raises(InputError, match=r"two files for one case: .*a\.mha and .*a\.nii\.gz; remove"):
         read_cohort(tmp_path)

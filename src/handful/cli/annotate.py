@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import print_json, print_lines, progress, stdout
+from handful.cli.terminal import one_line, print_json, print_lines, progress, stdout
 from handful.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,10 +53,14 @@ def annotate(
     """
     from handful.cohort.choice import open_source
     from handful.data.files import read_label_map, read_volume
+    from handful.data.inputs import Inputs, is_in_cohort
     from handful.methods.promptable import labels_of
     from handful.session.session import Session
     from handful.session.simulated_annotator import annotate_scan
 
+    Inputs.of((), (image, reference)).require_not_among(out)
+    if out.exists() and is_in_cohort(out):
+        raise InputError(f"{out} is a scan or a label map of a cohort, which is never replaced; name another file")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists; name another file, or add --overwrite")
     volume, truth = read_volume(image), read_label_map(reference)
@@ -87,6 +91,7 @@ def _rows(result: AnnotationResult) -> list[tuple[str, int, list[float], list[fl
 
 def _print_table(result: AnnotationResult) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     clicks = range(1, result.dice.shape[1] + 1)
     title = "Mean Dice per slice after 1, 2, ... clicks; number of clicks to reach a Dice (NoC); Dice in the whole scan"
@@ -95,7 +100,7 @@ def _print_table(result: AnnotationResult) -> None:
         table.add_column(column, justify="left" if column == "label" else "right", no_wrap=column != "label")
     for name, count, dice, reached, whole in _rows(result):
         cells = [*[f"{value:.3f}" for value in dice], *[f"{value:.1f}" for value in reached], f"{whole:.3f}"]
-        table.add_row(name, str(count), *cells)
+        table.add_row(Text(one_line(name)), str(count), *cells)
     stdout().print(table)
     seconds = result.seconds
     stdout().print(

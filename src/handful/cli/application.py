@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from importlib.metadata import version
 from typing import Annotated
 
@@ -25,7 +27,8 @@ from handful.cli import (
 )
 from handful.cli.terminal import Commands
 
-EPILOG = """Exit codes: 0 success, 1 error, 2 wrong usage, 3 finished but some cases failed, 130 stopped by Ctrl-C.
+EPILOG = """Exit codes: 0 success, 1 error, 2 wrong usage, 3 finished but some cases failed or files were left out,
+130 stopped by Ctrl-C.
 
 Try it without data of your own: handful demo"""
 
@@ -81,5 +84,8 @@ def main() -> None:
     """Run the command line with the arguments of this process."""
     from handful.jobs.allocator import tune_allocator
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # letters that the encoding of a terminal or a file lacks
+            stream.reconfigure(errors="backslashreplace")
     tune_allocator()
     app()

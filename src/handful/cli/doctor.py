@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_json, progress, stdout, table
+from handful.cli.terminal import by_reason, exit_on, print_json, progress, some, stdout, table, visible
 
 if TYPE_CHECKING:
     from handful.data.cases import Cohort
@@ -26,7 +26,8 @@ def doctor(
 
     Example: `handful doctor -i my_cohort`
 
-    The exit code is 3 if a case has an error.
+    The exit code is 3 if a case has an error, or if a file of the cohort is left out, such as a scan in a format that
+    is not read. All other commands leave out the same files.
     """
     from handful.cohort.choice import choose_cases
     from handful.data.checks import check_cases
@@ -38,10 +39,11 @@ def doctor(
         findings = check_cases(chosen, report)
     broken = sorted({finding.case for finding in findings if finding.severity == "error"})
     if json:
-        print_json({"cohort": cohort.name, "cases": len(chosen), "with_errors": broken, "findings": findings})
+        counts = {"cohort": cohort.name, "cases": len(chosen), "with_errors": broken}
+        print_json(counts | {"findings": findings, "left_out": cohort.left_out})
     else:
         _print(cohort, len(chosen), findings, broken)
-    exit_on(broken)
+    exit_on(broken, cohort.left_out)
 
 
 def _print(cohort: Cohort, count: int, findings: list[Finding], broken: list[str]) -> None:
@@ -50,13 +52,17 @@ def _print(cohort: Cohort, count: int, findings: list[Finding], broken: list[str
     console = stdout()
     labelled = sum(case.reference is not None for case in cohort.cases)
     names = ", ".join(f"{value} {name}" for value, name in cohort.labels.as_dict().items()) if cohort.labels else "none"
-    console.print(Text(f"{cohort.name}: {count} cases checked, {labelled} labelled; labels: {names}"))
-    if findings:
+    console.print(Text(visible(f"{cohort.name}: {count} cases checked, {labelled} labelled; labels: {names}")))
+    if findings or cohort.left_out:
         listed = table("cases", "severity", "finding")
         for (severity, message), cases in _by_message(findings).items():
-            listed.add_row(Text(_some(cases)), Text(severity, style=COLOURS[severity]), Text(message))
+            listed.add_row(Text(some(cases)), Text(severity, style=COLOURS[severity]), Text(visible(message)))
+        for reason, files in by_reason(cohort.left_out).items():
+            listed.add_row(Text(some(files)), Text("left out", style=COLOURS["error"]), Text(visible(reason)))
         console.print(listed)
-    console.print(f"{len(broken)} of {count} cases cannot be used" if broken else "all cases can be used")
+    left_out = f"; {len(cohort.left_out)} files are left out" if cohort.left_out else ""
+    usable = f"{len(broken)} of {count} cases cannot be used" if broken else f"all {count} cases can be used"
+    console.print(f"{usable}{left_out}" if broken or left_out else "all cases can be used")
 
 
 def _by_message(findings: list[Finding]) -> dict[tuple[str, str], list[str]]:
@@ -65,7 +71,3 @@ def _by_message(findings: list[Finding]) -> dict[tuple[str, str], list[str]]:
     for finding in findings:
         cases.setdefault((finding.severity, finding.message), []).append(finding.case)
     return cases
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]}, {names[1]} and {len(names) - 2} more"

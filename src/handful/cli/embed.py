@@ -35,12 +35,11 @@ def embed(
     from handful.backbones.catalog import open_backbone
     from handful.cohort.choice import choose_cases
     from handful.cohort.embed import embed_cohort
-    from handful.data.files import read_cohort
     from handful.data.slicing import Slicer
 
     cut: dict[str, Any] = {"plane": plane, "window": window}
     slicer = Slicer(**cut)
-    cohort = read_cohort(input, images_only=True)
+    cohort = options.cohort_in(input, images_only=True)
     chosen = choose_cases(cohort, options.names_in(cases))
     model = open_backbone(backbone, device)
     folder = cache or options.embeddings_of(input)
@@ -48,9 +47,9 @@ def embed(
         result = embed_cohort(chosen, model, folder, slicer, report)
     if json:
         counts = {"cache": folder, "slices": result.slices, "computed": result.computed}
-        print_json(counts | {"mib": round(result.mib, 1), "failures": result.failures})
+        print_json(counts | {"mib": round(result.mib, 1), "failures": result.failures, "left_out": cohort.left_out})
     else:
         text = f"{result.slices} slices, {result.computed} newly encoded; {result.mib:.1f} MiB in {folder}"
         print_lines(text, highlight=True)
     print_failures(result.failures)
-    exit_on(result.failures)
+    exit_on(result.failures, cohort.left_out)

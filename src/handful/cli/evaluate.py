@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_json, print_lines, print_note, stdout
+from handful.cli.terminal import exit_on, print_failures, print_json, print_left_out, print_lines, print_note, stdout
 
 if TYPE_CHECKING:
+    from handful.cohort.overlays import OverlayResult
     from handful.data.files import References
     from handful.evaluation.evaluate import Report
 
@@ -32,6 +33,7 @@ def evaluate(
     overlays: Annotated[Path | None, typer.Option(help="Folder for one picture per case; needs -i.")] = None,
     images: Annotated[Path | None, typer.Option("-i", "--images", help="Folder of the scans, for --overlays.")] = None,
     cases: options.Cases = "",
+    labels: options.Labels = "",
     with_support: Annotated[
         bool, typer.Option("--with-support", help="Also score the cases that the model was fitted on.")
     ] = False,
@@ -42,34 +44,48 @@ def evaluate(
     Example: `handful evaluate -p predictions -r my_cohort -o report.json`
 
     Cases that the model was fitted on are excluded, since their scores do not show how the model does on new cases. A
-    reference without a prediction counts as missed, and the exit code is then 3. `--cases` scores the named cases only.
+    reference without a prediction counts as missed, and the exit code is then 3. `--cases` scores the named cases only,
+    `--labels` the named labels, such as those that a model was fitted on.
     """
     from handful.cohort.predict import support_among
-    from handful.data.files import find_references
     from handful.evaluation.evaluate import evaluate_folders
     from handful.reports.score_tables import print_table, write_csv, write_json, write_nnunet_summary
 
     if overlays and not images:
         raise typer.BadParameter("--overlays needs the scans: add -i IMAGES")
-    truth = find_references(references)
-    if truth.problem:
-        print_note(f"names of the labels are unknown: {truth.problem}")
+    truth = _references(references, [path for path in (out, csv, summary) if path])
     report = evaluate_folders(predictions, truth.folder, tolerance, truth.labels, truth.ignore)
     fitted_on = [] if with_support else sorted(support_among(predictions))
     if fitted_on:
         print_note(f"excluded, because the model was fitted on them: {', '.join(fitted_on)}")
-    report = report.only(_scored(report, options.names_in(cases), fitted_on))
+    report = report.only(_scored(report, options.names_in(cases), fitted_on), _values(report, labels))
     for path, write in ((out, write_json), (csv, write_csv), (summary, write_nnunet_summary)):
         if path:
             write(report, path)
-    pictures = _draw(report, images, overlays, truth) if overlays and images else 0
+    drawn = _draw(report, images, overlays, truth) if overlays and images else None
     if json:
-        print_json(_content(report, fitted_on))
+        print_json(_content(report, fitted_on) | {"files_left_out": truth.left_out})
     else:
         print_table(report, stdout())
-        if pictures:
-            print_lines(f"{pictures} pictures: {overlays}", highlight=True)
-    exit_on(report.failures)
+        if drawn and drawn.written:
+            print_lines(f"{len(drawn.written)} pictures: {overlays}", highlight=True)
+    without_picture = drawn.failures if drawn else ()
+    print_failures(without_picture)
+    exit_on(report.failures, truth.left_out, without_picture)
+
+
+def _references(folder: Path, outputs: list[Path]) -> References:
+    """The references. Prints what is left out of them; refuses outputs that would replace files of a cohort."""
+    from handful.data.files import find_references
+    from handful.data.inputs import require_no_input
+
+    for path in outputs:
+        require_no_input(path)
+    truth = find_references(folder)
+    if truth.problem:
+        print_note(f"names of the labels are unknown: {truth.problem}")
+    print_left_out(truth.left_out)
+    return truth
 
 
 def _scored(report: Report, names: list[str], fitted_on: list[str]) -> set[str]:
@@ -86,15 +102,25 @@ def _scored(report: Report, names: list[str], fitted_on: list[str]) -> set[str]:
     return scored
 
 
-def _draw(report: Report, images: Path, overlays: Path, truth: References) -> int:
-    """Write the pictures and return their number."""
+def _values(report: Report, labels: str) -> set[int] | None:
+    """The values of the named labels; None for all."""
+    from handful.cohort.choice import choose_labels
+    from handful.data.volume import Labels
+
+    names = options.names_in(labels)
+    known = {row.label: row.name for row in report.rows}
+    return set(choose_labels(Labels.of(known), names).values) if names and known else None
+
+
+def _draw(report: Report, images: Path, overlays: Path, truth: References) -> OverlayResult:
+    """Write the pictures."""
     from handful.cohort.overlays import write_overlays
     from handful.data.files import read_cohort
 
     result = write_overlays(report, read_cohort(images, images_only=True), overlays, truth.labels, truth.ignore)
     if result.without_scan:
         print_note(f"no picture of {', '.join(result.without_scan)}: {images} has no scan of that name")
-    return len(result.written)
+    return result
 
 
 def _content(report: Report, left_out: list[str]) -> dict[str, Any]:

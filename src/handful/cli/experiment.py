@@ -11,6 +11,7 @@ from handful.cli import options
 from handful.cli.terminal import (
     command_line,
     exit_on,
+    one_line,
     print_failures,
     print_json,
     print_lines,
@@ -147,12 +148,12 @@ def _print(status: ExperimentStatus) -> None:
     from rich.text import Text
 
     console = stdout()
-    console.print(Text(f"{status.title}: {len(status.done)} of {status.trials} fits are done"))
+    console.print(Text(f"{one_line(status.title)}: {len(status.done)} of {status.trials} fits are done"))
     fits = table("data set", "configuration", "done", "missing")
     done = [(entry.data_set, entry.configuration) for entry in status.done]
     missing = [(entry.data_set, entry.configuration) for entry in status.missing]
     for key in dict.fromkeys(done + missing):
-        fits.add_row(*map(Text, key), str(done.count(key)), str(missing.count(key)))
+        fits.add_row(*(Text(one_line(part)) for part in key), str(done.count(key)), str(missing.count(key)))
     console.print(fits)
     _print_problems(status)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import print_json, print_lines
+from handful.cli.terminal import exit_on, print_json, print_left_out, print_lines
 
 export = typer.Typer(help="Compare with nnU-Net: write its data set and import its predictions.", no_args_is_help=True)
 
@@ -34,22 +34,23 @@ def nnunet(
 
     `--shots` and `--split` choose the same cases as in `handful fit`, so that both learn from the same ones.
     """
-    from handful.cohort.choice import choose_support
-    from handful.data.files import read_cohort
     from handful.data.nnunet import export_nnunet
 
-    cohort = read_cohort(input)
-    support = choose_support(cohort, options.names_in(cases), shots, split)
+    cohort = options.cohort_in(input)
+    support, failures = options.support_in(cohort, cases, shots, split)
     exported = export_nnunet(support, out, number, name, cohort if rest else None, overwrite)
     if json:
         cases_written = {"dataset": exported.folder, "cases": exported.training, "tests": exported.tests}
-        print_json(cases_written | {"values": exported.values, "ignore": exported.ignore})
+        unread = {"failures": failures, "tests_left_out": exported.left_out, "left_out": cohort.left_out}
+        print_json(cases_written | {"values": exported.values, "ignore": exported.ignore} | unread)
     else:
         counts = f"{len(exported.training)} training cases, {len(exported.tests)} test cases"
         print_lines(
             f"{counts}: {exported.folder}",
             f"next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",
         )
+    print_left_out(exported.left_out)
+    exit_on(cohort.left_out, failures, exported.left_out)
 
 
 @export.command("nnunet-predictions")
@@ -67,8 +68,10 @@ def nnunet_predictions(
     """
     from handful.data.nnunet import import_nnunet
 
-    names = import_nnunet(predictions, dataset, out)
+    names, left_out = import_nnunet(predictions, dataset, out)
     if json:
-        print_json({"output": out, "cases": names})
+        print_json({"output": out, "cases": names, "left_out": left_out})
     else:
         print_lines(f"{len(names)} label maps: {out}", highlight=True)
+    print_left_out(left_out)
+    exit_on(left_out)

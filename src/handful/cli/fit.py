@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import print_json, print_lines, print_note, progress
+from handful.cli.terminal import exit_on, print_json, print_lines, print_note, progress
 
 if TYPE_CHECKING:
     from handful.backbones.base import Backbone
@@ -61,6 +61,7 @@ def fit(
     cases: options.Cases = "",
     shots: Annotated[int | None, typer.Option(help="Learn from this many cases, chosen at random.", min=1)] = None,
     split: Annotated[int, typer.Option(help="Which random split of the cases.")] = 0,
+    labels: options.Labels = "",
     unlabelled: Unlabelled = None,
     boxes: Boxes = None,
     backbone: options.Backbone = "handful-tiny",
@@ -92,13 +93,11 @@ def fit(
     or worse, the same command continues where it was.
     """
     from handful.backbones.catalog import open_backbone
-    from handful.cohort.choice import choose_support
     from handful.cohort.fit import FitConfig, fit_to_folder
-    from handful.data.files import read_cohort
 
     built = _build(method, settings, config, seed, minutes)
-    cohort = read_cohort(input)
-    labelled = choose_support(cohort, options.names_in(cases), shots, split)
+    cohort = options.cohort_in(input)
+    labelled, failures = options.support_in(cohort, cases, shots, split, labels)
     support = _with_unlabelled(labelled, cohort, built, unlabelled, boxes)
     model = open_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
     began = time.monotonic()
@@ -106,21 +105,27 @@ def fit(
         support = _with_boxes(support, boxes, built, model, report)
         limits = FitConfig(overwrite=overwrite, save_every_s=save_every, leave_out=leave_out)
         result = fit_to_folder(method, built, support, model, out, limits, report)
-    names, seconds = [case.name for case in support.cases], time.monotonic() - began
+    names = [case.name for case in support.cases]
+    made: dict[str, object] = {"model": out, "method": method, "backbone": backbone, "cases": names}
+    _print_result(json, made, result, time.monotonic() - began, cohort, input)
+    exit_on(cohort.left_out, failures)
+
+
+def _print_result(
+    json: bool, made: dict[str, object], result: FitResult, seconds: float, cohort: Cohort, folder: Path
+) -> None:
     if json:
-        print_json({"model": out, "method": method, "backbone": backbone, "cases": names, **_as_json(result, seconds)})
-    else:
-        took = f"fitted {method} on {len(names)} cases in {seconds:.0f} s" if result.anew else "already fitted"
-        _print_result(took, result, out, input)
+        print_json(made | _as_json(result, seconds, cohort))
+        return
+    took = f"fitted {made['method']} on {len(cast('list[str]', made['cases']))} cases in {seconds:.0f} s"
+    next_step = f"next: handful predict {made['model']} -i {folder} -o predictions"
+    first = f"{took if result.anew else 'already fitted'}: {made['model']}"
+    print_lines(first, *result.decisions, *_learned(result), next_step)
 
 
-def _print_result(took: str, result: FitResult, out: Path, cohort: Path) -> None:
-    next_step = f"next: handful predict {out} -i {cohort} -o predictions"
-    print_lines(f"{took}: {out}", *result.decisions, *_learned(result), next_step)
-
-
-def _as_json(result: FitResult, seconds: float) -> dict[str, object]:
+def _as_json(result: FitResult, seconds: float, cohort: Cohort) -> dict[str, object]:
     return {
+        "left_out": cohort.left_out,
         "already_fitted": not result.anew,
         "decisions": result.decisions,
         "dice_left_out": dict(result.dice_left_out),

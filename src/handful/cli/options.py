@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import tomllib
+import unicodedata
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from handful.cli.terminal import print_failures, print_left_out
+
+if TYPE_CHECKING:
+    from handful.data.cases import Cohort
+    from handful.data.support import SupportSet
+    from handful.evaluation.evaluate import Failure
 
 COHORT_HELP = (
     "Folder of scans: images/ and labels/ with equal file names, an nnU-Net or MSD data set, or a folder of scans only."
@@ -19,6 +27,13 @@ EMBEDDINGS = Path(".handful") / "embeddings"
 CohortFolder = Annotated[Path, typer.Option("-i", "--input", help=COHORT_HELP)]
 Cases = Annotated[
     str, typer.Option(help="Names of cases, separated by commas. Default: all cases.", show_default=False)
+]
+Labels = Annotated[
+    str,
+    typer.Option(
+        help="Names or values of labels, separated by commas; other labels count as background. Default: all labels.",
+        show_default=False,
+    ),
 ]
 Shots = Annotated[int | None, typer.Option(help="Use this many randomly chosen labelled cases instead of all.", min=1)]
 Split = Annotated[int, typer.Option(help="Number of the random split that --shots takes its cases from.")]
@@ -60,9 +75,31 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Do not show progress.")]
 
 
+def cohort_in(folder: Path, **choices: Any) -> Cohort:
+    """The cohort in a folder, as `read_cohort`; prints which files are left out."""
+    from handful.data.files import read_cohort
+
+    cohort = read_cohort(folder, **choices)
+    print_left_out(cohort.left_out)
+    return cohort
+
+
+def support_in(
+    cohort: Cohort, cases: str, shots: int | None, split: int, labels: str = ""
+) -> tuple[SupportSet, list[Failure]]:
+    """The labelled cases as `choose_support` chooses them, and those that cannot be used, which are printed."""
+    from handful.cohort.choice import choose_support
+
+    failures: list[Failure] = []
+    support = choose_support(cohort, names_in(cases), shots, split, names_in(labels), failures)
+    print_failures(failures)
+    return support, failures
+
+
 def names_in(text: str) -> list[str]:
     """The names in a comma-separated list."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+    composed = unicodedata.normalize("NFC", text)
+    return [name.strip() for name in composed.split(",") if name.strip()]
 
 
 def numbers_in(text: str, option: str) -> tuple[int, ...]:
@@ -89,7 +126,7 @@ def settings_from(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(path.read_text("utf-8"))
+        return tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise typer.BadParameter(f"{path}: no such file") from None
     except ValueError as error:

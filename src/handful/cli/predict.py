@@ -47,6 +47,7 @@ Store = Annotated[
 
 if TYPE_CHECKING:
     from handful.cohort.predict import CohortResult, PredictConfig
+    from handful.data.cases import LeftOut
     from handful.data.dicom.series import SeriesChoice
 
 
@@ -74,7 +75,8 @@ def predict(
 
     A label map has the file name of its scan (JPEG becomes PNG; DICOM becomes NIfTI, or DICOM-SEG with `--format`;
     nnU-Net's CASE_0000 becomes CASE). If the command is run again, only new or changed scans are segmented. Scans that
-    fail are listed in failures.json; the others are still segmented.
+    fail are listed in failures.json; the others are still segmented. Files that are left out are named, and the exit
+    code is then 3. No output replaces a scan or a hand-made label map of the input, whatever the options.
 
     `-i "dicomweb:https://HOST/dicom-web?Modality=CT&StudyDate=20260101-20260131"` segments the series that a DICOMweb
     archive finds, and stores DICOM-SEG there.
@@ -101,15 +103,15 @@ def predict(
     choice = SeriesChoice(series, slice_tolerance)
     scan = Path(input)
     if input.startswith(SCHEME):
-        result = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
+        result, left_out = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
     elif names_file(out) and is_single_scan(scan):
         predict_file(model, scan, out, config, choice)
         print_json({"output": out}) if json else print_lines(out, highlight=True)
         return
     else:
-        result = _predict_folder(model, scan, out, options.names_in(cases), config, choice, quiet)
-    print_json(_content(out, result)) if json else _print(out, result)
-    exit_on(result.failures)
+        result, left_out = _predict_folder(model, scan, out, options.names_in(cases), config, choice, quiet)
+    print_json(_content(out, result) | {"left_out": left_out}) if json else _print(out, result)
+    exit_on(result.failures, left_out)
 
 
 def _predict_folder(
@@ -120,15 +122,14 @@ def _predict_folder(
     config: PredictConfig,
     choice: SeriesChoice,
     quiet: bool,
-) -> CohortResult:
+) -> tuple[CohortResult, tuple[LeftOut, ...]]:
     from handful.cohort.choice import choose_cases
     from handful.cohort.predict import predict_cohort
-    from handful.data.files import read_cohort
 
-    cohort = read_cohort(folder, images_only=True, series=choice.series, slice_tolerance=choice.slice_tolerance)
+    cohort = options.cohort_in(folder, images_only=True, series=choice.series, slice_tolerance=choice.slice_tolerance)
     chosen = choose_cases(cohort, names)
     with progress("segmenting", quiet) as report:
-        return predict_cohort(model, chosen, out, config, report)
+        return predict_cohort(model, chosen, out, config, report, inputs=cohort.files), cohort.left_out
 
 
 def _predict_archive(
@@ -140,7 +141,7 @@ def _predict_archive(
     choice: SeriesChoice,
     store: bool,
     quiet: bool,
-) -> CohortResult:
+) -> tuple[CohortResult, tuple[LeftOut, ...]]:
     from handful.cohort.archive import predict_archive
 
     if choice.series is not None:
@@ -148,7 +149,7 @@ def _predict_archive(
     if out.is_file() or out.suffix.lower() == ".dcm":
         raise typer.BadParameter(f"-o {out}: name a folder, which keeps the segmentations and what was stored")
     with progress("segmenting", quiet) as report:
-        return predict_archive(
+        result = predict_archive(
             model,
             address,
             out,
@@ -158,6 +159,7 @@ def _predict_archive(
             slice_tolerance=choice.slice_tolerance,
             store=store,
         )
+    return result, ()
 
 
 def _content(out: Path, result: CohortResult) -> dict[str, object]:

@@ -64,7 +64,6 @@ def review(
     """
     from handful.cohort.choice import choose_cases
     from handful.cohort.review import ReviewConfig, review_folder
-    from handful.data.files import read_cohort
 
     config = ReviewConfig(
         device=device,
@@ -75,13 +74,13 @@ def review(
         backbone=backbone,
         worst=worst,
     )
-    cohort = read_cohort(input)
-    labelled = read_cohort(support) if support else cohort
+    cohort = options.cohort_in(input)
+    labelled = options.cohort_in(support) if support else cohort
     cohort = replace(cohort, cases=choose_cases(cohort, options.names_in(cases)))
     with progress("estimating quality", quiet) as report:
         result = review_folder(predictions, model, cohort, out, labelled, config, report)
-    print_json(_content(out, result)) if json else _print(out, result)
-    exit_on(result.failures)
+    print_json(_content(out, result) | {"left_out": cohort.left_out}) if json else _print(out, result)
+    exit_on(result.failures, cohort.left_out)
 
 
 def _content(out: Path, result: ReviewResult) -> dict[str, object]:

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_failures, print_json, print_lines, progress, stdout, table
+from handful.cli.terminal import (
+    exit_on,
+    one_line,
+    print_failures,
+    print_json,
+    print_lines,
+    progress,
+    stdout,
+    table,
+)
 
 if TYPE_CHECKING:
     from handful.curation.suggest import Suggestion, SuggestResult
@@ -53,13 +62,13 @@ def suggest(
     from handful.cohort.choice import choose_encoder
     from handful.curation.suggest import SuggestConfig
     from handful.curation.suggest import suggest as suggested
-    from handful.data.files import read_cohort
     from handful.data.slicing import Slicer
-    from handful.reports.suggestions import write_suggestions
+    from handful.reports.suggestions import require_apart, write_suggestions
 
     cut: dict[str, Any] = {"plane": plane, "window": window}
     config = SuggestConfig(count=count, whole_cases=whole_cases, slicer=Slicer(**cut))
-    cohort = read_cohort(input)
+    cohort = options.cohort_in(input)
+    require_apart(out, cohort)
     saved = open_model(model) if model else None
     segmenter = saved.open(device, cache) if saved else None
     encoder = choose_encoder(backbone, segmenter, device, cache)
@@ -67,13 +76,17 @@ def suggest(
         result = suggested(cohort, encoder, segmenter, config, report, saved.agreement if saved else {})
     files = write_suggestions(out, cohort, result)
     if json:
-        chosen_from = {"files": files, "candidates": result.candidates, "labelled_slices": result.labelled}
-        entries = [_entry(suggestion) for suggestion in result.suggestions]
-        print_json(chosen_from | {"suggestions": entries, "failures": result.failures})
+        print_json(_content(result, files) | {"left_out": cohort.left_out})
     else:
         _print(result, count, files)
     print_failures(result.failures)
-    exit_on(result.failures)
+    exit_on(result.failures, cohort.left_out)
+
+
+def _content(result: SuggestResult, files: tuple[Path, ...]) -> dict[str, object]:
+    chosen_from = {"files": files, "candidates": result.candidates, "labelled_slices": result.labelled}
+    entries = [_entry(suggestion) for suggestion in result.suggestions]
+    return chosen_from | {"suggestions": entries, "failures": result.failures}
 
 
 def _entry(suggestion: Suggestion) -> dict[str, object]:
@@ -99,7 +112,12 @@ def _print(result: SuggestResult, count: int, files: tuple[Path, ...]) -> None:
     listed.add_column("reason")
     for rank, suggestion in enumerate(result.suggestions, start=1):
         place = f"{suggestion.slice.index} (0 to {suggestion.slice.slices - 1})" if suggestion.slice.slices > 1 else ""
-        row = (Text(suggestion.slice.case), place, f"{suggestion.score:.3f}", Text(suggestion.reason))
+        row = (
+            Text(one_line(suggestion.slice.case)),
+            place,
+            f"{suggestion.score:.3f}",
+            Text(one_line(suggestion.reason)),
+        )
         listed.add_row(str(rank), *row)
     console, kind = stdout(), "cases" if result.whole_cases else "slices"
     console.print(listed)

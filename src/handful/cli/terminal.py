@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from handful.data.cases import LeftOut
     from handful.evaluation.evaluate import Failure
     from handful.jobs.progress import Report
 
 FAILED_CASES = 3
 ERROR = "[bold red]error[/] "
 FAILED = "[bold red]failed[/] "
+LEFT_OUT = "[yellow]left out[/] "
 PLAIN_EVERY_S = 10.0
 """Seconds between two lines of progress where stderr is not a terminal."""
 
@@ -40,6 +42,9 @@ class Commands(TyperGroup):
             raise typer.Exit(130) from None
         except BrokenPipeError:
             raise
+        except MemoryError as error:
+            print_note("not enough memory; close other programs, or use a machine with more", lead=ERROR)
+            raise typer.Exit(1) from error
         except OSError as error:
             print_note(str(error), lead=ERROR)
             raise typer.Exit(1) from error
@@ -52,18 +57,50 @@ class Commands(TyperGroup):
 
 def print_note(text: str, lead: str = "") -> None:
     """Print a line for the user on stderr; `lead` may contain rich markup, `text` is printed as it is."""
-    stderr().print(f"{lead}{_escaped(text)}", soft_wrap=True, highlight=False)
+    stderr().print(f"{lead}{_escaped(visible(text))}", soft_wrap=True, highlight=False)
 
 
 def print_failures(failures: Iterable[Failure]) -> None:
     """Print one line per failed case, with its reason, on stderr."""
     for failure in failures:
-        print_note(f"{failure.case}: {failure.reason}", lead=FAILED)
+        print_note(f"{one_line(failure.case)}: {failure.reason}", lead=FAILED)
 
 
-def exit_on(failures: Sized) -> None:
-    """End the command with exit code 3 if any case failed."""
-    if failures:
+def print_left_out(left_out: Iterable[LeftOut]) -> None:
+    """Print one line per reason for which files of a cohort are not read, on stderr."""
+    for reason, files in by_reason(left_out).items():
+        print_note(f"{some(files)}: {reason}", lead=LEFT_OUT)
+
+
+def by_reason(left_out: Iterable[LeftOut]) -> dict[str, list[str]]:
+    """The names of the files that are left out for the same reason."""
+    files: dict[str, list[str]] = {}
+    for one in left_out:
+        files.setdefault(one.reason, []).append(one.file)
+    return files
+
+
+def some(names: Sequence[str]) -> str:
+    """Up to three names, or two and the number of the others."""
+    shown = names if len(names) <= 3 else [*names[:2], f"{len(names) - 2} more"]
+    return ", ".join(map(one_line, shown))
+
+
+def visible(text: str) -> str:
+    """The text with control characters as escapes, as `handful.jobs.plain_text.visible`."""
+    from handful.jobs import plain_text
+
+    return plain_text.visible(text)
+
+
+def one_line(name: str) -> str:
+    """A name as it is shown in a line: line breaks and control characters as escapes."""
+    return visible(name).replace("\n", "\\n")
+
+
+def exit_on(*failures: Sized) -> None:
+    """End the command with exit code 3 if any case failed or any file was left out."""
+    if any(map(len, failures)):
         raise typer.Exit(FAILED_CASES)
 
 
@@ -83,12 +120,13 @@ def print_json(content: Mapping[str, object]) -> None:
     """Print one JSON object on stdout; dataclasses become objects, paths become strings, NaN becomes null."""
     from handful.jobs.json_values import json_value
 
-    print(json.dumps(json_value(content), indent=2, ensure_ascii=False))
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    print(json.dumps(json_value(content), indent=2, ensure_ascii=not unicode))
 
 
 def print_lines(*lines: object, highlight: bool = False) -> None:
     """Print lines on stdout without markup and without wrapping; `highlight` colours numbers and paths."""
-    stdout().print("\n".join(map(str, lines)), soft_wrap=True, markup=False, highlight=highlight)
+    stdout().print(visible("\n".join(map(str, lines))), soft_wrap=True, markup=False, highlight=highlight)
 
 
 def table(*columns: str) -> Table:
@@ -129,8 +167,8 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
 
         def report(title: str, step: int, total: int, note: str) -> None:
             if step == 0 and note:
-                bar.console.print(f"{title}: {_escaped(note)}", highlight=False)
-            bar.update(task, description=title, completed=step, total=total, note="" if step == 0 else note)
+                bar.console.print(f"{title}: {_escaped(visible(note))}", highlight=False)
+            bar.update(task, description=title, completed=step, total=total, note="" if step == 0 else one_line(note))
 
         yield report
 
@@ -142,11 +180,11 @@ def _plain_lines(title: str) -> Report:
         nonlocal last
         now = time.monotonic()
         if step == 0 and note:
-            print(f"{title}: {note}", file=sys.stderr, flush=True)
+            print(f"{title}: {visible(note)}", file=sys.stderr, flush=True)
         elif step and (step == total or now - last > PLAIN_EVERY_S):
             last = now
             left = (now - began) / step * (total - step)
-            print(f"{title}: {step} of {total}, {note}, {left:.0f} s left", file=sys.stderr, flush=True)
+            print(f"{title}: {step} of {total}, {one_line(note)}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return report
 

@@ -13,7 +13,9 @@ from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort
 from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
-from handful.errors import InputError, SettingsError
+from handful.data.volume import Labels
+from handful.errors import InputError, LabelError, SettingsError, did_you_mean
+from handful.evaluation.evaluate import Failure
 from handful.methods.base import Segmenter
 
 DEFAULT_BACKBONE = "handful-tiny"
@@ -34,10 +36,22 @@ def choose_cases(cohort: Cohort, names: Sequence[str]) -> tuple[Case, ...]:
     return tuple(by_name[name] for name in dict.fromkeys(names))
 
 
-def choose_support(cohort: Cohort, names: Sequence[str] = (), shots: int | None = None, split: int = 0) -> SupportSet:
+def choose_support(
+    cohort: Cohort,
+    names: Sequence[str] = (),
+    shots: int | None = None,
+    split: int = 0,
+    labels: Sequence[str] = (),
+    failures: list[Failure] | None = None,
+) -> SupportSet:
     """The named cases, or `shots` randomly chosen ones (random split number `split`), or all labelled cases.
 
-    Raises InputError if the cohort has no labels, SettingsError if both names and `shots` are given.
+    Of all labelled cases, those that cannot be used are added to `failures`. Without this list, and for cases that are
+    named or chosen at random, such a case raises its error.
+
+    `labels` are the names or values of the labels to learn; all others count as background. Default: all labels.
+    Raises LabelError for an unknown label, InputError if the cohort has no labels, SettingsError if both names and
+    `shots` are given.
     """
     if cohort.labels is None:
         raise InputError(f"cohort {cohort.name!r} has no labelled case; put label maps into its labels/ folder")
@@ -49,7 +63,23 @@ def choose_support(cohort: Cohort, names: Sequence[str] = (), shots: int | None 
         cases = tuple(cohort.split(shots, split)[0])
     else:
         cases = tuple(case for case in cohort.cases if case.reference is not None)
-    return SupportSet(cases, cohort.labels)
+    chosen = choose_labels(cohort.labels, labels)
+    if failures is None or names or shots is not None:
+        return SupportSet(cases, chosen)
+    support, errors = SupportSet.of_readable(cases, chosen)
+    failures += [Failure.of(case, errors[case.name]) for case in cases if case.name in errors]
+    return support
+
+
+def choose_labels(labels: Labels, wanted: Sequence[str]) -> Labels:
+    """The labels with these names or values; all labels if none is given. Raises LabelError for an unknown one."""
+    known = labels.as_dict()
+    by_text = {str(value): value for value in known} | {name: value for value, name in known.items()}
+    if unknown := [name for name in wanted if name not in by_text]:
+        hint = did_you_mean(unknown[0], labels.names)
+        raise LabelError(f"there is no label {unknown[0]!r}; {hint}the labels are {known}")
+    chosen = {by_text[name] for name in wanted} or set(known)
+    return Labels.of({value: name for value, name in known.items() if value in chosen})
 
 
 def choose_unlabelled(cohort: Cohort, support: SupportSet, folder: str | None = None) -> UnlabelledScans:

@@ -10,7 +10,6 @@ from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.data.cases import Case
 from handful.data.slicing import Slicer
-from handful.errors import HandfulError
 from handful.evaluation.evaluate import Failure
 from handful.jobs.progress import Report, silent
 from handful.methods.base import CHUNK
@@ -48,9 +47,11 @@ def embed_cohort(
             for start in range(0, len(view), CHUNK):
                 caching.encode(view.cut(start, start + CHUNK).to(caching.device))
                 if caching.cache.problem is not None:
-                    raise caching.cache.problem
-        except (HandfulError, RuntimeError, MemoryError) as error:
-            failures.append(Failure(case.name, str(error)))
+                    break
+        except Exception as error:  # any error concerns this case only: it is listed, and the others continue
+            failures.append(Failure.of(case, error))
+        if caching.cache.problem is not None:
+            raise caching.cache.problem
         report(number, len(cases), case.name)
     size = sum(entry.stat().st_size for entry in folder.glob("[!.]*.safetensors")) if folder.exists() else 0
     return EmbedResult(caching.hits + caching.misses, caching.misses, size / 2**20, tuple(failures))

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from handful.data.cases import Cohort
 from handful.data.files import read_label_map
+from handful.data.inputs import Inputs
 from handful.data.volume import Labels
-from handful.evaluation.evaluate import Report
+from handful.evaluation.evaluate import Failure, Report
 from handful.reports.overlay import write_overlay
 
 
@@ -18,20 +19,34 @@ class OverlayResult:
 
     written: tuple[str, ...]
     without_scan: tuple[str, ...]
+    failures: tuple[Failure, ...]
 
 
 def write_overlays(
     report: Report, scans: Cohort, out: Path, labels: Labels | None = None, ignore: int | None = None
 ) -> OverlayResult:
-    """Write `out`/CASE.png for every case of the report that has a scan and did not fail."""
+    """Write `out`/CASE.png for every case of the report that has a scan and did not fail.
+
+    A case whose picture fails is listed, and the others are still written. A picture never replaces a scan or a label
+    map.
+    """
     scan_of = {case.name: case for case in scans.cases}
     failed = {failure.case for failure in report.failures}
     ready = [case for case, files in report.files.items() if files.prediction and case not in failed]
-    written = tuple(case for case in ready if case in scan_of)
-    for case in written:
-        files = report.files[case]
-        volume = scan_of[case].read_image()
-        prediction = read_label_map(str(files.prediction), labels, grid=volume.geometry)
-        reference = read_label_map(files.reference, labels, ignore, grid=volume.geometry)
-        write_overlay(out / f"{case}.png", volume, prediction, reference, case=case)
-    return OverlayResult(written, tuple(case for case in ready if case not in scan_of))
+    maps = [Path(name) for files in report.files.values() for name in (files.prediction, files.reference) if name]
+    inputs = Inputs.of(scans.cases, [*scans.files, *maps])
+    written: list[str] = []
+    failures: list[Failure] = []
+    for name in (name for name in ready if name in scan_of):
+        case, files = scan_of[name], report.files[name]
+        try:
+            picture = out / f"{name}.png"
+            inputs.require_not_among(picture)
+            volume = case.read_image()
+            prediction = read_label_map(str(files.prediction), labels, grid=volume.geometry)
+            reference = read_label_map(files.reference, labels, ignore, grid=volume.geometry)
+            write_overlay(picture, volume, prediction, reference, case=name)
+            written.append(name)
+        except Exception as error:  # any error concerns this picture only
+            failures.append(Failure(name, f"no picture: {Failure.of(case, error).reason}"))
+    return OverlayResult(tuple(written), tuple(name for name in ready if name not in scan_of), tuple(failures))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -18,8 +19,9 @@ from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
 from handful.data.dicom.sources import DICOM_SUFFIXES
 from handful.data.dicom.terms import Term, require_labels
 from handful.data.files import SUFFIXES, read_volume, stem, write_label_map
+from handful.data.inputs import Inputs, is_in_cohort
 from handful.data.volume import LabelMap, Volume
-from handful.errors import InputError, UnsupportedInput
+from handful.errors import HandfulError, InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_json
 from handful.jobs.devices import choose_device
@@ -87,6 +89,7 @@ def predict_cohort(
     config: PredictConfig | None = None,
     report: Report = silent,
     deliver: Deliver | None = None,
+    inputs: Collection[Path] = (),
 ) -> CohortResult:
     """Segment the cases with the segmenter in the folder `model`, and write label maps into `out`.
 
@@ -96,7 +99,8 @@ def predict_cohort(
 
     A case is skipped if its input, its output and the model are unchanged since it was segmented (compared by SHA-256).
     An output that was changed by hand is moved to .handful/changed before its case is segmented again. A file that
-    handful did not write is not replaced: its case fails.
+    handful did not write is not replaced: its case fails. With `overwrite`, it is moved there, too. Scans and label
+    maps of the input are never replaced nor moved: those of `cases`, and `inputs`, such as `Cohort.files`.
 
     `deliver` is called with each output, also with those of skipped cases. If it fails, its case has failed.
 
@@ -108,7 +112,8 @@ def predict_cohort(
     require_labels(config.terms, saved.record.labels.values())
     with locked(out / NOTES):
         _remove_leftovers(out, (case.name for case in cases))
-        result = _Job(saved, out, config, report, deliver).run(cases)
+        files = Inputs.of(cases, inputs)
+        result = _Job(saved, out, config, report, files, deliver).run(cases)
         if result.done or result.failures:
             _write_notes(out, saved, result, config, started)
     return result
@@ -121,9 +126,13 @@ def predict_file(
 
     A name that ends in .dcm makes a DICOM segmentation, for which `image` must be DICOM.
 
-    Raises InputError if `out` exists and `overwrite` is not set.
+    Raises InputError if `out` exists and `overwrite` is not set, and always if it is the image, or an existing scan or
+    label map in the folders of a cohort.
     """
     config = _for_file(config or PredictConfig(), out)
+    Inputs.of([Case(stem(out), image)], ()).require_not_among(out)
+    if out.exists() and is_in_cohort(out):
+        raise InputError(f"{out} is a scan or a label map of a cohort, which is never replaced; name another file")
     if out.exists() and not config.overwrite:
         raise InputError(f"{out} exists; name another file, or add --overwrite")
     saved = open_model(model)
@@ -186,9 +195,16 @@ class _Job:
     """One run over a cohort. The segmenter is loaded when the first case needs it."""
 
     def __init__(
-        self, model: SavedModel, out: Path, config: PredictConfig, report: Report, deliver: Deliver | None = None
+        self,
+        model: SavedModel,
+        out: Path,
+        config: PredictConfig,
+        report: Report,
+        inputs: Inputs,
+        deliver: Deliver | None = None,
     ) -> None:
-        self.model, self.out, self.config, self.report, self.deliver = model, out, config, report, deliver
+        self.model, self.out, self.config, self.report = model, out, config, report
+        self.inputs, self.deliver = inputs, deliver
 
     def run(self, cases: Sequence[Case]) -> CohortResult:
         done: list[str] = []
@@ -201,7 +217,7 @@ class _Job:
                     self._deliver(_task(case, self.out, self.config))
                     skipped.append(case.name)
             except Exception as error:  # any error concerns this case only: it is listed, and the run continues
-                failures.append(Failure(case.name, _reason(error, case)))
+                failures.append(Failure.of(case, error))
                 ready = None
             if ready is not None:
                 if "segmenter" not in vars(self):
@@ -211,7 +227,7 @@ class _Job:
                     self._deliver(ready[0])
                     done.append(case.name)
                 except Exception as error:  # as above
-                    failures.append(Failure(case.name, _reason(error, case)))
+                    failures.append(Failure.of(case, error))
             self.report(number + 1, len(cases), case.name)
         return CohortResult(tuple(done), tuple(skipped), tuple(failures))
 
@@ -225,15 +241,17 @@ class _Job:
 
     def _announce(self, first: Volume, left: int, count: int) -> None:
         """Report the expected time, assuming that all remaining scans are as large as the first of them."""
-        grid = self.segmenter.slicer.grid(first.geometry)
-        self.report(0, count, str(estimate(self.segmenter.backbone, [grid] * left) or ""))
+        segmenter = self.segmenter
+        with suppress(HandfulError):  # a scan that cannot be sliced fails when its turn comes
+            grid = segmenter.slicer.grid(first.geometry)
+            self.report(0, count, str(estimate(segmenter.backbone, [grid] * left) or ""))
 
     def _prepared(self, case: Case) -> tuple[_Task, Volume, str] | None:
         """The arguments of `_carry_out`; None if the case was done before. Moves a changed output out of the way."""
         task = _task(case, self.out, self.config)
         if not self.config.overwrite and self._is_done(task):
             return None
-        _make_way(task, self.config)
+        _make_way(task, self.config, self.inputs)
         return task, *case.read_image_and_digest()
 
     def _is_done(self, task: _Task) -> bool:
@@ -281,24 +299,32 @@ def _task(case: Case, out: Path, config: PredictConfig) -> _Task:
     if case.name in (".", "..") or any(mark in case.name for mark in "/\\\0"):
         raise InputError(f"case {case.name!r}: this name cannot be a file name; rename the case")
     suffix = case.image.name[len(stem(case.image)) :] if isinstance(case.image, Path) else ".nii.gz"
+    suffix = ".nrrd" if suffix.lower() == ".seg.nrrd" else suffix
     suffix = WRITTEN_AS.get(suffix.lower(), suffix if suffix.lower() in SUFFIXES and not case.is_dicom else ".nii.gz")
     _require_dicom(case, config)
     output = out / f"{case.name}{suffix if config.format == 'auto' else SEGMENTATION}"
     return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png")
 
 
-def _make_way(task: _Task, config: PredictConfig) -> None:
-    """Raise InputError if handful did not write the output; move it aside if it was changed by hand."""
-    if not task.output.exists() or config.overwrite:
-        return
+def _make_way(task: _Task, config: PredictConfig, inputs: Inputs) -> None:
+    """Move an output aside that a person made or changed.
+
+    Raises InputError if it is a scan or a label map of the input; also if handful did not write it, unless it may be
+    overwritten.
+    """
     note = task.notes.read(task.case.name)
-    if note is None:
+    now = digest_of_file(task.output) if task.output.is_file() else None
+    own = note is not None and note.output in (None, now)
+    if not own or task.output == task.case.image:
+        inputs.require_not_among(task.output)
+    inputs.require_not_among(task.preview)
+    if note is None and now is not None and not config.overwrite:
         raise InputError(
             f"{task.output.name} exists and handful did not write it; name another folder, or add --overwrite"
         )
-    if note.output is not None and note.output != (now := digest_of_file(task.output)):
+    if now is not None and not own:
         aside = task.notes.folder / "changed" / f"{now[:12]}.{task.output.name}"
-        aside.parent.mkdir(exist_ok=True)
+        aside.parent.mkdir(parents=True, exist_ok=True)
         os.replace(task.output, aside)
 
 
@@ -335,12 +361,3 @@ def _remove_leftovers(out: Path, names: Iterable[str]) -> None:
     stems = {"run", "failures", *names}
     for folder in (out, out / NOTES, out / "previews"):
         remove_leftovers(folder, lambda name: stem(name) in stems)
-
-
-def _reason(error: Exception, case: Case) -> str:
-    """The message of an error, with its class if it is not from `handful.errors`.
-
-    The folder of the input is removed, since it may contain the name of a patient.
-    """
-    text = str(error) if type(error).__module__ == "handful.errors" else f"{type(error).__name__}: {error}"
-    return text.replace(f"{case.image.parent}{os.sep}", "") if isinstance(case.image, Path) else text

@@ -11,12 +11,13 @@ from handful.checkpoint import SavedModel, open_model
 from handful.curation.calibration import Calibration
 from handful.curation.quality import CaseQuality, QualityConfig, QualityEstimator, Refit, estimating_quality
 from handful.data.cases import Case, Cohort
-from handful.data.files import read_label_map, stem
-from handful.data.formats import is_label_map
+from handful.data.files import read_label_map
+from handful.data.inputs import Inputs
+from handful.data.inventory import list_label_maps
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
-from handful.errors import HandfulError, InputError, SettingsError
+from handful.errors import InputError, SettingsError
 from handful.evaluation.evaluate import Failure
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.lock import locked
@@ -75,20 +76,23 @@ def review_folder(
     """
     saved = open_model(model)
     files = _label_maps(predictions)
-    support, fitted_on = _support(saved, labelled or cohort)
+    support, fitted_on, unread = _support(saved, labelled or cohort)
     cases = [case for case in cohort.cases if case.name not in fitted_on]
     if not any(case.name in files for case in cases):
         raise InputError(
             f"{predictions} contains no prediction of a case of {cohort.name!r} that the model was not fitted on; "
             "give the output folder of handful predict, and the scans it was made from"
         )
+    inputs = Inputs.of(cohort.cases, [*cohort.files, *files.values()])
+    for case in cases:
+        inputs.require_not_among(_picture(out, case.name))
     with locked(out / NOTES):
         segmenter = saved.open(config.device, config.cache, config.backbone)
         key, refit = _key(saved, support, config), _refit(saved, segmenter, config)
         work = _Work(out, files, segmenter.slicer, segmenter.labels, key, refit, saved.agreement)
         quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=config.cache)
         with estimating_quality(segmenter, support, quality) as estimator:
-            return _reviewed(work, estimator, support, cases, config, report)
+            return _reviewed(work, estimator, support, cases, config, report, unread)
 
 
 @dataclass(frozen=True)
@@ -129,26 +133,27 @@ def _reviewed(
     cases: Sequence[Case],
     config: ReviewConfig,
     report: Report,
+    unread: Sequence[Failure],
 ) -> ReviewResult:
     names = tuple(case.name for case in support.cases)
     report(0, len(cases), f"{len(cases)} cases, compared with {len(names)} labelled ones")
     estimator = _calibrated(work, estimator, support, report)
     qualities: list[CaseQuality] = []
     skipped: list[str] = []
-    failures: list[Failure] = []
+    failures = list(unread)
     for number, case in enumerate(cases, start=1):
         try:
             quality, is_new = _quality(work, estimator, case)
             qualities.append(quality)
             if not is_new:
                 skipped.append(case.name)
-        except HandfulError as error:
-            failures.append(Failure(case.name, str(error)))
+        except Exception as error:  # any error concerns this case only: it is listed, and the others continue
+            failures.append(Failure.of(case, error))
         report(number, len(cases), case.name)
     qualities.sort(key=lambda quality: (quality.worst, quality.case))
     result = ReviewResult(tuple(qualities), tuple(skipped), tuple(failures), names, estimator.calibration)
-    pictured = qualities[: config.worst]
-    _draw(work, cases, pictured)
+    pictured, without = _draw(work, cases, qualities[: config.worst])
+    result = replace(result, failures=(*result.failures, *without))
     write_review(work.out, result, pictured)
     return result
 
@@ -185,11 +190,14 @@ def _quality(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[Case
 def _label_maps(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give the output folder of handful predict")
-    return {stem(path): path for path in sorted(folder.iterdir()) if is_label_map(path)}
+    return list_label_maps(folder, folder).scans
 
 
-def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str]]:
-    """The labelled cases in the cohort that the model was fitted on, and the names of all cases it was fitted on."""
+def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str], list[Failure]]:
+    """The labelled cases in the cohort that the model was fitted on, and the names of all cases it was fitted on.
+
+    Those that cannot be read are listed; the others are used.
+    """
     fitted = model.fitted_on
     labelled = [case for case in cohort.cases if case.reference is not None]
     support = [case for case in labelled if case.name in fitted] if fitted else labelled
@@ -199,7 +207,7 @@ def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str]]:
             f"cohort {cohort.name!r} has none of the labelled cases of the model {model.folder.name!r} ({names}), "
             "which the estimate needs; name the folder that has them with --support"
         )
-    support_set = SupportSet(tuple(support), Labels.of(model.record.labels))
+    support_set, errors = SupportSet.of_readable(support, Labels.of(model.record.labels))
     for facts in support_set.facts:
         name = facts.case.name
         if facts.image_sha256 != fitted.get(name, facts.image_sha256):
@@ -207,7 +215,8 @@ def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str]]:
                 f"case {name!r} of cohort {cohort.name!r} differs from the scan of that name that the model was "
                 "fitted on; name the folder that has the right one with --support"
             )
-    return support_set, {*fitted, *(case.name for case in support)}
+    unread = [Failure.of(case, errors[case.name]) for case in support if case.name in errors]
+    return support_set, {*fitted, *(case.name for case in support)}, unread
 
 
 def _refit(model: SavedModel, segmenter: Segmenter, config: ReviewConfig) -> Refit | None:
@@ -231,17 +240,26 @@ def _key(model: SavedModel, support: SupportSet, config: ReviewConfig) -> str:
     return digest_of_json([version("handful"), model.sha256, references, settings])
 
 
-def _draw(work: _Work, cases: Sequence[Case], pictured: Sequence[CaseQuality]) -> None:
-    """Write the missing pictures of the cases `pictured`, and remove those of other cases."""
-    names = [quality.case for quality in pictured]
+def _draw(work: _Work, cases: Sequence[Case], wanted: Sequence[CaseQuality]) -> tuple[list[CaseQuality], list[Failure]]:
+    """Write the missing pictures of the cases `wanted`, and remove those of other cases.
+
+    Returns the cases that have a picture, and those whose picture failed.
+    """
+    names = {quality.case for quality in wanted}
+    failures: list[Failure] = []
     for case in cases:
         path = _picture(work.out, case.name)
         if case.name not in names:
             path.unlink(missing_ok=True)
         elif not path.exists():
-            volume = case.read_image()
-            prediction = read_label_map(work.predictions[case.name], work.labels, grid=volume.geometry)
-            write_overlay(path, volume, prediction, slicer=work.slicer, case=case.name)
+            try:
+                volume = case.read_image()
+                prediction = read_label_map(work.predictions[case.name], work.labels, grid=volume.geometry)
+                write_overlay(path, volume, prediction, slicer=work.slicer, case=case.name)
+            except Exception as error:  # the estimate of the case remains
+                failures.append(Failure(case.name, f"no picture: {Failure.of(case, error).reason}"))
+    failed = {failure.case for failure in failures}
+    return [quality for quality in wanted if quality.case not in failed], failures
 
 
 def _picture(out: Path, case: str) -> Path:

@@ -22,7 +22,7 @@ from handful.data.cases import Case, Cohort
 from handful.data.slice_grid import Plane
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, Labels, Volume
-from handful.errors import HandfulError, InputError, LabelError, SettingsError
+from handful.errors import InputError, LabelError, SettingsError, reason_of
 from handful.evaluation.evaluate import Failure
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Report, silent
@@ -125,7 +125,7 @@ def suggest(
         try:
             encoded.append(_encoded(case, backbone, segmenter, slicer, agreement))
         except Exception as error:  # any error concerns this case only: it is listed, and the others continue
-            failures.append(Failure(case.name, str(error)))
+            failures.append(Failure.of(case, error))
         report(number, len(cohort.cases), case.name)
     if not encoded:
         raise InputError(f"none of the {len(failures)} cases can be used; the first failed with: {failures[0].reason}")
@@ -209,7 +209,7 @@ def _percent(share: float) -> str:
 
 
 def _require_same_labels(cohort: Cohort, segmenter: Segmenter) -> None:
-    if cohort.labels is not None and cohort.labels != segmenter.labels:
+    if cohort.labels is not None and not segmenter.labels.as_dict().items() <= cohort.labels.as_dict().items():
         raise LabelError(
             f"the model has the labels {segmenter.labels.as_dict()}, but cohort {cohort.name!r} has "
             f"{cohort.labels.as_dict()}; fit a model on this cohort, or leave the model out"
@@ -227,8 +227,8 @@ def _images(cohort: Cohort) -> Iterator[Volume]:
             if (case.reference is not None) == labelled:
                 try:
                     volume = case.read_image()
-                except HandfulError as error:
-                    reasons.append(str(error))
+                except Exception as error:  # a library may raise anything for a broken file
+                    reasons.append(reason_of(error))
                     continue
                 readable += 1
                 yield volume

@@ -121,6 +121,16 @@ class Case:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """A file in the folder of a cohort that is not read, and why."""
+
+    file: str
+    """Relative to the folder of the cohort."""
+    reason: str
+    """What is wrong, and how to fix it."""
+
+
+@dataclass(frozen=True)
 class Cohort:
     """Cases of one task."""
 
@@ -128,6 +138,10 @@ class Cohort:
     labels: Labels | None
     """None if no case has a reference."""
     name: str
+    left_out: tuple[LeftOut, ...] = ()
+    """Files in the folder of the cohort that belong to no case, in the order of their names."""
+    files: frozenset[Path] = frozenset()
+    """Scans and label maps of the folder, also those that are not used. No output may replace them."""
 
     def __post_init__(self) -> None:
         names = [case.name for case in self.cases]

@@ -15,7 +15,7 @@ from handful.data.formats import read_geometry, read_notes
 from handful.data.label_values import doubt_about_values
 from handful.data.modality import ModalityEvidence
 from handful.data.volume import IGNORE, LabelMap, Volume
-from handful.errors import HandfulError
+from handful.errors import reason_of
 from handful.jobs.progress import Report, silent
 
 Severity = Literal["error", "warning", "note"]
@@ -60,18 +60,20 @@ def _checked(case: Case) -> tuple[list[Finding], ModalityEvidence | None]:
     """The findings about a case, and what kind of scan it is; None for a picture, and if it cannot be read."""
     try:
         volume = case.read_image()
-    except HandfulError as error:
-        return [Finding(case.name, "error", str(error))], None
-    evidence = case.modality_evidence(volume) if volume.geometry.unit == "mm" else None
-    doubts = (*_doubts(volume), *(evidence.disagreements() if evidence else ()))
-    findings = [Finding(case.name, "warning", message) for message in doubts]
-    findings += [Finding(case.name, "note", message) for message in _notes(case, volume)]
+    except Exception as error:  # any error concerns this case only
+        return [Finding(case.name, "error", reason_of(error))], None
+    findings: list[Finding] = []
+    evidence: ModalityEvidence | None = None
     try:
+        evidence = case.modality_evidence(volume) if volume.geometry.unit == "mm" else None
+        doubts = (*_doubts(volume), *(evidence.disagreements() if evidence else ()))
+        findings += [Finding(case.name, "warning", message) for message in doubts]
+        findings += [Finding(case.name, "note", message) for message in _notes(case, volume)]
         reference = case.read_reference()
-    except HandfulError as error:
-        return [Finding(case.name, "error", str(error)), *findings], evidence
-    if reference is not None:
-        findings += [Finding(case.name, "warning", message) for message in _doubts_about_labels(case, reference)]
+        if reference is not None:
+            findings += [Finding(case.name, "warning", message) for message in _doubts_about_labels(case, reference)]
+    except Exception as error:  # as above
+        findings.insert(0, Finding(case.name, "error", reason_of(error)))
     return findings, evidence
 
 

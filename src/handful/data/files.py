@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import os
+import re
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from difflib import get_close_matches
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from handful.data.cases import Case, Cohort
+from handful.data.cases import Case, Cohort, LeftOut
 from handful.data.dicom.series import SeriesChoice, dicom_patient, dicom_series_of
-from handful.data.dicom.sources import DICOM_SUFFIXES, has_dicom_start, is_dicom
+from handful.data.dicom.sources import DICOM_SUFFIXES
 from handful.data.formats import (
     SUFFIXES,
-    is_label_map,
-    is_scan,
     labels_in,
     read_label_map,
     read_volume,
     stem,
     write_label_map,
     write_volume,
+)
+from handful.data.inventory import (
+    SIDECAR,
+    Listing,
+    case_name,
+    is_dicom_case,
+    leave_out_sidecars,
+    list_folder,
+    list_label_maps,
+    list_surroundings,
 )
 from handful.data.volume import Labels
 from handful.errors import HandfulError, InputError, UnsupportedInput
@@ -57,17 +69,15 @@ def read_cohort(
     """
     folder = Path(folder)
     if folder.is_file():
-        case = Case(stem(folder), folder, choice=SeriesChoice(series, slice_tolerance))
-        return Cohort((case,), None, case.name)
+        case = Case(case_name(folder), folder, choice=SeriesChoice(series, slice_tolerance))
+        return Cohort((case,), None, case.name, files=frozenset({folder}))
     if not folder.is_dir():
         raise InputError(f"{folder}: no such file or folder; check the name")
     facts = _read_facts(folder)
-    pairs = _pairs(folder, facts)
-    if not pairs:
-        raise InputError(
-            f"{folder}: no scans in a supported layout: images/ and labels/, nnU-Net raw (imagesTr/, labelsTr/), "
-            f"MSD (dataset.json), DICOM files, or files ending in {', '.join(SUFFIXES)} directly in it"
-        )
+    layout = _layout(folder, facts)
+    pairs = layout.pairs
+    _require_cases(folder, layout, images_only)
+    _require_one_channel(facts, pairs)
     patients = _patients(facts, pairs)
     choices = _choices(facts, pairs, SeriesChoice(series, slice_tolerance))
     cases = tuple(
@@ -77,7 +87,23 @@ def read_cohort(
     if images_only:
         cases = tuple(replace(case, reference=None) for case in cases)
     labels = facts.labels or _scan_labels(cases)
-    return Cohort(tuple(_with_labels(case, labels) for case in cases), labels, facts.name)
+    files = frozenset(path for _, image, label in pairs for path in (image, label) if path is not None)
+    left_out = tuple(sorted(layout.left_out, key=lambda one: one.file))
+    return Cohort(tuple(_with_labels(case, labels) for case in cases), labels, facts.name, left_out, files)
+
+
+def _require_cases(folder: Path, layout: _Layout, images_only: bool) -> None:
+    """Raise InputError if there is no scan, or if there are label maps and none belongs to a scan."""
+    listed = "; ".join(f"{one.file}: {one.reason}" for one in layout.left_out[:5])
+    if not layout.pairs:
+        raise InputError(
+            f"{folder}: no scans in a supported layout: images/ and labels/, nnU-Net raw (imagesTr/, labelsTr/), "
+            f"MSD (dataset.json), DICOM files, or files ending in {', '.join(SUFFIXES)} directly in it"
+            + (f". Left out: {listed}" if listed else "")
+        )
+    orphans = [one for one in layout.left_out if one.reason.startswith("labels without an image")]
+    if orphans and not images_only and not any(label for _, _, label in layout.pairs):
+        raise InputError(f"{folder}: no label map belongs to a scan. {listed}")
 
 
 def is_single_scan(path: Path) -> bool:
@@ -105,9 +131,16 @@ class _Facts:
     content: Mapping[str, Any]
     labels: Labels | None
     ignore: int | None
-    modality: str | None
+    channels: tuple[str, ...]
+    """Names of the channels, or the modality."""
+
+    @property
+    def modality(self) -> str | None:
+        """The modality of scans with one channel."""
+        return self.channels[0] if len(self.channels) == 1 else None
 
 
+_PICTURES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 _Pair = tuple[str, Path, Path | None]
 """Name, image and label file of a case."""
 
@@ -123,6 +156,8 @@ class References:
     """Value of unlabelled voxels."""
     problem: str | None = None
     """Why the label names are unknown although there is a dataset.json."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Files of the cohort, or of the folder of label maps, that are not read."""
 
 
 def find_references(folder: Path) -> References:
@@ -132,13 +167,14 @@ def find_references(folder: Path) -> References:
     """
     inside = [folder / name for name in ("labels", "labelsTr") if (folder / name).is_dir()]
     maps = inside[0] if inside else folder
+    left_out = tuple(list_label_maps(maps, folder).left_out)
     if not (maps.parent / "dataset.json").is_file():
-        return References(maps)
+        return References(maps, left_out=left_out)
     try:
         cohort = read_cohort(maps.parent)
     except HandfulError as error:
-        return References(maps, problem=str(error))
-    return References(maps, cohort.labels, cohort.cases[0].ignore)
+        return References(maps, problem=str(error), left_out=left_out)
+    return References(maps, cohort.labels, cohort.cases[0].ignore, left_out=cohort.left_out)
 
 
 def _read_facts(folder: Path) -> _Facts:
@@ -146,22 +182,19 @@ def _read_facts(folder: Path) -> _Facts:
     content: Any = {}
     if file.is_file():
         try:
-            content = json.loads(file.read_text("utf-8"))
-        except ValueError as error:
-            raise InputError(f"{file}: not valid JSON ({error}); correct it") from error
+            content = json.loads(file.read_text("utf-8-sig"))
+        except (ValueError, RecursionError, OSError) as error:
+            raise InputError(f"{file}: not valid JSON in UTF-8 ({error}); correct it") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: must be a JSON object, is a {type(content).__name__}; correct it")
     labels, ignore = _read_labels(file, content)
     channels = content.get("channel_names", content.get("modality"))
     if isinstance(channels, dict):
-        if len(channels) > 1:
-            raise UnsupportedInput(
-                f"{file}: {len(channels)} channels ({', '.join(map(str, channels.values()))}), but handful reads one; "
-                "copy the images of one channel and their labels into images/ and labels/"
-            )
-        channels = next(iter(channels.values()), None)
+        channels = list(channels.values())
+    if not isinstance(channels, list):
+        channels = [] if channels is None else [channels]
     name = str(content.get("name") or folder.resolve().name)
-    return _Facts(file, name, content, labels, ignore, None if channels is None else str(channels))
+    return _Facts(file, name, content, labels, ignore, tuple(map(str, channels)))
 
 
 def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None, int | None]:
@@ -171,7 +204,7 @@ def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None,
         raise InputError(f'{file}: "labels" must be an object and "ignore" a whole number; correct it')
     if not stated:
         return None, ignore
-    by_value = all(str(key).lstrip("-").isdigit() for key in stated)
+    by_value = all(re.fullmatch(r"-?[0-9]+", str(key)) for key in stated)
     items = [(key, name) for key, name in stated.items()] if by_value else [(v, name) for name, v in stated.items()]
     if any(isinstance(value, list) for value, _ in items):
         raise UnsupportedInput(f"{file}: region-based labels are not supported; give each value its own name")
@@ -186,107 +219,200 @@ def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None,
     return Labels.of(names) if names else None, ignore
 
 
-def _pairs(folder: Path, facts: _Facts) -> list[_Pair]:
+@dataclass
+class _Layout:
+    """The cases in a folder, and the files in it that belong to none."""
+
+    pairs: list[_Pair]
+    left_out: list[LeftOut]
+
+
+def _layout(folder: Path, facts: _Facts) -> _Layout:
     if isinstance(facts.content.get("training"), list):
-        return [_listed(folder, facts.file, entry) for entry in facts.content["training"] if not _is_hidden(entry)]
+        return _listed_layout(folder, facts)
     if (folder / "imagesTr").is_dir():
-        return _matched(folder / "imagesTr", folder / "labelsTr", channel=True)
+        return _paired(folder, ("imagesTr", "labelsTr"), facts)
     if (folder / "images").is_dir():
-        return _matched(folder / "images", folder / "labels", channel=False)
-    if images := _images(folder, flat=True):
-        return [(name, image, None) for name, image in images.items()]
-    return [(folder.resolve().name, folder, None)] if is_dicom(folder) else []
+        return _paired(folder, ("images", "labels"), facts)
+    return _flat(folder)
 
 
-def _matched(images: Path, labels: Path, channel: bool) -> list[_Pair]:
-    """Images and labels of equal stem. With `channel`, image names end in nnU-Net's channel number."""
-    image_of = _without_channel(images) if channel else _images(images)
-    label_of = _by_stem(labels, is_label_map) if labels.is_dir() else {}
-    if orphans := sorted(str(label_of[name]) for name in label_of.keys() - image_of.keys()):
-        raise InputError(
-            f"labels without an image in {images}: {', '.join(orphans)}; add the image or remove the labels"
-        )
-    return [(name, image, label_of.get(name)) for name, image in image_of.items()]
-
-
-def _by_stem(folder: Path, wanted: Callable[[Path], bool] = is_scan) -> dict[str, Path]:
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if not wanted(path):
-            continue
-        if (other := files.setdefault(stem(path), path)) != path:
-            raise InputError(f"two files for one case: {other} and {path}; remove one of them")
-    return files
-
-
-def _images(folder: Path, flat: bool = False) -> dict[str, Path]:
-    """The scans in a folder by name, DICOM among them; a slice of a DICOM series is not taken for a scan.
-
-    A `flat` folder that holds nothing but DICOM files and folders is one scan itself, so there are none in it.
-    """
-    images = _by_stem(folder)
-    dicom = [path for path in sorted(folder.iterdir()) if path not in images.values() and _is_dicom_case(path)]
-    files = [path for path in dicom if path.is_file() and path.suffix.lower() != ".zip"]
-    if flat:
-        archives = [path for path in dicom if path.suffix.lower() == ".zip" and path.is_file()]
-        if files and (images or archives):
-            raise InputError(
-                f"{folder}: {len(files)} DICOM files, such as {files[0].name}, next to other scans; put the files of "
-                "each series into a folder of their own"
+def _flat(folder: Path) -> _Layout:
+    """Scans directly in a folder; a folder that holds nothing but DICOM files and folders is one scan itself."""
+    listing = list_folder(folder, folder)
+    archives = [path for path in listing.dicom if path.suffix.lower() == ".zip" and path.is_file()]
+    if not listing.scans and not archives and listing.dicom:
+        return _Layout([(folder.resolve().name, folder, None)], [])  # its notes list other files
+    right = {f"{stem(path)}{SIDECAR}" for path in listing.scans.values()}
+    for path in listing.sidecars:
+        if path.name not in right:
+            listing.leave_out(
+                path, f"a list of slices; it belongs into labels/, named CASE{SIDECAR} like its label map"
             )
-        dicom = dicom if images or archives else []
-    elif slices := dicom_series_of(files):
-        raise InputError(
-            f"{folder}: {', '.join(path.name for path in slices[:3])} are slices of one DICOM series; put the files of "
-            "each series into a folder of their own in it"
-        )
-    for path in dicom:
-        name = path.name if path.is_dir() else stem(path)
-        if (other := images.setdefault(name, path)) != path:
-            raise InputError(f"two images for one case: {other} and {path}; remove one of them")
-    return images
+    images = dict(listing.scans)
+    if folder.name in ("imagesTr", "imagesTs") and images and all(name.endswith("_0000") for name in images):
+        images = {name.removesuffix("_0000"): path for name, path in images.items()}
+    for path in listing.dicom:
+        if path.is_file() and path not in archives:
+            listing.leave_out(path, "a DICOM file next to other scans; put the files of each series into a folder")
+        else:
+            _add_dicom(images, path)
+    return _Layout([(name, image, None) for name, image in images.items()], listing.left_out)
 
 
-def _is_dicom_case(path: Path) -> bool:
-    if path.name.startswith(".") or is_scan(path):
-        return False
-    return is_dicom(path) if path.is_dir() else path.name.lower().endswith(DICOM_SUFFIXES) or has_dicom_start(path)
+def _paired(folder: Path, layout: tuple[str, str], facts: _Facts) -> _Layout:
+    """Images and labels of equal names; in nnU-Net's layout, image names end in the number of a channel."""
+    images, labels = list_folder(folder / layout[0], folder), list_label_maps(folder / layout[1], folder)
+    around = list_surroundings(folder, layout)
+    leave_out_sidecars([*images.sidecars, *around.sidecars], labels)
+    image_of = _without_channel(images) if layout[0] == "imagesTr" else _with_dicom(images)
+    unread = {Path(one.file).name.partition(".")[0].removesuffix("_0000") for one in images.left_out}
+    orphans = [path for name, path in labels.scans.items() if name not in image_of]
+    for path in orphans:
+        labels.leave_out(path, _why_orphan(case_name(path), image_of, unread, layout))
+    pairs = [(name, image, labels.scans.get(name)) for name, image in image_of.items()]
+    return _Layout(pairs, [*around.left_out, *images.left_out, *labels.left_out])
 
 
-def _without_channel(images: Path) -> dict[str, Path]:
+def _why_orphan(name: str, images: Collection[str], unread: Collection[str], layout: tuple[str, str]) -> str:
+    """Why a label map belongs to no image, with the image that may be meant."""
+    if name.partition(".")[0] in unread:
+        return f"labels whose image in {layout[0]}/ is left out, too"
+    near = [image for image in images if image in name or name in image or image.lower() == name.lower()]
+    meant = max(near, key=len) if near else next(iter(get_close_matches(name, images, n=1)), None)
+    example = f"; if {meant} is meant, call the label map {meant}, without additions such as _seg, _mask or _0000"
+    return (
+        f"labels without an image in {layout[0]}/; the names of image and label map must be equal"
+        f"{example if meant else ''}; rename it, add the image, or remove the labels"
+    )
+
+
+def _with_dicom(images: Listing) -> dict[str, Path]:
+    """The scans in a folder by name, DICOM among them; a slice of a DICOM series is not taken for a scan."""
+    files = [path for path in images.dicom if path.is_file() and path.suffix.lower() != ".zip"]
+    slices = dicom_series_of(files)
+    while slices:
+        for path in slices:
+            images.leave_out(path, "a slice of a DICOM series; put the files of each series into a folder of their own")
+        images.dicom = [path for path in images.dicom if path not in slices]
+        files = [path for path in files if path not in slices]
+        slices = dicom_series_of(files)
+    image_of = dict(images.scans)
+    for path in images.dicom:
+        _add_dicom(image_of, path)
+    return image_of
+
+
+def _add_dicom(images: dict[str, Path], path: Path) -> None:
+    name = unicodedata.normalize("NFC", path.name) if path.is_dir() else case_name(path)
+    if (other := images.setdefault(name, path)) != path:
+        raise InputError(f"two images for one case: {other} and {path}; remove one of them")
+
+
+def _without_channel(images: Listing) -> dict[str, Path]:
     files = {}
-    for name, path in _by_stem(images).items():
+    for path in images.dicom:
+        images.leave_out(path, "DICOM in imagesTr/; put DICOM and other scans into images/, their labels into labels/")
+    for name, path in images.scans.items():
         case, underscore, channel = name.rpartition("_")
         if not (underscore and len(channel) == 4 and channel.isdigit()):
-            raise InputError(f"{path}: nnU-Net image names end in a channel such as _0000; rename it")
-        if channel != "0000":
+            images.leave_out(path, "no channel at the end of the name, such as _0000 in nnU-Net's imagesTr/; rename it")
+        elif channel != "0000":
             raise UnsupportedInput(
                 f"{path}: a second channel, but handful reads one; copy the images of one channel and their labels "
                 "into images/ and labels/"
             )
-        files[case] = path
+        else:
+            files[case] = path
     return files
 
 
+def _require_one_channel(facts: _Facts, pairs: Sequence[_Pair]) -> None:
+    """Raise UnsupportedInput for several channels, unless they are the colours of pictures."""
+    pictures = all(image.name.lower().endswith(_PICTURES) for _, image, _ in pairs)
+    if len(facts.channels) > 1 and not (len(facts.channels) == 3 and pictures):
+        raise UnsupportedInput(
+            f"{facts.file}: {len(facts.channels)} channels ({', '.join(facts.channels)}), but handful reads one; "
+            "copy the images of one channel and their labels into images/ and labels/"
+        )
+
+
+def _listed_layout(folder: Path, facts: _Facts) -> _Layout:
+    """The cases of MSD's list "training"; entries that cannot be used, and scans not in the list, are left out."""
+    pairs: list[_Pair] = []
+    problems: list[InputError] = []
+    layout = _Layout(pairs, [])
+    for entry in facts.content["training"]:
+        if _is_hidden(entry):
+            continue
+        try:
+            pairs.append(_listed(folder, facts.file, entry))
+        except InputError as error:
+            problems.append(error)
+            layout.left_out.append(LeftOut(f"{facts.file.name}: {_short(entry)}", str(error)))
+    if problems and not pairs:
+        raise problems[0]
+    used = {path for _, image, label in pairs for path in (image, label) if path is not None}
+    wrong: list[Path] = []
+    for place in sorted({path.parent for path in used}):
+        listing = list_folder(place, folder)
+        right = {f"{stem(path)}{SIDECAR}" for path in used}
+        wrong += [path for path in listing.sidecars if path.name not in right]
+        for path in (*listing.scans.values(), *listing.dicom):
+            if path not in used:
+                listing.leave_out(path, 'not in the list "training" of dataset.json; add it, or remove the file')
+        layout.left_out += listing.left_out
+    labels = Listing(folder, folder, {case_name(label): label for _, _, label in pairs if label})
+    leave_out_sidecars(wrong, labels)
+    layout.left_out += labels.left_out
+    kept = set(labels.scans.values())
+    layout.pairs = [(name, image, label if label in kept else None) for name, image, label in pairs]
+    return layout
+
+
+def _short(entry: Any) -> str:
+    text = str(entry.get("image", entry)) if isinstance(entry, dict) else str(entry)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
 def _is_hidden(entry: Any) -> bool:
-    return isinstance(entry, dict) and Path(str(entry.get("image"))).name.startswith(".")
+    return isinstance(entry, dict) and PureWindowsPath(str(entry.get("image"))).name.startswith(".")
 
 
 def _listed(folder: Path, file: Path, entry: Any) -> _Pair:
-    """A case as MSD lists it: paths of image and label, relative to the folder."""
-    if not (isinstance(entry, dict) and isinstance(entry.get("image"), str)):
+    """A case as MSD lists it: paths of image and label, relative to the folder, with / or \\ between folders."""
+    if not isinstance(entry, dict) or "image" not in entry:
         raise InputError(f'{file}: "training" must hold {{"image": path, "label": path}}, got {entry!r}; correct it')
-    paths = [Path(entry[part]) for part in ("image", "label") if isinstance(entry.get(part), str)]
-    if outside := [path for path in paths if path.is_absolute() or ".." in path.parts]:
-        raise InputError(f"{file}: {outside[0]} is outside the folder; list files inside it")
-    image, label = folder / paths[0], folder / paths[1] if len(paths) > 1 else None
-    if not image.exists():  # nnU-Net v1 lists images without their channel number
-        with_channel = image.with_name(image.name.replace(stem(image), f"{stem(image)}_0000", 1))
+    image, label = _listed_path(folder, file, entry, "image"), _listed_path(folder, file, entry, "label")
+    if image is None:
+        raise InputError(f'{file}: no "image" in {entry!r}; correct it')
+    name = case_name(image)
+    if not os.path.lexists(image):  # nnU-Net v1 lists images without their channel number
+        with_channel = image.with_name(f"{stem(image)}_0000{image.name[len(stem(image)) :]}")
         image = with_channel if with_channel.exists() else image
     for path in (image, label):
         if path is not None and not path.exists():
-            raise InputError(f"{path}: listed in {file.name}, but missing; add the file or remove the entry")
-    return stem(paths[0]), image, label
+            link = path.is_symlink()
+            remedy = "a link that leads nowhere; fetch the file" if link else "missing; add the file"
+            raise InputError(f"{path}: listed in {file.name}, but {remedy} or remove the entry")
+    return name, image, label
+
+
+def _listed_path(folder: Path, file: Path, entry: Mapping[str, Any], part: str) -> Path | None:
+    """The path in an entry of a list; some programs write a list of one path. None if there is none."""
+    stated = entry.get(part)
+    if isinstance(stated, list) and len(stated) == 1:
+        stated = stated[0]
+    if stated is None or stated == [] or stated == "":
+        return None
+    if not isinstance(stated, str):
+        raise UnsupportedInput(f'{file}: "{part}" must be one path, is {stated!r}; list one file for each case')
+    path = Path(stated)
+    if not (folder / path).exists() and "\\" in stated:
+        path = Path(stated.replace("\\", "/"))
+    if PureWindowsPath(stated).anchor or path.is_absolute() or ".." in path.parts:
+        raise InputError(f"{file}: {stated} is outside the folder; list files inside it, relative to it")
+    return folder / path
 
 
 def _patients(facts: _Facts, pairs: list[_Pair]) -> dict[str, str]:
@@ -303,7 +429,7 @@ def _patients(facts: _Facts, pairs: list[_Pair]) -> dict[str, str]:
         )
     if stated:
         return {case: str(patient) for case, patient in stated.items()}
-    identities = {name: dicom_patient(image) for name, image, _ in sorted(pairs) if _is_dicom_case(image)}
+    identities = {name: dicom_patient(image) for name, image, _ in sorted(pairs) if is_dicom_case(image)}
     first: dict[str, str] = {}
     return {name: first.setdefault(identity, name) for name, identity in identities.items() if identity}
 
@@ -317,7 +443,7 @@ def _choices(facts: _Facts, pairs: list[_Pair], chosen: SeriesChoice) -> dict[st
         raise InputError(f"slice tolerance {tolerance!r} is not a length in mm; give a number from 0")
     stated = {case: str(series) for case, series in _by_case(facts, "series").items()}
     return {
-        name: SeriesChoice(chosen.series or stated.get(name), tolerance) if _is_dicom_case(image) else SeriesChoice()
+        name: SeriesChoice(chosen.series or stated.get(name), tolerance) if is_dicom_case(image) else SeriesChoice()
         for name, image, _ in pairs
     }
 
@@ -326,7 +452,7 @@ def _by_case(facts: _Facts, entry: str) -> dict[str, Any]:
     stated = facts.content.get(entry, {})
     if not isinstance(stated, dict):
         raise InputError(f'{facts.file}: "{entry}" must be {{case: value}}; correct it')
-    return stated
+    return {unicodedata.normalize("NFC", case): value for case, value in stated.items()}
 
 
 def _scan_labels(cases: tuple[Case, ...]) -> Labels | None:

@@ -29,6 +29,8 @@ from handful.data.pictures import (
     read_picture,
     write_picture,
 )
+from handful.data.segments import SUFFIX as SEGMENTATION
+from handful.data.segments import read_segments
 from handful.data.verified import MAX_BYTES
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import DamagedFile, HandfulError, InputError, LabelError, SettingsError, UnsupportedInput
@@ -88,8 +90,8 @@ def read_label_map(
     slices that it does not list become IGNORE, too. Its content is {"axis": 0, 1 or 2 of the stored array, "labelled":
     [slice numbers]}. Without it, a slice that contains no label counts as labelled background.
 
-    Without `labels`, each value in the file is a label called "label <value>", or as the segment is called. Raises
-    LabelError for values that are not whole numbers, negative, or not among `labels`, and for segments that overlap or
+    Without `labels`, each value in the file is a label called "label <value>", or as its segment is called. The
+    segments of 3D Slicer keep their values if no name is that of one of the `labels`. Raises LabelError for values that are not whole numbers, negative, or not among `labels`, and for segments that overlap or
     are no label.
     """
     path = Path(path)
@@ -102,11 +104,16 @@ def read_label_map(
                 classes = _with_values(classes, names, labels, path)
             _apply_sidecar(classes, path)
             return LabelMap(classes, geometry, labels)
+        _slicer_segments(path)  # overlapping ones are refused by their cause
         array, geometry = _format(path).read_labels(path, max_bytes)
         if array.shape[0] != 1:
             raise UnsupportedInput(f"{path}: labels are colours; save one channel of label numbers")
         _require_orthogonal(path, geometry)
         classes = _whole_numbers(array[0], path)
+        if segments := _slicer_segments(path):
+            require_known(classes, Labels.of(segments), str(path))
+            labels = labels or Labels.of({value: segments[value] for value in np.unique(classes[classes > 0]).tolist()})
+            classes = _with_names(classes, segments, labels, path)
         if ignore is not None:
             classes[classes == ignore] = IGNORE
         _apply_sidecar(classes, path)
@@ -122,23 +129,23 @@ def read_label_map(
 def labels_in(paths: Iterable[Path], ignore: int | None = None) -> tuple[Labels | None, HandfulError | None]:
     """The labels in all these label maps, and the first error of those that cannot be read.
 
-    Values are called "label <value>". Segments of DICOM segmentations keep their names: a name gets the number that it
-    has in the first file, or the next free one. None if there is no label.
+    Values are called "label <value>". Segments of DICOM and of 3D Slicer keep their names: a name gets the number that
+    it has in the first file, or the next free one. None if there is no label.
     """
     values: set[int] = set()
     segments: dict[int, str] = {}
     failure: HandfulError | None = None
     for path in paths:
         try:
-            if _is_dicom_file(path):
-                segments |= segment_names(path) if not segments else _added(segment_names(path), segments)
+            if names := segment_names(path) if _is_dicom_file(path) else _slicer_segments(path):
+                segments |= _added(names, segments) if segments else names
             else:
                 label_map = read_label_map(path, None, ignore)
                 values.update(np.unique(label_map.array[label_map.array > 0]).tolist())
         except HandfulError as error:
             failure = failure or error
-    names = {value: f"label {value}" for value in values} | segments
-    return Labels.of(names) if names else None, failure
+    named = {value: f"label {value}" for value in values} | segments
+    return Labels.of(named) if named else None, failure
 
 
 def read_geometry(path: str | Path, choice: SeriesChoice = ONLY_SERIES) -> Geometry:
@@ -174,8 +181,10 @@ def write_volume(path: str | Path, volume: Volume) -> None:
 
 
 def stem(path: str | Path) -> str:
-    """The file name without its suffix, which may be a double one: 'liver_1' for 'liver_1.nii.gz'."""
+    """The file name without its suffix, which may be a double one: 'a' for 'a.nii.gz' and 'a.seg.nrrd'."""
     name = Path(path).name
+    if name.lower().endswith(SEGMENTATION):
+        return name[: -len(SEGMENTATION)]
     return name[: -len(suffix)] if (suffix := _suffix(name)) else Path(path).stem
 
 
@@ -201,7 +210,7 @@ def require_known(classes: NDArray[Any], labels: Labels, what: str) -> None:
         doubt = " (are these grey levels or instance ids?)" if len(unknown) > MOST_VALUES else ""
         raise LabelError(
             f"{what}: values that are not labels: {places}{more}{doubt}. The labels are 0 and {labels.as_dict()}; "
-            "add the values to the labels or correct the file"
+            "add the values to the labels (fit --labels learns some of them), or correct the file"
         )
 
 
@@ -301,6 +310,16 @@ def _is_dicom_file(path: Path) -> bool:
     if _suffix(path.name) or path.is_dir():
         return False
     return path.name.lower().endswith((".dcm", ".ima")) or has_dicom_start(path)
+
+
+def _slicer_segments(path: Path) -> dict[int, str]:
+    return read_segments(path) if path.name.lower().endswith(".nrrd") else {}
+
+
+def _with_names(classes: NDArray[Any], names: Mapping[int, str], labels: Labels, path: Path) -> NDArray[Any]:
+    """As `_with_values` for segments of 3D Slicer, which keep their values if no name is that of a label."""
+    known = {_plain(name) for name in labels.names}
+    return _with_values(classes, names, labels, path) if known & set(map(_plain, names.values())) else classes
 
 
 def _with_values(classes: NDArray[Any], names: Mapping[int, str], labels: Labels, path: Path) -> NDArray[Any]:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handful.data.cases import Case, Cohort
-from handful.data.files import read_label_map, stem, write_label_map, write_volume
-from handful.data.formats import is_scan
+from handful.data.cases import Case, Cohort, LeftOut
+from handful.data.files import read_label_map, write_label_map, write_volume
+from handful.data.inventory import list_folder
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
-from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput
+from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput, reason_of
 from handful.jobs.atomic import replacing_folder, write_json
 from handful.jobs.notes import NOTES
 
@@ -44,6 +44,8 @@ class NnunetDataset:
     """{value in the data set: value in the cohort}."""
     ignore: int | None
     """Value of unlabelled voxels in the data set; None if all voxels are labelled."""
+    left_out: tuple[LeftOut, ...] = ()
+    """Cases whose scans could not be read for imagesTs."""
 
 
 def export_nnunet(
@@ -77,7 +79,13 @@ def export_nnunet(
         scans = [_write_image(case, fresh / "imagesTr") for case in support.cases]
         for case in support.cases:
             _write_labels(case, values, ignore, fresh / "labelsTr")
-        scans += [_write_image(case, fresh / "imagesTs") for case in tests]
+        left_out: list[LeftOut] = []
+        for case in tests:
+            try:
+                scans.append(_write_image(case, fresh / "imagesTs"))
+            except Exception as error:  # any error concerns this case only
+                left_out.append(LeftOut(case.name, reason_of(error)))
+        tests = [case for case in tests if case.name not in {one.file for one in left_out}]
         write_json(
             fresh / "dataset.json",
             {
@@ -90,37 +98,46 @@ def export_nnunet(
         )
         excluded = sorted(everyone - {case.name for case in tests})
         write_json(fresh / RECORD, {"values": values, "labels": support.labels.as_dict(), "not_to_be_scored": excluded})
-    return NnunetDataset(
-        folder, tuple(case.name for case in support.cases), tuple(case.name for case in tests), values, ignore
-    )
+    training = tuple(case.name for case in support.cases)
+    return NnunetDataset(folder, training, tuple(case.name for case in tests), values, ignore, tuple(left_out))
 
 
-def import_nnunet(predictions: Path, dataset: Path, out: Path) -> list[str]:
-    """Write nnU-Net's predictions into the new folder `out` with the cohort's label values; returns the case names.
+def import_nnunet(predictions: Path, dataset: Path, out: Path) -> tuple[list[str], tuple[LeftOut, ...]]:
+    """Write nnU-Net's predictions into the new folder `out` with the cohort's label values.
+
+    Returns the names of the cases, and the files that cannot be read, with the reason.
 
     `dataset` is the folder that `export_nnunet` wrote. The names of nnU-Net's training cases are stored in `out`, so
-    that `handful evaluate` excludes them. Raises LabelError, with the file name, for values that are not in the data
-    set.
+    that `handful evaluate` excludes them. Values that are not in the data set are such a reason, too. Raises InputError
+    if no file can be read.
     """
     record = _read_record(dataset)
     if not predictions.is_dir():
         raise InputError(f"{predictions}: no such folder; name the output folder of nnUNetv2_predict (its -o)")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; name a new folder")
-    files = [path for path in sorted(predictions.iterdir()) if is_scan(path)]
-    if not files:
+    found = list_folder(predictions, predictions)
+    if not found.scans:
         raise InputError(f"{predictions}: contains no label map; name the output folder of nnUNetv2_predict (its -o)")
     values = {int(here): int(value) for here, value in record["values"].items()}
     labels = Labels.of({int(value): name for value, name in record["labels"].items()})
     nnunet_labels = Labels(tuple(values), labels.names)
     with replacing_folder(out) as fresh:
-        for path in files:
-            prediction = read_label_map(path, nnunet_labels)
+        for path in found.scans.values():
+            try:
+                prediction = read_label_map(path, nnunet_labels)
+            except Exception as error:  # any error concerns this file only
+                found.leave_out(path, reason_of(error))
+                continue
             array = _mapped(prediction.array, values)
             write_label_map(fresh / path.name, LabelMap(array, prediction.geometry, labels))
+        unread = {one.file for one in found.left_out}
+        names = [name for name, path in found.scans.items() if path.name not in unread]
+        if not names:
+            raise InputError(f"{predictions}: {found.left_out[0].file}: {found.left_out[0].reason}")
         for case in record["not_to_be_scored"]:
             write_json(fresh / NOTES / f"{case}.json", {"output": None, "fitted_on": True})
-    return [stem(path) for path in files]
+    return names, tuple(found.left_out)
 
 
 def _label_names(labels: Labels) -> dict[str, int]:

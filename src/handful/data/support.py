@@ -174,8 +174,25 @@ class SupportSet:
             names = ", ".join(case.name for case in self.cases)
             raise LabelError(
                 f"no support slice holds the label {', '.join(missing)} (cases {names}); "
-                "add a case that shows it, or leave it out of the labels"
+                "add a case that shows it, or name only the other labels with --labels"
             )
+
+    @classmethod
+    def of_readable(cls, cases: Sequence[Case], labels: Labels) -> tuple[SupportSet, dict[str, Exception]]:
+        """The support set of those cases that can be used, and the errors of the others by name.
+
+        Raises the first error if no case can be used.
+        """
+        facts: list[SupportFacts] = []
+        errors: dict[str, Exception] = {}
+        for case in cases:
+            try:
+                facts.append(SupportFacts.of(case, labels))
+            except Exception as error:  # any error concerns this case only
+                errors[case.name] = error
+        if errors and not facts:
+            raise next(iter(errors.values()))
+        return cls(tuple(one.case for one in facts), labels, known_facts=tuple(facts)), errors
 
     @cached_property
     def facts(self) -> tuple[SupportFacts, ...]:

@@ -8,6 +8,7 @@ never improves a score.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,10 +20,11 @@ from numpy.typing import NDArray
 
 from handful.data.cases import Case
 from handful.data.dicom.segments import segmentation_grid
-from handful.data.files import SUFFIXES, read_label_map, stem
-from handful.data.formats import is_label_map, is_scan, labels_in, read_geometry
+from handful.data.files import SUFFIXES, read_label_map
+from handful.data.formats import is_scan, labels_in, read_geometry
+from handful.data.inventory import list_label_maps
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
-from handful.errors import HandfulError, InputError, LabelError, SettingsError
+from handful.errors import HandfulError, InputError, LabelError, SettingsError, reason_of
 from handful.evaluation.metrics import Overlap, overlap, surface_distances
 
 Status = Literal["scored", "absent", "missed", "false_positive"]
@@ -61,6 +63,14 @@ class Failure:
 
     case: str
     reason: str
+
+    @classmethod
+    def of(cls, case: Case, error: Exception) -> Failure:
+        """The failure of a case by an error. The folder of its scan is removed: it may have the name of a patient."""
+        text = reason_of(error)
+        if isinstance(case.image, Path):
+            text = text.replace(f"{case.image.parent}{os.sep}", "")
+        return cls(case.name, text)
 
 
 @dataclass(frozen=True)
@@ -146,11 +156,11 @@ class Report:
         ]
         return [*by_label, _summary(self.rows, None, "mean", seed)]
 
-    def only(self, cases: Collection[str]) -> Report:
-        """The report restricted to these cases."""
+    def only(self, cases: Collection[str], labels: Collection[int] | None = None) -> Report:
+        """The report restricted to these cases, and to these label values if they are given."""
         return replace(
             self,
-            rows=tuple(row for row in self.rows if row.case in cases),
+            rows=tuple(row for row in self.rows if row.case in cases and (labels is None or row.label in labels)),
             failures=tuple(failure for failure in self.failures if failure.case in cases),
             files={case: files for case, files in self.files.items() if case in cases},
         )
@@ -194,7 +204,7 @@ def evaluate_folders(
     count as missed. An unreadable reference is listed as a failure and has no rows. Without `labels`, every value in
     any reference is a label. `ignore` is the value of unlabelled voxels in the reference files.
     """
-    truth, predicted = _by_stem(references), _by_stem(predictions)
+    truth, predicted = _by_name(references), _by_name(predictions)
     if not truth:
         raise InputError(f"{references} contains no label map; references are files ending in {', '.join(SUFFIXES)}")
     labels = labels or _labels_in(references, truth.values(), ignore)
@@ -326,15 +336,11 @@ def _union(reference: Labels, prediction: Labels) -> Labels:
     return Labels.of(prediction.as_dict() | reference.as_dict())
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
-    """The label maps in a folder, by stem. Raises InputError if two files have the same stem."""
+def _by_name(folder: Path) -> dict[str, Path]:
+    """The label maps in a folder, by name. Raises InputError if two files have the same name."""
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a folder of label maps")
-    files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if is_label_map(path) and (other := files.setdefault(stem(path), path)) != path:
-            raise InputError(f"{other} and {path.name} are both case {stem(path)!r}; remove one of them")
-    return files
+    return list_label_maps(folder, folder).scans
 
 
 def _labels_in(folder: Path, paths: Iterable[Path], ignore: int | None) -> Labels:

@@ -16,6 +16,7 @@ from handful.errors import DamagedFile, UnsupportedInput
 from handful.evaluation.evaluate import Status
 from handful.jobs.atomic import write_atomically
 from handful.jobs.json_values import json_value
+from handful.jobs.plain_text import from_spreadsheet_text, spreadsheet_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +108,30 @@ def write_results(results: Sequence[Result], path: Path) -> None:
 def read_results(path: Path) -> tuple[Result, ...]:
     """The rows of a table that `write_results` has written. Raises DamagedFile for any other table."""
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as file:
-            rows: list[dict[str, Any]] = [dict(row) for row in csv.DictReader(file)]
+        read = _read_csv
     else:
         _require_parquet(path)
-        import pyarrow.parquet
-
-        rows = pyarrow.parquet.read_table(path).to_pylist()
+        read = _read_parquet
     try:
-        return tuple(Result(**{name: _value(name, row[name]) for name in COLUMNS}) for row in rows)
-    except (KeyError, ValueError, TypeError) as error:
+        return tuple(Result(**{name: _value(name, row[name]) for name in COLUMNS}) for row in read(path))
+    except OSError:
+        raise
+    except Exception as error:  # the libraries raise errors of any class for broken tables
         raise DamagedFile(
             f"{path} is not a table of results ({error!r}); write it again with handful experiment report"
         ) from error
+
+
+def _read_csv(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [{name: from_spreadsheet_text(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+
+
+def _read_parquet(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet
+
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    return rows
 
 
 def has_parquet() -> bool:
@@ -145,7 +157,7 @@ def _require_parquet(path: Path) -> None:
 
 def _text(value: object) -> object:
     defined = json_value(value)
-    return "" if defined is None else repr(defined) if isinstance(defined, float) else defined
+    return "" if defined is None else repr(defined) if isinstance(defined, float) else spreadsheet_text(defined)
 
 
 def _arrow(name: str) -> Any:

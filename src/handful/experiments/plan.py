@@ -193,7 +193,7 @@ def read_plan(path: Path, data: Path | None = None) -> Plan:
     Raises SettingsError with each wrong entry, its value and what is allowed.
     """
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
+        content = tomllib.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except ValueError as error:

@@ -87,11 +87,18 @@ class Rates:
 
 
 def estimate(backbone: Backbone, grids: Sequence[SliceGrid]) -> Cost | None:
-    """The cost of encoding every slice of these grids without a cache; None if there are no grids."""
+    """The cost of encoding every slice of these grids without a cache; None if there are no grids.
+
+    A slice of median size is timed. None if that fails: a job never fails by its estimate.
+    """
     if not grids:
         return None
     slices = sum(len(grid) for grid in grids)
-    seconds = slices * _seconds_per_slice(backbone, grids[0].size)
+    sizes = sorted((grid.size for grid in grids), key=lambda size: size[0] * size[1])
+    try:
+        seconds = slices * _seconds_per_slice(backbone, sizes[(len(sizes) - 1) // 2])
+    except Exception:  # a broken header may state any size; its case fails when it is read
+        return None
     return Cost(len(grids), slices, seconds, backbone.device.type)
 
 
@@ -145,7 +152,7 @@ def grids_of(cases: Iterable[Case], slicer: Slicer) -> list[SliceGrid]:
     """The slice grids of the cases, from their headers. Cases that cannot be read are left out."""
     grids = []
     for case in cases:
-        with suppress(HandfulError):
+        with suppress(Exception):  # a library may raise anything for a broken file, which fails when it is read
             grids.append(slicer.grid(case.read_geometry()))
     return grids
 

@@ -16,6 +16,7 @@ from handful.curation.quality import CaseQuality, LabelQuality
 from handful.curation.signals import SIGNALS
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import write_atomically
+from handful.jobs.plain_text import spreadsheet_text
 from handful.reports.markup import Element, card, element, page, paragraph
 from handful.reports.page_style import STYLE
 
@@ -63,7 +64,8 @@ def _table(result: ReviewResult) -> bytes:
         calibrated = "yes" if result.calibration else "no"
         size = f"{label.size:.4g}"
         dice = _number(label.predicted_dice)
-        table.writerow([case, label.label, label.name, dice, calibrated, *signals, size, "; ".join(label.flags)])
+        cells = [case, label.label, label.name, dice, calibrated, *signals, size, "; ".join(label.flags)]
+        table.writerow(map(spreadsheet_text, cells))
     return text.getvalue().encode()
 
 

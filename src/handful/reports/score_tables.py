@@ -18,6 +18,7 @@ from rich.table import Table
 from handful.evaluation.evaluate import METRICS, Estimate, Report, Row, Summary
 from handful.jobs import atomic
 from handful.jobs.json_values import json_value
+from handful.jobs.plain_text import spreadsheet_text, visible
 
 FORMAT = 2
 """Version of the JSON format; raised with every incompatible change."""
@@ -38,7 +39,7 @@ def print_table(report: Report, console: Console) -> None:
     table.caption, table.caption_justify = caption, "left"
     console.print(table)
     for failure in report.failures:
-        console.print(f"[bold red]failed[/] {escape(failure.case)}: {escape(failure.reason)}", soft_wrap=True)
+        console.print(f"[bold red]failed[/] {_shown(failure.case)}: {_shown(failure.reason)}", soft_wrap=True)
 
 
 def write_csv(report: Report, path: Path) -> None:
@@ -48,7 +49,7 @@ def write_csv(report: Report, path: Path) -> None:
     writer = csv.DictWriter(text, fields, lineterminator="\n")
     writer.writeheader()
     for row in report.rows:
-        writer.writerow(json_value(_flat(row)))
+        writer.writerow({name: spreadsheet_text(value) for name, value in json_value(_flat(row)).items()})
     atomic.write_atomically(path, text.getvalue().encode())
 
 
@@ -115,7 +116,7 @@ def _caption(overall: Summary, tolerance: str) -> str:
 def _cells(summary: Summary, gap: str) -> list[str]:
     missed = f"{summary.missed} of {summary.missed_of}"
     return [
-        escape(summary.name),
+        _shown(summary.name),
         str(summary.n),
         _interval(summary.estimates["dice"], 3, gap),
         _interval(summary.estimates["hd95"], 1, gap),
@@ -164,3 +165,8 @@ def _nnunet_mean(metrics: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def _mean_of_defined(values: Iterable[float]) -> float:
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
+
+
+def _shown(text: str) -> str:
+    """Text from file names and dataset.json, without effect on rich and on the terminal."""
+    return escape(visible(text))

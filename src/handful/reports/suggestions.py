@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from handful.curation.coverage import SliceName
 from handful.curation.suggest import Suggestion, SuggestResult
 from handful.data.cases import Case, Cohort
+from handful.data.inputs import Inputs
 from handful.data.slicing import SliceView
 from handful.data.volume import Labels
 from handful.jobs.atomic import write_atomically
+from handful.jobs.plain_text import spreadsheet_text
 from handful.reports.canvas import INK, LEGEND_LINE, NOTE, Canvas, Panel, legend_lines, legend_of, shortened
 
 TABLE, PICTURE = "suggestions.csv", "suggestions.png"
@@ -48,6 +50,11 @@ def write_suggestions(folder: Path, cohort: Cohort, result: SuggestResult) -> tu
     return table, picture
 
 
+def require_apart(folder: Path, cohort: Cohort) -> None:
+    """Raise InputError if a file of `write_suggestions` in `folder` is a scan or a label map of the cohort."""
+    Inputs.of(cohort.cases, cohort.files).require_not_among(folder / PICTURE)
+
+
 def _table(result: SuggestResult) -> str:
     text = io.StringIO()
     fields = ("rank", "case", "plane", "axis", "index", "slices", "score", "coverage", "disagreement")
@@ -58,7 +65,7 @@ def _table(result: SuggestResult) -> str:
         writer.writerow(
             {
                 "rank": rank,
-                "case": suggestion.slice.case,
+                "case": spreadsheet_text(suggestion.slice.case),
                 "plane": suggestion.plane,
                 "axis": suggestion.axis,
                 "index": suggestion.slice.index,
@@ -66,9 +73,9 @@ def _table(result: SuggestResult) -> str:
                 "score": f"{suggestion.score:.4f}",
                 "coverage": f"{suggestion.coverage:.4f}",
                 "disagreement": None if disagreement is None else f"{disagreement:.4f}",
-                "nearest_case": None if nearest is None else nearest.case,
+                "nearest_case": None if nearest is None else spreadsheet_text(nearest.case),
                 "nearest_index": None if nearest is None else nearest.index,
-                "reason": suggestion.reason,
+                "reason": spreadsheet_text(suggestion.reason),
             }
         )
     return text.getvalue()

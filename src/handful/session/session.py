@@ -6,6 +6,7 @@ slicer yields: slice numbers from 0, and (x, y) in pixels, where (0, 0) is the c
 
 from __future__ import annotations
 
+import math
 import threading
 import weakref
 from collections import deque
@@ -157,14 +158,14 @@ class Session:
 
     def box(self, number: int, label: int | str, corners: Box) -> Change:
         """Set the box x0, y0, x1, y1 around the label, corner pixels included; it replaces an earlier box."""
-        x0, y0, x1, y1 = (float(corner) for corner in corners)
+        x0, y0, x1, y1 = _numbers(corners, "a box", "x0, y0, x1, y1")
         if x1 < x0 or y1 < y0:
             raise InputError(f"box {corners} is empty; give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
         return self._prompt(number, label, box=(x0, y0, x1, y1))
 
     def scribble(self, number: int, label: int | str, points: Sequence[Point], positive: bool = True) -> Change:
         """Add a scribble inside the label (positive) or outside; at most `STROKE` evenly spaced points are used."""
-        if not points:
+        if len(points) == 0:
             raise InputError("an empty scribble; give at least one point (x, y)")
         chosen = np.unique(np.linspace(0, len(points) - 1, min(STROKE, len(points))).round().astype(int))
         return self._prompt(number, label, points=[_point(points[i], positive) for i in chosen])
@@ -403,6 +404,8 @@ class Session:
         return {n: state.classes() == index + 1 for n, state in states if state.accepted or index in state.prompted}
 
     def _state(self, number: int) -> SliceState:
+        if not isinstance(number, int | np.integer) or isinstance(number, bool):
+            raise InputError(f"slice {number!r} is not a whole number; give one from 0 to {len(self._states) - 1}")
         if not 0 <= number < len(self._states):
             raise InputError(f"there is no slice {number}; this scan has slices 0 to {len(self._states) - 1}")
         return self._states[number]
@@ -420,6 +423,8 @@ class Session:
         return list(labels).index(label)
 
     def _sized(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        if not isinstance(mask, np.ndarray):
+            raise InputError(f"a mask must be a NumPy array of bool, is a {type(mask).__name__}; use numpy.asarray")
         if mask.shape != self.size or mask.dtype != np.bool_:
             raise InputError(
                 f"a mask of type {mask.dtype} and shape {mask.shape}; give a bool mask of the slice's size {self.size}"
@@ -435,8 +440,19 @@ class Session:
 
 def _point(xy: Point, positive: bool) -> tuple[float, float, bool]:
     """The point with plain Python numbers."""
-    x, y = xy
-    return float(x), float(y), bool(positive)
+    x, y = _numbers(xy, "a point", "x, y")
+    return x, y, bool(positive)
+
+
+def _numbers(given: Iterable[float], what: str, form: str) -> tuple[float, ...]:
+    """Plain Python numbers, as many as `form` names."""
+    try:
+        numbers = tuple(float(number) for number in given)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != form.count(",") + 1 or not all(map(math.isfinite, numbers)):
+        raise InputError(f"{what} must be ({form}) in pixels, is {given!r}; give {form.count(',') + 1} finite numbers")
+    return numbers
 
 
 def _extent(line: NDArray[np.bool_]) -> tuple[int, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from pydantic import TypeAdapter
 from handful.backbones.base import Backbone
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels, Volume
-from handful.errors import CheckpointError, DamagedFile
+from handful.errors import CheckpointError, DamagedFile, HandfulError
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of
+from handful.jobs.files import open_file
 from handful.session.slice_state import PromptedMask, SliceState, compressed_classes
 
 FORMAT = 2
@@ -53,16 +53,19 @@ def write_state(
 def read_state(path: Path, volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> list[SliceState]:
     """The states in a file.
 
-    Raises DamagedFile if it is no such file, CheckpointError if it belongs to another scan, other labels, another
-    slicer or another backbone.
+    Raises InputError if it does not exist, DamagedFile if it is no such file, CheckpointError if it belongs to another
+    scan, other labels, another slicer or another backbone.
     """
+    open_file(path).close()
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("notes", "below", "top", "accepted", "logits", "bits")}
         notes = json.loads(bytes(arrays["notes"]))
         _require_same(path, notes["of"], _identity(volume, labels, slicer, backbone))
         return _states(arrays, notes["prompted"])
-    except (ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile) as error:
+    except HandfulError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise errors of any class for broken archives
         raise DamagedFile(f"{path} is not the state of a session ({error}); start a new session") from error
 
 
