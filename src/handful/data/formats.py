@@ -91,8 +91,10 @@ def read_label_map(
     [slice numbers]}. Without it, a slice that contains no label counts as labelled background.
 
     Without `labels`, each value in the file is a label called "label <value>", or as its segment is called. The
-    segments of 3D Slicer keep their values if no name is that of one of the `labels`. Raises LabelError for values that are not whole numbers, negative, or not among `labels`, and for segments that overlap or
-    are no label.
+    segments of 3D Slicer keep their values if no name is that of one of the `labels`.
+
+    Raises LabelError for values that are not whole numbers, negative, or not among `labels`, and for segments that
+    overlap or are no label.
     """
     path = Path(path)
     with _explained(path):
