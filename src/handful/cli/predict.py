@@ -101,15 +101,14 @@ def predict(
         terms=read_terms(terms) if terms else {},
     )
     choice = SeriesChoice(series, slice_tolerance)
-    scan = Path(input)
     if input.startswith(SCHEME):
         result, left_out = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
-    elif names_file(out) and is_single_scan(scan):
-        predict_file(model, scan, out, config, choice)
+    elif names_file(out) and is_single_scan(Path(input)):
+        predict_file(model, Path(input), out, config, choice)
         print_json({"output": out}) if json else print_lines(out, highlight=True)
         return
     else:
-        result, left_out = _predict_folder(model, scan, out, options.names_in(cases), config, choice, quiet)
+        result, left_out = _predict_folder(model, Path(input), out, options.names_in(cases), config, choice, quiet)
     print_json(_content(out, result) | {"left_out": left_out}) if json else _print(out, result)
     exit_on(result.failures, left_out)
 
