@@ -5,6 +5,7 @@ from .backbones.catalog import BACKBONES as BACKBONES
 from .backbones.catalog import load_backbone as load_backbone
 from .checkpoint import load as load
 from .checkpoint import save as save
+from .cohort.archive import predict_archive as predict_archive
 from .cohort.fit import FitConfig as FitConfig
 from .cohort.fit import fit_to_folder as fit_to_folder
 from .cohort.predict import PredictConfig as PredictConfig

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +24,15 @@ from handful.data.dicom.series import SeriesChoice
 from handful.data.dicom.terms import TISSUE, Code, Term, read_terms, require_labels, standard_term
 from handful.data.files import read_cohort, read_label_map, read_volume, write_label_map
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels
-from handful.errors import DamagedFile, GeometryMismatch, InputError, LabelError, SettingsError, UnsupportedInput
+from handful.errors import (
+    DamagedFile,
+    GeometryMismatch,
+    HandfulError,
+    InputError,
+    LabelError,
+    SettingsError,
+    UnsupportedInput,
+)
 from handful.evaluation.evaluate import evaluate_folders
 
 LABELS = Labels((1, 2, 5), ("liver", "my tumour", "spleen"))
@@ -73,7 +81,7 @@ def by_dcmqi(path: Path, geometry: Geometry, values: Sequence[int], folder: Path
     folder.mkdir()
     program = Path(sys.executable).with_name("segimage2itkimage")
     command = [program, "--inputDICOM", path, "--outputDirectory", folder, "--outputType", "nrrd"]
-    subprocess.run([*map(str, command)], check=True, capture_output=True, env=os.environ)
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
     found = np.zeros(geometry.shape, int)
     for file in folder.glob("*.nrrd"):
         image = sitk.ReadImage(str(file))
@@ -130,6 +138,34 @@ def test_dcmqi_finds_the_same_voxels(scan: str, tmp_path: Path):
     folder, out = SCANS[scan](tmp_path), tmp_path / "seg.dcm"
     truth = written(folder, out)
     np.testing.assert_array_equal(by_dcmqi(out, truth.geometry, LABELS.values, tmp_path / "itk"), truth.array)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("scan", ["oblique", "left-handed"])
+def test_segmentations_of_dcmqi_are_read(scan: str, tmp_path: Path):
+    folder = SCANS[scan](tmp_path)
+    truth = blobs(read_volume(folder).geometry)
+    write_label_map(tmp_path / "truth.nrrd", truth)
+    code = {"CodeValue": "85756007", "CodingSchemeDesignator": "SCT", "CodeMeaning": "Tissue"}
+    segments = [
+        {
+            "labelID": value,
+            "SegmentLabel": name,
+            "SegmentDescription": name,
+            "SegmentAlgorithmType": "MANUAL",
+            "SegmentedPropertyCategoryCodeSequence": code,
+            "SegmentedPropertyTypeCodeSequence": code,
+        }
+        for value, name in LABELS.as_dict().items()
+    ]
+    meta = {"ContentCreatorName": "Nobody", "SeriesNumber": "9", "InstanceNumber": "1", "segmentAttributes": [segments]}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    program = Path(sys.executable).with_name("itkimage2segimage")
+    command = [program, "--inputImageList", tmp_path / "truth.nrrd", "--inputDICOMDirectory", folder]
+    command += ["--outputDICOM", tmp_path / "seg.dcm", "--inputMetadata", tmp_path / "meta.json", "--skip", "1"]
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
+    again = read_label_map(tmp_path / "seg.dcm", LABELS, grid=truth.geometry)
+    np.testing.assert_array_equal(again.array, truth.array)
 
 
 def test_frames_refer_to_the_image_at_their_place(tmp_path: Path):
@@ -390,3 +426,22 @@ def test_a_series_of_several_multiframe_files_is_refused(tmp_path: Path):
     folder = made.write(tmp_path / "scan", [one, two])
     with pytest.raises(UnsupportedInput, match="several multi-frame files"):
         written(folder, tmp_path / "seg.dcm")
+
+
+def test_damaged_files_are_read_or_refused_by_name(tmp_path: Path):
+    folder, out = made.write(tmp_path / "scan", made.series(5)), tmp_path / "seg.dcm"
+    truth = written(folder, out)
+    content, rng = out.read_bytes(), np.random.default_rng(27)
+    outcomes = set()
+    for _ in range(60):
+        damaged = bytearray(content)
+        start = int(rng.integers(132, len(damaged) - 8))
+        damaged[start : start + 4] = [b"", b"\0\0\0\0", b"\xff\xff\xff\xff", b"\x7f\x01"][rng.integers(4)]
+        out.write_bytes(damaged)
+        try:
+            outcomes.add(read_label_map(out, LABELS, grid=truth.geometry).array.shape)
+        except HandfulError as error:
+            outcomes.add(type(error))
+            assert str(out) in str(error)
+            assert made.IDENTITY not in str(error)
+    assert {truth.geometry.shape, DamagedFile} <= outcomes

@@ -63,7 +63,8 @@ def annotate(
         raise InputError(f"{out} is a scan or a label map of a cohort, which is never replaced; name another file")
     if out.exists() and not overwrite:
         raise InputError(f"{out} exists; name another file, or add --overwrite")
-    volume, truth = read_volume(image), read_label_map(reference)
+    volume = read_volume(image)
+    truth = read_label_map(reference, grid=volume.geometry)
     model = open_source(source, device, cache)
     with Session(volume, model, None if labels_of(model) else truth.labels) as session:
         if propose:

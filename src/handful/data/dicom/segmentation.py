@@ -175,10 +175,9 @@ def _segmentation(images: Sequence[Any], planes: NDArray[Any], label_map: LabelM
 
     labels = label_map.labels
     numbers = labels.values if style.encoding == "LABELMAP" else tuple(range(1, len(labels) + 1))
-    wide = np.uint8 if max(numbers) < 256 else np.uint16
-    pixels = np.zeros(planes.shape, wide)
-    for number, value in zip(numbers, labels.values, strict=True):
-        pixels[planes == value] = number
+    number_of = np.zeros(max(labels.values) + 1, np.uint8 if max(numbers) < 256 else np.uint16)
+    number_of[list(labels.values)] = numbers
+    pixels = number_of[np.ascontiguousarray(planes)]
     first = images[0]
     number = first.get("SeriesNumber")
     return Segmentation(
