@@ -283,6 +283,12 @@ def test_damaged_exif_is_refused_since_the_orientation_is_unknown(tmp_path: Path
         read_volume(tmp_path / "a.jpg")
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0II*\0\x08\0\0\0\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0"])
+def test_exif_without_entries_leaves_the_picture_as_stored(tmp_path: Path, exif: bytes) -> None:
+    Image.fromarray(GREY).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), GREY)
+
+
 def test_jpeg_named_png_is_read_as_an_image_but_not_as_labels(tmp_path: Path) -> None:
     content = io.BytesIO()
     Image.fromarray((GREY > 100).astype(np.uint8) * 255).save(content, "JPEG")

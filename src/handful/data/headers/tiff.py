@@ -92,8 +92,8 @@ class TiffHeader:
 def read_tiff_header(file: BufferedIOBase, path: Path) -> TiffHeader:
     """The header of a file with one picture. Raises DamagedFile or UnsupportedInput."""
     source = _Source(file, path)
-    directory, following = source.first_directory()
-    if (pages := 1 + source.count_directories(following)) > 1:
+    directory = source.first_directory()
+    if (pages := source.count_directories()) > 1:
         raise UnsupportedInput(f"{path}: a stack of {pages} pictures without spacing; save it as one .nii.gz")
     _require_no_hidden_stack(directory)
     samples = directory.one(277, 1, high=64)
@@ -132,8 +132,7 @@ def read_tiff_header(file: BufferedIOBase, path: Path) -> TiffHeader:
 def exif_orientation(content: bytes, path: Path) -> int:
     """The orientation, 1 to 8, in EXIF data; 1 if it has none. Raises DamagedFile."""
     try:
-        directory, _ = _Source(io.BytesIO(content.removeprefix(b"Exif\0\0")), path).first_directory()
-        return directory.orientation()
+        return _Source(io.BytesIO(content.removeprefix(b"Exif\0\0")), path).first_directory().orientation()
     except DamagedFile as error:
         raise DamagedFile(
             f"{path}: damaged EXIF data, so the orientation is unknown; save the picture again without EXIF"
@@ -169,11 +168,9 @@ class _Source:
         value: int = struct.unpack(f"{self.order}{kind}", self.at(offset, struct.calcsize(f"<{kind}")))[0]
         return value
 
-    def first_directory(self) -> tuple[_Directory, int]:
-        """The directory of the first picture, and the offset of the next one, or 0."""
-        return self.directory(self.number(8, "Q") if self.big else self.number(4, "I"))
-
-    def directory(self, offset: int) -> tuple[_Directory, int]:
+    def first_directory(self) -> _Directory:
+        """The directory of the first picture."""
+        offset = self.first_offset()
         count, entry, size = self._layout(offset)
         entries: dict[int, tuple[int, int, int]] = {}
         table = self.at(offset + entry, count * size)
@@ -183,11 +180,16 @@ class _Source:
                 raise self.damaged(f"{_NAMES[tag]} is there twice")
             inline = offset + entry + start + (12 if self.big else 8)
             entries[tag] = (kind, number, inline)
-        return _Directory(self, entries), self.number(offset + entry + len(table), "Q" if self.big else "I")
+        return _Directory(self, entries)
 
-    def count_directories(self, offset: int) -> int:
-        """The number of directories from the one at `offset`, each of which points to the next one."""
+    def first_offset(self) -> int:
+        """Where the first directory is."""
+        return self.number(8, "Q") if self.big else self.number(4, "I")
+
+    def count_directories(self) -> int:
+        """The number of directories, each of which points to the next one."""
         visited: set[int] = set()
+        offset = self.first_offset()
         while offset:
             if offset in visited or len(visited) >= _MOST_PAGES:
                 raise self.damaged("an endless list of pictures")
@@ -199,7 +201,7 @@ class _Source:
     def _layout(self, offset: int) -> tuple[int, int, int]:
         """Number of entries of a directory, offset of the first one, and bytes of each."""
         count = self.number(offset, "Q" if self.big else "H")
-        if not 1 <= count <= _MOST_ENTRIES:
+        if count > _MOST_ENTRIES:
             raise self.damaged(f"a directory of {count:,} entries")
         return (count, 8, 20) if self.big else (count, 2, 12)
 
@@ -287,8 +289,8 @@ def _segments(
 
 def _require_apart(directory: _Directory, stored: set[tuple[int, int]]) -> None:
     """Raise DamagedFile if strips overlap each other or the directory; equal strips may share their bytes."""
-    entries = min(inline for _, _, inline in directory.entries.values())
-    blocks = sorted(stored | {(entries, max(inline for _, _, inline in directory.entries.values()) - entries + 4)})
+    places = [inline for _, _, inline in directory.entries.values()]
+    blocks = sorted(stored | {(min(places), max(places) - min(places) + 4)})
     for (offset, count), (following, _) in itertools.pairwise(blocks):
         if offset + count > following:
             raise directory.source.damaged(f"strips overlap at byte {following:,}")
