@@ -171,7 +171,8 @@ def digest_of(backbone: Backbone) -> str:
 def summary(line: Line) -> str:
     """A line in short: what it is of, mean scores, and seconds."""
     name = ", ".join(f"{entry} {line[entry]}" for entry in _IDENTITY if line.get(entry) is not None)
-    scores = [f"{entry} {fmean(line[entry]):.3f}" for entry in line if entry.startswith("dice") and line[entry]]
+    lists = [entry for entry in line if entry.startswith("dice") and isinstance(line[entry], list) and line[entry]]
+    scores = [f"{entry} {fmean(line[entry]):.3f}" for entry in lists]
     seconds = [f"{entry} {line[entry]:.1f}" for entry in line if entry.endswith("_s")]
     return f"{name}: {', '.join([*scores, *seconds])}"
 

@@ -154,7 +154,7 @@ def test_the_map_has_a_row_for_every_room_and_names_the_modules_of_most():
     present = {room: {method_of(m) for m in TREES if room_of(m) == room and method_of(m)} for room in rows}
     missing = {room: present[room] - listed[room] for room in rows if room not in ("experiments", "methods", "session")}
     assert {room: names for room, names in missing.items() if names} == {}
-    rooms = {room for room in FLOOR_OF if (ROOT / room).is_dir()} - {"", "cli", "service"}
+    rooms = {room for room in FLOOR_OF if (ROOT / room).is_dir()} - {"", "cli"}
     assert rows.keys() == rooms
 
 

@@ -16,7 +16,7 @@ from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.data.files import read_label_map
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
-from handful.data.volume import IGNORE, LabelMap, Volume
+from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import CheckpointError, DamagedFile, InputError, LabelError, SettingsError
 from handful.methods.fate.method import Fate, FateSegmenter
 from handful.methods.few_shot_prompts.method import FewShotPrompts, FewShotSegmenter
@@ -25,6 +25,7 @@ from handful.methods.nearest_slice import NearestSlice
 from handful.methods.zero_shot import ZeroShot
 from handful.prompts.heuristics import boxes, centre_points
 from handful.session.session import Session, SessionConfig
+from handful.session.state_file import MOST_STEPS
 from handful.tuning.loop import TrainConfig
 from phantoms import LABELS, phantom, phantom_case, support_set
 
@@ -471,3 +472,81 @@ def test_a_pickle_is_never_opened(session: Session, tmp_path: Path):
     np.savez(tmp_path / "state.npz", notes=np.array([{"a": 1}], dtype=object))
     with pytest.raises(DamagedFile, match="state"):
         session.restore(tmp_path / "state.npz")
+
+
+# Steps on disk.
+
+
+def kept(session: Session, scan: Scan, handful_tiny: Backbone, folder: Path) -> Session:
+    """A new session that has the steps in a folder, as after a kill."""
+    again = Session(scan[0], handful_tiny, LABELS, config=QUIET)
+    again.keep_in(folder)
+    assert np.array_equal(picture(again), picture(session))
+    assert (again.accepted, again.prompted) == (session.accepted, session.prompted)
+    return again
+
+
+def test_every_step_is_on_disk_when_its_call_returns(
+    session: Session, scan: Scan, truth: np.ndarray, handful_tiny: Backbone, tmp_path: Path
+):
+    session.keep_in(tmp_path)
+    egg = truth[MIDDLE] == EGG
+    for step in (
+        lambda: session.box(MIDDLE, EGG, box_round(egg)),
+        lambda: session.click(MIDDLE, EGG, centre(egg)),
+        lambda: session.paint(1, BALL, truth[1] == BALL),
+        lambda: session.accept(1),
+        lambda: session.undo(),
+        lambda: session.redo(),
+        lambda: session.propagate([EGG]),
+        lambda: session.accept_all([2, 3]),
+    ):
+        step()
+        kept(session, scan, handful_tiny, tmp_path)
+
+
+def test_a_step_that_cannot_be_written_is_not_taken(session: Session, tmp_path: Path):
+    session.keep_in(tmp_path / "steps")
+    session.accept(0)
+    before = picture(session)
+    (tmp_path / "steps").rename(tmp_path / "elsewhere")
+    (tmp_path / "steps").write_text("in the way")
+    for step in (lambda: session.box(1, EGG, (2, 2, 9, 9)), session.undo):
+        with pytest.raises(OSError, match="steps"):
+            step()
+    assert np.array_equal(picture(session), before)
+    assert session.accepted == (0,)
+
+
+def test_many_steps_become_one_file(session: Session, scan: Scan, handful_tiny: Backbone, tmp_path: Path):
+    session.keep_in(tmp_path)
+    for _ in range(MOST_STEPS):
+        session.accept(0)
+        session.reopen(0)
+    session.accept(2)
+    kept(session, scan, handful_tiny, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    kept(session, scan, handful_tiny, tmp_path).accept(1)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_steps_with_fewer_labels_are_read_and_those_with_others_refused(
+    session: Session, scan: Scan, handful_tiny: Backbone, tmp_path: Path
+):
+    session.keep_in(tmp_path)
+    session.paint(1, BALL, np.ones(session.size, bool))
+    more = Labels.of({**LABELS.as_dict(), 7: "ring"})
+    again = Session(scan[0], handful_tiny, more, config=QUIET)
+    again.keep_in(tmp_path)
+    assert np.array_equal(picture(again), picture(session))
+    with pytest.raises(CheckpointError, match="labels"):
+        Session(scan[0], handful_tiny, Labels.of({2: "ring"}), config=QUIET).keep_in(tmp_path)
+
+
+def test_a_proposed_label_map_leaves_accepted_slices(session: Session, scan: Scan, truth: np.ndarray):
+    session.accept(1)
+    changed = session.propose_map(scan[1])
+    assert 1 not in changed
+    expected = truth.copy()
+    expected[1] = 0
+    assert np.array_equal(picture(session), expected)

@@ -23,6 +23,7 @@ from handful.cli import (
     predict,
     pretrain,
     review,
+    serve,
     suggest,
 )
 from handful.cli.terminal import Commands
@@ -70,6 +71,7 @@ app.command("list", rich_help_panel="Start here")(catalogues.list_catalogue)
 app.command("fit", rich_help_panel="Your own data")(fit.fit)
 app.command("predict", rich_help_panel="Your own data")(predict.predict)
 app.command("evaluate", rich_help_panel="Your own data")(evaluate.evaluate)
+app.command("serve", rich_help_panel="Your own data")(serve.serve)
 app.command("review", rich_help_panel="Your own data")(review.review)
 app.command("compare", rich_help_panel="Your own data")(compare.compare)
 app.command("embed", rich_help_panel="Your own data")(embed.embed)

@@ -295,14 +295,20 @@ def _require_dicom(case: Case, config: PredictConfig) -> None:
         )
 
 
-def _task(case: Case, out: Path, config: PredictConfig) -> _Task:
+def label_map_name(case: Case) -> str:
+    """The file name of a label map of the case. Raises InputError if the name of the case cannot be a file name."""
     if case.name in (".", "..") or any(mark in case.name for mark in "/\\\0"):
         raise InputError(f"case {case.name!r}: this name cannot be a file name; rename the case")
     suffix = case.image.name[len(stem(case.image)) :] if isinstance(case.image, Path) else ".nii.gz"
     suffix = ".nrrd" if suffix.lower() == ".seg.nrrd" else suffix
     suffix = WRITTEN_AS.get(suffix.lower(), suffix if suffix.lower() in SUFFIXES and not case.is_dicom else ".nii.gz")
+    return f"{case.name}{suffix}"
+
+
+def _task(case: Case, out: Path, config: PredictConfig) -> _Task:
+    name = label_map_name(case)
     _require_dicom(case, config)
-    output = out / f"{case.name}{suffix if config.format == 'auto' else SEGMENTATION}"
+    output = out / (name if config.format == "auto" else f"{case.name}{SEGMENTATION}")
     return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png")
 
 

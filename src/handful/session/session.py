@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from handful.data.cases import Case
 from handful.data.files import write_label_map
+from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer
 from handful.data.support import AcceptedSlices
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
@@ -34,7 +36,7 @@ from handful.session.embeddings import SliceEmbeddings
 from handful.session.predictors import Predictor
 from handful.session.propagation import merged, propagated
 from handful.session.slice_state import PromptedMask, SliceState, as_prompts, mask_logits, prompted_mask
-from handful.session.state_file import read_state, write_state
+from handful.session.state_file import Identity, StepFolder, identity_of, read_states, write_states
 
 STROKE = 8
 """Maximum number of points of a scribble that are used as prompts, as for simulated scribbles in training."""
@@ -108,6 +110,7 @@ class Session:
         self._states = [SliceState.empty(stack.size)] * len(stack)
         self._undo: deque[dict[int, SliceState]] = deque(maxlen=self.config.history)
         self._redo: list[dict[int, SliceState]] = []
+        self._steps: StepFolder | None = None
         weakref.finalize(self, self._embeddings.stop)
         self._embeddings.move_to(len(stack) // 2)
 
@@ -121,6 +124,16 @@ class Session:
     def size(self) -> tuple[int, int]:
         """Rows and columns of a slice."""
         return self._embeddings.stack.size
+
+    @property
+    def grid(self) -> SliceGrid:
+        """The slices of the scan's voxel grid."""
+        return self._embeddings.stack.grid
+
+    @property
+    def window(self) -> tuple[float, float]:
+        """The grey values that become 0 and 1 in the slices that the model is shown."""
+        return self._embeddings.stack.low, self._embeddings.stack.high
 
     @property
     def accepted(self) -> tuple[int, ...]:
@@ -191,6 +204,12 @@ class Session:
             if not state.accepted:
                 self._commit({number: replace(state, accepted=True)})
 
+    def accept_all(self, numbers: Iterable[int]) -> None:
+        """Accept several slices as one step for `undo`."""
+        with self._lock:
+            states = {number: self._state(number) for number in numbers}
+            self._commit({n: replace(state, accepted=True) for n, state in states.items() if not state.accepted})
+
     def reopen(self, number: int) -> None:
         """Allow changes of an accepted slice again."""
         with self._lock:
@@ -201,12 +220,18 @@ class Session:
     def undo(self) -> tuple[int, ...]:
         """Undo the last step exactly. Returns the numbers of the slices that it had changed; () if there is none."""
         with self._lock:
-            return self._swap(self._undo.pop(), self._redo) if self._undo else ()
+            changed = self._swap(self._undo[-1], self._redo) if self._undo else ()
+            if changed:
+                self._undo.pop()
+            return changed
 
     def redo(self) -> tuple[int, ...]:
         """Redo the last undone step; not possible after another step. Returns as `undo`."""
         with self._lock:
-            return self._swap(self._redo.pop(), self._undo) if self._redo else ()
+            changed = self._swap(self._redo[-1], self._undo) if self._redo else ()
+            if changed:
+                self._redo.pop()
+            return changed
 
     # Automatic segmentation of other slices.
 
@@ -221,7 +246,12 @@ class Session:
             raise SettingsError("this session was opened without a fitted segmenter; give one to propose from")
         if chosen.labels != self.labels:
             raise LabelError(f"the segmenter has the labels {chosen.labels}, but the session has {self.labels}")
-        values = self._embeddings.stack.of(chosen.predict(self.volume).array)
+        return self.propose_map(chosen.predict(self.volume))
+
+    def propose_map(self, label_map: LabelMap) -> tuple[int, ...]:
+        """Propose a label map on the grid of the scan, such as an earlier prediction; otherwise as `propose`."""
+        self.volume.geometry.require_same(label_map.geometry, "the scan and the proposed label map")
+        values = self._embeddings.stack.of(label_map.array)
         with self._lock:
             steps = {}
             for number, state in enumerate(self._states):
@@ -308,8 +338,8 @@ class Session:
     def save_state(self, path: str | Path) -> None:
         """Write prompts, masks and accepted slices for `restore`, without the scan, the model and the undo history."""
         with self._lock:
-            states = list(self._states)
-        write_state(Path(path), states, self.volume, self.labels, self.slicer, self._predictor.backbone)
+            states = dict(enumerate(self._states))
+        write_states(Path(path), states, self._identity)
 
     def restore(self, path: str | Path) -> None:
         """Restore a state from `save_state`, as one step for `undo`.
@@ -317,9 +347,20 @@ class Session:
         Raises DamagedFile if it is no such file, CheckpointError if it belongs to another scan, other labels, another
         slicer or another backbone.
         """
-        states = read_state(Path(path), self.volume, self.labels, self.slicer, self._predictor.backbone)
+        states = read_states(Path(path), self._identity, len(self))
         with self._lock:
-            self._commit(dict(enumerate(states)))
+            self._commit(states)
+
+    def keep_in(self, folder: str | Path) -> None:
+        """Write each step into `folder` before its call returns, so that nothing is lost if the process is killed.
+
+        Steps of an earlier session on the same scan that are there are restored first, as one step for `undo`; the undo
+        history itself is not kept. Raises as `restore`.
+        """
+        steps = StepFolder(Path(folder), self._identity, len(self))
+        with self._lock:
+            self._commit(steps.read())
+            self._steps = steps
 
     def close(self) -> None:
         """Stop the background thread. The session can still be used."""
@@ -337,6 +378,10 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @cached_property
+    def _identity(self) -> Identity:
+        return identity_of(self.volume, self.labels, self.slicer, self._predictor.backbone)
 
     def _prompt(
         self,
@@ -383,6 +428,8 @@ class Session:
         """Replace states as one step that can be undone. Returns the slices whose segmentation has changed."""
         if not states:
             return ()
+        if self._steps:
+            self._steps.write(states)
         self._undo.append({number: self._states[number] for number in states})
         self._redo.clear()
         different = tuple(number for number, state in states.items() if state.top != self._states[number].top)
@@ -393,6 +440,8 @@ class Session:
     def _swap(
         self, states: Mapping[int, SliceState], history: deque[dict[int, SliceState]] | list[dict[int, SliceState]]
     ) -> tuple[int, ...]:
+        if self._steps:
+            self._steps.write(states)
         history.append({number: self._states[number] for number in states})
         for number, state in states.items():
             self._states[number] = state

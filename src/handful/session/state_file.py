@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,37 +21,41 @@ from handful.jobs.digests import digest_of
 from handful.jobs.files import open_file
 from handful.session.slice_state import PromptedMask, SliceState, compressed_classes
 
-FORMAT = 2
+FORMAT = 3
+STEP = "step-{:08d}.npz"
+MOST_STEPS = 100
+"""Files of steps in a folder, above which they are joined into one when the folder is opened."""
+Identity = Mapping[str, Any]
+"""The scan, the labels, the slicer and the backbone that a state belongs to, as digests and plain values."""
 
 
-def write_state(
-    path: Path, states: Sequence[SliceState], volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone
-) -> None:
-    """Write the states and digests of scan and backbone, completely or not at all. No paths or names are stored."""
-    prompted = [(number, label, mask) for number, state in enumerate(states) for label, mask in state.prompted.items()]
+def write_states(path: Path, states: Mapping[int, SliceState], identity: Identity) -> None:
+    """Write the states of some slices, by number, completely or not at all. No paths or names are stored."""
+    prompted = [(number, label, mask) for number, state in states.items() for label, mask in state.prompted.items()]
     notes = {
-        "of": _identity(volume, labels, slicer, backbone),
+        "of": dict(identity),
         "prompted": [
             {"slice": number, "label": label, "points": mask.points, "box": mask.box}
             for number, label, mask in prompted
         ],
     }
-    side = backbone.mask_side
+    side = prompted[0][2].logits.shape[0] if prompted else 1
     content = io.BytesIO()
     np.savez_compressed(
         content,
         notes=np.frombuffer(json.dumps(notes).encode(), np.uint8),
-        below=np.stack([state.proposed() for state in states]),
-        top=np.stack([state.classes() for state in states]),
-        accepted=np.array([state.accepted for state in states]),
+        numbers=np.array(list(states), np.int64),
+        below=np.stack([state.proposed() for state in states.values()]),
+        top=np.stack([state.classes() for state in states.values()]),
+        accepted=np.array([state.accepted for state in states.values()]),
         logits=np.stack([np.zeros((side, side), np.float16), *[mask.logits.numpy() for *_, mask in prompted]])[1:],
         bits=np.array([list(mask.bits) for *_, mask in prompted], np.uint8),
     )
     write_atomically(path, content.getvalue())
 
 
-def read_state(path: Path, volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> list[SliceState]:
-    """The states in a file.
+def read_states(path: Path, identity: Identity, count: int) -> dict[int, SliceState]:
+    """The states in a file, by number of the slice, of a scan with `count` slices.
 
     Raises InputError if it does not exist, DamagedFile if it is no such file, CheckpointError if it belongs to another
     scan, other labels, another slicer or another backbone.
@@ -59,17 +63,48 @@ def read_state(path: Path, volume: Volume, labels: Labels, slicer: Slicer, backb
     open_file(path).close()
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("notes", "below", "top", "accepted", "logits", "bits")}
+            arrays = {name: file[name] for name in ("notes", "numbers", "below", "top", "accepted", "logits", "bits")}
         notes = json.loads(bytes(arrays["notes"]))
-        _require_same(path, notes["of"], _identity(volume, labels, slicer, backbone))
-        return _states(arrays, notes["prompted"])
+        _require_same(path, notes["of"], identity)
+        states = _states(arrays, notes["prompted"])
+        if not all(0 <= number < count for number in states):
+            raise ValueError(f"slices {sorted(states)[:3]} of {count}")
+        return states
     except HandfulError:
         raise
     except Exception as error:  # NumPy and zipfile raise errors of any class for broken archives
         raise DamagedFile(f"{path} is not the state of a session ({error}); start a new session") from error
 
 
-def _states(arrays: dict[str, Any], prompted: Sequence[dict[str, Any]]) -> list[SliceState]:
+class StepFolder:
+    """A folder with one file for every step of a session, so that nothing is lost when the process is killed."""
+
+    def __init__(self, folder: Path, identity: Identity, count: int) -> None:
+        self.folder, self.identity, self.count = folder, identity, count
+        self._files = sorted(folder.glob("step-*.npz"))
+
+    def read(self) -> dict[int, SliceState]:
+        """The latest state of every slice that a step has changed. Raises as `read_states`."""
+        states: dict[int, SliceState] = {}
+        for file in self._files:
+            states |= read_states(file, self.identity, self.count)
+        if len(self._files) > MOST_STEPS:
+            outdated = list(self._files)
+            self.write(states)
+            for file in outdated:
+                file.unlink()
+            self._files = self._files[-1:]
+        return states
+
+    def write(self, states: Mapping[int, SliceState]) -> None:
+        """Write a step: the states that it has changed."""
+        last = int(self._files[-1].stem.removeprefix("step-")) if self._files else 0
+        file = self.folder / STEP.format(last + 1)
+        write_states(file, states, self.identity)
+        self._files.append(file)
+
+
+def _states(arrays: dict[str, Any], prompted: Sequence[dict[str, Any]]) -> dict[int, SliceState]:
     size = (int(arrays["top"].shape[1]), int(arrays["top"].shape[2]))
     masks: dict[int, dict[int, PromptedMask]] = {}
     for entry, logits, bits in zip(prompted, arrays["logits"], arrays["bits"], strict=True):
@@ -78,14 +113,15 @@ def _states(arrays: dict[str, Any], prompted: Sequence[dict[str, Any]]) -> list[
         box = (float(x0), float(y0), float(x1), float(y1)) if entry["box"] else None
         mask = PromptedMask(points, box, torch.from_numpy(logits.copy()), bits.tobytes())
         masks.setdefault(int(entry["slice"]), {})[int(entry["label"])] = mask
-    rows = zip(arrays["below"], arrays["top"], arrays["accepted"].tolist(), strict=True)
-    return [
-        SliceState(size, compressed_classes(below), compressed_classes(top), masks.get(number, {}), accepted)
-        for number, (below, top, accepted) in enumerate(rows)
-    ]
+    numbers, accepted = arrays["numbers"].tolist(), arrays["accepted"].tolist()
+    rows = zip(numbers, arrays["below"], arrays["top"], accepted, strict=True)
+    return {
+        number: SliceState(size, compressed_classes(below), compressed_classes(top), masks.get(number, {}), accepted)
+        for number, below, top, accepted in rows
+    }
 
 
-def _identity(volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> dict[str, Any]:
+def identity_of(volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone) -> Identity:
     """Identifies the scan, the labels, the slicer and the backbone that a state belongs to."""
     grid = f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}"
     return {
@@ -97,6 +133,10 @@ def _identity(volume: Volume, labels: Labels, slicer: Slicer, backbone: Backbone
     }
 
 
-def _require_same(path: Path, written: dict[str, Any], here: dict[str, Any]) -> None:
-    if other := [name for name in here if written[name] != here[name]]:
+def _require_same(path: Path, written: Mapping[str, Any], here: Identity) -> None:
+    labels, known = list(here["labels"].items()), list(written["labels"].items())
+    same = dict(here) | (
+        {"labels": written["labels"]} if labels[: len(known)] == known else {}
+    )  # later labels do no harm
+    if other := [name for name in here if written[name] != same[name]]:
         raise CheckpointError(f"{path} was written with another {' and '.join(other)}; open the session with the same")

@@ -1,0 +1,1 @@
+"""A web page for annotating, learning, segmenting and reviewing a cohort."""

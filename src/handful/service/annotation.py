@@ -1,0 +1,234 @@
+"""Open annotation sessions of a service: one per case, every step on disk before it is answered."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, UInt8
+from numpy.typing import NDArray
+
+from handful.backbones.base import Backbone
+from handful.backbones.catalog import open_backbone
+from handful.cohort.predict import label_map_name
+from handful.data.cases import Case
+from handful.data.files import read_label_map, write_label_map
+from handful.data.slice_grid import SliceGrid
+from handful.data.volume import IGNORE, LabelMap, Volume
+from handful.errors import InputError
+from handful.jobs.atomic import write_json
+from handful.jobs.digests import digest_of_file
+from handful.service.workspace import Workspace
+from handful.session.session import Session
+
+OPEN_CASES = 3
+"""Scans in memory at a time; the one used least recently is closed."""
+LEASE_S = 60.0
+"""Seconds after the last request of an annotator, after which others may open the case."""
+
+
+class InUseError(Exception):
+    """Another annotator works on this case."""
+
+
+@dataclass
+class OpenCase:
+    """A case that somebody annotates."""
+
+    case: Case
+    session: Session
+    annotator: str
+    """The browser or viewer that has opened it."""
+    until: float
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    @property
+    def volume(self) -> Volume:
+        return self.session.volume
+
+    @cached_property
+    def grid(self) -> SliceGrid:
+        return self.session.grid
+
+    @cached_property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest grey value."""
+        array = self.volume.array
+        return float(array.min()), float(array.max())
+
+    def pixels(self, number: int) -> NDArray[Any]:
+        """A slice: 16-bit grey values that span `range`, (h, w), or 8-bit colours (h, w, 3)."""
+        channels = np.stack([self.grid.of(channel)[number] for channel in self.volume.array])
+        low, high = self.range
+        share = (channels.astype(np.float32) - low) / max(high - low, 1e-12)
+        if len(channels) == 1:
+            return np.ascontiguousarray((share[0] * 65535).round().astype("<u2"))
+        return np.ascontiguousarray((share * 255).round().astype(np.uint8).transpose(1, 2, 0))
+
+    def classes(self, number: int) -> UInt8[np.ndarray, "h w"]:
+        """The segmentation of a slice: 0, or 1 + the index of the label."""
+        values = self.session.classes(number)
+        index = np.searchsorted(self.session.labels.values, values) + 1
+        return np.where(values > 0, index, 0).astype(np.uint8)
+
+
+class Annotations:
+    """All open cases."""
+
+    def __init__(self, workspace: Workspace, backbone: str, device: str) -> None:
+        self.workspace, self._backbone_name, self._device = workspace, backbone, device
+        self._open: OrderedDict[str, OpenCase] = OrderedDict()
+        self._lock = threading.RLock()
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        return open_backbone(self._backbone_name, self._device, self.workspace.folder / ".handful" / "embeddings")
+
+    def open(self, case_id: str, annotator: str) -> OpenCase:
+        """The case, for this annotator. Raises KeyError for an unknown id, InUseError while another one has it."""
+        with self._lock:
+            found = self._open.get(case_id)
+            if found is None:
+                found = self._opened(case_id, annotator)
+                self._open[case_id] = found
+                while len(self._open) > OPEN_CASES:
+                    self._open.popitem(last=False)[1].session.close()
+            now = time.monotonic()
+            if found.annotator != annotator and now < found.until:
+                raise InUseError
+            found.annotator, found.until = annotator, now + LEASE_S
+            self._open.move_to_end(case_id)
+            return found
+
+    def release(self, case_id: str, annotator: str) -> None:
+        """The annotator has left the case."""
+        with self._lock:
+            found = self._open.get(case_id)
+            if found is not None and found.annotator == annotator:
+                found.until = 0.0
+
+    def in_use(self, case_id: str, annotator: str) -> bool:
+        """Whether another annotator works on the case."""
+        with self._lock:
+            found = self._open.get(case_id)
+            return found is not None and found.annotator != annotator and time.monotonic() < found.until
+
+    def close(self) -> None:
+        with self._lock:
+            for found in self._open.values():
+                found.session.close()
+            self._open.clear()
+
+    def act(self, opened: OpenCase, action: Callable[[Session], Sequence[int]]) -> list[int]:
+        """Carry out a step; returns the slices it changed. Finished slices are written into `labels/`."""
+        with opened.lock:
+            before = opened.session.accepted
+            changed = list(action(opened.session))
+            if opened.session.accepted != before or set(changed) & set(before):
+                self._write_labels(opened)
+            return changed
+
+    def _opened(self, case_id: str, annotator: str) -> OpenCase:
+        case, labels = self.workspace.case(case_id), self.workspace.labels()
+        if labels is None:
+            raise InputError("no label has a name yet; name at least one first")
+        session = Session(case.read_image(), self.backbone, labels)
+        folder = self.workspace.session(case_id)
+        fresh = not any(folder.glob("step-*.npz"))
+        session.keep_in(folder)
+        if fresh and case.reference is not None:
+            _take_over(session, case)
+        else:
+            self._propose(session, case, folder)
+        return OpenCase(case, session, annotator, 0.0)
+
+    def _propose(self, session: Session, case: Case, folder: Path) -> None:
+        """Propose the model's latest segmentation, once. Accepted slices and masks from prompts are unchanged."""
+        prediction, note = self.workspace.prediction(case), folder / "proposed.txt"
+        if prediction is None:
+            return
+        digest = digest_of_file(prediction)
+        if note.is_file() and note.read_text("utf-8") == digest:
+            return
+        session.propose_map(read_label_map(prediction, session.labels))
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(digest, "utf-8")
+
+    def _write_labels(self, opened: OpenCase) -> None:
+        """The finished slices as the labels of the case. A file that the service did not write is put aside first.
+
+        The list of labelled slices is shortened before the label map is written, and extended after it, so that a kill
+        at any moment leaves no slice labelled that is not.
+        """
+        session, folder = opened.session, self.workspace.folder / "labels"
+        folder.mkdir(exist_ok=True)
+        target = folder / label_map_name(opened.case)
+        sidecar = folder / f"{opened.case.name}.slices.json"
+        ours = self.workspace.session(self._id_of(opened)) / "labels.txt"
+        self._put_aside(opened.case, target, ours)
+        grid = opened.grid
+        finished = {grid.index_in_array(number) for number in session.accepted}
+        if not finished:
+            target.unlink(missing_ok=True)
+            sidecar.unlink(missing_ok=True)
+            return
+        _list_slices(sidecar, grid.axis, sorted(finished & _listed(sidecar)))
+        write_label_map(target, _known_only(session.export(), grid, session.accepted))
+        _list_slices(sidecar, grid.axis, sorted(finished))
+        ours.write_text(target.name, "utf-8")
+
+    def _id_of(self, opened: OpenCase) -> str:
+        return next(key for key, value in self._open.items() if value is opened)
+
+    def _put_aside(self, case: Case, target: Path, ours: Path) -> None:
+        reference = case.reference
+        if ours.is_file() or not isinstance(reference, Path) or not reference.exists():
+            return
+        aside = self.workspace.own / "originals"
+        aside.mkdir(exist_ok=True)
+        os.replace(reference, aside / reference.name)
+
+
+def _take_over(session: Session, case: Case) -> None:
+    """The labels of the case as accepted slices; unlabelled slices stay open."""
+    reference = case.read_reference(session.volume.geometry)
+    assert reference is not None
+    known = session.grid.of(reference.array != IGNORE)
+    shown = np.where(reference.array == IGNORE, 0, reference.array)
+    session.propose_map(LabelMap(shown, reference.geometry, session.labels))
+    session.accept_all([number for number in range(len(session)) if known[number].all()])
+
+
+def _known_only(label_map: LabelMap, grid: SliceGrid, accepted: Sequence[int]) -> LabelMap:
+    """The label map with nothing on slices that are not accepted."""
+    array = np.zeros_like(label_map.array)
+    target, source = grid.of(array), grid.of(label_map.array)
+    for number in accepted:
+        target[number] = source[number]
+    return LabelMap(array, label_map.geometry, label_map.labels)
+
+
+def _list_slices(sidecar: Path, axis: int, labelled: list[int]) -> None:
+    write_json(sidecar, {"axis": axis, "labelled": labelled})
+
+
+def _listed(sidecar: Path) -> set[int]:
+    return set(json.loads(sidecar.read_text("utf-8"))["labelled"]) if sidecar.is_file() else set()
+
+
+def unpacked(bits: bytes, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
+    """A mask from 8 pixels per byte. Raises InputError for another number of pixels."""
+    count = size[0] * size[1]
+    if len(bits) != (count + 7) // 8:
+        raise InputError(f"a mask of {len(bits)} bytes for a slice of {size[1]} by {size[0]} pixels; send one bit each")
+    found = np.unpackbits(np.frombuffer(bits, np.uint8), count=count)
+    return found.reshape(size).astype(bool)

@@ -1,0 +1,339 @@
+"""The routes of the page, a few lines each; what they do is in `workspace`, `annotation` and `jobs`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from fastapi import FastAPI, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import UploadFile
+
+from handful.errors import BusyError, HandfulError, InputError
+from handful.service.annotation import Annotations, InUseError, OpenCase, unpacked
+from handful.service.export import exported
+from handful.service.jobs import Job, Jobs
+from handful.service.pictures import overlay, thumbnail, volume_bytes
+from handful.service.security import Access, Guard
+from handful.service.uploads import store_scan
+from handful.service.workspace import Workspace
+from handful.session.session import Session
+
+STATIC = Path(__file__).parent / "static"
+Annotator = Annotated[str, Header(alias="x-annotator", max_length=64)]
+Number = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    """What a service is started with."""
+
+    cohort: Path
+    backbone: str = "handful-tiny"
+    device: str = "auto"
+    access: Access
+
+
+class Action(BaseModel):
+    """One step of an annotator on one slice, or on the whole scan."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    kind: Literal["click", "box", "scribble", "paint", "accept", "reopen", "undo", "redo", "propagate", "clear"]
+    slice: Number = 0
+    label: int | None = None
+    points: list[tuple[float, float]] = Field(default_factory=list, max_length=10_000)
+    box: tuple[float, float, float, float] | None = None
+    positive: bool = True
+    mask: str | None = Field(default=None, max_length=16_000_000)
+    """8 pixels per byte, in base64."""
+
+
+class LabelNames(BaseModel):
+    names: list[Annotated[str, Field(max_length=64)]] = Field(max_length=250)
+
+
+class JobRequest(BaseModel):
+    kind: Literal["learn", "segment", "suggest"]
+    method: str = Field(default="auto", max_length=64)
+    minutes: float | None = Field(default=None, gt=0, le=24 * 60)
+
+
+class Verdict(BaseModel):
+    verdict: Literal["accept", "send back"]
+
+
+class Service:
+    """The parts that all routes share."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self.workspace = Workspace(config.cohort)
+        self.annotations = Annotations(self.workspace, config.backbone, config.device)
+        self.jobs = Jobs(config.cohort, self.workspace.jobs, config.backbone, config.device)
+
+    def overview(self, annotator: str) -> dict[str, Any]:
+        """Everything that the list of cases shows."""
+        cohort = self.workspace.cohort()
+        labels = cohort.labels
+        entries = [
+            asdict(entry) | {"in_use": self.annotations.in_use(entry.id, annotator)}
+            for entry in self.workspace.entries(cohort)
+        ]
+        job = self.jobs.latest()
+        return {
+            "name": cohort.name,
+            "version": version("handful"),
+            "labels": [{"value": value, "name": name} for value, name in labels.as_dict().items()] if labels else [],
+            "cases": entries,
+            "model": self._model(),
+            "job": as_json(job) if job else None,
+            "suggestions": self._suggestions({entry["id"] for entry in entries}),
+            "curve": self._curve(),
+        }
+
+    def _model(self) -> dict[str, Any] | None:
+        learned = self.jobs.last_done("learn")
+        if learned is None or learned.result is None or not self.workspace.has_model:
+            return None
+        return learned.result | {"when": learned.ended}
+
+    def _suggestions(self, known: set[str]) -> list[dict[str, Any]]:
+        job = self.jobs.last_done("suggest")
+        found: list[dict[str, Any]] = job.result["suggestions"] if job and job.result else []
+        return [one for one in found if one["id"] in known]
+
+    def _curve(self) -> list[dict[str, Any]]:
+        """Labelled slices at each learning, with the Dice estimated after it."""
+        points: list[dict[str, Any]] = []
+        jobs = sorted([*self.jobs.all_done("learn"), *self.jobs.all_done("segment")], key=lambda job: job.number)
+        for job in jobs:
+            result = job.result or {}
+            if job.kind == "learn":
+                left_out = result["dice_left_out"].values()
+                points.append({"slices": result["slices"], "dice": sum(left_out) / len(left_out) if left_out else None})
+            elif points and points[-1]["dice"] is None:
+                points[-1]["dice"] = result["estimate"]
+        return points
+
+
+def create_app(config: ServiceConfig) -> FastAPI:
+    """The service for one cohort folder. Raises InputError if the folder is none."""
+    service = Service(config)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await run_in_threadpool(service.annotations.close)
+        await run_in_threadpool(service.jobs.close)
+
+    app = FastAPI(title="handful", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    _answer_errors(app)
+    _add_cases(app, service)
+    _add_annotation(app, service)
+    _add_jobs(app, service)
+    app.state.cohort = config.cohort
+    app.mount("/", StaticFiles(directory=STATIC, html=True))
+    app.add_middleware(Guard, access=config.access)
+    return app
+
+
+def as_json(job: Job) -> dict[str, Any]:
+    """A job as the page shows it, without what the process needs."""
+    return {key: value for key, value in asdict(job).items() if key not in ("pid", "part_started")} | {
+        "left_s": job.left_s(time.time())
+    }
+
+
+def _answer_errors(app: FastAPI) -> None:
+    def answering(status: int) -> Callable[[Request, Exception], JSONResponse]:
+        return lambda _, error: JSONResponse({"error": str(error)}, status)
+
+    app.add_exception_handler(HandfulError, answering(400))
+    app.add_exception_handler(BusyError, answering(409))
+    app.add_exception_handler(
+        InUseError, lambda *_: JSONResponse({"error": "somebody else is working on this case"}, 423)
+    )
+    app.add_exception_handler(KeyError, lambda *_: JSONResponse({"error": "there is no such case"}, 404))
+
+
+def _add_cases(app: FastAPI, service: Service) -> None:
+    workspace = service.workspace
+
+    @app.get("/api/state")
+    def state(annotator: Annotator = "") -> dict[str, Any]:
+        return service.overview(annotator)
+
+    @app.put("/api/labels")
+    def name_labels(labels: LabelNames) -> dict[str, Any]:
+        return {"labels": workspace.name_labels(labels.names).as_dict()}
+
+    @app.post("/api/cases")
+    async def add_case(request: Request) -> dict[str, str]:
+        async with request.form(max_files=1, max_fields=1) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise InputError("no file was sent; send one, called file")
+            return {"id": await run_in_threadpool(store_scan, workspace, file.filename or "", file.file)}
+
+    @app.get("/api/cases/{case_id}/thumbnail.png")
+    def small_picture(case_id: str) -> Response:
+        return Response(thumbnail(workspace, workspace.case(case_id)), media_type="image/png")
+
+    @app.get("/api/cases/{case_id}/overlay.png")
+    def picture_with_labels(case_id: str) -> Response:
+        return Response(overlay(workspace, workspace.case(case_id)), media_type="image/png")
+
+    @app.get("/api/cases/{case_id}/image.nii.gz")
+    def image(case_id: str) -> Response:
+        return Response(volume_bytes(workspace.case(case_id).read_image()), media_type="application/gzip")
+
+    @app.post("/api/cases/{case_id}/verdict")
+    def judge(case_id: str, verdict: Verdict) -> dict[str, str]:
+        case = workspace.case(case_id)
+        if verdict.verdict == "accept":
+            workspace.accept(case)
+        else:
+            workspace.send_back(case)
+        return {"verdict": verdict.verdict}
+
+    @app.get("/api/export/{form}")
+    def export(form: Literal["nifti", "nnunet", "report"]) -> FileResponse:
+        file = exported(workspace, form)
+        return FileResponse(file, filename=file.name)
+
+
+def _add_annotation(app: FastAPI, service: Service) -> None:
+    annotations = service.annotations
+
+    @app.get("/api/cases/{case_id}")
+    def open_case(case_id: str, annotator: Annotator = "") -> dict[str, Any]:
+        return described(annotations.open(case_id, annotator), case_id)
+
+    @app.post("/api/cases/{case_id}/leave")
+    def leave(case_id: str, annotator: Annotator = "") -> dict[str, bool]:
+        annotations.release(case_id, annotator)
+        return {"left": True}
+
+    @app.get("/api/cases/{case_id}/slices/{number}")
+    def pixels(case_id: str, number: int, annotator: Annotator = "") -> Response:
+        opened = annotations.open(case_id, annotator)
+        opened.session.look_at(number)
+        return Response(opened.pixels(number).tobytes(), media_type="application/octet-stream")
+
+    @app.get("/api/cases/{case_id}/slices/{number}/classes")
+    def classes(case_id: str, number: int, annotator: Annotator = "") -> Response:
+        return _segmentation(annotations.open(case_id, annotator), number, [])
+
+    @app.post("/api/cases/{case_id}/actions")
+    def act(case_id: str, action: Action, annotator: Annotator = "") -> Response:
+        opened = annotations.open(case_id, annotator)
+        changed = annotations.act(opened, lambda session: carry_out(session, action))
+        return _segmentation(opened, action.slice, changed)
+
+    @app.get("/api/cases/{case_id}/segmentation.nii.gz")
+    def segmentation(case_id: str, annotator: Annotator = "") -> Response:
+        opened = annotations.open(case_id, annotator)
+        return Response(volume_bytes(opened.session.export()), media_type="application/gzip")
+
+
+def _add_jobs(app: FastAPI, service: Service) -> None:
+    @app.get("/api/job")
+    def job() -> dict[str, Any]:
+        latest = service.jobs.latest()
+        return {"job": as_json(latest) if latest else None}
+
+    @app.post("/api/job")
+    def start(request: JobRequest) -> dict[str, Any]:
+        if request.kind == "segment" and not service.workspace.has_model:
+            raise InputError("nothing is learned yet; press Learn first")
+        options = {"method": request.method, "minutes": request.minutes} if request.kind == "learn" else {}
+        return {"job": as_json(service.jobs.start(request.kind, options))}
+
+    @app.delete("/api/job")
+    def cancel() -> dict[str, Any]:
+        return {"job": as_json(service.jobs.cancel())}
+
+
+def described(opened: OpenCase, case_id: str) -> dict[str, Any]:
+    """What a display needs to know of an open case."""
+    session, grid = opened.session, opened.grid
+    return {
+        "id": case_id,
+        "name": opened.case.name,
+        "slices": len(session),
+        "size": list(session.size),
+        "spacing": list(grid.spacing),
+        "unit": grid.geometry.unit,
+        "plane": grid.plane,
+        "axis": grid.axis,
+        "channels": len(opened.volume.array),
+        "range": list(opened.range),
+        "window": list(session.window),
+        "modality": opened.volume.modality,
+        "flipped": grid.index_in_array(0) != 0,
+        **_marks(session),
+    }
+
+
+def carry_out(session: Session, action: Action) -> Sequence[int]:
+    """Carry out a step of a page; returns the slices that it has changed."""
+    number = action.slice
+    match action.kind:
+        case "undo":
+            return session.undo()
+        case "redo":
+            return session.redo()
+        case "accept":
+            session.accept(number)
+            return [number]
+        case "reopen":
+            session.reopen(number)
+            return [number]
+        case "propagate":
+            return session.propagate()
+    if action.label is None:
+        raise InputError(f"{action.kind} is for one label; choose a label")
+    match action.kind:
+        case "box":
+            if action.box is None:
+                raise InputError("a box has four corners; give x0, y0, x1, y1")
+            session.box(number, action.label, action.box)
+        case "click" | "scribble":
+            session.scribble(number, action.label, action.points, action.positive)
+        case "clear":
+            session.paint(
+                number, action.label, unpacked(bytes((session.size[0] * session.size[1] + 7) // 8), session.size)
+            )
+        case "paint":
+            session.paint(number, action.label, unpacked(_decoded(action.mask), session.size))
+    return [number]
+
+
+def _decoded(mask: str | None) -> bytes:
+    try:
+        return base64.b64decode(mask or "", validate=True)
+    except binascii.Error as error:
+        raise InputError(f"a mask that is no base64 ({error}); send 8 pixels per byte in base64") from error
+
+
+def _segmentation(opened: OpenCase, number: int, changed: Sequence[int]) -> Response:
+    """The segmentation of a slice, one byte per pixel; which slices have changed stands in X-Meta."""
+    meta = {"changed": list(changed), **_marks(opened.session)}
+    headers = {"x-meta": json.dumps(meta, separators=(",", ":"))}
+    return Response(opened.classes(number).tobytes(), media_type="application/octet-stream", headers=headers)
+
+
+def _marks(session: Session) -> dict[str, list[int]]:
+    return {"accepted": list(session.accepted), "prompted": list(session.prompted)}

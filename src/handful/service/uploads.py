@@ -1,0 +1,44 @@
+"""Scans that somebody drops onto the page: checked, then moved into `images/`."""
+
+from __future__ import annotations
+
+import shutil
+import unicodedata
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import BinaryIO
+
+from handful.data.files import SUFFIXES, read_volume, stem
+from handful.errors import InputError
+from handful.jobs.atomic import replacing
+from handful.service.workspace import Workspace, id_of
+
+SINGLE = tuple(suffix for suffix in SUFFIXES if suffix not in (".mhd", ".nhdr"))
+"""Formats of one file."""
+
+
+def store_scan(workspace: Workspace, name: str, content: BinaryIO) -> str:
+    """Keep a scan as a case of the cohort; returns its id. It is read first, so that nothing else gets there.
+
+    Raises InputError for a name that is none or is there already, and the errors of `read_volume`.
+    """
+    file = workspace.folder / "images" / safe_name(name)
+    if any(stem(other) == stem(file) for other in file.parent.iterdir()):
+        raise InputError(f"a case {stem(file)!r} is there already; rename the file")
+    with replacing(file) as temporary:
+        with temporary.open("wb") as target:
+            shutil.copyfileobj(content, target, 2**20)
+        read_volume(temporary)
+    return next(id_of(case) for case in workspace.cohort().cases if case.image == file)
+
+
+def safe_name(name: str) -> str:
+    """The last part of a path of any system, without what file systems and terminals make something else of."""
+    last = PureWindowsPath(PurePosixPath(name).name).name
+    plain = unicodedata.normalize("NFC", last).strip()
+    if not plain or plain.startswith(".") or not all(char.isprintable() and char not in '<>:"/\\|?*' for char in plain):
+        raise InputError('a scan needs a plain file name, without < > : " / \\ | ? * and not hidden; rename the file')
+    if len(plain.encode()) > 200:
+        raise InputError("the file name is longer than 200 bytes; rename the file")
+    if not plain.lower().endswith(SINGLE):
+        raise InputError(f"{plain!r} is of no known format; add files ending in {', '.join(SINGLE)}")
+    return plain

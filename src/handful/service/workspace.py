@@ -1,0 +1,193 @@
+"""The cohort folder that a service works on: its cases, their states, and where everything is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from handful.checkpoint import RECORD
+from handful.data.cases import Case, Cohort
+from handful.data.files import read_cohort, stem
+from handful.data.formats import is_scan
+from handful.data.volume import Labels
+from handful.errors import InputError
+from handful.jobs.atomic import write_atomically, write_json
+from handful.jobs.digests import digest_of
+
+Status = Literal["unlabelled", "in work", "labelled", "to review", "accepted"]
+"""State of a case. "to review": segmented by the model; "accepted": such a segmentation that a person has accepted."""
+SERVICE = ".handful/service"
+
+
+@dataclass(frozen=True)
+class CaseEntry:
+    """A case as the page lists it."""
+
+    id: str
+    """Stands for the case in addresses; names of files never do."""
+    name: str
+    status: Status
+    quality: float | None
+    """Predicted Dice of its worst label; None where it was not estimated."""
+    flags: tuple[str, ...] = ()
+
+
+class Workspace:
+    """A cohort folder. What the service adds lies in `.handful/service` in it, and label maps in `labels/`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises InputError unless the folder is a cohort with `images/`."""
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; give a cohort folder, with its scans in images/")
+        if not (folder / "images").is_dir():
+            if any(path for path in folder.iterdir() if not path.name.startswith(".")):
+                raise InputError(f"{folder}: no folder images/; move the scans into {folder / 'images'}")
+            (folder / "images").mkdir()
+        self.folder, self.own = folder, folder / SERVICE
+        self.own.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+
+    # Places.
+
+    @property
+    def model(self) -> Path:
+        return self.own / "model"
+
+    @property
+    def predictions(self) -> Path:
+        return self.own / "predictions"
+
+    @property
+    def review(self) -> Path:
+        return self.own / "review"
+
+    @property
+    def jobs(self) -> Path:
+        return self.own / "jobs"
+
+    def session(self, case_id: str) -> Path:
+        return self.own / "sessions" / case_id
+
+    @property
+    def has_model(self) -> bool:
+        return (self.model / RECORD).is_file()
+
+    # Cases.
+
+    def cohort(self) -> Cohort:
+        """The cases as they lie in the folder now; empty if there are none yet."""
+        with self._lock:
+            if not any((self.folder / "images").iterdir()):
+                return Cohort((), self._named_labels(), self.folder.resolve().name)
+            return read_cohort(self.folder)
+
+    def case(self, case_id: str) -> Case:
+        """Raises KeyError for an unknown id."""
+        return {id_of(case): case for case in self.cohort().cases}[case_id]
+
+    def labels(self) -> Labels | None:
+        """The labels of the cohort; None before anybody has named some."""
+        return self.cohort().labels
+
+    def name_labels(self, names: Sequence[str]) -> Labels:
+        """Names the labels 1, 2, …, in dataset.json; names that are there keep their values and can only be added to.
+
+        Raises InputError for empty or double names, and where an earlier name is left out.
+        """
+        wanted = [name.strip() for name in names]
+        if not wanted or not all(wanted) or len({name.lower() for name in wanted}) < len(wanted):
+            raise InputError("give each label a name of its own")
+        with self._lock:
+            known = self.labels()
+            before = dict(known.as_dict()) if known else {}
+            if missing := [name for name in before.values() if name not in wanted]:
+                raise InputError(f"label {missing[0]!r} is in use already; keep it in the list")
+            free = iter(set(range(1, len(before) + len(wanted) + 1)) - set(before))
+            named = before | {next(free): name for name in wanted if name not in before.values()}
+            file = self.folder / "dataset.json"
+            content = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}
+            content["labels"] = {"0": "background", **{str(value): name for value, name in sorted(named.items())}}
+            write_json(file, content)
+            return Labels.of(named)
+
+    def _named_labels(self) -> Labels | None:
+        file = self.folder / "dataset.json"
+        if not file.is_file():
+            return None
+        stated = json.loads(file.read_text("utf-8-sig")).get("labels", {})
+        values = {int(value): str(name) for value, name in stated.items() if str(value).isdigit() and int(value) > 0}
+        return Labels.of(values) if values else None
+
+    def entries(self, cohort: Cohort | None = None) -> list[CaseEntry]:
+        """All cases with their states."""
+        accepted, qualities, predicted = self.accepted_cases(), self._qualities(), self._predicted()
+        found = []
+        for case in (cohort or self.cohort()).cases:
+            own, quality = id_of(case), qualities.get(case.name)
+            status: Status = "unlabelled"
+            if case.reference is not None:
+                status = "labelled"
+            elif case.name in predicted:
+                status = "accepted" if own in accepted else "to review"
+            elif any(self.session(own).glob("step-*.npz")):
+                status = "in work"
+            found.append(CaseEntry(own, case.name, status, *(quality or (None, ()))))
+        return found
+
+    def prediction(self, case: Case) -> Path | None:
+        """The label map that the model made of a case."""
+        return self._predicted().get(case.name)
+
+    def _predicted(self) -> dict[str, Path]:
+        if not self.predictions.is_dir():
+            return {}
+        return {stem(path): path for path in sorted(self.predictions.iterdir()) if is_scan(path)}
+
+    # Review.
+
+    @property
+    def accepted(self) -> Path:
+        """The folder of segmentations that a person has accepted; they are not made again."""
+        return self.own / "accepted"
+
+    def accepted_cases(self) -> set[str]:
+        """Ids of the cases whose segmentation was accepted."""
+        return {folder.name for folder in self.accepted.iterdir()} if self.accepted.is_dir() else set()
+
+    def accept(self, case: Case) -> None:
+        """Keep the segmentation of a case. Raises InputError if it has none."""
+        prediction = self.prediction(case)
+        if prediction is None:
+            raise InputError("this case has no segmentation yet; segment it first")
+        write_atomically(self.accepted / id_of(case) / prediction.name, prediction.read_bytes())
+
+    def send_back(self, case: Case) -> None:
+        """Take back that the segmentation was accepted."""
+        folder = self.accepted / id_of(case)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+
+    def result(self, case: Case) -> Path | None:
+        """The best label map of a case: by hand, accepted, or predicted."""
+        if isinstance(case.reference, Path):
+            return case.reference
+        accepted = self.accepted / id_of(case)
+        return next(iter(accepted.iterdir()), None) if accepted.is_dir() else self.prediction(case)
+
+    def _qualities(self) -> Mapping[str, tuple[float, tuple[str, ...]]]:
+        """Predicted Dice of the worst label, and flags, by name of the case."""
+        file = self.own / "quality.json"
+        if not file.is_file():
+            return {}
+        content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+        return {name: (float(entry["worst"]), tuple(entry["flags"])) for name, entry in content.items()}
+
+
+def id_of(case: Case) -> str:
+    """A short identifier of a case that says nothing of its name."""
+    return digest_of(case.name)[:16]

@@ -1,0 +1,197 @@
+"""Annotating over HTTP: steps, finished slices as label maps on disk, and what a restart finds."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from handful.data.files import read_cohort, read_label_map, write_label_map
+from handful.data.slicing import Slicer
+from handful.data.volume import IGNORE, LabelMap, Labels
+from phantoms import phantom
+from service.conftest import clients
+
+
+def id_of(client: TestClient, name: str) -> str:
+    return next(str(case["id"]) for case in client.get("/api/state").json()["cases"] if case["name"] == name)
+
+
+def step(client: TestClient, case: str, **action: object) -> tuple[dict[str, list[int]], np.ndarray]:
+    """What a step has changed, and the segmentation of its slice."""
+    answer = client.post(f"/api/cases/{case}/actions", json=action)
+    assert answer.status_code == 200, answer.text
+    return json.loads(answer.headers["x-meta"]), np.frombuffer(answer.content, np.uint8)
+
+
+def mask(size: tuple[int, int], rows: slice, columns: slice) -> tuple[str, np.ndarray]:
+    """A rectangle as the page sends it."""
+    inside = np.zeros(size, bool)
+    inside[rows, columns] = True
+    return base64.b64encode(np.packbits(inside).tobytes()).decode(), inside
+
+
+def known_slices(client: TestClient, case: str, array: np.ndarray) -> int:
+    """How many slices are labelled, in the plane that the page shows."""
+    details = client.get(f"/api/cases/{case}").json()
+    return int((np.moveaxis(array, details["axis"], 0) != IGNORE).reshape(details["slices"], -1).any(axis=1).sum())
+
+
+@pytest.fixture
+def case(client: TestClient) -> str:
+    assert client.put("/api/labels", json={"names": ["ball", "box"]}).status_code == 200
+    return id_of(client, "scan_0")
+
+
+def test_a_case_says_what_a_display_needs(client: TestClient, case: str):
+    details = client.get(f"/api/cases/{case}").json()
+    volume = phantom(0)[0]
+    assert details["slices"] * np.prod(details["size"]) == volume.array[0].size
+    assert details["range"] == [volume.array.min(), volume.array.max()]
+    assert sorted(details["spacing"]) == pytest.approx(sorted(volume.geometry.spacing))
+    pixels = np.frombuffer(client.get(f"/api/cases/{case}/slices/2").content, "<u2")
+    assert len(pixels) == np.prod(details["size"])
+    assert pixels.min() >= 0
+    assert 0 < pixels.max() <= 65535
+
+
+def test_labels_must_have_names_before_a_case_is_opened(client: TestClient):
+    answer = client.get(f"/api/cases/{id_of(client, 'scan_0')}")
+    assert answer.status_code == 400
+    assert "no label has a name yet" in answer.json()["error"]
+
+
+def test_a_box_and_a_click_segment_and_undo_takes_back(client: TestClient, case: str):
+    size = client.get(f"/api/cases/{case}").json()["size"]
+    box = [3.0, 3.0, size[1] - 4.0, size[0] - 4.0]
+    meta, boxed = step(client, case, kind="box", slice=3, label=1, box=box)
+    assert meta["changed"] == [3]
+    assert meta["prompted"] == [3]
+    assert set(boxed) == {0, 1}
+    _, clicked = step(client, case, kind="click", slice=3, label=1, points=[[1.0, 1.0]], positive=False)
+    _, back = step(client, case, kind="undo", slice=3)
+    assert np.array_equal(back, boxed)
+    assert clicked.shape == boxed.shape
+
+
+def test_a_finished_slice_is_a_label_on_disk_with_the_painted_voxels(client: TestClient, case: str, cohort: Path):
+    size = tuple(client.get(f"/api/cases/{case}").json()["size"])
+    bits, inside = mask(size, slice(4, 9), slice(2, 12))
+    _, classes = step(client, case, kind="paint", slice=2, label=2, mask=bits)
+    assert np.array_equal(classes.reshape(size) == 2, inside)
+    assert not (cohort / "labels").exists()
+    step(client, case, kind="accept", slice=2)
+    found = next(one for one in read_cohort(cohort).cases if one.name == "scan_0")
+    reference = found.read_reference()
+    assert reference is not None
+    assert int((reference.array == 2).sum()) == int(inside.sum())
+    assert known_slices(client, case, reference.array) == 1
+    step(client, case, kind="reopen", slice=2)
+    assert not list((cohort / "labels").iterdir())
+
+
+def test_voxels_lie_where_they_were_painted_in_the_patient(client: TestClient, case: str, cohort: Path):
+    details = client.get(f"/api/cases/{case}").json()
+    size, number = tuple(details["size"]), 4
+    bits, _ = mask(size, slice(5, 6), slice(7, 8))
+    step(client, case, kind="paint", slice=number, label=1, mask=bits)
+    step(client, case, kind="accept", slice=number)
+    label_map = read_label_map(cohort / "labels" / "scan_0.nii.gz")
+    (voxel,) = np.argwhere(label_map.array == 1)
+    volume = phantom(0)[0]
+    grid = Slicer().grid(volume.geometry)
+    marked = np.zeros(volume.geometry.shape, bool)
+    grid.of(marked)[number, 5, 7] = True
+    assert voxel.tolist() == np.argwhere(marked)[0].tolist()
+    assert np.allclose(label_map.geometry.affine, volume.geometry.affine, atol=1e-4)
+
+
+def test_a_restarted_service_has_every_step(client: TestClient, case: str, cohort: Path):
+    size = tuple(client.get(f"/api/cases/{case}").json()["size"])
+    _, first = step(client, case, kind="box", slice=1, label=1, box=[2.0, 2.0, 12.0, 12.0])
+    bits, _ = mask(size, slice(0, 3), slice(0, 3))
+    _, second = step(client, case, kind="paint", slice=2, label=2, mask=bits)
+    step(client, case, kind="accept", slice=2)
+    for again in clients(cohort):
+        assert again.get(f"/api/cases/{case}").json()["accepted"] == [2]
+        for number, expected in ((1, first), (2, second)):
+            found = np.frombuffer(again.get(f"/api/cases/{case}/slices/{number}/classes").content, np.uint8)
+            assert np.array_equal(found, expected)
+
+
+def test_labels_by_hand_are_taken_over_and_put_aside_before_they_are_replaced(
+    client: TestClient, case: str, cohort: Path
+):
+    shown = phantom(1)[1]
+    array = np.searchsorted([0, *shown.labels.values], shown.array).astype(np.int16)  # 1 and 2, as the page counts
+    truth = LabelMap(array, shown.geometry, Labels.of({1: "ball", 2: "box"}))
+    (cohort / "labels").mkdir()
+    file = cohort / "labels" / "scan_1.nii.gz"
+    write_label_map(file, truth)
+    before, other = file.read_bytes(), id_of(client, "scan_1")
+    details = client.get(f"/api/cases/{other}").json()
+    assert details["accepted"] == list(range(details["slices"]))
+    assert file.read_bytes() == before
+    step(client, other, kind="reopen", slice=0)
+    assert (cohort / ".handful" / "service" / "originals" / "scan_1.nii.gz").read_bytes() == before
+    found = next(one for one in read_cohort(cohort).cases if one.name == "scan_1").read_reference()
+    assert found is not None
+    known = found.array != IGNORE
+    assert known_slices(client, other, found.array) == details["slices"] - 1
+    assert np.array_equal(found.array[known], truth.array[known])
+
+
+def test_a_case_in_use_is_refused_to_others_until_it_is_left(client: TestClient, case: str):
+    assert client.get(f"/api/cases/{case}").status_code == 200
+    other = {"x-annotator": "two"}
+    answer = client.get(f"/api/cases/{case}", headers=other)
+    assert answer.status_code == 423
+    entries = client.get("/api/state", headers=other).json()["cases"]
+    assert [entry["in_use"] for entry in entries] == [True, False, False]
+    client.post(f"/api/cases/{case}/leave")
+    assert client.get(f"/api/cases/{case}", headers=other).status_code == 200
+
+
+def test_names_of_labels_can_be_added_and_the_work_is_kept(client: TestClient, case: str):
+    _, before = step(client, case, kind="box", slice=1, label=1, box=[2.0, 2.0, 12.0, 12.0])
+    assert client.put("/api/labels", json={"names": ["ball", "box", "ring"]}).status_code == 200
+    assert [one["name"] for one in client.get("/api/state").json()["labels"]] == ["ball", "box", "ring"]
+    for again in clients(Path(client.app.state.cohort)):  # type: ignore[attr-defined]
+        found = np.frombuffer(again.get(f"/api/cases/{case}/slices/1/classes").content, np.uint8)
+        assert np.array_equal(found, before)
+    for names, part in (
+        (["ball"], "is in use already"),
+        (["ball", "box", "Ball"], "name of its own"),
+        ([], "name of its own"),
+    ):
+        answer = client.put("/api/labels", json={"names": names})
+        assert answer.status_code == 400
+        assert part in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("action", "status"),
+    [
+        ({"kind": "box", "slice": 1, "label": 1}, 400),
+        ({"kind": "click", "slice": 99, "label": 1, "points": [[1, 1]]}, 400),
+        ({"kind": "click", "slice": 1, "label": 9, "points": [[1, 1]]}, 400),
+        ({"kind": "click", "slice": 1, "label": 1, "points": [[1e9, 1]]}, 400),
+        ({"kind": "click", "slice": 1, "label": 1, "points": []}, 400),
+        ({"kind": "paint", "slice": 1, "label": 1, "mask": "AAAA"}, 400),
+        ({"kind": "paint", "slice": 1, "label": 1, "mask": "%%%"}, 400),
+        ({"kind": "propagate"}, 400),
+        ({"kind": "erase everything"}, 422),
+        ({"kind": "box", "slice": -1}, 422),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused(client: TestClient, case: str, action: dict[str, object], status: int):
+    answer = client.post(f"/api/cases/{case}/actions", json=action)
+    assert answer.status_code == status
+    assert client.get(f"/api/cases/{case}").json()["prompted"] == []
+
+
+def test_an_unknown_case_is_not_found(client: TestClient, case: str):
+    for path in ("", "/slices/0", "/thumbnail.png", "/overlay.png", "/image.nii.gz"):
+        assert client.get(f"/api/cases/0123456789abcdef{path}").status_code == 404
