@@ -6,6 +6,8 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
@@ -137,11 +139,25 @@ def carry_out(words: list[str], folder: Path) -> None:
     if words[0] == "handful":
         if words[1:3] == ["export", "nnunet-predictions"]:
             predict_as_nnunet(folder)
-        run(shortened(words[1:], folder / "tiny"))
+        if words[1] == "serve":
+            serve(words[1:], folder)
+        else:
+            run(shortened(words[1:], folder / "tiny"))
     elif words[0] in SHELL:
         subprocess.run(" ".join(words), cwd=folder, shell=True, check=True)
     else:
         assert words[0] in ELSEWHERE, f"nobody runs {' '.join(words)}"
+
+
+def serve(arguments: list[str], folder: Path) -> None:
+    """Starts the page on a free port, opens it once, and stops it."""
+    command = [sys.executable, "-c", "from handful.cli import main; main()", *arguments, "--port", "0"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        with urllib.request.urlopen(address) as answer:
+            assert b"<title>handful" in answer.read()
+        process.terminate()
 
 
 def run(arguments: list[str]) -> None:
