@@ -174,15 +174,19 @@ def _frames(found: _Segmentation, max_bytes: int) -> Iterator[tuple[Frame, int |
     from pydicom import dcmread
 
     where = str(found.path)
-    numbers = [None] * len(found.frames) if found.is_label_map else _numbers(where, found)
-    depth = whole_number(found.dataset, "BitsAllocated", where, least=1)
+    with refusing(where, "unreadable DICOM header"):
+        numbers = [None] * len(found.frames) if found.is_label_map else _numbers(where, found)
+        depth = whole_number(found.dataset, "BitsAllocated", where, least=1)
     if depth not in (1, 8, 16):
         raise UnsupportedInput(f"{where}: {depth} bits per pixel; export it with 1, 8 or 16 bits")
     _require_bounded(found, depth, max_bytes)
     with found.source.open() as file, refusing(where, "pixel data cannot be decoded"):
         dataset = dcmread(Bounded(file, found.source.size))
-        frames = _native(where, found, depth, dataset) if found.encoding == "native" else _decoded(found, dataset)
-        yield from zip(found.frames, numbers, frames, strict=True)
+        content = dataset.get("PixelData") or b""
+        decoded = [] if found.encoding == "native" else list(_decoded(found, dataset))
+    if decoded and len(decoded) != len(found.frames):
+        raise DamagedFile(f"{where}: {len(decoded)} compressed frames of {len(found.frames)}; copy the file again")
+    yield from zip(found.frames, numbers, decoded or _native(where, found, depth, content), strict=True)
 
 
 def _require_bounded(found: _Segmentation, depth: int, max_bytes: int) -> None:
@@ -206,8 +210,8 @@ def _numbers(where: str, found: _Segmentation) -> list[int]:
     return numbers
 
 
-def _native(where: str, found: _Segmentation, depth: int, dataset: Any) -> Iterator[NDArray[Any]]:
-    content, size = dataset.get("PixelData") or b"", found.rows * found.columns
+def _native(where: str, found: _Segmentation, depth: int, content: bytes) -> Iterator[NDArray[Any]]:
+    size = found.rows * found.columns
     if 8 * len(content) < size * len(found.frames) * depth:
         raise DamagedFile(
             f"{where}: truncated: {len(content):,} bytes of pixels for {len(found.frames)} frames; copy it"
