@@ -353,6 +353,22 @@ def test_a_cohort_has_segmentations_as_labels(tmp_path: Path):
     np.testing.assert_array_equal(reference.array == 4, truth.array == 5)
 
 
+def test_a_segmentation_chooses_the_series_that_it_refers_to(tmp_path: Path):
+    folder = made.write(tmp_path / "images" / "a", made.series(5, series="1.2.77", number=2))
+    made.write(folder / "thin", made.series(9, gap=1.5, series="1.2.78", number=3))
+    (tmp_path / "labels").mkdir()
+    truth = written(folder, tmp_path / "labels" / "a.dcm", series="2")
+    (case,) = read_cohort(tmp_path).cases
+    assert case.read_geometry().shape == truth.geometry.shape
+    reference = case.read_reference()
+    assert reference is not None
+    np.testing.assert_array_equal(reference.array > 0, truth.array > 0)
+    (other,) = read_cohort(tmp_path, series="3").cases
+    assert other.read_geometry().shape[2] == 9
+    with pytest.raises(GeometryMismatch, match=r"its slices are 3 mm apart, those of the scan 1.5 mm"):
+        other.read_reference()
+
+
 def test_a_segmentation_of_another_examination_is_refused(tmp_path: Path):
     folder = made.write(tmp_path / "images" / "a", made.series(5))
     other = made.write(tmp_path / "other", made.series(5, FrameOfReferenceUID="1.2.10"))
@@ -361,7 +377,7 @@ def test_a_segmentation_of_another_examination_is_refused(tmp_path: Path):
     (case,) = read_cohort(tmp_path).cases
     with pytest.raises(GeometryMismatch, match="another frame of reference"):
         case.read_reference()
-    moved = made.write(tmp_path / "moved", made.series(5, gap=2.5))
+    moved = made.write(tmp_path / "moved", made.series(5, gap=2.5, series="1.2.80"))
     written(moved, tmp_path / "labels" / "a.dcm")
     with pytest.raises(GeometryMismatch, match="voxels off the grid"):
         case.read_reference()

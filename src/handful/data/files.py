@@ -13,10 +13,12 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from handful.data.cases import Case, Cohort, LeftOut
-from handful.data.dicom.series import SeriesChoice, dicom_patient, dicom_series_of
+from handful.data.dicom.segments import referenced_series
+from handful.data.dicom.series import SeriesChoice, dicom_has_series, dicom_patient, dicom_series_of
 from handful.data.dicom.sources import DICOM_SUFFIXES
 from handful.data.formats import (
     SUFFIXES,
+    is_scan,
     labels_in,
     read_label_map,
     read_volume,
@@ -435,7 +437,10 @@ def _patients(facts: _Facts, pairs: list[_Pair]) -> dict[str, str]:
 
 
 def _choices(facts: _Facts, pairs: list[_Pair], chosen: SeriesChoice) -> dict[str, SeriesChoice]:
-    """Series and tolerance of each case: those chosen for all, else those of dataset.json."""
+    """Series and tolerance of each case: those chosen for all, else those of dataset.json.
+
+    Without them, a case has the series that its DICOM segmentation refers to.
+    """
     tolerance = chosen.slice_tolerance
     if tolerance is None:
         tolerance = facts.content.get("slice_tolerance")
@@ -443,9 +448,19 @@ def _choices(facts: _Facts, pairs: list[_Pair], chosen: SeriesChoice) -> dict[st
         raise InputError(f"slice tolerance {tolerance!r} is not a length in mm; give a number from 0")
     stated = {case: str(series) for case, series in _by_case(facts, "series").items()}
     return {
-        name: SeriesChoice(chosen.series or stated.get(name), tolerance) if is_dicom_case(image) else SeriesChoice()
-        for name, image, _ in pairs
+        name: SeriesChoice(chosen.series or stated.get(name) or _labelled_series(image, label), tolerance)
+        if is_dicom_case(image)
+        else SeriesChoice()
+        for name, image, label in pairs
     }
+
+
+def _labelled_series(image: Path, label: Path | None) -> str | None:
+    """The series of a DICOM folder that the label map refers to, if it is a DICOM segmentation."""
+    if label is None or is_scan(label) or not image.is_dir():
+        return None
+    uid = referenced_series(label)
+    return uid if uid and dicom_has_series(image, uid) else None
 
 
 def _by_case(facts: _Facts, entry: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from handful.data.dicom.headers import SEGMENTATIONS, Frame, encoding_of, frames
 from handful.data.dicom.series import SeriesChoice, dicom_frame_of_reference, opened
 from handful.data.dicom.sources import Bounded, Source, is_dicom_start, refusing
 from handful.data.volume import Geometry
-from handful.errors import DamagedFile, GeometryMismatch, LabelError, UnsupportedInput
+from handful.errors import DamagedFile, GeometryMismatch, HandfulError, LabelError, UnsupportedInput
 
 _CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
 _OFF_GRID = 0.25
@@ -54,6 +54,7 @@ def read_segmentation(
     """
     found = _header(path)
     grid = grid or segmentation_grid(path)
+    _require_every_slice(found, grid)
     array = np.zeros(grid.shape, np.int32 if max(found.names) >= 2**15 else np.int16)
     overlaps: dict[tuple[int, int], int] = {}
     for frame, number, pixels in _frames(found, max_bytes):
@@ -105,6 +106,15 @@ def segmentation_grid(*paths: Path) -> Geometry:
     if count > 65535:
         raise DamagedFile(f"{where}: its frames are {count:,} slices apart; correct the header")
     return Geometry((first.columns, first.rows, count), _LPS_TO_RAS @ affine)
+
+
+def referenced_series(path: Path) -> str | None:
+    """The UID of the only series that a segmentation refers to; None if there is none, or the file cannot be read."""
+    try:
+        series = list(_header(path).dataset.get("ReferencedSeriesSequence") or ())
+    except HandfulError:
+        return None  # the label map fails with its reason when it is read
+    return text_of(series[0], "SeriesInstanceUID") or None if len(series) == 1 else None
 
 
 def require_same_frame(segmentation: Path, scan: Path, choice: SeriesChoice) -> None:
@@ -285,6 +295,26 @@ def _places(
             f"{found.path}: {frame.name} lies outside its scan of {grid.shape} voxels; take its scan"
         )
     return tuple(places)
+
+
+def _require_every_slice(found: _Segmentation, grid: Geometry) -> None:
+    """Raise GeometryMismatch if the slices of a segmentation are coarser than those of the scan.
+
+    Each of its frames may lie on the grid, but it says nothing of the slices between them.
+    """
+    if any(frame.position is None for frame in found.frames):
+        return
+    to_grid = np.linalg.inv(grid.affine) @ _LPS_TO_RAS
+    across = (to_grid @ _affine(str(found.path), found.frames[0]))[:3, 2]
+    axis = int(np.abs(across).argmax())
+    heights = [(to_grid @ np.array([*(frame.position or ()), 1.0]))[axis] for frame in found.frames]
+    gaps = np.diff(np.unique(np.rint(heights)))
+    if abs(across[axis]) > 1 + _OFF_GRID and (not len(gaps) or gaps.min() > 1):
+        own = float(grid.spacing[axis])
+        raise GeometryMismatch(
+            f"{found.path}: its slices are {abs(across[axis]) * own:.4g} mm apart, those of the scan {own:.4g} mm; "
+            "take the scan that it was made on, or resample the segmentation onto the grid of this one"
+        )
 
 
 def _count_pairs(before: NDArray[Any], values: Any) -> Iterator[tuple[tuple[int, int], int]]:

@@ -97,6 +97,15 @@ def _first(path: Path, sources: Sequence[Source], choice: SeriesChoice) -> Heade
     return next((one for one in images if choice.series in (None, one.series, str(one.number))), None)
 
 
+def dicom_has_series(path: Path, uid: str) -> bool:
+    """Whether a series of this UID is there; reading ends at its first image."""
+    try:
+        with opened(path) as sources:
+            return _first(path, sources, SeriesChoice(uid)) is not None
+    except HandfulError:
+        return False  # the case fails with its reason when it is read
+
+
 def dicom_frame_of_reference(path: Path, choice: SeriesChoice = ONLY_SERIES) -> str:
     """The FrameOfReferenceUID of the chosen series, by its first image; "" if it states none."""
     with opened(path) as sources:
