@@ -13,6 +13,7 @@ from handful.data.formats import SUFFIXES, is_scan, read_geometry, read_label_ma
 from handful.data.hounsfield import hounsfield_shift
 from handful.data.modality import ModalityEvidence
 from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
+from handful.data.voxel_order import in_order_of
 from handful.errors import InputError, SettingsError
 from handful.jobs.digests import Digest, digest_of, digest_of_file
 
@@ -76,6 +77,8 @@ class Case:
     def read_reference(self, geometry: Geometry | None = None) -> LabelMap | None:
         """The verified reference on the grid of the image; None if the case has no reference.
 
+        A reference whose voxels are stored in another order or direction is turned.
+
         `geometry` is that of the image. If it is not given, the image's header is read. Raises GeometryMismatch if the
         grids of image and reference differ by more than half a voxel, LabelError if the reference contains values that
         are not in `labels`.
@@ -90,6 +93,7 @@ class Case:
             geometry = geometry or self.read_geometry()
             self._require_same_frame(self.reference)
             label_map = read_label_map(self.reference, self.labels, self.ignore, grid=geometry)
+        label_map = in_order_of(label_map, geometry)
         names = f"case {self.name!r}: image and labels" + _file_names(self.image, self.reference)
         geometry.require_same(label_map.geometry, names)
         return LabelMap(label_map.array, geometry, self.labels or label_map.labels)

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from handful.data.cases import Case
-from handful.data.formats import read_geometry, read_notes
+from handful.data.formats import is_scan, read_geometry, read_notes
 from handful.data.label_values import doubt_about_values
 from handful.data.modality import ModalityEvidence
 from handful.data.volume import IGNORE, LabelMap, Volume
@@ -114,12 +114,17 @@ def _doubts_about_labels(case: Case, reference: LabelMap) -> Iterator[str]:
         yield "the reference has no labelled slice; list the labelled ones in its .slices.json"
     if (doubt := doubt_about_values(reference.array, reference.labels)) is not None:
         yield doubt
-    if isinstance(case.reference, Path):
-        distance = reference.geometry.corner_distance(read_geometry(case.reference))
-    else:
-        distance = reference.geometry.corner_distance(case.reference.geometry) if case.reference else 0.0
-    if distance > 1e-3:
+    if isinstance(case.reference, LabelMap):
+        stored = case.reference.geometry
+    elif isinstance(case.reference, Path) and is_scan(case.reference):
+        stored = read_geometry(case.reference)
+    else:  # DICOM segmentations are placed on the grid of their scan
+        return
+    grid = reference.geometry
+    if stored.shape != grid.shape or (distance := grid.corner_distance(stored)) > grid.spacing.min() / 2:
+        yield "the labels are stored in another order of voxels than the image, and are turned"
+    elif distance > 1e-3:
         yield (
-            f"the grids of image and labels differ by {distance:.3g} {reference.geometry.unit}, less than half a "
+            f"the grids of image and labels differ by {distance:.3g} {grid.unit}, less than half a "
             "voxel, and are treated as equal"
         )

@@ -24,6 +24,7 @@ from handful.data.files import SUFFIXES, read_label_map
 from handful.data.formats import is_scan, labels_in, read_geometry
 from handful.data.inventory import list_label_maps
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
+from handful.data.voxel_order import in_order_of
 from handful.errors import HandfulError, InputError, LabelError, SettingsError, reason_of
 from handful.evaluation.metrics import Overlap, overlap, surface_distances
 
@@ -66,10 +67,11 @@ class Failure:
 
     @classmethod
     def of(cls, case: Case, error: Exception) -> Failure:
-        """The failure of a case by an error. The folder of its scan is removed: it may have the name of a patient."""
+        """The failure of a case by an error. Folders are removed: they may have the name of a patient."""
         text = reason_of(error)
-        if isinstance(case.image, Path):
-            text = text.replace(f"{case.image.parent}{os.sep}", "")
+        for part in (case.image, case.reference):
+            if isinstance(part, Path):
+                text = text.replace(f"{part.parent}{os.sep}", "")
         return cls(case.name, text)
 
 
@@ -302,7 +304,8 @@ def _report(pairs: Iterable[_Pair], files: Mapping[str, Files], tolerance_mm: fl
             failures.append(Failure(pair.case, str(error)))
             continue
         try:
-            rows += score_case(pair.case, pair.prediction(), reference, tolerance_mm, labels)
+            prediction = in_order_of(pair.prediction(), reference.geometry)
+            rows += score_case(pair.case, prediction, reference, tolerance_mm, labels)
         except HandfulError as error:
             failures.append(Failure(pair.case, str(error)))
             nothing = LabelMap(np.zeros_like(reference.array), reference.geometry, reference.labels)
