@@ -60,6 +60,14 @@ class SliceGrid:
         """The index along `axis` of the slice with this number."""
         return len(self) - 1 - number if self._flips[0] else number
 
+    def place_of(self, voxel: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Number of the slice, row and column of a voxel (i, j, k) of the stored array."""
+        places = [
+            self._shape[place] - 1 - voxel[axis] if self._flips[place] else voxel[axis]
+            for place, axis in enumerate(self._stored_axes)
+        ]
+        return places[0], places[1], places[2]
+
     def block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Block:
         """The voxels of a window in all slices; `rows` and `columns` are (start, stop), without the stop."""
         ranges = [slice(0, 0)] * 3

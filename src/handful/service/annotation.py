@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import threading
 import time
 from collections import OrderedDict
@@ -27,7 +28,7 @@ from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_json
 from handful.jobs.digests import digest_of_file
-from handful.service.workspace import Workspace
+from handful.service.workspace import Workspace, id_of
 from handful.session.session import Session
 
 OPEN_CASES = 3
@@ -137,6 +138,26 @@ class Annotations:
                 self._write_labels(opened)
             return changed
 
+    def replace_labels(self, case: Case, label_map: LabelMap) -> None:
+        """Keep a label map of all slices from elsewhere as that of a case; the earlier one is put aside.
+
+        Raises InUseError while somebody has the case open.
+        """
+        case_id = id_of(case)
+        with self._lock:
+            opened = self._open.get(case_id)
+            if opened is not None and time.monotonic() < opened.until:
+                raise InUseError
+            if opened is not None:
+                self._open.pop(case_id).session.close()
+            folder = self.workspace.folder / "labels"
+            folder.mkdir(exist_ok=True)
+            self._put_aside(case, self.workspace.session(case_id) / "labels.txt")
+            if self.workspace.session(case_id).is_dir():
+                shutil.rmtree(self.workspace.session(case_id))  # its steps are of other labels
+            (folder / f"{case.name}.slices.json").unlink(missing_ok=True)
+            write_label_map(folder / label_map_name(case), label_map)
+
     def _opened(self, case_id: str, annotator: str) -> OpenCase:
         case, labels = self.workspace.case(case_id), self.workspace.labels()
         if labels is None:
@@ -173,8 +194,8 @@ class Annotations:
         folder.mkdir(exist_ok=True)
         target = folder / label_map_name(opened.case)
         sidecar = folder / f"{opened.case.name}.slices.json"
-        ours = self.workspace.session(self._id_of(opened)) / "labels.txt"
-        self._put_aside(opened.case, target, ours)
+        ours = self.workspace.session(id_of(opened.case)) / "labels.txt"
+        self._put_aside(opened.case, ours)
         grid = opened.grid
         finished = {grid.index_in_array(number) for number in session.accepted}
         if not finished:
@@ -186,10 +207,7 @@ class Annotations:
         _list_slices(sidecar, grid.axis, sorted(finished))
         ours.write_text(target.name, "utf-8")
 
-    def _id_of(self, opened: OpenCase) -> str:
-        return next(key for key, value in self._open.items() if value is opened)
-
-    def _put_aside(self, case: Case, target: Path, ours: Path) -> None:
+    def _put_aside(self, case: Case, ours: Path) -> None:
         reference = case.reference
         if ours.is_file() or not isinstance(reference, Path) or not reference.exists():
             return

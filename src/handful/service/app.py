@@ -24,6 +24,7 @@ from handful.errors import BusyError, HandfulError, InputError
 from handful.service.annotation import Annotations, InUseError, OpenCase, unpacked
 from handful.service.export import exported
 from handful.service.jobs import Job, Jobs
+from handful.service.monai import MonaiLabel, add_monai_label
 from handful.service.pictures import overlay, thumbnail, volume_bytes
 from handful.service.security import Access, Guard
 from handful.service.uploads import store_scan
@@ -143,6 +144,7 @@ def create_app(config: ServiceConfig) -> FastAPI:
     _add_cases(app, service)
     _add_annotation(app, service)
     _add_jobs(app, service)
+    add_monai_label(app, MonaiLabel(service.workspace, service.annotations, service.jobs, config.device))
     app.state.cohort = config.cohort
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     app.add_middleware(Guard, access=config.access)

@@ -1,0 +1,176 @@
+"""MONAI Label's protocol, with the requests that its clients send, and with its real client where that is installed."""
+
+import json
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import uvicorn
+from fastapi.testclient import TestClient
+
+from handful.data.files import read_cohort, read_label_map, write_label_map, write_volume
+from handful.data.slicing import Slicer
+from handful.data.volume import LabelMap, Labels
+from handful.service.app import ServiceConfig, create_app
+from handful.service.security import Access
+from phantoms import phantom
+
+LABELS = Labels.of({1: "ball", 2: "egg"})
+
+
+def reference(seed: int) -> LabelMap:
+    """Of a phantom, with the values that the page gives."""
+    shown = phantom(seed)[1]
+    array = np.searchsorted([0, *shown.labels.values], shown.array).astype(np.int16)
+    return LabelMap(array, shown.geometry, LABELS)
+
+
+@pytest.fixture
+def named(client: TestClient) -> TestClient:
+    client.put("/api/labels", json={"names": ["ball", "egg"]})
+    return client
+
+
+def ids(client: TestClient) -> dict[str, str]:
+    return {case["name"]: case["id"] for case in client.get("/api/state").json()["cases"]}
+
+
+def clicks_on(seed: int) -> dict[str, list[list[int]]]:
+    """A voxel inside of each label, and one outside of all."""
+    truth = reference(seed)
+    grid = Slicer().grid(truth.geometry)
+    number = next(n for n, classes in enumerate(grid.of(truth.array)) if {1, 2} <= set(np.unique(classes)))
+    marked = np.zeros(truth.array.shape, int)
+    grid.of(marked)[number] = 1
+    inside = {
+        name: np.argwhere((truth.array == value) & (marked > 0)).tolist() for value, name in LABELS.as_dict().items()
+    }
+    found = {name: [voxels[len(voxels) // 2]] for name, voxels in inside.items()}
+    return found | {"background": [np.argwhere((truth.array == 0) & (marked > 0))[0].tolist()]}
+
+
+def test_info_says_what_clients_look_for(named: TestClient):
+    info = named.get("/info/").json()
+    assert not info.get("config")
+    assert info["labels"] == {"ball": 1, "egg": 2}
+    assert info["models"]["handful-clicks"]["type"] == "deepedit"
+    assert "handful" not in info["models"]  # nothing is learned yet
+    assert info["datastore"]["total"] == 3
+    assert named.get("/auth/").json() == {"enabled": False}
+
+
+def test_clicks_in_voxels_segment_the_voxels_they_are_in(named: TestClient, tmp_path: Path):
+    case, clicks = ids(named)["scan_0"], clicks_on(0)
+    params = json.dumps(clicks | {"result_extension": ".nii.gz"})
+    answer = named.post(f"/infer/handful-clicks?image={case}&output=image", data={"params": params})
+    assert answer.status_code == 200, answer.text
+    (tmp_path / "found.nii.gz").write_bytes(answer.content)
+    found = read_label_map(tmp_path / "found.nii.gz", LABELS)
+    assert np.allclose(found.geometry.affine, phantom(0)[0].geometry.affine, atol=1e-4)
+    for name, value in (("ball", 1), ("egg", 2)):
+        assert found.array[tuple(clicks[name][0])] == value
+    assert found.array[tuple(clicks["background"][0])] == 0
+
+
+@pytest.mark.parametrize("voxel", [[0, 0, 999], [-1, 0, 0], [0, 0], "x", [None, 1, 2]])
+def test_points_that_are_no_voxels_are_refused(named: TestClient, voxel: object):
+    answer = named.post(
+        f"/infer/handful-clicks?image={ids(named)['scan_0']}", data={"params": json.dumps({"ball": [voxel]})}
+    )
+    assert answer.status_code == 400
+    assert "no voxel" in answer.json()["error"]
+
+
+def test_a_saved_label_becomes_that_of_the_case_by_the_names_of_its_values(
+    named: TestClient, cohort: Path, tmp_path: Path
+):
+    truth = reference(0)
+    swapped = LabelMap(np.where(truth.array > 0, 3 - truth.array, 0).astype(np.int16), truth.geometry, LABELS)
+    write_label_map(tmp_path / "label.nii.gz", swapped)
+    params = {"label_info": [{"name": "egg", "idx": 1}, {"name": "ball", "idx": 2}]}
+    answer = named.put(
+        f"/datastore/label?image={ids(named)['scan_0']}&tag=final",
+        data={"params": json.dumps(params)},
+        files={"label": ("C:\\home\\Jane Doe\\label.nii.gz", (tmp_path / "label.nii.gz").read_bytes())},
+    )
+    assert answer.status_code == 200, answer.text
+    found = next(one for one in read_cohort(cohort).cases if one.name == "scan_0").read_reference()
+    assert found is not None
+    assert np.array_equal(found.array, truth.array)
+    assert not list((cohort / ".handful" / "service" / "uploads").iterdir())
+    assert named.get("/info/").json()["datastore"]["completed"] == 1
+    assert named.head(f"/datastore/label?label={ids(named)['scan_0']}").status_code == 200
+    assert ids(named)["scan_0"] != named.post("/activelearning/next", json={}).json()["id"]
+
+
+def test_parts_that_are_not_offered_say_so(named: TestClient):
+    for path in ("/scoring/dice", "/logs/gpu", "/proxy/dicom/studies"):
+        assert named.get(path).status_code == 501
+    assert named.get("/train/").status_code == 404
+    assert named.post("/infer/unknown?image=" + ids(named)["scan_0"]).status_code == 404
+    assert named.get("/session/../../etc").status_code == 404
+
+
+@pytest.fixture
+def address(cohort: Path) -> Iterator[str]:
+    """A real server on the loopback."""
+    app = create_app(ServiceConfig(cohort=cohort, access=Access(host="127.0.0.1")))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.process
+def test_the_real_client_labels_learns_and_segments(address: str, cohort: Path, tmp_path: Path):
+    library = pytest.importorskip("monailabel.client.client", reason="MONAI Label's client is not installed")
+    client = library.MONAILabelClient(address, tmpdir=str(tmp_path), client_id="slicer")
+    (cohort / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "ball", "2": "egg"}}))
+    assert client.info()["name"] == "handful"
+    sample = client.next_sample("next", {})
+    seed = int(sample["name"].removeprefix("scan_"))
+    write_label_map(tmp_path / "label.nii.gz", reference(seed))
+    info = [{"name": "ball", "idx": 1}, {"name": "egg", "idx": 2}]
+    client.save_label(sample["id"], str(tmp_path / "label.nii.gz"), params={"label_info": info})
+    assert client.info()["datastore"]["completed"] == 1
+
+    task = client.train_start("handful", {"method": "fate"})
+    assert task["status"] == "RUNNING"
+    with pytest.raises(library.MONAILabelClientException):
+        client.train_start("handful", {})
+    while client.train_status(check_if_running=True):
+        threading.Event().wait(0.5)
+    assert client.train_status()["status"] == "DONE"
+    other = client.next_sample("next", {})
+    file, params = client.infer("handful", other["id"], {"result_extension": ".nrrd", "result_dtype": "uint8"})
+    assert params["label_names"] == {"ball": 1, "egg": 2}
+    found = read_label_map(Path(file), LABELS)
+    own = int(other["name"].removeprefix("scan_"))
+    truth = reference(own)
+    assert np.allclose(found.geometry.affine, truth.geometry.affine, atol=1e-3)
+    assert (
+        2 * ((found.array == 1) & (truth.array == 1)).sum() / ((found.array == 1).sum() + (truth.array == 1).sum())
+        > 0.5
+    )
+    file, _ = client.infer("handful-clicks", other["id"], clicks_on(own) | {"result_extension": ".nii.gz"})
+    assert read_label_map(Path(file), LABELS).array.any()
+
+    write_volume(tmp_path / "elsewhere.nii.gz", phantom(5)[0])
+    session = client.create_session(str(tmp_path / "elsewhere.nii.gz"))["session_id"]
+    assert client.get_session(session)["session_id"] == session
+    file, _ = client.infer("handful", "any", {}, session_id=session)
+    assert read_label_map(Path(file), LABELS).array.shape == phantom(5)[0].geometry.shape
+    client.remove_session(session)
+    assert client.upload_image(str(tmp_path / "elsewhere.nii.gz"), "added")["image"] in ids_of(client)
+
+
+def ids_of(client: object) -> list[str]:
+    with urllib.request.urlopen(f"{client.get_server_url()}/datastore/") as answer:  # type: ignore[attr-defined]
+        return list(json.load(answer)["objects"])
