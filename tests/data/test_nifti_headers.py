@@ -1,7 +1,6 @@
 """Every field of a NIfTI header that places, scales or names voxels is kept, or refused by file, finding and remedy."""
 
 import gzip
-import resource
 import struct
 import sys
 from pathlib import Path
@@ -177,6 +176,7 @@ def test_one_byte_too_many_is_refused(tmp_path: Path, name: str, surplus: bytes)
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory in KiB")
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
 def test_memory_is_taken_as_bytes_come(tmp_path: Path, name: str) -> None:
+    resource = pytest.importorskip("resource")
     path = nifti(tmp_path / name, *((at, "h", 1500) for at in (42, 44, 46)))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DamagedFile, match="file ends after 0 % of its content"):

@@ -145,6 +145,19 @@ def test_strips_that_are_not_there_are_never_zeros(tmp_path: Path, compression: 
             read_volume(tmp_path / "a.tif")
 
 
+def test_compression_that_cannot_hold_the_pixels_is_refused(tmp_path: Path) -> None:
+    for compression in (2, 9, 65000):
+        tifffile.imwrite(tmp_path / "a.tif", DEEP, rowsperstrip=4)
+        tag(tmp_path / "a.tif", 259, compression)
+        with pytest.raises(UnsupportedInput, match=rf"a\.tif: 16-bit pixels of compression {compression}; save"):
+            read_volume(tmp_path / "a.tif")
+
+
+def test_fax_pictures_are_read(tmp_path: Path) -> None:
+    Image.fromarray(GREY > 100).save(tmp_path / "a.tif", compression="group4", tiffinfo={262: 1})
+    np.testing.assert_array_equal(pixels(tmp_path / "a.tif"), np.asarray(Image.open(tmp_path / "a.tif").convert("L")))
+
+
 def test_strips_that_overlap_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GREY, rowsperstrip=4)
     first = tifffile.TiffFile(tmp_path / "a.tif").pages.first.dataoffsets[0]
@@ -299,6 +312,13 @@ def test_jpeg_named_png_is_read_as_an_image_but_not_as_labels(tmp_path: Path) ->
         UnsupportedInput, match=r"a\.png: a JPEG although it is named \.png; JPEG compression changes .*threshold"
     ):
         read_label_map(tmp_path / "a.png")
+
+
+def test_tiff_of_jpeg_strips_holds_no_labels(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", (GREY > 100).astype(np.uint8) * 255, compression="jpeg")
+    assert read_volume(tmp_path / "a.tif").array.shape == (1, 40, 48, 1)
+    with pytest.raises(UnsupportedInput, match=r"a\.tif: a TIFF of JPEG strips; JPEG compression changes label"):
+        read_label_map(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("start", [b"8BPS", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"GIF89a", b"RIFF\0\0\0\0WEBP", b"SIMPLE  ="])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import select
 import signal
 import sys
@@ -106,5 +105,7 @@ def _truth(original: Original, folder: Path) -> Volume:
 
 def _limit_memory() -> None:
     if sys.platform == "linux":
+        import resource
+
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + ADDRESS_SPACE,) * 2)

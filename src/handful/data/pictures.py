@@ -24,7 +24,13 @@ from PIL import Image
 from handful.data.headers.bmp import bmp_size
 from handful.data.headers.png import GREY, SIGNATURE, plain_png, read_png
 from handful.data.headers.png import PALETTE as PNG_PALETTE
-from handful.data.headers.tiff import PALETTE, WHITE_IS_ZERO, exif_orientation, read_tiff_header
+from handful.data.headers.tiff import (
+    JPEG_COMPRESSIONS,
+    PALETTE,
+    WHITE_IS_ZERO,
+    exif_orientation,
+    read_tiff_header,
+)
 from handful.data.tiff import tiff_pixels
 from handful.data.verified import read_whole
 from handful.data.volume import Geometry
@@ -48,6 +54,8 @@ class _Picture:
     """The colours (n, 3) of the numbers."""
     bits: int = 8
     white_is_zero: bool = False
+    lossy: bool = False
+    """Whether a JPEG compression inside a TIFF changed the values."""
 
 
 _Kind = Literal["PNG", "JPEG", "BMP", "TIFF"]
@@ -96,18 +104,23 @@ def read_label_picture(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geomet
     content = read_whole(path, max_bytes)
     if _kind(path, content) == "JPEG":
         named = path.suffix.lower()
-        but = "" if named in _SUFFIXES["JPEG"] else f"a JPEG although it is named {named}; "
-        raise UnsupportedInput(
-            f"{path}: {but}JPEG compression changes label values; save labels as .png from the original labels, "
-            "or threshold this file"
-        )
+        raise _changed_by_jpeg(path, "" if named in _SUFFIXES["JPEG"] else f"a JPEG although it is named {named}; ")
     picture = _decoded(path, content, max_bytes)
+    if picture.lossy:
+        raise _changed_by_jpeg(path, "a TIFF of JPEG strips; ")
     if picture.pixels.ndim == 3:
         channels = {2: "grey and alpha", 3: "RGB"}.get(picture.pixels.shape[2], f"{picture.pixels.shape[2]} channels")
         raise UnsupportedInput(f"{path}: labels are colours ({channels}); save one channel of label numbers")
     if picture.white_is_zero and picture.bits == 1:
         raise UnsupportedInput(f"{path}: black-and-white labels of which zero is white; save them with black as zero")
     return _on_grid(_upright(picture.pixels, picture.orientation))
+
+
+def _changed_by_jpeg(path: Path, what: str) -> UnsupportedInput:
+    return UnsupportedInput(
+        f"{path}: {what}JPEG compression changes label values; save labels as .png from the original labels, "
+        "or threshold this file"
+    )
 
 
 def picture_geometry(path: Path) -> Geometry:
@@ -177,7 +190,8 @@ def _decoded_tiff(content: bytes, path: Path, max_bytes: int) -> _Picture:
         plain = not (wide & 255).any() or np.array_equal(wide & 255, high)  # 8-bit colours, shifted or doubled
         palette = high.astype(np.uint8) if plain else wide
     pixels = tiff_pixels(content, header, path)
-    return _Picture(pixels, header.orientation, palette, header.bits, header.photometric == WHITE_IS_ZERO)
+    inverted, lossy = header.photometric == WHITE_IS_ZERO, header.compression in JPEG_COMPRESSIONS
+    return _Picture(pixels, header.orientation, palette, header.bits, inverted, lossy)
 
 
 def _decoded_png(content: bytes, path: Path, max_bytes: int) -> _Picture:

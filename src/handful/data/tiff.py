@@ -17,6 +17,7 @@ from handful.data.headers.tiff import (
     BLACK_IS_ZERO,
     CMYK,
     DEFLATE,
+    JPEG_COMPRESSIONS,
     LZW,
     OLD_DEFLATE,
     PACKBITS,
@@ -32,6 +33,9 @@ from handful.errors import DamagedFile, UnsupportedInput
 
 _ZSTD, _LZMA = 50000, 34925
 _LOSSLESS = {UNCOMPRESSED, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, _ZSTD, _LZMA}
+_FAX = (2, 3, 4)
+_PICTURES = (*JPEG_COMPRESSIONS, 22610, 33003, 33004, 33005, 34712, 34887, 34933, 34934, 50001, 50002, 52546)
+"""Compressions of whole pictures: JPEG, JPEG XR, JPEG 2000, LERC, PNG, WebP and JPEG XL."""
 _COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, YCBCR: 3}
 """Channels without alpha, by photometric interpretation."""
 
@@ -46,8 +50,12 @@ def tiff_pixels(content: bytes, header: TiffHeader, path: Path) -> NDArray[Any]:
         if header.photometric == YCBCR:
             raise UnsupportedInput(f"{path}: colours are YCbCr without JPEG; save the picture as RGB")
         pixels = _decoded(content, header, path)
-    else:
+    elif header.compression in _PICTURES or (header.compression in _FAX and header.bits == header.samples == 1):
         pixels = _decoded_by_tifffile(content, header, path)
+    else:
+        raise UnsupportedInput(
+            f"{path}: {header.bits}-bit pixels of compression {header.compression}; save the picture uncompressed"
+        )
     if colours == 4:
         if pixels.dtype != np.uint8:
             raise UnsupportedInput(f"{path}: {header.bits}-bit CMYK colours; save the picture as RGB")

@@ -25,7 +25,7 @@ _TYPES = {
     "CHAR": "i1", "UCHAR": "u1", "SHORT": "i2", "USHORT": "u2", "INT": "i4", "UINT": "u4", "LONG": "i4", "ULONG": "u4",
     "LONG_LONG": "i8", "ULONG_LONG": "u8", "FLOAT": "f4", "DOUBLE": "f8",
 }  # fmt: skip
-_LINE = re.compile(r"([A-Za-z0-9_|. -]{1,200}?)\s*=\s*(.*)")
+_LINE = re.compile(r"([^=\x00-\x1f]{1,200}?)\s*=\s*(.*)")
 _OFFSETS = ("Offset", "Position", "Origin")
 _MATRICES = ("TransformMatrix", "Rotation", "Orientation")
 _NEUTRAL = {"HeaderSize": 0, "ElementToIntensityFunctionSlope": 1, "ElementToIntensityFunctionOffset": 0}

@@ -18,6 +18,8 @@ from handful.errors import DamagedFile, UnsupportedInput
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 UNCOMPRESSED, LZW, DEFLATE, OLD_DEFLATE, PACKBITS = 1, 5, 8, 32946, 32773
+JPEG_COMPRESSIONS = (6, 7, 34892)
+"""Old JPEG, JPEG, and lossy JPEG of DNG."""
 _NAMES = {
     256: "ImageWidth", 257: "ImageLength", 258: "BitsPerSample", 259: "Compression", 262: "PhotometricInterpretation",
     266: "FillOrder", 273: "StripOffsets", 274: "Orientation", 277: "SamplesPerPixel", 278: "RowsPerStrip",
