@@ -29,6 +29,7 @@ PARTS = {
     "cache": "embedding_cache",
     "allocator": "allocator",
     "peak-memory": "peak_memory",
+    "label-memory": "label_memory",
     "multi-region": "multi_region",
 }
 

@@ -17,27 +17,29 @@ from typing import Any
 
 import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import TypedDict
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import BackboneName, load_backbone
+from handful.data.made_for import MadeFor
+from handful.data.modality import ModalityEvidence
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
-from handful.data.volume import Labels
+from handful.data.volume import Labels, Volume
 from handful.errors import CheckpointError, HandfulError, SettingsError
 from handful.jobs.atomic import replacing_folder
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of
 from handful.jobs.json_file import read_json
 from handful.jobs.memory import AllocationLimit
-from handful.methods.base import Method, Segmenter
+from handful.methods.base import SHOWING, Held, Method, Segmenter
 from handful.methods.catalog import build_method, method_settings, settings_from_backbone
 from handful.methods.settings import read_settings
 
-FORMAT = 4
+FORMAT = 5
 """Version of the folder's layout and of the names of settings; other versions are refused."""
 RECORD, WEIGHTS, CARD = "segmenter.json", "weights.safetensors", "README.md"
 MOST_LABELS, HIGHEST_LABEL = 1000, 2**31 - 1
@@ -48,6 +50,12 @@ OF_TRAINING = ("seed", "iterations", "draws")
 """Ends of the names of settings that only matter for the training."""
 SPARE = 2**28
 """Bytes that loading may allocate beyond a multiple of the weights of model and backbone."""
+HELD_IN_WORDS: Mapping[Held, str] = {
+    "pictures": "small pictures of the labelled slices",
+    "masks": "masks of the labelled slices",
+    "embeddings": "embeddings of the labelled slices or of the labels on them",
+    "names": "names of the labelled cases, among the weights",
+}
 LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")
 
 
@@ -69,40 +77,87 @@ class Record:
     """Settings that were not set and come from the defaults of the backbone."""
     weights_sha256: str
     versions: dict[str, str]
+    made_for: MadeFor | None
+    """The kind of scans that it was fitted on; None if it is not known."""
+    holds: list[Held]
+    """What the weights contain of the labelled cases."""
+    anonymous: bool
+    """Whether neither names of cases nor paths were recorded."""
     provenance: dict[str, Any]
 
 
 def save(
-    segmenter: Segmenter, folder: Path, *, method_name: str, method: Method, provenance: Mapping[str, object]
+    segmenter: Segmenter,
+    folder: Path,
+    *,
+    method_name: str,
+    method: Method,
+    provenance: Mapping[str, object],
+    made_for: MadeFor | None = None,
+    anonymous: bool = False,
 ) -> None:
     """Write a segmenter into a folder, completely or not at all; an earlier segmenter there is replaced.
 
     `provenance` describes the origin of the segmenter in JSON values (see `describe_support`); it should not contain
-    paths. Raises CheckpointError if the folder contains anything else.
+    paths. `made_for` is the kind of its scans, with which scans are compared before they are segmented. With
+    `anonymous`, the path of a backbone is recorded without its folders; the segmenter must have been fitted on cases
+    without names (see `anonymous_support`). Raises CheckpointError if the folder contains anything else,
+    SettingsError if an anonymous segmenter holds pictures or masks.
     """
     if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not a segmenter; name another folder")
+    if anonymous and segmenter.holds & SHOWING:
+        raise SettingsError(
+            f"{method_name} holds {_in_words(sorted(segmenter.holds & SHOWING))} of the labelled slices, so the model "
+            "cannot be anonymous; fit unet, lora or auto-sam with roi_margin=none"
+        )
     learned = {name: tensor.detach().cpu().contiguous() for name, tensor in segmenter.learned().items()}
     weights = safetensors.torch.save(learned)
+    backbone = BackboneName.of(segmenter.backbone.name)
     record = Record(
         format=FORMAT,
         method=method_name,
         settings=method_settings(method.resolved(segmenter.backbone)),
         labels=segmenter.labels.as_dict(),
         slicer=TypeAdapter(Slicer).dump_python(segmenter.slicer, mode="json"),
-        backbone=segmenter.backbone.name,
+        backbone=backbone.without_folders if anonymous else backbone.absolute,
         backbone_sha256=segmenter.backbone.digest(),
         backbone_input=segmenter.backbone.input_description(),
         settings_from_backbone=settings_from_backbone(method, segmenter.backbone),
         weights_sha256=digest_of(weights),
         versions=_versions(),
+        made_for=made_for,
+        holds=sorted(segmenter.holds),
+        anonymous=anonymous,
         provenance=dict(provenance),
     )
-    card = _card(record, len(weights), segmenter.holds_pictures)
+    card = _card(record, len(weights))
     files = {RECORD: _json(record).encode(), WEIGHTS: weights, CARD: card.encode()}
     with replacing_folder(folder) as fresh:
         for name, content in files.items():
             (fresh / name).write_bytes(content)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelContent:
+    """What a model is, and what it holds of the scans that it was fitted on."""
+
+    method: str
+    handful: str
+    """Version that fitted it."""
+    labels: dict[int, str]
+    backbone: str
+    slicer: dict[str, Any]
+    settings: dict[str, Any]
+    made_for: MadeFor | None
+    tensors: int
+    """Number of tensors among the weights."""
+    bytes: int
+    """Size of the weights."""
+    holds: list[str]
+    """What it holds of its scans, one phrase each."""
+    paths: list[str]
+    """Paths in the record."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +181,37 @@ class SavedModel:
         scans = [*_scans(provenance, "unlabelled"), *_scans(provenance, "support")]
         digests = {scan["case"]: scan["image_sha256"] for scan in scans}
         return {digests[case]: value for case, value in provenance.get("reliability", {}).items() if case in digests}
+
+    def content(self) -> ModelContent:
+        """What the model is and holds, from its record and the header of its weights."""
+        record = self.record
+        with self._errors_of(WEIGHTS), safe_open(self.folder / WEIGHTS, framework="pt") as file:
+            tensors = len(list(file.keys()))
+        raw = dataclasses.asdict(record)
+        return ModelContent(
+            method=record.method,
+            handful=record.versions.get("handful", "unknown"),
+            labels=record.labels,
+            backbone=record.backbone,
+            slicer=record.slicer,
+            settings=record.settings,
+            made_for=record.made_for,
+            tensors=tensors,
+            bytes=(self.folder / WEIGHTS).stat().st_size,
+            holds=list(_held(record)),
+            paths=sorted({text for text in _texts(raw) if Path(text).is_absolute()}),
+        )
+
+    def compared_with(self, volume: Volume, evidence: ModalityEvidence) -> tuple[str, ...]:
+        """A sentence for each property in which a scan is unlike those that the model was fitted on.
+
+        Raises UnsupportedInput if the model cannot be used for it.
+        """
+        kind = self.record.made_for
+        if kind is None:
+            return ()
+        kind.require_usable(volume)
+        return kind.differences(volume, evidence)
 
     def method(self) -> Method:
         """The method with its settings. Raises CheckpointError if this version of handful does not have them."""
@@ -294,6 +380,33 @@ class _Provenance(TypedDict, total=False):
     dice_left_out: dict[str, float]
 
 
+def _held(record: Record) -> Iterator[str]:
+    """A phrase for each kind of content that comes from the labelled cases."""
+    for key in ("support", "unlabelled"):
+        scans = record.provenance.get(key, [])
+        what = "digests" if record.anonymous else "names and digests"
+        kind = "labelled cases" if key == "support" else "scans without labels"
+        if scans:
+            names = "" if record.anonymous else f": {', '.join(scan.get('case', '?') for scan in scans)}"
+            yield f"{what} of {len(scans)} {kind}{names}"
+    for thing in record.holds:
+        if not (thing == "names" and record.anonymous):
+            yield HELD_IN_WORDS[thing]
+
+
+def _in_words(things: Sequence[Held]) -> str:
+    return " and ".join({"pictures": "small pictures", "masks": "masks"}[thing] for thing in things)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All texts in JSON values, without keys."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+
+
 def _scans(provenance: Mapping[str, Any], key: str) -> list[dict[str, str]]:
     """The scans under this key whose name and voxels are recorded."""
     return [scan for scan in provenance.get(key, []) if {"case", "image_sha256"} <= scan.keys()]
@@ -394,7 +507,7 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _card(record: Record, size: int, with_pictures: bool) -> str:
+def _card(record: Record, size: int) -> str:
     labels = "\n".join(f"- {value}: {name}" for value, name in record.labels.items())
     support = "\n".join(f"- {_support_line(case)}" for case in record.provenance.get("support", ["not recorded"]))
     scores = record.provenance.get("dice_on_support") or {}
@@ -403,11 +516,13 @@ def _card(record: Record, size: int, with_pictures: bool) -> str:
     chosen = ", ".join(f"{key} = {value}" for key, value in record.settings_from_backbone.items())
     from_backbone = f"\nSettings taken from the backbone's defaults: {chosen}.\n" if chosen else ""
     entry = BackboneName.of(record.backbone).entry
-    licence = entry.licence if entry else f"see the source of the weights {record.backbone!r}"
-    pictures = ",\nand small pictures of these slices with their labels" if with_pictures else ""
+    backbone = BackboneName.of(record.backbone).without_folders
+    licence = entry.licence if entry else f"see the source of the weights {backbone!r}"
+    held = "\n".join(f"- {thing}" for thing in _held(record)) or "- nothing but these weights"
+    shared = "these images" if set(record.holds) & SHOWING else "a model that was trained on these images"
     return f"""# Segmenter: {", ".join(record.labels.values())}
 
-Fitted by handful {record.versions["handful"]} with the method `{record.method}` on the backbone `{record.backbone}`
+Fitted by handful {record.versions["handful"]} with the method `{record.method}` on the backbone `{backbone}`
 (weights SHA-256 `{record.backbone_sha256}`). This folder contains the learned weights ({size / 1e6:.1f} MB), but not
 the weights of the backbone.
 
@@ -426,8 +541,11 @@ the weights of the backbone.
 
 Licence of the base weights: {licence}.
 
-`weights.safetensors` was learned from images of patients: it contains embeddings or labels of their slices{pictures}.
-It is patient-derived data: treat it like the images, and share it only with people who may have these images.
+`weights.safetensors` was learned from images of patients. Of these images, the folder holds:
+
+{held}
+
+It is patient-derived data: share it only with people who may have {shared}.
 
 Not a medical device. A qualified person must check every result before it is used.
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import small_cohort
+from handful.cli.terminal import command_line
 from handful.methods.catalog import METHODS
 from small_cohort import Handful
 
@@ -297,3 +298,23 @@ def test_pretrain_makes_a_backbone_that_fit_takes(cohort: Path, tmp_path: Path, 
     assert handful("pretrain", "-o", tmp_path / "b", *short).exit_code == 0
     embedding = ("--set", "similarity=embedding", "--backbone", tmp_path / "b", "--no-cache")
     assert handful("fit", "nearest-slice", "-i", cohort, "-o", tmp_path / "m", *embedding).exit_code == 0
+
+
+@pytest.mark.parametrize("lack", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")])
+def test_lack_of_memory_is_explained(
+    lack: Exception, cohort: Path, handful: Handful, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise lack
+
+    monkeypatch.setattr("handful.data.files.read_cohort", fail)
+    found = handful("doctor", "-i", cohort)
+    assert found.exit_code == 1
+    assert "not enough memory" in found.stderr
+
+
+def test_the_recorded_command_has_names_in_place_of_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["handful", "experiment", "run", "/home/jane doe/plan.toml", "-o=a/b/out", "--set", "x=1"]
+    )
+    assert command_line() == "handful experiment run plan.toml -o=out --set x=1"

@@ -10,7 +10,11 @@ import pytest
 import small_cohort
 from small_cohort import FEW_SHOT, Gate, Handful
 
-STOPS = [pytest.param(signal.SIGINT, 130, id="ctrl-c"), pytest.param(signal.SIGKILL, -signal.SIGKILL, id="kill-9")]
+STOPS = [
+    pytest.param(signal.SIGINT, 130, id="ctrl-c"),
+    pytest.param(signal.SIGTERM, 143, id="sigterm"),
+    pytest.param(signal.SIGKILL, -signal.SIGKILL, id="kill-9"),
+]
 
 
 pytestmark = pytest.mark.process

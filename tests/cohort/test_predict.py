@@ -13,7 +13,7 @@ from handful.backbones.catalog import load_backbone
 from handful.cohort.fit import fit_to_folder
 from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort, predict_file, support_among
 from handful.data.cases import Case, Cohort
-from handful.data.files import read_cohort, read_label_map, write_label_map, write_volume
+from handful.data.files import read_cohort, read_label_map, read_volume, write_label_map, write_volume
 from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import BusyError, CheckpointError, InputError, UnsupportedInput
@@ -41,7 +41,7 @@ def visible(out: Path) -> list[str]:
 def test_every_case_comes_out_under_its_own_name_on_its_own_grid(model: Path, cohort: Cohort, tmp_path: Path):
     result = predict_cohort(model, cohort.cases, tmp_path)
     assert (result.done, result.skipped, result.failures) == (NAMES, (), ())
-    assert visible(tmp_path) == [*FILES, "run.json"]
+    assert visible(tmp_path) == [*FILES, "run.json", "volumes.csv"]
     for case in cohort.cases:
         found, image = read_label_map(tmp_path / f"{case.name}.nii.gz").geometry, case.read_geometry()
         assert found.shape == image.shape
@@ -57,7 +57,14 @@ def test_a_case_that_fails_is_listed_and_the_others_are_done(model: Path, own: P
     assert failure["case"] == "case-1"
     assert "ends after" in failure["reason"]
     assert str(tmp_path) not in failure["reason"]
-    assert visible(tmp_path / "out") == ["case-0.nii.gz", "case-2.nii.gz", "case-3.nii.gz", "failures.json", "run.json"]
+    assert visible(tmp_path / "out") == [
+        "case-0.nii.gz",
+        "case-2.nii.gz",
+        "case-3.nii.gz",
+        "failures.json",
+        "run.json",
+        "volumes.csv",
+    ]
 
 
 def test_a_repaired_case_is_segmented_and_no_longer_listed(model: Path, own: Path, folder: Path, tmp_path: Path):
@@ -300,3 +307,51 @@ def test_nnunet_images_give_label_maps_named_after_the_case(model: Path, cohort:
     write_label_map(raw / "labelsTr" / "p1.nii.gz", reference)
     run(model, raw, tmp_path / "out")
     assert visible(tmp_path / "out") == ["p1.nii.gz", "run.json"]
+
+
+def test_volumes_of_all_cases_are_listed_also_after_a_second_run(model: Path, own: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    run(model, own, out)
+    first = (out / "volumes.csv").read_text()
+    assert first.count("\n") == 1 + 4 * 2
+    shutil.copy(own / "images" / "case-0.nii.gz", own / "images" / "case-9.nii.gz")
+    assert run(model, own, out).done == ("case-9",)
+    assert (out / "volumes.csv").read_text().startswith(first)
+    label_map = read_label_map(out / "case-9.nii.gz")
+    voxel = abs(np.linalg.det(label_map.geometry.affine[:3, :3])) / 1000
+    line = f"case-9,1,ball,{(label_map.array == 1).sum()},{(label_map.array == 1).sum() * voxel:.6g},ml"
+    assert line in (out / "volumes.csv").read_text().splitlines()
+
+
+def test_probabilities_are_written_for_each_label(model: Path, own: Path, tmp_path: Path):
+    assert run(model, own, tmp_path / "out").done == NAMES
+    assert run(model, own, tmp_path / "out", probabilities=True).done == NAMES
+    assert run(model, own, tmp_path / "out", probabilities=True).skipped == NAMES
+    files = sorted(path.name for path in (tmp_path / "out" / "probabilities").iterdir())
+    assert files == [f"{name}_label{value}.nii.gz" for name in NAMES for value in (1, 3)]
+    probability = read_volume(tmp_path / "out" / "probabilities" / "case-2_label3.nii.gz").array[0]
+    assert ((probability > 0.5) == (read_label_map(tmp_path / "out" / "case-2.nii.gz").array == 3)).all()
+
+
+def test_scans_unlike_those_of_the_model_are_listed(model: Path, own: Path, tmp_path: Path):
+    image = read_volume(own / "images" / "case-2.nii.gz")
+    affine = image.geometry.affine.copy()
+    affine[:3, :3] *= 10
+    write_volume(own / "images" / "case-2.nii.gz", Volume(image.array, Geometry(image.geometry.shape, affine)))
+    notes: list[str] = []
+    cases = read_cohort(own, images_only=True).cases
+    result = predict_cohort(model, cases, tmp_path / "out", report=lambda step, total, note: notes.append(note))
+    assert {warning.case for warning in result.warnings} == {"case-2"}
+    assert any("case-2: the model was fitted on axial slices with pixels of 0.9 to 1.1 mm" in n for n in notes)
+    listed = json.loads((tmp_path / "out" / "warnings.json").read_text())
+    assert [entry["case"] for entry in listed] == ["case-2", "case-2"]
+    again = predict_cohort(model, cases, tmp_path / "out")
+    assert again.warnings == result.warnings
+    assert predict_file(model, own / "images" / "case-2.nii.gz", tmp_path / "x.nii.gz").warnings != ()
+
+
+def test_a_ct_model_that_finds_nothing_anywhere_says_so():
+    found = CohortResult(("a",), ("b",), (), empty=("a", "b"), made_for_ct=True)
+    assert found.nothing_found
+    assert not CohortResult(("a",), ("b",), (), empty=("b",), made_for_ct=True).nothing_found
+    assert not CohortResult(("a",), (), (), empty=("a",)).nothing_found

@@ -119,7 +119,7 @@ def test_support_slices_hold_image_masks_and_what_is_known(case: Case, label_map
     assert len(expected) == 4
     torch.testing.assert_close(slices.slices, slicer.cut(case.read_image())[expected])
     for k, value in enumerate(labels.values):
-        np.testing.assert_array_equal(slices.masks[:, k], classes[expected] == value)
+        np.testing.assert_array_equal(slices.masks()[:, k], classes[expected] == value)
     np.testing.assert_array_equal(slices.valid_mask, classes[expected] != IGNORE)
 
 
@@ -132,12 +132,12 @@ def test_sidecar_decides_which_slices_of_a_file_support(
     (slices,) = support.slices(Slicer(plane="axial", window=(0, 400)))
     assert len(slices.index) == 3
     assert slices.valid_mask.all()
-    assert (slices.masks.sum(dim=(1, 2, 3)) == 0).sum() == 1  # slice 0: labelled, and empty
+    assert (slices.masks().sum(dim=(1, 2, 3)) == 0).sum() == 1  # slice 0: labelled, and empty
 
 
 def test_values_outside_the_support_labels_are_background(case: Case) -> None:
     (slices,) = SupportSet((case,), Labels((3,), ("egg",))).slices(Slicer(plane="axial"))
-    assert slices.masks.shape[1] == 1
+    assert slices.masks().shape[1] == 1
     assert slices.valid_mask.all()
 
 
@@ -230,3 +230,16 @@ def test_missing_reference_file_is_an_error(tmp_path: Path, volume: Volume, labe
     (finding,) = check_case(Case("one", volume, tmp_path / "none.nii.gz", labels))
     assert finding.severity == "error"
     assert "none.nii.gz: no such file" in finding.message
+
+
+def test_labelled_slices_take_no_more_memory_for_more_labels(volume: Volume) -> None:
+    def held(count: int) -> int:
+        array = np.arange(np.prod(volume.geometry.shape)).reshape(volume.geometry.shape) % (count + 1)
+        labels = Labels(tuple(range(1, count + 1)), tuple(map(str, range(count))))
+        case = Case("one", volume, LabelMap(array.astype(np.int16), volume.geometry, labels), labels)
+        (slices,) = SupportSet((case,), labels).slices(Slicer(plane="axial"))
+        assert slices.masks([0]).shape[:2] == (1, count)
+        assert slices.present().shape == (len(slices.index), count)
+        return sum(part.nbytes for part in vars(slices).values() if isinstance(part, torch.Tensor))
+
+    assert held(117) == held(2)

@@ -2,6 +2,11 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +54,32 @@ def test_a_run_that_is_left_ends_its_processes():
     for process in multiprocessing.active_children():
         process.join(120)
         assert not process.is_alive()
+
+
+ORPHANS = """
+import sys
+from handful.jobs.executors import Processes
+from tasks import SLEEP, Work
+if __name__ == "__main__":
+    for _, result in Processes(2).run(Work(), ["a", SLEEP]):
+        print(result[2], flush=True)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_workers_end_with_their_parent(stop: signal.Signals, tmp_path: Path):
+    script = tmp_path / "parent.py"
+    script.write_text(ORPHANS)
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+    assert children
+    parent.send_signal(stop)
+    parent.wait()
+    end = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
+        assert time.monotonic() < end, "a worker outlives its parent"
+        time.sleep(0.05)

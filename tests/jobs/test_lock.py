@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from handful.errors import BusyError
 from handful.jobs.lock import locked
@@ -49,3 +50,25 @@ def test_the_folder_is_free_again_after_an_error(tmp_path: Path):
         raise RuntimeError
     with locked(tmp_path):
         pass
+
+
+def test_an_empty_folder_is_removed_while_it_is_locked(tmp_path: Path):
+    folder = tmp_path / "scratch"
+    with locked(folder, remove_empty=True):
+        assert folder.is_dir()
+    assert not folder.exists()
+    with locked(folder, remove_empty=True):
+        (folder / "kept").touch()
+    assert (folder / "kept").exists()
+
+
+def test_a_lock_outlives_the_removal_of_its_folder_by_another_process(tmp_path: Path):
+    folder = tmp_path / "scratch"
+    with locked(folder, remove_empty=True):
+        other = FileLock(folder / "lock")  # of a process that has opened the file, and not yet locked it
+    with locked(folder, remove_empty=True):
+        with pytest.raises(Timeout):
+            other.acquire(blocking=False)
+        with pytest.raises(BusyError), locked(folder):
+            pass
+    assert not folder.exists()

@@ -231,3 +231,17 @@ def test_an_unknown_setting_is_refused_by_name(name: str):
 def test_an_unknown_plane_is_refused_with_its_value(name: str):
     with pytest.raises(SettingsError, match=r"slicer\.plane = 'oblique'"):
         build_method(name, {"slicer.plane": "oblique"})
+
+
+@variants()
+def test_probabilities_agree_with_the_label_map(name: str, fits: Fits):
+    """Where no pieces are removed and nothing is voted, the most probable class is that of the label map."""
+    segmenter, image = fits(name).segmenter, phantom(7)[0]
+    into = np.zeros((len(LABELS), *image.geometry.shape), np.float32)
+    segmenter.add_probabilities(image, into)
+    assert into.min() >= 0
+    assert into.sum(axis=0).max() <= 1 + 1e-5
+    if not any(word in name for word in ("planes", "seeds", "ensemble", "auto", "largest")):
+        classes = np.concatenate([1 - into.sum(axis=0, keepdims=True), into]).argmax(axis=0)
+        found = np.array([0, *LABELS.values])[classes]
+        assert (found != segmenter.predict(image).array).mean() < 0.002  # equal probabilities

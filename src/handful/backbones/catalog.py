@@ -144,6 +144,25 @@ class BackboneName:
             require_side(int(size))
         return cls(source, family, None if size is None else int(size))
 
+    def __str__(self) -> str:
+        family = f"{self.family}:" if self.family else ""
+        return f"{family}{self.source}{f'@{self.image_size}' if self.image_size else ''}"
+
+    @property
+    def absolute(self) -> str:
+        """The name with an absolute path, if it is a path."""
+        path = Path(self.source)
+        return str(replace(self, source=str(path.resolve()))) if self._is_path else str(self)
+
+    @property
+    def without_folders(self) -> str:
+        """The name without the folders of a path, which may name a person."""
+        return str(replace(self, source=Path(self.source).resolve().name)) if self._is_path else str(self)
+
+    @property
+    def _is_path(self) -> bool:
+        return self.entry is None and (Path(self.source).exists() or Path(self.source).is_absolute())
+
     @property
     def entry(self) -> BackboneEntry | None:
         """The catalogue's entry of the source, by its name or hub id; None where there is none."""

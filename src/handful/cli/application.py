@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from importlib.metadata import version
 from typing import Annotated
@@ -20,16 +21,17 @@ from handful.cli import (
     experiment,
     export,
     fit,
+    model,
     predict,
     pretrain,
     review,
     serve,
     suggest,
 )
-from handful.cli.terminal import Commands
+from handful.cli.terminal import Commands, raise_terminated
 
 EPILOG = """Exit codes: 0 success, 1 error, 2 wrong usage, 3 finished but some cases failed or files were left out,
-130 stopped by Ctrl-C.
+130 stopped by Ctrl-C, 143 stopped by SIGTERM.
 
 Try it without data of your own: handful demo"""
 
@@ -77,6 +79,7 @@ app.command("compare", rich_help_panel="Your own data")(compare.compare)
 app.command("embed", rich_help_panel="Your own data")(embed.embed)
 app.command("suggest", rich_help_panel="Your own data")(suggest.suggest)
 app.command("annotate", rich_help_panel="Research")(annotate.annotate)
+app.add_typer(model.model, name="model", rich_help_panel="Your own data")
 app.add_typer(experiment.experiment, name="experiment", rich_help_panel="Research")
 app.add_typer(export.export, name="export", rich_help_panel="Research")
 app.command("pretrain", rich_help_panel="Research")(pretrain.pretrain)
@@ -89,5 +92,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # letters that the encoding of a terminal or a file lacks
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, raise_terminated)
     tune_allocator()
     app()

@@ -46,6 +46,15 @@ LeaveOut = Annotated[
         show_default=False,
     ),
 ]
+Anonymous = Annotated[
+    bool,
+    typer.Option(
+        "--anonymous",
+        help="Make a model without names, paths and pictures of its scans, for methods that keep none; crops none.",
+    ),
+]
+UNCROPPED = ["roi_margin=none"]
+"""Settings of an anonymous model, since a crop keeps thumbnails."""
 Minutes = Annotated[
     float | None,
     typer.Option(help="Time that the fit may take, roughly, if no method is named. Default: 30.", show_default=False),
@@ -74,6 +83,7 @@ def fit(
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no embeddings.")] = False,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints of the training.", min=0)] = 30.0,
     leave_out: LeaveOut = None,
+    anonymous: Anonymous = False,
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -95,7 +105,7 @@ def fit(
     from handful.backbones.catalog import open_backbone
     from handful.cohort.fit import FitConfig, fit_to_folder
 
-    built = _build(method, settings, config, seed, minutes)
+    built = _build(method, UNCROPPED * anonymous + settings, config, seed, minutes)
     cohort = options.cohort_in(input)
     labelled, failures = options.support_in(cohort, cases, shots, split, labels)
     support = _with_unlabelled(labelled, cohort, built, unlabelled, boxes)
@@ -103,7 +113,7 @@ def fit(
     began = time.monotonic()
     with progress(f"fitting {method}", quiet) as report:
         support = _with_boxes(support, boxes, built, model, report)
-        limits = FitConfig(overwrite=overwrite, save_every_s=save_every, leave_out=leave_out)
+        limits = FitConfig(overwrite=overwrite, save_every_s=save_every, leave_out=leave_out, anonymous=anonymous)
         result = fit_to_folder(method, built, support, model, out, limits, report)
     names = [case.name for case in support.cases]
     made: dict[str, object] = {"model": out, "method": method, "backbone": backbone, "cases": names}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_failures, print_json, print_lines, progress
+from handful.cli.terminal import WARNING, exit_on, print_failures, print_json, print_lines, print_note, progress
 
 
 class Format(StrEnum):
@@ -36,6 +36,10 @@ FormatOption = Annotated[
     ),
 ]
 Preview = Annotated[bool, typer.Option("--preview", help="Also write a picture of each result into previews/.")]
+Probabilities = Annotated[
+    bool,
+    typer.Option("--probabilities", help="Also write the probability of each label into probabilities/, as NIfTI."),
+]
 Terms = Annotated[
     Path | None,
     typer.Option(help="TOML or JSON file with coded terms of labels, for DICOM segmentations.", show_default=False),
@@ -46,7 +50,7 @@ Store = Annotated[
 
 
 if TYPE_CHECKING:
-    from handful.cohort.predict import CohortResult, PredictConfig
+    from handful.cohort.predict import CohortResult, FilePrediction, PredictConfig
     from handful.data.cases import LeftOut
     from handful.data.dicom.series import SeriesChoice
 
@@ -63,6 +67,7 @@ def predict(
     cache: options.Cache = None,
     overwrite: options.Overwrite = False,
     preview: Preview = False,
+    probabilities: Probabilities = False,
     format: FormatOption = Format.AUTO,
     terms: Terms = None,
     store: Store = True,
@@ -75,15 +80,14 @@ def predict(
 
     A label map has the file name of its scan (JPEG becomes PNG; DICOM becomes NIfTI, or DICOM-SEG with `--format`;
     nnU-Net's CASE_0000 becomes CASE). If the command is run again, only new or changed scans are segmented. Scans that
-    fail are listed in failures.json; the others are still segmented. Files that are left out are named, and the exit
-    code is then 3. No output replaces a scan or a hand-made label map of the input, whatever the options.
+    fail are listed in failures.json, scans unlike those of the model in warnings.json, volumes of labels in volumes.csv.
+    Files that are left out are named; the exit code is then 3. No output replaces a scan or label map of the input.
 
     `-i "dicomweb:https://HOST/dicom-web?Modality=CT&StudyDate=20260101-20260131"` segments the series that a DICOMweb
     archive finds, and stores DICOM-SEG there.
 
-    The pictures of `--preview` show slices with the predicted labels. For a `fate` model they also show the labelled
-    slices that each prediction is based on. Those come from patients of the support set: protect the pictures like
-    their scans.
+    The pictures of `--preview` show slices with their labels. For a `fate` model they also show the labelled slices
+    that each prediction is based on, which are from patients of the support set: protect the pictures like their scans.
     """
     from handful.cohort.predict import PredictConfig, predict_file
     from handful.data.dicom.series import SeriesChoice
@@ -95,6 +99,7 @@ def predict(
         device=device,
         overwrite=overwrite,
         preview=preview,
+        probabilities=probabilities,
         cache=cache,
         backbone=backbone,
         format=format.value,
@@ -104,13 +109,12 @@ def predict(
     if input.startswith(SCHEME):
         result, left_out = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
     elif names_file(out) and is_single_scan(Path(input)):
-        predict_file(model, Path(input), out, config, choice)
-        print_json({"output": out}) if json else print_lines(out, highlight=True)
+        _print_file(out, predict_file(model, Path(input), out, config, choice), json)
         return
     else:
         result, left_out = _predict_folder(model, Path(input), out, options.names_in(cases), config, choice, quiet)
     print_json(_content(out, result) | {"left_out": left_out}) if json else _print(out, result)
-    exit_on(result.failures, left_out)
+    exit_on(result.failures, left_out, result.nothing_found * ["nothing found"])
 
 
 def _predict_folder(
@@ -161,12 +165,32 @@ def _predict_archive(
     return result, ()
 
 
+def _print_file(out: Path, result: FilePrediction, json: bool) -> None:
+    for warning in result.warnings:
+        print_note(warning, lead=WARNING)
+    if json:
+        print_json({"output": out, "voxels": result.sizes.voxels, "warnings": result.warnings})
+    else:
+        print_lines(out, highlight=True)
+
+
 def _content(out: Path, result: CohortResult) -> dict[str, object]:
-    return {"output": out, "done": result.done, "skipped": result.skipped, "failures": result.failures}
+    return {
+        "output": out,
+        "done": result.done,
+        "skipped": result.skipped,
+        "failures": result.failures,
+        "warnings": result.warnings,
+        "empty": result.empty,
+    }
 
 
 def _print(out: Path, result: CohortResult) -> None:
     before = f", {len(result.skipped)} already segmented" if result.skipped else ""
     failed = f", {len(result.failures)} failed" if result.failures else ""
     print_lines(f"{len(result.done)} cases segmented{before}{failed}: {out}", highlight=True)
+    if unlike := len({warning.case for warning in result.warnings}):
+        print_note(f"{unlike} cases are unlike those that the model was fitted on: see warnings.json", lead=WARNING)
+    if result.empty:
+        print_note(f"no label was found in {len(result.empty)} cases: {', '.join(result.empty[:5])}", lead=WARNING)
     print_failures(result.failures)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,10 +24,15 @@ if TYPE_CHECKING:
     from handful.evaluation.evaluate import Failure
     from handful.jobs.progress import Report
 
-FAILED_CASES = 3
+FAILED_CASES, INTERRUPTED, TERMINATED = 3, 130, 143
+OUT_OF_MEMORY = (
+    "not enough memory; close other programs, use a smaller backbone, or take fewer --workers. What is done is kept: "
+    "run the same command again"
+)
 ERROR = "[bold red]error[/] "
 FAILED = "[bold red]failed[/] "
 LEFT_OUT = "[yellow]left out[/] "
+WARNING = "[bold yellow]warning[/] "
 PLAIN_EVERY_S = 10.0
 """Seconds between two lines of progress where stderr is not a terminal."""
 
@@ -37,22 +43,41 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             print_note("stopped; run the same command again to resume")
-            raise typer.Exit(130) from None
+            raise typer.Exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED) from None
+        except MemoryError as error:
+            print_note(OUT_OF_MEMORY, lead=ERROR)
+            raise typer.Exit(1) from error
         except BrokenPipeError:
             raise
-        except MemoryError as error:
-            print_note("not enough memory; close other programs, or use a machine with more", lead=ERROR)
-            raise typer.Exit(1) from error
         except OSError as error:
             print_note(str(error), lead=ERROR)
             raise typer.Exit(1) from error
         except Exception as error:
+            if _is_lack_of_memory(error):
+                print_note(OUT_OF_MEMORY, lead=ERROR)
+                raise typer.Exit(1) from error
             if (code := _exit_code(error)) is None:
                 raise
             print_note(str(error), lead=ERROR)
             raise typer.Exit(code) from error
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, with which schedulers end a process; everything is kept, as after Ctrl-C."""
+
+
+def raise_terminated(signal: int, frame: object) -> None:
+    """A handler of SIGTERM."""
+    raise Terminated
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """Whether PyTorch could not allocate memory, of the CPU or of a GPU."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def print_note(text: str, lead: str = "") -> None:
@@ -138,8 +163,13 @@ def table(*columns: str) -> Table:
 
 
 def command_line() -> str:
-    """The command line of this process, quoted for a shell."""
-    return shlex.join(["handful", *sys.argv[1:]])
+    """The command line of this process, quoted for a shell, with names in place of paths, which may tell a patient."""
+    return shlex.join(["handful", *(_without_folder(argument) for argument in sys.argv[1:])])
+
+
+def _without_folder(argument: str) -> str:
+    option, equals, value = argument.partition("=") if argument.startswith("-") else ("", "", argument)
+    return f"{option}{equals}{Path(value).name}" if "/" in value or "\\" in value else argument
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from handful.backbones.base import Backbone
 from handful.backbones.catalog import BackboneName
 from handful.checkpoint import RECORD, SavedModel, describe_support, open_model, save
 from handful.data.intensities import intensity_notes
+from handful.data.made_for import MadeFor
 from handful.data.support import SupportFacts, SupportSet, require_reference
-from handful.errors import CheckpointError
+from handful.errors import CheckpointError, SettingsError
 from handful.evaluation.metrics import overlap
 from handful.jobs.atomic import remove_leftovers, write_atomically
 from handful.jobs.digests import digest_of_json
@@ -39,6 +40,8 @@ class FitConfig:
     """Replace another model that lies in the folder."""
     save_every_s: float = 30.0
     """Seconds between two checkpoints of the training."""
+    anonymous: bool = False
+    """Make a model that holds no picture, path or name of its scans, which may be shared more widely."""
     leave_out: bool | None = None
     """Estimate the Dice on unseen scans by fits without each labelled case; None: where that takes minutes at most."""
 
@@ -79,10 +82,12 @@ def fit_to_folder(
     folder lies in the way, BusyError while another process fits into `out`.
     """
     config = config or FitConfig()
+    if config.anonymous:
+        support = _anonymous(name, method, support)
     scratch = out.with_name(f"{out.name}.partial")
     _require_ours(scratch, FINGERPRINT, LOCK)
     _require_ours(out, RECORD)
-    with locked(scratch):
+    with locked(scratch, remove_empty=True):
         try:
             provenance = _provenance(name, method, support, backbone)
             remove_leftovers(out.parent, lambda name: name == out.name)
@@ -102,12 +107,33 @@ def fit_to_folder(
             dice: dict[str, float] = {}
             if method.trains:
                 provenance["dice_on_support"] = dice = dice_on_support(segmenter, support)
-            save(segmenter, out, method_name=name, method=method, provenance=provenance)
+            kind = MadeFor.of(support, segmenter.slicer)
+            save(
+                segmenter,
+                out,
+                method_name=name,
+                method=method,
+                provenance=provenance,
+                made_for=kind,
+                anonymous=config.anonymous,
+            )
             shutil.rmtree(training)
             return FitResult(True, dice, decisions, left_out)
         finally:
             if not any((scratch / TRAINING).glob("**/*.*")):  # nothing that a later run could go on from
-                shutil.rmtree(scratch)
+                shutil.rmtree(scratch / TRAINING, ignore_errors=True)
+                (scratch / FINGERPRINT).unlink(missing_ok=True)
+
+
+def _anonymous(name: str, method: Method, support: SupportSet) -> SupportSet:
+    """The support set with numbers in place of names. Raises SettingsError if the method holds pictures."""
+    if method.keeps_pictures:
+        crops = method_settings(method).get("roi_margin", "none") != "none"
+        way_out = "set roi_margin=none, since a crop keeps thumbnails" if crops else "fit unet, lora or auto-sam"
+        raise SettingsError(
+            f"{name} keeps pictures or masks of the labelled slices, and --anonymous allows none; {way_out}"
+        )
+    return support.without_names()
 
 
 def _leaves_out(config: FitConfig, method: Method, support: SupportSet, cost: FitCost | None) -> bool:
@@ -138,7 +164,7 @@ def _fit(
 def _taken_from(backbone: Backbone, method: Method) -> list[str]:
     """A sentence on the settings that nobody set and that the backbone's defaults gave."""
     chosen = ", ".join(f"{key}={value}" for key, value in settings_from_backbone(method, backbone).items())
-    return [f"settings that suit {backbone.name}: {chosen}"] if chosen else []
+    return [f"settings that suit {BackboneName.of(backbone.name).without_folders}: {chosen}"] if chosen else []
 
 
 def dice_on_support(segmenter: Segmenter, support: SupportSet) -> dict[str, float]:

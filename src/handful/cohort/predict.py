@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from handful.checkpoint import SavedModel, open_model
+from handful.cohort.probabilities import probability_files, write_probabilities
+from handful.cohort.volumes import LabelSizes, write_volumes
 from handful.data.cases import Case
 from handful.data.dicom.segmentation import Encoding, Maker, SegmentationStyle, write_segmentation
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
@@ -20,7 +22,7 @@ from handful.data.dicom.sources import DICOM_SUFFIXES
 from handful.data.dicom.terms import Term, require_labels
 from handful.data.files import SUFFIXES, read_volume, stem, write_label_map
 from handful.data.inputs import Inputs, is_in_cohort
-from handful.data.volume import LabelMap, Volume
+from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import HandfulError, InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_json
@@ -40,6 +42,9 @@ WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 SEGMENTATION = ".dcm"
 """Suffix of DICOM segmentations."""
 
+PROBABILITIES, VOLUMES, WARNINGS = "probabilities", "volumes.csv", "warnings.json"
+"""Names in an output folder."""
+
 OutputFormat = Literal["auto", "dicom-seg", "dicom-labelmap"]
 """The format of the scan (NIfTI for DICOM), or a DICOM segmentation as bits per segment or as a label map."""
 
@@ -58,6 +63,8 @@ class PredictConfig:
     For methods that compare a slice with labelled ones, the picture also shows their confidence and those labelled
     slices, which come from patients of the support set. A case that was segmented without a picture is segmented again.
     """
+    probabilities: bool = False
+    """Also write the probability of each label, as NIfTI files in the folder probabilities/."""
     cache: Path | None = None
     """Folder of stored embeddings; missing ones are added."""
     format: OutputFormat = "auto"
@@ -76,6 +83,27 @@ class CohortResult:
     skipped: tuple[str, ...]
     """Segmented before, and unchanged: input, model and output are the same as then."""
     failures: tuple[Failure, ...]
+    warnings: tuple[Failure, ...] = ()
+    """Properties in which segmented cases are unlike those that the model was fitted on."""
+    empty: tuple[str, ...] = ()
+    """Names of the cases in which the model found no label."""
+    made_for_ct: bool = False
+    """Whether the model was fitted on CT."""
+
+    @property
+    def nothing_found(self) -> bool:
+        """Whether the model labelled nothing in any case, which is seldom right for CT or for unlike scans."""
+        everywhere = bool(self.empty) and len(self.empty) == len(self.done) + len(self.skipped)
+        return everywhere and (self.made_for_ct or bool(self.warnings))
+
+
+@dataclass(frozen=True)
+class FilePrediction:
+    """Result of `predict_file`."""
+
+    sizes: LabelSizes
+    warnings: tuple[str, ...]
+    """Properties in which the scan is unlike those that the model was fitted on."""
 
 
 Deliver = Callable[[Case, Path], None]
@@ -95,7 +123,11 @@ def predict_cohort(
 
     A label map has the name of its case and the suffix of its image, except that JPEG becomes PNG, .mhd becomes .mha,
     .nhdr becomes .nrrd and DICOM becomes .nii.gz, or a DICOM segmentation (.dcm) if `config.format` is one. A case that
-    fails is listed in `out`/failures.json, and the others are still segmented.
+    fails is listed in `out`/failures.json, and the others are still segmented. The sizes of all labels are written to
+    `out`/volumes.csv.
+
+    Each scan is compared with those that the model was fitted on before it is segmented: differences are reported and
+    listed in `out`/warnings.json; a colour scan fails if the model was fitted on grey ones, and the other way round.
 
     A case is skipped if its input, its output and the model are unchanged since it was segmented (compared by SHA-256).
     An output that was changed by hand is moved to .handful/changed before its case is segmented again. A file that
@@ -113,15 +145,17 @@ def predict_cohort(
     with locked(out / NOTES):
         _remove_leftovers(out, (case.name for case in cases))
         files = Inputs.of(cases, inputs)
-        result = _Job(saved, out, config, report, files, deliver).run(cases)
+        job = _Job(saved, out, config, report, files, deliver)
+        result = job.run(cases)
         if result.done or result.failures:
             _write_notes(out, saved, result, config, started)
+        job.write_tables(result)
     return result
 
 
 def predict_file(
     model: Path, image: Path, out: Path, config: PredictConfig | None = None, choice: SeriesChoice = ONLY_SERIES
-) -> None:
+) -> FilePrediction:
     """Segment the file or DICOM folder `image` (its series by `choice`), and write the label map `out`.
 
     A name that ends in .dcm makes a DICOM segmentation, for which `image` must be DICOM.
@@ -140,6 +174,7 @@ def predict_file(
     case = Case(stem(out), image, choice=choice)
     _require_dicom(case, config)
     volume = read_volume(image, series=choice.series, slice_tolerance=choice.slice_tolerance)
+    warnings = saved.compared_with(volume, case.modality_evidence(volume))
     segmenter = saved.open(config.device, config.cache, config.backbone)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
@@ -150,6 +185,10 @@ def predict_file(
     write_prediction(out, label_map, case, config, saved)
     if config.preview:
         write_preview(preview, volume, label_map, segmenter, reasons, stem(out))
+    if config.probabilities:
+        files = probability_files(out.parent / PROBABILITIES, stem(out), segmenter.labels)
+        write_probabilities(files, volume, segmenter)
+    return FilePrediction(LabelSizes.of(label_map), warnings)
 
 
 def write_prediction(out: Path, label_map: LabelMap, case: Case, config: PredictConfig, model: SavedModel) -> None:
@@ -179,6 +218,10 @@ class _Note:
     """None while the output is being written."""
     fitted_on: bool = False
     """Whether the model was fitted on this scan."""
+    sizes: LabelSizes | None = None
+    """Sizes of the labels; None while the output is being written."""
+    warnings: tuple[str, ...] = ()
+    """Properties in which the scan is unlike those that the model was fitted on."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +232,8 @@ class _Task:
     output: Path
     notes: Notes[_Note]
     preview: Path
+    probabilities: tuple[Path, ...]
+    """Of each label; empty if they are not to be written."""
 
 
 class _Job:
@@ -214,7 +259,7 @@ class _Job:
             try:
                 ready = self._prepared(case)
                 if ready is None:
-                    self._deliver(_task(case, self.out, self.config))
+                    self._deliver(self._task(case))
                     skipped.append(case.name)
             except Exception as error:  # any error concerns this case only: it is listed, and the run continues
                 failures.append(Failure.of(case, error))
@@ -229,7 +274,34 @@ class _Job:
                 except Exception as error:  # as above
                     failures.append(Failure.of(case, error))
             self.report(number + 1, len(cases), case.name)
-        return CohortResult(tuple(done), tuple(skipped), tuple(failures))
+        return self._result(done, skipped, failures)
+
+    def _result(self, done: list[str], skipped: list[str], failures: list[Failure]) -> CohortResult:
+        notes = self._notes_of([*done, *skipped])
+        return CohortResult(
+            tuple(done),
+            tuple(skipped),
+            tuple(failures),
+            tuple(Failure(name, text) for name, note in notes.items() for text in note.warnings),
+            tuple(name for name, note in notes.items() if note.sizes is not None and note.sizes.is_empty),
+            self.model.record.made_for is not None and self.model.record.made_for.is_ct,
+        )
+
+    def _notes_of(self, names: Iterable[str]) -> dict[str, _Note]:
+        notes = Notes(self.out / NOTES, _Note)
+        read = {name: notes.read(name) for name in sorted(names)}
+        return {name: note for name, note in read.items() if note is not None}
+
+    def write_tables(self, result: CohortResult) -> None:
+        """Write volumes.csv, and warnings.json if there are any."""
+        notes = self._notes_of([*result.done, *result.skipped])
+        sizes = [(name, note.sizes) for name, note in notes.items() if note.sizes is not None]
+        write_volumes(self.out / VOLUMES, sizes, Labels.of(self.model.record.labels))
+        warnings = self.out / WARNINGS
+        if result.warnings:
+            write_json(warnings, [{"case": one.case, "warning": one.reason} for one in result.warnings])
+        else:
+            warnings.unlink(missing_ok=True)
 
     def _deliver(self, task: _Task) -> None:
         if self.deliver is not None:
@@ -246,21 +318,29 @@ class _Job:
             grid = segmenter.slicer.grid(first.geometry)
             self.report(0, count, str(estimate(segmenter.backbone, [grid] * left) or ""))
 
-    def _prepared(self, case: Case) -> tuple[_Task, Volume, str] | None:
+    def _prepared(self, case: Case) -> tuple[_Task, Volume, str, tuple[str, ...]] | None:
         """The arguments of `_carry_out`; None if the case was done before. Moves a changed output out of the way."""
-        task = _task(case, self.out, self.config)
+        task = self._task(case)
         if not self.config.overwrite and self._is_done(task):
             return None
         _make_way(task, self.config, self.inputs)
-        return task, *case.read_image_and_digest()
+        volume, digest = case.read_image_and_digest()
+        warnings = self.model.compared_with(volume, case.modality_evidence(volume))
+        for text in warnings:
+            self.report(0, 1, f"{case.name}: {text}")
+        return task, volume, digest, warnings
+
+    def _task(self, case: Case) -> _Task:
+        return _task(case, self.out, self.config, Labels.of(self.model.record.labels))
 
     def _is_done(self, task: _Task) -> bool:
         note = task.notes.find(task.case.name, model=self.model.sha256)
-        if note is None or not task.output.exists() or (self.config.preview and not task.preview.exists()):
+        files = [task.output, *([task.preview] if self.config.preview else []), *task.probabilities]
+        if note is None or note.sizes is None or not all(file.exists() for file in files):
             return False
         return note.output == digest_of_file(task.output) and note.input == task.case.image_digest()
 
-    def _carry_out(self, task: _Task, volume: Volume, digest: str) -> None:
+    def _carry_out(self, task: _Task, volume: Volume, digest: str, warnings: tuple[str, ...]) -> None:
         label_map, reasons = self.segmenter.predict_explained(volume)
         if task.notes.path(task.case.name).exists():
             task.preview.unlink(missing_ok=True)  # of an earlier prediction
@@ -269,8 +349,16 @@ class _Job:
         write_prediction(task.output, label_map, task.case, self.config, self.model)
         if self.config.preview:
             write_preview(task.preview, volume, label_map, self.segmenter, reasons, task.case.name)
-        fitted_on = digest_of(volume.array) in self.model.fitted_on.values()
-        task.notes.write(task.case.name, replace(note, output=digest_of_file(task.output), fitted_on=fitted_on))
+        if task.probabilities:
+            write_probabilities(task.probabilities, volume, self.segmenter)
+        done = replace(
+            note,
+            output=digest_of_file(task.output),
+            fitted_on=digest_of(volume.array) in self.model.fitted_on.values(),
+            sizes=LabelSizes.of(label_map),
+            warnings=warnings,
+        )
+        task.notes.write(task.case.name, done)
 
 
 def _for_file(config: PredictConfig, out: Path) -> PredictConfig:
@@ -305,11 +393,12 @@ def label_map_name(case: Case) -> str:
     return f"{case.name}{suffix}"
 
 
-def _task(case: Case, out: Path, config: PredictConfig) -> _Task:
+def _task(case: Case, out: Path, config: PredictConfig, labels: Labels) -> _Task:
     name = label_map_name(case)
     _require_dicom(case, config)
     output = out / (name if config.format == "auto" else f"{case.name}{SEGMENTATION}")
-    return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png")
+    probabilities = probability_files(out / PROBABILITIES, case.name, labels) if config.probabilities else ()
+    return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png", tuple(probabilities))
 
 
 def _make_way(task: _Task, config: PredictConfig, inputs: Inputs) -> None:
@@ -352,7 +441,7 @@ def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: Pre
             "seed": record.settings.get("train", record.settings).get("seed"),
             "device": choose_device(config.device).type,
             "started": started.isoformat(timespec="seconds"),
-            "seconds": round((datetime.now(UTC) - started).total_seconds(), 1),
+            "seconds": max(0.0, round((datetime.now(UTC) - started).total_seconds(), 1)),
             "cases": {
                 "done": len(result.done),
                 "skipped": len(result.skipped),
@@ -364,6 +453,7 @@ def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: Pre
 
 def _remove_leftovers(out: Path, names: Iterable[str]) -> None:
     """Remove temporary files of killed runs on these cases."""
-    stems = {"run", "failures", *names}
+    stems = {"run", "failures", "volumes", "warnings", *names}
     for folder in (out, out / NOTES, out / "previews"):
         remove_leftovers(folder, lambda name: stem(name) in stems)
+    remove_leftovers(out / PROBABILITIES, lambda name: stem(name).rpartition("_label")[0] in stems)

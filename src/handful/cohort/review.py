@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -90,9 +92,24 @@ def review_folder(
         segmenter = saved.open(config.device, config.cache, config.backbone)
         key, refit = _key(saved, support, config), _refit(saved, segmenter, config)
         work = _Work(out, files, segmenter.slicer, segmenter.labels, key, refit, saved.agreement)
-        quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=config.cache)
-        with estimating_quality(segmenter, support, quality) as estimator:
-            return _reviewed(work, estimator, support, cases, config, report, unread)
+        with _embeddings(out, config.cache) as cache:
+            quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=cache)
+            with estimating_quality(segmenter, support, quality) as estimator:
+                return _reviewed(work, estimator, support, cases, config, report, unread)
+
+
+@contextmanager
+def _embeddings(out: Path, cache: Path | None) -> Iterator[Path]:
+    """The folder of stored embeddings; without one, a folder in `out` for this run, in which the next run cleans up."""
+    if cache is not None:
+        yield cache
+        return
+    own = out / NOTES / "embeddings"
+    shutil.rmtree(own, ignore_errors=True)
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -198,8 +215,8 @@ def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str], l
 
     Those that cannot be read are listed; the others are used.
     """
-    fitted = model.fitted_on
     labelled = [case for case in cohort.cases if case.reference is not None]
+    fitted = _without_names(model, labelled) if model.record.anonymous else model.fitted_on
     support = [case for case in labelled if case.name in fitted] if fitted else labelled
     if not support:
         names = f"fitted on {', '.join(sorted(fitted)[:5])}" if fitted else "its support cases are not recorded"
@@ -217,6 +234,13 @@ def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str], l
             )
     unread = [Failure.of(case, errors[case.name]) for case in support if case.name in errors]
     return support_set, {*fitted, *(case.name for case in support)}, unread
+
+
+def _without_names(model: SavedModel, labelled: Sequence[Case]) -> dict[str, str]:
+    """{name: SHA-256 of its voxels} of the labelled cases that an anonymous model was fitted on; reads every case."""
+    known = set(model.fitted_on.values())
+    digests = {case.name: digest_of(case.read_image().array) for case in labelled}
+    return {name: digest for name, digest in digests.items() if digest in known}
 
 
 def _refit(model: SavedModel, segmenter: Segmenter, config: ReviewConfig) -> Refit | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -22,10 +23,13 @@ from handful.data.pieces import shares_in_largest_piece
 from handful.data.slice_grid import Block, SliceGrid, best_plane
 from handful.data.slicing import Slicer, SliceView, WindowChoice, suggested_window, window_of_hounsfield
 from handful.data.unlabelled import UnlabelledScans
-from handful.data.volume import IGNORE, Geometry, LabelMap, Labels
+from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError
 from handful.jobs.digests import digest_of
+from handful.jobs.files import reserved
 
+SAMPLE = 200_000
+"""Voxels that percentiles are taken from, about."""
 IN_MEMORY = 2**30
 """Bytes of scans that are held in memory at most; more are held in a temporary file."""
 ALIGNED = 64
@@ -45,6 +49,10 @@ class SupportFacts:
     """What a window of "auto" becomes for this image, whatever is labelled."""
     limits: dict[int, Limits]
     """Limits in HU of each label; empty for a scan that is not in Hounsfield units."""
+    channels: int
+    """1 for a grey image, 3 for one in colour."""
+    values: tuple[float, float]
+    """0.5th and 99.5th percentile of the voxels."""
     bytes: int
     """Size of image and reference in memory."""
     image_sha256: str
@@ -79,6 +87,8 @@ class SupportFacts:
             evidence=evidence,
             window=suggested_window(volume),
             limits={} if shift is None else limits_of_labels(volume, reference, labels.values, shift),
+            channels=volume.array.shape[0],
+            values=robust_range(volume),
             bytes=volume.array.nbytes + reference.array.nbytes,
             image_sha256=digest_of(volume.array),
             labels_sha256=digest_of(reference.array),
@@ -105,8 +115,10 @@ class LabelledSlices:
     index: tuple[int, ...]
     """Number of each labelled slice among the slices of the case."""
     slices: Float[Tensor, "n c h w"]
-    masks: Float[Tensor, "n k h w"]
-    """1 inside a label, else 0."""
+    classes: Int[Tensor, "n h w"]
+    """0 for background and for unlabelled pixels, else 1 + the index of the label."""
+    labels: int
+    """Number of labels."""
     valid_mask: Bool[Tensor, "n h w"]
     """False where nobody labelled: neither background nor label."""
 
@@ -114,6 +126,20 @@ class LabelledSlices:
     def count(self) -> int:
         """Number of slices of the case."""
         return len(self.grid)
+
+    def masks(self, rows: slice | Sequence[int] = slice(None)) -> Float[Tensor, "m k h w"]:
+        """1 inside a label, else 0, on some of the slices. Take a few at a time, since each label needs memory."""
+        return (self.classes[rows][:, None] == self._numbers).float()
+
+    def present(self) -> Bool[Tensor, "n k"]:
+        """Which label is on which slice."""
+        held = [(one[None] == self._numbers).flatten(1).any(dim=1) for one in self.classes]
+        return torch.stack(held) if held else torch.zeros(0, self.labels, dtype=torch.bool)
+
+    @property
+    def _numbers(self) -> Int[Tensor, "k 1 1"]:
+        """The class number of each label."""
+        return torch.arange(1, self.labels + 1, dtype=self.classes.dtype)[:, None, None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +161,17 @@ class LabelledScan:
         classes = self.classes
         index = np.flatnonzero((classes != IGNORE).any(axis=(1, 2)))
         chosen = classes[index]
-        masks = np.stack([chosen == value for value in self.labels.values], axis=1)
+        numbers = np.zeros(chosen.shape, dtype=np.int16)
+        for number, value in enumerate(self.labels.values, start=1):
+            numbers[chosen == value] = number
         return LabelledSlices(
             case=self.facts.case.name,
             patient=self.facts.case.patient,
             grid=self.view.grid,
             index=tuple(index.tolist()),
             slices=self.view.take(index.tolist()),
-            masks=torch.from_numpy(masks.astype(np.float32)),
+            classes=torch.from_numpy(numbers),
+            labels=len(self.labels),
             valid_mask=torch.from_numpy(chosen != IGNORE),
         )
 
@@ -199,6 +228,22 @@ class SupportSet:
         """What each case is like."""
         return self.known_facts or tuple(SupportFacts.of(case, self.labels) for case in self.cases)
 
+    def without_names(self) -> SupportSet:
+        """The same cases with numbers as their names and as those of their patients, in the order of the cases."""
+        facts = tuple(
+            replace(facts, case=replace(facts.case, name=f"case-{number}", patient=patient))
+            for number, (facts, patient) in enumerate(zip(self.facts, self._patients(), strict=True), start=1)
+        )
+        cases = tuple(one.case for one in facts)
+        return replace(self, cases=cases, known_facts=facts, unlabelled=self.unlabelled.without_names())
+
+    def _patients(self) -> list[str | None]:
+        """The number of the patient of each case, as text; None for cases that are their own patient."""
+        numbers: dict[str | None, str | None] = {None: None}
+        for case in self.cases:
+            numbers.setdefault(case.patient, f"patient-{len(numbers)}")
+        return [numbers[case.patient] for case in self.cases]
+
     def resolve(self, slicer: Slicer) -> Slicer:
         """The slicer with every "auto" made concrete: what suits most of the images.
 
@@ -247,6 +292,13 @@ class AcceptedSlices(SupportSet):
     def __post_init__(self) -> None:
         if not self.cases:
             raise InputError("no accepted slices; accept some first")
+
+
+def robust_range(volume: Volume) -> tuple[float, float]:
+    """0.5th and 99.5th percentile of voxels on a regular lattice."""
+    step = max(1, math.ceil((volume.array.size / SAMPLE) ** (1 / 3)))
+    low, high = np.percentile(volume.array[:, ::step, ::step, ::step], (0.5, 99.5)).tolist()
+    return float(low), float(high)
 
 
 def require_reference(case: Case, geometry: Geometry | None = None) -> LabelMap:
@@ -307,7 +359,7 @@ def _to_file(file: IO[bytes]) -> _Keep:
     def keep(array: NDArray[Any]) -> NDArray[Any]:
         order: Literal["C", "F"] = "C" if array.flags.c_contiguous else "F"
         offset = -(-file.seek(0, 2) // ALIGNED) * ALIGNED
-        kept = np.memmap(file, dtype=array.dtype, mode="r+", offset=offset, shape=array.shape, order=order)
+        kept = reserved(file, array.dtype, array.shape, offset, order)
         kept[...] = array
         return kept
 

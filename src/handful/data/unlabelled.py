@@ -28,6 +28,12 @@ class UnlabelledScans:
         """The images of these cases, whatever references they have."""
         return cls(tuple(replace(case, reference=None) for case in cases))
 
+    def without_names(self) -> UnlabelledScans:
+        """The same scans with numbers as their names."""
+        names = {case.name: f"unlabelled-{number}" for number, case in enumerate(self.cases, start=1)}
+        cases = tuple(replace(case, name=names[case.name], patient=None) for case in self.cases)
+        return replace(self, cases=cases, labels={names[name]: labels for name, labels in self.labels.items()})
+
     def __len__(self) -> int:
         return len(self.cases)
 

@@ -14,6 +14,7 @@ from handful.evaluation.results import Result
 from handful.experiments.measure import Fingerprints, Fit, fit, measure
 from handful.experiments.plan import Plan, Trial, trials
 from handful.experiments.store import ExperimentStatus, adopt, experiment_status, is_done, write_manifest, write_outcome
+from handful.jobs.atomic import remove_leftovers
 from handful.jobs.executors import Executor, Lost, Processes, Serial, cores
 from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES
@@ -84,6 +85,7 @@ def run_experiment(
     config = config or ExperimentConfig()
     config.require_known_names(plan)
     with locked(out / NOTES):
+        remove_leftovers(out)
         planned_trials, left_out = trials(plan)
         if not any(config.includes(trial) for trial in planned_trials):
             reason = "; ".join(left_out) or "it does not contain the chosen shots and splits"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar, cast
 
@@ -135,9 +136,18 @@ class _Worker:
         self.connection.close()
 
 
+def _end_with_parent() -> None:
+    """End this process at once when its parent has ended, however that was."""
+    parent = parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _serve(connection: Connection, work: Callable[[Any], Any], threads: int) -> None:
     """The main loop of a worker process, until its connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     tune_allocator()
     torch.set_num_threads(threads)
     with suppress(EOFError, OSError):

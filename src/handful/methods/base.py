@@ -10,7 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,12 @@ CHUNK = 8
 """Number of slices per forward pass; larger numbers need more memory and are not faster on a CPU."""
 UNPROMPTED = -1024.0
 """Logit of a label that has no prompt in a slice."""
+
+
+Held = Literal["pictures", "masks", "embeddings", "names"]
+"""Small pictures of labelled slices, their masks, embeddings of their regions, and names of the cases."""
+SHOWING: frozenset[Held] = frozenset({"pictures", "masks"})
+"""What must be protected like the scans and their labels."""
 
 
 class Segmenter(nn.Module, ABC):
@@ -61,13 +67,31 @@ class Segmenter(nn.Module, ABC):
 
     def segment(self, stack: SliceView) -> LabelMap:
         """The label map of a stack of slices. Overridden where the prediction of a slice depends on other slices."""
-        return assemble_label_map(stack, self.labels, self._slice_by_slice(stack))
+        return assemble_label_map(stack, self.labels, classes_of(self.logits_of(stack)))
 
-    def _slice_by_slice(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Tensor]]:
+    def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+        """Numbers of slices and their logits; a slice that is not among them has no label."""
         for start in range(0, len(stack), CHUNK):
             numbers = range(len(stack))[start : start + CHUNK]
             slices = stack.take(numbers).to(self.backbone.device)
-            yield numbers, to_classes(self.forward(slices)) * has_signal(slices)[:, None, None]
+            yield numbers, without_constant(self.forward(slices), slices)
+
+    @torch.inference_mode()
+    def add_probabilities(
+        self, volume: Volume, into: Float[np.ndarray[Any, Any], "k i j l"], share: float = 1.0
+    ) -> None:
+        """Add the probability of each label, times `share`, to `into`, whose last axes are the grid of the volume.
+
+        The probabilities of all labels and of the background sum to `share`. They are those before the removal of
+        smaller pieces.
+        """
+        self.eval()
+        stack = self.slicer.view(volume)
+        targets = [stack.of(part) for part in into]
+        for numbers, logits in self.logits_of(stack):
+            shares = F.pad(logits.float().movedim(1, -1), (1, 0)).softmax(dim=-1)[..., 1:].movedim(-1, 0)
+            for target, one in zip(targets, shares, strict=True):
+                target[list(numbers)] += share * one.cpu().numpy()
 
     # Optional capabilities.
 
@@ -119,9 +143,9 @@ class Segmenter(nn.Module, ABC):
         )
 
     @property
-    def holds_pictures(self) -> bool:
-        """Whether `learned` contains small pictures of labelled slices, which must be protected like the scans."""
-        return False
+    def holds(self) -> frozenset[Held]:
+        """What `learned` contains of the support set, besides weights that were learned from it."""
+        return frozenset()
 
 
 class PromptableSegmenter(nn.Module, ABC):
@@ -183,17 +207,16 @@ class PromptableSegmenter(nn.Module, ABC):
             raise SettingsError(
                 f"prompts for {len(prompted)} slices, but there are {len(stack)}; give one row per slice"
             )
-        return assemble_label_map(stack, self.labels, self._prompted_slices(stack, prompts, prompted.any(dim=1)))
+        return assemble_label_map(stack, self.labels, classes_of(self.logits_of(stack, prompts)))
 
-    def _prompted_slices(
-        self, stack: SliceView, prompts: Prompts, prompted: Bool[Tensor, " n"]
-    ) -> Iterator[tuple[Sequence[int], Tensor]]:
-        chosen = torch.nonzero(prompted)[:, 0].tolist()
+    def logits_of(self, stack: SliceView, prompts: Prompts) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+        """Numbers of the slices that have a prompt, and their logits."""
+        chosen = torch.nonzero(prompts.is_prompted().any(dim=1))[:, 0].tolist()
         for start in range(0, len(chosen), CHUNK):
             numbers = chosen[start : start + CHUNK]
             slices = stack.take(numbers).to(self.backbone.device)
             logits = self(slices, prompts.rows(torch.tensor(numbers)))
-            yield numbers, to_classes(logits) * has_signal(slices)[:, None, None]
+            yield numbers, without_constant(logits, slices)
 
 
 class Method(ABC):
@@ -252,6 +275,11 @@ class Method(ABC):
                 f"seeds is for methods that train, but {type(self).__name__} does not depend on a seed; leave it out"
             )
         return dataclasses.replace(settings, **changes)  # type: ignore[no-any-return]
+
+    @property
+    def keeps_pictures(self) -> bool:
+        """Whether its segmenters hold pictures or masks of labelled slices, or may do so."""
+        return False
 
     @property
     def uses_unlabelled(self) -> bool:
@@ -322,6 +350,18 @@ def assemble_label_map(stack: SliceView, labels: Labels, classes: Iterable[tuple
 def has_signal(slices: Float[Tensor, "n c h w"]) -> Bool[Tensor, " n"]:
     """False for constant slices, which contain nothing to segment."""
     return slices.amax(dim=(1, 2, 3)) > slices.amin(dim=(1, 2, 3))
+
+
+def without_constant(logits: Float[Tensor, "n k h w"], slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
+    """The logits, with no label on constant slices."""
+    return logits.masked_fill(~has_signal(slices)[:, None, None, None], UNPROMPTED)
+
+
+def classes_of(
+    logits: Iterable[tuple[Sequence[int], Float[Tensor, "n k h w"]]],
+) -> Iterator[tuple[Sequence[int], Tensor]]:
+    """Numbers of slices and their class numbers, for `assemble_label_map`."""
+    return ((numbers, to_classes(one)) for numbers, one in logits)
 
 
 def to_classes(logits: Float[Tensor, "n k h w"]) -> Tensor:

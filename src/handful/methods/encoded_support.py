@@ -110,7 +110,7 @@ def encode_support(
     origin: list[tuple[int, int, int]] = []
     for case in labelled:
         names.append(case.case)
-        digest.add(case.slices, case.masks, case.valid_mask)
+        digest.add(case.slices, case.classes, case.valid_mask)
         for view, rows, slices, masks, valid_mask in _views_of(case, views, generator):
             if learns:
                 stored += slices
@@ -175,7 +175,7 @@ def _views_of(
     for start in range(0, len(labelled.slices), CHUNK):
         rows = range(len(labelled.slices))[start : start + CHUNK]
         part = slice(start, start + CHUNK)
-        slices, masks, valid_mask = labelled.slices[part], labelled.masks[part], labelled.valid_mask[part]
+        slices, masks, valid_mask = labelled.slices[part], labelled.masks(part), labelled.valid_mask[part]
         yield 0, rows, slices, masks, valid_mask
         for view in range(1, count):
             yield view, rows, *augmented(slices, masks, valid_mask, generator)

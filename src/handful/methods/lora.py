@@ -150,7 +150,7 @@ class _EncoderLoss:
     def __init__(self, network: LoraNetwork, support: Sequence[LabelledSlices], batch: int) -> None:
         self.network, self.support = network, support
         self.rows = [(case, row) for case, labelled in enumerate(support) for row in range(len(labelled.slices))]
-        self.sampler = BalancedSampler(torch.cat([labelled.masks.flatten(2).any(dim=2) for labelled in support]), batch)
+        self.sampler = BalancedSampler(torch.cat([labelled.present() for labelled in support]), batch)
 
     def __call__(self, step: int, generator: torch.Generator) -> Tensor:
         images, targets, valid_masks = [], [], []
@@ -176,7 +176,7 @@ class _EncoderLoss:
         """Embeddings with gradients, and target and valid mask in the frame of the mask logits."""
         own = self.network.own
         slices, masks, valid_mask = augmented(
-            labelled.slices[rows], labelled.masks[rows], labelled.valid_mask[rows], generator
+            labelled.slices[rows], labelled.masks(rows), labelled.valid_mask[rows], generator
         )
         target = own.to_model_frame(masks * valid_mask[:, None], own.mask_side) >= 0.5
         valid = own.to_model_frame(valid_mask[:, None].to(masks), own.mask_side)[:, 0] >= 0.5
@@ -185,4 +185,4 @@ class _EncoderLoss:
 
 def _digest(support: Sequence[LabelledSlices]) -> str:
     """SHA-256 of pixels, labels and valid masks."""
-    return digest_of(*(part for case in support for part in (case.slices, case.masks, case.valid_mask)))
+    return digest_of(*(part for case in support for part in (case.slices, case.classes, case.valid_mask)))

@@ -15,7 +15,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.jobs.progress import Run
-from handful.methods.base import CHUNK, Method, Segmenter, Work, labelled_slices
+from handful.methods.base import CHUNK, Held, Method, Segmenter, Work, labelled_slices
 from handful.methods.promptable import thumbnails
 
 CELLS = 16
@@ -43,8 +43,12 @@ class NearestSlice(Method):
         for labelled in support.slices(slicer):
             chunks = torch.split(labelled.slices.to(backbone.device), CHUNK)
             signatures += [signature(chunk, backbone, self.similarity) for chunk in chunks]
-            classes.append(_classes(labelled.masks).to(backbone.device))
+            classes.append(labelled.classes.to(backbone.device))
         return NearestSliceSegmenter(support.labels, slicer, backbone, self.similarity, torch.cat(signatures), classes)
+
+    @property
+    def keeps_pictures(self) -> bool:
+        return True
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         encoded = labelled_slices(self, support) if self.similarity == "embedding" else 0
@@ -85,8 +89,8 @@ class NearestSliceSegmenter(Segmenter):
         return torch.where(copied == values, CERTAIN, -CERTAIN).to(slices)
 
     @property
-    def holds_pictures(self) -> bool:
-        return self.similarity == "pixels"  # thumbnails
+    def holds(self) -> frozenset[Held]:
+        return frozenset({"masks", "pictures" if self.similarity == "pixels" else "embeddings"})
 
     def learned(self) -> dict[str, Tensor]:
         return {"signatures": self.signatures} | {f"classes/{case}": maps for case, maps in enumerate(self.classes)}
@@ -106,9 +110,3 @@ def signature(
     features = backbone.encode(slices).main
     compared = F.adaptive_avg_pool2d(features, min(CELLS, features.shape[-1])).flatten(1)
     return (compared - compared.mean(dim=1, keepdim=True)) / compared.std(dim=1, keepdim=True).clamp_min(1e-6)
-
-
-def _classes(masks: Float[Tensor, "n k h w"]) -> Tensor:
-    """Class numbers (n, h, w): 0 if no mask is set, else 1 + the index of the label."""
-    inside, index = masks.max(dim=1)
-    return torch.where(inside > 0, index + 1, 0).to(torch.int16)

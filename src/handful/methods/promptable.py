@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +55,9 @@ class Prompted(Segmenter):
 
     def segment(self, stack: SliceView) -> LabelMap:
         return self.inner.segment(stack, self.prompter(stack))
+
+    def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+        return self.inner.logits_of(stack, self.prompter(stack))
 
     def confidence(
         self, volume: Volume, prediction: LabelMap, reasons: SliceConfidence | None = None
@@ -212,11 +215,11 @@ class TransferredPrompts:
         sizes: list[tuple[int, int]] = []
         parts: list[Prompts] = []
         for labelled in support:
-            for slices, masks in zip(
-                *[torch.split(part, CHUNK) for part in (labelled.slices, labelled.masks)], strict=True
-            ):
+            for start in range(0, len(labelled.slices), CHUNK):
+                slices = labelled.slices[start : start + CHUNK]
                 pictures.append(thumbnails(slices))
                 sizes += [(slices.shape[-2], slices.shape[-1])] * len(slices)
+                masks = labelled.masks(slice(start, start + CHUNK))
                 parts.append(as_prompts(masks > 0, kind, 0.0, generator))
         return cls(torch.cat(pictures), torch.tensor(sizes), Prompts.cat(parts))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from handful.backbones.framing import into_square
 from handful.data.slicing import Slicer, SliceView
-from handful.data.support import SupportSet
+from handful.data.support import LabelledSlices, SupportSet
 from handful.jobs.digests import digest_of
 from handful.methods.base import CHUNK
 
@@ -48,7 +48,7 @@ class StackedSupport:
         ends: list[tuple[int, int]] = []
         for scan in support.scans(slicer):
             labelled, view = scan.labelled(), scan.view
-            valid_mask = _class_numbers(labelled.masks, labelled.valid_mask, side)
+            valid_mask = _class_numbers(labelled, side)
             if depth == 1:
                 slices.append(_in_square(labelled.slices, side))
             else:
@@ -98,13 +98,14 @@ def _in_square(slices: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n 
     return into_square(slices, side).clamp(0, 1).half()
 
 
-def _class_numbers(masks: Float[Tensor, "n k h w"], valid_mask: Tensor, side: int) -> Int[Tensor, "n s s"]:
+def _class_numbers(labelled: LabelledSlices, side: int) -> Int[Tensor, "n s s"]:
     """What covers most of each pixel of the square; UNKNOWN where any of it is not labelled."""
-    background = (1 - masks.sum(dim=1, keepdim=True)).clamp_min(0)
-    classes = torch.split(torch.cat([background, masks], dim=1), CHUNK)
     found = []
-    for shares, shown in zip(classes, torch.split(valid_mask[:, None].float(), CHUNK), strict=True):
-        winner = into_square(shares, side).argmax(dim=1).to(torch.int16)
+    for start in range(0, len(labelled.classes), CHUNK):
+        masks = labelled.masks(slice(start, start + CHUNK))
+        shown = labelled.valid_mask[start : start + CHUNK, None].float()
+        background = (1 - masks.sum(dim=1, keepdim=True)).clamp_min(0)
+        winner = into_square(torch.cat([background, masks], dim=1), side).argmax(dim=1).to(torch.int16)
         found.append(winner.masked_fill(into_square(shown, side)[:, 0] < 0.999, UNKNOWN))
     return torch.cat(found)
 

@@ -16,7 +16,7 @@ from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Work
+from handful.methods.base import Held, Method, Work
 from handful.methods.promptable import FrozenPromptable, Prompted, PromptKind, TransferredPrompts
 
 
@@ -59,6 +59,10 @@ class ZeroShot(Method):
         prompter = TransferredPrompts.of(support.slices(slicer), self.prompt, self.seed)
         return ZeroShotSegmenter(self.promptable(support.labels, backbone, slicer), prompter)
 
+    @property
+    def keeps_pictures(self) -> bool:
+        return True
+
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         return (Work.of(self.resolved(backbone), support),)
 
@@ -81,8 +85,8 @@ class ZeroShotSegmenter(Prompted):
         super().__init__(inner, prompter)
 
     @property
-    def holds_pictures(self) -> bool:
-        return True  # the thumbnails
+    def holds(self) -> frozenset[Held]:
+        return frozenset({"pictures"})  # the thumbnails
 
     def learned(self) -> dict[str, Tensor]:
         """Thumbnails of the labelled slices, and their prompts."""

@@ -37,7 +37,7 @@ from handful.methods.auto.choice import (
     training_reason,
     with_training,
 )
-from handful.methods.base import Method, Segmenter, Work, below
+from handful.methods.base import Held, Method, Segmenter, Work, below
 from handful.methods.fate.method import Fate
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.self_training.method import SelfTraining
@@ -180,6 +180,10 @@ class AutoSegmenter(DelegatingSegmenter):
     @property
     def decisions(self) -> tuple[str, ...]:
         return (f"chosen: {self.choice.method}", *self.choice.reasons, *super().decisions)
+
+    @property
+    def holds(self) -> frozenset[Held]:
+        return super().holds | {"names"}  # the reasons name the case of the check
 
     def learned(self) -> dict[str, Tensor]:
         return super().learned() | {"choice": self.choice.pack()}

@@ -29,13 +29,14 @@ from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import (
+    Held,
     Method,
     Segmenter,
     Work,
     assemble_label_map,
+    classes_of,
     labelled_slices,
     require_same_labels,
-    to_classes,
 )
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.fate.propagation import ConfidenceNotes, PropagationOrder, StackPropagation
@@ -147,6 +148,10 @@ class Fate(Method):
             support.labels, slicer, memory_backbone, self.resolved(backbone), SupportBank.joined(parts)
         )
 
+    @property
+    def keeps_pictures(self) -> bool:
+        return True
+
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         method, slices = self.resolved(backbone), labelled_slices(self, support)
         assert method.top_k is not None
@@ -235,18 +240,15 @@ class FateSegmenter(Segmenter):
         return FateSegmenter(self.labels, self.slicer, self.backbone, self.method, bank)
 
     @property
-    def holds_pictures(self) -> bool:
-        return True  # those of `support_picture`
+    def holds(self) -> frozenset[Held]:
+        return frozenset({"pictures", "masks", "embeddings", "names"})
+
+    def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+        return self._noted_logits(stack, ConfidenceNotes(len(stack), len(self.labels)))
 
     def _segmented(self, stack: SliceView) -> tuple[LabelMap, SliceConfidence]:
         notes = ConfidenceNotes(len(stack), len(self.labels))
-        with self._precision():
-            found = assemble_label_map(
-                stack, self.labels, self._classes(self._propagation.predictions(stack), notes, stack.size)
-            )
-            if self.method.second_sweep:
-                again = self._propagation.second_sweep(stack, stack.of(found.array), self.labels)
-                found = assemble_label_map(stack, self.labels, self._classes(again, notes, stack.size))
+        found = assemble_label_map(stack, self.labels, classes_of(self._noted_logits(stack, notes)))
         names = tuple(tuple(self.bank.source(s) for s in supports) for supports in notes.retrieved)
         return found, SliceConfidence(notes.object_score, notes.iou, names)
 
@@ -254,12 +256,24 @@ class FateSegmenter(Segmenter):
         """A context in which the number format of the settings is used."""
         return computing_in(self.method.precision, self.backbone.device.type)
 
-    def _classes(
+    def _noted_logits(
+        self, stack: SliceView, notes: ConfidenceNotes
+    ) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+        """Logits of the propagation, or of the second sweep after it; `notes` collects their confidence."""
+        with self._precision():
+            predictions = self._propagation.predictions(stack)
+            if self.method.second_sweep:
+                first = classes_of(self._sized(predictions, notes, stack.size))
+                found = assemble_label_map(stack, self.labels, first)
+                predictions = self._propagation.second_sweep(stack, stack.of(found.array), self.labels)
+            yield from self._sized(predictions, notes, stack.size)
+
+    def _sized(
         self, predictions: Iterator[SlicePredictions], notes: ConfidenceNotes, size: tuple[int, int]
-    ) -> Iterator[tuple[Sequence[int], Tensor]]:
+    ) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
         for part in predictions:
             notes.take(part)
-            yield part.numbers, to_classes(self.backbone.to_image_frame(part.logits, size))
+            yield part.numbers, self.backbone.to_image_frame(part.logits, size)
 
 
 def _with_memory(backbone: Backbone) -> MemoryBackbone:

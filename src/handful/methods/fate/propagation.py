@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from handful.backbones.base import ImageEmbeddings
 from handful.data.slicing import SliceView
 from handful.data.volume import Labels
+from handful.jobs.files import reserved
 from handful.methods.fate.recall import Neighbour, SlicePredictions, SupportRecall
 from handful.methods.fate.support_bank import memorized
 
@@ -75,7 +76,7 @@ class StackPropagation:
         shape = (len(stack), self.recall.labels, self.recall.backbone.mask_side, self.recall.backbone.mask_side)
         notes = ConfidenceNotes(len(stack), self.recall.labels)
         with tempfile.TemporaryFile() as file:
-            kept = np.memmap(file, dtype=np.float16, mode="w+", shape=shape)
+            kept = reserved(file, np.dtype(np.float16), shape)
             for prediction in self._propagated(stack, range(len(stack)), ()):
                 notes.take(prediction)
                 kept[list(prediction.numbers)] = prediction.logits.clamp(-CERTAIN, CERTAIN).cpu().numpy()

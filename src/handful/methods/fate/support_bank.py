@@ -199,15 +199,16 @@ def bank_of(
 
     Unlabelled pixels count as outside. With `allow_empty`, each slice also has a memory of an empty mask.
     """
-    rows, masks = _table(labelled.masks, allow_empty)
+    rows = _table(labelled.present(), allow_empty)
     wanted = torch.nonzero(rows >= 0)
     signatures: list[list[Tensor]] = []
     memories: list[Memory | None] = []
-    for start in range(0, len(masks), CHUNK):
+    for start in range(0, len(rows), CHUNK):
+        masks = F.pad(labelled.masks(slice(start, start + CHUNK)), (0, 0, 0, 0, 0, 1))  # with an empty one
         image = backbone.encode(labelled.slices[start : start + CHUNK].to(backbone.device))
         signatures.append(_signature(image, similarity))
         slices, labels = wanted[(wanted[:, 0] >= start) & (wanted[:, 0] < start + CHUNK)].T
-        memories.append(memorized(backbone, image, slices - start, masks[slices, labels]))
+        memories.append(memorized(backbone, image, slices - start, masks[slices - start, labels]))
         if len(wanted) == 0:  # a memory that no row of the table refers to
             memories.append(memorized(backbone, image, torch.tensor([0]), masks[:1, -1]))
     memory = joined(memories)
@@ -242,24 +243,28 @@ def _pictures(labelled: LabelledSlices, neighbours: bool) -> dict[str, Tensor]:
     rim = (before, PICTURE - size[1] - before, above, PICTURE - size[0] - above)
 
     image = labelled.slices[:, 1:2] if neighbours else labelled.slices
-    cover = F.interpolate(labelled.masks, size, mode="area")
-    kept = cover * (cover > cover.amax(dim=(2, 3), keepdim=True) / 2)
-    most, index = kept.max(dim=1)
-    classes = torch.where(most > 0, index + 1, 0)
+    starts = range(0, len(image), CHUNK)
+    classes = torch.cat([_small_classes(labelled.masks(slice(start, start + CHUNK)), size) for start in starts])
     return {
         "thumbnails": F.pad((F.interpolate(image, size, mode="area") * 255).round().to(torch.uint8), rim),
-        "classes": F.pad(classes.to(torch.uint8 if labelled.masks.shape[1] < 256 else torch.int16), rim),
+        "classes": F.pad(classes.to(torch.uint8 if labelled.labels < 256 else torch.int16), rim),
     }
 
 
-def _table(
-    masks: Float[Tensor, "n k h w"], allow_empty: bool
-) -> tuple[Int[Tensor, "n k+1"], Float[Tensor, "n k+1 h w"]]:
-    """The number of the memory of each slice and label, or -1, in the last column that of an empty mask; the masks."""
-    has_memory = torch.cat([masks.flatten(2).any(dim=2), torch.full((len(masks), 1), allow_empty)], dim=1)
+def _small_classes(masks: Float[Tensor, "n k h w"], size: Sequence[int]) -> Int[Tensor, "n y x"]:
+    """The class of each pixel of small pictures of these masks."""
+    cover = F.interpolate(masks, tuple(size), mode="area")
+    kept = cover * (cover > cover.amax(dim=(2, 3), keepdim=True) / 2)
+    most, index = kept.max(dim=1)
+    return torch.where(most > 0, index + 1, 0)
+
+
+def _table(present: Bool[Tensor, "n k"], allow_empty: bool) -> Int[Tensor, "n k+1"]:
+    """The number of the memory of each slice and label, or -1; in the last column that of an empty mask."""
+    has_memory = torch.cat([present, torch.full((len(present), 1), allow_empty)], dim=1)
     rows = torch.full(has_memory.shape, -1)
     rows[has_memory] = torch.arange(int(has_memory.sum()))
-    return rows, torch.cat([masks, torch.zeros_like(masks[:, :1])], dim=1)
+    return rows
 
 
 def memorized(

@@ -31,7 +31,7 @@ from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, Work, below, labelled_slices, require_same_labels
+from handful.methods.base import Held, Method, Segmenter, Work, below, labelled_slices, require_same_labels
 from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint, noisy, views_to_keep
 from handful.methods.few_shot_prompts.tokens import Tokens, class_embeddings
 from handful.tuning.loop import TrainConfig, train
@@ -185,6 +185,10 @@ class FewShotSegmenter(Segmenter):
     def learned(self) -> dict[str, Tensor]:
         decoder = {f"decoder/{name}": value for name, value in trainable_state(self.decoder.trained).items()}
         return decoder | {f"tokens/{name}": value for name, value in self.tokens.pack().items()}
+
+    @property
+    def holds(self) -> frozenset[Held]:
+        return frozenset({"embeddings", "names"})
 
     def extend(self, support: SupportSet) -> FewShotSegmenter:
         """A segmenter that is also prompted with the embeddings of new labelled slices; nothing is trained."""

@@ -298,7 +298,9 @@ class _Table:
 def _noting_places(labelled: Iterable[LabelledSlices], places: list[_Places]) -> Iterator[LabelledSlices]:
     """The same slices. The boxes and centres of their labels are appended to `places`, so that slices are read once."""
     for case in labelled:
-        places.append(_places(case.masks * case.valid_mask[:, None] > 0))
+        parts = [_places(case.masks(slice(at, at + CHUNK)) > 0) for at in range(0, len(case.classes), CHUNK)]
+        corners, middles = zip(*parts, strict=True)
+        places.append((torch.cat(corners), torch.cat(middles)))
         yield case
 
 

@@ -27,7 +27,7 @@ from handful.backbones.base import Backbone
 from handful.backbones.framing import from_square, into_square
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
-from handful.data.volume import LabelMap, Labels
+from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
@@ -35,11 +35,9 @@ from handful.methods.base import (
     Method,
     Segmenter,
     Work,
-    assemble_label_map,
     below,
-    has_signal,
     mean_of_probabilities,
-    to_classes,
+    without_constant,
 )
 from handful.methods.stacks import StackedSupport, blocks
 from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror
@@ -248,10 +246,8 @@ class UNetSegmenter(Segmenter):
         parts = blocks(len(slices), self.net.plan.depth)
         return torch.cat([self._in_the_middle(slices[window], len(kept)) for kept, window in parts])
 
-    def segment(self, stack: SliceView) -> LabelMap:
-        if self.net.plan.depth == 1:
-            return super().segment(stack)
-        return assemble_label_map(stack, self.labels, self._block_by_block(stack))
+    def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+        return super().logits_of(stack) if self.net.plan.depth == 1 else self._block_by_block(stack)
 
     def learned(self) -> dict[str, Tensor]:
         return {f"net/{name}": value for name, value in trainable_state(self.net).items()} | {
@@ -262,8 +258,8 @@ class UNetSegmenter(Segmenter):
         for kept, window in blocks(len(stack), self.net.plan.depth):
             slices = stack.take(window).to(self.backbone.device)
             start = self.net.plan.depth // 4
-            shown = has_signal(slices[start : start + len(kept)])
-            yield kept, to_classes(self._in_the_middle(slices, len(kept))) * shown[:, None, None]
+            logits = self._in_the_middle(slices, len(kept))
+            yield kept, without_constant(logits, slices[start : start + len(kept)])
 
     def _in_the_middle(self, slices: Float[Tensor, "d c h w"], count: int) -> Float[Tensor, "n k h w"]:
         """Logits of `count` slices of a stack, from its first quarter on."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.jobs.progress import Run
-from handful.methods.base import Method, PromptableSegmenter, Segmenter, Work, below
+from handful.methods.base import Held, Method, PromptableSegmenter, Segmenter, Work, below
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 
 _Wrapper = TypeVar("_Wrapper", bound="MethodWrapper")
@@ -82,6 +83,10 @@ class MethodWrapper(Wrapper):
         return dataclasses.replace(self, method=self.method.resolved(backbone))
 
     @property
+    def keeps_pictures(self) -> bool:
+        return self.method.keeps_pictures
+
+    @property
     def uses_unlabelled(self) -> bool:
         return self.method.uses_unlabelled
 
@@ -124,8 +129,8 @@ class WrapperSegmenter(Segmenter):
         return found
 
     @property
-    def holds_pictures(self) -> bool:
-        return any(member.holds_pictures for member in self.members.values())
+    def holds(self) -> frozenset[Held]:
+        return frozenset().union(*(member.holds for member in self.members.values()))
 
 
 class DelegatingSegmenter(WrapperSegmenter):
@@ -142,6 +147,11 @@ class DelegatingSegmenter(WrapperSegmenter):
 
     def segment(self, stack: SliceView) -> LabelMap:
         return self.inner.segment(stack)
+
+    def add_probabilities(
+        self, volume: Volume, into: Float[np.ndarray[Any, Any], "k i j l"], share: float = 1.0
+    ) -> None:
+        self.inner.add_probabilities(volume, into, share)
 
     def predict_explained(self, volume: Volume) -> Explained:
         return self.inner.predict_explained(volume)

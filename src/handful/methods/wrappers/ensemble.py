@@ -65,6 +65,10 @@ class Ensemble(Wrapper):
         members, three_planes = self._members_for(support)
         return EnsembleSegmenter(self.fit_members(members, support, backbone, run), three_planes)
 
+    @property
+    def keeps_pictures(self) -> bool:
+        return True
+
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         members, _ = self._members_for(support)
         return tuple(work for member in members.values() for work in member.work(support, backbone))

@@ -31,7 +31,7 @@ from handful.data.support import LabelledScan, LabelledSlices, SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import Method, Segmenter, Work, below
+from handful.methods.base import Held, Method, Segmenter, Work, below
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.promptable import TransferredPrompts
 from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
@@ -90,6 +90,10 @@ class RoiCrop(MethodWrapper):
             if decision.margin is None:
                 return self._fit_whole(held, slicer, backbone, run, decision)
             return self._fit_cropped(held, slicer, decision.margin, backbone, run, decision)
+
+    @property
+    def keeps_pictures(self) -> bool:
+        return True  # thumbnails of whole slices, if it crops
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         """As of the method, on the slices that it would be fitted on; a new window in a prediction is not counted."""
@@ -188,13 +192,22 @@ class RoiCropSegmenter(WrapperSegmenter):
     def segment(self, stack: SliceView) -> LabelMap:
         if self.cropper is None:
             return self.inner.segment(stack)
-        label_map, _ = self._checked(stack, self.inner.predict, lambda prediction: prediction)
-        return label_map
+        return self._checked(stack, self.inner.predict, lambda prediction: prediction)[0]
+
+    def add_probabilities(
+        self, volume: Volume, into: Float[np.ndarray[Any, Any], "k i j l"], share: float = 1.0
+    ) -> None:
+        """Outside the window, the probability of each label is 0."""
+        block: Block = (slice(None), slice(None), slice(None))
+        if self.cropper is not None:
+            checked = self._checked(self.slicer.view(volume), self.inner.predict, lambda prediction: prediction)
+            block = checked[2].block
+        self.inner.add_probabilities(cropped_volume(volume, block), into[(slice(None), *block)], share)
 
     def predict_explained(self, volume: Volume) -> Explained:
         if self.cropper is None:
             return self.inner.predict_explained(volume)
-        label_map, explained = self._checked(
+        label_map, explained, _ = self._checked(
             self.slicer.view(volume), self.inner.predict_explained, lambda prediction: prediction.label_map
         )
         return Explained(label_map, explained.reasons)
@@ -228,8 +241,9 @@ class RoiCropSegmenter(WrapperSegmenter):
         return RoiCropSegmenter(inner, Cropper(place, windows), self.decision)
 
     @property
-    def holds_pictures(self) -> bool:
-        return self.cropper is not None or super().holds_pictures  # thumbnails of the whole slices
+    def holds(self) -> frozenset[Held]:
+        own: frozenset[Held] = frozenset({"pictures"} if self.cropper else ())  # thumbnails of the whole slices
+        return super().holds | own
 
     def window(self, stack: SliceView) -> Region:
         """The first window that is tried in a scan; without a cropper, the whole slices."""
@@ -237,15 +251,15 @@ class RoiCropSegmenter(WrapperSegmenter):
 
     def _checked(
         self, stack: SliceView, predict: Callable[[Volume], _Result], map_of: Callable[[_Result], LabelMap]
-    ) -> tuple[LabelMap, _Result]:
-        """The prediction in the window of a scan; if it reaches the rim, in a wider window that touches it less.
+    ) -> tuple[LabelMap, _Result, Region]:
+        """The prediction in the window of a scan, and that window; if it reaches the rim, a wider one with less on it.
 
         Small pieces do not count, and a wider window never leaves out what a narrower one showed, so that false
         positives at the rim cannot lead away from the organ.
         """
         assert self.cropper is not None
         window = self.cropper.window(stack)
-        best: tuple[float, int, LabelMap, _Result] | None = None
+        best: tuple[float, int, LabelMap, _Result, Region] | None = None
         for _ in range(TRIES):
             result = predict(cropped_volume(stack.volume, window.block))
             label_map = _in_whole(map_of(result), window.block, stack.volume)
@@ -254,13 +268,13 @@ class RoiCropSegmenter(WrapperSegmenter):
             if best is not None and found < KEPT * best[1]:
                 break
             if best is None or touching < best[0]:
-                best = touching, found, label_map, result
+                best = touching, found, label_map, result, window
             predicted = region_of(stack, main)
             if touching <= RIM or predicted is None:
                 break
             window = window.widened(predicted, WIDENED)
         assert best is not None
-        return best[2], best[3]
+        return best[2], best[3], best[4]
 
 
 def _main_pieces(label_map: LabelMap) -> LabelMap:

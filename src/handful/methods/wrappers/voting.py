@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,13 @@ class VotingSegmenter(WrapperSegmenter):
 
     def segment(self, stack: SliceView) -> LabelMap:
         return majority(list(self.votes(stack.volume)))
+
+    def add_probabilities(
+        self, volume: Volume, into: Float[np.ndarray[Any, Any], "k i j l"], share: float = 1.0
+    ) -> None:
+        """The mean of the voters' probabilities."""
+        for voter in self.voters:
+            voter.add_probabilities(volume, into, share / len(self.voters))
 
     @torch.inference_mode()
     def confidence(

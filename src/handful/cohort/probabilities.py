@@ -1,0 +1,32 @@
+"""The probability of each label in each voxel: one file per case and label."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from handful.data.probability_maps import write_probability
+from handful.data.volume import Labels, Volume
+from handful.jobs.files import reserved
+from handful.methods.base import Segmenter
+
+
+def probability_files(folder: Path, name: str, labels: Labels) -> list[Path]:
+    """The files of a case in a folder, in the order of the labels."""
+    return [folder / f"{name}_label{value}.nii.gz" for value in labels.values]
+
+
+def write_probabilities(files: Sequence[Path], volume: Volume, segmenter: Segmenter) -> None:
+    """Write the probability of each label, on the grid of the volume.
+
+    They are collected in a temporary file without a name, so that memory does not grow with the number of labels.
+    """
+    shape = (len(files), *volume.geometry.shape)
+    with tempfile.TemporaryFile() as scratch:
+        collected = reserved(scratch, np.dtype(np.float16), shape)
+        segmenter.add_probabilities(volume, collected)
+        for file, probability in zip(files, collected, strict=True):
+            write_probability(file, probability, volume.geometry)

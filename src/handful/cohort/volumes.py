@@ -1,0 +1,68 @@
+"""The size of each label in each case: volumes.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from handful.data.volume import Geometry, LabelMap, Labels
+from handful.jobs.atomic import write_atomically
+
+COLUMNS = ("case", "label", "name", "voxels", "size", "unit")
+
+
+@dataclass(frozen=True)
+class LabelSizes:
+    """The size of each label of a label map."""
+
+    voxels: dict[int, int]
+    """Number of voxels of each label, 0 for an absent one."""
+    voxel: float
+    """Size of a voxel in `unit`."""
+    unit: str
+    """"ml", or "mm2" for a single slice; "voxel" or "pixel" if the spacing is unknown."""
+
+    @classmethod
+    def of(cls, label_map: LabelMap) -> LabelSizes:
+        """Volumes of a label map of several slices, areas of one of a single slice."""
+        found, counts = np.unique(label_map.array, return_counts=True)
+        by_value = dict(zip(found.tolist(), counts.tolist(), strict=True))
+        voxels = {value: int(by_value.get(value, 0)) for value in label_map.labels.values}
+        return cls(voxels, *_voxel(label_map.geometry))
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no voxel has a label."""
+        return not any(self.voxels.values())
+
+
+def write_volumes(path: Path, sizes: Iterable[tuple[str, LabelSizes]], labels: Labels) -> None:
+    """Write one line per case and label; a label that is absent has the size 0."""
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    for case, size in sizes:
+        table.writerows(_row(case, value, name, size) for value, name in labels.as_dict().items())
+    write_atomically(path, text.getvalue().encode())
+
+
+def _row(case: str, value: int, name: str, sizes: LabelSizes) -> tuple[object, ...]:
+    voxels = sizes.voxels.get(value, 0)
+    return case, value, name, voxels, float(f"{voxels * sizes.voxel:.6g}"), sizes.unit
+
+
+def _voxel(geometry: Geometry) -> tuple[float, str]:
+    """Size and unit of a voxel."""
+    flat = [axis for axis, count in enumerate(geometry.shape) if count == 1]
+    if geometry.unit == "pixel":
+        return 1.0, "pixel" if flat else "voxel"
+    edges = geometry.affine[:3, :3]
+    if len(flat) == 1:
+        first, second = (edges[:, axis] for axis in range(3) if axis not in flat)
+        return float(np.linalg.norm(np.cross(first, second))), "mm2"
+    return float(abs(np.linalg.det(edges))) / 1000, "ml"
