@@ -48,7 +48,7 @@ class Epoch:
         self.backbone = backbone
         labelled = list(shown.slices(METHOD.slicer))
         self.slices = torch.cat([one.slices for one in labelled])
-        truth = torch.cat([one.masks for one in labelled])
+        truth = torch.cat([one.masks() for one in labelled])
         self.truth = (backbone.to_model_frame(truth, backbone.mask_side) >= 0.5).float()
         self.decoder = TokenDecoder(backbone, METHOD)
         self.tokens = torch.randn(len(shown.labels), 8, backbone.channels, generator=torch.Generator().manual_seed(0))

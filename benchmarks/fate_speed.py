@@ -244,7 +244,7 @@ class Shot:
 
 def shots_of(case: LabelledSlices) -> Iterator[Shot]:
     for row, number in enumerate(case.index):
-        yield Shot((case.case, number), case.slices[[row]], case.masks[row])
+        yield Shot((case.case, number), case.slices[[row]], case.masks([row])[0])
 
 
 def difference(a: ImageEmbeddings, b: ImageEmbeddings) -> float:

@@ -234,7 +234,7 @@ class Stopwatch:
 
 def _held(support: SupportSet) -> dict[str, int]:
     """Labelled slices that hold each label."""
-    there = torch.cat([one.masks.flatten(2).any(dim=2) for one in support.slices(Slicer())])
+    there = torch.cat([one.present() for one in support.slices(Slicer())])
     return dict(zip(support.labels.names, there.sum(dim=0).tolist(), strict=True))
 
 

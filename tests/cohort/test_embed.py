@@ -1,6 +1,8 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from handful.backbones.base import Backbone
 from handful.cohort.embed import embed_cohort
 from handful.data.cases import Cohort
@@ -23,3 +25,9 @@ def test_a_damaged_scan_is_listed_and_the_others_are_encoded(folder: Path, backb
     result = embed_cohort(read_cohort(tmp_path / "c").cases, backbone, tmp_path / "cache")
     assert [one.case for one in result.failures] == ["case-1"]
     assert result.computed == 18
+
+
+def test_embeddings_that_cannot_be_stored_are_an_error(cohort: Cohort, backbone: Backbone, tmp_path: Path):
+    (tmp_path / "a file").touch()
+    with pytest.warns(UserWarning, match="no longer cached"), pytest.raises(OSError, match="a file"):
+        embed_cohort(cohort.cases[:1], backbone, tmp_path / "a file" / "cache")

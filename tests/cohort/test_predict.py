@@ -267,7 +267,7 @@ def test_jpeg_in_gives_png_out(picture_model: Path, tmp_path: Path):
     Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "in" / "a.jpg")
     Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)).save(tmp_path / "in" / "b.png")
     assert run(picture_model, tmp_path / "in", tmp_path / "out").done == ("a", "b")
-    assert visible(tmp_path / "out") == ["a.png", "b.png", "run.json"]
+    assert visible(tmp_path / "out") == ["a.png", "b.png", "run.json", "volumes.csv"]
     with pytest.raises(UnsupportedInput, match=r"x\.png"):
         predict_file(picture_model, tmp_path / "in" / "a.jpg", tmp_path / "x.jpg")
 
@@ -294,7 +294,7 @@ def test_other_suffixes_are_kept(model: Path, cohort: Cohort, tmp_path: Path):
     for suffix in (".nrrd", ".mha"):
         write_volume(tmp_path / "in" / f"as{suffix[1:]}{suffix}", cohort.cases[2].read_image())
     run(model, tmp_path / "in", tmp_path / "out")
-    assert visible(tmp_path / "out") == ["asmha.mha", "asnrrd.nrrd", "run.json"]
+    assert visible(tmp_path / "out") == ["asmha.mha", "asnrrd.nrrd", "run.json", "volumes.csv"]
 
 
 def test_nnunet_images_give_label_maps_named_after_the_case(model: Path, cohort: Cohort, tmp_path: Path):
@@ -306,7 +306,7 @@ def test_nnunet_images_give_label_maps_named_after_the_case(model: Path, cohort:
     assert reference is not None
     write_label_map(raw / "labelsTr" / "p1.nii.gz", reference)
     run(model, raw, tmp_path / "out")
-    assert visible(tmp_path / "out") == ["p1.nii.gz", "run.json"]
+    assert visible(tmp_path / "out") == ["p1.nii.gz", "run.json", "volumes.csv"]
 
 
 def test_volumes_of_all_cases_are_listed_also_after_a_second_run(model: Path, own: Path, tmp_path: Path):
