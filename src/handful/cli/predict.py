@@ -80,7 +80,7 @@ def predict(
 
     A label map has the file name of its scan (JPEG becomes PNG; DICOM becomes NIfTI, or DICOM-SEG with `--format`;
     nnU-Net's CASE_0000 becomes CASE). If the command is run again, only new or changed scans are segmented. Scans that
-    fail are listed in failures.json, scans unlike those of the model in warnings.json, volumes of labels in volumes.csv.
+    fail are listed in failures.json, scans unlike those of the model in warnings.json, label volumes in volumes.csv.
     Files that are left out are named; the exit code is then 3. No output replaces a scan or label map of the input.
 
     `-i "dicomweb:https://HOST/dicom-web?Modality=CT&StudyDate=20260101-20260131"` segments the series that a DICOMweb
