@@ -123,6 +123,16 @@ def test_the_side_is_at_most_the_slices_own_and_the_backbones(large_sam: Backbon
     assert (side_of(1), side_of(3), side_of(5)) == (64, 96, large_sam.side)
 
 
+def test_one_large_case_does_not_make_the_slices_of_all_large(large_sam: Backbone):
+    image, reference = phantom(0)
+    geometry = replace(image.geometry, shape=(72, 6, 84))
+    large = replace(image, array=image.array.repeat(3, 1).repeat(3, 3), geometry=geometry)
+    labels = replace(reference, array=reference.array.repeat(3, 0).repeat(3, 2), geometry=geometry)
+    cases = (*support_set(2).cases, Case("large", large, labels, LABELS))
+    support = SupportSet(cases, LABELS)
+    assert UNet().plan(support, support.resolve(Slicer()), large_sam).side == 64
+
+
 def only_strips(width: int) -> SupportSet:
     """A slice of 512 pixels with a square and a strip of that width."""
     classes = np.zeros((512, 1, 512), dtype=np.int16)

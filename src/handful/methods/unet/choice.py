@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,19 @@ SIDED = re.compile(r"(?<![a-z])(left|right|lt|rt|l|r|links|rechts|gauche|droite?
 
 
 def chosen_side(support: SupportSet, slicer: Slicer, most: int) -> int:
-    """The longest edge of the slices at most, and at least what the thinnest structure needs to be resolved.
+    """The longest edge of the slices of a typical case at most, and at least what the thinnest structure needs.
 
-    `most` is the backbone's own side, so that all methods see as many pixels.
+    Cases are stretched onto the square, so one large case among many should not make training of all more costly: the
+    edge is the median of the cases, as the pixel size that nnU-Net takes. `most` is the backbone's own side, so that
+    all methods see as many pixels.
     """
     edges: list[int] = []
-    widths: list[float] = []
+    needed: list[float] = []
     for scan in support.scans(slicer):
-        edges += scan.view.size
-        widths.append(thickness(scan.classes, support.labels))
-    longest = max(edges)
-    thinnest = min(widths)
-    needed = longest * min(1.0, THIN / thinnest) if math.isfinite(thinnest) else longest
-    wanted = max(SMALLEST, _rounded_up(min(longest, max(PLENTY, needed))))
+        edges.append(max(scan.view.size))
+        needed.append(edges[-1] * min(1.0, THIN / thickness(scan.classes, support.labels)))
+    longest = median(edges)
+    wanted = max(SMALLEST, _rounded_up(max(min(longest, PLENTY), min(longest, max(needed)))))
     return min(wanted, LARGEST, max(32, most // 16 * 16))
 
 

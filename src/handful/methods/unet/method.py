@@ -74,7 +74,8 @@ class UNet(Method):
     """Learning rate of an encoder that knows ImageNet, as a share of that of the rest."""
     side: int | None = None
     """Pixels along the square that slices are stretched onto, a multiple of 16. None takes 128, or more where a
-    structure is too thin for that, at most the longest edge of the slices, 256, and the backbone's own side."""
+    structure is too thin for that, at most the longest edge of a typical case's slices, 256, and the
+    backbone's own side."""
     depth: int = 16
     """Slices of a stack, a multiple of 4, where `dims` is 3; shorter volumes repeat their outermost slices."""
     channels: int | None = None
