@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 import dicom_series as made
+from handful.data.checks import check_case
 from handful.data.dicom.segmentation import Maker, SegmentationStyle, write_segmentation
 from handful.data.dicom.series import SeriesChoice
 from handful.data.dicom.terms import TISSUE, Code, Term, read_terms, require_labels, standard_term
@@ -351,6 +352,16 @@ def test_a_cohort_has_segmentations_as_labels(tmp_path: Path):
     assert reference is not None
     np.testing.assert_array_equal(reference.array == 1, truth.array == 2)
     np.testing.assert_array_equal(reference.array == 4, truth.array == 5)
+
+
+def test_labels_in_a_segmentation_are_checked(tmp_path: Path):
+    folder = made.write(tmp_path / "images" / "a", made.series(5))
+    (tmp_path / "labels").mkdir()
+    written(folder, tmp_path / "labels" / "a.dcm")
+    (case,) = read_cohort(tmp_path).cases
+    assert [one.message for one in check_case(case) if one.severity == "error" or "label" in one.message] == []
+    changed(tmp_path / "labels" / "a.dcm", FrameOfReferenceUID="1.2.10")
+    assert ["frame of reference" in one.message for one in check_case(case) if one.severity == "error"] == [True]
 
 
 def test_a_segmentation_chooses_the_series_that_it_refers_to(tmp_path: Path):
