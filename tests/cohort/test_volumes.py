@@ -35,3 +35,9 @@ def test_an_empty_label_map_is_empty() -> None:
     empty = LabelMap(np.zeros((2, 2, 2), np.int16), Geometry((2, 2, 2), EDGES), LABELS)
     assert LabelSizes.of(empty).is_empty
     assert not sizes((4, 5, 6)).is_empty
+
+
+def test_names_are_no_formulas_in_a_spreadsheet(tmp_path: Path) -> None:
+    labels = Labels((1, 3), ("=1+1", "spleen"))
+    write_volumes(tmp_path / "volumes.csv", [("@SUM(A1)", sizes((4, 5, 6)))], labels)
+    assert "'@SUM(A1),1,'=1+1,10,0.3,ml" in (tmp_path / "volumes.csv").read_text()

@@ -12,6 +12,7 @@ import numpy as np
 
 from handful.data.volume import Geometry, LabelMap, Labels
 from handful.jobs.atomic import write_atomically
+from handful.jobs.plain_text import spreadsheet_text
 
 COLUMNS = ("case", "label", "name", "voxels", "size", "unit")
 
@@ -47,8 +48,9 @@ def write_volumes(path: Path, sizes: Iterable[tuple[str, LabelSizes]], labels: L
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     for case, size in sizes:
-        table.writerows(_row(case, value, name, size) for value, name in labels.as_dict().items())
-    write_atomically(path, text.getvalue().encode())
+        rows = (_row(case, value, name, size) for value, name in labels.as_dict().items())
+        table.writerows([spreadsheet_text(entry) for entry in row] for row in rows)
+    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def _row(case: str, value: int, name: str, sizes: LabelSizes) -> tuple[object, ...]:
