@@ -24,7 +24,7 @@ from handful.methods.interactive.method import Interactive
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.zero_shot import ZeroShot
 from handful.prompts.heuristics import boxes, centre_points
-from handful.session.session import Session, SessionConfig
+from handful.session.session import Session, SessionConfig, _numbers
 from handful.session.state_file import MOST_STEPS
 from handful.tuning.loop import TrainConfig
 from phantoms import LABELS, phantom, phantom_case, support_set
@@ -173,6 +173,8 @@ def test_every_promptable_segmenter_returns_masks(
         (lambda s: s.click(2, BALL, (28, 3)), InputError, "outside the slice of 28 by 24"),
         (lambda s: s.box(2, BALL, (9, 3, 4, 8)), InputError, "is empty"),
         (lambda s: s.scribble(2, BALL, []), InputError, "one"),
+        (lambda s: s.click(2, BALL, (3, float("nan"))), InputError, "give 2 finite numbers"),
+        (lambda s: s.restore("missing.npz"), InputError, "missing.npz: no such file"),
         (lambda s: s.paint(2, BALL, np.zeros((3, 3), bool)), InputError, "(24, 28)"),
         (lambda s: s.propagate(), SettingsError, "on no slice yet"),
         (lambda s: s.propose(), SettingsError, "fitted segmenter"),
@@ -186,6 +188,21 @@ def test_an_invalid_prompt_is_refused_and_changes_nothing(
         ask(session)
     assert said in str(refused.value)
     assert session.undo() == ()
+
+
+@pytest.mark.parametrize("given", [(3.0, 3.0, 1.0), (3.0, float("nan")), (float("inf"), 1.0), ()])
+def test_points_of_other_than_two_finite_numbers_are_refused(given: tuple[float, ...]):
+    with pytest.raises(InputError, match=r"a point must be \(x, y\) in pixels, is .* give 2 finite numbers"):
+        _numbers(given, "a point", "x, y")
+
+
+def test_a_scribble_may_be_an_array(session: Session):
+    points = np.array([[3.0, 3.0], [5.0, 4.0]])
+    session.scribble(2, BALL, [(3, 3), (5, 4)])
+    first = picture(session)
+    session.undo()
+    session.scribble(2, BALL, points)
+    assert np.array_equal(picture(session), first)
 
 
 def test_a_backbone_needs_labels_and_a_segmenter_takes_no_others(scan: Scan, sam: Backbone):

@@ -176,7 +176,13 @@ class Session:
             raise InputError(f"box {corners} is empty; give x0, y0, x1, y1 with x0 <= x1 and y0 <= y1")
         return self._prompt(number, label, box=(x0, y0, x1, y1))
 
-    def scribble(self, number: int, label: int | str, points: Sequence[Point], positive: bool = True) -> Change:
+    def scribble(
+        self,
+        number: int,
+        label: int | str,
+        points: Sequence[Point] | Float[np.ndarray, "n 2"],
+        positive: bool = True,
+    ) -> Change:
         """Add a scribble inside the label (positive) or outside; at most `STROKE` evenly spaced points are used."""
         if len(points) == 0:
             raise InputError("an empty scribble; give at least one point (x, y)")
@@ -487,7 +493,7 @@ class Session:
                 raise InputError(f"(x, y) = ({x:g}, {y:g}) is outside the slice of {width} by {height} pixels")
 
 
-def _point(xy: Point, positive: bool) -> tuple[float, float, bool]:
+def _point(xy: Iterable[float], positive: bool) -> tuple[float, float, bool]:
     """The point with plain Python numbers."""
     x, y = _numbers(xy, "a point", "x, y")
     return x, y, bool(positive)
