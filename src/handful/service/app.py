@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
@@ -162,6 +163,12 @@ def _answer_errors(app: FastAPI) -> None:
     def answering(status: int) -> Callable[[Request, Exception], JSONResponse]:
         return lambda _, error: JSONResponse({"error": str(error)}, status)
 
+    def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        found = [f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors()[:3]]
+        return JSONResponse({"error": "; ".join(found)}, 422)
+
+    app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HandfulError, answering(400))
     app.add_exception_handler(BusyError, answering(409))
     app.add_exception_handler(

@@ -1,0 +1,200 @@
+"""Requests that nobody means well with, and a service that is killed at any moment."""
+
+import base64
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from handful.service.app import ServiceConfig, create_app
+from handful.service.security import Access
+
+REQUESTS = int(os.environ.get("FUZZ", "150"))
+ROUTES = [
+    ("GET", "/api/state"),
+    ("GET", "/api/cases/{id}"),
+    ("GET", "/api/cases/{id}/slices/{n}"),
+    ("GET", "/api/cases/{id}/slices/{n}/classes"),
+    ("GET", "/api/cases/{id}/{odd}"),
+    ("POST", "/api/cases/{id}/actions"),
+    ("POST", "/api/cases/{id}/verdict"),
+    ("POST", "/api/cases"),
+    ("PUT", "/api/labels"),
+    ("DELETE", "/api/job"),
+    ("GET", "/api/export/{odd}"),
+    ("GET", "/{odd}"),
+    ("GET", "/info/"),
+    ("POST", "/activelearning/{odd}"),
+    ("GET", "/datastore/image?image={id}"),
+    ("GET", "/datastore/label?label={odd}"),
+    ("PUT", "/datastore/label?image={id}"),
+    ("PUT", "/datastore/?image={odd}"),
+    ("PUT", "/session/"),
+    ("GET", "/session/{odd}"),
+    ("DELETE", "/session/{odd}"),
+    ("POST", "/infer/handful-clicks?image={id}"),
+    ("POST", "/infer/{odd}?image={odd}&session_id={odd}"),
+    ("GET", "/batch/infer/"),
+]
+ODD = [
+    "..", "%2e%2e%2f%2e%2e%2fetc%2fpasswd", "..%5c..%5cwin.ini", "a" * 300, "%00", "\u202e", "%ff%fe", "-1", "1e99",
+    "null", "NaN", "0x10",
+    "' OR 1=1", "<script>", "con", "99999999999999999999", "", "%0d%0aX-Bad: 1", "labels", "\x7f",
+]  # fmt: skip
+VALUES: list[object] = [
+    None, True, -1, 0, 1, 2, 9e99, 2**70, "", "x" * 5000, "undo", "click", "paint", [], [[]], [[1, 1]], [["a", "b"]],
+    [[1e308, -1e308]], {}, {"a": {}}, "AAAA", "%%%", [1, 2, 3, 4], [9, 9, 1, 1], "accept", "ball",
+]  # fmt: skip
+KEYS = [
+    "kind",
+    "slice",
+    "label",
+    "points",
+    "box",
+    "positive",
+    "mask",
+    "verdict",
+    "names",
+    "method",
+    "ball",
+    "background",
+]
+
+
+def body(rng: random.Random) -> dict[str, object]:
+    """The content of a request."""
+    kind = rng.randrange(6)
+    if kind == 0:
+        return {"json": {rng.choice(KEYS): rng.choice(VALUES) for _ in range(rng.randrange(5))}}
+    if kind == 1:
+        action = {
+            "kind": rng.choice(["click", "box", "paint", "undo", "accept", "scribble"]),
+            "slice": rng.choice(VALUES),
+        }
+        return {"json": action | {rng.choice(KEYS): rng.choice(VALUES) for _ in range(3)}}
+    if kind == 2:
+        return {"content": rng.randbytes(rng.randrange(200)), "headers": {"content-type": "application/json"}}
+    if kind == 3:
+        return {"content": b"[" * 20_000, "headers": {"content-type": "application/json"}}
+    if kind == 4:
+        name = rng.choice(["../../x.nii.gz", "a.nii.gz", "b.png", "", "con", "x\x1b[2J.nii", "a" * 400])
+        fields = {
+            "params": rng.choice(["{}", "[]", "{", '{"ball": [[1,1,1]]}', "[" * 5000, '{"result_extension": ".exe"}'])
+        }
+        return {"files": {rng.choice(["file", "label", "files", "x"]): (name, rng.randbytes(300))}, "data": fields}
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    return {"content": b"--x\r\nContent-Disposition: form-data; name=" + rng.randbytes(50), "headers": headers}
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_no_odd_request_ends_in_an_error_of_the_server_or_leaves_the_folder(cohort: Path, tmp_path: Path):
+    before, rng = tree(tmp_path), random.Random(0)
+    config = ServiceConfig(cohort=cohort, access=Access(host="127.0.0.1"))
+    with TestClient(create_app(config), base_url="http://127.0.0.1:8765", raise_server_exceptions=False) as client:
+        client.put("/api/labels", json={"names": ["ball", "egg"]})
+        ids = [case["id"] for case in client.get("/api/state").json()["cases"]]
+        for number in range(REQUESTS):
+            method, path = rng.choice(ROUTES)
+            filled = path.format(
+                id=rng.choice([*ids, rng.choice(ODD)]), n=rng.choice([0, 3, "x", 99, -1]), odd=rng.choice(ODD)
+            )
+            try:
+                sent = client.build_request(method, filled, **body(rng) if method != "GET" else {})  # type: ignore[arg-type]
+            except Exception:  # the client itself refuses to send it
+                continue
+            answer = client.send(sent)
+            assert answer.status_code < 500 or answer.status_code == 501, f"{number}: {method} {filled} {answer.text}"
+            assert b"root:" not in answer.content
+    outside = {path for path in tree(tmp_path) - before if not path.startswith("cohort/")}
+    assert outside == set()
+    added = {path for path in tree(cohort) if not path.startswith((".handful", "images/scan_"))}
+    assert added <= {"images", "labels", "dataset.json", *(path for path in added if path.startswith("labels/scan_"))}
+
+
+class Served:
+    """A server process that can be killed and started again."""
+
+    def __init__(self, cohort: Path) -> None:
+        self.cohort = cohort
+        self.start()
+
+    def start(self) -> None:
+        command = [
+            sys.executable,
+            "-c",
+            "from handful.cli import main; main()",
+            "serve",
+            str(self.cohort),
+            "--port",
+            "0",
+        ]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.address = self.process.stdout.readline().split()[-1]
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def call(self, path: str, content: object | None = None, method: str | None = None) -> bytes:
+        data = None if content is None else json.dumps(content).encode()
+        request = urllib.request.Request(self.address + path, data, {"content-type": "application/json"}, method=method)
+        with urllib.request.urlopen(request) as answer:
+            return bytes(answer.read())
+
+
+@pytest.fixture
+def served(cohort: Path) -> Iterator[Served]:
+    server = Served(cohort)
+    yield server
+    server.kill()
+
+
+@pytest.mark.process
+def test_what_was_answered_is_there_after_a_kill_at_any_moment(served: Served):
+    served.call("api/labels", {"names": ["ball", "egg"]}, "PUT")
+    case = json.loads(served.call("api/state"))["cases"][0]["id"]
+    rng = random.Random(1)
+    for _ in range(4):
+        details = json.loads(served.call(f"api/cases/{case}"))
+        height, width = details["size"]
+        answered: dict[int, bytes] = {}
+        killer = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                f"import os,time; time.sleep({0.3 + rng.random()}); os.kill({served.process.pid}, 9)",
+            ]
+        )
+        sent: dict[int, bytes] = {}
+        try:
+            while True:
+                number = rng.randrange(details["slices"])
+                inside = np.zeros((height, width), bool)
+                inside[: rng.randrange(1, height), : rng.randrange(1, width)] = True
+                mask = base64.b64encode(np.packbits(inside).tobytes()).decode()
+                sent = {number: inside.astype(np.uint8).tobytes()}
+                step = {"kind": "paint", "slice": number, "label": 1, "mask": mask}
+                assert served.call(f"api/cases/{case}/actions", step) == sent[number]
+                answered |= sent
+        except (OSError, EOFError):
+            pass
+        killer.wait()
+        served.kill()
+        served.start()
+        for number, expected in answered.items():
+            found = served.call(f"api/cases/{case}/slices/{number}/classes")
+            assert found in (expected, sent.get(number))
+        assert answered
