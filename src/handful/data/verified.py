@@ -13,6 +13,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from handful.errors import DamagedFile
 from handful.jobs.digests import Digest
 from handful.jobs.files import open_file
@@ -20,6 +23,8 @@ from handful.jobs.files import open_file
 MAX_BYTES = 8 * 2**30
 """Default maximum size of the decompressed voxels of one file: a 512 x 512 x 4000 CT in 64-bit floats."""
 _CHUNK = 2**20
+_GREATEST_RATIO = 1032
+"""Bytes that one byte of a gzip or zlib stream can become."""
 
 
 @runtime_checkable
@@ -42,21 +47,27 @@ def open_stream(path: Path, digest: Digest | None = None) -> Iterator[Stream]:
             pass
 
 
-def read_verified(stream: Stream, path: Path, head: bytes, size: int, max_bytes: int) -> bytearray:
-    """All `size` bytes of a stream; `head` are those that were read before.
+def read_verified(stream: Stream, path: Path, head: bytes, size: int, max_bytes: int) -> NDArray[np.uint8]:
+    """All `size` bytes of a stream of the file `path`; `head` are those that were read before.
 
-    Raises DamagedFile if `size` is larger than `max_bytes`, or if the stream holds fewer or more bytes.
+    Raises DamagedFile if `size` is larger than `max_bytes`, or if the stream holds fewer or more bytes. No memory is
+    reserved for bytes that the file cannot hold, and none is filled before its bytes are there.
     """
     _require_bounded(path, size, max_bytes)
-    content = bytearray(head[:size])
-    for piece in _pieces(stream, path, size, len(content)):
-        content += piece
+    possible = size <= path.stat().st_size * _GREATEST_RATIO
+    content = np.empty(size if possible else 0, np.uint8)
+    filled = min(len(head), size)
+    content[:filled] = np.frombuffer(head[:filled], np.uint8)[: len(content)]
+    for piece in _pieces(stream, path, size, filled):
+        if possible:
+            content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+            filled += len(piece)
     return content
 
 
 def read_payload(
     path: Path, offset: int, size: int, max_bytes: int, *, compressed: bool, stored: int | None = None
-) -> bytearray:
+) -> NDArray[np.uint8]:
     """The `size` bytes of voxels from `offset` to the end of a file, raw or as a gzip or zlib stream.
 
     `stored` is the size of the compressed stream by the header, if the header states it. Raises DamagedFile as
