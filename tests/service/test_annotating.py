@@ -192,6 +192,14 @@ def test_a_step_that_cannot_be_is_refused(client: TestClient, case: str, action:
     assert client.get(f"/api/cases/{case}").json()["prompted"] == []
 
 
+def test_files_that_are_not_read_are_listed(client: TestClient, cohort: Path):
+    assert client.get("/api/state").json()["left_out"] == []
+    (cohort / "images" / "brain.mgz").write_bytes(b"x")
+    (listed,) = client.get("/api/state").json()["left_out"]
+    assert listed["file"] == "images/brain.mgz"
+    assert ".nii.gz" in listed["reason"]
+
+
 def test_an_unknown_case_is_not_found(client: TestClient, case: str):
     for path in ("", "/slices/0", "/thumbnail.png", "/overlay.png", "/image.nii.gz"):
         assert client.get(f"/api/cases/0123456789abcdef{path}").status_code == 404

@@ -103,6 +103,7 @@ class Service:
             "job": as_json(job) if job else None,
             "suggestions": self._suggestions({entry["id"] for entry in entries}),
             "curve": self._curve(),
+            "left_out": [asdict(one) for one in cohort.left_out],
         }
 
     def _model(self) -> dict[str, Any] | None:

@@ -85,6 +85,7 @@ class App {
       h('div', { class: 'bar' }, h('strong', {}, t('allCases', cases.length)), choice(t('show'), this.filter, [['all', t('all')], ...Object.entries(counts).map(([status, count]) => [status, `${t(status)} (${count})`])], value => { this.filter = value; this.drawCases(); }),
         choice(t('sortBy'), this.sort, [['name', t('byName')], ['status', t('byStatus')], ['quality', t('byQuality')]], value => { this.sort = value; this.drawCases(); }),
         h('label', { class: 'button' }, t('addScans'), h('input', { id: 'files', type: 'file', multiple: true, onchange: event => this.upload([...event.target.files]) }))),
+      this.state.left_out?.length ? h('details', { class: 'bad' }, h('summary', {}, t('leftOut', this.state.left_out.length)), h('ul', {}, this.state.left_out.map(one => h('li', {}, `${one.file}: ${one.reason}`)))) : '',
       cases.length ? h('ul', { class: 'grid' }, shown.map(one => this.card(one))) : h('p', { class: 'empty' }, t('noCases')));
     if (typed !== undefined && focused === 'names') { $('#names').value = typed; $('#names').focus(); }
   }

@@ -1,7 +1,7 @@
 // Every text of the page. {0}, {1} … are filled in.
 export const T = {
   unlabelled: 'unlabelled', 'in work': 'in work', labelled: 'labelled', 'to review': 'to review', accepted: 'accepted',
-  all: 'all', allCases: '{0} cases', noCases: 'No scans yet. Drop NIfTI, NRRD, MetaImage or picture files here, or choose them.',
+  all: 'all', allCases: '{0} cases', leftOut: 'Not read: {0} files', noCases: 'No scans yet. Drop NIfTI, NRRD, MetaImage or picture files here, or choose them.',
   addScans: 'Add scans', dropHere: 'Drop scans anywhere to add them.', adding: 'adding {0} …', added: '{0} added',
   nameLabels: 'Labels', labelsHint: 'Name what you want to segment: one name per line. Names can be added later.',
   save: 'Save', namesNeeded: 'Name at least one label first.', inUse: 'in use',
