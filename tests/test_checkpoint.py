@@ -107,7 +107,7 @@ def test_the_card_of_fate_states_that_the_folder_holds_pictures_of_patients(
     save(fitted, tmp_path / "s", method_name="fate", method=method, provenance={})
     card = " ".join((tmp_path / "s" / "README.md").read_text().split())
     assert "patient-derived data" in card
-    assert "small pictures of these slices" in card
+    assert "small pictures of the labelled slices" in card
 
 
 @pytest.mark.parametrize(("similarity", "kept"), [("embedding", False), ("pixels", True)])

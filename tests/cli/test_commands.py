@@ -180,7 +180,10 @@ def test_another_error_exits_with_1(cohort: Path, model: Path, backbone: Path, t
 def test_a_folder_in_gives_a_folder_out(cohort: Path, model: Path, tmp_path: Path, handful: Handful):
     result = handful("predict", model, "-i", cohort, "-o", tmp_path / "p", "--json")
     assert result.exit_code == 0
-    done = {"output": str(tmp_path / "p"), "done": ALL, "skipped": [], "failures": [], "left_out": []}
+    nothing: list[object] = []
+    done = {"output": str(tmp_path / "p"), "done": ALL} | dict.fromkeys(
+        ("skipped", "failures", "left_out", "warnings", "empty"), nothing
+    )
     assert json.loads(result.stdout) == done
     again = handful("predict", model, "-i", cohort, "-o", tmp_path / "p")
     assert "4 already segmented" in again.stdout

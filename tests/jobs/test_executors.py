@@ -72,7 +72,9 @@ if __name__ == "__main__":
 def test_workers_end_with_their_parent(stop: signal.Signals, tmp_path: Path):
     script = tmp_path / "parent.py"
     script.write_text(ORPHANS)
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    path = os.pathsep.join([str(Path(tasks.__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None
     parent.stdout.readline()
     children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]

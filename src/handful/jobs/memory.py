@@ -63,7 +63,7 @@ class AllocationLimit(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _FACTORIES:
+        if func in _FACTORIES and kwargs.get("out") is None:
             planned = func(*args, **{**kwargs, "device": "meta"})
             self.left -= max(planned.nbytes, _SMALLEST)
             if self.left < 0:
