@@ -47,7 +47,7 @@ QUICK: dict[str, Lesson | str] = {
         "few-shot-prompts", {"views": 2, "batch": 4, "train.iterations": 100, "train.learning_rate": 3e-3}
     ),
     "interactive": "tuned",
-    "know-sam": Lesson("know-sam", UNET, "handful_tiny"),
+    "know-sam": Lesson("know-sam", UNET | {"distillation": 0.0}),  # this SAM knows nothing to pass on
     "lora": Lesson("lora", {"batch": 2, "train.iterations": 16}, "handful_tiny"),
     "nearest-slice": Lesson("nearest-slice", {}),
     "self-training": Lesson("self-training", UNET),
