@@ -31,7 +31,7 @@ export class Label {
     this.finishButton = button('finish', t('finish'), t('finishHint'), () => this.finish());
     this.hint = h('p', { class: 'hint' });
     this.empty = h('p', { class: 'empty' }, t('chooseCase'));
-    this.threeD = h('details', { ontoggle: guarded(() => this.context()) }, h('summary', {}, t('context')), h('canvas', { class: 'context', width: 300, height: 300 }));
+    this.threeD = h('details', { ontoggle: guarded(() => this.context()) }, h('summary', {}, t('context')), h('div', {}, h('canvas', { class: 'context', width: 300, height: 300 })));
     this.body = h('div', { class: 'bench', hidden: true },
       h('div', { class: 'stage' }, this.reason, this.canvas,
         h('div', { class: 'under' }, this.position, this.slider, this.finishButton, button('next', t('nextSuggestion'), '', () => this.next()))),
