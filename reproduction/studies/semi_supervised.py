@@ -67,7 +67,7 @@ class SemiSupervisedTrial(Trial):
     def results(self, backbone: Backbone) -> list[Line]:
         support, scored = self.divide()
         name, settings = parse(self.configuration)
-        method = build(name, {"roi_margin": "auto", **settings}, self.seed)
+        method = build(name, {"roi_margin": "auto", "largest_piece": "auto", **settings}, self.seed)
         scratch = self.scratch and self.scratch / digest_of_json(self.key())[:16]
         began = time.process_time()
         segmenter = method.fit(support, backbone, Run(scratch))
