@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 from handful.data.files import read_cohort, read_label_map, write_label_map
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Labels
+from handful.service import workspace
 from phantoms import phantom
 from service.conftest import clients
 
@@ -141,6 +142,42 @@ def test_labels_by_hand_are_taken_over_and_put_aside_before_they_are_replaced(
     known = found.array != IGNORE
     assert known_slices(client, other, found.array) == details["slices"] - 1
     assert np.array_equal(found.array[known], truth.array[known])
+
+
+def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client: TestClient, case: str, cohort: Path):
+    bits, _ = mask(tuple(client.get(f"/api/cases/{case}").json()["size"]), slice(0, 2), slice(0, 2))
+    step(client, case, kind="paint", slice=1, label=1, mask=bits)
+    step(client, case, kind="accept", slice=1)
+    folder = cohort / ".handful" / "service" / "predictions"
+    folder.mkdir()
+    shape = phantom(0)[0].geometry
+    everywhere = LabelMap(np.full(shape.shape, 2, np.int16), shape, Labels.of({1: "ball", 2: "box"}))
+    write_label_map(folder / "scan_0.nii.gz", everywhere)
+
+    def classes(number: int) -> set[int]:
+        return set(client.get(f"/api/cases/{case}/slices/{number}/classes").content)
+
+    client.post(f"/api/cases/{case}/stay")
+    assert classes(2) == {0}  # not while somebody is at it
+    client.get(f"/api/cases/{case}")
+    assert classes(2) == {2}
+    assert classes(1) == {0, 1}
+    step(client, case, kind="undo", slice=2)
+    client.get(f"/api/cases/{case}")
+    assert classes(2) == {0}  # proposed once only
+
+
+def test_the_cohort_is_read_again_only_when_a_file_has_changed(
+    client: TestClient, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    reads: list[Path] = []
+    monkeypatch.setattr(workspace, "read_cohort", lambda folder: (reads.append(folder), read_cohort(folder))[1])
+    for _ in range(2):
+        assert len(client.get("/api/state").json()["cases"]) == 3
+    (cohort / "images" / "scan_2.nii.gz").unlink()
+    for _ in range(2):
+        assert len(client.get("/api/state").json()["cases"]) == 2
+    assert len(reads) == 2
 
 
 def test_a_case_in_use_is_refused_to_others_until_it_is_left(client: TestClient, case: str):

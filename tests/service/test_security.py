@@ -56,6 +56,9 @@ def test_a_body_that_is_too_large_is_refused(cohort: Path):
     for client in clients(cohort, max_bytes=1000):
         answer = client.post("/api/cases", files={"file": ("a.nii.gz", bytes(5000))})
         assert answer.status_code == 413
+        parts = [b"--x\r\nContent-Disposition: form-data; name=file; filename=a.nii\r\n\r\n", *[bytes(500)] * 9]
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        assert client.post("/api/cases", content=iter(parts), headers=headers).status_code == 413
     assert len(list((cohort / "images").iterdir())) == 3
 
 

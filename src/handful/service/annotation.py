@@ -26,8 +26,7 @@ from handful.data.files import read_label_map, write_label_map
 from handful.data.slice_grid import SliceGrid
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import InputError
-from handful.jobs.atomic import write_json
-from handful.jobs.digests import digest_of_file
+from handful.jobs.atomic import write_atomically, write_json
 from handful.service.workspace import Workspace, id_of
 from handful.session.session import Session
 
@@ -110,6 +109,19 @@ class Annotations:
             self._open.move_to_end(case_id)
             return found
 
+    def propose(self, opened: OpenCase) -> None:
+        """Propose the model's latest segmentation, once. Accepted slices and masks from prompts are unchanged."""
+        with opened.lock:
+            prediction = self.workspace.prediction(opened.case)
+            note = self.workspace.session(id_of(opened.case)) / "proposed.txt"
+            if prediction is None:
+                return
+            state = f"{prediction.stat().st_mtime_ns} {prediction.stat().st_size}"
+            if note.is_file() and note.read_text("utf-8") == state:
+                return
+            opened.session.propose_map(read_label_map(prediction, opened.session.labels))
+            write_atomically(note, state.encode())
+
     def release(self, case_id: str, annotator: str) -> None:
         """The annotator has left the case."""
         with self._lock:
@@ -168,21 +180,7 @@ class Annotations:
         session.keep_in(folder)
         if fresh and case.reference is not None:
             _take_over(session, case)
-        else:
-            self._propose(session, case, folder)
         return OpenCase(case, session, annotator, 0.0)
-
-    def _propose(self, session: Session, case: Case, folder: Path) -> None:
-        """Propose the model's latest segmentation, once. Accepted slices and masks from prompts are unchanged."""
-        prediction, note = self.workspace.prediction(case), folder / "proposed.txt"
-        if prediction is None:
-            return
-        digest = digest_of_file(prediction)
-        if note.is_file() and note.read_text("utf-8") == digest:
-            return
-        session.propose_map(read_label_map(prediction, session.labels))
-        note.parent.mkdir(parents=True, exist_ok=True)
-        note.write_text(digest, "utf-8")
 
     def _write_labels(self, opened: OpenCase) -> None:
         """The finished slices as the labels of the case. A file that the service did not write is put aside first.

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import FastAPI, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -171,6 +172,9 @@ def _answer_errors(app: FastAPI) -> None:
 
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HandfulError, answering(400))
+    app.add_exception_handler(
+        OSError, lambda _, error: JSONResponse({"error": f"this could not be kept: {error}"}, 503)
+    )
     app.add_exception_handler(BusyError, answering(409))
     app.add_exception_handler(
         InUseError, lambda *_: JSONResponse({"error": "somebody else is working on this case"}, 423)
@@ -229,7 +233,14 @@ def _add_annotation(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/cases/{case_id}")
     def open_case(case_id: str, annotator: Annotator = "") -> dict[str, Any]:
-        return described(annotations.open(case_id, annotator), case_id)
+        opened = annotations.open(case_id, annotator)
+        annotations.propose(opened)
+        return described(opened, case_id)
+
+    @app.post("/api/cases/{case_id}/stay")
+    def stay(case_id: str, annotator: Annotator = "") -> dict[str, bool]:
+        annotations.open(case_id, annotator)
+        return {"stayed": True}
 
     @app.post("/api/cases/{case_id}/leave")
     def leave(case_id: str, annotator: Annotator = "") -> dict[str, bool]:
@@ -323,9 +334,7 @@ def carry_out(session: Session, action: Action) -> Sequence[int]:
         case "click" | "scribble":
             session.scribble(number, action.label, action.points, action.positive)
         case "clear":
-            session.paint(
-                number, action.label, unpacked(bytes((session.size[0] * session.size[1] + 7) // 8), session.size)
-            )
+            session.paint(number, action.label, np.zeros(session.size, bool))
         case "paint":
             session.paint(number, action.label, unpacked(_decoded(action.mask), session.size))
     return [number]

@@ -155,7 +155,7 @@ class MonaiLabel:
     def volume_of(self, image: str, session: str | None) -> tuple[Volume, str]:
         """A scan of the cohort or an uploaded one, and a key that tells it from others."""
         if session:
-            file = self._session(session)
+            file = self.session_file(session)
             return read_volume(file), session
         return self.workspace.case(image).read_image(), image
 
@@ -173,9 +173,10 @@ class MonaiLabel:
         return token
 
     def remove_session(self, token: str) -> None:
-        shutil.rmtree(self._session(token).parent)
+        shutil.rmtree(self.session_file(token).parent)
 
-    def _session(self, token: str) -> Path:
+    def session_file(self, token: str) -> Path:
+        """The scan of a session. Raises HTTPException for an unknown one."""
         folder = self.workspace.own / "uploads" / token
         if not (token.isalnum() and len(token) == 32 and folder.is_dir()):
             raise HTTPException(404, "there is no such session")
@@ -276,7 +277,7 @@ def _add_writing(app: FastAPI, protocol: MonaiLabel) -> None:
 
     @app.get("/session/{token}")
     def session(token: str) -> dict[str, Any]:
-        protocol._session(token)
+        protocol.session_file(token)
         return {"session_id": token, "expiry": SESSION_S}
 
     @app.delete("/session/{token}")

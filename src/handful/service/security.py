@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -111,7 +112,7 @@ class Guard:
             message = await receive()
             taken += len(message.get("body", b""))
             if taken > self.access.max_bytes:
-                return {"type": "http.disconnect"}
+                raise HTTPException(413, f"the request is larger than {self.access.max_bytes} bytes")
             return message
 
         return bounded

@@ -51,6 +51,7 @@ class Workspace:
         self.folder, self.own = folder, folder / SERVICE
         self.own.mkdir(parents=True, exist_ok=True)
         self._lock = threading.RLock()
+        self._read: tuple[frozenset[tuple[str, int, int]], Cohort] | None = None
 
     # Places.
 
@@ -82,9 +83,21 @@ class Workspace:
     def cohort(self) -> Cohort:
         """The cases as they lie in the folder now; empty if there are none yet."""
         with self._lock:
-            if not any((self.folder / "images").iterdir()):
-                return Cohort((), self._named_labels(), self.folder.resolve().name)
-            return read_cohort(self.folder)
+            state = self._files_now()
+            if self._read is None or self._read[0] != state:
+                empty = not any((self.folder / "images").iterdir())
+                own = Cohort((), self._named_labels(), self.folder.resolve().name)
+                self._read = state, own if empty else read_cohort(self.folder)
+            return self._read[1]
+
+    def _files_now(self) -> frozenset[tuple[str, int, int]]:
+        """Names, times and sizes of the files that make up the cohort, so that it is read again when one changes."""
+        places = [self.folder / name for name in ("images", "labels")]
+        files = [file for place in places if place.is_dir() for file in place.rglob("*")]
+        stated = [(file, file.lstat()) for file in [*files, *self.folder.iterdir()]]
+        return frozenset(
+            (str(file), stat.st_mtime_ns, stat.st_size) for file, stat in stated if file != self.own.parent
+        )
 
     def case(self, case_id: str) -> Case:
         """Raises KeyError for an unknown id."""

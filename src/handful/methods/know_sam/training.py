@@ -13,10 +13,10 @@ from handful.methods.know_sam.mixing import exchanged, most_certain
 from handful.methods.know_sam.networks import KnowSamNetworks, distance, entropy, with_background
 from handful.methods.self_training.pool import Pool
 from handful.methods.stacks import StackedSupport
-from handful.methods.unet.training import Views, masks_of
+from handful.methods.unet.training import LabelledViews, Views, masks_of
 from handful.tuning.losses import dice_ce, whole_batch
 from handful.tuning.sampling import BalancedSampler
-from handful.tuning.views import UNKNOWN, Moves, moved, moved_classes, random_grids, relit
+from handful.tuning.views import UNKNOWN, moved, relit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,13 +52,14 @@ class KnowSamLoss:
     ) -> None:
         assert networks.sam is not None
         self.networks, self.sam = networks, networks.sam
-        self.stacked, self.pool, self.labels, self.views, self.weights = stacked, pool, labels, views, weights
+        self.pool, self.labels, self.weights = pool, labels, weights
+        self.views = LabelledViews(stacked, views, next(networks.first.parameters()).device)
         self.half = max(1, batch // 2)
         self.sampler = BalancedSampler(stacked.holds(labels), self.half, stacked.labelled)
 
     def __call__(self, step: int, generator: Generator) -> Tensor:
         self.networks.train()
-        slices, classes = self._labelled(generator)
+        slices, classes = self.views.of(self.sampler, generator)
         if len(self.pool):
             further = self._unlabelled(generator)
             most = max(slices.shape[1], further.shape[1])
@@ -111,25 +112,12 @@ class KnowSamLoss:
         target = masks_of(classes[:, None], self.labels)[:, :, 0]
         return dice_ce(*whole_batch(logits[: len(classes)], target, classes != UNKNOWN))
 
-    def _labelled(self, generator: Generator) -> tuple[Float[Tensor, "h c s s"], Int[Tensor, "h s s"]]:
-        """Views of labelled slices, on the device."""
-        stacks, classes = self.stacked.around(self.sampler.sample(generator), 1)
-        grids = self._grids(len(stacks), stacks.shape[-1], generator)
-        shown = relit(moved(stacks[:, :, 0], grids), generator)
-        return self._on_device(shown), self._on_device(moved_classes(classes, grids)[:, 0].long())
-
     def _unlabelled(self, generator: Generator) -> Float[Tensor, "h c s s"]:
         """Views of unlabelled slices, more strongly changed."""
         rows = torch.randint(len(self.pool), (self.half,), generator=generator)
         slices = self.pool.slices[rows].float()
-        grids = self._grids(self.half, slices.shape[-1], generator)
-        return self._on_device(relit(moved(slices, grids), generator, self.weights.strength))
-
-    def _grids(self, n: int, side: int, generator: Generator) -> Float[Tensor, "n s s 2"]:
-        return random_grids(n, (side, side), Moves(elastic=self.views.elastic, mirror=self.views.mirror), generator)
-
-    def _on_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(next(self.networks.first.parameters()).device)
+        grids = self.views.grids(self.half, slices.shape[-1], generator)
+        return relit(moved(slices, grids), generator, self.weights.strength).to(self.views.device)
 
 
 def disagreement(own: Float[Tensor, "b k s s"], other: Float[Tensor, "b k s s"]) -> Tensor:

@@ -17,9 +17,9 @@ from handful.methods.self_training.gate import Classes, Gate, combined_probabili
 from handful.methods.self_training.mixing import labelled_parts
 from handful.methods.self_training.pool import Pool, largest_pieces
 from handful.methods.unet.network import Net
-from handful.methods.unet.training import NetLoss, exits_loss, masks_of
+from handful.methods.unet.training import LabelledViews, NetLoss, exits_loss, masks_of
 from handful.tuning.sampling import BalancedSampler
-from handful.tuning.views import UNKNOWN, Moves, moved, moved_classes, random_grids, relit
+from handful.tuning.views import UNKNOWN, moved, moved_classes, relit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,7 @@ class SelfTrainingLoss:
         self.supervised, self.teacher, self.pool, self.mixture, self.gate = supervised, teacher, pool, mixture, gate
         self.one_piece, self.initial = one_piece, initial
         stacked, half = supervised.stacked, supervised.sampler.batch // 2
+        self.views = LabelledViews(stacked, supervised.views, next(supervised.net.parameters()).device)
         self.mixed = max(2, half)
         self.clean = BalancedSampler(stacked.holds(supervised.labels), max(1, half), stacked.labelled)
         self.partners = BalancedSampler(stacked.holds(supervised.labels), self.mixed, stacked.labelled)
@@ -72,7 +73,7 @@ class SelfTrainingLoss:
         if not len(rows):
             return self.supervised(step, generator)
         self.student.train()
-        clean, clean_classes = self._labelled(self.clean, generator)
+        clean, clean_classes = self.views.of(self.clean, generator)
         mixed, mixed_classes, labelled = self._mixed(rows, step, generator)
         slices = torch.cat([clean, mixed])
         classes = torch.cat([clean_classes, mixed_classes])
@@ -83,27 +84,18 @@ class SelfTrainingLoss:
         loss = exits_loss(exits, masks, (known & own)[:, None])
         return loss + self.mixture.weight_at(step) * exits_loss(exits, masks, (known & ~own)[:, None])
 
-    def _labelled(
-        self, sampler: BalancedSampler, generator: Generator
-    ) -> tuple[Float[Tensor, "b c s s"], Int[Tensor, "b s s"]]:
-        """Another view of labelled slices, on the device."""
-        stacks, classes = self.supervised.stacked.around(sampler.sample(generator), 1)
-        grids = self._grids(len(stacks), stacks.shape[-1], generator)
-        shown = relit(moved(stacks[:, :, 0], grids), generator)
-        return self._on_device(shown), self._on_device(moved_classes(classes, grids)[:, 0].long())
-
     def _mixed(
         self, rows: Int[Tensor, " r"], step: int, generator: Generator
     ) -> tuple[Float[Tensor, "b c s s"], Int[Tensor, "b s s"], Tensor]:
         """Mixed slices, their classes, and where they are of the labelled slice."""
         chosen = rows[torch.randint(len(rows), (self.mixed,), generator=generator)]
         slices = self.pool.slices[chosen].float()
-        grids = self._grids(self.mixed, slices.shape[-1], generator)
+        grids = self.views.grids(self.mixed, slices.shape[-1], generator)
         plain = moved(slices, grids)
         inside = self._on_device(moved(torch.ones_like(slices[:, :1]), grids)[:, 0] >= 0.999)
         classes = self._pseudo_labels(self._on_device(plain), chosen, grids, step).masked_fill(~inside, UNKNOWN)
         shown = self._on_device(relit(plain, generator, self.mixture.strength))
-        partners, partner_classes = self._labelled(self.partners, generator)
+        partners, partner_classes = self.views.of(self.partners, generator)
         shown, partners = _with_equal_channels(shown, partners)
         labelled = self._on_device(labelled_parts(self.mixed, slices.shape[-1], generator))
         return (
@@ -139,10 +131,6 @@ class SelfTrainingLoss:
         net.eval()
         logits = torch.cat([net(part[:, :, None])[:, 0, :, 0] for part in torch.split(slices, CHUNK)]).float()
         return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).softmax(dim=1)
-
-    def _grids(self, n: int, side: int, generator: Generator) -> Float[Tensor, "n s s 2"]:
-        views = self.supervised.views
-        return random_grids(n, (side, side), Moves(elastic=views.elastic, mirror=views.mirror), generator)
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(next(self.student.parameters()).device)

@@ -57,6 +57,26 @@ class Views:
         return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), maps[:, :-1], maps[:, -1] >= 0.999
 
 
+class LabelledViews:
+    """Moved and relit views of labelled slices, for trainings that also use unlabelled ones."""
+
+    def __init__(self, stacked: StackedSupport, views: Views, device: torch.device) -> None:
+        self.stacked, self.views, self.device = stacked, views, device
+
+    def of(
+        self, sampler: BalancedSampler, generator: Generator
+    ) -> tuple[Float[Tensor, "b c s s"], Int[Tensor, "b s s"]]:
+        """Another view of the slices that the sampler chooses, and their class numbers, on the device."""
+        stacks, classes = self.stacked.around(sampler.sample(generator), 1)
+        grids = self.grids(len(stacks), stacks.shape[-1], generator)
+        shown = relit(moved(stacks[:, :, 0], grids), generator)
+        return shown.to(self.device), moved_classes(classes, grids)[:, 0].long().to(self.device)
+
+    def grids(self, n: int, side: int, generator: Generator) -> Float[Tensor, "n s s 2"]:
+        """Where each pixel of n views comes from."""
+        return random_grids(n, (side, side), Moves(elastic=self.views.elastic, mirror=self.views.mirror), generator)
+
+
 class NetLoss:
     """The loss of one training step on labelled slices."""
 

@@ -15,7 +15,7 @@ export class Label {
     document.addEventListener('keydown', event => this.key(event));
     document.addEventListener('keyup', event => { if (event.key.toLowerCase() === 'w') this.windowing = null; });
     window.addEventListener('pagehide', () => this.case && call(`cases/${this.case.id}/leave`, { method: 'POST', keepalive: true }).catch(() => {}));
-    setInterval(() => { if (this.case && !this.root.hidden && !document.hidden) get(`cases/${this.case.id}`).catch(() => {}); }, 25000);
+    setInterval(() => { if (this.case && !this.root.hidden && !document.hidden) post(`cases/${this.case.id}/stay`).catch(() => {}); }, 25000);
   }
   build() {
     const button = (id, text, title, action) => h('button', { id, title, onclick: guarded(action) }, text);
