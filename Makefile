@@ -14,10 +14,14 @@ test: $(READY)
 test-all: $(READY)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadgroup
 
-# FUZZ damaged scans, each read in a process that may die; FUZZ_FROM repeats a trial by its number.
+# FUZZ damaged scans, DICOM damaged DICOM files and MODELS damaged model folders, each read in a process that may die, and
+# KILLS of commands. FUZZ_FROM repeats a trial by its number.
 FUZZ ?= 4000
+DICOM ?= 2000
+MODELS ?= 1000
+KILLS ?= 120
 fuzz: $(READY)
-	FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -s tests/fuzz
+	FUZZ=$(FUZZ) DICOM=$(DICOM) MODELS=$(MODELS) KILLS=$(KILLS) OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -s tests/fuzz
 
 check: $(READY)
 	$(VENV)/bin/ruff format --check .

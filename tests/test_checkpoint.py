@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 import tiny_models
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
-from handful.checkpoint import describe_support, load, save
+from handful.checkpoint import describe_support, load, open_model, save
 from handful.errors import CheckpointError
 from handful.jobs.digests import digest_of_file
 from handful.methods.base import Segmenter
@@ -261,3 +261,11 @@ def test_tensors_that_a_segmenter_does_not_have_are_refused(segmenter: Segmenter
     edit(folder, weights_sha256=digest_of_file(folder / "weights.safetensors"))
     with pytest.raises(CheckpointError, match=r"weights\.safetensors.*'classes/"):
         load(folder, backbone)
+
+
+def test_an_error_in_a_prediction_names_the_model(segmenter: Segmenter, tmp_path: Path):
+    saved = open_model(keep(segmenter, tmp_path / "model"))
+    with pytest.raises(CheckpointError, match="fails on this scan"), saved.predicting():
+        raise RuntimeError("shapes")
+    with pytest.raises(MemoryError), saved.predicting():
+        raise MemoryError

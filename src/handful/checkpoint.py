@@ -34,7 +34,7 @@ from handful.jobs.atomic import replacing_folder
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of
 from handful.jobs.json_file import read_json
-from handful.jobs.memory import AllocationLimit
+from handful.jobs.memory import AllocationLimit, is_lack_of_memory
 from handful.methods.base import SHOWING, Held, Method, Segmenter
 from handful.methods.catalog import build_method, method_settings, settings_from_backbone
 from handful.methods.settings import read_settings
@@ -248,6 +248,21 @@ class SavedModel:
             _require_complete(segmenter.learned(), weights)
         return segmenter
 
+    @contextmanager
+    def predicting(self) -> Iterator[None]:
+        """CheckpointError that names the model, for any error of a prediction that is not for the user."""
+        try:
+            yield
+        except (HandfulError, MemoryError, OSError):
+            raise
+        except Exception as error:  # weights that were changed on purpose may fail anywhere
+            if is_lack_of_memory(error):
+                raise
+            raise CheckpointError(
+                f"{self.folder} fails on this scan ({type(error).__name__}: {_first_line(error)}); fit "
+                "again, or send a bug report if it does so after that"
+            ) from error
+
     def backbone(self, name: str | None = None) -> Backbone:
         """The backbone of that name; without a name the recorded one, which is not downloaded."""
         if name is not None:
@@ -357,8 +372,9 @@ def _parsed(path: Path, raw: Any) -> Record:
     try:
         record = TypeAdapter(Record).validate_python(raw)
         TypeAdapter(_Provenance).validate_python(record.provenance)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+    except (ValidationError, SettingsError) as error:
+        errors = error.errors()[:3] if isinstance(error, ValidationError) else []
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors) or str(error)
         raise CheckpointError(f"{path} does not describe a segmenter ({wrong}); fit again") from error
     if not 0 < len(record.labels) <= MOST_LABELS or not all(0 < value <= HIGHEST_LABEL for value in record.labels):
         raise CheckpointError(
@@ -461,8 +477,11 @@ def _require_modest(settings: Mapping[str, Any] | Sequence[Any], name: str = "se
 
 
 def _require_complete(restored: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-    """SettingsError unless the segmenter has taken every tensor as it is in the file."""
-    there, here = ({name: tuple(t.shape) for name, t in tensors.items()} for tensors in (weights, restored))
+    """SettingsError unless the segmenter has every tensor of the file, in its shape and number format."""
+    there, here = (
+        {name: f"{str(t.dtype).removeprefix('torch.')}{tuple(t.shape)}" for name, t in tensors.items()}
+        for tensors in (weights, restored)
+    )
     if different := sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name)):
         name = different[0]
         raise SettingsError(

@@ -12,7 +12,6 @@ from handful.data.formats import read_geometry, read_label_map, read_notes, read
 from handful.data.volume import Volume
 from handful.errors import HandfulError, LabelError
 
-GOOD = ("equal", "refused", "no checksum could tell")
 _NEEDED = {
     "a": (b"TransformMatrix", b"Offset", b"ElementSpacing", b"DimSize", b"ElementType"),
     "n": (b"space:", b"space directions:", b"space origin:", b"sizes:", b"type:"),
@@ -21,7 +20,7 @@ _NEEDED = {
 
 
 def outcome(mutated: Mutated, truth: Volume, folder: Path) -> str:
-    """One of GOOD, or a description of the fault."""
+    """One of `workers.GOOD`, or a description of the fault."""
     path = folder / mutated.original.name
     path.write_bytes(mutated.content)
     if mutated.original.beside is not None and mutated.beside is not None:

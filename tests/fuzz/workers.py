@@ -4,64 +4,70 @@ from __future__ import annotations
 
 import os
 import select
+import shutil
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-
-from fuzz.judge import outcome
-from fuzz.mutations import mutate
-from fuzz.originals import Original, originals
-from handful.data.formats import read_volume
-from handful.data.volume import Volume
+import pytest
 
 SECONDS = 30
 """After these, a trial hangs."""
 ADDRESS_SPACE = 3 * 2**30
+GOOD = ("equal", "refused", "no checksum could tell")
+
+Trial = tuple[str, Callable[[Path], str]]
+"""What is damaged, and what reads it in an empty folder: one of GOOD, or a description of the fault."""
 
 
-def trials(numbers: range) -> Iterator[tuple[int, str, str]]:
-    """Number, mutation and outcome of each trial."""
-    left = list(numbers)
+def outcomes(what: str, numbers: range, trial: Callable[[int], Trial]) -> Counter[str]:
+    """The number of trials by outcome; fails with a line per fault. `trial` is called in another process."""
+    counts: Counter[str] = Counter()
+    faults = []
+    with TemporaryDirectory() as folder:
+        for number, described, found in _trials(list(numbers), trial, Path(folder)):
+            counts[found if found in GOOD else "fault"] += 1
+            counts["in a header"] += described.startswith("header ")
+            if found not in GOOD:
+                faults.append(f"FUZZ_FROM={number}: {described}: {found}")
+    print(f"{what}: {len(numbers)} trials: {dict(counts)}")
+    if faults:
+        pytest.fail("\n".join(faults), pytrace=False)
+    return counts
+
+
+def _trials(left: list[int], trial: Callable[[int], Trial], folder: Path) -> Iterator[tuple[int, str, str]]:
     while left:
         reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
             os.close(reading)
             try:
-                _work(left, writing)
+                _work(left, trial, folder, writing)
             finally:  # without any clean-up of the parent's
                 os._exit(1)
         os.close(writing)
-        done = 0
-        for number, what, found in _answers(reading, pid):
-            done += 1
-            yield number, what, found
+        done, described = 0, "before its first trial"
+        for line in _lines(reading, pid):
+            if line.startswith("\1"):
+                yield left[done], described, line[1:]
+                done += 1
+            else:
+                described = line
         os.close(reading)
         status = os.waitpid(pid, 0)[1]
         if done < len(left):
             how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
-            yield left[done], describe(left[done]), f"death of the process: {how}"
+            yield left[done], described, f"death of the process: {how}"
             done += 1
         left = left[done:]
 
 
-def describe(number: int) -> str:
-    """The file and the mutation of a trial."""
-    mutated = mutate(*_chosen(number, originals()))
-    return f"{mutated.original.name}: {mutated.what}"
-
-
-def _chosen(number: int, files: list[Original]) -> tuple[Original, np.random.Generator]:
-    rng = np.random.default_rng([27, number])
-    return files[number % len(files)], rng
-
-
-def _answers(reading: int, pid: int) -> Iterator[tuple[int, str, str]]:
+def _lines(reading: int, pid: int) -> Iterator[str]:
     rest = b""
     while True:
         if not select.select([reading], [], [], SECONDS)[0]:
@@ -71,36 +77,25 @@ def _answers(reading: int, pid: int) -> Iterator[tuple[int, str, str]]:
         if not piece:
             return
         *lines, rest = (rest + piece).split(b"\0")
-        for line in lines:
-            number, what, found = line.decode("utf-8", "replace").split("\1")
-            yield int(number), what, found
+        yield from (line.decode("utf-8", "replace") for line in lines)
 
 
-def _work(numbers: list[int], writing: int) -> None:
+def _work(numbers: list[int], trial: Callable[[int], Trial], folder: Path, writing: int) -> None:
     """In the child: run the trials, then end the process."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     warnings.simplefilter("ignore")
     _limit_memory()
-    files = originals()
-    truths: dict[str, Volume] = {}
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        for number in numbers:
-            original, rng = _chosen(number, files)
-            if original.name not in truths:
-                truths[original.name] = _truth(original, folder)
-            mutated = mutate(original, rng)
-            found = outcome(mutated, truths[original.name], folder)
-            line = "\1".join((str(number), f"{original.name}: {mutated.what}", found)).replace("\0", "?")
-            os.write(writing, line.encode("utf-8", "replace") + b"\0")
+    for number in numbers:
+        described, read = trial(number)
+        _send(writing, described.replace("\1", "?"))
+        (folder / str(number)).mkdir()
+        _send(writing, "\1" + read(folder / str(number)))
+        shutil.rmtree(folder / str(number))
     os._exit(0)
 
 
-def _truth(original: Original, folder: Path) -> Volume:
-    (folder / original.name).write_bytes(original.content)
-    if original.beside is not None:
-        (folder / original.beside[0]).write_bytes(original.beside[1])
-    return read_volume(folder / original.name)
+def _send(writing: int, line: str) -> None:
+    os.write(writing, line.replace("\0", "?").encode("utf-8", "replace") + b"\0")
 
 
 def _limit_memory() -> None:

@@ -55,7 +55,9 @@ class Commands(TyperGroup):
             print_note(str(error), lead=ERROR)
             raise typer.Exit(1) from error
         except Exception as error:
-            if _is_lack_of_memory(error):
+            from handful.jobs.memory import is_lack_of_memory
+
+            if is_lack_of_memory(error):
                 print_note(OUT_OF_MEMORY, lead=ERROR)
                 raise typer.Exit(1) from error
             if (code := _exit_code(error)) is None:
@@ -71,13 +73,6 @@ class Terminated(KeyboardInterrupt):
 def raise_terminated(signal: int, frame: object) -> None:
     """A handler of SIGTERM."""
     raise Terminated
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """Whether PyTorch could not allocate memory, of the CPU or of a GPU."""
-    if not isinstance(error, RuntimeError):
-        return False
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def print_note(text: str, lead: str = "") -> None:

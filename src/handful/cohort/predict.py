@@ -178,7 +178,8 @@ def predict_file(
     segmenter = saved.open(config.device, config.cache, config.backbone)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
-    label_map, reasons = segmenter.predict_explained(volume)
+    with saved.predicting():
+        label_map, reasons = segmenter.predict_explained(volume)
     preview = out.with_name(f"{stem(out)}.preview.png")
     if config.overwrite:
         preview.unlink(missing_ok=True)  # of an earlier prediction
@@ -341,16 +342,18 @@ class _Job:
         return note.output == digest_of_file(task.output) and note.input == task.case.image_digest()
 
     def _carry_out(self, task: _Task, volume: Volume, digest: str, warnings: tuple[str, ...]) -> None:
-        label_map, reasons = self.segmenter.predict_explained(volume)
+        segmenter = self.segmenter
+        with self.model.predicting():
+            label_map, reasons = segmenter.predict_explained(volume)
         if task.notes.path(task.case.name).exists():
             task.preview.unlink(missing_ok=True)  # of an earlier prediction
         note = _Note(input=digest, model=self.model.sha256, output=None)
         task.notes.write(task.case.name, note)  # from now on the output counts as written by handful
         write_prediction(task.output, label_map, task.case, self.config, self.model)
         if self.config.preview:
-            write_preview(task.preview, volume, label_map, self.segmenter, reasons, task.case.name)
+            write_preview(task.preview, volume, label_map, segmenter, reasons, task.case.name)
         if task.probabilities:
-            write_probabilities(task.probabilities, volume, self.segmenter)
+            write_probabilities(task.probabilities, volume, segmenter)
         done = replace(
             note,
             output=digest_of_file(task.output),

@@ -13,7 +13,7 @@ from handful.data.slice_grid import Plane
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet, robust_range
 from handful.data.volume import Geometry, Volume
-from handful.errors import UnsupportedInput
+from handful.errors import SettingsError, UnsupportedInput
 
 PIXEL_FACTOR, DISTANCE_FACTOR = 2.0, 3.0
 """Factors beyond the range of the support set, from which pixels, or distances of slices, are unlike it."""
@@ -56,6 +56,14 @@ class MadeFor:
     """Smallest 0.5th and largest 99.5th percentile of the voxels."""
     fixed_window: bool
     """Whether the same values become black and white in each scan."""
+
+    def __post_init__(self) -> None:
+        if not self.channels or not set(self.channels) <= {1, 3}:
+            raise SettingsError(f"made_for.channels are {self.channels}, instead of 1 or 3")
+        for name in ("pixel", "distance"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high < math.inf:
+                raise SettingsError(f"made_for.{name} is {(low, high)}, which are no distances from low to high")
 
     @classmethod
     def of(cls, support: SupportSet, slicer: Slicer) -> MadeFor:

@@ -52,6 +52,13 @@ def _reset() -> None:
         return
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether PyTorch could not allocate memory, of the CPU or of a GPU."""
+    if not isinstance(error, RuntimeError):
+        return False
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 class AllocationLimit(TorchFunctionMode):
     """While active, raises MemoryError before PyTorch creates more than so many bytes of new tensors in total."""
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from handful.backbones.base import Backbone
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
-from handful.data.volume import Labels
+from handful.data.volume import IGNORE, Labels
+from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import CHUNK, Held, Method, Segmenter, Work, labelled_slices
-from handful.methods.promptable import thumbnails
+from handful.methods.learned import Learned
+from handful.methods.promptable import SIDE, thumbnails
 
 CELLS = 16
 """Width and height in cells to which feature maps are pooled before they are compared."""
@@ -57,8 +59,17 @@ class NearestSlice(Method):
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> NearestSliceSegmenter:
-        classes = [learned[f"classes/{case}"] for case in range(len(learned) - 1)]
-        return NearestSliceSegmenter(labels, slicer, backbone, self.similarity, learned["signatures"], classes)
+        features = (
+            SIDE**2 if self.similarity == "pixels" else backbone.channels * min(CELLS, backbone.feature_side) ** 2
+        )
+        signatures = Learned(learned, p=features).floats("signatures", "s p")
+        classes = [
+            Learned(learned).whole(f"classes/{case}", "n h w", low=IGNORE, high=len(labels))
+            for case in range(len(learned) - 1)
+        ]
+        if sum(map(len, classes)) != len(signatures):
+            raise SettingsError(f"{len(signatures)} signatures for {sum(map(len, classes))} labelled slices")
+        return NearestSliceSegmenter(labels, slicer, backbone, self.similarity, signatures, classes)
 
 
 class NearestSliceSegmenter(Segmenter):

@@ -25,8 +25,9 @@ from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import InputError, SettingsError
 from handful.methods.base import CHUNK, PromptableSegmenter, Segmenter
 from handful.methods.explained import SliceConfidence
+from handful.methods.learned import Learned
 from handful.prompts.heuristics import append_points, boxes, centre_points, inside_points
-from handful.prompts.prompts import Prompts
+from handful.prompts.prompts import PADDING, Prompts
 
 PromptKind = Literal["box", "points-1", "points-3", "points-5"]
 """A box around a label, or points inside it: the one farthest from the edge, and none, two or four random ones."""
@@ -253,11 +254,14 @@ class TransferredPrompts:
         return {"thumbnails": self.thumbnails, "sizes": self.sizes, **given}
 
     @classmethod
-    def unpack(cls, packed: dict[str, Tensor]) -> TransferredPrompts:
-        """The inverse of `pack`; tensors are moved to the CPU."""
-        tensors = {name: tensor.cpu() for name, tensor in packed.items()}
-        prompts = Prompts(tensors.get("points"), tensors.get("point_labels"), tensors.get("boxes"))
-        return cls(tensors["thumbnails"], tensors["sizes"], prompts)
+    def unpack(cls, packed: dict[str, Tensor], kind: PromptKind, labels: Labels) -> TransferredPrompts:
+        """The inverse of `pack`; tensors are moved to the CPU. Raises SettingsError if they are not of this kind."""
+        taken = Learned({name: tensor.cpu() for name, tensor in packed.items()}, k=len(labels))
+        pictures, sizes = taken.floats("thumbnails", f"s {SIDE**2}"), taken.whole("sizes", "s 2", low=1)
+        if kind == "box":
+            return cls(pictures, sizes, Prompts(boxes=taken.floats("boxes", "s k 4")))
+        points = taken.floats("points", "s k q 2")
+        return cls(pictures, sizes, Prompts(points, taken.whole("point_labels", "s k q", low=PADDING, high=1)))
 
 
 def as_prompts(masks: Bool[Tensor, "n k h w"], kind: PromptKind, jitter: float, generator: Generator) -> Prompts:

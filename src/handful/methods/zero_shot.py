@@ -69,7 +69,9 @@ class ZeroShot(Method):
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> ZeroShotSegmenter:
-        return ZeroShotSegmenter(self.promptable(labels, backbone, slicer), TransferredPrompts.unpack(learned))
+        return ZeroShotSegmenter(
+            self.promptable(labels, backbone, slicer), TransferredPrompts.unpack(learned, self.prompt, labels)
+        )
 
     def promptable(self, labels: Labels, backbone: Backbone, slicer: Slicer | None = None) -> FrozenPromptable:
         """The same backbone for prompts from elsewhere, for example from `oracle`; without a support set."""

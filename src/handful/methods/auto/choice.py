@@ -6,13 +6,15 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import UInt8
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from handful.data.support import SupportSet
+from handful.errors import SettingsError
+from handful.methods.learned import Learned
 
 SELF_TRAINING, UNET = "self-training", "unet"
 ENOUGH_UNLABELLED = 10
@@ -92,15 +94,19 @@ class Choice:
 
     @classmethod
     def unpack(cls, packed: UInt8[Tensor, " n"]) -> Choice:
-        return cls.from_json(bytes(packed.tolist()).decode())
+        """The inverse of `pack`. Raises SettingsError if it is no choice."""
+        try:
+            return cls.from_json(Learned({"choice": packed}).text("choice"))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise SettingsError("tensor 'choice' is not the text of a choice") from error
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Choice:
-        entries: dict[str, Any] = json.loads(text)
-        return cls(**entries | {"reasons": tuple(entries["reasons"])})
+        """The inverse of `to_json`. Raises ValueError for any other text."""
+        return TypeAdapter(cls).validate_json(text)
 
 
 def preferred_method(situation: Situation) -> Choice:

@@ -102,6 +102,8 @@ class Auto(Wrapper):
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> AutoSegmenter:
         choice = Choice.unpack(learned["choice"])
+        if choice.method not in (SELF_TRAINING, UNET, FATE, NEAREST_SLICE):
+            raise SettingsError(f"tensor 'choice' names the method {choice.method[:40]!r}, which auto does not choose")
         method = self._built(choice, slicer)
         return AutoSegmenter(method.restore(labels, slicer, backbone, below(choice.method, learned)), choice)
 

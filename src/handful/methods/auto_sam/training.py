@@ -31,6 +31,7 @@ from handful.methods.encoded_support import (
     views_to_keep,
     with_pixels,
 )
+from handful.methods.learned import Learned
 from handful.tuning.early_stopping import EarlyStopping
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_ce, fading, whole_batch
@@ -135,8 +136,12 @@ class HeadTraining(Method):
         head = self.new_head(backbone, 1 + len(labels), with_slices="pixels" in learned)
         fixed = head.fixed_state()
         load_trainable_state(head, {name: value for name, value in learned.items() if name not in fixed})
+        taken = Learned(learned)
         for name, value in fixed.items():
-            value.copy_(learned[name])
+            shape = " ".join(map(str, value.shape))
+            value.copy_(taken.floats(name, shape) if value.is_floating_point() else taken.whole(name, shape))
+            if not torch.equal(head.fixed_state()[name], value):  # a number that backbone and settings decide
+                raise SettingsError(f"tensor {name!r} is {value.tolist()}, not {head.fixed_state()[name].tolist()}")
         return AutoSamSegmenter(labels, slicer, backbone, head)
 
     def head_for(self, support: SupportSet, slicer: Slicer, backbone: Backbone) -> Head:

@@ -177,7 +177,8 @@ class Fate(Method):
         return PropagationOrder(self.window, self.start, self.forward_uses_reverse, self.fuse)
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> FateSegmenter:
-        return FateSegmenter(labels, slicer, _with_memory(backbone), self.resolved(backbone), SupportBank(learned))
+        bank = SupportBank.unpack(learned, len(labels), backbone, self.similarity)
+        return FateSegmenter(labels, slicer, _with_memory(backbone), self.resolved(backbone), bank)
 
 
 class FateSegmenter(Segmenter):

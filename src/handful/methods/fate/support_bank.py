@@ -14,9 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch import Tensor, nn
 
-from handful.backbones.base import ImageEmbeddings, Memory, MemoryBackbone
+from handful.backbones.base import Backbone, ImageEmbeddings, Memory, MemoryBackbone
 from handful.data.support import LabelledSlices
+from handful.errors import SettingsError
 from handful.methods.base import CHUNK
+from handful.methods.learned import Learned
 
 CELLS = 16
 """Cells along the feature maps that 'cosine' compares: coarse enough to tolerate a small shift."""
@@ -68,6 +70,30 @@ class SupportBank(nn.Module):
         self._sources = list(zip(self.cases.tolist(), self.index.tolist(), strict=True))
         self._names: list[str] = json.loads(bytes(self.names.tolist()))
         self._numbers = {self.source(support): support for support in range(len(self._sources))}
+
+    @classmethod
+    def unpack(
+        cls, tensors: Mapping[str, Tensor], labels: int, backbone: Backbone, similarity: Similarity
+    ) -> SupportBank:
+        """The bank with these buffers, from a file. Raises SettingsError if they do not fit together."""
+        side, channels = backbone.feature_side, backbone.channels
+        taken = Learned(tensors, k=labels, columns=labels + 1, c=channels)
+        cells = {"cosine": min(CELLS, side) ** 2, "pooled": 1, "l1": side**2}[similarity]
+        levels = sum(name.startswith("signature") for name in tensors)
+        bank = {f"signature{level}": taken.floats(f"signature{level}", "s * *") for level in range(levels - 1)}
+        bank[f"signature{levels - 1}"] = taken.floats(f"signature{levels - 1}", f"s c {cells}")
+        if levels > 1 and similarity != "l1":
+            raise SettingsError(f"features of {levels} levels, but similarity is {similarity}")
+        bank["spatial"], bank["position"] = taken.floats("spatial", "r t m"), taken.floats("position", "t m")
+        bank["pointers"] = taken.floats("pointers", "r c")
+        bank["rows"] = taken.whole("rows", "s columns", low=-1, high=len(bank["spatial"]) - 1)
+        bank["cases"] = taken.whole("cases", "s", high=len(taken.names("names")) - 1)
+        bank["index"], bank["place"] = taken.whole("index", "s"), taken.floats("place", "s", low=0, high=1)
+        bank["thumbnails"] = taken.whole("thumbnails", f"s colours {PICTURE} {PICTURE}", high=255)
+        bank["classes"] = taken.whole("classes", f"s {PICTURE} {PICTURE}", high=labels)
+        if taken.sizes["colours"] not in (1, 3):
+            raise SettingsError(f"pictures with {taken.sizes['colours']} channels, instead of 1 or 3")
+        return cls(bank | {"names": tensors["names"]})
 
     @classmethod
     def joined(cls, parts: Sequence[SupportBank]) -> SupportBank:

@@ -136,7 +136,9 @@ class FewShotPrompts(Method):
     ) -> FewShotSegmenter:
         decoder = TokenDecoder(backbone, self)
         load_trainable_state(decoder.trained, below("decoder", learned))
-        return FewShotSegmenter(labels, slicer, backbone, self, decoder, Tokens.unpack(below("tokens", learned)))
+        classes = len(labels) + int(self.background)
+        tokens = Tokens.unpack(below("tokens", learned), classes, backbone.channels)
+        return FewShotSegmenter(labels, slicer, backbone, self, decoder, tokens)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         method, slicer = self.resolved(backbone), support.resolve(self.slicer)

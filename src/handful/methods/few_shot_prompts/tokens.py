@@ -12,7 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from handful.backbones.base import Backbone
+from handful.errors import SettingsError
 from handful.methods.encoded_support import EncodedSupport
+from handful.methods.learned import Learned
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,11 +89,21 @@ class Tokens:
         return {"vectors": self.vectors, "names": names, **parts}
 
     @classmethod
-    def unpack(cls, packed: dict[str, Tensor]) -> Tokens:
-        """The inverse of `pack`."""
-        names = json.loads(bytes(packed["names"].tolist()))
-        vectors, classes, cases = packed["vectors"], packed["classes"], packed["cases"]
-        return cls(vectors, classes, cases, packed["slices"], packed["views"], tuple(names))
+    def unpack(cls, packed: dict[str, Tensor], classes: int, channels: int) -> Tokens:
+        """The inverse of `pack`. Raises SettingsError unless there are embeddings of all of so many classes."""
+        taken = Learned(packed, c=channels)
+        names = taken.names("names")
+        found = cls(
+            taken.floats("vectors", "t c"),
+            taken.whole("classes", "t", high=classes - 1),
+            taken.whole("cases", "t", high=len(names) - 1),
+            taken.whole("slices", "t"),
+            taken.whole("views", "t", high=0),
+            names,
+        )
+        if (there := len(set(found.classes.tolist()))) != classes:
+            raise SettingsError(f"class embeddings of {there} classes, but there are {classes}")
+        return found
 
 
 def class_embeddings(

@@ -28,6 +28,7 @@ from handful.methods.base import CHUNK, Method, PromptableSegmenter, Segmenter, 
 from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint
 from handful.methods.interactive.network import InteractiveNetwork
 from handful.methods.interactive.training import CorrectionLoss, Regions, SimulatedAnnotators
+from handful.methods.learned import Learned
 from handful.prompts.heuristics import boxes, centre_points
 from handful.prompts.prompt_mix import PromptMix
 from handful.prompts.prompts import Prompts
@@ -123,7 +124,13 @@ class Interactive(Method):
     ) -> InteractiveSegmenter:
         network = self._network(backbone)
         load_trainable_state(network.trained, below("tuned", learned))
-        return InteractiveSegmenter(labels, slicer, backbone, self, network, _Table(**below("table", learned)), None)
+        taken = Learned(below("table", learned), k=len(labels))
+        table = _Table(
+            taken.floats("signatures", f"v {backbone.channels * min(CELLS, backbone.feature_side) ** 2}"),
+            taken.floats("boxes", "v k 4", low=0, high=1),
+            taken.floats("centres", "v k 2", low=0, high=1),
+        )
+        return InteractiveSegmenter(labels, slicer, backbone, self, network, table, None)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         encoded = 0 if self.encoder_rank else labelled_slices(self, support) * max(1, self.views)

@@ -41,7 +41,7 @@ from handful.methods.base import (
 )
 from handful.methods.stacks import StackedSupport, blocks
 from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror
-from handful.methods.unet.network import Encoder, Net, NetPlan, PlainNet, PretrainedNet, StackShape
+from handful.methods.unet.network import LARGEST, SMALLEST, Encoder, Net, NetPlan, PlainNet, PretrainedNet, StackShape
 from handful.methods.unet.simclr import contrastive_slices, pretrain_encoder
 from handful.methods.unet.training import Augmentation, NetLoss, Views
 from handful.tuning.loop import TrainConfig, train
@@ -117,8 +117,8 @@ class UNet(Method):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise SettingsError(f"{name} must be at least {least}, got {value}")
-        if self.side is not None and (self.side < 32 or self.side % 16):
-            raise SettingsError(f"side must be a multiple of 16 from 32 on, got {self.side}")
+        if self.side is not None and (not SMALLEST <= self.side <= LARGEST or self.side % 16):
+            raise SettingsError(f"side must be a multiple of 16 from {SMALLEST} to {LARGEST}, got {self.side}")
         if self.depth % 4:
             raise SettingsError(f"depth must be a multiple of 4, got {self.depth}")
         for name in ("elastic", "rare_class_weight", "encoder_rate"):
@@ -165,9 +165,19 @@ class UNet(Method):
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> UNetSegmenter:
         plan = NetPlan.unpack(learned["plan"])
+        self._require_planned(plan)
         net = self.net(plan, len(labels), pretrained=False).to(backbone.device)
         load_trainable_state(net, below("net", learned))
         return UNetSegmenter(labels, slicer, backbone, net)
+
+    def _require_planned(self, plan: NetPlan) -> None:
+        """SettingsError unless the plan has the numbers that are set."""
+        depth = self.depth if self.dims == 3 else 1
+        for name, own in (("side", self.side), ("depth", depth), ("channels", self.channels), ("mirror", self.mirror)):
+            if own not in (None, getattr(plan, name)):
+                raise SettingsError(
+                    f"tensor 'plan' has {name} = {getattr(plan, name)}, but by the settings it is {own}"
+                )
 
     def plan(self, support: SupportSet, slicer: Slicer, backbone: Backbone) -> NetPlan:
         """The net's shape for the slices of a support; reads them where it chooses a side."""

@@ -16,10 +16,14 @@ from handful.backbones.efficientnet import EfficientNetLite, imagenet_encoder
 from handful.backbones.framing import PixelPolicy
 from handful.data.slice_grid import SliceGrid
 from handful.errors import SettingsError
+from handful.methods.learned import Learned
 
 Encoder = Literal["none", "imagenet"]
 """What the contracting path has learned before the first label: nothing, or ImageNet."""
 IMAGENET_PIXELS = PixelPolicy(resize="stretch")
+SMALLEST, LARGEST = 32, 4096
+"""Pixels along the square of a plan, and largest number that may be in one."""
+MOST_STAGES = 8
 WIDTHS = (1.0, 1.5, 2.5, 4.0, 8.0)
 """Channels of the decoder on a pre-trained encoder, finest stage first, as multiples of those of the finest."""
 
@@ -69,7 +73,7 @@ class NetPlan:
     ) -> NetPlan:
         """Stages down to 4 pixels, at most 8; across slices as far as these are near enough to one another."""
         stages = 1
-        while side % 2**stages == 0 and side // 2**stages >= 4 and stages < 8:
+        while side % 2**stages == 0 and side // 2**stages >= 4 and stages < MOST_STAGES:
             stages += 1
         if depth == 1:
             return cls(side, 1, channels, encoder, mirror, (1,) * stages, (1,) * stages)
@@ -87,8 +91,26 @@ class NetPlan:
 
     @classmethod
     def unpack(cls, packed: Int[Tensor, " p"]) -> NetPlan:
-        side, depth, channels, encoder, mirror, *rest = packed.tolist()
+        """The inverse of `pack`. Raises SettingsError for numbers that no plan has."""
+        side, depth, channels, encoder, mirror, *rest = (
+            Learned({"plan": packed}).whole("plan", "p", high=LARGEST).tolist()
+        )
         kernels, strides = tuple(rest[: len(rest) // 2]), tuple(rest[len(rest) // 2 :])
+        stages = len(kernels)
+        flat = depth == 1 and set(kernels) | set(strides) == {1}
+        stacked = depth > 1 and encoder == 0 and depth % 4 == 0 and set(kernels) <= {1, 3} and set(strides) <= {1, 2}
+        if not (
+            (flat or stacked)
+            and len(strides) == stages <= MOST_STAGES
+            and strides[0] == 1
+            and depth % math.prod(strides) == 0
+            and side >= SMALLEST
+            and side % 2 ** (stages - 1) == 0
+            and channels >= 1
+            and encoder < len(get_args(Encoder))
+            and mirror <= 1
+        ):
+            raise SettingsError(f"tensor 'plan' {packed.tolist()} describes no U-Net")
         return cls(side, depth, channels, get_args(Encoder)[encoder], bool(mirror), kernels, strides)
 
 

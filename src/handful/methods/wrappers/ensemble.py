@@ -24,6 +24,7 @@ from handful.jobs.progress import Run
 from handful.methods.auto_sam.unet import AutoSamUNet
 from handful.methods.base import Method, Segmenter, Work
 from handful.methods.fate.method import Fate
+from handful.methods.learned import Learned
 from handful.methods.unet.method import UNet
 from handful.methods.wrappers.base import Wrapper
 from handful.methods.wrappers.planes import ALL, Planes
@@ -76,7 +77,7 @@ class Ensemble(Wrapper):
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> EnsembleSegmenter:
-        three_planes = bool(learned["three_planes"])
+        three_planes = Learned(learned).flag("three_planes")
         members = self._members(slicer, three_planes)
         fitted = self.restore_members(members, labels, slicer, backbone, learned)
         return EnsembleSegmenter(fitted, three_planes)

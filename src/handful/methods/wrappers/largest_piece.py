@@ -20,9 +20,11 @@ from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
+from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Segmenter, below
 from handful.methods.explained import Explained
+from handful.methods.learned import Learned
 from handful.methods.wrappers.base import DelegatingSegmenter, MethodWrapper
 
 
@@ -50,7 +52,11 @@ class LargestPiece(MethodWrapper):
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> LargestPieceSegmenter:
         inner = self.method.restore(labels, slicer, backbone, below("inner", learned))
-        volumes, slices = (tuple(learned[name].tolist()) for name in ("whole_volumes", "single_slices"))
+        volumes, slices = (
+            tuple(Learned(learned).whole(name, "n?").tolist()) for name in ("whole_volumes", "single_slices")
+        )
+        if not {*volumes, *slices} <= set(labels.values):
+            raise SettingsError(f"labels of one piece {(*volumes, *slices)} are not among {labels.values}")
         return LargestPieceSegmenter(inner, OnePiece(volumes, slices))
 
 

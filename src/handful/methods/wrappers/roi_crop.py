@@ -33,6 +33,7 @@ from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import Held, Method, Segmenter, Work, below
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
+from handful.methods.learned import Learned
 from handful.methods.promptable import TransferredPrompts
 from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
 from handful.methods.wrappers.roi_margin import Decision, decide_margin, region_is_large
@@ -140,9 +141,9 @@ class RoiCrop(MethodWrapper):
         inner = self.method.restore(labels, slicer, backbone, below("inner", learned))
         if "windows" not in learned:
             return RoiCropSegmenter(inner, None)
-        place = TransferredPrompts.unpack(below("where", learned))
-        world, share, down, across, in_mm = learned["windows"].tolist()
-        return RoiCropSegmenter(inner, Cropper(place, Windows(world, share, down, across, bool(in_mm))))
+        place = TransferredPrompts.unpack(below("where", learned), "box", labels)
+        numbers = Learned(learned).floats("windows", "5", low=0, single=False).tolist()
+        return RoiCropSegmenter(inner, Cropper(place, Windows.unpack(numbers)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,12 +15,15 @@ from handful.data.slice_grid import Block, SliceGrid
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportFacts
 from handful.data.volume import LabelMap
+from handful.errors import SettingsError
 
 OUTLIERS = 0.02
 """Fraction of the boxes that is ignored on each side when a window is placed by them."""
 CONTRADICTION = 1.5
 """If the sizes of labelled regions vary this many times more in mm than as fractions of their slices, the pixel sizes
 are not used."""
+FARTHEST = 1e6
+"""Upper limit of the side of a window in a file, in mm or as a fraction of the slice."""
 RIM_WIDTH = 0.02
 """Width of the rim of a window as a fraction of its side; at least one pixel."""
 
@@ -117,6 +120,14 @@ class Windows:
         # an organ has about the same size in all patients, unless the pixel sizes in the headers are wrong
         in_mm = _spread(world) <= CONTRADICTION * _spread(share)
         return cls(margin * max(world), margin * max(share), down, across, in_mm)
+
+    @classmethod
+    def unpack(cls, numbers: Sequence[float]) -> Windows:
+        """Windows from these five numbers of a file. Raises SettingsError if they are out of range."""
+        world, share, down, across, in_mm = numbers
+        if not (0 < world < FARTHEST and 0 < share < FARTHEST and down <= 1 and across <= 1 and in_mm in (0, 1)):
+            raise SettingsError(f"the windows {tuple(numbers)} are out of range")
+        return cls(world, share, down, across, bool(in_mm))
 
     def around(self, region: Region, scale: float = 1.0) -> Region:
         """A window of `scale` times the standard size around the centre of a region, in whole pixels of the slice."""
