@@ -21,6 +21,7 @@ from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.backbones.sam_med2d import add_sam_med2d_adapters
+from handful.backbones.small import SmallBackbone, SmallShape, small_model
 from handful.backbones.tiny_vit import TinyVit, TinyVitShape
 
 SIDE = 128
@@ -93,6 +94,11 @@ def tiny_edgetam(seed: int = 0, side: int = SIDE, windows: int = 4, memory_2_1: 
         memory_fuser_intermediate_dim=96,
     )
     return EdgeTamBackbone(_random(EdgeTamVideoModel(config), seed), "tiny-edgetam")
+
+
+def tiny_small(seed: int = 0, side: int = SIDE) -> SmallBackbone:
+    """handful-small at half its width."""
+    return SmallBackbone(_random(small_model(SmallShape(channels=64), side), seed), "tiny-small")
 
 
 def sam_config(side: int = SIDE, decoder_eps: float = 1e-5) -> SamConfig:

@@ -13,6 +13,7 @@ BUILDERS = {
     "sam2": tiny_models.tiny_sam2,
     "sam2-video": tiny_models.tiny_sam2_video,
     "edgetam": tiny_models.tiny_edgetam,
+    "handful-small": tiny_models.tiny_small,
 }
 
 

@@ -369,4 +369,4 @@ def test_a_label_too_small_for_the_models_square_is_named(sam: Backbone):
     coarse = sam.fork()
     coarse.mask_side = coarse.feature_side
     with pytest.raises(LabelError, match="egg"):
-        AutoSam(head="linear", views=1, train=SHORT).fit(small, coarse)
+        AutoSam(head="vit", views=1, train=SHORT).fit(small, coarse)

@@ -19,12 +19,13 @@ from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.edgetam import EdgeTamBackbone
 from handful.backbones.families import FAMILIES, Architecture, Family
-from handful.backbones.folder_config import CONFIGS, FolderConfig, read_folder_config
+from handful.backbones.folder_config import CONFIGS, FolderConfig, model_type, read_folder_config
 from handful.backbones.official import SUFFIXES, load_official
 from handful.backbones.resizing import require_side, resize_sam, resized_sam2
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.backbones.small import KIND, load_small
 from handful.errors import CheckpointError, HandfulError, SettingsError
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of_file
@@ -120,6 +121,16 @@ BACKBONES: dict[str, BackboneEntry] = {
         family="sam2",
     ),
 }
+
+
+SMALL = BackboneEntry(
+    description="SAM 2's decoder and memory on EfficientNet-Lite, pre-trained on synthetic anatomy, 256 pixels",
+    source=Path(__file__).parent / "weights" / "handful-small",
+    licence="Apache-2.0",
+    family="handful-small",
+)
+if (Path(SMALL.source) / "model.safetensors").is_file():  # its weights are still in training
+    BACKBONES["handful-small"] = SMALL
 
 
 @dataclass(frozen=True)
@@ -297,6 +308,10 @@ def _from_folder(folder: Path, name: str, wanted: BackboneName) -> Backbone:
 
 
 def _built(folder: Path, name: str, wanted: BackboneName) -> Backbone:
+    if model_type(folder) == KIND:
+        family = FAMILIES[wanted.family or "handful-small"]
+        _require_architecture(family, "sam2", name)
+        return load_small(folder, name, wanted.image_size, family)
     read = read_folder_config(folder, name)
     family = _family_of(read, name, wanted)
     if read.kind == "sam":
@@ -327,10 +342,16 @@ def _family_of(read: FolderConfig, name: str, wanted: BackboneName) -> Family:
     # no published SAM 2 has one candidate mask only; models that handful pre-trains do
     small = architecture == "sam2" and config.mask_decoder_config.num_multimask_outputs == 1
     family = FAMILIES[wanted.family or ("handful-tiny" if small else architecture)]
-    if family.architecture != architecture:
-        fitting = [key for key, one in FAMILIES.items() if one.architecture == architecture]
-        raise SettingsError(f"backbone {name!r} cannot be a {wanted.family!r}; it is one of {', '.join(fitting)}")
+    _require_architecture(family, architecture, name)
     return family
+
+
+def _require_architecture(family: Family, architecture: Architecture, name: str) -> None:
+    """SettingsError where the named family is of another architecture than the weights."""
+    if family.architecture != architecture:
+        named = next(key for key, one in FAMILIES.items() if one is family)
+        fitting = [key for key, one in FAMILIES.items() if one.architecture == architecture]
+        raise SettingsError(f"backbone {name!r} cannot be a {named!r}; it is one of {', '.join(fitting)}")
 
 
 def _require_clear_family(backbone: Backbone, wanted: BackboneName) -> None:

@@ -49,6 +49,9 @@ UNIT_RANGE = PixelPolicy(
 )
 """MedSAM: stretched to the square, each slice scaled to [0, 1], no further normalisation (MedSAM_Inference.py)."""
 
+EMBEDDED = BackboneDefaults(decoder_rate=2e-3, head_rate=2e-3, head_steps=1500, top_k=5, window=1, multimask="never")
+"""handful-tiny and handful-small: few parameters, trained on synthetic anatomy, with one mask per prompt."""
+
 FAMILIES: dict[str, Family] = {
     "sam": Family(architecture="sam", pixels=PADDED),
     "medsam": Family(
@@ -64,12 +67,7 @@ FAMILIES: dict[str, Family] = {
     "mobile-sam": Family(architecture="mobile-sam", pixels=PADDED),
     "sam2": Family(architecture="sam2", pixels=STRETCHED, side=1024),
     "medsam2": Family(architecture="sam2", pixels=STRETCHED, side=512),
-    "handful-tiny": Family(
-        architecture="sam2",
-        pixels=STRETCHED,
-        defaults=BackboneDefaults(
-            decoder_rate=2e-3, head_rate=2e-3, head_steps=1500, top_k=5, window=1, multimask="never"
-        ),
-    ),
+    "handful-tiny": Family(architecture="sam2", pixels=STRETCHED, defaults=EMBEDDED),
+    "handful-small": Family(architecture="sam2", pixels=STRETCHED, defaults=EMBEDDED),
 }
 """By the name that stands before the colon of a backbone's name, as in 'medsam:/path/medsam_vit_b.pth'."""

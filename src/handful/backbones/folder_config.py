@@ -82,6 +82,16 @@ class FolderConfig:
             )
 
 
+def model_type(folder: Path) -> object:
+    """The `model_type` of config.json, of any type; None where it has none. CheckpointError if it is not JSON."""
+    file = folder / "config.json"
+    try:
+        raw, _ = read_json(file)
+    except ValueError as error:
+        raise _wrong(file, str(error)) from None
+    return raw.get("model_type") if isinstance(raw, dict) else None
+
+
 def read_folder_config(folder: Path, name: str) -> FolderConfig:
     """The checked configuration of the folder of backbone `name`, which has config.json and .safetensors files.
 

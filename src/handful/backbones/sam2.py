@@ -42,10 +42,10 @@ class Sam2Backbone(PromptedBackbone):
 
     @property
     def embedding_size(self) -> int:
-        """Three levels; the finer ones have two and four times the side, and as few channels as their projections."""
+        """Three levels: the finest has the side of masks, the next twice that of the main level."""
         decoder, cells = self.model.mask_decoder, self.feature_side**2
         finest, finer = int(decoder.conv_s0.out_channels), int(decoder.conv_s1.out_channels)
-        return (16 * finest + 4 * finer + self.channels) * cells
+        return finest * self.mask_side**2 + (4 * finer + self.channels) * cells
 
     def encoding_parts(self) -> tuple[nn.Module, ...]:
         return (self.image_encoder, self.model.mask_decoder.conv_s0, self.model.mask_decoder.conv_s1)

@@ -82,8 +82,9 @@ def initialise(model: Sam2VideoModel) -> None:
     for attention in crossings:
         nn.init.normal_(attention.q_proj.weight, std=0.15)
         attention.k_proj.load_state_dict(attention.q_proj.state_dict())
-    hiera = model.vision_encoder.backbone
-    for table in (hiera.pos_embed, hiera.pos_embed_window, model.memory_temporal_positional_encoding):
+    hiera = getattr(model.vision_encoder, "backbone", None)  # handful-small has another encoder
+    positions = [] if hiera is None else [hiera.pos_embed, hiera.pos_embed_window]
+    for table in (*positions, model.memory_temporal_positional_encoding):
         nn.init.trunc_normal_(table, std=0.02)
     nn.init.normal_(model.no_object_pointer, std=0.02)
     # points and image must share one random positional encoding; a model made from a configuration has two

@@ -137,15 +137,19 @@ class PublishedVitHead(_DecoderHead):
 class CnnHead(Head):
     """Convolutions at the main level, then two upsampling steps; widths are multiples of the backbone's.
 
+    The first step doubles the side, and both together multiply it by `enlarging`.
+
     SAM 2's finer levels are added after each upsampling, through a 1 x 1 convolution (the paper covers SAM only). There
     are no normalisation layers. With PyTorch's default initialisation, which `as_published` keeps, each layer passes on
     less than half of its input. Otherwise, weights are initialised as in He et al. (2015), so that the signal reaches
     the tenth layer.
     """
 
-    def __init__(self, channels: int, classes: int, finer: bool = False, *, as_published: bool = False) -> None:
+    def __init__(
+        self, channels: int, classes: int, finer: bool = False, *, enlarging: int = 4, as_published: bool = False
+    ) -> None:
         super().__init__()
-        half, quarter = channels // 2, channels // 4
+        half, quarter, last = channels // 2, channels // 4, enlarging // 2
         self.deep = nn.Sequential(
             *_convolutions(1, channels, 4 * channels, 4 * channels),
             *_convolutions(3, 4 * channels, 4 * channels, 2 * channels),
@@ -154,7 +158,7 @@ class CnnHead(Head):
             nn.ConvTranspose2d(channels, half, kernel_size=2, stride=2),
         )
         self.fine = nn.Sequential(
-            *_convolutions(3, half, half, half), nn.ConvTranspose2d(half, quarter, kernel_size=2, stride=2)
+            *_convolutions(3, half, half, half), nn.ConvTranspose2d(half, quarter, kernel_size=last, stride=last)
         )
         self.out = nn.Sequential(nn.Conv2d(quarter, quarter, 3, padding=1), nn.Conv2d(quarter, classes, 1))
         self.finer = nn.ModuleList()
@@ -172,14 +176,17 @@ class CnnHead(Head):
 
 
 class LinearHead(Head):
-    """The mask decoder's upscaling with random weights and SAM 2's finer levels, followed by two 1 x 1 convolutions."""
+    """The mask decoder's upscaling with random weights and SAM 2's finer levels, followed by two 1 x 1 convolutions.
 
-    def __init__(self, channels: int, classes: int, *, relu_out: bool = False) -> None:
+    Its two steps multiply the side by `enlarging`, the first of them by 2.
+    """
+
+    def __init__(self, channels: int, classes: int, *, enlarging: int = 4, relu_out: bool = False) -> None:
         super().__init__()
-        quarter, eighth = channels // 4, channels // 8
+        quarter, eighth, step = channels // 4, channels // 8, enlarging // 2
         self.upscale_conv1 = nn.ConvTranspose2d(channels, quarter, kernel_size=2, stride=2)
         self.upscale_layer_norm = SamLayerNorm(quarter, data_format="channels_first")
-        self.upscale_conv2 = nn.ConvTranspose2d(quarter, eighth, kernel_size=2, stride=2)
+        self.upscale_conv2 = nn.ConvTranspose2d(quarter, eighth, kernel_size=step, stride=step)
         self.activation = nn.GELU()
         last: list[nn.Module] = [nn.ReLU()] if relu_out else []
         self.out = nn.Sequential(nn.Conv2d(eighth, eighth, 1), nn.ReLU(), nn.Conv2d(eighth, classes, 1), *last)
@@ -195,21 +202,30 @@ class UNetHead(Head):
     """A U-Net over the embeddings, not from the paper: each feature level enters at the U-Net level of its resolution.
 
     Instance norm of the inputs and after every convolution removes differences between scanners. Up to two further
-    levels below the main one cover the whole slice. If `with_slices` is set, the slices themselves are an input, too,
+    levels below the main one cover the whole slice. `enlarging` is the side of masks over that of the main level, which
+    has `cells` cells along its side. If `with_slices` is set, the slices themselves are an input, too,
     at twice the resolution of SAM 2's finest level (four times that of SAM's only level), for thin structures.
     """
 
     def __init__(
-        self, channels: int, classes: int, cells: int, finer: bool = False, *, with_slices: bool = False
+        self,
+        channels: int,
+        classes: int,
+        cells: int,
+        finer: bool = False,
+        *,
+        enlarging: int = 4,
+        with_slices: bool = False,
     ) -> None:
         super().__init__()
-        self.joins = [channels // 8, channels // 4, channels] if finer else [channels]
+        between = [0] * (enlarging.bit_length() - 3)  # levels of the U-Net between SAM 2's two finer levels
+        self.joins = [channels // 8, *between, channels // 4, channels] if finer else [channels]
         self.joins += [0] * sum(cells // 2**halved >= COARSEST for halved in (1, 2))
         narrowest = channels // 8
-        self.enlarged = 1 if finer else 4
+        self.enlarged = 1 if finer else enlarging
         if with_slices:
             self.joins = [3, *self.joins] if finer else [3, 0, *self.joins]
-            self.pixels, self.enlarged = cells * (8 if finer else 4), 1
+            self.pixels, self.enlarged = cells * enlarging * (2 if finer else 1), 1
             narrowest = max(8, channels // 32)
         widths = [narrowest * 2 ** min(level, 3 + with_slices) for level in range(len(self.joins))]
         self.down = nn.ModuleList(

@@ -75,11 +75,13 @@ class AutoSam(HeadTraining):
         return dataclasses.replace(self, train=self.train.filled(defaults.head_steps, rate))
 
     def random_head(self, backbone: Backbone, classes: int, with_slices: bool) -> Head:
+        enlarging = backbone.mask_side // backbone.feature_side
         if self.head == "cnn":
             finer = has_finer_levels(backbone.mask_decoder)
-            return CnnHead(backbone.channels, classes, finer, as_published=self.as_published)
+            return CnnHead(backbone.channels, classes, finer, enlarging=enlarging, as_published=self.as_published)
         if self.head == "linear":
-            return LinearHead(backbone.channels, classes, relu_out=self.relu_out or self.as_published)
+            relu_out = self.relu_out or self.as_published
+            return LinearHead(backbone.channels, classes, enlarging=enlarging, relu_out=relu_out)
         if self.as_published:
             return PublishedVitHead(backbone, classes)
         return VitHead(backbone, classes, shared_pass=self.shared_pass, token_init_std=self.token_init_std)

@@ -38,12 +38,12 @@ class AutoSamUNet(HeadTraining):
 
     def random_head(self, backbone: Backbone, classes: int, with_slices: bool) -> Head:
         finer = has_finer_levels(backbone.mask_decoder)
-        return UNetHead(backbone.channels, classes, backbone.feature_side, finer, with_slices=with_slices)
+        cells, enlarging = backbone.feature_side, backbone.mask_side // backbone.feature_side
+        return UNetHead(backbone.channels, classes, cells, finer, enlarging=enlarging, with_slices=with_slices)
 
     def needs_slices(self, edge: int, backbone: Backbone) -> bool:
         """Whether slices with this longest edge are finer than the finest level of the embeddings."""
-        cells = backbone.feature_side
-        return edge > (4 * cells if has_finer_levels(backbone.mask_decoder) else cells)
+        return edge > (backbone.mask_side if has_finer_levels(backbone.mask_decoder) else backbone.feature_side)
 
     def perturbed(self, image: ImageEmbeddings, head: Head, generator: torch.Generator) -> ImageEmbeddings:
         image = noisy(image, self.feature_noise, generator)
