@@ -27,6 +27,7 @@ from handful.service.annotation import Annotations, InUseError, OpenCase, unpack
 from handful.service.export import exported
 from handful.service.jobs import Job, Jobs
 from handful.service.monai import MonaiLabel, add_monai_label
+from handful.service.nninteractive import NnInteractive, add_nninteractive
 from handful.service.pictures import overlay, thumbnail, volume_bytes
 from handful.service.security import Access, Guard
 from handful.service.uploads import store_scan
@@ -135,10 +136,12 @@ class Service:
 def create_app(config: ServiceConfig) -> FastAPI:
     """The service for one cohort folder. Raises InputError if the folder is none."""
     service = Service(config)
+    nninteractive = NnInteractive(service.annotations, config.backbone)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        await run_in_threadpool(nninteractive.close)
         await run_in_threadpool(service.annotations.close)
         await run_in_threadpool(service.jobs.close)
 
@@ -148,6 +151,7 @@ def create_app(config: ServiceConfig) -> FastAPI:
     _add_annotation(app, service)
     _add_jobs(app, service)
     add_monai_label(app, MonaiLabel(service.workspace, service.annotations, service.jobs, config.device))
+    add_nninteractive(app, nninteractive)
     app.state.cohort = config.cohort
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     app.add_middleware(Guard, access=config.access)

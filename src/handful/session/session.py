@@ -10,7 +10,8 @@ import math
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -110,6 +111,7 @@ class Session:
         self._states = [SliceState.empty(stack.size)] * len(stack)
         self._undo: deque[dict[int, SliceState]] = deque(maxlen=self.config.history)
         self._redo: list[dict[int, SliceState]] = []
+        self._joined: dict[int, SliceState] | None = None
         self._steps: StepFolder | None = None
         weakref.finalize(self, self._embeddings.stop)
         self._embeddings.move_to(len(stack) // 2)
@@ -238,6 +240,19 @@ class Session:
             if changed:
                 self._redo.pop()
             return changed
+
+    @contextmanager
+    def one_step(self) -> Iterator[None]:
+        """Everything in the context is one step for `undo`. Other threads wait until it ends."""
+        with self._lock:
+            outermost, self._joined = self._joined is None, {} if self._joined is None else self._joined
+            try:
+                yield
+            finally:
+                if outermost:
+                    joined, self._joined = self._joined, None
+                    if joined:
+                        self._undo.append(joined)
 
     # Automatic segmentation of other slices.
 
@@ -436,7 +451,11 @@ class Session:
             return ()
         if self._steps:
             self._steps.write(states)
-        self._undo.append({number: self._states[number] for number in states})
+        before = {number: self._states[number] for number in states}
+        if self._joined is None:
+            self._undo.append(before)
+        else:
+            self._joined = before | self._joined
         self._redo.clear()
         different = tuple(number for number, state in states.items() if state.top != self._states[number].top)
         for number, state in states.items():
