@@ -17,8 +17,9 @@ from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror, thickness
 from handful.methods.unet.method import UNet, UNetSegmenter
-from handful.methods.unet.network import NetPlan, PlainNet, standardised
+from handful.methods.unet.network import InstanceNorm, NetPlan, PlainNet, standardised
 from handful.methods.unet.simclr import pretrain_encoder
+from handful.methods.unet.training import coarser_target, exits_loss
 from handful.tuning.loop import TrainConfig
 from phantoms import LABELS, phantom, phantom_case, support_set
 
@@ -214,12 +215,40 @@ def test_thick_slices_are_joined_only_where_pixels_are_as_coarse(sam: Backbone):
     assert NetPlan.unpack(plan.pack()) == plan
 
 
-def test_coarse_exits_count_while_training_and_not_after(sam: Backbone):
-    plan = SMALL.plan(support_set(1), Slicer().resolve([phantom(0)[0]]), sam)
-    net = SMALL.net(plan, 2)
+@pytest.mark.parametrize(("encoder", "sides"), [("none", (32, 32, 32)), ("imagenet", (32, 16, 8, 4))])
+def test_coarse_exits_count_while_training_and_not_after(encoder: str, sides: tuple[int, ...], sam: Backbone):
+    method = replace(SMALL, encoder=encoder)
+    net = method.net(method.plan(support_set(1), Slicer().resolve([phantom(0)[0]]), sam), 2)
     stacks = torch.rand(1, 1, 1, 32, 32)
-    assert net.train()(stacks).shape == (1, 3, 2, 1, 32, 32)
-    assert net.eval()(stacks).shape == (1, 1, 2, 1, 32, 32)
+    assert [logits.shape for logits in net.train().exits(stacks)] == [(1, 2, 1, side, side) for side in sides]
+    (alone,) = net.eval().exits(stacks)
+    assert torch.equal(alone, net(stacks))
+
+
+def test_a_coarse_exit_learns_shares_of_its_pixels_where_all_of_a_pixel_is_known():
+    masks, known = torch.zeros(1, 1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    masks[..., :2, 1:3], known[..., 3, 3] = 1, False
+    shares, shown = coarser_target(masks, known, 2)
+    assert shares[0, 0, 0].tolist() == [[0.5, 0.5], [0, 0]]
+    assert shown[0, 0].tolist() == [[True, True], [True, False]]
+    right, wrong = torch.tensor([[0.0, 0.0], [-20, -20]]), torch.tensor([[20.0, 20], [-20, 20]])
+    fine = 40 * masks - 20
+    losses = [exits_loss([fine, coarse[None, None, None]], masks, known) for coarse in (right, wrong)]
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_instance_norm_is_that_of_torch_in_every_layout(layout: torch.memory_format):
+    maps = torch.randn(3, 4, 6, 5).contiguous(memory_format=layout).requires_grad_()
+    own, other = InstanceNorm(4, affine=True), torch.nn.InstanceNorm2d(4, affine=True)
+    for norm in (own, other):
+        torch.nn.init.constant_(norm.weight, 1.5)
+        torch.nn.init.constant_(norm.bias, 0.2)
+    found, expected = own(maps), other(maps)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert found.is_contiguous(memory_format=layout)
+    slopes = [torch.autograd.grad(result.pow(3).sum(), maps)[0] for result in (found, expected)]
+    assert torch.allclose(*slopes, atol=1e-4)
 
 
 def test_slices_reach_the_net_with_zero_mean_and_unit_deviation():

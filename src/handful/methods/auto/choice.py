@@ -36,8 +36,9 @@ SHARE_OF_TIME_LEFT = 0.9
 CLEARLY, BY_FAR = 0.05, 0.2
 """Differences in Dice by which a method without training must be better in the check to be preferred: `BY_FAR` if the
 chosen method will train for `COMFORTABLE_STEPS` or more, since it trains only a part of them in the check."""
-LADDER = (1, 1.5, 2, 3, 4, 5, 6, 8)
-"""Steps are one of these times a power of ten, so that small differences in speed change nothing."""
+LADDER = (1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.3, 2.6, 3, 3.5, 4, 4.5, 5, 5.6, 6.3, 7, 8, 9)
+"""Steps are one of these times a power of ten, so that small differences in speed change nothing, and little time is
+left unused."""
 
 
 @dataclass(frozen=True, kw_only=True)

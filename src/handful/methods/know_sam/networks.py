@@ -39,7 +39,7 @@ class KnowSamNetworks(nn.Module):
 
     def forward(self, slices: Float[Tensor, "n c s s"]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n, k, s, s) of the first network, the second, and both fused; the background has logit 0."""
-        first, second = (net(slices[:, :, None])[:, 0, :, 0].float() for net in (self.first, self.second))
+        first, second = (net(slices[:, :, None])[:, :, 0].float() for net in (self.first, self.second))
         return first, second, self.fusion(first, second)
 
     def train(self, mode: bool = True) -> KnowSamNetworks:

@@ -79,7 +79,7 @@ class SelfTrainingLoss:
         classes = torch.cat([clean_classes, mixed_classes])
         known = classes != UNKNOWN
         own = torch.cat([torch.ones_like(clean_classes, dtype=torch.bool), labelled])
-        exits = self.student(slices[:, :, None])
+        exits = self.student.exits(slices[:, :, None])
         masks = masks_of(classes[:, None], self.supervised.labels)
         loss = exits_loss(exits, masks, (known & own)[:, None])
         return loss + self.mixture.weight_at(step) * exits_loss(exits, masks, (known & ~own)[:, None])
@@ -129,7 +129,7 @@ class SelfTrainingLoss:
     def _shares(self, net: Net, slices: Float[Tensor, "b c s s"]) -> Float[Tensor, "b l s s"]:
         """Probabilities of background and labels, by a net as it predicts."""
         net.eval()
-        logits = torch.cat([net(part[:, :, None])[:, 0, :, 0] for part in torch.split(slices, CHUNK)]).float()
+        logits = torch.cat([net(part[:, :, None])[:, :, 0] for part in torch.split(slices, CHUNK)]).float()
         return torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).softmax(dim=1)
 
     def _on_device(self, tensor: Tensor) -> Tensor:

@@ -282,9 +282,9 @@ class UNetSegmenter(Segmenter):
         b, size = len(stacks), (stacks.shape[-2], stacks.shape[-1])
         square = into_square(rearrange(stacks, "b c d h w -> (b d) c h w"), self.net.plan.side)
         shown = rearrange(square, "(b d) c h w -> b c d h w", b=b)
-        logits = self.net(shown)[:, 0]
+        logits = self.net(shown)
         if self.net.plan.mirror:
-            logits = mean_of_probabilities([logits, self.net(shown.flip(-1))[:, 0].flip(-1)])
+            logits = mean_of_probabilities([logits, self.net(shown.flip(-1)).flip(-1)])
         back = from_square(rearrange(logits, "b k d h w -> (b d) k h w"), size)
         return rearrange(back, "(b d) k h w -> b k d h w", b=b)
 

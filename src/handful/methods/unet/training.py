@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -101,7 +102,7 @@ class NetLoss:
         shown, masks, valid_mask = self.views.of(stacks, classes, self.labels, generator)
         device = next(self.net.parameters()).device
         weight = fading(self.rare_class_weight, step, self.steps)
-        return exits_loss(self.net(shown.to(device)), masks.to(device), valid_mask.to(device), weight)
+        return exits_loss(self.net.exits(shown.to(device)), masks.to(device), valid_mask.to(device), weight)
 
 
 def masks_of(classes: Int[Tensor, "b d s s"], labels: int) -> Float[Tensor, "b k d s s"]:
@@ -110,23 +111,33 @@ def masks_of(classes: Int[Tensor, "b d s s"], labels: int) -> Float[Tensor, "b k
 
 
 def exits_loss(
-    exits: Float[Tensor, "b e k d s s"],
+    exits: Sequence[Float[Tensor, "b k d _ _"]],
     masks: Float[Tensor, "b k d s s"],
     valid_mask: Bool[Tensor, "b d s s"],
     rare_class_weight: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Dice and cross entropy of each exit, finest first, each with half the weight of the one before.
 
-    The Dice is that of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none.
+    The Dice is that of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none. A
+    coarser exit learns the share of each of its pixels that a label covers, where all of the pixel is known.
     """
-    target = rearrange(masks, "b k d h w -> 1 k (b d h) w")
-    shown = rearrange(valid_mask, "b d h w -> 1 (b d h) w")
-    losses = [
-        dice_ce(rearrange(one, "b k d h w -> 1 k (b d h) w"), target, shown, rare_class_weight)
-        for one in exits.unbind(1)
-    ]
-    weights = exits.new_tensor([0.5**place for place in range(len(losses))], dtype=torch.float32)
-    return (torch.stack(losses) * weights).sum() / weights.sum()
+    losses, weights = [], [0.5**place for place in range(len(exits))]
+    for logits in exits:
+        target, shown = coarser_target(masks, valid_mask, masks.shape[-1] // logits.shape[-1])
+        found = rearrange(logits, "b k d h w -> 1 k (b d h) w")
+        target = rearrange(target, "b k d h w -> 1 k (b d h) w")
+        losses.append(dice_ce(found, target, rearrange(shown, "b d h w -> 1 (b d h) w"), rare_class_weight))
+    return (torch.stack(losses) * losses[0].new_tensor(weights)).sum() / sum(weights)
+
+
+def coarser_target(
+    masks: Float[Tensor, "b k d s s"], valid_mask: Bool[Tensor, "b d s s"], factor: int
+) -> tuple[Float[Tensor, "b k d rows columns"], Bool[Tensor, "b d rows columns"]]:
+    """Both for pixels `factor` times as wide: the share that a mask covers, and whether all of it is known."""
+    if factor == 1:
+        return masks, valid_mask
+    shares = F.avg_pool3d(masks, (1, factor, factor))
+    return shares, -F.max_pool3d(-valid_mask.float(), (1, factor, factor)) > 0.5
 
 
 def _deformed(
