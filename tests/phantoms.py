@@ -46,6 +46,28 @@ def phantom_case(seed: int) -> Case:
     return Case(name=f"phantom-{seed}", image=image, reference=reference, labels=LABELS, patient=f"patient-{seed}")
 
 
+def sequence_phantom(seed: int, names: tuple[str, ...] = ("T1", "FLAIR")) -> tuple[Volume, LabelMap]:
+    """A scan with several sequences, of which only the last shows the labels, each on a scale of its own."""
+    image, reference = phantom(seed)
+    rng = np.random.default_rng(1000 + seed)
+    at = np.stack(np.meshgrid(*[np.arange(n) for n in SHAPE], indexing="ij"), axis=-1).astype(float)
+    body = _inside(at, np.array([11.5, 2.5, 13.5]), np.array([11.5, 5.0, 13.5]))
+    blind = [(number + 1) * (body + rng.normal(0, 0.05, SHAPE)).astype(np.float32) for number in range(len(names) - 1)]
+    array = np.stack([*blind, image.array[0]])
+    return Volume(array, image.geometry, sequences=names), reference
+
+
+def sequence_case(seed: int, names: tuple[str, ...] = ("T1", "FLAIR")) -> Case:
+    """A labelled case of several sequences, named after its seed."""
+    image, reference = sequence_phantom(seed, names)
+    return Case(f"phantom-{seed}", image, reference, LABELS, f"patient-{seed}")
+
+
+def sequence_support(n: int = 2, names: tuple[str, ...] = ("T1", "FLAIR")) -> SupportSet:
+    """The first n cases of several sequences, all slices labelled."""
+    return SupportSet(tuple(sequence_case(seed, names) for seed in range(n)), LABELS)
+
+
 def support_set(n: int = 3) -> SupportSet:
     """The first n phantoms, all slices labelled."""
     return SupportSet(tuple(phantom_case(seed) for seed in range(n)), LABELS)

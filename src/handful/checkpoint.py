@@ -213,6 +213,17 @@ class SavedModel:
         kind.require_usable(volume)
         return kind.differences(volume, evidence)
 
+    def arranged(self, volume: Volume) -> Volume:
+        """The scan with its sequences in the order of those that the model was fitted on; see `MadeFor.arranged`."""
+        kind = self.record.made_for
+        return volume if kind is None else kind.arranged(volume)
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Names of the sequences that the scans must have; empty for grey and colour."""
+        kind = self.record.made_for
+        return () if kind is None else kind.sequences
+
     def method(self) -> Method:
         """The method with its settings. Raises CheckpointError if this version of handful does not have them."""
         with self._errors_of(RECORD):

@@ -82,18 +82,6 @@ def test_nnunet_raw_is_read(tmp_path: Path, put) -> None:
     assert cohort.cases[0].read_reference().labels.names == ("ball", "egg")
 
 
-def test_several_channels_are_refused_with_a_remedy(tmp_path: Path, put) -> None:
-    put("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz")
-    with pytest.raises(UnsupportedInput, match=r"a_0001\.nii\.gz: a second channel, .*images/ and labels/"):
-        read_cohort(tmp_path)
-    _say(tmp_path, channel_names={"0": "T1", "1": "T2"}, labels={"ball": 1})
-    with pytest.raises(UnsupportedInput, match="a second channel"):
-        read_cohort(tmp_path)
-    (tmp_path / "imagesTr" / "a_0001.nii.gz").unlink()
-    with pytest.raises(UnsupportedInput, match=r"2 channels \(T1, T2\), but handful reads one"):
-        read_cohort(tmp_path)
-
-
 def test_msd_is_read_by_its_list(tmp_path: Path, put) -> None:
     put("imagesTr/a.nii.gz", "labelsTr/a.nii.gz", "imagesTr/unlisted.nii.gz")
     training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}, {"image": "./imagesTr/._a.nii.gz"}]

@@ -23,6 +23,9 @@ from handful.errors import SettingsError
 from handful.jobs.digests import digest_of, digest_of_json, digest_of_tensors
 from handful.prompts.prompts import Prompts
 
+MOST_AT_ONCE = 3
+"""Channels that an image encoder takes at once."""
+
 
 @dataclass(frozen=True, eq=False)
 class ImageEmbeddings:
@@ -119,9 +122,11 @@ class Memory:
 
 
 class Backbone(nn.Module, ABC):
-    """Slices in as values in [0, 1] (grey or three colour channels), prompts in slice pixels, logits at slice size.
+    """Slices in as values in [0, 1], prompts in slice pixels, logits at slice size.
 
-    The model's square, its padding and its normalisation stay inside.
+    Slices are grey, or have three colours, or two or three sequences, which are taken as if they were colours. Of more
+    channels each is encoded on its own, and the embeddings are averaged. The model's square, its padding and its
+    normalisation stay inside.
     """
 
     name: str
@@ -153,7 +158,7 @@ class Backbone(nn.Module, ABC):
 
         They carry no gradients.
         """
-        return self._encode(slices).to(torch.float16).to(torch.float32)
+        return self._embedded(slices).to(torch.float16).to(torch.float32)
 
     @final
     @torch.no_grad()
@@ -164,7 +169,15 @@ class Backbone(nn.Module, ABC):
     @final
     def encode_exact(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         """Embeddings of n slices for an encoder that is trained: not rounded, not cached, and with gradients."""
-        return self.plain._encode(slices)
+        return self.plain._embedded(slices)
+
+    def _embedded(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+        """Embeddings of slices with any number of channels."""
+        if slices.shape[1] <= MOST_AT_ONCE:
+            return self._encode(slices)
+        parts = [self._encode(one) for one in torch.split(slices, 1, dim=1)]
+        levels = zip(*[part.features for part in parts], strict=True)
+        return replace(parts[0], features=tuple(torch.stack(level).mean(dim=0) for level in levels))
 
     @property
     def embedding_size(self) -> int:

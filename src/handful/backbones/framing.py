@@ -22,8 +22,8 @@ STD = (0.229, 0.224, 0.225)
 class PixelPolicy:
     """How slices with values in [0, 1] become the input of an image encoder, as its authors trained it.
 
-    The steps, in this order: grey is repeated to three channels; resize; `min_max`; subtract `mean` and divide by
-    `std`, channel by channel; pad with zeros.
+    The steps, in this order: grey is repeated to three channels, and other channels become three (`as_colours`);
+    resize; `min_max`; subtract `mean` and divide by `std`, channel by channel; pad with zeros.
     """
 
     resize: Literal["pad", "stretch"]
@@ -44,12 +44,12 @@ class PixelPolicy:
         return max(1, int(size[0] * scale + 0.5)), max(1, int(size[1] * scale + 0.5))
 
     def encoder_input(self, slices: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n 3 side side"]:
-        """What the image encoder is given for slices in [0, 1], one grey or three colour channels."""
+        """What the image encoder is given for slices in [0, 1]."""
         h, w = slices.shape[-2:]
         pixels = resized(slices, self.content((h, w), side), self.interpolation)
         if self.min_max:
             pixels = _scaled_to_unit_range(pixels)
-        colour = pixels if pixels.shape[1] == 3 else pixels.expand(-1, 3, -1, -1)
+        colour = as_colours(pixels)
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (self.mean, self.std))
         return _padded((colour - mean) / std, side)
 
@@ -69,6 +69,25 @@ class PixelPolicy:
         h, w = self.content(size, side)
         squares = (from_square(part, (side, side)) for part in torch.split(maps, 1))
         return torch.cat([from_square(square[..., :h, :w], size) for square in squares])
+
+
+def as_colours(slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 h w"]:
+    """Slices with three channels: grey repeated, colours and three sequences as they are, others as `colour_shares`."""
+    channels = slices.shape[1]
+    if channels in (1, 3):
+        return slices.expand(-1, 3, -1, -1)
+    return torch.einsum("nchw,kc->nkhw", slices, colour_shares(channels).to(slices))
+
+
+def colour_shares(channels: int) -> Float[Tensor, "3 c"]:
+    """The share of each sequence in three colours.
+
+    Of two sequences, the third colour is the mean. Of more than three, each colour is the mean of every third one.
+    """
+    if channels == 2:
+        return torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    shares = torch.stack([(torch.arange(channels) % 3 == colour).float() for colour in range(3)])
+    return shares / shares.sum(dim=1, keepdim=True)
 
 
 def resized(

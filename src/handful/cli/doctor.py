@@ -19,6 +19,7 @@ def doctor(
     cases: options.Cases = "",
     series: options.Series = None,
     slice_tolerance: options.SliceTolerance = None,
+    channels: options.Channels = "",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -33,7 +34,7 @@ def doctor(
     from handful.data.checks import check_cases
     from handful.data.files import read_cohort
 
-    cohort = read_cohort(input, series=series, slice_tolerance=slice_tolerance)
+    cohort = read_cohort(input, series=series, slice_tolerance=slice_tolerance, channels=options.names_in(channels))
     chosen = choose_cases(cohort, options.names_in(cases))
     with progress("checking", quiet or json) as report:
         findings = check_cases(chosen, report)

@@ -22,6 +22,7 @@ def embed(
         str, typer.Option(help="auto, axial, coronal or sagittal: the slice plane that the method will use.")
     ] = "auto",
     window: Annotated[str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none.")] = "auto",
+    channels: options.Channels = "",
     device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -39,7 +40,7 @@ def embed(
 
     cut: dict[str, Any] = {"plane": plane, "window": window}
     slicer = Slicer(**cut)
-    cohort = options.cohort_in(input, images_only=True)
+    cohort = options.cohort_in(input, images_only=True, channels=options.names_in(channels))
     chosen = choose_cases(cohort, options.names_in(cases))
     model = open_backbone(backbone, device)
     folder = cache or options.embeddings_of(input)

@@ -25,6 +25,7 @@ def nnunet(
     rest: Annotated[
         bool, typer.Option("--rest", help="Also write the scans of all other patients, into imagesTs for prediction.")
     ] = False,
+    channels: options.Channels = "",
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
@@ -36,7 +37,7 @@ def nnunet(
     """
     from handful.data.nnunet import export_nnunet
 
-    cohort = options.cohort_in(input)
+    cohort = options.cohort_in(input, channels=options.names_in(channels))
     support, failures = options.support_in(cohort, cases, shots, split)
     exported = export_nnunet(support, out, number, name, cohort if rest else None, overwrite)
     if json:

@@ -71,6 +71,7 @@ def fit(
     shots: Annotated[int | None, typer.Option(help="Learn from this many cases, chosen at random.", min=1)] = None,
     split: Annotated[int, typer.Option(help="Which random split of the cases.")] = 0,
     labels: options.Labels = "",
+    channels: options.Channels = "",
     unlabelled: Unlabelled = None,
     boxes: Boxes = None,
     backbone: options.Backbone = "handful-tiny",
@@ -97,6 +98,7 @@ def fit(
     Any method crops scans to the labelled region where that is safe (`--set roi_margin=none`: never), and keeps only
     the largest piece of labels that are one piece in all references (`--set largest_piece=none`: all); it says which.
     It takes `--set planes=axial,coronal,sagittal` (planes vote) and, if it trains, `--set seeds=3` (fits vote).
+    Of several sequences, `--set slicer.sequences=T1,FLAIR` chooses; a U-Net learns from all, others from the first 3.
 
     It prints the Dice to expect on unseen scans if that is quickly found out (--leave-out: always), and the Dice of a
     trained method on the labelled cases themselves: a label that fails even there was not learned. Stopped by Ctrl-C
@@ -106,7 +108,7 @@ def fit(
     from handful.cohort.fit import FitConfig, fit_to_folder
 
     built = _build(method, UNCROPPED * anonymous + settings, config, seed, minutes)
-    cohort = options.cohort_in(input)
+    cohort = options.cohort_in(input, channels=options.names_in(channels))
     labelled, failures = options.support_in(cohort, cases, shots, split, labels)
     support = _with_unlabelled(labelled, cohort, built, unlabelled, boxes)
     model = open_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))

@@ -57,6 +57,8 @@ def _made_for(content: ModelContent) -> str:
     if kind is None:
         return "not recorded"
     colour = " and ".join("grey" if channels == 1 else "colour" for channels in kind.channels)
+    if kind.sequences:
+        colour = f"sequences {', '.join(kind.sequences)} of"
     pixels, apart, values = (f"{low:.3g} to {high:.3g}" for low, high in (kind.pixel, kind.distance, kind.values))
     return (
         f"{colour} scans, {kind.modality or 'of unknown modality'}; {kind.plane} slices, pixels of {pixels} "

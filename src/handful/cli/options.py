@@ -70,6 +70,14 @@ SliceTolerance = Annotated[
         min=0,
     ),
 ]
+Channels = Annotated[
+    str,
+    typer.Option(
+        help="Names of the sequences of each scan, in their order, separated by commas, such as T1,FLAIR. "
+        "Default: those in dataset.json.",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Do not show progress.")]

@@ -51,7 +51,7 @@ Store = Annotated[
 
 if TYPE_CHECKING:
     from handful.cohort.predict import CohortResult, FilePrediction, PredictConfig
-    from handful.data.cases import LeftOut
+    from handful.data.cases import Cohort, LeftOut
     from handful.data.dicom.series import SeriesChoice
 
 
@@ -62,6 +62,7 @@ def predict(
     cases: options.Cases = "",
     series: options.Series = None,
     slice_tolerance: options.SliceTolerance = None,
+    channels: options.Channels = "",
     backbone: options.OwnBackbone = None,
     device: options.Device = "auto",
     cache: options.Cache = None,
@@ -83,13 +84,12 @@ def predict(
     fail are listed in failures.json, scans unlike those of the model in warnings.json, label volumes in volumes.csv.
     Files that are left out are named; the exit code is then 3. No output replaces a scan or label map of the input.
 
-    `-i "dicomweb:https://HOST/dicom-web?Modality=CT&StudyDate=20260101-20260131"` segments the series that a DICOMweb
-    archive finds, and stores DICOM-SEG there.
+    `-i "dicomweb:https://HOST/dicom-web?Modality=CT"` segments what a DICOMweb archive finds and stores DICOM-SEG.
 
     The pictures of `--preview` show slices with their labels. For a `fate` model they also show the labelled slices
     that each prediction is based on, which are from patients of the support set: protect the pictures like their scans.
     """
-    from handful.cohort.predict import PredictConfig, predict_file
+    from handful.cohort.predict import PredictConfig
     from handful.data.dicom.series import SeriesChoice
     from handful.data.dicom.terms import read_terms
     from handful.data.dicom.web import SCHEME
@@ -105,32 +105,56 @@ def predict(
         format=format.value,
         terms=read_terms(terms) if terms else {},
     )
-    choice = SeriesChoice(series, slice_tolerance)
+    choice, sequences = SeriesChoice(series, slice_tolerance), options.names_in(channels)
     if input.startswith(SCHEME):
         result, left_out = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
     elif names_file(out) and is_single_scan(Path(input)):
-        _print_file(out, predict_file(model, Path(input), out, config, choice), json)
+        _print_file(out, _predict_file(model, Path(input), out, config, choice, sequences), json)
         return
     else:
-        result, left_out = _predict_folder(model, Path(input), out, options.names_in(cases), config, choice, quiet)
+        result, left_out = _predict_folder(model, Path(input), out, cases, config, choice, sequences, quiet)
     print_json(_content(out, result) | {"left_out": left_out}) if json else _print(out, result)
     exit_on(result.failures, left_out, result.nothing_found * ["nothing found"])
 
 
+def _cohort(model: Path, input: Path, choice: SeriesChoice, sequences: list[str]) -> Cohort:
+    """The scans of the input; sequences that nobody names have the names of those of the model."""
+    from handful.checkpoint import open_model
+
+    return options.cohort_in(
+        input,
+        images_only=True,
+        series=choice.series,
+        slice_tolerance=choice.slice_tolerance,
+        channels=sequences,
+        default_channels=open_model(model).sequences,
+    )
+
+
+def _predict_file(
+    model: Path, input: Path, out: Path, config: PredictConfig, choice: SeriesChoice, sequences: list[str]
+) -> FilePrediction:
+    from handful.cohort.predict import predict_file
+
+    (case,) = _cohort(model, input, choice, sequences).cases
+    return predict_file(model, case.image, out, config, choice)
+
+
 def _predict_folder(
     model: Path,
-    folder: Path,
+    input: Path,
     out: Path,
-    names: list[str],
+    cases: str,
     config: PredictConfig,
     choice: SeriesChoice,
+    sequences: list[str],
     quiet: bool,
 ) -> tuple[CohortResult, tuple[LeftOut, ...]]:
     from handful.cohort.choice import choose_cases
     from handful.cohort.predict import predict_cohort
 
-    cohort = options.cohort_in(folder, images_only=True, series=choice.series, slice_tolerance=choice.slice_tolerance)
-    chosen = choose_cases(cohort, names)
+    cohort = _cohort(model, input, choice, sequences)
+    chosen = choose_cases(cohort, options.names_in(cases))
     with progress("segmenting", quiet) as report:
         return predict_cohort(model, chosen, out, config, report, inputs=cohort.files), cohort.left_out
 

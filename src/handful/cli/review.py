@@ -33,6 +33,7 @@ def review(
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder for the review.")],
     support: Support = None,
     cases: options.Cases = "",
+    channels: options.Channels = "",
     worst: Annotated[int, typer.Option(help="Number of cases with pictures on the page.", min=0)] = 12,
     calibrate: Annotated[
         bool | None,
@@ -62,6 +63,7 @@ def review(
     Of the references, only those of the model's own support cases are read. If the command is run again, only new or
     changed predictions are estimated.
     """
+    from handful.checkpoint import open_model
     from handful.cohort.choice import choose_cases
     from handful.cohort.review import ReviewConfig, review_folder
 
@@ -74,8 +76,9 @@ def review(
         backbone=backbone,
         worst=worst,
     )
-    cohort = options.cohort_in(input)
-    labelled = options.cohort_in(support) if support else cohort
+    names = {"channels": options.names_in(channels), "default_channels": open_model(model).sequences}
+    cohort = options.cohort_in(input, **names)
+    labelled = options.cohort_in(support, **names) if support else cohort
     cohort = replace(cohort, cases=choose_cases(cohort, options.names_in(cases)))
     with progress("estimating quality", quiet) as report:
         result = review_folder(predictions, model, cohort, out, labelled, config, report)

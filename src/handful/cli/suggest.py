@@ -45,6 +45,7 @@ def suggest(
         str,
         typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none. Not used with --model."),
     ] = "auto",
+    channels: options.Channels = "",
     device: options.Device = "auto",
     cache: options.Cache = None,
     json: options.Json = False,
@@ -67,9 +68,10 @@ def suggest(
 
     cut: dict[str, Any] = {"plane": plane, "window": window}
     config = SuggestConfig(count=count, whole_cases=whole_cases, slicer=Slicer(**cut))
-    cohort = options.cohort_in(input)
-    require_apart(out, cohort)
     saved = open_model(model) if model else None
+    known = saved.sequences if saved else ()
+    cohort = options.cohort_in(input, channels=options.names_in(channels), default_channels=known)
+    require_apart(out, cohort)
     segmenter = saved.open(device, cache) if saved else None
     encoder = choose_encoder(backbone, segmenter, device, cache)
     with progress("comparing slices", quiet) as report:

@@ -91,12 +91,18 @@ def choose_unlabelled(cohort: Cohort, support: SupportSet, folder: str | None = 
         return UnlabelledScans()
     if folder is None:
         return UnlabelledScans.of(tuple(case for case in cohort.cases if case.reference is None))
-    known = {_file(case) for case in support.cases} - {None}
-    return UnlabelledScans.of(tuple(case for case in read_cohort(Path(folder)).cases if _file(case) not in known))
+    known = {file for case in support.cases for file in _files(case)}
+    return UnlabelledScans.of(
+        tuple(
+            case
+            for case in read_cohort(Path(folder), default_channels=support.sequences).cases
+            if known.isdisjoint(_files(case))
+        )
+    )
 
 
-def _file(case: Case) -> Path | None:
-    return case.image.resolve() if isinstance(case.image, Path) else None
+def _files(case: Case) -> set[Path]:
+    return {file.resolve() for file in case.files}
 
 
 def open_source(name: str, device: str = "auto", cache: Path | None = None) -> Segmenter | Backbone:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from handful.backbones.base import Backbone
@@ -38,7 +38,7 @@ def embed_cohort(
     OSError if embeddings cannot be stored, for example because the disk is full.
     """
     caching = cached(backbone, folder)
-    slicer = (slicer or Slicer()).for_display()
+    slicer = replace(slicer or Slicer(), neighbours=False)
     report(0, len(cases), str(estimate(backbone, grids_of(cases, slicer)) or ""))
     failures: list[Failure] = []
     for number, case in enumerate(cases, start=1):

@@ -11,7 +11,7 @@ from pathlib import Path
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import BackboneName
 from handful.checkpoint import RECORD, SavedModel, describe_support, open_model, save
-from handful.data.intensities import intensity_notes
+from handful.data.intensities import intensity_notes, sequence_note
 from handful.data.made_for import MadeFor
 from handful.data.support import SupportFacts, SupportSet, require_reference
 from handful.errors import CheckpointError, SettingsError
@@ -100,7 +100,8 @@ def fit_to_folder(
             segmenter, left_out = _fit(method, support, backbone, Run(training, report, config.save_every_s), config)
             provenance["dice_left_out"] = left_out
             taken = _taken_from(backbone, method)
-            decisions = (*intensity_notes(support, method.slicer), *taken, *segmenter.decisions)
+            notes = (*sequence_note(support, segmenter.slicer), *intensity_notes(support, method.slicer))
+            decisions = (*notes, *taken, *segmenter.decisions)
             provenance["decisions"] = list(decisions)
             if segmenter.reliability:
                 provenance["reliability"] = segmenter.reliability
@@ -201,7 +202,7 @@ def _provenance(name: str, method: Method, support: SupportSet, backbone: Backbo
     """Where the segmenter comes from; the fingerprint is of all that its weights depend on."""
     described = describe_support(support)
     grids = [
-        [facts.geometry.affine.tolist(), facts.geometry.shape, facts.modality, facts.case.patient]
+        [facts.geometry.affine.tolist(), facts.geometry.shape, facts.modality, facts.case.patient, *facts.sequences]
         for facts in support.facts
     ]
     decides = [

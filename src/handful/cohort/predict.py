@@ -20,8 +20,9 @@ from handful.data.dicom.segmentation import Encoding, Maker, SegmentationStyle, 
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
 from handful.data.dicom.sources import DICOM_SUFFIXES
 from handful.data.dicom.terms import Term, require_labels
-from handful.data.files import SUFFIXES, read_volume, stem, write_label_map
+from handful.data.files import SUFFIXES, stem, write_label_map
 from handful.data.inputs import Inputs, is_in_cohort
+from handful.data.sequences import SequenceFiles
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import HandfulError, InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
@@ -154,9 +155,13 @@ def predict_cohort(
 
 
 def predict_file(
-    model: Path, image: Path, out: Path, config: PredictConfig | None = None, choice: SeriesChoice = ONLY_SERIES
+    model: Path,
+    image: Path | SequenceFiles | Volume,
+    out: Path,
+    config: PredictConfig | None = None,
+    choice: SeriesChoice = ONLY_SERIES,
 ) -> FilePrediction:
-    """Segment the file or DICOM folder `image` (its series by `choice`), and write the label map `out`.
+    """Segment an image, usually a file, or a DICOM folder (its series by `choice`), and write the label map `out`.
 
     A name that ends in .dcm makes a DICOM segmentation, for which `image` must be DICOM.
 
@@ -173,8 +178,9 @@ def predict_file(
     require_labels(config.terms, saved.record.labels.values())
     case = Case(stem(out), image, choice=choice)
     _require_dicom(case, config)
-    volume = read_volume(image, series=choice.series, slice_tolerance=choice.slice_tolerance)
+    volume = case.read_image()
     warnings = saved.compared_with(volume, case.modality_evidence(volume))
+    volume = saved.arranged(volume)
     segmenter = saved.open(config.device, config.cache, config.backbone)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
@@ -317,7 +323,11 @@ class _Job:
         segmenter = self.segmenter
         with suppress(HandfulError):  # a scan that cannot be sliced fails when its turn comes
             grid = segmenter.slicer.grid(first.geometry)
-            self.report(0, count, str(estimate(segmenter.backbone, [grid] * left) or ""))
+            self.report(
+                0,
+                count,
+                str(estimate(segmenter.backbone, [grid] * left, max(1, len(segmenter.slicer.sequences))) or ""),
+            )
 
     def _prepared(self, case: Case) -> tuple[_Task, Volume, str, tuple[str, ...]] | None:
         """The arguments of `_carry_out`; None if the case was done before. Moves a changed output out of the way."""
@@ -327,6 +337,7 @@ class _Job:
         _make_way(task, self.config, self.inputs)
         volume, digest = case.read_image_and_digest()
         warnings = self.model.compared_with(volume, case.modality_evidence(volume))
+        volume = self.model.arranged(volume)
         for text in warnings:
             self.report(0, 1, f"{case.name}: {text}")
         return task, volume, digest, warnings

@@ -68,10 +68,13 @@ def _altered(volume: Volume, view: SliceView) -> tuple[Volume, int, int]:
     down, across = round(SHIFT * height), round(SHIFT * width)
     rows, columns = np.maximum(np.arange(height) - down, 0), np.maximum(np.arange(width) - across, 0)
     array = np.empty_like(volume.array)
-    for old, new in zip(volume.array, array, strict=True):
+    limits = dict.fromkeys(range(len(array)), view.limits[0])
+    if view.sequences is not None:
+        limits |= dict(zip(view.sequences, view.limits, strict=True))
+    for channel, (old, new) in enumerate(zip(volume.array, array, strict=True)):
         target = view.of(new)
         for number, values in enumerate(view.of(old)):
-            target[number] = _brightened(values[rows][:, columns], view.low, view.high)
+            target[number] = _brightened(values[rows][:, columns], *limits[channel])
     return replace(volume, array=array), down, across
 
 

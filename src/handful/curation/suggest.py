@@ -7,7 +7,7 @@ Suggested slices are similar to many unlabelled slices and unlike the labelled o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -117,7 +117,7 @@ def suggest(
     if segmenter is not None:
         _require_same_labels(cohort, segmenter)
     slicer = segmenter.slicer if segmenter is not None else config.slicer.resolve(_images(cohort))
-    slicer = slicer.for_display()
+    slicer = replace(slicer, neighbours=False)
     report(0, len(cohort.cases), str(estimate(backbone, grids_of(cohort.cases, slicer)) or ""))
     encoded: list[EncodedCase] = []
     failures: list[Failure] = []
@@ -136,7 +136,7 @@ def suggest(
         labelled=int(sum(case.labelled.sum() for case in encoded)),
         whole_cases=config.whole_cases,
         labels=segmenter.labels if segmenter is not None else cohort.labels,
-        slicer=slicer,
+        slicer=slicer.for_display(),
         failures=tuple(failures),
     )
 

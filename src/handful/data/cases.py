@@ -12,6 +12,7 @@ from handful.data.dicom.sources import is_dicom
 from handful.data.formats import SUFFIXES, is_scan, read_geometry, read_label_map, read_volume, require_known
 from handful.data.hounsfield import hounsfield_shift
 from handful.data.modality import ModalityEvidence
+from handful.data.sequences import SequenceFiles
 from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
 from handful.data.voxel_order import in_order_of
 from handful.errors import InputError, SettingsError
@@ -23,10 +24,10 @@ HEADERS = (".mhd", ".nhdr")
 
 @dataclass(frozen=True)
 class Case:
-    """One image, in memory or in a file, with its reference label map, if it has one."""
+    """One image, in memory or in files, with its reference label map, if it has one."""
 
     name: str
-    image: Volume | Path
+    image: Volume | Path | SequenceFiles
     reference: LabelMap | Path | None = None
     labels: Labels | None = None
     """Labels that the reference may contain. None: those it does contain."""
@@ -41,27 +42,46 @@ class Case:
 
     def read_image(self) -> Volume:
         """Read and verify the image. Raises UnsupportedInput if voxels are not finite."""
+        if isinstance(self.image, SequenceFiles):
+            return self._verified(self.image.read())
         return self._verified(self.image if isinstance(self.image, Volume) else self._read(self.image))
 
     def read_image_and_digest(self) -> tuple[Volume, str]:
-        """The image and its `image_digest`. The file is read only once where its format allows it."""
-        if (file := self._own_file) is not None:
-            digest = Digest()
-            return self._verified(self._read(file, digest)), digest.hex()
+        """The image and its `image_digest`. Each file is read only once where its format allows it."""
+        digest = Digest()
+        own = self._own_files
+        if isinstance(own, SequenceFiles):
+            return self._verified(own.read(digest)), digest.hex()
+        if own is not None:
+            return self._verified(self._read(own, digest)), digest.hex()
         volume = self.read_image()
         return volume, _digest_of_volume(volume)
 
     def image_digest(self) -> str:
-        """SHA-256 of the image file, or of voxels and grid if the image is in memory, in several files, or DICOM."""
-        file = self._own_file
-        return _digest_of_volume(self.read_image()) if file is None else digest_of_file(file)
+        """SHA-256 of the image file, or of the names and files of its sequences.
+
+        Of voxels and grid if the image is in memory, in a header file with a file of voxels, or DICOM.
+        """
+        own = self._own_files
+        if isinstance(own, SequenceFiles):
+            digest = Digest()
+            own.add_to(digest)
+            return digest.hex()
+        return _digest_of_volume(self.read_image()) if own is None else digest_of_file(own)
 
     @property
-    def _own_file(self) -> Path | None:
-        """The file that holds the whole image and nothing else; None for images in memory, in two files, or DICOM."""
-        if not isinstance(self.image, Path) or self.image.suffix.lower() in HEADERS or self.is_dicom:
+    def _own_files(self) -> Path | SequenceFiles | None:
+        """The files that hold the whole image and nothing else; None for images in memory, with header files, DICOM."""
+        if isinstance(self.image, Volume) or self.is_dicom:
             return None
-        return self.image
+        return None if any(file.suffix.lower() in HEADERS for file in self.files) else self.image
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file of the image, or those of its sequences; none for an image in memory."""
+        if isinstance(self.image, SequenceFiles):
+            return self.image.files
+        return (self.image,) if isinstance(self.image, Path) else ()
 
     @property
     def is_dicom(self) -> bool:
@@ -94,7 +114,7 @@ class Case:
             self._require_same_frame(self.reference)
             label_map = read_label_map(self.reference, self.labels, self.ignore, grid=geometry)
         label_map = in_order_of(label_map, geometry)
-        names = f"case {self.name!r}: image and labels" + _file_names(self.image, self.reference)
+        names = f"case {self.name!r}: image and labels" + _file_names(self.files, self.reference)
         geometry.require_same(label_map.geometry, names)
         return LabelMap(label_map.array, geometry, self.labels or label_map.labels)
 
@@ -105,6 +125,8 @@ class Case:
 
     def modality_evidence(self, image: Volume) -> ModalityEvidence:
         """Evidence from file, data set and voxels for the modality; `image` is the result of `read_image`."""
+        if image.sequences:
+            return ModalityEvidence(None, None, None, image.sequences)
         from_file = isinstance(self.image, Path)
         tag = image.modality if from_file and image.modality != self.modality else None
         declared = self.modality if from_file else self.modality or image.modality
@@ -112,15 +134,19 @@ class Case:
 
     def _verified(self, volume: Volume) -> Volume:
         require_finite(volume.array, f"case {self.name!r}")
+        if volume.sequences:
+            return volume
         return replace(volume, modality=volume.modality or self.modality)
 
     @property
     def is_in_files(self) -> bool:
         """Whether image or reference is in a file."""
-        return isinstance(self.image, Path) or isinstance(self.reference, Path)
+        return not isinstance(self.image, Volume) or isinstance(self.reference, Path)
 
     def read_geometry(self) -> Geometry:
         """The image's grid, read without its voxels."""
+        if isinstance(self.image, SequenceFiles):
+            return self.image.geometry()
         return self.image.geometry if isinstance(self.image, Volume) else read_geometry(self.image, self.choice)
 
 
@@ -194,7 +220,7 @@ class Cohort:
 
 def _digest_of_volume(volume: Volume) -> str:
     grid = f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}"
-    return digest_of(volume.array, grid)
+    return digest_of(volume.array, grid, "".join(volume.sequences))
 
 
 def _patient(case: Case) -> str:
@@ -206,7 +232,7 @@ def _rank(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
-def _file_names(image: Volume | Path, reference: LabelMap | Path) -> str:
-    """The names of those of the two that are files, in brackets."""
-    files = [str(part) for part in (image, reference) if isinstance(part, Path)]
+def _file_names(images: tuple[Path, ...], reference: LabelMap | Path) -> str:
+    """The names of those that are files, in brackets; of several sequences the first."""
+    files = [str(part) for part in (*images[:1], reference) if isinstance(part, Path)]
     return f" ({', '.join(files)})" if files else ""

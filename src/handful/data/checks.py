@@ -91,14 +91,19 @@ def _stored_otherwise(shifts: Mapping[str, float]) -> list[Finding]:
 
 
 def _doubts(volume: Volume) -> Iterator[str]:
-    low, high = float(volume.array.min()), float(volume.array.max())
-    if low == high:
-        yield f"no signal: every voxel has the value {low:g}, so nothing will be segmented; check the export"
+    parts = dict(zip(volume.sequences, volume.array, strict=True)) if volume.sequences else {"": volume.array}
+    for name, voxels in parts.items():
+        low, high = float(voxels.min()), float(voxels.max())
+        if low == high:
+            where = f"no signal in {name}" if name else "no signal"
+            then = "it shows nothing" if name else "nothing will be segmented"
+            yield f"{where}: every voxel has the value {low:g}, so {then}; check the export"
 
 
 def _notes(case: Case, volume: Volume) -> Iterator[str]:
-    if isinstance(case.image, Path):
-        yield from read_notes(case.image, case.choice)
+    in_one_file = volume.sequences and len(case.files) == 1
+    for file in case.files:
+        yield from read_notes(file, case.choice, len(volume.sequences) if in_one_file else 1)
     if 1 in volume.geometry.shape and volume.geometry.unit == "mm":
         yield f"only one slice, grid {volume.geometry.shape}; segmented like a picture"
     # voxels, 16-bit labels, and a second copy of the labels while they are written

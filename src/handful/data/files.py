@@ -36,6 +36,8 @@ from handful.data.inventory import (
     list_label_maps,
     list_surroundings,
 )
+from handful.data.sequence_layout import NUMBERED, Image, StatedChannels, are_numbered, grouped
+from handful.data.sequences import SequenceFiles
 from handful.data.volume import Labels
 from handful.errors import HandfulError, InputError, UnsupportedInput
 
@@ -53,14 +55,25 @@ __all__ = [
 
 
 def read_cohort(
-    folder: str | Path, *, images_only: bool = False, series: str | None = None, slice_tolerance: float | None = None
+    folder: str | Path,
+    *,
+    images_only: bool = False,
+    series: str | None = None,
+    slice_tolerance: float | None = None,
+    channels: Sequence[str] = (),
+    default_channels: Sequence[str] = (),
 ) -> Cohort:
     """The cases in a folder, sorted by name.
 
-    Supported layouts: `images/` and `labels/` with files of equal stem; nnU-Net's raw folders (`imagesTr/`, one
-    channel); the Medical Segmentation Decathlon's `dataset.json`; a folder of images; a single image file. Hidden files
-    are ignored. An image may be a folder, an archive (.zip) or a file of DICOM; a folder that holds nothing but DICOM
-    is one case. A label map may be a DICOM segmentation (DICOM-SEG).
+    Supported layouts: `images/` and `labels/` with files of equal stem; nnU-Net's raw folders (`imagesTr/`); the
+    Medical Segmentation Decathlon's `dataset.json`; a folder of images; a single image file. Hidden files are ignored.
+    An image may be a folder, an archive (.zip) or a file of DICOM; a folder that holds nothing but DICOM is one case. A
+    label map may be a DICOM segmentation (DICOM-SEG).
+
+    Several sequences of a scan are files of one name with numbers (`case_0000.nii.gz`, `case_0001.nii.gz`), or one
+    NIfTI or NRRD file with a fourth axis. `channels` are the names of the sequences, in their order; they go before
+    those of dataset.json ("channel_names" or "modality"), and `default_channels` are taken if neither states any. A
+    file with a fourth axis is read only if its sequences are named. A case that lacks a sequence is left out.
 
     `dataset.json` may state the label names, the modality, the value of unlabelled voxels ("ignore"), the patients
     ("patient": {case: id}), the DICOM series ("series": {case: number or UID}) and "slice_tolerance" in mm. DICOM cases
@@ -71,25 +84,26 @@ def read_cohort(
     """
     folder = Path(folder)
     if folder.is_file():
-        case = Case(case_name(folder), folder, choice=SeriesChoice(series, slice_tolerance))
+        image = StatedChannels(tuple(channels or default_channels), "--channels").image(folder)
+        case = Case(case_name(folder), image, choice=SeriesChoice(series, slice_tolerance))
         return Cohort((case,), None, case.name, files=frozenset({folder}))
     if not folder.is_dir():
         raise InputError(f"{folder}: no such file or folder; check the name")
-    facts = _read_facts(folder)
+    facts = _read_facts(folder, channels, default_channels)
     layout = _layout(folder, facts)
     pairs = layout.pairs
     _require_cases(folder, layout, images_only)
-    _require_one_channel(facts, pairs)
     patients = _patients(facts, pairs)
     choices = _choices(facts, pairs, SeriesChoice(series, slice_tolerance))
     cases = tuple(
         Case(name, image, label, facts.labels, patients.get(name), facts.modality, facts.ignore, choices[name])
-        for name, image, label in sorted(pairs)
+        for name, image, label in sorted(pairs, key=lambda pair: pair[0])
     )
     if images_only:
         cases = tuple(replace(case, reference=None) for case in cases)
     labels = facts.labels or _scan_labels(cases)
-    files = frozenset(path for _, image, label in pairs for path in (image, label) if path is not None)
+    files = frozenset(path for case in cases for path in case.files)
+    files |= {label for _, _, label in pairs if label is not None}
     left_out = tuple(sorted(layout.left_out, key=lambda one: one.file))
     return Cohort(tuple(_with_labels(case, labels) for case in cases), labels, facts.name, left_out, files)
 
@@ -133,17 +147,16 @@ class _Facts:
     content: Mapping[str, Any]
     labels: Labels | None
     ignore: int | None
-    channels: tuple[str, ...]
+    channels: StatedChannels
     """Names of the channels, or the modality."""
 
     @property
     def modality(self) -> str | None:
         """The modality of scans with one channel."""
-        return self.channels[0] if len(self.channels) == 1 else None
+        return self.channels.names[0] if len(self.channels.names) == 1 else None
 
 
-_PICTURES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
-_Pair = tuple[str, Path, Path | None]
+_Pair = tuple[str, Image, Path | None]
 """Name, image and label file of a case."""
 
 
@@ -179,24 +192,42 @@ def find_references(folder: Path) -> References:
     return References(maps, cohort.labels, cohort.cases[0].ignore, left_out=cohort.left_out)
 
 
-def _read_facts(folder: Path) -> _Facts:
+def _read_facts(folder: Path, channels: Sequence[str], default: Sequence[str]) -> _Facts:
     file = folder / "dataset.json"
-    content: Any = {}
-    if file.is_file():
-        try:
-            content = json.loads(file.read_text("utf-8-sig"))
-        except (ValueError, RecursionError, OSError) as error:
-            raise InputError(f"{file}: not valid JSON in UTF-8 ({error}); correct it") from error
+    content = _content(file)
+    labels, ignore = _read_labels(file, content)
+    stated = StatedChannels(tuple(channels), "--channels") if channels else _stated_channels(file, content)
+    if not stated.names and folder.name in _IMAGES:  # the images of an nnU-Net data set, given alone
+        above = folder.parent / file.name
+        stated = _stated_channels(above, _content(above))
+    if not stated.names and default:
+        stated = StatedChannels(tuple(default), "the model")
+    name = str(content.get("name") or folder.resolve().name)
+    return _Facts(file, name, content, labels, ignore, stated)
+
+
+def _content(file: Path) -> dict[str, Any]:
+    """The content of a dataset.json; empty if there is no such file."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text("utf-8-sig"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(f"{file}: not valid JSON in UTF-8 ({error}); correct it") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: must be a JSON object, is a {type(content).__name__}; correct it")
-    labels, ignore = _read_labels(file, content)
+    return content
+
+
+def _stated_channels(file: Path, content: Mapping[str, Any]) -> StatedChannels:
+    """The names of channels, as nnU-Net ("channel_names") or MSD ("modality") has them: {"0": name}, list or name."""
     channels = content.get("channel_names", content.get("modality"))
     if isinstance(channels, dict):
-        channels = list(channels.values())
+        numbers = all(str(key).isdecimal() for key in channels)
+        channels = [channels[key] for key in (sorted(channels, key=int) if numbers else channels)]
     if not isinstance(channels, list):
         channels = [] if channels is None else [channels]
-    name = str(content.get("name") or folder.resolve().name)
-    return _Facts(file, name, content, labels, ignore, tuple(map(str, channels)))
+    return StatedChannels(tuple(map(str, channels)), file.name)
 
 
 def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None, int | None]:
@@ -236,10 +267,10 @@ def _layout(folder: Path, facts: _Facts) -> _Layout:
         return _paired(folder, ("imagesTr", "labelsTr"), facts)
     if (folder / "images").is_dir():
         return _paired(folder, ("images", "labels"), facts)
-    return _flat(folder)
+    return _flat(folder, facts.channels)
 
 
-def _flat(folder: Path) -> _Layout:
+def _flat(folder: Path, stated: StatedChannels) -> _Layout:
     """Scans directly in a folder; a folder that holds nothing but DICOM files and folders is one scan itself."""
     listing = list_folder(folder, folder)
     archives = [path for path in listing.dicom if path.suffix.lower() == ".zip" and path.is_file()]
@@ -251,9 +282,11 @@ def _flat(folder: Path) -> _Layout:
             listing.leave_out(
                 path, f"a list of slices; it belongs into labels/, named CASE{SIDECAR} like its label map"
             )
-    images = dict(listing.scans)
-    if folder.name in ("imagesTr", "imagesTs") and images and all(name.endswith("_0000") for name in images):
-        images = {name.removesuffix("_0000"): path for name, path in images.items()}
+    all_numbered = bool(listing.scans) and all(NUMBERED.fullmatch(name) for name in listing.scans)
+    if (folder.name in _IMAGES and all_numbered) or are_numbered(listing.scans, (), stated):
+        images = grouped(listing, stated)
+    else:
+        images = {name: stated.image(path) for name, path in listing.scans.items()}
     for path in listing.dicom:
         if path.is_file() and path not in archives:
             listing.leave_out(path, "a DICOM file next to other scans; put the files of each series into a folder")
@@ -267,8 +300,17 @@ def _paired(folder: Path, layout: tuple[str, str], facts: _Facts) -> _Layout:
     images, labels = list_folder(folder / layout[0], folder), list_label_maps(folder / layout[1], folder)
     around = list_surroundings(folder, layout)
     leave_out_sidecars([*images.sidecars, *around.sidecars], labels)
-    image_of = _without_channel(images) if layout[0] == "imagesTr" else _with_dicom(images)
-    unread = {Path(one.file).name.partition(".")[0].removesuffix("_0000") for one in images.left_out}
+    if layout[0] == "imagesTr":
+        for path in images.dicom:
+            images.leave_out(
+                path, "DICOM in imagesTr/; put DICOM and other scans into images/, their labels into labels/"
+            )
+        image_of = grouped(images, facts.channels)
+    elif are_numbered(images.scans, labels.scans, facts.channels):
+        image_of = grouped(images, facts.channels)
+    else:
+        image_of = _with_dicom(images, facts.channels)
+    unread = {_WITHOUT_NUMBER.sub("", Path(one.file).name.partition(".")[0]) for one in images.left_out}
     orphans = [path for name, path in labels.scans.items() if name not in image_of]
     for path in orphans:
         labels.leave_out(path, _why_orphan(case_name(path), image_of, unread, layout))
@@ -289,7 +331,11 @@ def _why_orphan(name: str, images: Collection[str], unread: Collection[str], lay
     )
 
 
-def _with_dicom(images: Listing) -> dict[str, Path]:
+_IMAGES = ("imagesTr", "imagesTs")
+_WITHOUT_NUMBER = re.compile(r"_[0-9]{4}$")
+
+
+def _with_dicom(images: Listing, stated: StatedChannels) -> dict[str, Image]:
     """The scans in a folder by name, DICOM among them; a slice of a DICOM series is not taken for a scan."""
     files = [path for path in images.dicom if path.is_file() and path.suffix.lower() != ".zip"]
     slices = dicom_series_of(files)
@@ -299,44 +345,16 @@ def _with_dicom(images: Listing) -> dict[str, Path]:
         images.dicom = [path for path in images.dicom if path not in slices]
         files = [path for path in files if path not in slices]
         slices = dicom_series_of(files)
-    image_of = dict(images.scans)
+    image_of = {name: stated.image(path) for name, path in images.scans.items()}
     for path in images.dicom:
         _add_dicom(image_of, path)
     return image_of
 
 
-def _add_dicom(images: dict[str, Path], path: Path) -> None:
+def _add_dicom(images: dict[str, Image], path: Path) -> None:
     name = unicodedata.normalize("NFC", path.name) if path.is_dir() else case_name(path)
     if (other := images.setdefault(name, path)) != path:
         raise InputError(f"two images for one case: {other} and {path}; remove one of them")
-
-
-def _without_channel(images: Listing) -> dict[str, Path]:
-    files = {}
-    for path in images.dicom:
-        images.leave_out(path, "DICOM in imagesTr/; put DICOM and other scans into images/, their labels into labels/")
-    for name, path in images.scans.items():
-        case, underscore, channel = name.rpartition("_")
-        if not (underscore and len(channel) == 4 and channel.isdigit()):
-            images.leave_out(path, "no channel at the end of the name, such as _0000 in nnU-Net's imagesTr/; rename it")
-        elif channel != "0000":
-            raise UnsupportedInput(
-                f"{path}: a second channel, but handful reads one; copy the images of one channel and their labels "
-                "into images/ and labels/"
-            )
-        else:
-            files[case] = path
-    return files
-
-
-def _require_one_channel(facts: _Facts, pairs: Sequence[_Pair]) -> None:
-    """Raise UnsupportedInput for several channels, unless they are the colours of pictures."""
-    pictures = all(image.name.lower().endswith(_PICTURES) for _, image, _ in pairs)
-    if len(facts.channels) > 1 and not (len(facts.channels) == 3 and pictures):
-        raise UnsupportedInput(
-            f"{facts.file}: {len(facts.channels)} channels ({', '.join(facts.channels)}), but handful reads one; "
-            "copy the images of one channel and their labels into images/ and labels/"
-        )
 
 
 def _listed_layout(folder: Path, facts: _Facts) -> _Layout:
@@ -348,13 +366,13 @@ def _listed_layout(folder: Path, facts: _Facts) -> _Layout:
         if _is_hidden(entry):
             continue
         try:
-            pairs.append(_listed(folder, facts.file, entry))
+            pairs.append(_listed(folder, facts, entry))
         except InputError as error:
             problems.append(error)
             layout.left_out.append(LeftOut(f"{facts.file.name}: {_short(entry)}", str(error)))
     if problems and not pairs:
         raise problems[0]
-    used = {path for _, image, label in pairs for path in (image, label) if path is not None}
+    used = {path for _, image, label in pairs for path in (*_files_of(image), label) if path is not None}
     wrong: list[Path] = []
     for place in sorted({path.parent for path in used}):
         listing = list_folder(place, folder)
@@ -381,23 +399,37 @@ def _is_hidden(entry: Any) -> bool:
     return isinstance(entry, dict) and PureWindowsPath(str(entry.get("image"))).name.startswith(".")
 
 
-def _listed(folder: Path, file: Path, entry: Any) -> _Pair:
+def _files_of(image: Image) -> tuple[Path, ...]:
+    return image.files if isinstance(image, SequenceFiles) else (image,)
+
+
+def _listed(folder: Path, facts: _Facts, entry: Any) -> _Pair:
     """A case as MSD lists it: paths of image and label, relative to the folder, with / or \\ between folders."""
+    file = facts.file
     if not isinstance(entry, dict) or "image" not in entry:
         raise InputError(f'{file}: "training" must hold {{"image": path, "label": path}}, got {entry!r}; correct it')
     image, label = _listed_path(folder, file, entry, "image"), _listed_path(folder, file, entry, "label")
     if image is None:
         raise InputError(f'{file}: no "image" in {entry!r}; correct it')
     name = case_name(image)
-    if not os.path.lexists(image):  # nnU-Net v1 lists images without their channel number
-        with_channel = image.with_name(f"{stem(image)}_0000{image.name[len(stem(image)) :]}")
-        image = with_channel if with_channel.exists() else image
-    for path in (image, label):
+    scan = _numbered(image, facts.channels) or facts.channels.image(image)
+    for path in (*_files_of(scan), label):
         if path is not None and not path.exists():
             link = path.is_symlink()
             remedy = "a link that leads nowhere; fetch the file" if link else "missing; add the file"
             raise InputError(f"{path}: listed in {file.name}, but {remedy} or remove the entry")
-    return name, image, label
+    return name, scan, label
+
+
+def _numbered(image: Path, stated: StatedChannels) -> Image | None:
+    """The files of sequences that are listed without their numbers, as nnU-Net v1 has them; None if it is one file."""
+    count = max(1, len(stated.names))
+    files = tuple(
+        image.with_name(f"{stem(image)}_{number:04d}{image.name[len(stem(image)) :]}") for number in range(count)
+    )
+    if os.path.lexists(image) or not files[0].exists():
+        return None
+    return SequenceFiles(files, stated.sequences) if isinstance(stated.image(files[0]), SequenceFiles) else files[0]
 
 
 def _listed_path(folder: Path, file: Path, entry: Mapping[str, Any], part: str) -> Path | None:
@@ -431,7 +463,8 @@ def _patients(facts: _Facts, pairs: list[_Pair]) -> dict[str, str]:
         )
     if stated:
         return {case: str(patient) for case, patient in stated.items()}
-    identities = {name: dicom_patient(image) for name, image, _ in sorted(pairs) if is_dicom_case(image)}
+    dicom = sorted((name, image) for name, image, _ in pairs if isinstance(image, Path) and is_dicom_case(image))
+    identities = {name: dicom_patient(image) for name, image in dicom}
     first: dict[str, str] = {}
     return {name: first.setdefault(identity, name) for name, identity in identities.items() if identity}
 
@@ -449,7 +482,7 @@ def _choices(facts: _Facts, pairs: list[_Pair], chosen: SeriesChoice) -> dict[st
     stated = {case: str(series) for case, series in _by_case(facts, "series").items()}
     return {
         name: SeriesChoice(chosen.series or stated.get(name) or _labelled_series(image, label), tolerance)
-        if is_dicom_case(image)
+        if isinstance(image, Path) and is_dicom_case(image)
         else SeriesChoice()
         for name, image, label in pairs
     }

@@ -45,8 +45,11 @@ def read_volume(
     digest: Digest | None = None,
     series: str | None = None,
     slice_tolerance: float | None = None,
+    sequences: tuple[str, ...] = (),
 ) -> Volume:
     """The image in a file, voxels (1 or 3, i, j, k). Integer voxels keep their type, all others become 32-bit floats.
+
+    `sequences` are the names of the sequences along the fourth axis of a NIfTI or NRRD file, which become channels.
 
     `path` may also be a DICOM file, or a folder (of any depth) or .zip archive with the files of a DICOM series.
     `series` chooses one of several by number or UID. A slice may be `slice_tolerance` mm off its regular position,
@@ -63,13 +66,16 @@ def read_volume(
     path = Path(path)
     with _explained(path):
         kind = _format(path, SeriesChoice(series, slice_tolerance))
-        array, geometry = kind.read(path, max_bytes, digest)
+        if sequences:
+            array, geometry = _with_sequences(kind, path).read(path, max_bytes, digest, len(sequences))
+        else:
+            array, geometry = kind.read(path, max_bytes, digest)
         _require_orthogonal(path, geometry)
         if array.dtype.kind == "f":
             with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused
                 array = array.astype(np.float32, copy=False)
             require_finite(array, str(path))
-        return Volume(array, geometry, kind.modality(path))
+        return Volume(array, geometry, None if sequences else kind.modality(path), sequences)
 
 
 def read_label_map(
@@ -150,18 +156,20 @@ def labels_in(paths: Iterable[Path], ignore: int | None = None) -> tuple[Labels 
     return Labels.of(named) if named else None, failure
 
 
-def read_geometry(path: str | Path, choice: SeriesChoice = ONLY_SERIES) -> Geometry:
-    """The grid of a scan, from its header; the voxels are not verified."""
+def read_geometry(path: str | Path, choice: SeriesChoice = ONLY_SERIES, sequences: int = 1) -> Geometry:
+    """The grid of a scan with so many sequences in the file, from its header; the voxels are not verified."""
     path = Path(path)
     with _explained(path):
-        return _format(path, choice).geometry(path)
+        kind = _format(path, choice)
+        return kind.geometry(path) if sequences == 1 else _with_sequences(kind, path).geometry(path, sequences)
 
 
-def read_notes(path: str | Path, choice: SeriesChoice = ONLY_SERIES) -> list[str]:
+def read_notes(path: str | Path, choice: SeriesChoice = ONLY_SERIES, sequences: int = 1) -> list[str]:
     """Unusual but valid properties of a file's header, one sentence each."""
     path = Path(path)
     with _explained(path):
-        return _format(path, choice).notes(path)
+        kind = _format(path, choice)
+        return kind.notes(path) if sequences == 1 else _with_sequences(kind, path).notes(path, sequences)
 
 
 def write_label_map(path: str | Path, label_map: LabelMap) -> None:
@@ -226,6 +234,17 @@ class _Format:
     write: Callable[[Path, NDArray[Any], Geometry], None]
     notes: Callable[[Path], list[str]] = lambda _: []
     modality: Callable[[Path], str | None] = lambda _: None
+    sequences: _WithSequences | None = None
+    """How files with several sequences are read; None if the format has none."""
+
+
+@dataclass(frozen=True)
+class _WithSequences:
+    """The functions that read files of one format with a given number of sequences."""
+
+    read: Callable[[Path, int, Digest | None, int], tuple[NDArray[Any], Geometry]]
+    geometry: Callable[[Path, int], Geometry]
+    notes: Callable[[Path, int], list[str]] = lambda _, __: []
 
 
 def _after_digest(
@@ -241,8 +260,26 @@ def _after_digest(
     return digested
 
 
-_NIFTI = _Format(read_nifti, read_nifti, nifti_geometry, write_nifti, nifti_notes)
-_ITK = _Format(_after_digest(read_itk), read_itk, itk_geometry, write_itk, modality=itk_modality)
+def _itk_sequences(path: Path, max_bytes: int, digest: Digest | None, sequences: int) -> tuple[NDArray[Any], Geometry]:
+    return _after_digest(partial(read_itk, sequences=sequences))(path, max_bytes, digest)
+
+
+_NIFTI = _Format(
+    read_nifti,
+    read_nifti,
+    nifti_geometry,
+    write_nifti,
+    nifti_notes,
+    sequences=_WithSequences(read_nifti, nifti_geometry, nifti_notes),
+)
+_ITK = _Format(
+    _after_digest(read_itk),
+    read_itk,
+    itk_geometry,
+    write_itk,
+    modality=itk_modality,
+    sequences=_WithSequences(_itk_sequences, itk_geometry),
+)
 _PICTURE = _Format(_after_digest(read_picture), read_label_picture, picture_geometry, write_picture, picture_notes)
 _FORMATS: Mapping[str, _Format] = {
     ".nii.gz": _NIFTI,
@@ -295,6 +332,12 @@ def _format(path: Path, choice: SeriesChoice = ONLY_SERIES) -> _Format:
     if path.is_dir():
         raise UnsupportedInput(f"{path}: a folder without DICOM files; give a scan, or a folder with one DICOM series")
     raise UnsupportedInput(f"{path}: unknown file format; handful reads DICOM and {', '.join(SUFFIXES)}")
+
+
+def _with_sequences(kind: _Format, path: Path) -> _WithSequences:
+    if kind.sequences is None:
+        raise UnsupportedInput(f"{path}: this format has no axis of sequences; save each sequence as its own .nii.gz")
+    return kind.sequences
 
 
 def _dicom(choice: SeriesChoice) -> _Format:

@@ -25,7 +25,7 @@ class Inputs:
     @classmethod
     def of(cls, cases: Iterable[Case], files: Collection[Path]) -> Inputs:
         """The images and references of the cases, and further files, such as `Cohort.files`."""
-        parts = [part for case in cases for part in (case.image, case.reference)]
+        parts = [part for case in cases for part in (*case.files, case.reference)]
         paths = [*files, *(part for part in parts if isinstance(part, Path))]
         return cls(frozenset(path.resolve() for path in paths))
 

@@ -17,8 +17,28 @@ def intensity_notes(support: SupportSet, slicer: Slicer) -> tuple[str, ...]:
     return (f"grey values: {kind}; {_window_in_words(support, slicer)}", *doubts)
 
 
+def sequence_note(support: SupportSet, slicer: Slicer) -> tuple[str, ...]:
+    """A sentence on the sequences that a fit uses; `slicer` is that of its segmenter. None for other scans."""
+    if not support.sequences:
+        return ()
+    used = slicer.channels_of(support.sequences)
+    names = ", ".join(support.sequences[number] for number in used)
+    if len(used) == len(support.sequences):
+        return (f"all {len(used)} sequences are used: {names}",)
+    every = ", ".join(support.sequences)
+    return (
+        f"{len(used)} of {len(support.sequences)} sequences are used: {names} (of {every}); "
+        "others are chosen by --set slicer.sequences=NAMES, or all",
+    )
+
+
 def _window_in_words(support: SupportSet, slicer: Slicer) -> str:
     window = support.resolve(slicer).window
+    if window == "each":
+        return (
+            "each sequence is shown from the 0.5th to the 99.5th percentile of its own values, and those whose name "
+            "starts with CT by the window of soft tissue"
+        )
     if window == "percentile":
         return "each scan is shown from the 0.5th to the 99.5th percentile of its own values"
     if window == "none":

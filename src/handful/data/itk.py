@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from handful.data.headers.metaimage import read_metaimage_header
 from handful.data.headers.nrrd import read_nrrd_header
-from handful.data.headers.text import LPS_TO_RAS, StoredVolume
+from handful.data.headers.text import LPS_TO_RAS, StoredVolume, require_volumes
 from handful.data.verified import read_payload
 from handful.data.volume import Geometry
 from handful.errors import UnsupportedInput
 from handful.jobs.files import open_file
 
 
-def read_itk(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
-    """Voxels (1, i, j, k) as stored, and their grid in RAS coordinates."""
-    header = _header(path)
+def read_itk(path: Path, max_bytes: int, sequences: int = 1) -> tuple[NDArray[Any], Geometry]:
+    """Voxels (sequences, i, j, k) as stored, and their grid in RAS coordinates."""
+    header = _header(path, sequences)
     geometry = header.geometry(path)
     content = read_payload(
         header.file,
@@ -31,13 +31,13 @@ def read_itk(path: Path, max_bytes: int) -> tuple[NDArray[Any], Geometry]:
         stored=header.compressed_size,
     )
     stored = np.frombuffer(content, header.dtype)
-    array = stored.astype(header.dtype.newbyteorder("="), copy=False).reshape(geometry.shape, order="F")
-    return array[None], geometry
+    array = stored.astype(header.dtype.newbyteorder("="), copy=False).reshape(header.stored_shape, order="F")
+    return np.moveaxis(array, header.axis, 0), geometry
 
 
-def itk_geometry(path: Path) -> Geometry:
+def itk_geometry(path: Path, sequences: int = 1) -> Geometry:
     """The grid, from the header."""
-    return _header(path).geometry(path)
+    return _header(path, sequences).geometry(path)
 
 
 def itk_modality(path: Path) -> str | None:
@@ -62,9 +62,13 @@ def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         raise OSError(f"{path}: cannot be written ({_reason(error)})") from error
 
 
-def _header(path: Path) -> StoredVolume:
+def _header(path: Path, sequences: int = 1) -> StoredVolume:
     with open_file(path) as file:
-        return (read_nrrd_header if file.peek(4)[:4] == b"NRRD" else read_metaimage_header)(file, path)
+        if file.peek(4)[:4] == b"NRRD":
+            return read_nrrd_header(file, path, sequences)
+        header = read_metaimage_header(file, path)
+    require_volumes(path, header.shape, (1,), sequences)
+    return header
 
 
 def _reason(error: RuntimeError) -> str:

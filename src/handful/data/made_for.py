@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from handful.data.modality import ModalityEvidence
+from handful.data.sequences import are_numbers
 from handful.data.slice_grid import Plane
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet, robust_range
@@ -43,7 +44,7 @@ class MadeFor:
     """Most frequent modality as stated, or "CT" if the voxels show it; None if it is unknown."""
     is_ct: bool
     channels: tuple[int, ...]
-    """1 for grey, 3 for colour; both if there were both."""
+    """1 for grey, 3 for colour, both if there were both; or the number of sequences."""
     plane: Plane
     """Plane of the slices."""
     unit: Literal["mm", "pixel"]
@@ -56,9 +57,13 @@ class MadeFor:
     """Smallest 0.5th and largest 99.5th percentile of the voxels."""
     fixed_window: bool
     """Whether the same values become black and white in each scan."""
+    sequences: tuple[str, ...] = ()
+    """Names of all sequences of the scans, in their order; empty for grey and colour."""
 
     def __post_init__(self) -> None:
-        if not self.channels or not set(self.channels) <= {1, 3}:
+        if self.sequences and (len(set(self.sequences)),) != self.channels:
+            raise SettingsError(f"made_for.channels are {self.channels}, but the sequences are {self.sequences}")
+        if not self.sequences and (not self.channels or not set(self.channels) <= {1, 3}):
             raise SettingsError(f"made_for.channels are {self.channels}, instead of 1 or 3")
         for name in ("pixel", "distance"):
             low, high = getattr(self, name)
@@ -83,11 +88,39 @@ class MadeFor:
             pixel=(min(pixels), max(pixels)),
             distance=(min(distances), max(distances)),
             values=(min(facts.values[0] for facts in support.facts), max(facts.values[1] for facts in support.facts)),
-            fixed_window=slicer.window not in ("percentile", "none"),
+            fixed_window=slicer.window not in ("percentile", "none", "each"),
+            sequences=support.sequences,
+        )
+
+    def arranged(self, volume: Volume) -> Volume:
+        """The scan with its sequences in the order that the model was fitted on.
+
+        Sequences without stated names (see `are_numbers`) are taken in the order in which they are. Raises
+        UnsupportedInput if number or names of the sequences differ.
+        """
+        if volume.sequences == self.sequences:
+            return volume
+        if sorted(volume.sequences) == sorted(self.sequences):
+            order = [volume.sequences.index(name) for name in self.sequences]
+            return replace(volume, array=volume.array[order], sequences=self.sequences)
+        unnamed = are_numbers(volume.sequences) or are_numbers(self.sequences)
+        if len(volume.sequences) == len(self.sequences) and unnamed:
+            return replace(volume, sequences=self.sequences)
+        there = ", ".join(self.sequences) or "scans of one sequence"
+        here = ", ".join(volume.sequences) or "one sequence"
+        raise UnsupportedInput(
+            f"the model was fitted on {there}, and this scan has {here}; give the same sequences, named in "
+            "dataset.json (channel_names) or by --channels"
         )
 
     def require_usable(self, volume: Volume) -> None:
-        """Raise UnsupportedInput for a colour scan if the model was fitted on grey ones, and the other way round."""
+        """Raise UnsupportedInput for a scan with other sequences, or in colour where the model was fitted on grey ones.
+
+        Also for a grey scan if the model was fitted on colour.
+        """
+        if self.sequences or volume.sequences:
+            self.arranged(volume)
+            return
         channels = volume.array.shape[0]
         if channels not in self.channels:
             there, here = _colour(self.channels[0]), _colour(channels)

@@ -20,33 +20,35 @@ from handful.jobs.digests import Digest
 from handful.jobs.files import open_file
 
 
-def read_nifti(path: Path, max_bytes: int, digest: Digest | None = None) -> tuple[NDArray[Any], Geometry]:
-    """Voxels (1, i, j, k) and grid. Integers stay as stored; scaled voxels become floats.
+def read_nifti(
+    path: Path, max_bytes: int, digest: Digest | None = None, sequences: int = 1
+) -> tuple[NDArray[Any], Geometry]:
+    """Voxels (sequences, i, j, k) and grid. Integers stay as stored; scaled voxels become floats.
 
     The file is read once. If a `digest` is given, the bytes of the file are added to it.
     """
     with open_stream(path, digest) as stream:
-        header, head = read_nifti_header(stream, path)
+        header, head = read_nifti_header(stream, path, sequences)
         geometry = header.geometry(path)
-        count = math.prod(header.shape)
+        count = math.prod(header.shape) * sequences
         content = read_verified(stream, path, head, header.offset + count * header.dtype.itemsize, max_bytes)
     stored = np.frombuffer(content, header.dtype, count, header.offset)
-    array = stored.astype(header.dtype.newbyteorder("="), copy=False).reshape(geometry.shape, order="F")
-    return _scaled(array, header.slope, header.inter)[None], geometry
+    array = stored.astype(header.dtype.newbyteorder("="), copy=False).reshape((*geometry.shape, sequences), order="F")
+    return np.moveaxis(_scaled(array, header.slope, header.inter), -1, 0), geometry
 
 
-def nifti_geometry(path: Path) -> Geometry:
+def nifti_geometry(path: Path, sequences: int = 1) -> Geometry:
     """The grid, from the header."""
-    return _read_header(path).geometry(path)
+    return _read_header(path, sequences).geometry(path)
 
 
-def nifti_notes(path: Path) -> list[str]:
+def nifti_notes(path: Path, sequences: int = 1) -> list[str]:
     """Unusual but valid properties of the file, one sentence each."""
     notes = []
     with open_file(path) as file:
         if path.name.lower().endswith(".gz") and not is_gzip(file):
             notes.append(f"{path}: named .gz but not compressed; read as an uncompressed file")
-    header = _read_header(path)
+    header = _read_header(path, sequences)
     notes += _notes_on_transforms(path, header)
     if unit := UNITS.get(header.transforms.units & 7):
         sizes = " x ".join(f"{size:.4g}" for size in header.geometry(path).spacing)
@@ -85,7 +87,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
 
 def _places(transforms: NiftiTransforms, geometry: Geometry) -> bool:
     """Whether the transforms are those of this grid; they are not after the grid was cropped."""
-    header = NiftiHeader(geometry.shape, np.dtype(np.uint8), 0, 0.0, 0.0, transforms)
+    header = NiftiHeader(geometry.shape, 1, np.dtype(np.uint8), 0, 0.0, 0.0, transforms)
     return np.array_equal(header.geometry(Path("transforms")).affine, geometry.affine)
 
 
@@ -122,9 +124,9 @@ def _notes_on_transforms(path: Path, header: NiftiHeader) -> Iterator[str]:
         yield f"{path}: pixdim declares voxels of {sizes} mm, the sform other ones; the sform is used"
 
 
-def _read_header(path: Path) -> NiftiHeader:
+def _read_header(path: Path, sequences: int) -> NiftiHeader:
     with open_stream(path) as stream:
-        return read_nifti_header(stream, path)[0]
+        return read_nifti_header(stream, path, sequences)[0]
 
 
 def _scaled(array: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:

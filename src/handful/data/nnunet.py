@@ -58,9 +58,10 @@ def export_nnunet(
 ) -> NnunetDataset:
     """Write the support set as training cases into `out`/Dataset501_handful, completely or not at all.
 
-    `out` is the folder that nnU-Net calls nnUNet_raw. Voxels and grids are those of the scans; colour becomes three
-    channels. The cases of `cohort` whose patients are not in the support set go to imagesTs. Raises InputError if the
-    folder exists, unless it is an earlier export and `overwrite` is set; SettingsError for an invalid number or name.
+    `out` is the folder that nnU-Net calls nnUNet_raw. Voxels and grids are those of the scans; colours and sequences
+    become channels. The cases of `cohort` whose patients are not in the support set go to imagesTs. Raises InputError
+    if the folder exists, unless it is an earlier export and `overwrite` is set; SettingsError for an invalid number or
+    name.
     """
     if not 1 <= number <= 999 or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise SettingsError(
@@ -170,6 +171,7 @@ class _Scan:
     case: str
     channels: int
     modality: str | None
+    sequences: tuple[str, ...]
 
 
 def _write_image(case: Case, folder: Path) -> _Scan:
@@ -178,7 +180,7 @@ def _write_image(case: Case, folder: Path) -> _Scan:
     volume = case.read_image()
     for channel, array in enumerate(volume.array):
         write_volume(folder / f"{case.name}_{channel:04d}{ENDING}", Volume(array[None], volume.geometry))
-    return _Scan(case.name, len(volume.array), volume.modality)
+    return _Scan(case.name, len(volume.array), volume.modality, volume.sequences)
 
 
 def _write_labels(case: Case, values: dict[int, int], ignore: int | None, folder: Path) -> None:
@@ -203,6 +205,14 @@ def _mapped(array: NDArray[Any], values: dict[int, int]) -> NDArray[Any]:
 def _channel_names(scans: Sequence[_Scan]) -> dict[str, str]:
     """Channel names: nnU-Net normalises "CT" by the grey values of all labels, other channels scan by scan."""
     first = scans[0]
+    if other := [scan for scan in scans if scan.sequences != first.sequences]:
+        here, there = (", ".join(scan.sequences) or "one channel" for scan in (other[0], first))
+        raise UnsupportedInput(
+            f"case {other[0].case!r} has {here}, {first.case!r} has {there}; nnU-Net needs the same sequences in every "
+            "case; put scans with other sequences into a cohort of their own"
+        )
+    if first.sequences:
+        return {str(number): name for number, name in enumerate(first.sequences)}
     if odd := [scan for scan in scans if scan.channels != first.channels]:
         raise UnsupportedInput(
             f"case {odd[0].case!r} has {odd[0].channels} channel(s), {first.case!r} has {first.channels}; "

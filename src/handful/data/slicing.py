@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.data.hounsfield import hounsfield_shift
-from handful.data.modality import ModalityEvidence
+from handful.data.modality import ModalityEvidence, is_ct_by_name
 from handful.data.slice_grid import ORDER, Plane, SliceGrid, anatomical, best_plane
 from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_finite
 from handful.errors import GeometryMismatch, SettingsError, UnsupportedInput
 
 PlaneChoice = Literal["auto", "axial", "coronal", "sagittal"]
-Window = Literal["auto", "percentile", "ct-soft", "ct-bone", "ct-lung", "ct-brain", "none"]
+Window = Literal["auto", "percentile", "ct-soft", "ct-bone", "ct-lung", "ct-brain", "none", "each"]
 WindowChoice = Window | tuple[float, float]
+
+Limits = tuple[float, float]
 
 _Choice = TypeVar("_Choice", PlaneChoice, WindowChoice)
 _HOUNSFIELD: dict[Window, tuple[float, float]] = {
@@ -32,6 +34,9 @@ _HOUNSFIELD: dict[Window, tuple[float, float]] = {
     "ct-brain": (0.0, 80.0),
 }
 _PERCENTILES = (0.5, 99.5)
+ALL_SEQUENCES = ("all",)
+COLOURS = 3
+"""Sequences that an image encoder takes at once, as if they were colours."""
 _SAMPLE = 2_000_000
 """Voxels that percentiles are taken from."""
 
@@ -51,7 +56,14 @@ class Slicer:
     """Values that become 0 and 1: two numbers, a CT preset in HU, "percentile" (of each volume) or "none" (all values).
 
     For a CT, "auto" takes the window of the labels of the support set, or soft tissue if there is none. For 8-bit
-    colours it takes the whole range of the type, and for all other scans percentiles.
+    colours it takes the whole range of the type, and for all other scans percentiles. For a scan with several
+    sequences it is "each": soft tissue for a sequence whose name starts with CT, percentiles for each of the others.
+    """
+    sequences: tuple[str, ...] = ()
+    """Which sequences of a scan are used, by name or by number from 0, such as T1,FLAIR, or all.
+
+    Left out, the U-Nets use all, and other methods the first three. A backbone takes up to three at once, as if they
+    were colours. Of more than three it embeds each on its own, and the embeddings are averaged.
     """
     neighbours: bool = False
     """Give grey slices the previous and the next slice as first and third channel."""
@@ -60,9 +72,10 @@ class Slicer:
         if self.plane != "auto" and self.plane not in ORDER:
             raise SettingsError(f"plane {self.plane!r}; choose auto, {', '.join(ORDER)}")
         if isinstance(self.window, str):
-            if self.window not in ("auto", "percentile", "none", *_HOUNSFIELD):
+            if self.window not in ("auto", "percentile", "none", "each", *_HOUNSFIELD):
+                presets = ", ".join(_HOUNSFIELD)
                 raise SettingsError(
-                    f"window {self.window!r}; choose auto, percentile, none, {', '.join(_HOUNSFIELD)} or two numbers"
+                    f"window {self.window!r}; choose auto, percentile, none, each, {presets} or two numbers"
                 )
         elif not (len(self.window) == 2 and -math.inf < self.window[0] < self.window[1] < math.inf):
             raise SettingsError(f"window {self.window}; give two finite numbers, the lower first")
@@ -92,8 +105,26 @@ class Slicer:
         return SliceGrid(geometry, best_plane(geometry) if self.plane == "auto" else self.plane)
 
     def for_display(self) -> Slicer:
-        """This slicer without neighbouring slices as channels: slices as they are displayed."""
-        return replace(self, neighbours=False)
+        """This slicer for slices as they are displayed: no neighbouring slices as channels, and one sequence."""
+        return replace(self, neighbours=False, sequences=self.sequences[:1] if self.named_sequences else ("0",))
+
+    def with_all_sequences(self) -> Slicer:
+        """This slicer with all sequences of a scan where none are chosen."""
+        return self if self.sequences else replace(self, sequences=ALL_SEQUENCES)
+
+    @property
+    def named_sequences(self) -> bool:
+        """Whether sequences are chosen by name or number."""
+        return self.sequences not in ((), ALL_SEQUENCES)
+
+    def channels_of(self, sequences: tuple[str, ...]) -> tuple[int, ...]:
+        """Numbers of the channels that are used of a scan with these sequences, in the order of the slices' channels.
+
+        Raises UnsupportedInput for a sequence that the scan does not have.
+        """
+        if not self.named_sequences:
+            return tuple(range(len(sequences)))[: None if self.sequences else COLOURS]
+        return tuple(_number_of(name, sequences) for name in self.sequences)
 
     def view(self, volume: Volume) -> SliceView:
         """The volume as a stack of slices, without a copy of the voxels; any "auto" is chosen for this volume."""
@@ -103,8 +134,16 @@ class Slicer:
             raise UnsupportedInput(
                 f"neighbouring slices need a grey volume, not {volume.array.shape[0]} channels; set neighbours=False"
             )
-        low, high = _limits(volume, slicer.window)
-        return SliceView(volume, slicer.grid(volume.geometry), low, high, slicer.neighbours)
+        if len(slicer.sequences) > 1 and not volume.sequences:
+            raise UnsupportedInput(
+                f"the sequences {', '.join(slicer.sequences)} are needed, and this scan has one; give all of them"
+            )
+        channels = slicer.channels_of(volume.sequences) if volume.sequences else None
+        if channels is None:
+            limits: tuple[Limits, ...] = (_limits(volume, slicer.window),)
+        else:
+            limits = tuple(_limits_of_sequence(volume, channel, slicer.window) for channel in channels)
+        return SliceView(volume, slicer.grid(volume.geometry), limits, slicer.neighbours, channels)
 
     def cut(self, volume: Volume) -> Float[Tensor, "n c h w"]:
         """All slices of a volume, values in [0, 1]."""
@@ -130,11 +169,11 @@ class SliceView:
 
     volume: Volume
     grid: SliceGrid
-    low: float
-    """Value that becomes 0."""
-    high: float
-    """Value that becomes 1. If it equals `low`, the volume is constant and becomes 0."""
+    limits: tuple[Limits, ...]
+    """Values that become 0 and 1, of all channels together or of each sequence; where both are equal, all becomes 0."""
     neighbours: bool
+    sequences: tuple[int, ...] | None = None
+    """Channels of the volume that are shown, if they are sequences."""
 
     def __len__(self) -> int:
         return len(self.grid)
@@ -142,6 +181,11 @@ class SliceView:
     @property
     def plane(self) -> Plane:
         return self.grid.plane
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Numbers of the channels of the volume that the slices have."""
+        return tuple(range(len(self.volume.array))) if self.sequences is None else self.sequences
 
     @property
     def size(self) -> tuple[int, int]:
@@ -169,20 +213,27 @@ class SliceView:
             nearby = [np.clip(chosen + step, 0, len(grey) - 1) for step in (-1, 0, 1)]
             values = np.stack([grey[numbers] for numbers in nearby], axis=1)
         else:
-            values = np.stack([self.of(channel)[chosen] for channel in self.volume.array], axis=1)
-        return torch.from_numpy(self._windowed(values))
+            values = np.stack([self.of(self.volume.array[channel])[chosen] for channel in self.shown], axis=1)
+        if self.sequences is None:
+            return torch.from_numpy(_windowed(values, self.limits[0]))
+        parts = zip(np.moveaxis(values, 1, 0), self.limits, strict=True)
+        return torch.from_numpy(np.stack([_windowed(one, limits) for one, limits in parts], axis=1))
 
-    def _windowed(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        if self.low == self.high:
-            return np.zeros(values.shape, dtype=np.float32)
-        windowed = values.astype(np.float32)
-        windowed -= self.low
-        windowed /= self.high - self.low
-        return np.ascontiguousarray(np.clip(windowed, 0, 1, out=windowed))
+
+def _windowed(values: NDArray[Any], limits: Limits) -> NDArray[np.float32]:
+    low, high = limits
+    if low == high:
+        return np.zeros(values.shape, dtype=np.float32)
+    windowed = values.astype(np.float32)
+    windowed -= low
+    windowed /= high - low
+    return np.ascontiguousarray(np.clip(windowed, 0, 1, out=windowed))
 
 
 def suggested_window(volume: Volume) -> WindowChoice:
     """What a window of "auto" becomes for this volume, from its modality and its voxels."""
+    if volume.sequences:
+        return "each"
     evidence = ModalityEvidence(volume.modality, None, hounsfield_shift(volume.array))
     if evidence.is_ct and evidence.shift is not None:
         return window_of_hounsfield(*_HOUNSFIELD["ct-soft"], evidence.shift)
@@ -201,7 +252,31 @@ def _most_frequent(votes: Mapping[_Choice, int]) -> _Choice:
     return min(votes, key=lambda choice: (-votes[choice], str(choice)))  # the same whatever the order of the volumes
 
 
-def _limits(volume: Volume, window: WindowChoice) -> tuple[float, float]:
+def _number_of(name: str, sequences: tuple[str, ...]) -> int:
+    """The number of a sequence, by its name or as text."""
+    if name in sequences:
+        return sequences.index(name)
+    if name.isdecimal() and int(name) < len(sequences):
+        return int(name)
+    raise UnsupportedInput(
+        f"no sequence {name!r} in this scan, which has {', '.join(sequences)}; name others with slicer.sequences"
+    )
+
+
+def _limits_of_sequence(volume: Volume, channel: int, window: WindowChoice) -> Limits:
+    """The values that become 0 and 1 in one sequence."""
+    name = volume.sequences[channel]
+    one = Volume(volume.array[[channel]], volume.geometry)
+    if window != "each":
+        return _limits(one, window)
+    if not is_ct_by_name(name):
+        return _limits(one, "percentile")
+    low, high = _HOUNSFIELD["ct-soft"]
+    shift = hounsfield_shift(one.array) or 0.0
+    return low + shift, high + shift
+
+
+def _limits(volume: Volume, window: WindowChoice) -> Limits:
     """The values that become 0 and 1."""
     if not isinstance(window, str):
         return window

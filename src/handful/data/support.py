@@ -24,7 +24,7 @@ from handful.data.slice_grid import Block, SliceGrid, best_plane
 from handful.data.slicing import Slicer, SliceView, WindowChoice, suggested_window, window_of_hounsfield
 from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
-from handful.errors import InputError, LabelError
+from handful.errors import InputError, LabelError, SettingsError
 from handful.jobs.digests import digest_of
 from handful.jobs.files import reserved
 
@@ -50,7 +50,9 @@ class SupportFacts:
     limits: dict[int, Limits]
     """Limits in HU of each label; empty for a scan that is not in Hounsfield units."""
     channels: int
-    """1 for a grey image, 3 for one in colour."""
+    """1 for a grey image, 3 for one in colour, or the number of sequences."""
+    sequences: tuple[str, ...]
+    """Names of the sequences of an image that has several; else empty."""
     values: tuple[float, float]
     """0.5th and 99.5th percentile of the voxels."""
     bytes: int
@@ -88,6 +90,7 @@ class SupportFacts:
             window=suggested_window(volume),
             limits={} if shift is None else limits_of_labels(volume, reference, labels.values, shift),
             channels=volume.array.shape[0],
+            sequences=volume.sequences,
             values=robust_range(volume),
             bytes=volume.array.nbytes + reference.array.nbytes,
             image_sha256=digest_of(volume.array),
@@ -194,6 +197,7 @@ class SupportSet:
     def __post_init__(self) -> None:
         if not self.cases:
             raise InputError("the support set is empty; give at least one labelled case")
+        _require_same_sequences(self.facts)
         missing = [
             f"{name!r} ({value})"
             for value, name in self.labels.as_dict().items()
@@ -228,6 +232,11 @@ class SupportSet:
         """What each case is like."""
         return self.known_facts or tuple(SupportFacts.of(case, self.labels) for case in self.cases)
 
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """Names of the sequences, which all cases have in the same order; empty for grey and colour scans."""
+        return self.facts[0].sequences
+
     def without_names(self) -> SupportSet:
         """The same cases with numbers as their names and as those of their patients, in the order of the cases."""
         facts = tuple(
@@ -247,9 +256,23 @@ class SupportSet:
     def resolve(self, slicer: Slicer) -> Slicer:
         """The slicer with every "auto" made concrete: what suits most of the images.
 
-        A CT in Hounsfield units is shown by the window of its labels, see `window_of_labels`.
+        A CT in Hounsfield units is shown by the window of its labels, see `window_of_labels`. Of scans with several
+        sequences, those that are used are named. Raises SettingsError if the scans lack one that is named.
         """
         resolved = slicer.resolve_among((facts.geometry, facts.window) for facts in self.facts)
+        return replace(self._with_window(slicer, resolved), sequences=self._sequences_of(slicer))
+
+    def _sequences_of(self, slicer: Slicer) -> tuple[str, ...]:
+        if self.sequences:
+            return tuple(self.sequences[number] for number in slicer.channels_of(self.sequences))
+        if slicer.named_sequences and slicer.sequences != ("0",):
+            raise SettingsError(
+                f"sequences = {','.join(slicer.sequences)}, but the scans have one sequence; leave sequences out"
+            )
+        return ()
+
+    def _with_window(self, slicer: Slicer, resolved: Slicer) -> Slicer:
+        """The resolved slicer with the window of the labels of a CT, if the window is "auto"."""
         alike = [facts for facts in self.facts if facts.window == resolved.window and facts.limits]
         limits = window_of_labels(facts.limits for facts in alike)
         if slicer.window != "auto" or limits is None:
@@ -292,6 +315,18 @@ class AcceptedSlices(SupportSet):
     def __post_init__(self) -> None:
         if not self.cases:
             raise InputError("no accepted slices; accept some first")
+
+
+def _require_same_sequences(facts: Sequence[SupportFacts]) -> None:
+    """Raise InputError unless all cases have the same sequences in the same order."""
+    first = facts[0]
+    for one in facts:
+        if one.sequences != first.sequences:
+            here, there = (", ".join(part.sequences) or "one channel" for part in (one, first))
+            raise InputError(
+                f"case {one.case.name!r} has {here}, and case {first.case.name!r} has {there}; "
+                "put scans with other sequences into a cohort of their own"
+            )
 
 
 def robust_range(volume: Volume) -> tuple[float, float]:

@@ -87,18 +87,36 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-    """An image: voxels (channels, i, j, k) of any real type, with one (grey) or three (colour) channels, on a grid."""
+    """An image: voxels (channels, i, j, k) of any real type on a grid.
+
+    It has one channel (grey), three (colour), or one for each of its `sequences`.
+    """
 
     array: Num[np.ndarray[Any, Any], "c i j k"]
     geometry: Geometry
     modality: str | None = None
     """By its DICOM tag or as declared by the data set, for example 'CT' or 'MR'; None if unknown."""
+    sequences: tuple[str, ...] = ()
+    """Names of the sequences that the channels are, such as 'T1' and 'FLAIR'; empty for grey and colour."""
 
     def __post_init__(self) -> None:
-        if self.array.ndim != 4 or self.array.shape[0] not in (1, 3):
-            raise UnsupportedInput(f"a volume is (1 or 3 channels, i, j, k), got shape {self.array.shape}")
+        if self.array.ndim != 4 or (not self.sequences and self.array.shape[0] not in (1, 3)):
+            raise UnsupportedInput(
+                f"a volume is (1 or 3 channels, i, j, k), got shape {self.array.shape}; name the channels if they are "
+                "sequences"
+            )
+        if self.sequences and len(set(self.sequences)) != self.array.shape[0]:
+            raise UnsupportedInput(
+                f"{self.array.shape[0]} channels, but the sequences are {', '.join(self.sequences)}; "
+                "give each channel its own name"
+            )
         if self.array.shape[1:] != self.geometry.shape:
             raise GeometryMismatch(f"voxels of shape {self.array.shape[1:]} on a {self.geometry.shape} grid")
+
+    def require_grey(self, what: str) -> None:
+        """Raise UnsupportedInput unless there is one channel; `what` names the image in the message."""
+        if self.array.shape[0] != 1:
+            raise UnsupportedInput(f"{what}: has {self.array.shape[0]} channels; give one grey file per sequence")
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Failure:
     def of(cls, case: Case, error: Exception) -> Failure:
         """The failure of a case by an error. Folders are removed: they may have the name of a patient."""
         text = reason_of(error)
-        for part in (case.image, case.reference):
+        for part in (*case.files, case.reference):
             if isinstance(part, Path):
                 text = text.replace(f"{part.parent}{os.sep}", "")
         return cls(case.name, text)

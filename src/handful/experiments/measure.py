@@ -65,11 +65,11 @@ class Fingerprints:
         return digest_of_json(parts)
 
     def _of_case(self, case: Case) -> list[object]:
-        own = None if case.is_dicom else case.image
-        files = [self._of_file(part) for part in (own, case.reference) if isinstance(part, Path)]
+        own = () if case.is_dicom else case.files
+        files = [self._of_file(part) for part in (*own, case.reference) if isinstance(part, Path)]
         if case.is_dicom:
             files.append(case.image_digest())
-        if isinstance(case.image, Path) and case.image.suffix.lower() in _IN_TWO_FILES:
+        if any(file.suffix.lower() in _IN_TWO_FILES for file in own):
             files.append(digest_of(case.read_image().array))
         return [case.name, case.patient, case.modality, case.ignore, *files]
 

@@ -249,6 +249,15 @@ class Method(ABC):
         """
         return self
 
+    @property
+    def uses_all_sequences(self) -> bool:
+        """Whether all sequences of a scan are used where none are chosen; else the first three."""
+        return False
+
+    def resolved_slicer(self, support: SupportSet) -> Slicer:
+        """The slicer for a support set: each "auto" made concrete, and the sequences that are used named."""
+        return support.resolve(self.slicer.with_all_sequences() if self.uses_all_sequences else self.slicer)
+
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         """What a fit on this support set does, for an estimate of its time; several entries for several fits.
 
@@ -316,19 +325,21 @@ class Work:
     """Labelled slices that are used for each predicted slice."""
     neighbours: int = 0
     """Predicted slices that are used for each predicted slice."""
+    sequences: tuple[str, ...] = ()
+    """Names of the sequences of the scans; empty for grey and colour."""
 
     @classmethod
     def of(cls, method: Method, support: SupportSet, *, encoded: int = 0, steps: int = 0) -> Work:
         """The work of `method` on the slices of a support set."""
-        slicer = support.resolve(method.slicer)
+        slicer = method.resolved_slicer(support)
         sizes = [slicer.grid(facts.geometry).size for facts in support.facts]
         largest = max(size[0] for size in sizes), max(size[1] for size in sizes)
-        return cls(method, largest, len(support.labels), encoded, steps)
+        return cls(method, largest, len(support.labels), encoded, steps, sequences=support.sequences)
 
 
 def labelled_slices(method: Method, support: SupportSet) -> int:
     """The number of labelled slices, as the method cuts them."""
-    slicer = support.resolve(method.slicer)
+    slicer = method.resolved_slicer(support)
     return sum(facts.labelled_slices(slicer) for facts in support.facts)
 
 

@@ -86,7 +86,7 @@ class Rates:
     """Of a predicted slice; None if it was not timed."""
 
 
-def estimate(backbone: Backbone, grids: Sequence[SliceGrid]) -> Cost | None:
+def estimate(backbone: Backbone, grids: Sequence[SliceGrid], channels: int = 1) -> Cost | None:
     """The cost of encoding every slice of these grids without a cache; None if there are no grids.
 
     A slice of median size is timed. None if that fails: a job never fails by its estimate.
@@ -96,7 +96,7 @@ def estimate(backbone: Backbone, grids: Sequence[SliceGrid]) -> Cost | None:
     slices = sum(len(grid) for grid in grids)
     sizes = sorted((grid.size for grid in grids), key=lambda size: size[0] * size[1])
     try:
-        seconds = slices * _seconds_per_slice(backbone, sizes[(len(sizes) - 1) // 2])
+        seconds = slices * _seconds_per_slice(backbone, sizes[(len(sizes) - 1) // 2], channels)
     except Exception:  # a broken header may state any size; its case fails when it is read
         return None
     return Cost(len(grids), slices, seconds, backbone.device.type)
@@ -170,11 +170,12 @@ def _place(device: str) -> str:
 
 
 def _same_rates(one: Work, other: Work) -> bool:
-    return (one.method, one.size, one.labels, one.retrieved) == (
+    return (one.method, one.size, one.labels, one.retrieved, one.sequences) == (
         other.method,
         other.size,
         other.labels,
         other.retrieved,
+        other.sequences,
     )
 
 
@@ -265,17 +266,21 @@ def _phantom(work: Work, slices: int) -> SupportSet:
     edges = np.linspace(0, columns, work.labels + 1).astype(int)
     for value in range(1, work.labels + 1):
         classes[edges[value - 1] : edges[value], rows // 3 :] = value
-    grey = np.random.default_rng(0).random((1, *classes.shape), dtype=np.float32)
+    channels = max(1, len(work.sequences))
+    grey = np.random.default_rng(0).random((channels, *classes.shape), dtype=np.float32)
     geometry = Geometry((columns, rows, slices), np.eye(4))
     labels = Labels(tuple(range(1, work.labels + 1)), tuple(f"label {value}" for value in range(1, work.labels + 1)))
-    case = Case("phantom", Volume(grey, geometry), LabelMap(classes, geometry, labels), labels)
+    case = Case(
+        "phantom", Volume(grey, geometry, sequences=work.sequences), LabelMap(classes, geometry, labels), labels
+    )
     return SupportSet((case,), labels)
 
 
 @torch.no_grad()
-def _seconds_per_slice(backbone: Backbone, size: tuple[int, int]) -> float:
+def _seconds_per_slice(backbone: Backbone, size: tuple[int, int], channels: int) -> float:
     """Seconds to encode one slice of this size. If the first call is fast, a second is timed, without set-up costs."""
-    ramp = torch.linspace(0, 1, size[0] * size[1], device=backbone.device).reshape(1, 1, *size)
+    ramp = torch.linspace(0, 1, size[0] * size[1], device=backbone.device).expand(1, channels, -1)
+    ramp = ramp.reshape(1, channels, *size)
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from handful.backbones.base import Backbone, ImageEmbeddings
+from handful.backbones.framing import as_colours
 from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
 from handful.jobs.digests import Digest, digest_of
@@ -136,7 +137,7 @@ def with_pixels(
     """
     if not pixels:
         return image
-    square = backbone.to_model_frame(slices.to(image.main), pixels).expand(-1, 3, -1, -1)
+    square = as_colours(backbone.to_model_frame(slices.to(image.main), pixels))
     return dataclasses.replace(image, features=(square, *image.features))
 
 

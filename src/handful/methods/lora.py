@@ -69,7 +69,7 @@ class Lora(Method):
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> LoraSegmenter:  # noqa: B008
         """As `Method.fit`; a cache of the backbone is not used, since the encoder is trained."""
         method = self.resolved(backbone)
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         network = LoraNetwork(backbone, self, len(support.labels) + 1)
         labelled = list(support.slices(slicer))
         scratch = run.scratch and run.scratch / fingerprint(method, _digest(labelled), backbone)

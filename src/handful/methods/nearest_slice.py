@@ -39,7 +39,7 @@ class NearestSlice(Method):
     """Basis of the comparison: 'pixels' compares thumbnails of the slices, 'embedding' the backbone's embeddings."""
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> NearestSliceSegmenter:  # noqa: B008
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         signatures: list[Tensor] = []
         classes: list[Tensor] = []
         for labelled in support.slices(slicer):

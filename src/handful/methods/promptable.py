@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.box_crop import decode_box_crop
 from handful.data.cases import Case
-from handful.data.slicing import Slicer, SliceView
+from handful.data.slicing import ALL_SEQUENCES, Slicer, SliceView
 from handful.data.support import LabelledSlices
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import InputError, SettingsError
@@ -289,5 +289,7 @@ def _stacked(slices: Float[Tensor, "n c h w"]) -> SliceView:
     """Slices as an axial stack, for code that needs a volume; the grid is arbitrary."""
     n, _, h, w = slices.shape
     geometry = Geometry((w, h, n), np.diag([-1.0, -1.0, -1.0, 1.0]), unit="pixel")  # keeps the order of the slices
-    volume = Volume(rearrange(slices.detach().cpu(), "n c h w -> c w h n").numpy(), geometry)
-    return Slicer(plane="axial", window=(0.0, 1.0)).view(volume)
+    array = rearrange(slices.detach().cpu(), "n c h w -> c w h n").numpy()
+    names = () if len(array) in (1, 3) else tuple(map(str, range(len(array))))
+    volume = Volume(array, geometry, sequences=names)
+    return Slicer(plane="axial", window=(0.0, 1.0), sequences=ALL_SEQUENCES).view(volume)

@@ -56,6 +56,8 @@ def _typed_value(value: Any, hint: Any) -> Any:
     choices = [choice for kind in (hint, *get_args(hint)) if get_origin(kind) is Literal for choice in get_args(kind)]
     if not isinstance(value, str) or value in choices:
         return value
+    if get_origin(hint) is tuple and get_args(hint)[1:] == (Ellipsis,):  # one value of a list
+        return [value]
     if value == "none" and type(None) in get_args(hint):
         return None
     return next((choice for choice in choices if str(choice) == value), value)

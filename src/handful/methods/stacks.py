@@ -111,6 +111,6 @@ def _class_numbers(labelled: LabelledSlices, side: int) -> Int[Tensor, "n s s"]:
 
 
 def with_equal_channels(slices: Sequence[Tensor]) -> Tensor:
-    """All slices; grey ones become colour where others are."""
+    """All slices; grey ones become colour where others are in colour."""
     most = max(part.shape[1] for part in slices)
     return torch.cat([part.expand(-1, most, -1, -1) for part in slices])

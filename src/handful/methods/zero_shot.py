@@ -55,7 +55,7 @@ class ZeroShot(Method):
         return replace(self, multimask=when == "always" and not self.box_crop)
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> ZeroShotSegmenter:  # noqa: B008
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         prompter = TransferredPrompts.of(support.slices(slicer), self.prompt, self.seed)
         return ZeroShotSegmenter(self.promptable(support.labels, backbone, slicer), prompter)
 

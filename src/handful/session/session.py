@@ -134,8 +134,8 @@ class Session:
 
     @property
     def window(self) -> tuple[float, float]:
-        """The grey values that become 0 and 1 in the slices that the model is shown."""
-        return self._embeddings.stack.low, self._embeddings.stack.high
+        """The grey values that become 0 and 1 in the slices that the model is shown; of sequences, in the first."""
+        return self._embeddings.stack.limits[0]
 
     @property
     def accepted(self) -> tuple[int, ...]:

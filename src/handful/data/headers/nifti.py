@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.data.headers.text import require_volumes
 from handful.data.verified import Stream, read_head
 from handful.data.volume import Geometry, NiftiTransforms
 from handful.errors import DamagedFile, UnsupportedInput
@@ -71,6 +72,8 @@ class NiftiHeader:
     """What a header says about the voxels and their place."""
 
     shape: tuple[int, int, int]
+    sequences: int
+    """Number of volumes along a further axis; 1 without one."""
     dtype: np.dtype[Any]
     offset: int
     """First byte of the voxels."""
@@ -133,8 +136,11 @@ class NiftiHeader:
         return affine
 
 
-def read_nifti_header(stream: Stream, path: Path) -> tuple[NiftiHeader, bytes]:
-    """The header at the start of a stream, and the bytes read. Raises DamagedFile or UnsupportedInput."""
+def read_nifti_header(stream: Stream, path: Path, sequences: int = 1) -> tuple[NiftiHeader, bytes]:
+    """The header at the start of a stream, and the bytes read. Raises DamagedFile or UnsupportedInput.
+
+    `sequences` is the length that the fourth axis must have.
+    """
     start = stream.read(4)
     orders = {int.from_bytes(start, "little"): "<", int.from_bytes(start, "big"): ">"}
     second = _SIZE2 in orders
@@ -147,7 +153,8 @@ def read_nifti_header(stream: Stream, path: Path) -> tuple[NiftiHeader, bytes]:
     fields = {name: np.frombuffer(head, _dtype_of_field(kind, order), 1, at)[0] for name, (at, kind) in layout}
     with np.errstate(all="ignore"):
         header = NiftiHeader(
-            _shape(path, fields["dim"]),
+            _shape(path, fields["dim"], sequences),
+            sequences,
             _dtype(path, int(fields["datatype"]), int(fields["bitpix"]), order),
             _offset(path, float(fields["vox_offset"]), len(head) + _EXTENDER),
             *_scale(path, float(fields["scl_slope"]), float(fields["scl_inter"])),
@@ -174,16 +181,13 @@ def _require_magic(path: Path, head: bytes, second: bool) -> None:
         raise DamagedFile(f"{path}: not a NIfTI file, it starts with {head[:16]!r}; check where it came from")
 
 
-def _shape(path: Path, dim: NDArray[Any]) -> tuple[int, int, int]:
+def _shape(path: Path, dim: NDArray[Any], sequences: int) -> tuple[int, int, int]:
     if not 1 <= dim[0] <= 7:
         raise DamagedFile(f"{path}: header declares {dim[0]} dimensions; repair dim[0] in the header")
     shape = tuple(int(n) for n in dim[1 : 1 + int(dim[0])])
     if min(shape) < 1:
         raise DamagedFile(f"{path}: header declares the shape {shape}; repair the header")
-    if any(n != 1 for n in shape[3:]):
-        raise UnsupportedInput(
-            f"{path}: {len(shape)}D, shape {shape}, but one volume is expected; split it into 3D files, one per frame"
-        )
+    require_volumes(path, shape, shape[3:], sequences)
     i, j, k = (*shape, 1, 1)[:3]
     return i, j, k
 

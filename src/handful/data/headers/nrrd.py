@@ -17,6 +17,7 @@ from handful.data.headers.text import (
     affine_of,
     header_lines,
     require_one_volume,
+    require_volumes,
     sibling,
 )
 from handful.errors import DamagedFile, UnsupportedInput
@@ -55,8 +56,11 @@ _VECTOR = re.compile(r"none|\(([^()]*)\)")
 _ENCODINGS = {"raw": False, "gzip": True, "gz": True}
 
 
-def read_nrrd_header(file: BufferedReader, path: Path) -> StoredVolume:
-    """What the header at the start of a file says. Raises DamagedFile or UnsupportedInput."""
+def read_nrrd_header(file: BufferedReader, path: Path, sequences: int = 1) -> StoredVolume:
+    """What the header at the start of a file says. Raises DamagedFile or UnsupportedInput.
+
+    `sequences` is the number of values that each voxel must have.
+    """
     fields, keys = _fields(file, path)
     for name in ("byte skip", "line skip"):
         if fields.text(name, "0") != "0":
@@ -67,7 +71,8 @@ def read_nrrd_header(file: BufferedReader, path: Path) -> StoredVolume:
     sizes = fields.whole_numbers("sizes", dimension)
     vectors = _vectors(fields, dimension)
     spatial = [axis for axis, vector in enumerate(vectors) if vector is not None]
-    _require_one_value(fields, keys, sizes, spatial)
+    others = [axis for axis in range(dimension) if axis not in spatial]
+    _require_values(fields, keys, sizes, others, sequences)
     shape = require_one_volume(path, tuple(sizes[axis] for axis in spatial))
     encoding = fields.text("encoding").lower()
     if encoding not in _ENCODINGS:
@@ -82,6 +87,8 @@ def read_nrrd_header(file: BufferedReader, path: Path) -> StoredVolume:
         compressed=_ENCODINGS[encoding],
         compressed_size=None,
         modality=keys.get(MODALITY, "").strip() or None,
+        sequences=sequences,
+        axis=others[0] if others else 3,
     )
 
 
@@ -137,16 +144,25 @@ def _vectors(fields: Fields, dimension: int) -> list[NDArray[np.float64] | None]
     ]
 
 
-def _require_one_value(fields: Fields, keys: dict[str, str], sizes: tuple[int, ...], spatial: list[int]) -> None:
-    values = int(np.prod([size for axis, size in enumerate(sizes) if axis not in spatial]))
-    if values == 1:
-        return
-    if any(key.startswith("Segment0_") for key in keys):
+def _require_values(
+    fields: Fields, keys: dict[str, str], sizes: tuple[int, ...], others: list[int], sequences: int
+) -> None:
+    further = tuple(sizes[axis] for axis in others)
+    values = int(np.prod(further))
+    if sequences > 1:
+        if len(others) > 1:
+            raise UnsupportedInput(f"{fields.path}: {len(others)} axes that are not in space; save one of them")
+        require_volumes(fields.path, sizes, further, sequences)
+    elif values > 1 and any(key.startswith("Segment0_") for key in keys):
         raise UnsupportedInput(
             f"{fields.path}: segments overlap ({values} layers), but a label map has one label per voxel; "
             "in 3D Slicer, remove the overlap or export the segments as a label map"
         )
-    raise UnsupportedInput(f"{fields.path}: {values} values per voxel; save one real-valued channel")
+    elif values > 1:
+        raise UnsupportedInput(
+            f"{fields.path}: {values} values per voxel; if they are sequences such as T1 and FLAIR, name them "
+            "(channel_names in dataset.json, or --channels); else save one real-valued channel"
+        )
 
 
 def _affine(fields: Fields, vectors: list[NDArray[np.float64]]) -> NDArray[np.float64]:

@@ -40,11 +40,20 @@ class StoredVolume:
     compressed_size: int | None
     """Bytes of the compressed stream, if the header states them."""
     modality: str | None
+    sequences: int = 1
+    """Number of values per voxel."""
+    axis: int = 3
+    """Where they are among the axes of the file, the fastest being 0."""
 
     @property
     def size(self) -> int:
         """Bytes of the voxels."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return math.prod(self.shape) * self.sequences * self.dtype.itemsize
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """Lengths of the axes of the file, the fastest first."""
+        return (*self.shape[: self.axis], self.sequences, *self.shape[self.axis :])
 
     def geometry(self, path: Path) -> Geometry:
         """The grid. Raises UnsupportedInput, with `path` in the message, if the affine is impossible."""
@@ -126,12 +135,26 @@ def require_one_volume(path: Path, shape: tuple[int, ...]) -> tuple[int, int, in
     """The first three of all sizes. Raises UnsupportedInput if there are several volumes, or only a line of voxels."""
     if len(shape) < 2:
         raise UnsupportedInput(f"{path}: 1D, {shape[0]} voxels in a line, but a volume is expected; give a scan")
-    if any(n != 1 for n in shape[3:]):
-        raise UnsupportedInput(
-            f"{path}: {len(shape)}D, shape {shape}, but one volume is expected; split it into 3D files, one per frame"
-        )
+    require_volumes(path, shape, shape[3:], 1)
     i, j, k = (*shape, 1)[:3]
     return i, j, k
+
+
+def require_volumes(path: Path, shape: tuple[int, ...], further: tuple[int, ...], sequences: int) -> None:
+    """Raise UnsupportedInput unless the axes that are not in space hold so many volumes; `shape` is of all axes."""
+    there = [n for n in further if n != 1]
+    if there == [sequences] or (not there and sequences == 1):
+        return
+    if sequences > 1:
+        raise UnsupportedInput(
+            f"{path}: shape {shape}, but {sequences} sequences are named; correct channel_names in dataset.json "
+            "(or --channels), or the file"
+        )
+    raise UnsupportedInput(
+        f"{path}: {len(shape)}D, shape {shape}, but one volume is expected; if the last axis counts sequences such as "
+        "T1 and FLAIR, name them (channel_names in dataset.json, or --channels); if it is time, split it into 3D "
+        "files, one per frame"
+    )
 
 
 def affine_of(columns: NDArray[np.float64], origin: NDArray[np.float64]) -> NDArray[np.float64]:

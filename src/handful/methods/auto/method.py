@@ -82,11 +82,15 @@ class Auto(Wrapper):
                 raise SettingsError(f"{name}.slicer is set, but all methods use the same slices; set slicer instead")
 
     @property
+    def uses_all_sequences(self) -> bool:
+        return True
+
+    @property
     def uses_unlabelled(self) -> bool:
         return True
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> AutoSegmenter:  # noqa: B008
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         with support.held() as held:
             name = self._fingerprint(held, slicer, backbone)
             run = dataclasses.replace(run, scratch=run.scratch and run.scratch / name)

@@ -116,7 +116,7 @@ class HeadTraining(Method):
         return self.resolved(backbone)._fit(support, backbone, run)
 
     def _fit(self, support: SupportSet, backbone: Backbone, run: Run) -> AutoSamSegmenter:
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         head = self.head_for(support, slicer, backbone)
         encoded = self._encode(support, slicer, backbone, head.pixels)
         _require_every_label(encoded, support.labels)
@@ -159,7 +159,7 @@ class HeadTraining(Method):
             return self.random_head(backbone, classes, with_slices).to(backbone.device)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
-        method, slicer = self.resolved(backbone), support.resolve(self.slicer)
+        method, slicer = self.resolved(backbone), self.resolved_slicer(support)
         pixels = method.head_for(support, slicer, backbone).pixels
         encoded = labelled_slices(self, support) * self._views(support, slicer, backbone, pixels)
         return (Work.of(method, support, encoded=encoded, steps=method.train.steps),)

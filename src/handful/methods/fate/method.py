@@ -139,10 +139,11 @@ class Fate(Method):
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FateSegmenter:  # noqa: B008
         memory_backbone = _with_memory(backbone)
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         parts = []
+        shown = slice(1, 2) if slicer.neighbours else slice(0, 1) if slicer.sequences else slice(None)
         for number, labelled in enumerate(support.slices(slicer), start=1):
-            parts.append(bank_of(labelled, slicer.neighbours, memory_backbone, self.similarity, self.allow_empty))
+            parts.append(bank_of(labelled, shown, memory_backbone, self.similarity, self.allow_empty))
             run.report(number, len(support.cases), labelled.case)
         return FateSegmenter(
             support.labels, slicer, memory_backbone, self.resolved(backbone), SupportBank.joined(parts)

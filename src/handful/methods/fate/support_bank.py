@@ -216,12 +216,12 @@ def _similarities(query: Sequence[Tensor], known: Sequence[Tensor], similarity: 
 @torch.no_grad()
 def bank_of(
     labelled: LabelledSlices,
-    neighbours: bool,
+    shown: slice,
     backbone: MemoryBackbone,
     similarity: Similarity,
     allow_empty: bool,
 ) -> SupportBank:
-    """The bank of the labelled slices of one case; `neighbours`: their channels are neighbouring slices.
+    """The bank of the labelled slices of one case; `shown` are the channels of its pictures.
 
     Unlabelled pixels count as outside. With `allow_empty`, each slice also has a memory of an empty mask.
     """
@@ -243,7 +243,7 @@ def bank_of(
     dtype = torch.float32 if similarity == "pooled" else torch.float16
     kept = {f"signature{i}": torch.cat(level).to(dtype) for i, level in enumerate(zip(*signatures, strict=True))}
     return SupportBank(
-        {**kept, **_pictures(labelled, neighbours)}
+        {**kept, **_pictures(labelled, shown)}
         | {
             "spatial": memory.spatial[:, 0].half(),
             "position": memory.spatial_position[0, 0].clone(),
@@ -257,7 +257,7 @@ def bank_of(
     )
 
 
-def _pictures(labelled: LabelledSlices, neighbours: bool) -> dict[str, Tensor]:
+def _pictures(labelled: LabelledSlices, shown: slice) -> dict[str, Tensor]:
     """Thumbnails for display: each slice in the middle of a small square, and its classes.
 
     A structure smaller than a pixel of the square is drawn as the pixels that it covers most.
@@ -268,7 +268,7 @@ def _pictures(labelled: LabelledSlices, neighbours: bool) -> dict[str, Tensor]:
     above, before = ((PICTURE - side) // 2 for side in size)
     rim = (before, PICTURE - size[1] - before, above, PICTURE - size[0] - above)
 
-    image = labelled.slices[:, 1:2] if neighbours else labelled.slices
+    image = labelled.slices[:, shown]
     starts = range(0, len(image), CHUNK)
     classes = torch.cat([_small_classes(labelled.masks(slice(start, start + CHUNK)), size) for start in starts])
     return {

@@ -119,7 +119,7 @@ class FewShotPrompts(Method):
         return self.resolved(backbone)._fit(support, backbone, run)
 
     def _fit(self, support: SupportSet, backbone: Backbone, run: Run) -> FewShotSegmenter:
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         encoded = self._encode(support, slicer, backbone, self.views)
         tokens = self._tokens(encoded, backbone)
         names = [*support.labels.names, "background"] if self.background else support.labels.names
@@ -141,7 +141,7 @@ class FewShotPrompts(Method):
         return FewShotSegmenter(labels, slicer, backbone, self, decoder, tokens)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
-        method, slicer = self.resolved(backbone), support.resolve(self.slicer)
+        method, slicer = self.resolved(backbone), self.resolved_slicer(support)
         views = views_to_keep(self.views, support, slicer, backbone, side=backbone.mask_side)
         encoded = labelled_slices(self, support) * views
         return (Work.of(method, support, encoded=encoded, steps=method.train.steps),)

@@ -102,7 +102,7 @@ class Interactive(Method):
             raise SettingsError(f"mask_prompts must be a probability in [0, 1], got {self.mask_prompts}")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> InteractiveSegmenter:  # noqa: B008
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         network = self._network(backbone)
         places: list[_Places] = []
         encoded = encode_support(

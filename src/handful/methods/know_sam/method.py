@@ -30,7 +30,7 @@ from handful.methods.know_sam.networks import KnowSamNetworks, SamBranch
 from handful.methods.know_sam.training import KnowSamLoss, Weights
 from handful.methods.self_training.pool import Pool
 from handful.methods.stacks import StackedSupport
-from handful.methods.unet.method import RATES, UNet
+from handful.methods.unet.method import RATES, UNet, require_sequences
 from handful.methods.unet.network import Encoder, NetPlan
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.trainable import load_trainable_state, trainable_state
@@ -100,6 +100,10 @@ class KnowSam(Method):
                 raise SettingsError(f"{name} must be above 0, got {value}")
 
     @property
+    def uses_all_sequences(self) -> bool:
+        return True
+
+    @property
     def uses_unlabelled(self) -> bool:
         return True
 
@@ -108,7 +112,7 @@ class KnowSam(Method):
         return dataclasses.replace(self, sam_rate=rate)
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> KnowSamSegmenter:  # noqa: B008
-        slicer, labels, unet = support.resolve(self.slicer), len(support.labels), self._unet()
+        slicer, labels, unet = self.resolved_slicer(support), len(support.labels), self._unet()
         with support.held() as held:
             plan = unet.plan(held, slicer, backbone)
             stacked, pool = StackedSupport.of(held, slicer, plan.side, 1), Pool.of(held, slicer, plan.side)
@@ -134,7 +138,7 @@ class KnowSam(Method):
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         """That of the training. With unlabelled slices a step takes twice as many, and mixed ones once more."""
-        plan = self._unet().plan(support, support.resolve(self.slicer), backbone)
+        plan = self._unet().plan(support, self.resolved_slicer(support), backbone)
         config = self._training(plan)
         steps = config.steps
         if support.unlabelled or not all(facts.complete for facts in support.facts):
@@ -146,6 +150,7 @@ class KnowSam(Method):
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> KnowSamSegmenter:
         plan = NetPlan.unpack(learned["plan"])
+        require_sequences(plan, slicer)
         networks = self._networks(plan, len(labels), backbone, with_sam=self.answer == "sam", pretrained=False)
         load_trainable_state(networks, below("networks", learned))
         return KnowSamSegmenter(labels, slicer, backbone, networks)

@@ -91,7 +91,7 @@ class SelfTraining(UNet):
         return config if self.train.iterations else dataclasses.replace(config, iterations=STEPS)
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> UNetSegmenter:  # noqa: B008
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         with support.held() as held:
             plan = self.plan(held, slicer, backbone)
             stacked, pool = StackedSupport.of(held, slicer, plan.side, 1), Pool.of(held, slicer, plan.side)
@@ -119,7 +119,7 @@ class SelfTraining(UNet):
         A step with unlabelled slices counts as two, since the teacher segments these first. Unlabelled scans are taken
         to have as many slices as the labelled ones.
         """
-        slicer, count = support.resolve(self.slicer), len(support.unlabelled)
+        slicer, count = self.resolved_slicer(support), len(support.unlabelled)
         slices = count * sum(len(slicer.grid(facts.geometry)) for facts in support.facts) // len(support.facts)
         first = self.first_method() if count else None
         before = first.with_slicer(slicer).work(support, backbone) if first else ()

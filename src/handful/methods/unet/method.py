@@ -132,11 +132,15 @@ class UNet(Method):
             raise SettingsError("encoder=imagenet is trained already; set encoder=none for SimCLR, or pretrain=none")
 
     @property
+    def uses_all_sequences(self) -> bool:
+        return True
+
+    @property
     def uses_unlabelled(self) -> bool:
         return self.pretrain == "simclr"
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> UNetSegmenter:  # noqa: B008
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         simclr = self.pretrain == "simclr"
         with support.held() if simclr or self.side is None else nullcontext(support) as held:
             plan = self.plan(held, slicer, backbone)
@@ -154,7 +158,7 @@ class UNet(Method):
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         """As of each method; a step of SimCLR counts by its number of slices, which are shown in two views."""
-        plan = self.plan(support, support.resolve(self.slicer), backbone)
+        plan = self.plan(support, self.resolved_slicer(support), backbone)
         config = self.training(plan)
         settings: dict[str, Any] = {"side": plan.side, "encoder": plan.encoder, "mirror": plan.mirror, "train": config}
         if plan.encoder == "none":
@@ -165,6 +169,7 @@ class UNet(Method):
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> UNetSegmenter:
         plan = NetPlan.unpack(learned["plan"])
+        require_sequences(plan, slicer)
         self._require_planned(plan)
         net = self.net(plan, len(labels), pretrained=False).to(backbone.device)
         load_trainable_state(net, below("net", learned))
@@ -189,6 +194,7 @@ class UNet(Method):
             self.channels or chosen_channels(support.labels),
             self._encoder(),
             self.mirror if self.mirror is not None else may_mirror(support),
+            sequences_of(slicer),
         )
 
     def net(self, plan: NetPlan, labels: int, pretrained: bool = True) -> Net:
@@ -287,6 +293,19 @@ class UNetSegmenter(Segmenter):
             logits = mean_of_probabilities([logits, self.net(shown.flip(-1)).flip(-1)])
         back = from_square(rearrange(logits, "b k d h w -> (b d) k h w"), size)
         return rearrange(back, "(b d) k h w -> b k d h w", b=b)
+
+
+def sequences_of(slicer: Slicer) -> int:
+    """Number of sequences that the slices of a resolved slicer have; 0 for grey and colour."""
+    return len(slicer.sequences) if len(slicer.sequences) > 1 else 0
+
+
+def require_sequences(plan: NetPlan, slicer: Slicer) -> None:
+    """Raise SettingsError unless a restored net takes as many sequences as the slices have."""
+    if plan.sequences != sequences_of(slicer):
+        raise SettingsError(
+            f"tensor 'plan' is of a net for {plan.sequences} sequences, but the slices have {sequences_of(slicer)}"
+        )
 
 
 def _phases(method: UNet, config: TrainConfig, run: Run, fingerprint: str) -> tuple[Run, Run]:

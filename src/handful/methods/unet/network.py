@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from handful.backbones.efficientnet import EfficientNetLite, imagenet_encoder
-from handful.backbones.framing import PixelPolicy
+from handful.backbones.framing import PixelPolicy, colour_shares
 from handful.data.slice_grid import SliceGrid
 from handful.errors import SettingsError
 from handful.methods.learned import Learned
@@ -23,7 +23,7 @@ Encoder = Literal["none", "imagenet"]
 IMAGENET_PIXELS = PixelPolicy(resize="stretch")
 SMALLEST, LARGEST = 32, 4096
 """Pixels along the square of a plan, and largest number that may be in one."""
-MOST_STAGES = 8
+MOST_STAGES, MOST_SEQUENCES = 8, 64
 WIDTHS = (1.0, 1.5, 2.5, 4.0, 8.0)
 """Channels of the decoder on a pre-trained encoder, finest stage first, as multiples of those of the finest."""
 
@@ -60,6 +60,8 @@ class NetPlan:
     """Extent of each stage's kernels from slice to slice; within slices it is 3."""
     strides: tuple[int, ...]
     """Step of each stage from slice to slice; within slices it is 1, then 2."""
+    sequences: int = 0
+    """Number of sequences that are the channels of a slice; 0 for grey and colour."""
 
     @classmethod
     def of(
@@ -70,24 +72,24 @@ class NetPlan:
         channels: int = 16,
         encoder: Encoder = "none",
         mirror: bool = False,
+        sequences: int = 0,
     ) -> NetPlan:
         """Stages down to 4 pixels, at most 8; across slices as far as these are near enough to one another."""
         stages = 1
         while side % 2**stages == 0 and side // 2**stages >= 4 and stages < MOST_STAGES:
             stages += 1
         if depth == 1:
-            return cls(side, 1, channels, encoder, mirror, (1,) * stages, (1,) * stages)
+            return cls(side, 1, channels, encoder, mirror, (1,) * stages, (1,) * stages, sequences)
         if max(stack.count for stack in stacks) == 1:
             raise SettingsError("dims=3 wants volumes, and every support case is a single slice; set dims=2")
         ratios = sorted(stack.ratio * side for stack in stacks)
-        return cls(
-            side, depth, channels, encoder, mirror, *_kernels_and_strides(ratios[len(ratios) // 2], depth, stages)
-        )
+        kernels, strides = _kernels_and_strides(ratios[len(ratios) // 2], depth, stages)
+        return cls(side, depth, channels, encoder, mirror, kernels, strides, sequences)
 
     def pack(self) -> Int[Tensor, " p"]:
         encoder = get_args(Encoder).index(self.encoder)
         fixed = [self.side, self.depth, self.channels, encoder, int(self.mirror)]
-        return torch.tensor([*fixed, *self.kernels, *self.strides])
+        return torch.tensor([*fixed, *self.kernels, *self.strides, *([self.sequences] if self.sequences else [])])
 
     @classmethod
     def unpack(cls, packed: Int[Tensor, " p"]) -> NetPlan:
@@ -95,6 +97,7 @@ class NetPlan:
         side, depth, channels, encoder, mirror, *rest = (
             Learned({"plan": packed}).whole("plan", "p", high=LARGEST).tolist()
         )
+        sequences = rest.pop() if len(rest) % 2 else 0
         kernels, strides = tuple(rest[: len(rest) // 2]), tuple(rest[len(rest) // 2 :])
         stages = len(kernels)
         flat = depth == 1 and set(kernels) | set(strides) == {1}
@@ -109,9 +112,10 @@ class NetPlan:
             and channels >= 1
             and encoder < len(get_args(Encoder))
             and mirror <= 1
+            and sequences <= MOST_SEQUENCES
         ):
             raise SettingsError(f"tensor 'plan' {packed.tolist()} describes no U-Net")
-        return cls(side, depth, channels, get_args(Encoder)[encoder], bool(mirror), kernels, strides)
+        return cls(side, depth, channels, get_args(Encoder)[encoder], bool(mirror), kernels, strides, sequences)
 
 
 def _kernels_and_strides(ratio: float, depth: int, stages: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -136,6 +140,18 @@ class Net(nn.Module):
     def __init__(self, plan: NetPlan) -> None:
         super().__init__()
         self.plan = plan
+
+    @property
+    def inputs(self) -> int:
+        """Channels that the first convolution takes."""
+        return self.plan.sequences or 3
+
+    def standardised(self, pixels: Float[Tensor, "b c *s"]) -> Float[Tensor, "b i *s"]:
+        """The input of the first convolution, of zero mean and unit deviation per slice or stack.
+
+        Each sequence has its own mean and deviation. Other channels have them together, and grey is repeated.
+        """
+        return _scaled(pixels, 2) if self.plan.sequences else standardised(pixels)
 
     def forward(self, stacks: Float[Tensor, "b c d s s"]) -> Float[Tensor, "b k d s s"]:
         """Logits of each label."""
@@ -166,7 +182,7 @@ class PlainNet(Net):
             torch.manual_seed(seed)
             self.unet = DynUNet(
                 spatial_dims=2 if flat else 3,
-                in_channels=3,
+                in_channels=self.inputs,
                 out_channels=labels + 1,
                 kernel_size=[3] * stages if flat else [[kernel, 3, 3] for kernel in plan.kernels],
                 strides=strides,
@@ -177,7 +193,7 @@ class PlainNet(Net):
             )
 
     def exits(self, stacks: Float[Tensor, "b c d s s"]) -> list[Float[Tensor, "b k d s s"]]:
-        shown = standardised(stacks)
+        shown = self.standardised(stacks)
         found: Tensor = self.unet(shown[:, :, 0] if self.plan.depth == 1 else shown)
         if self.plan.depth == 1:
             found = found[..., None, :, :]
@@ -207,7 +223,7 @@ class PretrainedNet(Net):
             torch.manual_seed(seed)
             self.encoder = imagenet_encoder() if pretrained else EfficientNetLite()
             widths = [round(plan.channels * factor) for factor in WIDTHS]
-            self.full = _two_convolutions(3, widths[0])
+            self.full = _two_convolutions(self.inputs, widths[0])
             skips = [widths[0], *self.encoder.channels[:-1]]
             below = [*widths[1:], self.encoder.channels[-1]]
             self.ups = nn.ModuleList(
@@ -216,11 +232,13 @@ class PretrainedNet(Net):
             self.heads = nn.ModuleList(
                 nn.Conv2d(wide, labels + 1, 1) for wide in widths[: 4 if deep_supervision else 1]
             )
+        self.colours = _colours_of(plan.sequences) if plan.sequences else nn.Identity()
 
     def exits(self, stacks: Float[Tensor, "b c 1 s s"]) -> list[Float[Tensor, "b k 1 _ _"]]:
         # with the channels of a pixel side by side in memory, a training step takes about two thirds of the time
         slices = stacks[:, :, 0].contiguous(memory_format=torch.channels_last)
-        skips = [self.full(standardised(slices)), *self.encoder(IMAGENET_PIXELS.encoder_input(slices, self.plan.side))]
+        shown = IMAGENET_PIXELS.encoder_input(self.colours(slices), self.plan.side)
+        skips = [self.full(self.standardised(slices)), *self.encoder(shown)]
         now = skips.pop()
         found: list[Tensor] = []
         for up in reversed(self.ups):
@@ -269,9 +287,21 @@ def _less_background(logits: Float[Tensor, "b l *s"]) -> Float[Tensor, "b k *s"]
     return logits[:, 1:] - logits[:, :1]
 
 
+def _colours_of(sequences: int) -> nn.Conv2d:
+    """A learned mixture of sequences as three colours; at the start that which a backbone is given."""
+    mixture = nn.Conv2d(sequences, 3, 1, bias=False)
+    mixture.weight = nn.Parameter(colour_shares(sequences)[..., None, None].clone())
+    return mixture
+
+
 def standardised(pixels: Float[Tensor, "b c *s"]) -> Float[Tensor, "b 3 *s"]:
     """Three channels (grey is repeated), of zero mean and unit deviation a slice or stack, all channels together."""
-    axes = tuple(range(1, pixels.ndim))
-    centred = pixels - pixels.mean(dim=axes, keepdim=True)
-    scaled = centred / centred.square().mean(dim=axes, keepdim=True).sqrt().clamp_min(1e-3)
+    scaled = _scaled(pixels, 1)
     return scaled if scaled.shape[1] == 3 else scaled.expand(-1, 3, *[-1] * (pixels.ndim - 2))
+
+
+def _scaled(pixels: Float[Tensor, "b c *s"], first: int) -> Float[Tensor, "b c *s"]:
+    """Of zero mean and unit deviation over the axes from `first` on."""
+    axes = tuple(range(first, pixels.ndim))
+    centred = pixels - pixels.mean(dim=axes, keepdim=True)
+    return centred / centred.square().mean(dim=axes, keepdim=True).sqrt().clamp_min(1e-3)

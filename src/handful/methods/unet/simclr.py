@@ -16,7 +16,7 @@ from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.base import has_signal
 from handful.methods.stacks import evenly, slices_in_square, with_equal_channels
-from handful.methods.unet.network import PlainNet, standardised
+from handful.methods.unet.network import PlainNet
 from handful.tuning.augment import coarsened
 from handful.tuning.loop import History, TrainConfig, train
 
@@ -65,7 +65,7 @@ def pretrain_encoder(
     def loss(step: int, generator: torch.Generator) -> Tensor:
         rows = torch.randperm(len(slices), generator=generator)[:batch]
         views = torch.cat([_random_view(slices[rows].float(), generator) for _ in range(2)])
-        features = F.adaptive_avg_pool2d(model["encoder"](standardised(views.to(device))), 2)
+        features = F.adaptive_avg_pool2d(model["encoder"](net.standardised(views.to(device))), 2)
         one, other = model["head"](features.flatten(1)).chunk(2)
         value: Tensor = contrastive(one, other)
         return value

@@ -90,6 +90,10 @@ class MethodWrapper(Wrapper):
     def uses_unlabelled(self) -> bool:
         return self.method.uses_unlabelled
 
+    @property
+    def uses_all_sequences(self) -> bool:
+        return self.method.uses_all_sequences
+
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         return self.method.work(support, backbone)
 

@@ -59,6 +59,10 @@ class Ensemble(Wrapper):
                 raise SettingsError(f"{name}.slicer is set, but all members use the same slices; set slicer instead")
 
     @property
+    def uses_all_sequences(self) -> bool:
+        return True
+
+    @property
     def uses_unlabelled(self) -> bool:
         return self.unet.uses_unlabelled
 
@@ -93,7 +97,7 @@ class Ensemble(Wrapper):
     def _members_for(self, support: SupportSet) -> tuple[dict[str, Method], bool]:
         """The members for a support set, and whether FATE uses three planes."""
         three_planes = all(_has_three_planes(facts.geometry) for facts in support.facts)
-        return self._members(support.resolve(self.slicer), three_planes), three_planes
+        return self._members(self.resolved_slicer(support), three_planes), three_planes
 
     def _members(self, slicer: Slicer, three_planes: bool) -> dict[str, Method]:
         """The three members; the first decides where no two agree."""

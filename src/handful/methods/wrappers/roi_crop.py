@@ -81,7 +81,7 @@ class RoiCrop(MethodWrapper):
         return self.margin
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> RoiCropSegmenter:  # noqa: B008
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         if self.margin != "auto":
             return self._fit_cropped(support, slicer, self.margin, backbone, run)
         if (decision := region_is_large(support, slicer)) is not None:
@@ -98,7 +98,7 @@ class RoiCrop(MethodWrapper):
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         """As of the method, on the slices that it would be fitted on; a new window in a prediction is not counted."""
-        slicer = support.resolve(self.slicer)
+        slicer = self.resolved_slicer(support)
         method = self.method.with_slicer(slicer)
         margin: float | None
         if self.margin != "auto":
