@@ -477,3 +477,35 @@ def test_doctor_lists_what_is_wrong_and_what_was_left_out(tmp_path: Path):
     (finding, *_) = check_case(case)
     assert finding.severity == "error"
     assert "missing" in finding.message
+
+
+def test_bytes_behind_the_pixels_are_a_fault_unless_they_are_elements(tmp_path: Path):
+    images = made.series()
+    images[2].add_new(0xFFFCFFFC, "OB", b"\0" * 6)  # trailing padding, as the standard has it
+    folder = made.write(tmp_path / "s", images)
+    truth = read_volume(folder)
+    file = folder / "IM0003"
+    content = file.read_bytes()
+    for damage in (b"\0", b"\1\2\3", b"\1" * 40):
+        file.write_bytes(content + damage)
+        with pytest.raises(DamagedFile, match=r"IM0003.*behind its last element"):
+            read_volume(folder)
+    file.write_bytes(content)
+    assert np.array_equal(read_volume(folder).array, truth.array)
+
+
+def test_a_series_of_which_one_image_lost_its_rescale_is_refused(tmp_path: Path):
+    images = made.series(RescaleSlope=1, RescaleIntercept=-1024)
+    del images[4].RescaleSlope, images[4].RescaleIntercept
+    with pytest.raises(UnsupportedInput, match=r"1 of 6 images have another rescale \(none"):
+        read_volume(made.write(tmp_path / "s", images))
+
+
+def test_an_image_whose_class_is_unknown_is_not_passed_over(tmp_path: Path):
+    folder = made.write(tmp_path / "s", made.series())
+    file = folder / "IM0003"
+    content = file.read_bytes()
+    at = content.index(b"\x08\0\x16\0UI")
+    file.write_bytes(content[:at] + b"1234" + content[at:])
+    with pytest.raises(DamagedFile, match="IM0003"):
+        read_volume(folder)

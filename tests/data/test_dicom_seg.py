@@ -472,3 +472,18 @@ def test_damaged_files_are_read_or_refused_by_name(tmp_path: Path):
             messages.append(str(error))
     assert all(str(out) in message and made.IDENTITY not in message for message in messages)
     assert {truth.geometry.shape, DamagedFile} <= outcomes
+
+
+def test_a_frame_whose_number_contradicts_its_index_is_refused(tmp_path: Path):
+    scan = made.write(tmp_path / "scan", made.series(12))
+    written(scan, tmp_path / "seg.dcm")
+    data = dcmread(tmp_path / "seg.dcm")
+    frames = data.PerFrameFunctionalGroupsSequence
+    frames[3].SegmentIdentificationSequence[0].ReferencedSegmentNumber = 3
+    data.save_as(tmp_path / "seg.dcm")
+    with pytest.raises(DamagedFile, match="frame 4 is that of segment 3 by its number, but by its index"):
+        read_label_map(tmp_path / "seg.dcm", grid=read_volume(scan).geometry)
+    for frame in frames:  # all the same, so they do not count
+        frame.FrameContentSequence[0].DimensionIndexValues = [1, 1]
+    data.save_as(tmp_path / "seg.dcm")
+    read_label_map(tmp_path / "seg.dcm", grid=read_volume(scan).geometry)

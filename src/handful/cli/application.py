@@ -28,7 +28,7 @@ from handful.cli import (
     serve,
     suggest,
 )
-from handful.cli.terminal import Commands, raise_terminated
+from handful.cli.terminal import Commands, raise_terminated, stopped_by_signals
 
 EPILOG = """Exit codes: 0 success, 1 error, 2 wrong usage, 3 finished but some cases failed or files were left out,
 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
@@ -92,6 +92,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # letters that the encoding of a terminal or a file lacks
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, raise_terminated)
-    tune_allocator()
-    app()
+    with stopped_by_signals():
+        signal.signal(signal.SIGTERM, raise_terminated)
+        tune_allocator()
+        app()

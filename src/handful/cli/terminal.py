@@ -75,6 +75,22 @@ def raise_terminated(signal: int, frame: object) -> None:
     raise Terminated
 
 
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Exit code 143 after SIGTERM and 130 after Ctrl-C, at whatever moment they come, and no traceback."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        sys.exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED)
+    except SystemExit as done:
+        cause: BaseException | None = done  # Typer makes 130 of any KeyboardInterrupt
+        while done.code == INTERRUPTED and cause is not None:
+            if isinstance(cause, Terminated):
+                sys.exit(TERMINATED)
+            cause = cause.__context__
+        raise
+
+
 def print_note(text: str, lead: str = "") -> None:
     """Print a line for the user on stderr; `lead` may contain rich markup, `text` is printed as it is."""
     stderr().print(f"{lead}{_escaped(visible(text))}", soft_wrap=True, highlight=False)

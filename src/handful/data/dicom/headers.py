@@ -19,6 +19,8 @@ ENCODINGS = {
     "1.2.840.10008.1.2.5": "RLE",
 }
 """Transfer syntaxes that are read, and the kind of their pixel data."""
+_STANDARD = "1.2.840.10008."
+"""Start of the identifiers that the standard defines."""
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 SEGMENTATIONS = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 """SOP classes of DICOM-SEG: one bit per segment, and label maps."""
@@ -58,6 +60,8 @@ class Frame:
     """Distance to the next slice by the header; 1 if it says nothing."""
     slope: float
     intercept: float
+    is_rescaled: bool
+    """Whether the header states slope and intercept, or one of them."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +165,8 @@ def _without_scan(dataset: Any, where: str) -> str | None:
     kind = UID(text_of(dataset, "SOPClassUID"))
     if kind not in SEGMENTATIONS and any(name in dataset for name in ("Rows", "Columns", "BitsAllocated")):
         return None
-    if not kind or "Image Storage" in kind.name:
+    unknown = not kind.is_valid or (kind.startswith(_STANDARD) and kind.name == kind)
+    if unknown or "Image Storage" in kind.name:
         raise DamagedFile(f"{where}: an image file without an image, so it is truncated; copy the file again")
     return f"a DICOM object without a scan ({kind.name[:64]})"
 
@@ -268,6 +273,7 @@ def _frame(groups: Sequence[Any], name: str, where: str) -> Frame:
         thickness=next((gap[0] for gap in gaps if gap and gap[0] > 0), 1.0),
         slope=slope[0] if slope else 1.0,
         intercept=intercept[0] if intercept else 0.0,
+        is_rescaled=bool(slope or intercept),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,10 @@ _TAGS = [
 _END = b"\xff\xd9"
 """The last bytes of JPEG, JPEG-LS and JPEG 2000 pictures."""
 _ALWAYS_ALLOWED = 64 * 2**20
+_UNDEFINED = 0xFFFFFFFF
+"""Length of an element that ends with a delimiter."""
+_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
+"""Value representations whose length has four bytes."""
 _MAX_RATIO = 2000
 """Decoded bytes for each byte of a compressed file, above _ALWAYS_ALLOWED."""
 
@@ -102,6 +107,7 @@ def _stored(path: Path, header: Header) -> Iterator[NDArray[Any]]:
     with header.source.open() as file:
         with refusing(where, "unreadable pixel data"):
             dataset = dcmread(Bounded(file, header.source.size), specific_tags=_TAGS)
+            require_end(where, file, dataset, header.source.size)
             _require_complete(path, header, dataset)
         with refusing(where, "pixel data cannot be decoded"):
             for pixels in _decoded(header, dataset):
@@ -151,6 +157,34 @@ def _require_complete(path: Path, header: Header, dataset: Any) -> None:
         return
     with refusing(where, "compressed pixel data is truncated or damaged"):
         _require_frames(where, header, dataset)
+
+
+def require_end(where: str, file: io.BufferedIOBase, dataset: Any, size: int) -> None:
+    """Raise DamagedFile unless a file of `size` bytes ends with its pixels, or with whole elements behind them.
+
+    Bytes that were inserted among the pixels would shift them, and leave as many at the end. No element of `dataset`
+    may have been accessed before.
+    """
+    if "PixelData" not in dataset:
+        return
+    pixels = dataset.get_item("PixelData")
+    delimiter = 8 if pixels.length == _UNDEFINED else 0
+    at = pixels.value_tell + len(pixels.value or b"") + delimiter
+    order = "<" if pixels.is_little_endian else ">"
+    while at < size:
+        file.seek(at)
+        start = file.read(12).ljust(12, b"\0")
+        group, element = struct.unpack_from(f"{order}HH", start)
+        long = not pixels.is_implicit_VR and start[4:6] in _LONG
+        short = not pixels.is_implicit_VR and not long
+        length = struct.unpack_from(f"{order}{'H' if short else 'I'}", start, 8 if long else 6 if short else 4)[0]
+        known = pixels.is_implicit_VR or start[4:6].isalpha()
+        if not known or (group, element) <= (0x7FE0, 0x0010) or length == _UNDEFINED:
+            break
+        at += (12 if long else 8) + length
+    if at != size:
+        problem = "are behind its last element" if at < size else "are missing at its end"
+        raise DamagedFile(f"{where}: {abs(size - at):,} bytes {problem}; copy or export the file again")
 
 
 def _require_frames(where: str, header: Header, dataset: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.data.dicom.headers import SEGMENTATIONS, Frame, encoding_of, frames_of, text_of, whole_number
+from handful.data.dicom.pixels import require_end
 from handful.data.dicom.series import SeriesChoice, dicom_frame_of_reference, opened
 from handful.data.dicom.sources import Bounded, Source, is_dicom_start, refusing
 from handful.data.volume import Geometry
@@ -21,6 +23,8 @@ _OFF_GRID = 0.25
 """Voxels that a frame may be off the grid of the scan."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _ALWAYS_ALLOWED = 64 * 2**20
+_SEGMENT_NUMBER = 0x0062000B
+"""Tag of ReferencedSegmentNumber."""
 _MAX_RATIO = 2000
 """Decoded bytes for each byte of a compressed file, above _ALWAYS_ALLOWED."""
 
@@ -192,6 +196,7 @@ def _frames(found: _Segmentation, max_bytes: int) -> Iterator[tuple[Frame, int |
     _require_bounded(found, depth, max_bytes)
     with found.source.open() as file, refusing(where, "pixel data cannot be decoded"):
         dataset = dcmread(Bounded(file, found.source.size))
+        require_end(where, file, dataset, found.source.size)
         content = dataset.get("PixelData") or b""
         decoded = [] if found.encoding == "native" else list(_decoded(found, dataset))
     if decoded and len(decoded) != len(found.frames):
@@ -217,7 +222,36 @@ def _numbers(where: str, found: _Segmentation) -> list[int]:
         if not items:
             raise DamagedFile(f"{where}: a frame without its segment number; export the file again")
         numbers.append(whole_number(items[0], "ReferencedSegmentNumber", where, least=1))
+    _require_indexed(where, found.dataset, own, numbers)
     return numbers
+
+
+def _require_indexed(where: str, dataset: Any, groups: Sequence[Any], numbers: Sequence[int]) -> None:
+    """Raise DamagedFile for a frame whose segment number is not that of the frames with the same index.
+
+    Most files state the segment of a frame twice: by its number and as one of the indices of the frame. Files in which
+    the two disagree for many frames are taken as they are, since their indices have another meaning.
+    """
+    pointers = [item.get("DimensionIndexPointer") for item in dataset.get("DimensionIndexSequence") or ()]
+    if _SEGMENT_NUMBER not in pointers or len(groups) != len(numbers):
+        return
+    place = pointers.index(_SEGMENT_NUMBER)
+    contents = [list(group.get("FrameContentSequence") or ())[:1] for group in groups]
+    indices = [content[0].get("DimensionIndexValues") if content else None for content in contents]
+    stated = [
+        index if isinstance(index, int) else index[place] if index is not None and place < len(index) else None
+        for index in indices
+    ]
+    usual = {
+        index: Counter(number for one, number in zip(stated, numbers, strict=True) if one == index).most_common(1)[0][0]
+        for index in set(stated)
+    }
+    odd = [row for row, (index, number) in enumerate(zip(stated, numbers, strict=True), 1) if usual[index] != number]
+    if len(usual) > 1 and 0 < len(odd) <= max(1, len(numbers) // 10):
+        raise DamagedFile(
+            f"{where}: frame {odd[0]} is that of segment {numbers[odd[0] - 1]} by its number, but by its index that of "
+            f"segment {usual[stated[odd[0] - 1]]}; export the file again"
+        )
 
 
 def _native(where: str, found: _Segmentation, depth: int, content: bytes) -> Iterator[NDArray[Any]]:

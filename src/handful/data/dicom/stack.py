@@ -25,6 +25,8 @@ _WHOLE_GAP = 0.2
 """A gap this near to a whole number of slice spacings means missing slices; all others are uneven."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
+_RESCALED = {True: "slope and intercept", False: "none"}
+
 Slice = tuple[Header, Frame]
 
 
@@ -67,6 +69,7 @@ def _require_equal(path: Path, slices: Sequence[Slice]) -> None:
     _require_one(path, slices, "colours", lambda h, _: (h.samples, h.photometric), lambda a, b: a == b)
     _require_one(path, slices, "orientation", lambda _, f: f.orientation, _near(absolute=_SAME))
     _require_one(path, slices, "pixel spacing", lambda _, f: f.spacing, _near(relative=_SAME))
+    _require_one(path, slices, "rescale", lambda _, f: _RESCALED[f.is_rescaled], lambda a, b: a == b)
     _require_one(path, slices, "frame of reference", lambda h, _: h.frame_of_reference, lambda a, b: a == b)
 
 
