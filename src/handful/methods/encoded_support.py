@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
 from handful.jobs.digests import Digest, digest_of
 from handful.methods.base import CHUNK
-from handful.tuning.augment import augmented
+from handful.tuning.augment import moved_and_relit
 from handful.tuning.sampling import noise_like
 
 MOST_BYTES = 2 * 2**30
@@ -32,10 +34,10 @@ class EncodedSupport:
     """v rows, each one view of one labelled slice: its embeddings, and its labels in the model frame."""
 
     source: StoredEmbeddings | EncodedOnUse
-    regions: Float[Tensor, "v k f f"]
-    """Fraction of each feature cell that a class covers; the background is the last class."""
-    target: Bool[Tensor, "v l s s"] | Float[Tensor, "v l s s"]
-    """The labels without the background: inside or outside, or the fraction of each cell that is inside."""
+    regions: SparseMaps
+    """Fraction of each feature cell (v, k, f, f) that a class covers; the background is the last class."""
+    target: SparseMaps
+    """The labels without the background (v, l, s, s): inside or outside, or the fraction of each cell inside."""
     valid_mask: Bool[Tensor, "v s s"]
     """False where the slice is unlabelled or padded."""
     cases: Int[Tensor, " v"]
@@ -59,7 +61,47 @@ class EncodedSupport:
     @property
     def holds(self) -> Bool[Tensor, "v l"]:
         """Whether each row contains each label."""
-        return self.target.sum(dim=(2, 3)) > 0
+        return self.target.sums > 0
+
+
+class SparseMaps:
+    """Maps (v, k, s, s) of which only the cells that are not 0 are held, so that memory does not grow with k."""
+
+    def __init__(self) -> None:
+        self._places: list[Int[Tensor, " _"]] = []
+        self._values: list[Tensor] = []
+        self._sums: list[Tensor] = []
+        self.shape = (0, 0, 0)
+        """Of the maps (k, s, s) of one row."""
+
+    def add(self, maps: Tensor) -> None:
+        """Append a row (k, s, s), of the same shape and type as the others."""
+        flat = maps.flatten()
+        places = torch.nonzero(flat)[:, 0]
+        self._places.append(places.to(torch.int32))
+        self._values.append(flat[places] if maps.dtype != torch.bool else flat[:0])
+        self._sums.append(maps.sum(dim=(1, 2)))
+        self.shape = (maps.shape[0], maps.shape[1], maps.shape[2])
+
+    def __getitem__(self, rows: Int[Tensor, " b"]) -> Tensor:
+        """The maps (b, k, s, s) of some rows."""
+        return torch.stack([self.row(row) for row in rows.tolist()])
+
+    @property
+    def sums(self) -> Tensor:
+        """The sum of each map (v, k)."""
+        return torch.stack(self._sums)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all cells that are held."""
+        return sum(part.nbytes for part in (*self._places, *self._values))
+
+    def row(self, row: int) -> Tensor:
+        """The maps (k, s, s) of one row."""
+        maps = torch.zeros(math.prod(self.shape), dtype=self._values[row].dtype)
+        maps[self._places[row].long()] = True if maps.dtype == torch.bool else self._values[row]
+        return maps.view(self.shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,12 +149,13 @@ def encode_support(
     names: list[str] = []
     images: list[ImageEmbeddings] = []
     stored: list[Tensor] = []
-    maps: list[tuple[Tensor, Tensor, Tensor]] = []
+    regions, truth = SparseMaps(), SparseMaps()
+    valid: list[Tensor] = []
     origin: list[tuple[int, int, int]] = []
     for case in labelled:
         names.append(case.case)
         digest.add(case.slices, case.classes, case.valid_mask)
-        for view, rows, slices, masks, valid_mask in _views_of(case, views, generator):
+        for view, rows, slices, valid_mask, grid in _views_of(case, views, generator):
             if learns:
                 stored += slices
             else:
@@ -120,12 +163,18 @@ def encode_support(
                 encode = backbone.encode_uncached if view else backbone.encode
                 image = with_pixels(backbone, slices, encode(slices.to(backbone.device)), pixels)
                 images.append(image.to(torch.float16))
-            maps.append(_in_model_frame(backbone, masks, valid_mask, target, side))
+            for number, row in enumerate(rows):  # one at a time: the masks of all labels take memory
+                masks, known = case.masks([row]), valid_mask[number : number + 1]
+                if grid is not None:
+                    masks = F.grid_sample(masks, grid[number : number + 1], align_corners=False)
+                shares, inside, seen = _in_model_frame(backbone, masks, known, target, side)
+                regions.add(shares)
+                truth.add(inside)
+                valid.append(seen)
             origin += [(len(names) - 1, case.index[row], view) for row in rows]
     source = EncodedOnUse(backbone, stored) if learns else StoredEmbeddings(ImageEmbeddings.cat(images))
-    regions, truth, valid = (torch.cat(parts) for parts in zip(*maps, strict=True))
     cases, indices, numbers = torch.tensor(origin).unbind(1)
-    return EncodedSupport(source, regions, truth, valid, cases, indices, numbers, tuple(names), digest.hex())
+    return EncodedSupport(source, regions, truth, torch.stack(valid), cases, indices, numbers, tuple(names), digest.hex())
 
 
 def with_pixels(
@@ -171,27 +220,31 @@ def fingerprint(method: Any, digest: str, backbone: Backbone) -> str:
 
 def _views_of(
     labelled: LabelledSlices, count: int, generator: torch.Generator
-) -> Iterator[tuple[int, range, Tensor, Tensor, Tensor]]:
-    """(view, rows, slices, masks, valid_mask) in chunks of at most CHUNK slices."""
+) -> Iterator[tuple[int, range, Tensor, Tensor, Tensor | None]]:
+    """(view, rows, slices, valid_mask, grid) in chunks of at most CHUNK slices; the grid moves the masks of a view."""
     for start in range(0, len(labelled.slices), CHUNK):
         rows = range(len(labelled.slices))[start : start + CHUNK]
         part = slice(start, start + CHUNK)
-        slices, masks, valid_mask = labelled.slices[part], labelled.masks(part), labelled.valid_mask[part]
-        yield 0, rows, slices, masks, valid_mask
+        slices, valid_mask = labelled.slices[part], labelled.valid_mask[part]
+        yield 0, rows, slices, valid_mask, None
         for view in range(1, count):
-            yield view, rows, *augmented(slices, masks, valid_mask, generator)
+            yield view, rows, *moved_and_relit(slices, valid_mask, generator)
 
 
 def _in_model_frame(
-    backbone: Backbone, masks: Tensor, valid_mask: Tensor, target: Literal["hard", "soft"], side: int
-) -> tuple[Float[Tensor, "n k f f"], Tensor, Bool[Tensor, "n s s"]]:
+    backbone: Backbone,
+    masks: Float[Tensor, "1 k h w"],
+    valid_mask: Bool[Tensor, "1 h w"],
+    target: Literal["hard", "soft"],
+    side: int,
+) -> tuple[Float[Tensor, "c f f"], Tensor, Bool[Tensor, "s s"]]:
     """Area fractions per class at the resolution of the features; labels and valid mask in a frame of that side."""
     valid = valid_mask[:, None].to(masks)
-    labels = masks * valid
-    truth = backbone.to_model_frame(labels, side)
-    classes = torch.cat([labels, valid - labels.sum(dim=1, keepdim=True)], dim=1)
+    labels = masks.mul_(valid)
+    truth = backbone.to_model_frame(labels, side)[0]
+    background = backbone.to_model_frame(valid - labels.sum(dim=1, keepdim=True), backbone.feature_side)
     return (
-        backbone.to_model_frame(classes, backbone.feature_side),
+        torch.cat([backbone.to_model_frame(labels, backbone.feature_side), background], dim=1)[0],
         truth >= 0.5 if target == "hard" else truth,
-        backbone.to_model_frame(valid, side)[:, 0] >= 0.5,
+        backbone.to_model_frame(valid, side)[0, 0] >= 0.5,
     )

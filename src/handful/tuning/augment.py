@@ -21,6 +21,14 @@ def augmented(
     Relit: gamma .5 to 2, gain .75 to 1.3, a smooth field of light as from a coil near the body, a little noise. That
     is more than scans of one hospital differ, and for a few labelled slices worth more than any setting of a method.
     """
+    view, inside, grid = moved_and_relit(slices, valid_mask, generator)
+    return view, F.grid_sample(masks, grid, align_corners=False), inside
+
+
+def moved_and_relit(
+    slices: Float[Tensor, "n c h w"], valid_mask: Bool[Tensor, "n h w"], generator: torch.Generator
+) -> tuple[Float[Tensor, "n c h w"], Bool[Tensor, "n h w"], Float[Tensor, "n h w 2"]]:
+    """As `augmented`, with the grid for `grid_sample` in place of the masks, which may be moved one slice at a time."""
     n, _, h, w = slices.shape
 
     def uniform(low: float, high: float) -> Tensor:
@@ -46,7 +54,7 @@ def augmented(
     moved = F.grid_sample(slices, grid, align_corners=False).clamp_min(0)
     lit = (moved.pow(gamma) * gain * _field(n, h, w, generator) + noise).clamp(0, 1)
     inside = F.grid_sample(valid_mask[:, None].float(), grid, mode="nearest", align_corners=False)[:, 0] > 0
-    return coarsened(lit, 0.25, generator), F.grid_sample(masks, grid, align_corners=False), inside
+    return coarsened(lit, 0.25, generator), inside, grid
 
 
 def coarsened(slices: Float[Tensor, "n c h w"], share: float, generator: torch.Generator) -> Float[Tensor, "n c h w"]:

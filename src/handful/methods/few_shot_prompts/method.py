@@ -158,7 +158,7 @@ class FewShotPrompts(Method):
 
     def _tokens(self, encoded: EncodedSupport, backbone: Backbone) -> Tokens:
         """Embeddings of all labels, and of the background if it is modelled."""
-        classes = encoded.target.shape[1] + int(self.background)
+        classes = encoded.target.shape[0] + int(self.background)
         return class_embeddings(encoded, backbone, classes, self.parts, self.location)
 
 
@@ -248,7 +248,7 @@ class _Episodes:
 
     def __init__(self, method: FewShotPrompts, decoder: TokenDecoder, encoded: EncodedSupport, tokens: Tokens) -> None:
         self.method, self.decoder, self.encoded, self.tokens = method, decoder, encoded, tokens
-        self.classes = encoded.target.shape[1] + int(method.background)
+        self.classes = encoded.target.shape[0] + int(method.background)
         self.sampler = BalancedSampler(encoded.holds, method.batch)
         self.noise = method.token_noise * float(tokens.vectors.std())
         # at most as many as in a prediction, without those of the slice itself

@@ -115,11 +115,10 @@ def class_embeddings(
     encoding of the region is added.
     """
     position = backbone.position_encoding()[0].cpu() if location else None
-    regions = support.regions[:, :classes]
     vectors, labels, rows = [], [], []
-    for row, label in torch.nonzero(regions.sum(dim=(2, 3)) >= 1 / 256).tolist():
+    for row, label in torch.nonzero(support.regions.sums[:, :classes] >= 1 / 256).tolist():
         features = support.rows(torch.tensor([row])).main[0].cpu()
-        pooled = pool(features, regions[row, label], parts, position)
+        pooled = pool(features, support.regions.row(row)[label], parts, position)
         vectors.append(pooled)
         labels += [label] * len(pooled)
         rows += [row] * len(pooled)

@@ -50,7 +50,7 @@ class Regions:
     @classmethod
     def of(cls, encoded: EncodedSupport) -> Regions:
         """The regions of at least SMALLEST pixels. Raises LabelError if there are none."""
-        held = encoded.target.sum(dim=(2, 3)) >= SMALLEST
+        held = encoded.target.sums >= SMALLEST
         rows = torch.nonzero(held.any(dim=1))[:, 0]
         if not len(rows):
             raise LabelError(
