@@ -23,6 +23,7 @@ GROUPS = {
     "evaluation": "Scores",
     "cohort": "Whole folders",
     "curation": "What to label and what to check",
+    "reports": "Pictures of scans",
     "session": "Correcting by prompts",
     "prompts": "Correcting by prompts",
     "experiments": "Experiments",

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from docs.scripts import reference  # noqa: E402
+from docs.scripts.notebooks import page_of  # noqa: E402
 
 INCLUDED = {
     "ARCHITECTURE.md": "explanation/architecture.md",
@@ -47,6 +48,9 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
     """Adds the generated pages and those that lie elsewhere in the repository."""
     for path, write in GENERATED.items():
         files.append(File.generated(config, path, content=write()))
+    for notebook in sorted((ROOT / "docs").rglob("*.ipynb")):
+        path = str(notebook.relative_to(ROOT / "docs").with_suffix(".md"))
+        files.append(File.generated(config, path, content=page_of(notebook)))
     for source, path in INCLUDED.items():
         files.append(File.generated(config, path, content=(ROOT / source).read_text("utf-8")))
     return files

@@ -63,6 +63,8 @@ from .methods.unet.method import UNet as UNet
 from .methods.wrappers.ensemble import Ensemble as Ensemble
 from .methods.zero_shot import ZeroShot as ZeroShot
 from .prompts.prompts import Prompts as Prompts
+from .reports.viewer import Viewer as Viewer
+from .reports.viewer import show as show
 from .session.session import Session as Session
 from .session.session import SessionConfig as SessionConfig
 

@@ -23,12 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
 from handful.errors import BusyError, HandfulError, InputError
+from handful.reports.viewer import nifti_bytes
 from handful.service.annotation import Annotations, InUseError, OpenCase, unpacked
 from handful.service.export import exported
 from handful.service.jobs import Job, Jobs
 from handful.service.monai import MonaiLabel, add_monai_label
 from handful.service.nninteractive import NnInteractive, add_nninteractive
-from handful.service.pictures import overlay, thumbnail, volume_bytes
+from handful.service.pictures import overlay, thumbnail
 from handful.service.security import Access, Guard
 from handful.service.uploads import store_scan
 from handful.service.workspace import Workspace
@@ -215,7 +216,7 @@ def _add_cases(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/cases/{case_id}/image.nii.gz")
     def image(case_id: str) -> Response:
-        return Response(volume_bytes(workspace.case(case_id).read_image()), media_type="application/gzip")
+        return Response(nifti_bytes(workspace.case(case_id).read_image()), media_type="application/gzip")
 
     @app.post("/api/cases/{case_id}/verdict")
     def judge(case_id: str, verdict: Verdict) -> dict[str, str]:
@@ -270,7 +271,7 @@ def _add_annotation(app: FastAPI, service: Service) -> None:
     @app.get("/api/cases/{case_id}/segmentation.nii.gz")
     def segmentation(case_id: str, annotator: Annotator = "") -> Response:
         opened = annotations.open(case_id, annotator)
-        return Response(volume_bytes(opened.session.export()), media_type="application/gzip")
+        return Response(nifti_bytes(opened.session.export()), media_type="application/gzip")
 
 
 def _add_jobs(app: FastAPI, service: Service) -> None:

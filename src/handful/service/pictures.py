@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 
-import nibabel as nib
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageColor
 
 from handful.data.cases import Case
 from handful.data.files import read_label_map
 from handful.data.slicing import Slicer
-from handful.data.volume import LabelMap, Volume
+from handful.data.volume import Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_atomically
+from handful.reports.canvas import colours
 from handful.service.workspace import Workspace, id_of
 
 SIDE = 200
 """Pixels along the longer edge of a small picture."""
-COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
-"""Of the first labels, as on the page; after Okabe and Ito, also for people who cannot tell red from green."""
 
 
 def thumbnail(workspace: Workspace, case: Case) -> bytes:
@@ -45,23 +42,10 @@ def overlay(workspace: Workspace, case: Case) -> bytes:
     number = int((classes > 0).sum(axis=(1, 2)).argmax())
     grey = view.take([number])[0].numpy()
     picture = np.broadcast_to(grey.transpose(1, 2, 0), (*grey.shape[1:], 3)).copy()
-    for place, value in enumerate(labels.values):
+    for value, _, colour in colours(labels):
         inside = classes[number] == value
-        picture[inside] = 0.55 * picture[inside] + 0.45 * np.array(COLOURS[place % len(COLOURS)]) / 255
+        picture[inside] = 0.55 * picture[inside] + 0.45 * np.array(ImageColor.getrgb(colour)) / 255
     return _png((picture * 255).round().astype(np.uint8), view.spacing)
-
-
-def volume_bytes(volume: Volume | LabelMap) -> bytes:
-    """A scan or a label map as NIfTI for a viewer, in world coordinates of the patient (RAS, mm)."""
-    array = volume.array if isinstance(volume, LabelMap) else volume.array.transpose(1, 2, 3, 0)
-    kind = np.uint8 if isinstance(volume, LabelMap) and array.max() < 256 else array.dtype
-    data = array.astype(kind) if array.dtype != np.bool_ else array.astype(np.uint8)
-    if data.ndim == 4:
-        data = data[..., 0] if data.shape[-1] == 1 else data.mean(axis=-1).astype(np.float32)
-    if data.dtype in (np.int64, np.uint64):
-        data = data.astype(np.float32)
-    image = nib.Nifti1Image(data, volume.geometry.affine)
-    return gzip.compress(image.to_bytes(), 1)
 
 
 def _picture(volume: Volume) -> bytes:

@@ -17,8 +17,8 @@ export function say(text, bad = false) {
   clearTimeout(timer); timer = setTimeout(() => { box.hidden = true; }, bad ? 9000 : 3500);
 }
 export const guarded = work => async (...given) => { try { return await work(...given); } catch (error) { say(error.message, true); } };
-// Colours of labels that are told apart by people who see no red or green; after Okabe and Ito, then by the golden angle.
-const OWN = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]];
+// Colours of labels, the first as in all pictures of handful: distinct for colour-blind people (Okabe and Ito); then by the golden angle.
+const OWN = [[86, 180, 233], [230, 159, 0], [0, 158, 115], [204, 121, 167], [240, 228, 66], [213, 94, 0], [0, 114, 178]];
 export function colour(index) {
   if (index < OWN.length) return OWN[index];
   const hue = index * 137.508 % 360, f = n => { const k = (n + hue / 30) % 12; return Math.round(255 * (0.55 - 0.4 * Math.max(-1, Math.min(k - 3, 9 - k, 1)))); };
