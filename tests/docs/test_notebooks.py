@@ -25,7 +25,9 @@ def test_every_cell_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert len(pages) == 2
     assert all(page.startswith("<iframe") for page in pages)
     scores = next(
-        ast.literal_eval(output["data"]["text/plain"]) for output in shown if "'liver': 0" in output["data"]["text/plain"]
+        ast.literal_eval(output["data"]["text/plain"])
+        for output in shown
+        if "'liver': 0" in output["data"]["text/plain"]
     )
     assert scores["liver"] > 0.5
 

@@ -106,6 +106,7 @@ class Service:
             "job": as_json(job) if job else None,
             "suggestions": self._suggestions({entry["id"] for entry in entries}),
             "curve": self._curve(),
+            "dicom": any(case.is_dicom for case in cohort.cases),
             "left_out": [asdict(one) for one in cohort.left_out],
         }
 
@@ -228,7 +229,7 @@ def _add_cases(app: FastAPI, service: Service) -> None:
         return {"verdict": verdict.verdict}
 
     @app.get("/api/export/{form}")
-    def export(form: Literal["nifti", "nnunet", "report"]) -> FileResponse:
+    def export(form: Literal["nifti", "nnunet", "dicom-seg", "report"]) -> FileResponse:
         file = exported(workspace, form)
         return FileResponse(file, filename=file.name)
 

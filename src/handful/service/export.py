@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from handful.checkpoint import SavedModel, open_model
 from handful.cohort.choice import choose_support
+from handful.data.cases import Case
+from handful.data.dicom.segmentation import Maker, SegmentationStyle, write_segmentation
+from handful.data.files import read_label_map
 from handful.data.nnunet import export_nnunet
-from handful.errors import InputError
-from handful.jobs.atomic import replacing
+from handful.data.volume import IGNORE
+from handful.errors import HandfulError, InputError
+from handful.jobs.atomic import replacing, write_atomically
 from handful.service.workspace import Workspace
 
-Form = Literal["nifti", "nnunet", "report"]
+Form = Literal["nifti", "nnunet", "dicom-seg", "report"]
 
 
 def exported(workspace: Workspace, form: Form) -> Path:
     """An archive of the label maps of all cases, of a data set for nnU-Net, or of the report of the review.
 
-    Raises InputError if there is nothing to export.
+    "dicom-seg" has one DICOM segmentation per case that is a DICOM series, and `left_out.txt` with the reason for each
+    case that has none. Raises InputError if there is nothing to export.
     """
     target = workspace.own / "exports" / f"handful-{form}.zip"
     target.parent.mkdir(exist_ok=True)
@@ -39,6 +46,9 @@ def _files(workspace: Workspace, form: Form) -> Iterator[tuple[str, Path]]:
             if file.is_file() and not any(part.startswith(".") for part in file.relative_to(workspace.review).parts):
                 yield f"report/{file.relative_to(workspace.review)}", file
         return
+    if form == "dicom-seg":
+        yield from _dicom_segmentations(workspace)
+        return
     if form == "nnunet":
         folder = workspace.own / "exports" / "nnunet"
         cohort = workspace.cohort()
@@ -56,3 +66,40 @@ def _files(workspace: Workspace, form: Form) -> Iterator[tuple[str, Path]]:
                 yield f"labels/{sidecar.name}", sidecar
     if (workspace.folder / "dataset.json").is_file():
         yield "dataset.json", workspace.folder / "dataset.json"
+
+
+def _dicom_segmentations(workspace: Workspace) -> Iterator[tuple[str, Path]]:
+    """A DICOM segmentation of each series with a result, and the reasons why others have none."""
+    folder = workspace.own / "exports" / "dicom-seg"
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    model = open_model(workspace.model) if workspace.has_model else None
+    left_out = []
+    for case in workspace.cohort().cases:
+        try:
+            _write_segmentation(workspace, case, model, folder / f"{case.name}.dcm")
+            yield f"segmentations/{case.name}.dcm", folder / f"{case.name}.dcm"
+        except HandfulError as error:
+            left_out.append(f"{case.name}: {error}")
+    if left_out and any(folder.iterdir()):
+        write_atomically(folder / "left_out.txt", "\n".join([*left_out, ""]).encode())
+        yield "segmentations/left_out.txt", folder / "left_out.txt"
+    elif left_out:
+        raise InputError(f"no case can be exported as DICOM; {left_out[0]}")
+
+
+def _write_segmentation(workspace: Workspace, case: Case, model: SavedModel | None, out: Path) -> None:
+    """Raises InputError for a case that is no DICOM series, or without labels of all its slices."""
+    result, labels = workspace.result(case), workspace.labels()
+    if not isinstance(case.image, Path) or not case.is_dicom:
+        raise InputError("its scan is not DICOM; export label maps instead")
+    if result is None or labels is None:
+        raise InputError("it is neither labelled nor segmented")
+    by_hand = case.reference is not None
+    label_map = case.read_reference() if by_hand else read_label_map(result, labels)
+    assert label_map is not None
+    if (label_map.array == IGNORE).any():
+        raise InputError("only some of its slices are labelled, which DICOM cannot state; label the others")
+    maker = Maker(model.record.method, model.sha256) if model and not by_hand else Maker()
+    write_segmentation(out, label_map, case.image, case.choice, SegmentationStyle(maker=maker))

@@ -9,14 +9,41 @@ const RUNNING = 800, IDLE = 15000;
 class App {
   constructor() {
     this.state = { cases: [], labels: [], suggestions: [], curve: [], job: null, model: null };
-    this.sort = 'name'; this.filter = 'all';
+    this.sort = 'name'; this.filter = 'all'; this.chosen = 0;
     this.label = new Label(this);
     for (const button of document.querySelectorAll('nav button')) button.addEventListener('click', () => this.show(button.dataset.view));
     addEventListener('popstate', () => this.restore());
-    document.addEventListener('keydown', event => { if (event.key === '?' && !/^(INPUT|TEXTAREA)$/.test(event.target.tagName)) this.help(); });
+    document.addEventListener('keydown', event => this.key(event), true);
+    $('#keys').title = t('keysHint'); $('#keys').addEventListener('click', () => this.help());
     document.addEventListener('dragover', event => event.preventDefault());
     document.addEventListener('drop', event => { event.preventDefault(); this.upload([...event.dataTransfer.files]); });
     this.begin();
+  }
+  // Keys of all views; those of the slice are in label.js. G is the first of two keys.
+  key(event) {
+    if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) && event.target.type !== 'range' || event.ctrlKey || event.metaKey || event.altKey || $('dialog[open]')) return;
+    const key = event.key.toLowerCase(), take = work => { event.preventDefault(); event.stopPropagation(); work(); };
+    const view = { c: 'cases', l: 'label', r: 'review', e: 'export' }[key], going = this.going;
+    if (key === 'shift') return;
+    this.going = key === 'g' && !going;
+    if (this.going) return;
+    if (going && view) return take(() => this.show(view));
+    if (key === '?') return take(() => this.help());
+    if (this.view === 'cases') {
+      if (key === 'n') take(guarded(() => this.label.next()));
+      if (key === 'm') take(() => $('#learn').click());
+      if (key === 's') take(() => $('#segment').click());
+    }
+    if (this.view === 'review') {
+      if (key === 'j' || key === 'k') take(() => this.choose(this.chosen + (key === 'j' ? 1 : -1)));
+      else if (['a', 'c', 'b'].includes(key)) take(() => $(`.queue li.chosen [data-key=${key}]`)?.click());
+    }
+  }
+  choose(number) {
+    const items = document.querySelectorAll('.queue li');
+    this.chosen = Math.max(0, Math.min(items.length - 1, number));
+    items.forEach((item, i) => item.classList.toggle('chosen', i === this.chosen));
+    items[this.chosen]?.scrollIntoView({ block: 'nearest' });
   }
   async begin() { await this.refresh(); await this.restore(); this.poll(); }
   restore() {
@@ -137,13 +164,21 @@ class App {
     $('#review').replaceChildren(h('p', {}, found.length ? t('reviewIntro') : t('nothingToReview')), h('ol', { class: 'queue' }, found.map(one => h('li', { 'data-case': one.name, class: one.status === 'accepted' ? 'settled' : '' },
       h('img', { src: picture(`cases/${one.id}/overlay.png?${this.state.model?.when ?? ''}`), alt: '', loading: 'lazy' }),
       h('div', {}, h('strong', {}, one.name), one.quality != null && h('meter', { min: 0, max: 1, low: 0.6, high: 0.8, optimum: 1, value: one.quality, title: t('quality', one.quality.toFixed(2)) }), one.quality != null && h('span', {}, t('quality', one.quality.toFixed(2))), one.flags.length ? h('p', { class: 'hint' }, one.flags.join('; ')) : null),
-      h('div', { class: 'row' }, one.status === 'accepted' ? h('button', { onclick: judge(one, 'send back') }, t('sendBack')) : [h('button', { class: 'main', onclick: judge(one, 'accept') }, t('accept')), h('button', { disabled: one.in_use, onclick: () => this.show('label', one.id) }, t('correct'))])))));
+      h('div', { class: 'row' }, one.status === 'accepted' ? h('button', { 'data-key': 'b', onclick: judge(one, 'send back') }, t('sendBack')) : [h('button', { class: 'main', 'data-key': 'a', onclick: judge(one, 'accept') }, t('accept')), h('button', { 'data-key': 'c', disabled: one.in_use, onclick: () => this.show('label', one.id) }, t('correct'))])))));
+    this.choose(this.chosen);
   }
-  drawExport() { $('#export').replaceChildren(h('p', {}, t('exportIntro')), h('ul', { class: 'exports' }, ['nifti', 'nnunet', 'report'].map(form => h('li', {}, h('button', { 'data-form': form, onclick: guarded(() => this.download(form)) }, t(`export_${form}`)))))); }
+  drawExport() {
+    const forms = ['nifti', 'nnunet', ...(this.state.dicom ? ['dicom-seg'] : []), 'report'];
+    $('#export').replaceChildren(h('p', {}, t('exportIntro')), h('ul', { class: 'exports' }, forms.map(form => h('li', {}, h('button', { 'data-form': form, onclick: guarded(() => this.download(form)) }, t(`export_${form}`))))));
+  }
   async download(form) {
     const blob = await (await call(`export/${form}`)).blob(), link = h('a', { href: URL.createObjectURL(blob), download: `handful-${form}.zip` });
     document.body.append(link); link.click(); link.remove();
   }
-  help() { const box = $('#help'); box.replaceChildren(h('h2', {}, t('helpTitle')), h('dl', {}, T.keys.flatMap(([key, meaning]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, meaning)])), h('button', { onclick: () => box.close() }, t('close'))); box.showModal(); }
+  help() {
+    const box = $('#help'), listed = keys => h('dl', {}, keys.flatMap(([key, meaning]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, meaning)]));
+    box.replaceChildren(h('h2', {}, t('helpTitle')), ...T.keys.flatMap(([view, keys]) => [h('h3', {}, view), listed(keys)]), h('button', { onclick: () => box.close() }, t('close')));
+    box.showModal();
+  }
 }
 window.handful = new App();

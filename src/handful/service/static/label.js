@@ -160,18 +160,23 @@ export class Label {
     if (!this.threeD.open || this.threeD.dataset.of === `${this.case.id} ${this.asked}`) return;
     this.threeD.dataset.of = `${this.case.id} ${this.asked}`;
     const { Niivue } = await import('./vendor/niivue.js');
-    const viewer = new Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: true, dragAndDropEnabled: false });
+    const viewer = new Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: true, dragAndDropEnabled: false, isNearestInterpolation: true, crosshairWidth: 0.4, crosshairWidthUnit: 'percent' });
+    viewer.opts.multiplanarShowRender = 1;
     await viewer.attachToCanvas(this.threeD.querySelector('canvas'));
     const own = path => URL.createObjectURL(path);
     const scan = await (await call(`cases/${this.case.id}/image.nii.gz`)).blob(), map = await (await call(`cases/${this.case.id}/segmentation.nii.gz`)).blob();
-    await viewer.loadVolumes([{ url: own(scan), name: 'scan.nii.gz' }, { url: own(map), name: 'labels.nii.gz', colormap: 'random', opacity: 0.5 }]);
+    await viewer.loadVolumes([{ url: own(scan), name: 'scan.nii.gz' }, { url: own(map), name: 'labels.nii.gz', opacity: 0.5 }]);
+    const labels = this.app.state.labels, part = channel => [0, ...labels.map((_, i) => colour(i)[channel])];
+    viewer.volumes[1].setColormapLabel({ R: part(0), G: part(1), B: part(2), A: [0, ...labels.map(() => 255)], I: [0, ...labels.map(one => one.value)], labels: ['', ...labels.map(one => one.name)] });
+    viewer.updateGLVolume();
     viewer.setSliceType(viewer.sliceTypeMultiplanar);
     this.viewer = viewer;
   }
   // Pointer.
   down(event) {
     if (!this.case || !this.view.pixels) return;
-    this.canvas.setPointerCapture(event.pointerId); this.canvas.focus({ preventScroll: true });
+    if (event.pointerId !== undefined) this.canvas.setPointerCapture(event.pointerId);
+    this.canvas.focus({ preventScroll: true });
     const at = this.view.at(event);
     if (event.button === 1) { this.drag = { window: [...this.view.window], from: [event.clientX, event.clientY] }; event.preventDefault(); return; }
     if (event.shiftKey) { this.drag = { pan: [...this.view.pan], from: [event.clientX, event.clientY] }; return; }
@@ -185,7 +190,7 @@ export class Label {
   }
   move(event) {
     if (!this.case) return;
-    const at = this.view.at(event); this.pointer = at;
+    const at = this.view.at(event); this.pointer = at; this.cursor = false;
     if (this.windowing) { this.shiftWindow(this.windowing, event); return; }
     if (this.drag?.window) { this.shiftWindow(this.drag, event); return; }
     if (this.drag?.pan) { this.view.pan = [this.drag.pan[0] + event.clientX - this.drag.from[0], this.drag.pan[1] + event.clientY - this.drag.from[1]]; this.view.paint(); return; }
@@ -241,7 +246,19 @@ export class Label {
     if (this.drag?.points && this.drag.tool === 'box') { const [a, b] = [this.drag.points[0], this.drag.points.at(-1)]; c.strokeRect(a[0] + 0.5, a[1] + 0.5, b[0] - a[0], b[1] - a[1]); }
     else if (this.drag?.points && !this.drag.mask) path(this.drag.points);
     if (this.points) path(this.pointer ? [...this.points, this.pointer] : this.points);
+    if (this.cursor && this.pointer) { const [x, y] = this.pointer, r = 8 * pixel; c.beginPath(); c.moveTo(x + 0.5 - r, y + 0.5); c.lineTo(x + 0.5 + r, y + 0.5); c.moveTo(x + 0.5, y + 0.5 - r); c.lineTo(x + 0.5, y + 0.5 + r); c.stroke(); }
     if (this.pointer && ['brush', 'eraser'].includes(this.tool)) { c.beginPath(); c.ellipse(this.pointer[0] + 0.5, this.pointer[1] + 0.5, this.size / 2, this.size / 2, 0, 0, 7); c.stroke(); }
+  }
+  // The pointer by keys: Shift and arrows move it, a full stop presses and releases.
+  moveCursor(direction) {
+    const [x, y] = this.pointer ?? [this.view.width / 2, this.view.height / 2], step = 1 / 64, dx = { left: -1, right: 1 }[direction] ?? 0, dy = { up: -1, down: 1 }[direction] ?? 0;
+    const to = this.view.clamp([x + dx * Math.max(1, this.view.width * step), y + dy * Math.max(1, this.view.height * step)]);
+    this.cursor = true; this.move(this.view.event(to)); this.cursor = true; this.view.paint();
+  }
+  press(outside) {
+    if (this.drag) return void this.up();
+    const at = this.pointer ?? [this.view.width / 2, this.view.height / 2];
+    this.down({ ...this.view.event(at), altKey: outside });
   }
   key(event) {
     if (this.root.hidden || !this.case || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== 'range' || $('dialog[open]')) return;
@@ -250,11 +267,19 @@ export class Label {
     if (control) { if (key === 'z') { done(); this.act({ kind: event.shiftKey ? 'redo' : 'undo' }); } else if (key === 'y') { done(); this.act({ kind: 'redo' }); } return; }
     if (KEYS[key]) { done(); this.choose(KEYS[key]); }
     else if (/^[1-9]$/.test(key) && this.app.state.labels[key - 1]) { this.current = key - 1; this.showLabels(); }
+    else if (event.shiftKey && key.startsWith('arrow')) { done(); this.moveCursor(key.slice(5)); }
     else if (key === 'arrowup' || key === 'arrowleft') { done(); this.go(this.number - 1); }
     else if (key === 'arrowdown' || key === 'arrowright') { done(); this.go(this.number + 1); }
     else if (key === 'pageup') { done(); this.go(this.number - 10); } else if (key === 'pagedown') { done(); this.go(this.number + 10); }
     else if (key === '[' || key === ']') { this.size = Math.max(1, Math.min(60, this.size + (key === ']' ? 1 : -1))); this.sizeInput.value = this.size; this.view.paint(); }
     else if (key === '+' || key === '-') { const box = this.canvas.getBoundingClientRect(); this.view.zoomAt({ clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 }, key === '+' ? 1.2 : 1 / 1.2); }
+    else if (event.code === 'Period') { done(); this.press(event.altKey); }
+    else if (key === 'home') { done(); this.go(0); } else if (key === 'end') { done(); this.go(this.case.slices - 1); }
+    else if (key === 'q') { const names = [...this.preset.options].map(option => option.value).filter(name => name !== 'own'); this.usePreset(names[(names.indexOf(this.preset.value) + 1) % names.length]); }
+    else if (key === '{' || key === '}') { this.opacity.value = +this.opacity.value + (key === '}' ? 10 : -10); this.view.opacity = this.opacity.value / 100; this.view.paint(); }
+    else if (key === 'a') guarded(() => this.propagate())();
+    else if (key === 'delete' || key === 'backspace') { done(); this.act({ kind: 'clear' }); }
+    else if (key === 'd') this.threeD.open = !this.threeD.open;
     else if (key === ' ') { done(); this.view.visible = !this.view.visible; this.view.paint(); }
     else if (key === 'enter') { if (event.target.tagName === 'BUTTON') return; done(); this.points ? this.close() : guarded(() => this.finish())(); }
     else if (key === 'escape') { this.points = this.drag = null; this.view.drawn = null; this.view.renderClasses(); }

@@ -62,6 +62,11 @@ export class SliceView {
     const { sx, sy, left, top } = this.frame(), box = this.canvas.getBoundingClientRect();
     return [(event.clientX - box.left - left) / sx - 0.5, (event.clientY - box.top - top) / sy - 0.5];
   }
+  // The reverse: where a pointer would be over a pixel.
+  event([x, y]) {
+    const { sx, sy, left, top } = this.frame(), box = this.canvas.getBoundingClientRect();
+    return { clientX: box.left + left + (x + 0.5) * sx, clientY: box.top + top + (y + 0.5) * sy, button: 0 };
+  }
   inside([x, y]) { return x >= -0.5 && y >= -0.5 && x <= this.width - 0.5 && y <= this.height - 0.5; }
   clamp([x, y]) { return [Math.max(-0.5, Math.min(this.width - 0.5, x)), Math.max(-0.5, Math.min(this.height - 0.5, y))]; }
   zoomAt(event, factor) {

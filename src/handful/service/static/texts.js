@@ -15,7 +15,7 @@ export const T = {
   ownDice: 'Dice on the labelled cases themselves: {0}', notLearned: 'Not learned: {0}. Label more slices of it, or take more minutes.',
   nothingLearned: 'Nothing is learned yet.', failures: 'Not segmented:',
   job_learn: 'Learning', job_segment: 'Segmenting', job_suggest: 'Comparing slices',
-  done: '{0} is done', failed: '{0} failed: {1}', cancelled: '{0} was cancelled', interrupted: '{0} was interrupted; press the button again to go on',
+  done: '{0} is done', failed: '{0} failed: {1}', cancelled: '{0} was cancelled', interrupted: '{0} was interrupted; press the button again to continue',
   left: '{0} left', curve: 'Labels so far', curveHint: 'Estimated Dice after each learning, by labelled slices.',
   plateau: 'The last labels raised the estimate by {0} only. More of the same will hardly pay; correct the worst cases instead.',
   chooseCase: 'Choose a case in “Cases”, or press N for the next suggested slice.', finish: 'Slice is finished',
@@ -31,11 +31,16 @@ export const T = {
   suggesting: 'Comparing slices; here is an unlabelled case until that is done.', context: 'Three planes and 3D', finishedMark: 'finished', is: 'is', working: 'working …',
   reviewIntro: 'Segmentations by predicted quality, worst first. Accept what is right, correct what is not.', nothingToReview: 'Nothing to review. Press “Segment all” first.',
   accept: 'Accept', correct: 'Correct', sendBack: 'Send back', report: 'Report', exportIntro: 'Take the results with you.',
-  export_nifti: 'Label maps (as the scans: NIfTI, NRRD, MetaImage, PNG)', export_nnunet: 'Data set for nnU-Net (labelled cases)', export_report: 'Report of the review (HTML, CSV)',
-  helpTitle: 'Keys', close: 'Close', lost: 'The service does not answer. Your work is kept; start it again.', keys: [
-    ['1 … 9', 'label'], ['C X S', 'click, box, scribble'], ['B E F', 'brush, eraser, fill'], ['P L', 'polygon, lasso'], ['[ ]', 'brush size'],
-    ['wheel, ↑ ↓', 'slice'], ['Page Up/Down', 'ten slices'], ['Ctrl wheel, + −', 'zoom'], ['Shift drag', 'move the picture'], ['W + move, middle drag', 'window and level'],
-    ['Space', 'labels on and off'], ['Enter', 'slice is finished'], ['N', 'next suggested slice'], ['Ctrl Z, Ctrl Y', 'undo, redo'], ['Esc', 'give up a polygon'], ['?', 'this help']],
+  export_nifti: 'Label maps (as the scans: NIfTI, NRRD, MetaImage, PNG)', export_nnunet: 'Data set for nnU-Net (labelled cases)', 'export_dicom-seg': 'DICOM segmentations (of DICOM series)', export_report: 'Report of the review (HTML, CSV)',
+  helpTitle: 'Keys', close: 'Close', lost: 'The service does not answer. Your work is kept; start it again.', keysHint: 'Keys (?)', keys: [
+    ['Everywhere', [['G then C L R E', 'go to Cases, Label, Review, Export'], ['?', 'this help'], ['Tab, Enter', 'any button']]],
+    ['Cases', [['N', 'next suggested slice'], ['M', 'learn'], ['S', 'segment all']]],
+    ['Label', [['1 … 9', 'label'], ['C X S', 'click, box, scribble'], ['B E F', 'brush, eraser, fill'], ['P L', 'polygon, lasso'], ['[ ]', 'brush size'],
+      ['wheel, ↑ ↓', 'slice'], ['Page Up/Down', 'ten slices'], ['Home, End', 'first, last slice'], ['Ctrl wheel, + −', 'zoom'], ['Shift drag', 'move the picture'],
+      ['W + move, middle drag', 'window and level'], ['Q', 'next window preset'], ['Space', 'labels on and off'], ['{ }', 'opacity'], ['Enter', 'slice is finished'],
+      ['N', 'next suggested slice'], ['A', 'to all slices'], ['Delete', 'clear the label on this slice'], ['D', 'three planes and 3D'], ['Ctrl Z, Ctrl Y', 'undo, redo'],
+      ['Esc', 'give up a polygon'], ['Shift arrows', 'move a cursor in place of the mouse'], ['. (Alt . outside)', 'press the tool at the cursor; again to release']]],
+    ['Review', [['J K', 'next, previous case'], ['A', 'accept'], ['C', 'correct'], ['B', 'send back']]]],
 };
 export const t = (key, ...parts) => parts.reduce((text, part, i) => text.replaceAll(`{${i}}`, part), T[key] ?? key);
 export const duration = seconds => seconds < 90 ? `${Math.max(1, Math.round(seconds))} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${Math.floor(seconds / 3600)} h ${Math.round(seconds % 3600 / 60)} min`;

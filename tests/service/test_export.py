@@ -1,0 +1,64 @@
+"""What the page exports: label maps, DICOM segmentations of DICOM series, and the reasons for what is left out."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from fastapi.testclient import TestClient
+
+import dicom_series
+from handful.data.cases import Case
+from handful.data.files import write_label_map
+from handful.data.volume import Geometry, LabelMap, Labels, Volume
+from handful.service.app import ServiceConfig, create_app
+from handful.service.security import Access
+
+LABELS = Labels.of({1: "liver", 2: "spleen"})
+
+
+def scan() -> Volume:
+    """An oblique scan whose slices lie along k."""
+    c, s = np.cos(0.3), np.sin(0.3)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array([[1, 0, 0], [0, c, -s], [0, s, c]]) @ np.diag([1.1, 0.9, 4.0])
+    affine[:3, 3] = [-12, 31, 7.5]
+    array = np.random.default_rng(0).integers(0, 900, (1, 20, 24, 5)).astype(np.float32)
+    return Volume(array, Geometry((20, 24, 5), affine))
+
+
+def exported(client: TestClient, form: str) -> zipfile.ZipFile:
+    answer = client.get(f"/api/export/{form}")
+    assert answer.status_code == 200, answer.text
+    return zipfile.ZipFile(io.BytesIO(answer.content))
+
+
+def test_a_dicom_series_gets_a_dicom_segmentation_and_other_scans_a_reason(cohort: Path, tmp_path: Path):
+    folder = dicom_series.write(cohort / "images" / "series", dicom_series.of_volume(scan()))
+    client = TestClient(create_app(ServiceConfig(cohort=cohort, access=Access(host="127.0.0.1"))), "http://127.0.0.1")
+    client.put("/api/labels", json={"names": ["liver", "spleen"]})
+    assert client.get("/api/state").json()["dicom"] is True
+    nothing = client.get("/api/export/dicom-seg")
+    assert (nothing.status_code, "no case can be exported" in nothing.json()["error"]) == (400, True)
+
+    case = Case("series", folder)
+    geometry = case.read_geometry()
+    array = np.zeros(geometry.shape, np.int16)
+    array[3:9, 4:12, 1:4] = 1
+    array[12:15, 2:6, 2] = 2
+    predictions = cohort / ".handful" / "service" / "predictions"
+    predictions.mkdir()
+    write_label_map(predictions / "series.nii.gz", LabelMap(array, geometry, LABELS))
+    archive = exported(client, "dicom-seg")
+    assert sorted(archive.namelist()) == ["segmentations/left_out.txt", "segmentations/series.dcm"]
+    assert archive.read("segmentations/left_out.txt").decode().count("is not DICOM") == 3
+    archive.extractall(tmp_path)
+    found = Case("series", folder, tmp_path / "segmentations" / "series.dcm", LABELS).read_reference()
+    assert found is not None
+    assert np.array_equal(found.array, array)
+    assert exported(client, "nifti").namelist() == ["labels/series.nii.gz", "dataset.json"]
+
+
+def test_without_dicom_the_page_offers_none(client: TestClient):
+    assert client.get("/api/state").json()["dicom"] is False
+    assert client.get("/api/export/dicom-seg").status_code == 400
