@@ -4,22 +4,32 @@ import base64
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from handful.data.files import write_volume
 from handful.service.app import ServiceConfig, create_app
 from handful.service.packed_arrays import packed
 from handful.service.security import Access
+from phantoms import phantom
 
 REQUESTS = int(os.environ.get("FUZZ", "150"))
+KILLS = int(os.environ.get("KILLS", "3"))
+ANNOTATORS = int(os.environ.get("ANNOTATORS", "8"))
+MOST_MIB = 700
+"""What odd requests may add to the memory of the process at its peak."""
 ROUTES = [
     ("GET", "/api/state"),
     ("GET", "/api/cases/{id}"),
@@ -122,12 +132,17 @@ def body(rng: random.Random) -> dict[str, object]:
     return {"content": b"--x\r\nContent-Disposition: form-data; name=" + rng.randbytes(50), "headers": headers}
 
 
+def peak_mib() -> float:
+    """Largest memory of this process so far (ru_maxrss is in KiB on Linux)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def tree(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def test_no_odd_request_ends_in_an_error_of_the_server_or_leaves_the_folder(cohort: Path, tmp_path: Path):
-    before, rng = tree(tmp_path), random.Random(0)
+    before, rng, peak = tree(tmp_path), random.Random(0), peak_mib()
     allowed = (501, 503)  # what MONAI Label's protocol has for parts that are not offered, nnInteractive's for no room
     config = ServiceConfig(cohort=cohort, access=Access(host="127.0.0.1"))
     with TestClient(create_app(config), base_url="http://127.0.0.1:8765", raise_server_exceptions=False) as client:
@@ -150,6 +165,7 @@ def test_no_odd_request_ends_in_an_error_of_the_server_or_leaves_the_folder(coho
                 f"{number}: {method} {filled} {answer.text}"
             )
             assert b"root:" not in answer.content
+    assert peak_mib() - peak < MOST_MIB
     outside = {path for path in tree(tmp_path) - before if not path.startswith("cohort/")}
     assert outside == set()
     added = {path for path in tree(cohort) if not path.startswith((".handful", "images/scan_"))}
@@ -181,9 +197,10 @@ class Served:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def call(self, path: str, content: object | None = None, method: str | None = None) -> bytes:
+    def call(self, path: str, content: object | None = None, method: str | None = None, annotator: str = "") -> bytes:
         data = None if content is None else json.dumps(content).encode()
-        request = urllib.request.Request(self.address + path, data, {"content-type": "application/json"}, method=method)
+        headers = {"content-type": "application/json", "x-annotator": annotator}
+        request = urllib.request.Request(self.address + path, data, headers, method=method)
         with urllib.request.urlopen(request) as answer:
             return bytes(answer.read())
 
@@ -199,11 +216,11 @@ def served(cohort: Path) -> Iterator[Served]:
 def test_what_was_answered_is_there_after_a_kill_at_any_moment(served: Served):
     served.call("api/labels", {"names": ["ball", "egg"]}, "PUT")
     case = json.loads(served.call("api/state"))["cases"][0]["id"]
-    rng = random.Random(1)
-    for _ in range(4):
+    rng, answered = random.Random(1), dict[int, bytes]()
+    for _ in range(KILLS):
         details = json.loads(served.call(f"api/cases/{case}"))
         height, width = details["size"]
-        answered: dict[int, bytes] = {}
+        count = len(answered)
         killer = subprocess.Popen(
             [
                 sys.executable,
@@ -222,6 +239,7 @@ def test_what_was_answered_is_there_after_a_kill_at_any_moment(served: Served):
                 step = {"kind": "paint", "slice": number, "label": 1, "mask": mask}
                 assert served.call(f"api/cases/{case}/actions", step) == sent[number]
                 answered |= sent
+                count += 1
         except (OSError, EOFError):
             pass
         killer.wait()
@@ -230,4 +248,54 @@ def test_what_was_answered_is_there_after_a_kill_at_any_moment(served: Served):
         for number, expected in answered.items():
             found = served.call(f"api/cases/{case}/slices/{number}/classes")
             assert found in (expected, sent.get(number))
-        assert answered
+            answered[number] = found  # a step that was on disk when its answer was lost
+        assert count > 0
+
+
+@pytest.mark.process
+def test_many_annotators_at_once_lose_nothing_and_never_share_a_case(served: Served):
+    """ANNOTATORS threads work on a fifth as many cases, but at least three, each with steps of its own."""
+    for seed in range(3, max(3, ANNOTATORS // 5)):
+        write_volume(served.cohort / "images" / f"scan_{seed}.nii.gz", phantom(seed)[0])
+    served.call("api/labels", {"names": ["ball"]}, "PUT")
+    cases = [case["id"] for case in json.loads(served.call("api/state"))["cases"]]
+    last: dict[tuple[str, int], bytes] = {}
+    holders: dict[str, str] = {}
+    waited: list[str] = []
+
+    def annotate(number: int) -> int:
+        rng, name, done = random.Random(number), f"annotator {number}", 0
+        for _ in range(2000):
+            case = rng.choice(cases)
+            try:
+                details = json.loads(served.call(f"api/cases/{case}", annotator=name))
+            except urllib.error.HTTPError as error:
+                if error.code != 423:
+                    raise
+                waited.append(name)
+                time.sleep(0.05)
+                continue
+            assert holders.setdefault(case, name) == name
+            for _ in range(2):
+                place = rng.randrange(details["slices"])
+                inside = np.zeros(details["size"], bool)
+                inside[: rng.randrange(1, 20), : rng.randrange(1, 20)] = True
+                mask = base64.b64encode(np.packbits(inside).tobytes()).decode()
+                step = {"kind": "paint", "slice": place, "label": 1, "mask": mask}
+                found = served.call(f"api/cases/{case}/actions", step, annotator=name)
+                assert found == inside.astype(np.uint8).tobytes()
+                last[case, place] = found
+                done += 1
+            holders.pop(case)
+            served.call(f"api/cases/{case}/leave", method="POST", annotator=name)
+            if done == 4:
+                return done
+        return done
+
+    with ThreadPoolExecutor(ANNOTATORS) as pool:
+        assert list(pool.map(annotate, range(ANNOTATORS))) == [4] * ANNOTATORS
+    assert waited
+    served.kill()
+    served.start()
+    for (case, place), expected in last.items():
+        assert served.call(f"api/cases/{case}/slices/{place}/classes", annotator="after") == expected

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from handful.data.files import read_cohort, read_label_map
-from handful.data.volume import IGNORE
+from handful.data.files import read_cohort, read_label_map, write_volume
+from handful.data.volume import IGNORE, Geometry, Volume
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
 MINUTES = 4 * 60 * 1000
 
 
-@pytest.fixture
-def address(cohort: Path) -> Iterator[str]:
-    """The page of a server process that works on the cohort."""
+@contextmanager
+def serving(cohort: Path) -> Iterator[str]:
+    """The address of the page of a server process that works on the cohort."""
     command = [sys.executable, "-c", "from handful.cli import main; main()", "serve", str(cohort), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
         assert process.stdout is not None
         yield process.stdout.readline().split()[-1]
         process.terminate()
+
+
+@pytest.fixture
+def address(cohort: Path) -> Iterator[str]:
+    with serving(cohort) as found:
+        yield found
 
 
 @pytest.mark.browser
@@ -129,3 +137,78 @@ def test_a_first_hour_from_scans_to_exported_label_maps(address: str, cohort: Pa
     shown = np.take(label_map.array, index, axis=details["axis"])
     assert sorted(shown[shown > 0].tolist()) == sorted(value for value in painted if value)
     assert sorted(shown.shape) == sorted(size)
+
+
+def oblique(angle: float = 0.35) -> np.ndarray:
+    """A turn about two axes."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+
+
+DIRECTIONS = {"ras": np.diag([1.0, 1, 1]), "lps": np.diag([-1.0, -1, 1]), "oblique": oblique()}
+BRIGHT = (17, 5, 2)
+
+
+@pytest.fixture
+def turned(tmp_path: Path) -> Path:
+    """Scans whose voxels lie along other directions, each with one bright voxel."""
+    folder = tmp_path / "turned"
+    (folder / "images").mkdir(parents=True)
+    for name, direction in DIRECTIONS.items():
+        affine = np.eye(4)
+        affine[:3, :3] = direction @ np.diag([1.1, 0.9, 4.0])
+        affine[:3, 3] = [-12.0, 31.0, 7.5]
+        array = np.random.default_rng(0).random((1, 30, 24, 5)).astype(np.float32)
+        array[(0, *BRIGHT)] = 9
+        write_volume(folder / "images" / f"{name}.nii.gz", Volume(array, Geometry((30, 24, 5), affine)))
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "spot"}}))
+    return folder
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_what_is_painted_with_the_mouse_or_the_keys_lies_at_that_point_of_the_patient(turned: Path):
+    from playwright.sync_api import sync_playwright
+
+    with serving(turned) as address, sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 900, "height": 700}, bypass_csp=True)
+        page.set_default_timeout(MINUTES)
+        page.goto(address)
+        for name in DIRECTIONS:
+            page.click("nav [data-view=cases]")
+            page.click(f"[data-case={name}]")
+            page.wait_for_function(f"handful.label.case?.name === '{name}' && handful.label.view.classes")
+            number, x, y = page.evaluate(BRIGHTEST)
+            page.evaluate(f"handful.label.go({number})")
+            page.wait_for_function(f"handful.label.number === {number} && handful.label.view.pixels?.includes(65535)")
+            page.keyboard.press("b")
+            page.evaluate("handful.label.size = 1")
+            at = page.evaluate(f"handful.label.view.event([{x}, {y}])")
+            page.mouse.move(at["clientX"], at["clientY"])
+            if name == "oblique":
+                page.keyboard.press(".")
+                page.keyboard.press(".")
+            else:
+                page.mouse.down()
+                page.mouse.up()
+            page.wait_for_function("handful.label.case.prompted.length")
+            page.keyboard.press("Enter")
+            page.wait_for_selector(".bench.finished")
+        browser.close()
+    for name, direction in DIRECTIONS.items():
+        label_map = read_label_map(turned / "labels" / f"{name}.nii.gz")
+        (voxel,) = np.argwhere(label_map.array == 1)
+        found = label_map.geometry.affine @ [*voxel, 1]
+        expected = direction @ np.diag([1.1, 0.9, 4.0]) @ BRIGHT + [-12.0, 31.0, 7.5]
+        assert np.allclose(found[:3], expected, atol=1e-3), name
+
+
+BRIGHTEST = """(async () => {
+  const label = handful.label;
+  for (let number = 0; number < label.case.slices; number++) {
+    const pixels = await label.pixels(number), place = pixels.indexOf(65535);
+    if (place >= 0) return [number, place % label.view.width, Math.floor(place / label.view.width)];
+  }
+})()"""
+"""Slice, column and row of the brightest pixel, from what the page has got."""

@@ -81,11 +81,11 @@ def nifti_bytes(volume: Volume | LabelMap) -> bytes:
 def _voxels(volume: Volume | LabelMap) -> NDArray[np.generic]:
     """Voxels (i, j, k) of a type that NiiVue reads; colours become grey."""
     if isinstance(volume, LabelMap):
-        return volume.array.astype(np.uint8 if volume.array.max() < 256 else np.int32)
-    array = volume.array[0] if len(volume.array) == 1 else volume.array.mean(axis=0).astype(np.float32)
+        return np.asarray(volume.array, np.uint8 if volume.array.max() < 256 else np.int32)
+    array = np.asarray(volume.array[0]) if len(volume.array) == 1 else volume.array.mean(axis=0, dtype=np.float32)
     if array.dtype == np.bool_:
-        return array.astype(np.uint8)
-    return array.astype(np.float32) if array.dtype.itemsize == 8 or array.dtype == np.float16 else array
+        return np.asarray(array, np.uint8)
+    return np.asarray(array, np.float32) if array.dtype.itemsize == 8 or array.dtype == np.float16 else array
 
 
 def _packed(volume: Volume | LabelMap, step: list[int]) -> str:
