@@ -174,7 +174,9 @@ def encode_support(
             origin += [(len(names) - 1, case.index[row], view) for row in rows]
     source = EncodedOnUse(backbone, stored) if learns else StoredEmbeddings(ImageEmbeddings.cat(images))
     cases, indices, numbers = torch.tensor(origin).unbind(1)
-    return EncodedSupport(source, regions, truth, torch.stack(valid), cases, indices, numbers, tuple(names), digest.hex())
+    return EncodedSupport(
+        source, regions, truth, torch.stack(valid), cases, indices, numbers, tuple(names), digest.hex()
+    )
 
 
 def with_pixels(
