@@ -61,13 +61,13 @@ class OpenCase:
 
     @cached_property
     def range(self) -> tuple[float, float]:
-        """The smallest and the largest grey value."""
-        array = self.volume.array
+        """The smallest and the largest grey value of what is displayed."""
+        array = self.session.displayed
         return float(array.min()), float(array.max())
 
     def pixels(self, number: int) -> NDArray[Any]:
         """A slice: 16-bit grey values that span `range`, (h, w), or 8-bit colours (h, w, 3)."""
-        channels = np.stack([self.grid.of(channel)[number] for channel in self.volume.array])
+        channels = np.stack([self.grid.of(channel)[number] for channel in self.session.displayed])
         low, high = self.range
         share = (channels.astype(np.float32) - low) / max(high - low, 1e-12)
         if len(channels) == 1:

@@ -305,7 +305,7 @@ def described(opened: OpenCase, case_id: str) -> dict[str, Any]:
         "unit": grid.geometry.unit,
         "plane": grid.plane,
         "axis": grid.axis,
-        "channels": len(opened.volume.array),
+        "channels": len(opened.session.displayed),
         "range": list(opened.range),
         "window": list(session.window),
         "modality": opened.volume.modality,

@@ -464,5 +464,5 @@ def _suffixes(file: Path) -> str:
 
 def _file(case: Case) -> Path:
     if not isinstance(case.image, Path) or not case.image.is_file():
-        raise InputError("this scan is a folder of DICOM files, which the protocol cannot send")
+        raise InputError("this scan is several files, which the protocol cannot send")
     return case.image

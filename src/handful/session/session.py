@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Float, Integer, Num
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -136,6 +137,16 @@ class Session:
     def window(self) -> tuple[float, float]:
         """The grey values that become 0 and 1 in the slices that the model is shown; of sequences, in the first."""
         return self._embeddings.stack.limits[0]
+
+    @property
+    def displayed(self) -> Num[np.ndarray[Any, Any], "c i j k"]:
+        """The channels of the scan to be displayed: grey, colours, or the first of its sequences that the model takes.
+
+        `window` is that of these channels.
+        """
+        stack = self._embeddings.stack
+        array: NDArray[Any] = self.volume.array if stack.sequences is None else self.volume.array[[stack.shown[0]]]
+        return array
 
     @property
     def accepted(self) -> tuple[int, ...]:
