@@ -41,6 +41,19 @@ class Kind(IntEnum):
     CUP = 12
 
 
+class Shape(IntEnum):
+    """What a structure looks like in a slice; worlds balance their targets by it."""
+
+    TISSUE = 0
+    """A region that fills the body between structures."""
+    BLOB = 1
+    RING = 2
+    """A layer around something else."""
+    TUBE = 3
+    PIECES = 4
+    """Several objects of one label."""
+
+
 @dataclass(frozen=True, eq=False)
 class Field:
     """c smooth random functions of space, stored as (c, GRID, GRID, GRID) values and interpolated between them."""
@@ -78,6 +91,11 @@ class Structure(ABC):
     def appearance(self) -> tuple[int, ...]:
         """For each part, the part whose brightness and texture it shares; itself if it shares none."""
         return tuple(range(len(self.kinds)))
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shape of each part."""
+        return (Shape.BLOB,) * len(self.kinds)
 
     @property
     def middle(self) -> list[float] | None:
@@ -133,6 +151,13 @@ class Organ(Structure):
         return tuple(side * (2 if self.paired and self.sides_distinct else 1))
 
     @property
+    def shapes(self) -> tuple[Shape, ...]:
+        both = self.paired and not self.sides_distinct
+        innermost = Shape.PIECES if both else Shape.BLOB
+        side = (Shape.RING,) * len(self.layers) + (innermost,) * (1 + (self.cut is not None))
+        return side * (2 if self.paired and self.sides_distinct else 1)
+
+    @property
     def middle(self) -> list[float] | None:
         return [float(value) for value in self.centre.tolist()]
 
@@ -168,6 +193,10 @@ class Tube(Structure):
     def kinds(self) -> tuple[Kind, ...]:
         return (Kind.WALL, Kind.CAVITY) if self.hollow else (self.kind,)
 
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        return (Shape.TUBE,) * len(self.kinds)
+
     def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
         d = 2 if self.flat else 3
         flat, start, along = points[..., :d].reshape(-1, d), self.start[:, :d], (self.end - self.start)[:, :d]
@@ -193,6 +222,10 @@ class Coat(Structure):
     @property
     def kinds(self) -> tuple[Kind, ...]:
         return (self.kind,)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        return (Shape.RING,)
 
     def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
         depth = self.body.depth(points)
@@ -222,6 +255,10 @@ class Blobs(Structure):
     @property
     def kinds(self) -> tuple[Kind, ...]:
         return (self.kind,) if self.core is None else (Kind.WALL, self.kind)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        return (Shape.PIECES if self.most > 3 else Shape.BLOB,) * len(self.kinds)
 
     @property
     def middle(self) -> list[float] | None:
@@ -265,6 +302,36 @@ class Blobs(Structure):
 
 
 @dataclass(frozen=True, eq=False)
+class Row(Blobs):
+    """Objects of one kind in fixed places, such as vertebrae or teeth: all subjects have the same ones."""
+
+    def individual(self, rng: Rng) -> Row:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Lacking(Structure):
+    """A structure that one subject lacks; its labels stay reserved, so that all subjects have the same numbers."""
+
+    structure: Structure
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        return self.structure.kinds
+
+    @property
+    def codes(self) -> tuple[int, ...]:
+        return self.structure.codes
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        return self.structure.shapes
+
+    def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
+        return points.new_full((*points.shape[:-1], len(self.codes)), -1.0)
+
+
+@dataclass(frozen=True, eq=False)
 class Anatomy:
     """One random body: tissue regions that fill it, structures that cover them, and the air outside (label 0)."""
 
@@ -279,6 +346,22 @@ class Anatomy:
         """The kind of each label, air included."""
         inside = [kind for structure in self.structures for kind in structure.kinds]
         return (Kind.AIR, *[Kind.TISSUE] * len(self.regions.values), *inside)
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shape of each label, air included."""
+        inside = [shape for structure in self.structures for shape in structure.shapes]
+        return (*[Shape.TISSUE] * (1 + len(self.regions.values)), *inside)
+
+    @property
+    def wholes(self) -> tuple[tuple[int, ...], ...]:
+        """The labels of each structure that has more than one."""
+        first, wholes = 1 + len(self.regions.values), []
+        for structure in self.structures:
+            count = len(structure.kinds)
+            wholes += [tuple(range(first, first + count))] if count > 1 else []
+            first += count
+        return tuple(wholes)
 
     @property
     def labels(self) -> int:
@@ -320,6 +403,10 @@ class Anatomy:
     def individual(self, rng: Rng) -> Anatomy:
         """Return the body of another subject before deformation: lesions and cells have other positions."""
         return replace(self, structures=tuple(structure.individual(rng) for structure in self.structures))
+
+    def lacking(self, share: float, rng: Rng) -> Anatomy:
+        """Return the body without some structures, each left out with probability `share`."""
+        return replace(self, structures=tuple(Lacking(one) if rng.chance(share) else one for one in self.structures))
 
 
 @dataclass(frozen=True, eq=False)

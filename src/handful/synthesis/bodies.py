@@ -32,7 +32,7 @@ def random_anatomy(rng: Rng) -> Anatomy:
         else:
             host = structures[-1].middle if structures else None
             structures.append(lesions(rng, host))
-    body = _body(rng) if rng.chance(0.7) else None
+    body = outline(rng) if rng.chance(0.7) else None
     if body is not None:
         structures += _coats(body, rng)
     stretch = rng.tensor([0.4, rng.between(1, 3), 1.0]) if rng.chance(0.12) else None
@@ -57,12 +57,12 @@ def chest(rng: Rng) -> Anatomy:
     structures: list[Structure] = [lung, belly, middle, core]
     if rng.chance(0.3):
         structures.append(lesions(rng, [lung.centre[0].item(), -0.15, 0.0]))
-    return Anatomy(Field.random(rng.integer(1, 3), 3, rng), tuple(structures), _body(rng, (0.95, 1.4)), None)
+    return Anatomy(Field.random(rng.integer(1, 3), 3, rng), tuple(structures), outline(rng, (0.95, 1.4)), None)
 
 
 def chest_slice(rng: Rng) -> Anatomy:
     """Return a heart in short-axis view, surrounded by lung, liver and a chest wall with fat."""
-    body = _body(rng)
+    body = outline(rng)
     lung = organ((0.45, -0.05, 0.0), (0.4, 0.5, 1.5), rng, 0.15, paired=True, made_of=(Kind.LUNG,))
     liver = organ((-0.4, 0.6, 0.0), (0.5, 0.35, 1.0), rng, 0.1)
     spot = (rng.between(-0.1, 0.35), rng.between(-0.3, 0.2), 0.0)
@@ -73,7 +73,7 @@ def chest_slice(rng: Rng) -> Anatomy:
 
 def head(rng: Rng) -> Anatomy:
     """Return a skull or a jaw around paired glands, organs and a cord; it may be much smaller than the picture."""
-    body = _body(rng, (0.55, 0.9))
+    body = outline(rng, (0.55, 0.9))
     outer = rng.between(0.05, 0.2)
     gaps = Field.random(1, 3, rng) if rng.chance(0.6) else None
     structures: list[Structure] = [Coat(body, outer, outer + rng.between(0.06, 0.15), Kind.BONE, gaps)]
@@ -238,7 +238,7 @@ def tube(rng: Rng) -> Tube:
     path = F.interpolate(knots.T[None], size=32, mode="linear", align_corners=True)
     path = F.avg_pool1d(F.pad(path, (3, 3), mode="replicate"), 7, stride=1)[0].T
     kind = rng.host.choice([Kind.VESSEL, Kind.ORGAN])
-    return _joined([path], [torch.full((32,), rng.between(0.03, 0.16))], rng, rng.chance(0.3), kind)
+    return joined([path], [torch.full((32,), rng.between(0.03, 0.16))], rng, rng.chance(0.3), kind)
 
 
 def tree(rng: Rng, root: tuple[float, ...], retinal: bool = False) -> Tube:
@@ -249,16 +249,16 @@ def tree(rng: Rng, root: tuple[float, ...], retinal: bool = False) -> Tube:
         heading = rng.between(0, 2 * math.pi)
         if retinal:  # vascular arcades leave the optic disc upwards and downwards
             heading = (0.5 + number % 2) * math.pi + rng.gauss(0.4)
-        trunk = _winding(list(root), heading, rng.between(0.7, 1.6), rng)
-        side = _winding(
+        trunk = winding(list(root), heading, rng.between(0.7, 1.6), rng)
+        side = winding(
             trunk[rng.integer(4, 10)].tolist(), heading + rng.host.choice([-0.7, 0.7]), rng.between(0.3, 0.9), rng
         )
         branches += [trunk, side]
         radii += [width * torch.linspace(1, 0.4, len(trunk)), width * torch.linspace(0.6, 0.3, len(side))]
-    return _joined(branches, radii, rng, False, Kind.VESSEL, flat=retinal)
+    return joined(branches, radii, rng, False, Kind.VESSEL, flat=retinal)
 
 
-def _winding(start: list[float], heading: float, length: float, rng: Rng) -> torch.Tensor:
+def winding(start: list[float], heading: float, length: float, rng: Rng) -> torch.Tensor:
     """Return the points of a curve that changes direction slowly."""
     bend, pieces = rng.gauss(1.0), 16
     points = [start]
@@ -270,9 +270,15 @@ def _winding(start: list[float], heading: float, length: float, rng: Rng) -> tor
     return torch.tensor(points)
 
 
-def _joined(
-    paths: list[torch.Tensor], radii: list[torch.Tensor], rng: Rng, hollow: bool, kind: Kind, flat: bool = False
+def joined(
+    paths: list[torch.Tensor],
+    radii: list[torch.Tensor],
+    rng: Rng,
+    hollow: bool = False,
+    kind: Kind = Kind.VESSEL,
+    flat: bool = False,
 ) -> Tube:
+    """Return the tube around these curves; `radii` has one radius per point of each curve."""
     start = torch.cat([path[:-1] for path in paths])
     end = torch.cat([path[1:] for path in paths])
     radius = torch.cat([radius[:-1] for radius in radii])
@@ -280,7 +286,8 @@ def _joined(
     return Tube(start.to(device), end.to(device), radius.to(device), hollow, kind, flat)
 
 
-def _body(rng: Rng, between: tuple[float, float] = (0.75, 1.05)) -> Organ:
+def outline(rng: Rng, between: tuple[float, float] = (0.75, 1.05)) -> Organ:
+    """Return the surface of a body that hardly changes along z."""
     radii = (rng.between(*between), rng.between(*between), 3.0)
     return organ((0.0, 0.0, 0.0), radii, rng, rng.between(0, 0.06))
 

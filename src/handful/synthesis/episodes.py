@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from handful.synthesis import bodies
-from handful.synthesis.anatomy import Anatomy, Field, Kind, Subject, View, rotation
+from handful.synthesis.anatomy import Anatomy, Field, Kind, Shape, Subject, View, rotation
+from handful.synthesis.looks import dressed
 from handful.synthesis.modalities import MODALITIES, Modality, burnt_in, frame
 from handful.synthesis.rng import Rng
 from handful.synthesis.scans import Contrast, Scanner, render
+from handful.synthesis.worlds import TINY_WORLD, Scene, World
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,49 +37,21 @@ class Episode:
     """The target masks; each target is present in at least two subjects, but not in every slice."""
     subject: Int[Tensor, "n"]
     """Index of the subject of each slice."""
+    shapes: tuple[Shape, ...]
+    """What each target looks like."""
+    modality: str
+    """Name of the imitated modality, one of MODALITIES."""
 
 
-CROPPED = 0.35
-"""Share of the episodes whose slices are cropped around one structure and enlarged, as by `roi_margin`."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A kind of anatomy, how often it occurs, and how it is imaged."""
-
-    weight: float
-    """Relative frequency."""
-    body: Callable[[Rng], Anatomy]
-    """Returns a random anatomy of this kind."""
-    modalities: tuple[str, ...]
-    """Names in MODALITIES, each as likely as the others; a name that occurs twice is twice as likely."""
-    min_zoom: float
-    """Smallest half width of the picture; 1 shows the whole cube. Only scenes below 0.5 have other planes."""
-    variety: float = 1.0
-    """How much subjects differ, relative to the usual differences between bodies."""
-
-
-SCENES = (
-    Scene(0.36, bodies.random_anatomy, ("anything", "anything", "mr", "ct", "ultrasound", "echo", "xray"), 0.35),
-    Scene(0.14, bodies.chest_slice, ("mr", "mr", "ct", "anything"), 0.3),
-    Scene(0.07, bodies.head, ("ct", "ct", "mr", "anything"), 0.3),
-    Scene(0.09, bodies.two_part, ("mr", "mr", "anything"), 0.5),
-    Scene(0.08, bodies.chest, ("xray", "xray", "xray", "anything"), 0.8, 0.6),
-    Scene(0.05, bodies.retina, ("fundus", "fundus", "fundus", "anything"), 0.5, 0.5),
-    Scene(0.06, bodies.mucosa, ("endoscopy", "endoscopy", "endoscopy", "anything"), 0.8),
-    Scene(0.06, bodies.tissue_layers, ("ultrasound", "ultrasound", "anything"), 0.5),
-    Scene(0.04, bodies.chambers, ("echo", "echo", "mr"), 0.7),
-    Scene(0.05, bodies.cells, ("microscopy", "microscopy", "microscopy", "anything"), 0.5),
-)
-
-
-def random_episode(subjects: int, slices: int, targets: int, side: int, rng: Generator) -> Episode:
+def random_episode(
+    subjects: int, slices: int, targets: int, side: int, rng: Generator, world: World = TINY_WORLD
+) -> Episode:
     """Return a random episode of `subjects` × `slices` images with `targets` masks, on the device of `rng`.
 
     Images are `side` × `side` pixels. All subjects have one anatomy; their slices lie at about the same height.
     """
     with torch.no_grad(), torch.autocast(rng.device.type, enabled=False):  # half precision would break thin structures
-        return _random_episode(subjects, slices, targets, side, Rng.of(rng))
+        return _random_episode(subjects, slices, targets, side, Rng.of(rng), world)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,46 +102,63 @@ def _grid(shape: tuple[int, int, int]) -> Float[Tensor, "i j k 3"]:
     return torch.stack(torch.meshgrid(*lines, indexing="ij"), dim=-1)
 
 
-def _random_episode(subjects: int, slices: int, targets: int, side: int, rng: Rng) -> Episode:
+def _random_episode(subjects: int, slices: int, targets: int, side: int, rng: Rng, world: World) -> Episode:
     while True:
-        scene = rng.host.choices(SCENES, [scene.weight for scene in SCENES])[0]
+        scene = rng.host.choices(world.scenes, [scene.weight for scene in world.scenes])[0]
         anatomy = scene.body(rng)
-        modality = MODALITIES[rng.host.choice(scene.modalities)]
-        labels = _individuals(anatomy, scene, modality, subjects, slices, side, rng)
-        chosen = _targets(labels, anatomy, modality, targets, rng)
+        name = rng.host.choice(scene.modalities)
+        modality = MODALITIES[name]
+        planes = _individuals(anatomy, scene, modality, (subjects, slices, side), rng, world)
+        labels = planes[:, :, 0] if modality.planes == 1 else planes.amax(dim=2)  # later structures cover earlier ones
+        chosen = _targets(labels, anatomy, modality, targets, rng, world)
         if chosen is not None:
             break
-    images = _pictures(labels, anatomy, modality, rng)
-    if rng.chance(CROPPED):
+    images = _pictures(labels, anatomy, modality, rng, planes if modality.planes > 1 else None, world.dressed)
+    if rng.chance(world.cropped):
         cropped_labels, cropped_images = _cropped(labels, images, chosen[0], rng)
-        still_there = _targets(cropped_labels, anatomy, modality, targets, rng)
+        still_there = _targets(cropped_labels, anatomy, modality, targets, rng, world)
         if still_there is not None:
             labels, images, chosen = cropped_labels, cropped_images, still_there
     flat = labels.flatten(0, 1)
     numbers = torch.arange(subjects, device=labels.device).repeat_interleave(slices)
-    return Episode(images, flat, chosen[:, flat].transpose(0, 1).contiguous(), numbers)
+    masks = chosen[:, flat].transpose(0, 1).contiguous()
+    shapes = tuple(anatomy.shapes[int(row.int().argmax())] for row in chosen)
+    return Episode(images, flat, masks, numbers, shapes, name)
 
 
 def _individuals(
-    anatomy: Anatomy, scene: Scene, modality: Modality, subjects: int, slices: int, side: int, rng: Rng
-) -> Int[Tensor, "s m h w"]:
-    """Return the label maps of each subject's neighbouring slices, 0 outside the field of view."""
+    anatomy: Anatomy, scene: Scene, modality: Modality, shape: tuple[int, int, int], rng: Rng, world: World
+) -> Int[Tensor, "s m p h w"]:
+    """Return the label maps of each subject's neighbouring slices, 0 outside the field of view.
+
+    `shape` is the number of subjects, of slices of each, and the side in pixels. A slice has as many planes as the
+    modality adds up.
+    """
+    subjects, slices, side = shape
     view = _view(anatomy, scene, rng)
     variety = scene.variety * rng.between(0.3, 1.2)
     spread = 3.0 if rng.chance(0.35) else 1.0  # of the heights of different subjects
     step = rng.between(0.01, 0.12) * max(0.4, min(1.0, view.zoom))
-    shape = modality.frame if rng.chance(0.9) else rng.host.choice(["full", "full", "circle", "fan"])
-    same_frame = frame(shape, side, rng) if rng.chance(0.5) else None
+    if world.thick and rng.chance(world.thick):
+        step *= rng.between(2.0, 5.0)
+    field = modality.frame if rng.chance(0.9) else rng.host.choice(["full", "full", "circle", "fan"])
+    same_frame = frame(field, side, rng) if rng.chance(0.5) else None
     enlarge = 2 if side % 2 == 0 else 1
     label_maps = []
     for _ in range(subjects):
         subject_view = view.like(rng, variety)
         start = rng.gauss(0.08 * variety * spread) - 0.5 * step * (slices - 1)
         heights = [start + step * number for number in range(slices)]
+        if modality.planes > 1:
+            across = torch.linspace(-0.6, 0.6, modality.planes).tolist()
+            heights = [0.1 * height + plane for height in heights for plane in across]
         points = Subject.random(rng, variety).to_anatomy(subject_view.points(side // enlarge, heights, rng))
-        labels = anatomy.individual(rng).at(points, enlarge)
-        label_maps.append(labels * (frame(shape, side, rng) if same_frame is None else same_frame))
-    return torch.stack(label_maps)
+        individual = anatomy.individual(rng)
+        if world.lacking:
+            individual = individual.lacking(world.lacking, rng)
+        labels = individual.at(points, enlarge)
+        label_maps.append(labels * (frame(field, side, rng) if same_frame is None else same_frame))
+    return torch.stack(label_maps).unflatten(1, (slices, modality.planes))
 
 
 def _view(anatomy: Anatomy, scene: Scene, rng: Rng) -> View:
@@ -192,11 +183,17 @@ def _view(anatomy: Anatomy, scene: Scene, rng: Rng) -> View:
 
 
 def _pictures(
-    labels: Int[Tensor, "s m h w"], anatomy: Anatomy, modality: Modality, rng: Rng
+    labels: Int[Tensor, "s m h w"],
+    anatomy: Anatomy,
+    modality: Modality,
+    rng: Rng,
+    planes: Int[Tensor, "s m p h w"] | None,
+    effects: float,
 ) -> Float[Tensor, "n c h w"]:
     """Return images of every subject's slices, one acquisition per subject.
 
     Acquisitions differ slightly, by scanner, by protocol or by modality; each is less likely than the one before.
+    `planes` are the label maps that each image adds up, `effects` the probability of each effect of `looks`.
     """
     kinds = torch.tensor(anatomy.kinds).to(labels.device)
     contrast, scanner = modality.contrast(anatomy, rng), Scanner.random(rng)
@@ -211,10 +208,12 @@ def _pictures(
             contrast = modality.contrast(anatomy, rng)
         if number and change > 0.95:
             contrast = Contrast.random(anatomy.appearance, rng, colour=contrast.brightness.shape[1] == 3)
-        image = render(slices, contrast.like(rng, jitter), scanner.like(rng), rng, kinds, modality.finish)
+        added = None if planes is None else planes[number]
+        image = render(slices, contrast.like(rng, jitter), scanner.like(rng), rng, kinds, modality.finish, added)
         if modality.frame != "full" or blank:  # outside the field of view there is not even noise
             image = torch.where((slices == 0)[:, None], image.amin(), image)
-        images.append(burnt_in(image, rng) if with_letters else image)
+        image = burnt_in(image, rng) if with_letters else image
+        images.append(dressed(image, slices, effects, rng) if effects else image)
     widest = max(image.shape[1] for image in images)
     return torch.cat([image.expand(-1, widest, -1, -1) for image in images])
 
@@ -254,19 +253,22 @@ def _cropped(
 
 
 def _targets(
-    labels: Int[Tensor, "s m h w"], anatomy: Anatomy, modality: Modality, count: int, rng: Rng
+    labels: Int[Tensor, "s m h w"], anatomy: Anatomy, modality: Modality, count: int, rng: Rng, world: World
 ) -> Bool[Tensor, "t l"] | None:
     """Choose the labels of each target, as a mask of labels per target; None if no structure is suitable.
 
-    A target is one structure, rarely two together. It is present in two subjects, neither tiny nor most of a slice.
+    A target is one part of a structure, sometimes several together. It is present in two subjects, and is neither tiny
+    nor most of a slice.
     """
     subjects, slices, h, w = labels.shape
     top = anatomy.labels
     offset = torch.arange(subjects * slices, device=labels.device)[:, None] * top
     counts = (labels.reshape(subjects * slices, -1) + offset).flatten().bincount(minlength=offset.numel() * top)
     area = counts.reshape(subjects, slices, top).cpu().float() / (h * w)  # the only transfer from the device
-    least = max(0.0006, 25 / (h * w)) if rng.chance(0.3) else 0.004
+    least = max(world.smallest, world.fewest / (h * w)) if rng.chance(world.tiny) else 0.004
     fit = [label for label in range(1, top) if _fits(area[:, :, label], least)]
+    if world.balanced and modality.region_contrast < 0.1:  # regions that look alike are no targets
+        fit = [label for label in fit if anatomy.shapes[label] != Shape.TISSUE]
     if all(anatomy.kinds[label] == Kind.TISSUE for label in fit):
         return None
     chosen: list[tuple[int, ...]] = []
@@ -275,17 +277,29 @@ def _targets(
         sometimes = [label for label in left if bool((area[:, :, label] == 0).any())]
         if sometimes and rng.chance(0.5):
             left = sometimes
-        by_kind = {Kind.TISSUE: modality.region_contrast, Kind.WALL: 4.0}  # walls are the hardest targets
-        weights = [by_kind.get(anatomy.kinds[label], 1.0) for label in left]
+        weights = _weights(left, anatomy, modality, world)
         target: tuple[int, ...] = (rng.host.choices(left, weights)[0],)
         together = tuple(sorted({*target, rng.host.choice(fit)}))
-        if (rng.chance(0.1) or target in chosen) and _fits(area[:, :, list(together)].sum(dim=2), least):
+        if world.whole and rng.chance(world.whole):
+            together = next((whole for whole in anatomy.wholes if target[0] in whole), together)
+            if _fits(area[:, :, list(together)].sum(dim=2), least):
+                target = together
+        elif (rng.chance(0.1) or target in chosen) and _fits(area[:, :, list(together)].sum(dim=2), least):
             target = together
         chosen.append(target)
     rows = torch.zeros(count, top, dtype=torch.bool)
     for row, target in enumerate(chosen):
         rows[row, list(target)] = True
     return rows.to(labels.device)
+
+
+def _weights(labels: list[int], anatomy: Anatomy, modality: Modality, world: World) -> list[float]:
+    """Return how likely each label is to be the next target."""
+    if not world.balanced:
+        by_kind = {Kind.TISSUE: modality.region_contrast, Kind.WALL: 4.0}  # walls are the hardest targets
+        return [by_kind.get(anatomy.kinds[label], 1.0) for label in labels]
+    shapes = [anatomy.shapes[label] for label in labels]
+    return [(modality.region_contrast if shape == Shape.TISSUE else 1.0) / shapes.count(shape) for shape in shapes]
 
 
 def _fits(area: Float[Tensor, "s m"], least: float) -> bool:

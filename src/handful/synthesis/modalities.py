@@ -29,6 +29,8 @@ class Modality:
     """Weight with which tissue regions become targets: 0 never, 1 as often as organs; low where they look alike."""
     frame: str
     """Usual shape of the field of view: "full", "circle", "corners" or "fan"."""
+    planes: int = 1
+    """Planes across the slice that one picture adds up: more than 1 for a projection."""
 
 
 def anything(anatomy: Anatomy, rng: Rng) -> Contrast:
@@ -239,6 +241,93 @@ def microscopy(image: Tensor, kinds: Tensor, rng: Rng) -> Tensor:
     return torch.where(cells, image * uneven, image).clamp(0, 1)
 
 
+def photo_contrast(anatomy: Anatomy, rng: Rng) -> Contrast:
+    """Return colours of a photograph: any hue, structures that differ from it in brightness, hue or texture alone."""
+    ground, spread = rng.between(0.25, 0.85), rng.between(0.03, 0.25)
+    made = _shaded(anatomy, {Kind.AIR: (0.02, 0.01)}, (ground, spread), rng.between(0.02, 0.12), rng)
+    hue = [rng.between(0.4, 1.2) for _ in range(3)]
+    return _coloured(made, hue, rng.between(0.01, 0.12), rng)
+
+
+def projection_contrast(anatomy: Anatomy, rng: Rng) -> Contrast:
+    """Return what a projection adds up: bone absorbs most, vessels with contrast medium nearly as much, lungs little."""
+    tissue = rng.between(0.15, 0.35)
+    shades = {
+        Kind.AIR: (0.0, 0.0),
+        Kind.LUNG: (rng.between(0.02, 0.08), 0.01),
+        Kind.FAT: (0.7 * tissue, 0.02),
+        Kind.BONE: (rng.between(0.8, 1.0), 0.05),
+        Kind.VESSEL: (rng.host.choice([tissue, rng.between(0.7, 1.0)]), 0.03),
+        Kind.TISSUE: (tissue, 0.01),
+    }
+    return _shaded(anatomy, shades, (tissue + rng.between(0.0, 0.3), 0.08), 0.02, rng)
+
+
+def stained_contrast(anatomy: Anatomy, rng: Rng) -> Contrast:
+    """Return a stained section: purple nuclei, pink tissue, white lumen, in varying strength."""
+    white = rng.between(0.85, 1.0)
+    pink = [white, rng.between(0.5, 0.8), rng.between(0.7, 0.9)]
+    purple = [rng.between(0.3, 0.6), rng.between(0.15, 0.45), rng.between(0.45, 0.7)]
+    by_kind = {Kind.CELL: purple, Kind.CAVITY: [white] * 3, Kind.AIR: [white] * 3}
+    colours = rng.tensor([by_kind.get(kind, pink) for kind in anatomy.kinds])
+    colours = (colours + 0.05 * rng.normal(len(colours), 1) + 0.02 * rng.normal(len(colours), 3)).clamp(0, 1)
+    texture = rng.between(0.02, 0.12) * rng.uniform(len(colours))
+    same = torch.tensor(anatomy.appearance).to(colours.device)
+    return Contrast(colours[same], texture[same], rng.integer(1, 3))
+
+
+def speckled(image: Tensor, kinds: Tensor, rng: Rng) -> Tensor:
+    """Add the coarse speckle, shadows below bone and gas, and bright bands below fluid of a poor ultrasound."""
+    n, _, h, w = image.shape
+    _, y = _grid(image)
+    hard = ((kinds == Kind.BONE) | (kinds == Kind.LUNG)).float()[:, None].cumsum(dim=2) / h
+    fluid = ((kinds == Kind.CAVITY) | (kinds == Kind.VESSEL)).float()[:, None].cumsum(dim=2) / h
+    image = image * torch.exp(-rng.between(0, 12) * hard + rng.between(0, 1.5) * fluid)
+    image = image * (1 + 0.3 * smooth(1, h, 1, (rng.integer(3, 8), 1), rng)).clamp_min(0.2)  # gain by depth
+    grain = max(1, h // 128)
+    size = (grain * rng.integer(1, 2), grain * rng.integer(2, 5))
+    real, imaginary = noise(n, h, w, size, rng), noise(n, h, w, size, rng)
+    intensity = image.clamp_min(0.004) ** 2 * (real**2 + imaginary**2) / 2
+    dynamic = rng.between(2.5, 5.0)  # decades that the display shows
+    return (1 + torch.log10(intensity.clamp_min(1e-8)) / dynamic).clamp(0, 1)
+
+
+def projection(image: Tensor, kinds: Tensor, rng: Rng) -> Tensor:
+    """Add what a detector does to a sum of planes: scatter, noise in dark parts, sometimes a collimator."""
+    h = image.shape[2]
+    scatter = blur(image, h / 10)
+    image = image + rng.between(0.0, 0.4) * (scatter - image.mean())
+    image = blur(image, rng.between(0.2, 1.2) * h / 128)
+    x, y = _grid(image)
+    if rng.chance(0.2):
+        edge = rng.between(0.7, 0.95)
+        image = image * ((x.abs() < edge) & (y.abs() < edge * rng.between(0.9, 1.1)))
+    return image + rng.between(0.0, 0.03) * rng.normal(*image.shape)
+
+
+def photo(image: Tensor, kinds: Tensor, rng: Rng) -> Tensor:
+    """Add patterns of colour that differ from structure to structure, uneven light, and reflections."""
+    n, _, h, w = image.shape
+    numbers = kinds[:, None].float()
+    pattern = torch.cat([fractal(n, h, w, rng) for _ in range(3)], dim=1)
+    amount = rng.between(0.02, 0.25) * (0.6 + 0.4 * torch.sin(rng.between(1, 3) * numbers + rng.between(0, 6)))
+    image = image * (1 + amount * pattern)
+    x, y = _grid(image)
+    light = 1 + rng.gauss(0.2) * x + rng.gauss(0.2) * y + rng.between(0, 0.15) * smooth(1, h, w, 4, rng)
+    image = blur(image, rng.between(0.2, 1.4) * h / 128) * light.clamp(0.2, 1.8)
+    if rng.chance(0.3):
+        spots = noise(n, h, w, max(2, h // 24), rng)
+        image = image + torch.sigmoid(10 * (spots - rng.between(2.0, 2.8)))
+    return image.clamp(0, 1)
+
+
+def fractal(n: int, h: int, w: int, rng: Rng) -> Float[Tensor, "n 1 h w"]:
+    """Return noise of four octaves, each half as strong as the coarser one before."""
+    coarsest = rng.integer(3, 10)
+    sides = [min(h, coarsest * 2**octave) for octave in range(4)]
+    return sum((smooth(n, h, w, side, rng) / 2**octave for octave, side in enumerate(sides)), torch.zeros(()))
+
+
 MODALITIES = {
     "anything": Modality(anything, None, 0.4, "full"),
     "ct": Modality(ct_contrast, ct, 0.2, "full"),
@@ -249,6 +338,10 @@ MODALITIES = {
     "endoscopy": Modality(endoscopy_contrast, endoscopy, 0.02, "corners"),
     "fundus": Modality(fundus_contrast, fundus, 0.02, "circle"),
     "microscopy": Modality(microscopy_contrast, microscopy, 0.05, "full"),
+    "speckled": Modality(ultrasound_contrast, speckled, 0.03, "fan"),
+    "projection": Modality(projection_contrast, projection, 0.0, "full", planes=6),
+    "photo": Modality(photo_contrast, photo, 0.2, "full"),
+    "stained": Modality(stained_contrast, microscopy, 0.05, "full"),
 }
 
 

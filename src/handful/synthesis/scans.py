@@ -143,15 +143,17 @@ def render(
     rng: Rng,
     kinds: Int[Tensor, "l"] | None = None,
     finish: Finish | None = None,
+    planes: Int[Tensor, "n p h w"] | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """Return images in [0, 1] of n slices of one subject.
 
-    `finish` adds the effects of a modality; it needs `kinds`, the kind of each label.
+    `finish` adds the effects of a modality; it needs `kinds`, the kind of each label. With `planes`, an image is the
+    mean brightness of p label maps, as in a projection.
     """
     n, h, w = labels.shape
     grain = noise(n, h, w, max(1, contrast.grain * h // 128), rng)
     coarse = smooth(1, h, w, 24, rng)  # structure of the tissue: the same in neighbouring slices
-    image = contrast.brightness[labels].permute(0, 3, 1, 2)
+    image = (contrast.brightness[labels] if planes is None else contrast.brightness[planes].mean(1)).permute(0, 3, 1, 2)
     image = image + contrast.texture[labels][:, None] * (grain + 0.7 * coarse)
     if finish is not None and kinds is not None:
         image = finish(image.clamp(0, 1), kinds[labels], rng)
