@@ -1,13 +1,13 @@
 """Episodes and phantoms are valid training data: in range, solvable, similar between subjects, fixed by a seed."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
-import pytest
 import torch
 
-from handful.synthesis import episodes
 from handful.synthesis.episodes import Episode, phantom_cohort, random_episode
+from handful.synthesis.worlds import TINY_WORLD
 
 
 def _rng(seed: int) -> torch.Generator:
@@ -114,12 +114,12 @@ def test_phantom_organs_differ_in_brightness_from_their_surroundings() -> None:
     assert phantom.image[phantom.labels == 1].mean() > background + 100
 
 
-def test_cropped_episodes_are_enlarged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cropped_episodes_are_enlarged() -> None:
     """Pixels of an enlarged label map come in pairs: many columns are the very same as the next."""
 
     def enlarged(share: float) -> float:
-        monkeypatch.setattr(episodes, "CROPPED", share)
-        made = [random_episode(3, 2, 3, 48, _rng(seed)).labels for seed in range(40)]
+        world = replace(TINY_WORLD, cropped=share)
+        made = [random_episode(3, 2, 3, 48, _rng(seed), world).labels for seed in range(40)]
         twins = [(labels[:, :, 1:] == labels[:, :, :-1]).all(dim=(0, 1)).float().mean() for labels in made]
         return float((torch.stack(twins) > 0.15).float().mean())
 

@@ -28,7 +28,7 @@ from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.pretraining.tasks import REPLAYED, Batch, Task, replay, train_step
-from handful.synthesis.episodes import random_episode
+from handful.synthesis.episodes import Episode, random_episode
 from handful.tuning.loop import TrainConfig, train
 
 
@@ -76,7 +76,7 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     run = run or Run(scratch=out / "partial")
     run = replace(run, scratch=run.scratch and run.scratch / _fingerprint(config))
     out.mkdir(parents=True, exist_ok=True)
-    log = _Log(out / "metrics.jsonl", min(100, config.train.steps))
+    log = Log(out / "metrics.jsonl", min(100, config.train.steps))
     if not (run.scratch and run.scratch.exists()):  # metrics of another run do not belong to this one
         log.path.unlink(missing_ok=True)
     with _processes(config, run):
@@ -94,20 +94,27 @@ def processors() -> int:
 
 
 def make_batch(config: PretrainConfig, rng: Generator) -> Batch:
-    """Return new random episodes on the generator's device; grey images are repeated to three channels."""
+    """Return new random episodes on the generator's device."""
     crowd = float(torch.rand(1, generator=rng, device=rng.device)) < config.crowd
     subjects, slices = (config.subjects * config.slices, 1) if crowd else (config.subjects, config.slices)
-    episodes = [random_episode(subjects, slices, config.targets, config.side, rng) for _ in range(config.episodes)]
+    return batch_of(
+        [random_episode(subjects, slices, config.targets, config.side, rng) for _ in range(config.episodes)]
+    )
+
+
+def batch_of(episodes: list[Episode]) -> Batch:
+    """Return the slices of episodes of the same shape; grey images are repeated to three channels."""
+    numbers = torch.arange(len(episodes), device=episodes[0].labels.device)
     return Batch(
         torch.cat([e.images.expand(-1, 3, -1, -1) for e in episodes]),
         torch.cat([e.labels for e in episodes]),
         torch.cat([e.masks for e in episodes]),
-        torch.arange(config.episodes, device=rng.device).repeat_interleave(subjects * slices),
+        numbers.repeat_interleave(len(episodes[0].labels)),
         torch.cat([e.subject for e in episodes]),
     )
 
 
-def _train(config: PretrainConfig, run: Run, log: _Log | None, rank: int) -> Sam2VideoModel:
+def _train(config: PretrainConfig, run: Run, log: Log | None, rank: int) -> Sam2VideoModel:
     """Train in one process and return the model; all processes end with the same weights."""
     torch.manual_seed(config.train.seed)
     device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -236,7 +243,7 @@ def _new_model(config: PretrainConfig) -> Sam2VideoModel:
     return model
 
 
-class _Log:
+class Log:
     """Mean metrics of each task over every `every` steps, written as lines of JSON and plotted as curves."""
 
     def __init__(self, path: Path, every: int = 100) -> None:
@@ -268,7 +275,7 @@ class _Log:
         rows = {r["step"]: r for r in map(json.loads, self.path.read_text(encoding="utf-8").splitlines())}
         figure = Figure(figsize=(7, 4), layout="constrained")
         axes = figure.subplots()
-        for name in ("box", "points", "correction", "mask", "memory", "neighbour", "tokens", "match"):
+        for name in ("box", "points", "correction", "repair", "mask", "memory", "neighbour", "tokens", "match"):
             points = [(step, row[f"{name}_dice"]) for step, row in sorted(rows.items()) if f"{name}_dice" in row]
             if points:
                 axes.plot(*zip(*points, strict=True), label=name)

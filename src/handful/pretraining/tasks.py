@@ -1,4 +1,4 @@
-"""Training tasks of handful-tiny: matching of structures, prompts, memory of labelled slices and of neighbours.
+"""Training tasks of the embedded models: matching of structures, prompts, memory of labelled slices, of neighbours.
 
 All tasks of a step use the same slices, so the slices are encoded once. They go through the modules that SAM 2's own
 weights use. Objects are numbered by slice: target t of slice n is row n · (number of targets) + t.
@@ -98,8 +98,36 @@ def replay(
     return {name: score(prediction, backbone.to_model_frame(pieces.float(), backbone.mask_side))}
 
 
-def match(image: ImageEmbeddings, batch: Batch) -> Task:
-    """Classify every cell of every feature level by its similarity to the structures' mean embeddings elsewhere.
+def part_step(backbone: MemoryBackbone, batch: Batch, rng: Generator) -> dict[str, Task]:
+    """Return the loss and the metrics of some tasks on one batch, at about half the cost of `train_step`.
+
+    These are the matching on the two coarsest levels, the memory, either neighbours or class tokens, and two tasks of
+    prompts, which are chosen at random.
+    """
+    image = backbone.encode_exact(batch.images)
+    target = backbone.to_model_frame(batch.masks.float(), backbone.mask_side)
+    support = choose_supports(batch, int(torch.randint(1, MOST_SUPPORTS + 1, (1,), generator=rng)), rng)
+    bank = backbone.memorize(image.repeat_interleave(batch.masks.shape[1]), _as_logits(batch.masks.flatten(0, 1)))
+    memory = _recalled(backbone, image, batch, bank, support)
+    tasks = {"match": match(image, batch, levels=2), "memory": score(memory, target)}
+    if int(torch.bincount(batch.subject[batch.group == 0]).max()) > 1 and _chance(0.7, rng):
+        rows, prediction = _propagated(backbone, image, batch, bank, support, memory, rng)
+        tasks["neighbour"] = score(prediction, target[rows])
+    else:
+        tasks["tokens"] = score(_token_prompted(backbone, image, batch, support), target)
+    names = (*REPLAYED, "repair")
+    for place in torch.randperm(len(names), generator=rng)[:2].tolist():
+        if names[place] == "repair":
+            tasks["repair"] = score(_repaired(backbone, image, memory, batch.masks, rng), target)
+        else:
+            tasks |= replay(backbone, image, batch, names[place], rng)
+    return tasks
+
+
+def match(image: ImageEmbeddings, batch: Batch, levels: int = 3) -> Task:
+    """Classify every cell of some feature levels by its similarity to the structures' mean embeddings elsewhere.
+
+    These are the `levels` coarsest ones.
 
     The mean embeddings come from the other subjects of the episode. This trains the encoder to give a structure the
     same features in every subject before any decoder can use them. `dice` of the result is the share of cells inside
@@ -111,7 +139,7 @@ def match(image: ImageEmbeddings, batch: Batch) -> Task:
     subject = rearrange(batch.subject, "(g s) -> g s", g=groups)
     same = (subject[:, :, None] == subject[:, None]).float()
     losses, right = [], []
-    for level in image.features:
+    for level in image.features[-levels:]:
         share = rearrange(F.adaptive_avg_pool2d(structures, level.shape[-1]), "(g s) l h w -> g s l (h w)", g=groups)
         cells = rearrange(F.normalize(level.float(), dim=1), "(g s) c h w -> g s c (h w)", g=groups)
         sums, weight = share @ cells.transpose(-1, -2), share.sum(dim=-1)
@@ -175,6 +203,14 @@ def choose_supports(batch: Batch, count: int, rng: Generator) -> Int[Tensor, "n 
     order = torch.rand(len(same), batch.masks.shape[1], len(same), generator=rng).to(same.device)
     order = order + 2.0 * allowed[:, None] + 1.0 * (present.T[None] & allowed[:, None])
     return order.argsort(dim=2, descending=True)[:, :, :count]
+
+
+def recalled_from_others(backbone: MemoryBackbone, image: ImageEmbeddings, batch: Batch) -> MaskPrediction:
+    """Return the masks of all targets in slices of different subjects, each from all other slices of its episode."""
+    bank = backbone.memorize(image.repeat_interleave(batch.masks.shape[1]), _as_logits(batch.masks.flatten(0, 1)))
+    others = (~torch.eye(len(batch.masks), dtype=torch.bool)).nonzero()[:, 1].reshape(len(batch.masks), 1, -1)
+    support = others.expand(-1, batch.masks.shape[1], -1).to(batch.masks.device)
+    return _recalled(backbone, image, batch, bank, support)
 
 
 def _as_logits(masks: Bool[Tensor, "o h w"]) -> Tensor:
@@ -287,6 +323,17 @@ def _prompted(
     }
 
 
+def _repaired(
+    backbone: MemoryBackbone,
+    image: ImageEmbeddings,
+    memory: MaskPrediction,
+    masks: Bool[Tensor, "n t h w"],
+    rng: Generator,
+) -> MaskPrediction:
+    """Return the masks that the memory gave, after corrective clicks."""
+    return _correct(backbone, image, replace(_box(masks, rng), boxes=None), memory, masks, rng)
+
+
 def _predict(backbone: MemoryBackbone, image: ImageEmbeddings, prompts: Prompts, masks: Tensor) -> MaskPrediction:
     """Predict from prompts in the pixels of `masks`."""
     size = (masks.shape[-2], masks.shape[-1])
@@ -353,7 +400,9 @@ def _points(masks: Bool[Tensor, "n t h w"], rng: Generator) -> Prompts:
         return clicks
     assert clicks.points is not None
     h, w = masks.shape[-2:]
-    deep = F.avg_pool2d(masks.float(), h // 8 + 1, stride=1, padding=h // 16) * masks
+    reach = h // 16  # a sum over rows, then over columns: whole numbers, so the order of summing does not matter
+    rows = F.avg_pool2d(masks.float(), (h // 8 + 1, 1), stride=1, padding=(reach, 0), divisor_override=1)
+    deep = F.avg_pool2d(rows, (1, h // 8 + 1), stride=1, padding=(0, reach), divisor_override=1) * masks
     place = deep.flatten(2).argmax(dim=2)
     middle = torch.stack([place % w, place // w], dim=-1).float()[:, :, None]
     return Prompts(torch.cat([middle, clicks.points[:, :, 1:]], dim=2), clicks.point_labels)

@@ -43,6 +43,14 @@ class Episode:
     """Name of the imitated modality, one of MODALITIES."""
 
 
+WANTED = (Shape.BLOB, Shape.RING, Shape.TUBE, Shape.TUBE, Shape.PIECES, Shape.PIECES)
+"""Shapes of targets in a balanced world; those that a slice often misses are wanted twice as often."""
+PREFERENCE = 12.0
+"""How much more likely a label of the wanted shape is to be a target than one of another shape."""
+ATTEMPTS = 8
+"""Anatomies among which one with the wanted shape is looked for."""
+
+
 def random_episode(
     subjects: int, slices: int, targets: int, side: int, rng: Generator, world: World = TINY_WORLD
 ) -> Episode:
@@ -104,19 +112,19 @@ def _grid(shape: tuple[int, int, int]) -> Float[Tensor, "i j k 3"]:
 
 def _random_episode(subjects: int, slices: int, targets: int, side: int, rng: Rng, world: World) -> Episode:
     while True:
-        scene = rng.host.choices(world.scenes, [scene.weight for scene in world.scenes])[0]
-        anatomy = scene.body(rng)
+        wanted = rng.host.choice(WANTED) if world.balanced else None
+        scene, anatomy = _scene(world, wanted, rng)
         name = rng.host.choice(scene.modalities)
         modality = MODALITIES[name]
         planes = _individuals(anatomy, scene, modality, (subjects, slices, side), rng, world)
         labels = planes[:, :, 0] if modality.planes == 1 else planes.amax(dim=2)  # later structures cover earlier ones
-        chosen = _targets(labels, anatomy, modality, targets, rng, world)
+        chosen = _targets(labels, anatomy, modality, targets, rng, world, wanted)
         if chosen is not None:
             break
     images = _pictures(labels, anatomy, modality, rng, planes if modality.planes > 1 else None, world.dressed)
     if rng.chance(world.cropped):
         cropped_labels, cropped_images = _cropped(labels, images, chosen[0], rng)
-        still_there = _targets(cropped_labels, anatomy, modality, targets, rng, world)
+        still_there = _targets(cropped_labels, anatomy, modality, targets, rng, world, wanted)
         if still_there is not None:
             labels, images, chosen = cropped_labels, cropped_images, still_there
     flat = labels.flatten(0, 1)
@@ -124,6 +132,16 @@ def _random_episode(subjects: int, slices: int, targets: int, side: int, rng: Rn
     masks = chosen[:, flat].transpose(0, 1).contiguous()
     shapes = tuple(anatomy.shapes[int(row.int().argmax())] for row in chosen)
     return Episode(images, flat, masks, numbers, shapes, name)
+
+
+def _scene(world: World, wanted: Shape | None, rng: Rng) -> tuple[Scene, Anatomy]:
+    """Return a random scene and anatomy, one with a structure of the wanted shape if a few attempts give one."""
+    for _ in range(ATTEMPTS):
+        scene = rng.host.choices(world.scenes, [scene.weight for scene in world.scenes])[0]
+        anatomy = scene.body(rng)
+        if wanted is None or wanted in anatomy.shapes:
+            break
+    return scene, anatomy
 
 
 def _individuals(
@@ -158,7 +176,7 @@ def _individuals(
             individual = individual.lacking(world.lacking, rng)
         labels = individual.at(points, enlarge)
         label_maps.append(labels * (frame(field, side, rng) if same_frame is None else same_frame))
-    return torch.stack(label_maps).unflatten(1, (slices, modality.planes))
+    return torch.stack(label_maps).reshape(subjects, slices, modality.planes, side, side)
 
 
 def _view(anatomy: Anatomy, scene: Scene, rng: Rng) -> View:
@@ -253,7 +271,13 @@ def _cropped(
 
 
 def _targets(
-    labels: Int[Tensor, "s m h w"], anatomy: Anatomy, modality: Modality, count: int, rng: Rng, world: World
+    labels: Int[Tensor, "s m h w"],
+    anatomy: Anatomy,
+    modality: Modality,
+    count: int,
+    rng: Rng,
+    world: World,
+    wanted: Shape | None,
 ) -> Bool[Tensor, "t l"] | None:
     """Choose the labels of each target, as a mask of labels per target; None if no structure is suitable.
 
@@ -265,7 +289,8 @@ def _targets(
     offset = torch.arange(subjects * slices, device=labels.device)[:, None] * top
     counts = (labels.reshape(subjects * slices, -1) + offset).flatten().bincount(minlength=offset.numel() * top)
     area = counts.reshape(subjects, slices, top).cpu().float() / (h * w)  # the only transfer from the device
-    least = max(world.smallest, world.fewest / (h * w)) if rng.chance(world.tiny) else 0.004
+    small = rng.chance(world.tiny)
+    least = max(world.smallest, world.fewest / (h * w)) if small else 0.004
     fit = [label for label in range(1, top) if _fits(area[:, :, label], least)]
     if world.balanced and modality.region_contrast < 0.1:  # regions that look alike are no targets
         fit = [label for label in fit if anatomy.shapes[label] != Shape.TISSUE]
@@ -277,7 +302,9 @@ def _targets(
         sometimes = [label for label in left if bool((area[:, :, label] == 0).any())]
         if sometimes and rng.chance(0.5):
             left = sometimes
-        weights = _weights(left, anatomy, modality, world)
+        weights = _weights(left, anatomy, modality, wanted)
+        if world.balanced and small:
+            weights = [weight / float(area[:, :, one].mean()) for one, weight in zip(left, weights, strict=True)]
         target: tuple[int, ...] = (rng.host.choices(left, weights)[0],)
         together = tuple(sorted({*target, rng.host.choice(fit)}))
         if world.whole and rng.chance(world.whole):
@@ -293,13 +320,14 @@ def _targets(
     return rows.to(labels.device)
 
 
-def _weights(labels: list[int], anatomy: Anatomy, modality: Modality, world: World) -> list[float]:
-    """Return how likely each label is to be the next target."""
-    if not world.balanced:
+def _weights(labels: list[int], anatomy: Anatomy, modality: Modality, wanted: Shape | None) -> list[float]:
+    """Return how likely each label is to be the next target; those of the wanted shape are the most likely."""
+    if wanted is None:
         by_kind = {Kind.TISSUE: modality.region_contrast, Kind.WALL: 4.0}  # walls are the hardest targets
         return [by_kind.get(anatomy.kinds[label], 1.0) for label in labels]
     shapes = [anatomy.shapes[label] for label in labels]
-    return [(modality.region_contrast if shape == Shape.TISSUE else 1.0) / shapes.count(shape) for shape in shapes]
+    by_shape = {Shape.TISSUE: modality.region_contrast, wanted: PREFERENCE}
+    return [by_shape.get(shape, 1.0) / shapes.count(shape) for shape in shapes]
 
 
 def _fits(area: Float[Tensor, "s m"], least: float) -> bool:

@@ -14,8 +14,11 @@ from handful.synthesis.rng import Rng
 
 def dressed(
     images: Float[Tensor, "n c h w"], labels: Int[Tensor, "n h w"], chance: float, rng: Rng
-) -> Float[Tensor, "n c h w"]:
-    """Return the slices of one subject with random effects, each with probability `chance`, all values in [0, 1]."""
+) -> Float[Tensor, "n d h w"]:
+    """Return the slices of one subject with random effects, each with probability `chance`, all values in [0, 1].
+
+    d is 3 where grey slices were tinted, else c.
+    """
     if rng.chance(chance):
         images = _textured(images, labels, rng)
     if images.shape[1] == 3 and rng.chance(2 * chance):

@@ -250,7 +250,7 @@ def photo_contrast(anatomy: Anatomy, rng: Rng) -> Contrast:
 
 
 def projection_contrast(anatomy: Anatomy, rng: Rng) -> Contrast:
-    """Return what a projection adds up: bone absorbs most, vessels with contrast medium nearly as much, lungs little."""
+    """Return what a projection adds up: much for bone and for vessels with contrast medium, little for lungs."""
     tissue = rng.between(0.15, 0.35)
     shades = {
         Kind.AIR: (0.0, 0.0),
@@ -279,7 +279,6 @@ def stained_contrast(anatomy: Anatomy, rng: Rng) -> Contrast:
 def speckled(image: Tensor, kinds: Tensor, rng: Rng) -> Tensor:
     """Add the coarse speckle, shadows below bone and gas, and bright bands below fluid of a poor ultrasound."""
     n, _, h, w = image.shape
-    _, y = _grid(image)
     hard = ((kinds == Kind.BONE) | (kinds == Kind.LUNG)).float()[:, None].cumsum(dim=2) / h
     fluid = ((kinds == Kind.CAVITY) | (kinds == Kind.VESSEL)).float()[:, None].cumsum(dim=2) / h
     image = image * torch.exp(-rng.between(0, 12) * hard + rng.between(0, 1.5) * fluid)

@@ -72,7 +72,9 @@ TINY_WORLD = World(
 
 WIDE_WORLD = World(
     scenes=(
-        Scene(0.22, bodies.random_anatomy, ("anything", "anything", "mr", "ct", "ultrasound", "speckled", "photo"), 0.3),
+        Scene(
+            0.22, bodies.random_anatomy, ("anything", "anything", "mr", "ct", "ultrasound", "speckled", "photo"), 0.3
+        ),
         Scene(0.10, wide_bodies.rings, ("mr", "mr", "ct", "echo", "speckled", "photo", "anything"), 0.3),
         Scene(0.08, wide_bodies.tubes, ("mr", "ct", "ct", "projection", "speckled", "photo", "anything"), 0.35),
         Scene(0.09, bodies.chest_slice, ("mr", "mr", "ct", "anything"), 0.3),

@@ -1,0 +1,128 @@
+"""The training of handful-small: one set of weights at several sides, exact resume, validation, an early end."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from handful.backbones.catalog import load_backbone
+from handful.backbones.efficientnet import imagenet_encoder
+from handful.backbones.small import SmallBackbone, SmallShape, small_model
+from handful.errors import SettingsError
+from handful.jobs.progress import Run
+from handful.pretraining.pretrain import batch_of
+from handful.pretraining.small import SmallConfig, pretrain_small, share_tensors
+from handful.pretraining.tasks import part_step
+from handful.pretraining.validation import dice, validate
+from handful.synthesis.episodes import random_episode
+from handful.synthesis.worlds import WIDE_WORLD
+from handful.tuning.loop import TrainConfig
+
+SHORT = SmallConfig(
+    shape=SmallShape(channels=64),
+    sides=(64, 96),
+    shares=(0.5, 0.5),
+    subjects=(2, 2),
+    slices=2,
+    targets=1,
+    rehearsals=1,
+    validate_every=100,
+    validation_episodes=1,
+    train=TrainConfig(iterations=4, learning_rate=1e-3, ema=0.5),
+)
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path):
+    def kill(step: int, total: int, note: str) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    pretrain_small(SHORT, tmp_path / "whole")
+    scratch = tmp_path / "killed" / "partial"
+    with pytest.raises(KeyboardInterrupt):
+        pretrain_small(SHORT, tmp_path / "killed", Run(scratch, kill, save_every_s=0.0))
+    pretrain_small(SHORT, tmp_path / "killed", Run(scratch))
+    whole, resumed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
+    assert whole == resumed
+
+    backbone = load_backbone(tmp_path / "whole")
+    assert isinstance(backbone, SmallBackbone)
+    assert (backbone.side, backbone.mask_side) == (96, 48)
+    first = imagenet_encoder().state_dict()
+    trained = backbone.model.vision_encoder.trunk.state_dict()
+    changes = [float((trained[name] - first[name]).abs().max()) for name in first]
+    assert 0 < max(changes) < 0.05
+
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "validation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 4]
+    assert {"memory", "box", "click_1", "click_5"} <= rows[-1].keys()
+
+    (tmp_path / "next").mkdir()
+    (tmp_path / "next" / "STOP").touch()
+    pretrain_small(replace(SHORT, start=tmp_path / "whole"), tmp_path / "next")
+    assert (tmp_path / "next" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
+    with pytest.raises(SettingsError, match="channels"):
+        pretrain_small(replace(SHORT, shape=SmallShape(), start=tmp_path / "whole"), tmp_path / "other")
+
+
+def test_models_of_several_sides_share_every_weight():
+    shape = SmallShape(channels=64)
+    source, other = small_model(shape, 64), small_model(shape, 96)
+    share_tensors(other, source)
+    shared = other.state_dict()
+    assert all(tensor.data_ptr() == shared[name].data_ptr() for name, tensor in source.state_dict().items())
+    assert other.prompt_encoder.input_image_size == 96
+    slices = torch.rand(1, 1, 40, 40)
+    before = SmallBackbone(other, "other").encode(slices).main
+    with torch.no_grad():
+        source.vision_encoder.pyramid.smooth.bias.add_(1.0)
+    torch.testing.assert_close(SmallBackbone(other, "other").encode(slices).main, before + 1, atol=0.01, rtol=0.01)
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_the_losses_of_a_step_reach_the_encoder(slices: int):
+    torch.manual_seed(0)
+    model = small_model(SmallShape(channels=64), 64)
+    backbone = SmallBackbone(model, "test")
+    model.requires_grad_(True)
+    episode = random_episode(3, slices, 1, 64, torch.Generator().manual_seed(1), WIDE_WORLD)
+    names = set()
+    for seed in range(4):
+        tasks = part_step(backbone, batch_of([episode]), torch.Generator().manual_seed(seed))
+        names |= tasks.keys()
+        assert {"match", "memory"} < tasks.keys()
+        total = torch.stack([task.loss for task in tasks.values()]).sum()
+        (gradient,) = torch.autograd.grad(total, model.vision_encoder.trunk.stem.weight)
+        assert gradient.abs().sum() > 0
+    assert ("neighbour" in names) == (slices > 1)
+
+
+def test_validation_repeats_its_episodes_and_tells_shapes_apart():
+    backbone = SmallBackbone(small_model(SmallShape(channels=64), 64), "test")
+    scores = validate(backbone, WIDE_WORLD, 2)
+    assert scores == validate(backbone, WIDE_WORLD, 2)
+    assert {"memory", "box", "click_1", "click_5"} <= scores.keys()
+    assert any(name.startswith("memory_") for name in scores)
+    assert all(0 <= value <= 1 for value in scores.values())
+
+
+def test_the_dice_of_two_empty_masks_is_one():
+    masks = torch.zeros(1, 2, 4, 4, dtype=torch.bool)
+    masks[0, 1, :2] = True
+    truth = masks.clone()
+    truth[0, 1, 1:3] = True
+    truth[0, 1, 0] = False
+    assert dice(masks, truth).tolist() == [[1.0, 0.5]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"shares": (1.0,)}, "equally many"), ({"world": "flat"}, "world must be"), ({"train": TrainConfig()}, "ema")],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], message: str):
+    with pytest.raises(SettingsError, match=message):
+        replace(SHORT, **settings)
