@@ -47,6 +47,8 @@ WANTED = (Shape.BLOB, Shape.RING, Shape.TUBE, Shape.TUBE, Shape.PIECES, Shape.PI
 """Shapes of targets in a balanced world; those that a slice often misses are wanted twice as often."""
 PREFERENCE = 12.0
 """How much more likely a label of the wanted shape is to be a target than one of another shape."""
+TINY = 0.005
+"""Mean area, as a share of the slice, below which a target of a balanced world is not enlarged by a crop."""
 ATTEMPTS = 8
 """Anatomies among which one with the wanted shape is looked for."""
 
@@ -122,7 +124,7 @@ def _random_episode(subjects: int, slices: int, targets: int, side: int, rng: Rn
         if chosen is not None:
             break
     images = _pictures(labels, anatomy, modality, rng, planes if modality.planes > 1 else None, world.dressed)
-    if rng.chance(world.cropped):
+    if rng.chance(world.cropped) and not (world.balanced and float(chosen[0][labels].float().mean()) < TINY):
         cropped_labels, cropped_images = _cropped(labels, images, chosen[0], rng)
         still_there = _targets(cropped_labels, anatomy, modality, targets, rng, world, wanted)
         if still_there is not None:
@@ -304,7 +306,7 @@ def _targets(
             left = sometimes
         weights = _weights(left, anatomy, modality, wanted)
         if world.balanced and small:
-            weights = [weight / float(area[:, :, one].mean()) for one, weight in zip(left, weights, strict=True)]
+            weights = [weight / float(area[:, :, one].mean()) ** 2 for one, weight in zip(left, weights, strict=True)]
         target: tuple[int, ...] = (rng.host.choices(left, weights)[0],)
         together = tuple(sorted({*target, rng.host.choice(fit)}))
         if world.whole and rng.chance(world.whole):

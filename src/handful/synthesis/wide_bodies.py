@@ -65,7 +65,7 @@ def torso(rng: Rng) -> Anatomy:
 
 
 def limb(rng: Rng) -> Anatomy:
-    """Return two to five long bones in soft tissue, as in a hand, an arm or a leg."""
+    """Return two to five long bones in soft tissue, as in a hand, a forearm or a leg."""
     structures: list[Structure] = []
     many = rng.integer(2, 5)
     lean = rng.gauss(0.2)
