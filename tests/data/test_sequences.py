@@ -105,7 +105,9 @@ def test_numbered_cases_of_one_sequence_stay_cases(tmp_path: Path) -> None:
             (tmp_path / part).mkdir(exist_ok=True)
         write_volume(tmp_path / "images" / f"scan_{number:04d}.nii.gz", case.read_image())
         write_label_map(tmp_path / "labels" / f"scan_{number:04d}.nii.gz", case.read_reference())
-    assert [case.name for case in read_cohort(tmp_path).cases] == ["scan_0000", "scan_0001"]
+    for channels in ((), NAMES):
+        cohort = read_cohort(tmp_path, channels=channels)
+        assert [case.name for case in cohort.cases] == ["scan_0000", "scan_0001"]
 
 
 def test_a_case_without_one_of_the_sequences_is_left_out_with_a_remedy(raw: Path) -> None:

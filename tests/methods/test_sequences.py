@@ -1,12 +1,15 @@
 """Methods on scans with several sequences: all of them are learned from, or as many as an encoder takes."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 import tiny_models
 from handful.backbones.base import Backbone
+from handful.backbones.cached import cached
+from handful.backbones.catalog import load_backbone
 from handful.backbones.framing import as_colours
 from handful.data.slicing import Slicer
 from handful.data.unlabelled import UnlabelledScans
@@ -22,6 +25,7 @@ from handful.methods.unet.network import NetPlan
 from handful.methods.wrappers.roi_crop import RoiCrop
 from handful.tuning.loop import TrainConfig
 from phantoms import phantom_case, sequence_case, sequence_phantom, sequence_support
+from small_cohort import write_backbone
 
 SHORT = TrainConfig(iterations=2)
 
@@ -112,6 +116,20 @@ def test_up_to_three_sequences_are_encoded_at_once_and_more_are_averaged(sam: Ba
     assert torch.allclose(sam.encode_exact(two).main, sam.encode_exact(as_colours(two)).main, atol=1e-3)
     alone = torch.stack([sam.encode_exact(slices[:, [channel]]).main for channel in range(4)]).mean(dim=0)
     assert torch.allclose(sam.encode_exact(slices).main, alone, atol=1e-5)
+
+
+def test_a_backbone_may_always_encode_each_sequence_on_its_own(tmp_path: Path) -> None:
+    write_backbone(tmp_path / "sam")
+    plain, average = (load_backbone(f"{tmp_path / 'sam'}{suffix}") for suffix in ("", "+average"))
+    two = torch.rand(1, 2, 20, 24)
+    alone = [plain.encode_exact(two[:, [channel]]).main for channel in range(2)]
+    assert torch.allclose(average.encode_exact(two).main, (alone[0] + alone[1]) / 2, atol=1e-5)
+    assert torch.equal(average.encode(two[:, :1]).main, plain.encode(two[:, :1]).main)
+    keeping = cached(average, tmp_path / "cache")
+    assert torch.allclose(keeping.encode(two).main, average.encode(two).main, atol=2e-3)
+    assert keeping.fork().most_at_once == 1
+    assert average.digest() != plain.digest()
+    assert average.name.endswith("+average")
 
 
 @pytest.mark.parametrize("names", [("T1", "FLAIR"), FOUR])

@@ -24,7 +24,7 @@ from handful.jobs.digests import digest_of, digest_of_json, digest_of_tensors
 from handful.prompts.prompts import Prompts
 
 MOST_AT_ONCE = 3
-"""Channels that an image encoder takes at once."""
+"""Channels that an image encoder takes at once, as if they were colours."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,8 +125,8 @@ class Backbone(nn.Module, ABC):
     """Slices in as values in [0, 1], prompts in slice pixels, logits at slice size.
 
     Slices are grey, or have three colours, or two or three sequences, which are taken as if they were colours. Of more
-    channels each is encoded on its own, and the embeddings are averaged. The model's square, its padding and its
-    normalisation stay inside.
+    than `most_at_once` channels each is encoded on its own, and the embeddings are averaged. The model's square, its
+    padding and its normalisation stay inside.
     """
 
     name: str
@@ -144,6 +144,8 @@ class Backbone(nn.Module, ABC):
     """Pixels along the square of its mask logits."""
     feature_side: int
     """Cells along the main feature level."""
+    most_at_once: int = MOST_AT_ONCE
+    """Channels of a slice up to which they are encoded together; 1 where each is always encoded on its own."""
     channels: int
     """Width of the main feature level, of prompt tokens and of the mask decoder."""
 
@@ -173,7 +175,7 @@ class Backbone(nn.Module, ABC):
 
     def _embedded(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         """Embeddings of slices with any number of channels."""
-        if slices.shape[1] <= MOST_AT_ONCE:
+        if slices.shape[1] <= self.most_at_once:
             return self._encode(slices)
         parts = [self._encode(one) for one in torch.split(slices, 1, dim=1)]
         levels = zip(*[part.features for part in parts], strict=True)
@@ -255,20 +257,21 @@ class Backbone(nn.Module, ABC):
         return next(self.parameters()).device
 
     def digest(self) -> str:
-        """SHA-256 of all weights, and of pixel policy and side if these are not the usual ones of the weights.
+        """SHA-256 of all weights, and of how slices become the input if that is not the usual way of the weights.
 
         Two backbones with one digest give the same answers.
         """
         weights = digest_of_tensors(sorted(self.state_dict().items()))
-        if (self.family.pixels, self.side) == self.usual_input:
+        if (self.family.pixels, self.side) == self.usual_input and self.most_at_once == MOST_AT_ONCE:
             return weights
         return digest_of(weights, digest_of_json(self.input_description()))
 
     @final
     def input_description(self) -> dict[str, object]:
-        """The side of the square input and the pixel policy, as plain JSON content."""
+        """The side of the square input, the pixel policy, and whether channels are averaged, as plain JSON content."""
         pixels = self.family.pixels
-        return {"side": self.side, **asdict(pixels), "mean": list(pixels.mean), "std": list(pixels.std)}
+        averaged = {} if self.most_at_once == MOST_AT_ONCE else {"channels": "average"}
+        return {"side": self.side, **asdict(pixels), "mean": list(pixels.mean), "std": list(pixels.std), **averaged}
 
 
 class MemoryBackbone(Backbone):

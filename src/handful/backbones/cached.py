@@ -63,6 +63,7 @@ class CachedBackbone(Backbone):
         self.name, self.side, self.mask_side = backbone.name, backbone.side, backbone.mask_side
         self.feature_side, self.channels = backbone.feature_side, backbone.channels
         self.family, self.usual_input = backbone.family, backbone.usual_input
+        self.most_at_once = backbone.most_at_once
         self.cache = EmbeddingCache(folder, max_bytes)
         self._weights: tuple[object, str] = (None, "")
         self.eval()

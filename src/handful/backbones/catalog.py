@@ -135,11 +135,13 @@ if (Path(SMALL.source) / "model.safetensors").is_file():  # its weights are stil
 
 @dataclass(frozen=True)
 class BackboneName:
-    """A backbone's name in its parts: [family:]source[@image size]."""
+    """A backbone's name in its parts: [family:]source[@image size][+average]."""
 
     source: str
     family: str | None = None
     image_size: int | None = None
+    average: bool = False
+    """Whether each channel of a slice is encoded on its own, and the embeddings are averaged."""
 
     @classmethod
     def of(cls, name: str | Path) -> BackboneName:
@@ -147,17 +149,18 @@ class BackboneName:
         text = str(name)
         if text in BACKBONES or Path(text).exists():
             return cls(text)
-        found = re.fullmatch(rf"(?:({'|'.join(FAMILIES)}):)?(.+?)(?:@(\d+))?", text, re.DOTALL)
+        found = re.fullmatch(rf"(?:({'|'.join(FAMILIES)}):)?(.+?)(?:@(\d+))?(\+average)?", text, re.DOTALL)
         if found is None:
             return cls(text)
-        family, source, size = found.groups()
+        family, source, size, average = found.groups()
         if size is not None:
             require_side(int(size))
-        return cls(source, family, None if size is None else int(size))
+        return cls(source, family, None if size is None else int(size), average is not None)
 
     def __str__(self) -> str:
         family = f"{self.family}:" if self.family else ""
-        return f"{family}{self.source}{f'@{self.image_size}' if self.image_size else ''}"
+        size = f"@{self.image_size}" if self.image_size else ""
+        return f"{family}{self.source}{size}{'+average' if self.average else ''}"
 
     @property
     def absolute(self) -> str:
@@ -187,11 +190,19 @@ def load_backbone(name: str | Path, *, download: bool = True) -> Backbone:
     A folder is one of transformers (config.json and safetensors), a file one of .pth, .pt or .safetensors with the
     authors' key names. 'FAMILY:' before it, one of FAMILIES, says which pixels it was trained on, where the weights do
     not show that: 'medsam:/path/medsam_vit_b.pth'. '@SIZE' after it is the side of the square input in pixels:
-    'sam2.1-hiera-tiny@512'. The hub's cache and offline mode are honoured; without `download`, weights that are not in
-    that cache are an error. No code of a folder is run. Raises SettingsError for an unknown name, a family that cannot
-    be in these weights or a wrong size, CheckpointError for weights that cannot be had or read.
+    'sam2.1-hiera-tiny@512'. '+average' at the end is for scans with several sequences: each is encoded on its own, and
+    the embeddings are averaged. The hub's cache and offline mode are honoured; without `download`, weights that are not
+    in that cache are an error. No code of a folder is run. Raises SettingsError for an unknown name, a family that
+    cannot be in these weights or a wrong size, CheckpointError for weights that cannot be had or read.
     """
     wanted = BackboneName.of(name)
+    backbone = _loaded(name, wanted, download)
+    if wanted.average:
+        backbone.most_at_once = 1
+    return backbone
+
+
+def _loaded(name: str | Path, wanted: BackboneName, download: bool) -> Backbone:
     path, entry = Path(wanted.source), wanted.entry
     if entry is not None:
         wanted = replace(wanted, family=wanted.family or entry.family)

@@ -48,7 +48,7 @@ def are_numbered(names: Collection[str], labelled: Collection[str], stated: Stat
     same sequences. `names` are those of the scans, `labelled` those of the label maps.
     """
     matches = [NUMBERED.fullmatch(name) for name in names]
-    if not matches or not all(matches):
+    if not matches or not all(matches) or not set(labelled).isdisjoint(names):
         return False
     numbers: dict[str, set[str]] = {}
     for match in matches:

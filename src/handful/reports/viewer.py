@@ -54,8 +54,8 @@ def show(volume: Volume, label_map: LabelMap | None = None, max_mb: float = 20.0
 
     Where the voxels would take more than `max_mb` megabytes in the page, every second voxel is left out along the axis
     with the smallest spacing, as often as needed; the page says so. Voxels that are shown stay where they are in the
-    patient. Colour pictures are shown in grey. Raises GeometryMismatch if the label map lies on another grid,
-    InputError if `max_mb` is not positive.
+    patient. Colour pictures are shown in grey, and of several sequences the first. Raises GeometryMismatch if the label
+    map lies on another grid, InputError if `max_mb` is not positive.
     """
     if not max_mb > 0:
         raise InputError(f"max_mb must be positive, got {max_mb:g}")
@@ -79,10 +79,11 @@ def nifti_bytes(volume: Volume | LabelMap) -> bytes:
 
 
 def _voxels(volume: Volume | LabelMap) -> NDArray[np.generic]:
-    """Voxels (i, j, k) of a type that NiiVue reads; colours become grey."""
+    """Voxels (i, j, k) of a type that NiiVue reads; colours become grey, of several sequences the first is taken."""
     if isinstance(volume, LabelMap):
         return np.asarray(volume.array, np.uint8 if volume.array.max() < 256 else np.int32)
-    array = np.asarray(volume.array[0]) if len(volume.array) == 1 else volume.array.mean(axis=0, dtype=np.float32)
+    grey = len(volume.array) == 1 or volume.sequences
+    array = np.asarray(volume.array[0]) if grey else volume.array.mean(axis=0, dtype=np.float32)
     if array.dtype == np.bool_:
         return np.asarray(array, np.uint8)
     return np.asarray(array, np.float32) if array.dtype.itemsize == 8 or array.dtype == np.float16 else array
