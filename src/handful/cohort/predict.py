@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -24,7 +23,7 @@ from handful.data.files import SUFFIXES, stem, write_label_map
 from handful.data.inputs import Inputs, is_in_cohort
 from handful.data.sequences import SequenceFiles
 from handful.data.volume import LabelMap, Labels, Volume
-from handful.errors import HandfulError, InputError, UnsupportedInput
+from handful.errors import InputError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_json
 from handful.jobs.devices import choose_device
@@ -33,7 +32,7 @@ from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES, Notes
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
-from handful.methods.cost import estimate
+from handful.methods.cost import estimate_prediction
 from handful.reports.explanation import write_preview
 
 WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"} | dict.fromkeys(
@@ -320,14 +319,7 @@ class _Job:
 
     def _announce(self, first: Volume, left: int, count: int) -> None:
         """Report the expected time, assuming that all remaining scans are as large as the first of them."""
-        segmenter = self.segmenter
-        with suppress(HandfulError):  # a scan that cannot be sliced fails when its turn comes
-            grid = segmenter.slicer.grid(first.geometry)
-            self.report(
-                0,
-                count,
-                str(estimate(segmenter.backbone, [grid] * left, max(1, len(segmenter.slicer.sequences))) or ""),
-            )
+        self.report(0, count, str(estimate_prediction(self.segmenter, first, left) or ""))
 
     def _prepared(self, case: Case) -> tuple[_Task, Volume, str, tuple[str, ...]] | None:
         """The arguments of `_carry_out`; None if the case was done before. Moves a changed output out of the way."""

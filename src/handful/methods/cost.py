@@ -13,14 +13,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from handful.backbones.base import Backbone
 from handful.data.cases import Case
-from handful.data.slice_grid import SliceGrid
+from handful.data.slice_grid import SliceGrid, cropped_volume
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
@@ -37,20 +37,24 @@ SLOW_S = 60.0
 """Duration of a training step in seconds, from which on one is enough."""
 PREDICTED = 3
 """Slices of the scan whose prediction is timed, for methods that use neighbouring slices; one for the others."""
+MANY_PREDICTED = 8
+"""Slices of a scan of the user whose prediction is timed, where one is fast."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The number of slices of a job, and the estimated time to encode them on this machine."""
+    """The number of slices of a job, and the estimated time of it on this machine."""
 
     cases: int
     slices: int
     seconds: float
     device: str
+    job: Literal["encode", "segment"]
 
     def __str__(self) -> str:
-        where = _place(self.device)
-        return f"{self.slices} slices in {self.cases} cases, about {duration(self.seconds)} to encode on {where}"
+        cases = f"{self.cases} case{'s' if self.cases > 1 else ''}"
+        slices = f"{self.slices} slice{'s' if self.slices > 1 else ''}"
+        return f"{slices} in {cases}, about {duration(self.seconds)} to {self.job} on {_place(self.device)}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,23 @@ def estimate(backbone: Backbone, grids: Sequence[SliceGrid], channels: int = 1) 
         seconds = slices * _seconds_per_slice(backbone, sizes[(len(sizes) - 1) // 2], channels)
     except Exception:  # a broken header may state any size; its case fails when it is read
         return None
-    return Cost(len(grids), slices, seconds, backbone.device.type)
+    return Cost(len(grids), slices, seconds, backbone.device.type, "encode")
+
+
+def estimate_prediction(segmenter: Segmenter, scan: Volume, cases: int) -> Cost | None:
+    """The cost of predicting so many scans of the size of this one.
+
+    Slices from its middle are predicted for it: one, or several in a second try where one is fast and there are many.
+    None if that fails: a job never fails by its estimate.
+    """
+    try:
+        grid = segmenter.slicer.grid(scan.geometry)
+        seconds = _seconds_to_predict(segmenter, scan, grid, 1)
+        if seconds < FAST_S < seconds * len(grid) * cases:
+            seconds = _seconds_to_predict(segmenter, scan, grid, MANY_PREDICTED)
+    except Exception:  # the scan fails with its reason when its turn comes
+        return None
+    return Cost(cases, len(grid) * cases, seconds * len(grid) * cases, segmenter.backbone.device.type, "segment")
 
 
 def estimate_fit(method: Method, support: SupportSet, backbone: Backbone) -> FitCost | None:
@@ -210,6 +230,18 @@ def _timed(work: Work, backbone: Backbone, steps: int) -> Rates:
         encoded = sum(encoding) / work.retrieved
         step = median(later - earlier for earlier, later in pairwise(clock.ends))
     return Rates(encoded, step, _per_slice(work, segmenter, encoded))
+
+
+def _seconds_to_predict(segmenter: Segmenter, scan: Volume, grid: SliceGrid, slices: int) -> float:
+    """Seconds per slice of so many slices from the middle of a scan."""
+    number = min(slices, len(grid))
+    start = (len(grid) - number) // 2
+    block = [slice(0, extent) for extent in grid.geometry.shape]
+    block[grid.axis] = slice(start, start + number)
+    part = cropped_volume(scan, (block[0], block[1], block[2]))
+    began = time.perf_counter()
+    segmenter.predict(part)
+    return (time.perf_counter() - began) / number
 
 
 @contextmanager
