@@ -169,7 +169,8 @@ class App {
   }
   drawExport() {
     const forms = ['nifti', 'nnunet', ...(this.state.dicom ? ['dicom-seg'] : []), 'report'];
-    $('#export').replaceChildren(h('p', {}, t('exportIntro')), h('ul', { class: 'exports' }, forms.map(form => h('li', {}, h('button', { 'data-form': form, onclick: guarded(() => this.download(form)) }, t(`export_${form}`))))));
+    $('#export').replaceChildren(h('p', {}, t('exportIntro')), h('ul', { class: 'exports' }, forms.map(form => h('li', {}, h('h2', {}, t(`export_${form}`)), h('p', { class: 'hint' }, t(`about_${form}`)),
+      h('button', { 'data-form': form, 'aria-label': t(`export_${form}`), onclick: guarded(() => this.download(form)) }, t('download'))))));
   }
   async download(form) {
     const blob = await (await call(`export/${form}`)).blob(), link = h('a', { href: URL.createObjectURL(blob), download: `handful-${form}.zip` });
@@ -177,7 +178,8 @@ class App {
   }
   help() {
     const box = $('#help'), listed = keys => h('dl', {}, keys.flatMap(([key, meaning]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, meaning)]));
-    box.replaceChildren(h('h2', {}, t('helpTitle')), ...T.keys.flatMap(([view, keys]) => [h('h3', {}, view), listed(keys)]), h('button', { onclick: () => box.close() }, t('close')));
+    box.replaceChildren(h('div', { class: 'head' }, h('h2', {}, t('helpTitle')), h('button', { onclick: () => box.close() }, t('close'))),
+      h('div', { class: 'keys' }, T.keys.map(([view, keys]) => h('section', {}, h('h3', {}, view), listed(keys)))));
     box.showModal();
   }
 }

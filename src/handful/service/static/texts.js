@@ -30,8 +30,11 @@ export const T = {
   slice: 'Slice {0} of {1}', nextSuggestion: 'Next (N)', because: 'Suggested: {0}', noSuggestion: 'No suggestion is left; press “Suggest slices”.',
   suggesting: 'Comparing slices; here is an unlabelled case until that is done.', context: 'Three planes and 3D', finishedMark: 'finished', is: 'is', working: 'working …',
   reviewIntro: 'Segmentations by predicted quality, worst first. Accept what is right, correct what is not.', nothingToReview: 'Nothing to review. Press “Segment all” first.',
-  accept: 'Accept', correct: 'Correct', sendBack: 'Send back', report: 'Report', exportIntro: 'Take the results with you.',
-  export_nifti: 'Label maps (as the scans: NIfTI, NRRD, MetaImage, PNG)', export_nnunet: 'Data set for nnU-Net (labelled cases)', 'export_dicom-seg': 'DICOM segmentations (of DICOM series)', export_report: 'Report of the review (HTML, CSV)',
+  accept: 'Accept', correct: 'Correct', sendBack: 'Send back', report: 'Report', exportIntro: 'Each download is a ZIP archive.', download: 'Download',
+  export_nifti: 'Label maps', about_nifti: 'One per case, in the format of its scan: by hand where there is one, else the segmentation. With the list of labelled slices.',
+  export_nnunet: 'Data set for nnU-Net', about_nnunet: 'The labelled cases as nnU-Net reads them; unlabelled slices are marked to be ignored.',
+  'export_dicom-seg': 'DICOM segmentations', 'about_dicom-seg': 'For each scan that is a DICOM series: a DICOM-SEG object that refers to it.',
+  export_report: 'Report', about_report: 'The review as an HTML page with pictures, and its tables (CSV).',
   helpTitle: 'Keys', close: 'Close', lost: 'The service does not answer. Your work is kept; start it again.', keysHint: 'Keys (?)', keys: [
     ['Everywhere', [['G then C L R E', 'go to Cases, Label, Review, Export'], ['?', 'this help'], ['Tab, Enter', 'any button']]],
     ['Cases', [['N', 'next suggested slice'], ['M', 'learn'], ['S', 'segment all']]],
