@@ -93,6 +93,18 @@ def test_a_fork_shares_the_cache_however_its_decoder_is_tuned(tmp_path: Path) ->
     assert (backbone.hits, backbone.misses) == (2, 2)
 
 
+def test_a_paused_cache_is_neither_read_nor_filled_by_any_fork(tmp_path: Path) -> None:
+    backbone = cached(tiny_models.tiny_sam(), tmp_path)
+    fork = backbone.fork()
+    stored = backbone.encode(_slices(1))
+    with backbone.without_cache():
+        assert torch.equal(fork.encode(_slices(1)).main, stored.main)
+        fork.encode(_slices(3))
+    assert len(_files(tmp_path)) == 1
+    fork.encode(_slices(2))
+    assert len(_files(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("foreach", [False, True])
 def test_training_what_the_encoder_runs_through_makes_old_entries_useless(tmp_path: Path, foreach: bool) -> None:
     fork = cached(tiny_models.tiny_sam2(), tmp_path).fork()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import final
 
@@ -190,6 +191,10 @@ class Backbone(nn.Module, ABC):
     def plain(self) -> Backbone:
         """The backbone that computes: this one, or the one that is cached."""
         return self
+
+    def without_cache(self) -> AbstractContextManager[None]:
+        """Within it, no embedding is read from a cache or stored in one, by this backbone and its forks."""
+        return nullcontext()
 
     @abstractmethod
     def embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:

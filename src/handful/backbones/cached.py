@@ -10,7 +10,7 @@ import contextlib
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -81,6 +81,14 @@ class CachedBackbone(Backbone):
     def plain(self) -> Backbone:
         return self.inner
 
+    @contextlib.contextmanager
+    def without_cache(self) -> Iterator[None]:
+        before, self.cache.paused = self.cache.paused, True
+        try:
+            yield
+        finally:
+            self.cache.paused = before
+
     @property
     def image_encoder(self) -> nn.Module:  # type: ignore[override]
         return self.inner.image_encoder
@@ -105,6 +113,8 @@ class CachedBackbone(Backbone):
 
     def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         """Only the missing slices are encoded, in one call; there are no gradients."""
+        if self.cache.paused:
+            return self.inner.encode(slices)
         _refuse_training(self.inner)
         keys = self._keys(slices)
         rows = [self.cache.get(key) for key in keys]
@@ -200,6 +210,8 @@ class EmbeddingCache:
             raise SettingsError(f"max_bytes must be positive, got {max_bytes}; leave the cache out to have none")
         self.folder, self.max_bytes = folder, max_bytes
         self.hits, self.misses = 0, 0
+        self.paused = False
+        """Whether its backbones compute as if there were no cache."""
         self._writable = True
         self.problem: OSError | None = None
         """Why embeddings are no longer stored; None while they are."""

@@ -107,7 +107,7 @@ def estimate(backbone: Backbone, grids: Sequence[SliceGrid], channels: int = 1) 
 
 
 def estimate_prediction(segmenter: Segmenter, scan: Volume, cases: int) -> Cost | None:
-    """The cost of predicting so many scans of the size of this one.
+    """The cost of predicting so many scans of the size of this one, without a cache of embeddings.
 
     Slices from its middle are predicted for it: one, or several in a second try where one is fast and there are many.
     None if that fails: a job never fails by its estimate.
@@ -239,9 +239,10 @@ def _seconds_to_predict(segmenter: Segmenter, scan: Volume, grid: SliceGrid, sli
     block = [slice(0, extent) for extent in grid.geometry.shape]
     block[grid.axis] = slice(start, start + number)
     part = cropped_volume(scan, (block[0], block[1], block[2]))
-    began = time.perf_counter()
-    segmenter.predict(part)
-    return (time.perf_counter() - began) / number
+    with segmenter.backbone.without_cache():
+        began = time.perf_counter()
+        segmenter.predict(part)
+        return (time.perf_counter() - began) / number
 
 
 @contextmanager
