@@ -21,6 +21,7 @@ from .data.files import read_cohort as read_cohort
 from .data.files import read_label_map as read_label_map
 from .data.files import read_volume as read_volume
 from .data.files import write_label_map as write_label_map
+from .data.sequences import SequenceFiles as SequenceFiles
 from .data.slicing import Slicer as Slicer
 from .data.support import SupportSet as SupportSet
 from .data.volume import Geometry as Geometry

@@ -1,6 +1,7 @@
 """A cohort of two sequences through the commands, as typed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -159,3 +160,19 @@ def test_three_of_four_sequences_are_said_for_a_backbone(backbone: Path, tmp_pat
     assert open_model(tmp_path / "chosen").record.slicer["sequences"] == ["FLAIR"]
     shown = handful("model", "inspect", tmp_path / "chosen")
     assert "T1, T1ce, T2, FLAIR" in " ".join(shown.output.split())
+
+
+def test_slices_of_sequences_are_embedded_and_suggested(
+    raw: Path, backbone: Path, tmp_path: Path, handful: Handful
+) -> None:
+    cache, own = tmp_path / "cache", Path(shutil.copytree(raw, tmp_path / "own"))
+    embedded = handful("embed", "-i", own, "--backbone", backbone, "--cache", cache, "-q", "--json")
+    assert embedded.exit_code == 0, embedded.output
+    options = ("--backbone", backbone, "--cache", cache, "-q", "--json")
+    for label in (own / "labelsTr").iterdir():
+        listed = {"axis": 1, "labelled": [2]}
+        label.with_name(label.name.replace(".nii.gz", ".slices.json")).write_text(json.dumps(listed))
+    suggested = handful("suggest", "-i", own, "-o", tmp_path / "suggestions", "--count", "2", *options)
+    assert suggested.exit_code == 0, suggested.output
+    assert len(json.loads(suggested.stdout)["suggestions"]) == 2
+    assert (tmp_path / "suggestions" / "suggestions.png").exists()

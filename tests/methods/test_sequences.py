@@ -146,6 +146,17 @@ def test_backbones_segment_sequences(sam: Backbone, video: Backbone, method: Met
         assert picture.any()
 
 
+@pytest.mark.learning
+def test_fate_finds_what_only_the_last_sequence_shows(handful_tiny: Backbone) -> None:
+    segmenter = Fate(top_k=2).fit(sequence_support(2), handful_tiny)
+    image, reference = sequence_phantom(7)
+    turned = image.array.copy()
+    turned[1] = turned[1, ::-1]
+    found = segmenter.predict(replace(image, array=turned)).array == 1
+    assert overlap(found, reference.array[::-1] == 1).dice > 0.6
+    assert overlap(found, reference.array == 1).dice < 0.4
+
+
 def test_the_cost_of_a_fit_is_that_of_all_sequences(sam: Backbone) -> None:
     support = sequence_support(1, FOUR)
     (work,) = SMALL.work(support, sam)

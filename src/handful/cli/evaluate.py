@@ -34,6 +34,7 @@ def evaluate(
     images: Annotated[Path | None, typer.Option("-i", "--images", help="Folder of the scans, for --overlays.")] = None,
     cases: options.Cases = "",
     labels: options.Labels = "",
+    channels: options.Channels = "",
     with_support: Annotated[
         bool, typer.Option("--with-support", help="Also score the cases that the model was fitted on.")
     ] = False,
@@ -62,7 +63,7 @@ def evaluate(
     for path, write in ((out, write_json), (csv, write_csv), (summary, write_nnunet_summary)):
         if path:
             write(report, path)
-    drawn = _draw(report, images, overlays, truth) if overlays and images else None
+    drawn = _draw(report, images, overlays, truth, options.names_in(channels)) if overlays and images else None
     if json:
         print_json(_content(report, fitted_on) | {"files_left_out": truth.left_out})
     else:
@@ -112,12 +113,13 @@ def _values(report: Report, labels: str) -> set[int] | None:
     return set(choose_labels(Labels.of(known), names).values) if names and known else None
 
 
-def _draw(report: Report, images: Path, overlays: Path, truth: References) -> OverlayResult:
+def _draw(report: Report, images: Path, overlays: Path, truth: References, channels: list[str]) -> OverlayResult:
     """Write the pictures."""
     from handful.cohort.overlays import write_overlays
     from handful.data.files import read_cohort
 
-    result = write_overlays(report, read_cohort(images, images_only=True), overlays, truth.labels, truth.ignore)
+    scans = read_cohort(images, images_only=True, channels=channels)
+    result = write_overlays(report, scans, overlays, truth.labels, truth.ignore)
     if result.without_scan:
         print_note(f"no picture of {', '.join(result.without_scan)}: {images} has no scan of that name")
     return result
