@@ -296,6 +296,13 @@ def test_pretrain_writes_a_picture_of_its_training_data(tmp_path: Path, handful:
     assert handful("pretrain").exit_code == 2
 
 
+def test_pretrain_shows_the_training_data_of_handful_small(tmp_path: Path, handful: Handful):
+    shown = ["pretrain", "--model", "handful-small", "--preview", tmp_path / "wide.png", "--side", "64"]
+    assert handful(*shown).exit_code == 0
+    assert (tmp_path / "wide.png").stat().st_size > 1000
+    assert handful(*shown, "--workers", "2").exit_code == 2
+
+
 def test_pretrain_makes_a_backbone_that_fit_takes(cohort: Path, tmp_path: Path, handful: Handful):
     short = ("--side", "64", "--iterations", "1", "--workers", "1")
     assert handful("pretrain", "-o", tmp_path / "b", *short).exit_code == 0

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from handful.cli import options
 from handful.cli.terminal import print_json, print_lines, progress
+
+
+class Model(StrEnum):
+    tiny = "handful-tiny"
+    small = "handful-small"
 
 
 class Schedule(StrEnum):
@@ -20,14 +25,30 @@ class Schedule(StrEnum):
 
 def pretrain(
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the trained backbone.")] = None,
-    iterations: Annotated[int, typer.Option(help="Number of optimiser steps.", min=1)] = 4000,
-    side: Annotated[int, typer.Option(help="Width and height of the training slices in pixels.", min=64)] = 128,
-    episodes: Annotated[int, typer.Option(help="Episodes of nine slices per step and process.", min=1)] = 1,
+    model: Annotated[Model, typer.Option(help="The model to train.")] = Model.tiny,
+    iterations: Annotated[
+        int | None, typer.Option(help="Number of optimiser steps. Default: 4000; handful-small: 64000.", min=1)
+    ] = None,
+    side: Annotated[
+        int | None,
+        typer.Option(
+            help="Width and height of the training slices in pixels. Default: 128; handful-small: 128, 192 and 256.",
+            min=64,
+        ),
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Episodes of nine slices per step and process, 1 by default.", min=1)
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(help="Processes that share each step. Default: one per GPU, else per CPU core.", min=1)
     ] = None,
-    learning_rate: Annotated[float, typer.Option(help="Peak learning rate of AdamW.", min=0)] = 6e-4,
-    schedule: Annotated[Schedule, typer.Option(help="Learning rate schedule after the warm-up.")] = Schedule.cosine,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate of AdamW. Default: 6e-4; handful-small: 5e-4.", min=0)
+    ] = None,
+    schedule: Annotated[
+        Schedule | None,
+        typer.Option(help="Learning rate after the warm-up. Default: cosine; handful-small: constant."),
+    ] = None,
     start: Annotated[
         Path | None, typer.Option(help="Folder of a backbone to start from; it may have another --side.")
     ] = None,
@@ -38,33 +59,81 @@ def pretrain(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Pre-train a small SAM 2 on synthetic anatomy, without any real scan.
+    """Pre-train a small SAM 2 on synthetic anatomy, without any medical scan.
 
     Example: `handful pretrain -o small --side 128 --schedule constant` (one to two hours on a CPU), then
     `handful pretrain -o my_backbone --side 256 --start small --iterations 1000`. Use the result with
     `handful fit --backbone my_backbone`. GPUs are used where available.
 
+    `--model handful-small` starts from an encoder trained on ImageNet and uses one CPU core; a file named STOP in the
+    output folder ends it early, with the weights it has.
+
     After an interruption, run the same command again to resume.
     """
-    from handful.jobs.progress import Run
-    from handful.pretraining.pretrain import PretrainConfig, processors
-    from handful.pretraining.pretrain import pretrain as train_backbone
-    from handful.reports.episodes_picture import draw_episodes
-    from handful.tuning.loop import TrainConfig
-
     if out is None and preview is None:
         raise typer.BadParameter("add -o FOLDER to train, --preview FILE.png for a picture of the data, or both")
-    defaults = PretrainConfig()
-    length: TrainConfig = replace(
-        defaults.train, iterations=iterations, learning_rate=learning_rate, schedule=schedule.value, seed=seed
-    )
-    config = replace(defaults, side=side, episodes=episodes, workers=workers or processors(), start=start, train=length)
-    if preview:
-        draw_episodes(config, preview)
-    if out:
-        with progress("pre-training", quiet) as report:
-            train_backbone(config, out, Run(out / "partial", report))
+    train: dict[str, object] = {"iterations": iterations, "learning_rate": learning_rate, "schedule": schedule}
+    train = {name: value for name, value in train.items() if value is not None} | {"seed": seed}
+    if model is Model.small:
+        if episodes or workers:
+            raise typer.BadParameter("--episodes and --workers are for handful-tiny; leave them out")
+        _small(out, preview, side, start, train, quiet)
+    else:
+        _tiny(out, preview, side, start, train, quiet, episodes=episodes or 1, workers=workers)
     if json:
         print_json({"backbone": out, "preview": preview})
     else:
         print_lines(*(path for path in (preview, out) if path), highlight=True)
+
+
+def _tiny(
+    out: Path | None,
+    preview: Path | None,
+    side: int | None,
+    start: Path | None,
+    train: dict[str, Any],
+    quiet: bool,
+    *,
+    episodes: int,
+    workers: int | None,
+) -> None:
+    from handful.jobs.progress import Run
+    from handful.pretraining.pretrain import PretrainConfig, pretrain, processors
+    from handful.reports.episodes_picture import draw_episodes
+    from handful.synthesis.worlds import TINY_WORLD
+
+    defaults = PretrainConfig()
+    config = replace(
+        defaults,
+        side=side or defaults.side,
+        episodes=episodes,
+        workers=workers or processors(),
+        start=start,
+        train=replace(defaults.train, **train),
+    )
+    if preview:
+        shape = (config.subjects, config.slices, config.targets, config.side)
+        draw_episodes(TINY_WORLD, shape, config.train.seed, preview, rows=config.episodes)
+    if out:
+        with progress("pre-training", quiet) as report:
+            pretrain(config, out, Run(out / "partial", report))
+
+
+def _small(
+    out: Path | None, preview: Path | None, side: int | None, start: Path | None, train: dict[str, Any], quiet: bool
+) -> None:
+    from handful.jobs.progress import Run
+    from handful.pretraining.small import SmallConfig, pretrain_small
+    from handful.reports.episodes_picture import draw_episodes
+    from handful.synthesis.worlds import WORLDS
+
+    defaults = SmallConfig()
+    config = replace(defaults, start=start, train=replace(defaults.train, **train))
+    if side:
+        config = replace(config, sides=(side,), shares=(1.0,), subjects=(2 if side > 200 else 3,))
+    if preview:
+        shape = (3, config.slices, config.targets, config.sides[0])
+        draw_episodes(WORLDS[config.world], shape, config.train.seed, preview)
+    if out:
+        with progress("pre-training", quiet) as report:
+            pretrain_small(config, out, Run(out / "partial", report))

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,7 +75,7 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
         SettingsError: More workers than GPUs, or `start` holds no SAM 2 video model.
     """
     run = run or Run(scratch=out / "partial")
-    run = replace(run, scratch=run.scratch and run.scratch / _fingerprint(config))
+    run = replace(run, scratch=run.scratch and run.scratch / fingerprint(config))
     out.mkdir(parents=True, exist_ok=True)
     log = Log(out / "metrics.jsonl", min(100, config.train.steps))
     if not (run.scratch and run.scratch.exists()):  # metrics of another run do not belong to this one
@@ -218,7 +219,8 @@ def _join(meeting: str, rank: int, workers: int) -> None:
     dist.init_process_group("nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=workers)
 
 
-def _fingerprint(config: PretrainConfig) -> str:
+def fingerprint(config: Any) -> str:
+    """Return a digest of the settings, so that a training resumes only its own unfinished work."""
     settings = json.dumps(asdict(config), default=str, sort_keys=True)
     return digest_of(settings)[:16]
 

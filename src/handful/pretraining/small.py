@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from handful.backbones.small import SmallBackbone, SmallShape, TrunkEncoder, loa
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise
-from handful.pretraining.pretrain import Log, batch_of
+from handful.pretraining.pretrain import Log, batch_of, fingerprint
 from handful.pretraining.tasks import REPLAYED, Batch, Task, part_step, replay
 from handful.pretraining.validation import validate
 from handful.synthesis.episodes import random_episode
@@ -90,6 +90,7 @@ def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None) -> Pa
         CheckpointError: The package with ImageNet's weights is not installed.
     """
     run = run or Run(scratch=out / "partial")
+    run = replace(run, scratch=run.scratch and run.scratch / fingerprint(config))
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.train.seed)
     backbones = _backbones(config)
