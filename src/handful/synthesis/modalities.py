@@ -285,9 +285,10 @@ def speckled(image: Tensor, kinds: Tensor, rng: Rng) -> Tensor:
     image = image * (1 + 0.3 * smooth(1, h, 1, (rng.integer(3, 8), 1), rng)).clamp_min(0.2)  # gain by depth
     grain = max(1, h // 128)
     size = (grain * rng.integer(1, 2), grain * rng.integer(2, 5))
-    real, imaginary = noise(n, h, w, size, rng), noise(n, h, w, size, rng)
-    intensity = image.clamp_min(0.004) ** 2 * (real**2 + imaginary**2) / 2
-    dynamic = rng.between(2.5, 5.0)  # decades that the display shows
+    views = rng.integer(1, 4)  # pictures from several directions that the machine averages
+    speckle = sum((noise(n, h, w, size, rng) ** 2 for _ in range(2 * views)), torch.zeros(())) / (2 * views)
+    intensity = image.clamp_min(0.004) ** rng.between(2.0, 3.5) * speckle
+    dynamic = rng.between(1.8, 3.5)  # decades that the display shows
     return (1 + torch.log10(intensity.clamp_min(1e-8)) / dynamic).clamp(0, 1)
 
 
