@@ -246,7 +246,9 @@ def photo_contrast(anatomy: Anatomy, rng: Rng) -> Contrast:
     ground, spread = rng.between(0.25, 0.85), rng.between(0.03, 0.25)
     made = _shaded(anatomy, {Kind.AIR: (0.02, 0.01)}, (ground, spread), rng.between(0.02, 0.12), rng)
     hue = [rng.between(0.4, 1.2) for _ in range(3)]
-    return _coloured(made, hue, rng.between(0.01, 0.12), rng)
+    coloured = _coloured(made, hue, rng.between(0.01, 0.12), rng)
+    same = torch.tensor(anatomy.appearance).to(coloured.brightness.device)
+    return Contrast(coloured.brightness[same], coloured.texture, coloured.grain)
 
 
 def projection_contrast(anatomy: Anatomy, rng: Rng) -> Contrast:
