@@ -1,4 +1,4 @@
-"""Every method takes handful-small as it takes any other backbone, though its masks are finer; lora says why it cannot."""
+"""Methods take handful-small as any other backbone, though its masks are finer; lora says why it cannot."""
 
 import numpy as np
 import pytest
