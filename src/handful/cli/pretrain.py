@@ -23,32 +23,39 @@ class Schedule(StrEnum):
     constant = "constant"
 
 
+Iterations = Annotated[
+    int | None, typer.Option(help="Number of optimiser steps. Default: 4000; handful-small: 64000.", min=1)
+]
+Side = Annotated[
+    int | None,
+    typer.Option(
+        help="Width and height of the training slices in pixels. Default: 128; handful-small: 128, 192 and 256.", min=64
+    ),
+]
+Workers = Annotated[
+    int | None, typer.Option(help="Processes that share each step. Default: one per GPU, else per CPU core.", min=1)
+]
+Episodes = Annotated[
+    int | None, typer.Option(help="Episodes of nine slices per step and process, 1 by default.", min=1)
+]
+LearningRate = Annotated[
+    float | None, typer.Option(help="Peak learning rate of AdamW. Default: 6e-4; handful-small: 5e-4.", min=0)
+]
+AfterWarmUp = Annotated[
+    Schedule | None,
+    typer.Option(help="Learning rate after the warm-up. Default: cosine; handful-small: constant."),
+]
+
+
 def pretrain(
     out: Annotated[Path | None, typer.Option("-o", "--output", help="Folder for the trained backbone.")] = None,
     model: Annotated[Model, typer.Option(help="The model to train.")] = Model.tiny,
-    iterations: Annotated[
-        int | None, typer.Option(help="Number of optimiser steps. Default: 4000; handful-small: 64000.", min=1)
-    ] = None,
-    side: Annotated[
-        int | None,
-        typer.Option(
-            help="Width and height of the training slices in pixels. Default: 128; handful-small: 128, 192 and 256.",
-            min=64,
-        ),
-    ] = None,
-    episodes: Annotated[
-        int | None, typer.Option(help="Episodes of nine slices per step and process, 1 by default.", min=1)
-    ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that share each step. Default: one per GPU, else per CPU core.", min=1)
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak learning rate of AdamW. Default: 6e-4; handful-small: 5e-4.", min=0)
-    ] = None,
-    schedule: Annotated[
-        Schedule | None,
-        typer.Option(help="Learning rate after the warm-up. Default: cosine; handful-small: constant."),
-    ] = None,
+    iterations: Iterations = None,
+    side: Side = None,
+    episodes: Episodes = None,
+    workers: Workers = None,
+    learning_rate: LearningRate = None,
+    schedule: AfterWarmUp = None,
     start: Annotated[
         Path | None, typer.Option(help="Folder of a backbone to start from; it may have another --side.")
     ] = None,
@@ -65,14 +72,18 @@ def pretrain(
     `handful pretrain -o my_backbone --side 256 --start small --iterations 1000`. Use the result with
     `handful fit --backbone my_backbone`. GPUs are used where available.
 
-    `--model handful-small` starts from an encoder trained on ImageNet and uses one CPU core; a file named STOP in the
-    output folder ends it early, with the weights it has.
+    `--model handful-small` starts from an encoder trained on ImageNet and uses one process on the CPU. A file named
+    STOP in the output folder ends it early, with the weights it has.
 
     After an interruption, run the same command again to resume.
     """
     if out is None and preview is None:
         raise typer.BadParameter("add -o FOLDER to train, --preview FILE.png for a picture of the data, or both")
-    train: dict[str, object] = {"iterations": iterations, "learning_rate": learning_rate, "schedule": schedule}
+    train: dict[str, object] = {
+        "iterations": iterations,
+        "learning_rate": learning_rate,
+        "schedule": schedule and schedule.value,
+    }
     train = {name: value for name, value in train.items() if value is not None} | {"seed": seed}
     if model is Model.small:
         if episodes or workers:
