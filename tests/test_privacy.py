@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -13,22 +14,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 import tiny_models
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.checkpoint import open_model
+from handful.cli import app
 from handful.cohort.fit import FitConfig, fit_to_folder
 from handful.cohort.predict import PredictConfig, predict_cohort
-from handful.data.files import read_cohort, write_label_map, write_volume
+from handful.data.files import read_cohort, read_volume, write_label_map, write_volume
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.errors import SettingsError
-from handful.methods.catalog import build_method
+from handful.methods.catalog import METHODS, build_method
+from handful.session.session import Session
 from phantoms import LABELS, phantom
 
 NAME, WARD, TEXT = "Jane-Doe-1970", "ward-7-secret", "UID 1.2.840.99"
-SMALL = {"train.iterations": 2, "batch": 1}
+SMALL = {"train.iterations": 2, "batch": 2}
+NET = {"encoder": "none", "channels": 4, "side": 32, "roi_margin": "none", **SMALL}
 MODELS = {
     "nearest-slice": {"roi_margin": "none"},
     "fate": {"roi_margin": "none"},
@@ -36,6 +41,17 @@ MODELS = {
     "few-shot-prompts": {"views": 1, "roi_margin": "none", **SMALL},
     "lora": {"rank": 2, "roi_margin": "none", **SMALL},
     "lora, cropped": {"rank": 2, "roi_margin": 1.5, **SMALL},
+    "interactive": {"rounds": 1, **SMALL},
+    "unet": NET,
+    "self-training": {"initial": "none", **NET},
+    "know-sam": NET,
+    "auto-sam": {"views": 1, "roi_margin": "none", **SMALL},
+    "auto-sam-unet": {"views": 1, "roi_margin": "none", **SMALL},
+    "auto": {f"unet.{key}": value for key, value in NET.items() if key != "roi_margin"}
+    | {"check": False, "roi_margin": "none"},
+    "ensemble": {f"unet.{key}": value for key, value in NET.items() if key != "roi_margin"}
+    | {f"auto_sam_unet.{key}": value for key, value in ({"views": 1} | SMALL).items()}
+    | {"roi_margin": "none"},
 }
 """Settings of a fit of each kind; the method is what stands before the comma."""
 HOLD = {
@@ -45,13 +61,22 @@ HOLD = {
     "few-shot-prompts": {"embeddings", "names"},
     "lora": set(),
     "lora, cropped": {"pictures"},
+    "interactive": {"embeddings"},
+    "unet": set(),
+    "self-training": set(),
+    "know-sam": set(),
+    "auto-sam": set(),
+    "auto-sam-unet": set(),
+    "auto": {"names"},
+    "ensemble": {"pictures", "masks", "embeddings", "names"},
 }
+TABLE = Path(__file__).parent.parent / "docs" / "explanation" / "privacy.md"
 
 
 @pytest.fixture(scope="module")
 def ward(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cohort in a telling folder, whose scans have a telling name and a telling header."""
-    folder = tmp_path_factory.mktemp("private") / WARD
+    folder = tmp_path_factory.mktemp("private") / WARD / "cohort"
     for part in ("images", "labels"):
         (folder / part).mkdir(parents=True)
     for seed, name in enumerate((NAME, f"{NAME}-again")):
@@ -96,7 +121,7 @@ def shows_pictures(model: Path, support: SupportSet) -> bool:
     """Whether rows of any tensor look like thumbnails of a labelled slice."""
     slices = torch.cat([one.slices for one in support.slices(Slicer())])
     for tensor in load_file(model / "weights.safetensors").values():
-        rows = tensor.float().reshape(len(tensor), -1) if tensor.ndim > 1 else tensor.float()[None]
+        rows = tensor.float().reshape(len(tensor), -1) if tensor.ndim > 1 else tensor.float().reshape(1, -1)
         side = math.isqrt(rows.shape[1])
         if side >= 8 and side**2 == rows.shape[1] and len(rows) < 100:
             small = F.adaptive_avg_pool2d(slices, side).flatten(1)
@@ -161,3 +186,62 @@ def test_predictions_hold_the_names_of_their_files_alone(
     assert [failure.case for failure in result.failures] == [f"{NAME}-broken"]
     assert found_in(tmp_path / "p") <= {"name"}
     assert NAME not in (tmp_path / "p" / "run.json").read_text()
+
+
+def test_the_table_of_the_documents_agrees_with_the_records() -> None:
+    """Each method is in a row, and a column says "no" exactly where its models hold nothing of the kind."""
+    rows = [line.strip("| ").split(" | ") for line in TABLE.read_text("utf-8").splitlines() if line.startswith("| `")]
+    stated = {name: row[1:] for row in rows if len(row) == 5 for name in re.findall(r"`([a-z-]+)`", row[0])}
+    assert set(METHODS) <= stated.keys()
+    for method in set(METHODS) - {"auto"}:  # which holds what its choice does
+        pictures, masks, embeddings, names = stated[method]
+        said = {"pictures": pictures, "masks": masks, "embeddings": embeddings}
+        held = {what for what, cell in said.items() if not cell.startswith(("no", "with"))}
+        assert held | ({"names"} if "weights" in names else set()) == HOLD[method], method
+
+
+@pytest.fixture(scope="module")
+def model(support: SupportSet, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "m"
+    method = build_method("nearest-slice", MODELS["nearest-slice"])
+    first = SupportSet(support.cases[:1], support.labels)
+    fit_to_folder("nearest-slice", method, first, backbone, out, FitConfig(leave_out=False))
+    return out
+
+
+@pytest.mark.parametrize("command", ["review", "evaluate", "suggest", "compare", "export", "doctor", "inspect"])
+def test_outputs_and_messages_of_commands_hold_no_header_and_no_path(
+    command: str, ward: Path, model: Path, backbone: Backbone, tmp_path: Path
+) -> None:
+    out, predictions = tmp_path / "out", tmp_path / "p"
+    out.mkdir()
+    if command in ("review", "evaluate"):
+        predict_cohort(model, read_cohort(ward, images_only=True).cases, predictions)
+    lines = {
+        "review": f"review {predictions} -m {model} -i {ward} -o {out}/r",
+        "evaluate": f"evaluate -p {predictions} -r {ward} -o {out}/e.json --csv {out}/e.csv",
+        "suggest": f"suggest -i {ward} -o {out}/s --backbone {backbone.name}",
+        "compare": f"compare -i {ward} -o {out}/c --methods nearest-slice --shots 1 --splits 1 --workers 1 "
+        f"--backbone {backbone.name}",
+        "export": f"export nnunet -i {ward} -o {out}/raw",
+        "doctor": f"doctor -i {ward}",
+        "inspect": f"model inspect {model}",
+    }
+    result = CliRunner().invoke(app, lines[command].split())
+    if result.exit_code == 2 and command == "suggest":
+        assert "no unlabelled slice" in result.stderr
+    else:
+        assert result.exit_code in (0, 3), result.output
+    assert found_in(out) <= {"name", *(["path"] if command == "compare" else [])}  # the path of the backbone
+    assert TEXT not in result.output
+    assert WARD not in result.output or command == "inspect"
+
+
+def test_the_steps_of_a_session_hold_no_name_path_or_header(ward: Path, backbone: Backbone, tmp_path: Path) -> None:
+    session = Session(read_volume(ward / "images" / f"{NAME}.nii"), backbone, LABELS)
+    session.keep_in(tmp_path / "steps")
+    session.click(2, LABELS.values[0], (10, 10))
+    session.accept(2)
+    session.close()
+    assert any((tmp_path / "steps").iterdir())
+    assert found_in(tmp_path / "steps") == set()

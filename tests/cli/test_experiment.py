@@ -103,3 +103,13 @@ def test_a_mistake_in_compare_exits_with_2(
     result = handful("compare", "-i", cohort, "-o", tmp_path / "out", *arguments)
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.split())
+
+
+def test_files_of_a_data_set_that_are_not_read_are_named(own: Path, backbone: Path, tmp_path: Path, handful: Handful):
+    (own / "images" / "scan.mgz").write_bytes(b"a format that is not read")
+    line = ("compare", "-i", own, "-o", tmp_path / "out", "--methods", "nearest-slice", "--shots", "1", "--splits", "1")
+    result = handful(*line, "--cases", "1", "--workers", "1", "--backbone", backbone, "-q", "--json")
+    assert result.exit_code == 3, result.output
+    found = json.loads(result.stdout)
+    assert (found["failed"], [one["file"] for one in found["files_left_out"]]) == ([], ["images/scan.mgz"])
+    assert "left out images/scan.mgz" in result.stderr

@@ -14,6 +14,7 @@ from handful.data.cases import Cohort
 from handful.data.checks import check_case
 from handful.data.files import find_references, read_cohort, read_label_map, write_label_map, write_volume
 from handful.data.inventory import LONGEST
+from handful.data.sequences import SequenceFiles
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, UnsupportedInput
 
@@ -248,6 +249,34 @@ def test_lists_of_other_systems_and_programs_are_read(own: Path):
     assert cohort.left_out == ()
 
 
+def test_the_named_files_of_nnunet_are_read(own: Path):
+    files = {
+        "first": {"images": ["images/a.nii.gz"], "label": "labels/a.nii.gz"},
+        "second": {"images": ["images/b.nii.gz"]},
+        "elsewhere": {"images": ["../b.nii.gz"], "label": None},
+        "wrong": 3,
+    }
+    (own / "dataset.json").write_text(json.dumps({"labels": {"ball": 1, "egg": 3}, "dataset": files}))
+    cohort = read_cohort(own)
+    assert [(case.name, case.reference is not None) for case in cohort.cases] == [("first", True), ("second", False)]
+    assert cohort.labels.as_dict() == {1: "ball", 3: "egg"}
+    found = left_out(cohort)
+    assert "outside the folder" in found["dataset.json: ../b.nii.gz"]
+    assert "must hold" in found["dataset.json: 3"]
+
+
+def test_the_named_files_of_nnunet_may_be_several_sequences(own: Path):
+    files = {"first": {"images": ["images/a.nii.gz", "images/b.nii.gz"], "label": "labels/a.nii.gz"}}
+    content = {"labels": {"ball": 1, "egg": 3}, "dataset": files, "channel_names": {"0": "T1", "1": "T2"}}
+    (own / "dataset.json").write_text(json.dumps(content))
+    [case] = read_cohort(own).cases
+    assert isinstance(case.image, SequenceFiles)
+    assert (case.name, case.image.names) == ("first", ("T1", "T2"))
+    (own / "dataset.json").write_text(json.dumps(content | {"channel_names": {"0": "T1"}}))
+    with pytest.raises(InputError, match="2 images in"):
+        read_cohort(own)
+
+
 def test_entries_that_cannot_be_used_and_scans_that_are_not_listed_are_left_out(own: Path):
     sound = {"image": "images/a.nii.gz", "label": "labels/a.nii.gz"}
     cohort = listing(own, sound, {"image": r"C:\scans\c.nii.gz"}, {"image": "images/d.nii.gz"}, {"image": 3})
@@ -256,7 +285,7 @@ def test_entries_that_cannot_be_used_and_scans_that_are_not_listed_are_left_out(
     assert "outside the folder" in found["dataset.json: C:\\scans\\c.nii.gz"]
     assert "missing" in found["dataset.json: images/d.nii.gz"]
     assert "must be one path" in found["dataset.json: 3"]
-    assert 'not in the list "training"' in found["images/b.nii.gz"]
+    assert 'not in "training" of dataset.json' in found["images/b.nii.gz"]
     with pytest.raises(UnsupportedInput, match="must be one path"):
         listing(own, {"image": "images/a.nii.gz", "label": ["labels/a.nii.gz", "labels/b.nii.gz"]})
 

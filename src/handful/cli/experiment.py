@@ -14,6 +14,7 @@ from handful.cli.terminal import (
     one_line,
     print_failures,
     print_json,
+    print_left_out,
     print_lines,
     print_note,
     progress,
@@ -77,7 +78,7 @@ def run(
 
     After an interruption, run the same command again: only the fits that were running are repeated. A run can be
     limited to parts of the plan, for example with `--configuration FATE --shots 1,4`, and completed later. The exit
-    code is 3 if a fit failed.
+    code is 3 if a fit failed or a file of a data set is not read.
     """
     from handful.evaluation.results import read_results
     from handful.experiments.plan import read_plan
@@ -130,18 +131,21 @@ def report(out: Folder, latex: Latex = False, json: options.Json = False) -> Non
 
 def carry_out(plan: Plan, out: Path, config: ExperimentConfig, latex: bool, json: bool, quiet: bool) -> None:
     """Run a plan, write its report and print a summary."""
+    from handful.experiments.plan import files_left_out
     from handful.experiments.run import run_experiment
     from handful.experiments.store import write_experiment_report
 
+    files = files_left_out(plan)
+    print_left_out(files)
     with progress("fitting", quiet) as report:
         result = run_experiment(plan, out, config, report)
     paths = write_experiment_report(out, latex)
     _print_problems(result)
     if json:
-        print_json(_content(result) | {"files": paths})
+        print_json(_content(result) | {"files": paths, "files_left_out": files})
     else:
         print_lines(f"{len(result.done)} of {result.trials} fits are done: {out}", f"report: {paths[-1]}")
-    exit_on(result.failed)
+    exit_on(result.failed, files)
 
 
 def _print(status: ExperimentStatus) -> None:

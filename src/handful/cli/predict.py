@@ -192,10 +192,13 @@ def _predict_archive(
 def _print_file(out: Path, result: FilePrediction, json: bool) -> None:
     for warning in result.warnings:
         print_note(warning, lead=WARNING)
+    sizes = {value: result.sizes.of_label(value) for value in result.labels.values}
     if json:
-        print_json({"output": out, "voxels": result.sizes.voxels, "warnings": result.warnings})
+        size = {"voxels": result.sizes.voxels, "sizes": sizes, "unit": result.sizes.unit}
+        print_json({"output": out, **size, "warnings": result.warnings})
     else:
-        print_lines(out, highlight=True)
+        names = result.labels.as_dict()
+        print_lines(out, *(f"{names[value]}: {size:g} {result.sizes.unit}" for value, size in sizes.items()))
 
 
 def _content(out: Path, result: CohortResult) -> dict[str, object]:

@@ -101,6 +101,7 @@ class CohortResult:
 class FilePrediction:
     """Result of `predict_file`."""
 
+    labels: Labels
     sizes: LabelSizes
     warnings: tuple[str, ...]
     """Properties in which the scan is unlike those that the model was fitted on."""
@@ -194,7 +195,7 @@ def predict_file(
     if config.probabilities:
         files = probability_files(out.parent / PROBABILITIES, stem(out), segmenter.labels)
         write_probabilities(files, volume, segmenter)
-    return FilePrediction(LabelSizes.of(label_map), warnings)
+    return FilePrediction(label_map.labels, LabelSizes.of(label_map), warnings)
 
 
 def write_prediction(out: Path, label_map: LabelMap, case: Case, config: PredictConfig, model: SavedModel) -> None:

@@ -36,6 +36,10 @@ class LabelSizes:
         voxels = {value: int(by_value.get(value, 0)) for value in label_map.labels.values}
         return cls(voxels, *_voxel(label_map.geometry))
 
+    def of_label(self, value: int) -> float:
+        """Size of a label in `unit`, rounded to six digits."""
+        return float(f"{self.voxels.get(value, 0) * self.voxel:.6g}")
+
     @property
     def is_empty(self) -> bool:
         """Whether no voxel has a label."""
@@ -54,8 +58,7 @@ def write_volumes(path: Path, sizes: Iterable[tuple[str, LabelSizes]], labels: L
 
 
 def _row(case: str, value: int, name: str, sizes: LabelSizes) -> tuple[object, ...]:
-    voxels = sizes.voxels.get(value, 0)
-    return case, value, name, voxels, float(f"{voxels * sizes.voxel:.6g}"), sizes.unit
+    return case, value, name, sizes.voxels.get(value, 0), sizes.of_label(value), sizes.unit
 
 
 def _voxel(geometry: Geometry) -> tuple[float, str]:

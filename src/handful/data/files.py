@@ -262,7 +262,9 @@ class _Layout:
 
 def _layout(folder: Path, facts: _Facts) -> _Layout:
     if isinstance(facts.content.get("training"), list):
-        return _listed_layout(folder, facts)
+        return _listed_layout(folder, facts, facts.content["training"], "training")
+    if isinstance(named := facts.content.get("dataset"), dict):
+        return _listed_layout(folder, facts, [_entry(name, files) for name, files in named.items()], "dataset")
     if (folder / "imagesTr").is_dir():
         return _paired(folder, ("imagesTr", "labelsTr"), facts)
     if (folder / "images").is_dir():
@@ -357,12 +359,24 @@ def _add_dicom(images: dict[str, Image], path: Path) -> None:
         raise InputError(f"two images for one case: {other} and {path}; remove one of them")
 
 
-def _listed_layout(folder: Path, facts: _Facts) -> _Layout:
-    """The cases of MSD's list "training"; entries that cannot be used, and scans not in the list, are left out."""
+def _entry(name: str, files: Any) -> Any:
+    """An entry of nnU-Net's "dataset" as one of a list, with the name of its case."""
+    if not isinstance(files, dict):
+        return files
+    images = files.get("images")
+    image = images[0] if isinstance(images, list) and len(images) == 1 else images
+    return {"name": name, "image": image, "label": files.get("label")}
+
+
+def _listed_layout(folder: Path, facts: _Facts, entries: list[Any], key: str) -> _Layout:
+    """The cases that `key` of dataset.json lists; entries that cannot be used, and other scans, are left out.
+
+    It is "training" of MSD and nnU-Net v1, or "dataset" of nnU-Net v2, which has the images of each case by its name.
+    """
     pairs: list[_Pair] = []
     problems: list[InputError] = []
     layout = _Layout(pairs, [])
-    for entry in facts.content["training"]:
+    for entry in entries:
         if _is_hidden(entry):
             continue
         try:
@@ -380,7 +394,7 @@ def _listed_layout(folder: Path, facts: _Facts) -> _Layout:
         wrong += [path for path in listing.sidecars if path.name not in right]
         for path in (*listing.scans.values(), *listing.dicom):
             if path not in used:
-                listing.leave_out(path, 'not in the list "training" of dataset.json; add it, or remove the file')
+                listing.leave_out(path, f'not in "{key}" of dataset.json; add it, or remove the file')
         layout.left_out += listing.left_out
     labels = Listing(folder, folder, {case_name(label): label for _, _, label in pairs if label})
     leave_out_sidecars(wrong, labels)
@@ -407,12 +421,24 @@ def _listed(folder: Path, facts: _Facts, entry: Any) -> _Pair:
     """A case as MSD lists it: paths of image and label, relative to the folder, with / or \\ between folders."""
     file = facts.file
     if not isinstance(entry, dict) or "image" not in entry:
-        raise InputError(f'{file}: "training" must hold {{"image": path, "label": path}}, got {entry!r}; correct it')
-    image, label = _listed_path(folder, file, entry, "image"), _listed_path(folder, file, entry, "label")
-    if image is None:
+        raise InputError(f'{file}: an entry must hold {{"image": path, "label": path}}, got {entry!r}; correct it')
+    label = _listed_path(folder, file, entry, "label")
+    several = entry["image"] if isinstance(entry["image"], list) and len(entry["image"]) > 1 else []
+    images = [_listed_path(folder, file, {"image": one}, "image") for one in several or [entry["image"]]]
+    files = tuple(image for image in images if image is not None)
+    if not files or len(files) < len(several):
         raise InputError(f'{file}: no "image" in {entry!r}; correct it')
-    name = case_name(image)
-    scan = _numbered(image, facts.channels) or facts.channels.image(image)
+    if several and len(facts.channels.sequences) != len(files):
+        raise InputError(
+            f'{file}: {len(files)} images in {_short(entry)}, but "channel_names" names '
+            f"{len(facts.channels.names)}; name each sequence"
+        )
+    name = str(entry.get("name") or case_name(files[0]))
+    scan = (
+        SequenceFiles(files, facts.channels.sequences)
+        if several
+        else _numbered(files[0], facts.channels) or facts.channels.image(files[0])
+    )
     for path in (*_files_of(scan), label):
         if path is not None and not path.exists():
             link = path.is_symlink()

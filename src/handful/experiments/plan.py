@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from handful.data.cases import Case, Cohort
+from handful.data.cases import Case, Cohort, LeftOut
 from handful.data.files import read_cohort
 from handful.errors import HandfulError, InputError, SettingsError, did_you_mean
 from handful.evaluation.results import MEASURES
@@ -235,6 +235,11 @@ def compare_plan(
         cases=cases,
         backbone=backbone,
     )
+
+
+def files_left_out(plan: Plan) -> tuple[LeftOut, ...]:
+    """The files in the folders of the data sets that are not read."""
+    return tuple(one for data_set in plan.data.values() for one in read_cohort(data_set.folder).left_out)
 
 
 def trials(plan: Plan) -> tuple[list[Trial], list[str]]:

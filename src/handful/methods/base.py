@@ -32,6 +32,8 @@ from handful.tuning.loop import TrainConfig
 _Method = TypeVar("_Method", bound="Method")
 CHUNK = 8
 """Number of slices per forward pass; larger numbers need more memory and are not faster on a CPU."""
+MAPS = 128
+"""Most maps of labels per forward pass, if that is more than those of one slice."""
 UNPROMPTED = -1024.0
 """Logit of a label that has no prompt in a slice."""
 
@@ -71,8 +73,9 @@ class Segmenter(nn.Module, ABC):
 
     def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
         """Numbers of slices and their logits; a slice that is not among them has no label."""
-        for start in range(0, len(stack), CHUNK):
-            numbers = range(len(stack))[start : start + CHUNK]
+        count = at_once(len(self.labels))
+        for start in range(0, len(stack), count):
+            numbers = range(len(stack))[start : start + count]
             slices = stack.take(numbers).to(self.backbone.device)
             yield numbers, without_constant(self.forward(slices), slices)
 
@@ -212,8 +215,9 @@ class PromptableSegmenter(nn.Module, ABC):
     def logits_of(self, stack: SliceView, prompts: Prompts) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
         """Numbers of the slices that have a prompt, and their logits."""
         chosen = torch.nonzero(prompts.is_prompted().any(dim=1))[:, 0].tolist()
-        for start in range(0, len(chosen), CHUNK):
-            numbers = chosen[start : start + CHUNK]
+        count = at_once(len(self.labels))
+        for start in range(0, len(chosen), count):
+            numbers = chosen[start : start + count]
             slices = stack.take(numbers).to(self.backbone.device)
             logits = self(slices, prompts.rows(torch.tensor(numbers)))
             yield numbers, without_constant(logits, slices)
@@ -337,6 +341,11 @@ class Work:
         return cls(method, largest, len(support.labels), encoded, steps, sequences=support.sequences)
 
 
+def at_once(labels: int) -> int:
+    """The number of slices whose maps of all labels are in memory together: fewer than CHUNK for many labels."""
+    return max(1, min(CHUNK, MAPS // labels))
+
+
 def labelled_slices(method: Method, support: SupportSet) -> int:
     """The number of labelled slices, as the method cuts them."""
     slicer = method.resolved_slicer(support)
@@ -407,8 +416,9 @@ def _margins(segmenter: Segmenter, stack: SliceView, classes: NDArray[np.integer
     values = segmenter.labels.values
     total, count = np.zeros(len(values)), np.zeros(len(values))
     numbers = np.flatnonzero(np.isin(classes, values).any(axis=(1, 2)))
-    for start in range(0, len(numbers), CHUNK):
-        chosen = numbers[start : start + CHUNK]
+    slices = at_once(len(values))
+    for start in range(0, len(numbers), slices):
+        chosen = numbers[start : start + slices]
         logits: Tensor = segmenter(stack.take(chosen.tolist()).to(segmenter.backbone.device)).float()
         likely = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).softmax(dim=1)
         for index, value in enumerate(values):

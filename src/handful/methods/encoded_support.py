@@ -199,9 +199,10 @@ def views_to_keep(
 
     `side` is that of the target maps, `pixels` that of stored slices, as in `encode_support`.
     """
-    slices, labels = sum(facts.labelled_slices(slicer) for facts in support.facts), len(support.labels)
+    slices, classes = sum(facts.labelled_slices(slicer) for facts in support.facts), len(support.labels) + 1
     embeddings = 2 * (backbone.embedding_size + 3 * pixels**2)  # in half precision
-    targets = (labels + 1) * side**2 + 4 * (labels + 1) * backbone.feature_side**2  # one byte a cell, or a float
+    # of each cell, the place among the labels, and shares of the few classes that touch it
+    targets = min(classes, 4) * side**2 + 4 * min(classes, 8) * backbone.feature_side**2
     return max(1, min(wanted, max(FEW, MOST_BYTES // ((embeddings + targets) * max(1, slices)))))
 
 

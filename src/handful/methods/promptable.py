@@ -23,7 +23,7 @@ from handful.data.slicing import ALL_SEQUENCES, Slicer, SliceView
 from handful.data.support import LabelledSlices
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import InputError, SettingsError
-from handful.methods.base import CHUNK, PromptableSegmenter, Segmenter
+from handful.methods.base import CHUNK, PromptableSegmenter, Segmenter, at_once
 from handful.methods.explained import SliceConfidence
 from handful.methods.learned import Learned
 from handful.prompts.heuristics import append_points, boxes, centre_points, inside_points
@@ -216,11 +216,12 @@ class TransferredPrompts:
         sizes: list[tuple[int, int]] = []
         parts: list[Prompts] = []
         for labelled in support:
-            for start in range(0, len(labelled.slices), CHUNK):
-                slices = labelled.slices[start : start + CHUNK]
+            count = at_once(labelled.labels)
+            for start in range(0, len(labelled.slices), count):
+                slices = labelled.slices[start : start + count]
                 pictures.append(thumbnails(slices))
                 sizes += [(slices.shape[-2], slices.shape[-1])] * len(slices)
-                masks = labelled.masks(slice(start, start + CHUNK))
+                masks = labelled.masks(slice(start, start + count))
                 parts.append(as_prompts(masks > 0, kind, 0.0, generator))
         return cls(torch.cat(pictures), torch.tensor(sizes), Prompts.cat(parts))
 

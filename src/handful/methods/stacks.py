@@ -14,7 +14,7 @@ from handful.backbones.framing import into_square
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import LabelledSlices, SupportSet
 from handful.jobs.digests import digest_of
-from handful.methods.base import CHUNK
+from handful.methods.base import CHUNK, at_once
 
 UNKNOWN = -1
 """Class number of pixels that nobody has labelled."""
@@ -101,9 +101,10 @@ def _in_square(slices: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n 
 def _class_numbers(labelled: LabelledSlices, side: int) -> Int[Tensor, "n s s"]:
     """What covers most of each pixel of the square; UNKNOWN where any of it is not labelled."""
     found = []
-    for start in range(0, len(labelled.classes), CHUNK):
-        masks = labelled.masks(slice(start, start + CHUNK))
-        shown = labelled.valid_mask[start : start + CHUNK, None].float()
+    count = at_once(labelled.labels)
+    for start in range(0, len(labelled.classes), count):
+        masks = labelled.masks(slice(start, start + count))
+        shown = labelled.valid_mask[start : start + count, None].float()
         background = (1 - masks.sum(dim=1, keepdim=True)).clamp_min(0)
         winner = into_square(torch.cat([background, masks], dim=1), side).argmax(dim=1).to(torch.int16)
         found.append(winner.masked_fill(into_square(shown, side)[:, 0] < 0.999, UNKNOWN))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from handful.backbones.base import Backbone, ImageEmbeddings, Memory, MemoryBackbone
 from handful.data.support import LabelledSlices
 from handful.errors import SettingsError
-from handful.methods.base import CHUNK
+from handful.methods.base import CHUNK, at_once
 from handful.methods.learned import Learned
 
 CELLS = 16
@@ -229,11 +229,12 @@ def bank_of(
     wanted = torch.nonzero(rows >= 0)
     signatures: list[list[Tensor]] = []
     memories: list[Memory | None] = []
-    for start in range(0, len(rows), CHUNK):
-        masks = F.pad(labelled.masks(slice(start, start + CHUNK)), (0, 0, 0, 0, 0, 1))  # with an empty one
-        image = backbone.encode(labelled.slices[start : start + CHUNK].to(backbone.device))
+    count = at_once(labelled.labels)
+    for start in range(0, len(rows), count):
+        masks = F.pad(labelled.masks(slice(start, start + count)), (0, 0, 0, 0, 0, 1))  # with an empty one
+        image = backbone.encode(labelled.slices[start : start + count].to(backbone.device))
         signatures.append(_signature(image, similarity))
-        slices, labels = wanted[(wanted[:, 0] >= start) & (wanted[:, 0] < start + CHUNK)].T
+        slices, labels = wanted[(wanted[:, 0] >= start) & (wanted[:, 0] < start + count)].T
         memories.append(memorized(backbone, image, slices - start, masks[slices - start, labels]))
         if len(wanted) == 0:  # a memory that no row of the table refers to
             memories.append(memorized(backbone, image, torch.tensor([0]), masks[:1, -1]))
@@ -269,8 +270,9 @@ def _pictures(labelled: LabelledSlices, shown: slice) -> dict[str, Tensor]:
     rim = (before, PICTURE - size[1] - before, above, PICTURE - size[0] - above)
 
     image = labelled.slices[:, shown]
-    starts = range(0, len(image), CHUNK)
-    classes = torch.cat([_small_classes(labelled.masks(slice(start, start + CHUNK)), size) for start in starts])
+    count = at_once(labelled.labels)
+    starts = range(0, len(image), count)
+    classes = torch.cat([_small_classes(labelled.masks(slice(start, start + count)), size) for start in starts])
     return {
         "thumbnails": F.pad((F.interpolate(image, size, mode="area") * 255).round().to(torch.uint8), rim),
         "classes": F.pad(classes.to(torch.uint8 if labelled.labels < 256 else torch.int16), rim),

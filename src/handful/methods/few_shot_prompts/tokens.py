@@ -116,12 +116,13 @@ def class_embeddings(
     """
     position = backbone.position_encoding()[0].cpu() if location else None
     vectors, labels, rows = [], [], []
-    for row, label in torch.nonzero(support.regions.sums[:, :classes] >= 1 / 256).tolist():
-        features = support.rows(torch.tensor([row])).main[0].cpu()
-        pooled = pool(features, support.regions.row(row)[label], parts, position)
-        vectors.append(pooled)
-        labels += [label] * len(pooled)
-        rows += [row] * len(pooled)
+    for row, large in enumerate(support.regions.sums[:, :classes] >= 1 / 256):
+        features, regions = support.rows(torch.tensor([row])).main[0].cpu(), support.regions.row(row)
+        for label in torch.nonzero(large)[:, 0].tolist():
+            pooled = pool(features, regions[label], parts, position)
+            vectors.append(pooled)
+            labels += [label] * len(pooled)
+            rows += [row] * len(pooled)
     where = torch.tensor(rows, dtype=torch.long)
     return Tokens(
         torch.cat(vectors) if vectors else torch.zeros(0, backbone.channels),

@@ -24,7 +24,17 @@ from handful.data.support import LabelledSlices, SupportSet
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.methods.base import CHUNK, Method, PromptableSegmenter, Segmenter, Work, below, labelled_slices
+from handful.methods.base import (
+    CHUNK,
+    Held,
+    Method,
+    PromptableSegmenter,
+    Segmenter,
+    Work,
+    at_once,
+    below,
+    labelled_slices,
+)
 from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint
 from handful.methods.interactive.network import InteractiveNetwork
 from handful.methods.interactive.training import CorrectionLoss, Regions, SimulatedAnnotators
@@ -243,6 +253,10 @@ class InteractiveSegmenter(Segmenter):
                 logits[row, present] = self.segment_prompted(image[row], prompts.labels(present), (h, w)).logits[0]
         return logits
 
+    @property
+    def holds(self) -> frozenset[Held]:
+        return frozenset({"embeddings"})  # the features that slices are compared by
+
     def learned(self) -> dict[str, Tensor]:
         tuned = {f"tuned/{name}": value for name, value in trainable_state(self.network.trained).items()}
         return tuned | {f"table/{field.name}": getattr(self.table, field.name) for field in dataclasses.fields(_Table)}
@@ -305,7 +319,8 @@ class _Table:
 def _noting_places(labelled: Iterable[LabelledSlices], places: list[_Places]) -> Iterator[LabelledSlices]:
     """The same slices. The boxes and centres of their labels are appended to `places`, so that slices are read once."""
     for case in labelled:
-        parts = [_places(case.masks(slice(at, at + CHUNK)) > 0) for at in range(0, len(case.classes), CHUNK)]
+        count = at_once(case.labels)
+        parts = [_places(case.masks(slice(at, at + count)) > 0) for at in range(0, len(case.classes), count)]
         corners, middles = zip(*parts, strict=True)
         places.append((torch.cat(corners), torch.cat(middles)))
         yield case
