@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from handful.data.files import read_cohort, read_label_map, write_label_map
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Labels
-from handful.service import workspace
+from handful.service import annotation, workspace
 from phantoms import phantom
 from service.conftest import clients
 
@@ -189,6 +189,18 @@ def test_a_case_in_use_is_refused_to_others_until_it_is_left(client: TestClient,
     assert [entry["in_use"] for entry in entries] == [True, False, False]
     client.post(f"/api/cases/{case}/leave")
     assert client.get(f"/api/cases/{case}", headers=other).status_code == 200
+
+
+def test_a_case_in_use_stays_its_annotators_however_many_others_are_opened(
+    client: TestClient, case: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(annotation, "OPEN_CASES", 1)
+    bits, inside = mask(tuple(client.get(f"/api/cases/{case}").json()["size"]), slice(0, 2), slice(0, 2))
+    for name in ("scan_1", "scan_2"):
+        assert client.get(f"/api/cases/{id_of(client, name)}", headers={"x-annotator": name}).status_code == 200
+    assert client.get(f"/api/cases/{case}", headers={"x-annotator": "scan_1"}).status_code == 423
+    _, classes = step(client, case, kind="paint", slice=1, label=1, mask=bits)
+    assert np.array_equal(classes.reshape(inside.shape) == 1, inside)
 
 
 def test_names_of_labels_can_be_added_and_the_work_is_kept(client: TestClient, case: str):

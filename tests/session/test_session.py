@@ -216,6 +216,29 @@ def test_a_backbone_needs_labels_and_a_segmenter_takes_no_others(scan: Scan, sam
 # Keeping and taking back.
 
 
+def several_prompts(session: Session, truth: np.ndarray) -> None:
+    """As one step, the last of them for a slice that there is not."""
+    with session.one_step():
+        session.click(MIDDLE, EGG, centre(truth[MIDDLE] == EGG))
+        with session.one_step():
+            session.click(MIDDLE + 1, BALL, centre(truth[MIDDLE] == BALL))
+            session.propagate()
+        session.click(999, EGG, (1, 1))
+
+
+def test_several_prompts_in_one_step_are_undone_together_even_after_an_error(session: Session, truth: np.ndarray):
+    session.box(MIDDLE, EGG, box_round(truth[MIDDLE] == EGG))
+    before = picture(session)
+    with pytest.raises(InputError):
+        several_prompts(session, truth)
+    after = picture(session)
+    assert not np.array_equal(before, after)
+    session.undo()
+    assert np.array_equal(picture(session), before)
+    session.redo()
+    assert np.array_equal(picture(session), after)
+
+
 def test_undo_and_redo_restore_bit_for_bit(session: Session, truth: np.ndarray):
     egg, ball = truth[MIDDLE] == EGG, truth[MIDDLE] == BALL
     states = [picture(session)]

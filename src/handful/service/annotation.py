@@ -31,7 +31,7 @@ from handful.service.workspace import Workspace, id_of
 from handful.session.session import Session
 
 OPEN_CASES = 3
-"""Scans in memory at a time; the one used least recently is closed."""
+"""Scans in memory at a time, apart from those that somebody works on; the one used least recently is closed."""
 LEASE_S = 60.0
 """Seconds after the last request of an annotator, after which others may open the case."""
 
@@ -50,6 +50,13 @@ class OpenCase:
     """The browser or viewer that has opened it."""
     until: float
     lock: threading.RLock = field(default_factory=threading.RLock)
+    working: int = 0
+    """Steps that are being carried out."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether its annotator works on it, so that it stays open and is refused to others."""
+        return self.working > 0 or time.monotonic() < self.until
 
     @property
     def volume(self) -> Volume:
@@ -100,13 +107,11 @@ class Annotations:
             if found is None:
                 found = self._opened(case_id, annotator)
                 self._open[case_id] = found
-                while len(self._open) > OPEN_CASES:
-                    self._open.popitem(last=False)[1].session.close()
-            now = time.monotonic()
-            if found.annotator != annotator and now < found.until:
+            if found.annotator != annotator and found.in_use:
                 raise InUseError
-            found.annotator, found.until = annotator, now + LEASE_S
+            found.annotator, found.until = annotator, time.monotonic() + LEASE_S
             self._open.move_to_end(case_id)
+            self._close_unused()
             return found
 
     def propose(self, opened: OpenCase) -> None:
@@ -133,7 +138,7 @@ class Annotations:
         """Whether another annotator works on the case."""
         with self._lock:
             found = self._open.get(case_id)
-            return found is not None and found.annotator != annotator and time.monotonic() < found.until
+            return found is not None and found.annotator != annotator and found.in_use
 
     def close(self) -> None:
         with self._lock:
@@ -143,12 +148,20 @@ class Annotations:
 
     def act(self, opened: OpenCase, action: Callable[[Session], Sequence[int]]) -> list[int]:
         """Carry out a step; returns the slices it changed. Finished slices are written into `labels/`."""
-        with opened.lock:
-            before = opened.session.accepted
-            changed = list(action(opened.session))
-            if opened.session.accepted != before or set(changed) & set(before):
-                self._write_labels(opened)
-            return changed
+        with self._lock:
+            opened.working += 1
+        try:
+            with opened.lock:
+                before = opened.session.accepted
+                changed = list(action(opened.session))
+                if opened.session.accepted != before or set(changed) & set(before):
+                    self._write_labels(opened)
+                return changed
+        finally:
+            with self._lock:
+                opened.working -= 1
+                if opened.until:  # the annotator has not left meanwhile
+                    opened.until = time.monotonic() + LEASE_S
 
     def replace_labels(self, case: Case, label_map: LabelMap) -> None:
         """Keep a label map of all slices from elsewhere as that of a case; the earlier one is put aside.
@@ -158,7 +171,7 @@ class Annotations:
         case_id = id_of(case)
         with self._lock:
             opened = self._open.get(case_id)
-            if opened is not None and time.monotonic() < opened.until:
+            if opened is not None and opened.in_use:
                 raise InUseError
             if opened is not None:
                 self._open.pop(case_id).session.close()
@@ -169,6 +182,12 @@ class Annotations:
                 shutil.rmtree(self.workspace.session(case_id))  # its steps are of other labels
             (folder / f"{case.name}.slices.json").unlink(missing_ok=True)
             write_label_map(folder / label_map_name(case), label_map)
+
+    def _close_unused(self) -> None:
+        """Close the cases used least recently. One that is in use stays: two sessions would write its steps."""
+        unused = [case_id for case_id, opened in self._open.items() if not opened.in_use]
+        for case_id in unused[: max(0, len(self._open) - OPEN_CASES)]:
+            self._open.pop(case_id).session.close()
 
     def _opened(self, case_id: str, annotator: str) -> OpenCase:
         case, labels = self.workspace.case(case_id), self.workspace.labels()
