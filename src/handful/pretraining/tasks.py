@@ -386,7 +386,7 @@ def _rough(masks: Bool[Tensor, "n t h w"], rng: Generator) -> Prompts:
     else:
         box = replace(box, boxes=None)
         reach = max(1, h // int(torch.randint(16, 65, (1,), generator=rng)))
-        blurred = F.avg_pool2d(masks.float().cpu(), 2 * reach + 1, stride=1, padding=reach)
+        blurred = _sums(masks.cpu(), 2 * reach + 1) / (2 * reach + 1) ** 2
         shift = torch.randint(-reach, reach + 1, (2,), generator=rng).tolist()
         rough = blurred.roll(shift, dims=(2, 3)) > 0.2 + 0.6 * torch.rand(1, generator=rng)
     return replace(box, masks=torch.where(rough, 6.0, -6.0))
@@ -400,12 +400,16 @@ def _points(masks: Bool[Tensor, "n t h w"], rng: Generator) -> Prompts:
         return clicks
     assert clicks.points is not None
     h, w = masks.shape[-2:]
-    reach = h // 16  # a sum over rows, then over columns: whole numbers, so the order of summing does not matter
-    rows = F.avg_pool2d(masks.float(), (h // 8 + 1, 1), stride=1, padding=(reach, 0), divisor_override=1)
-    deep = F.avg_pool2d(rows, (1, h // 8 + 1), stride=1, padding=(0, reach), divisor_override=1) * masks
+    deep = _sums(masks, h // 16 * 2 + 1) * masks
     place = deep.flatten(2).argmax(dim=2)
     middle = torch.stack([place % w, place // w], dim=-1).float()[:, :, None]
     return Prompts(torch.cat([middle, clicks.points[:, :, 1:]], dim=2), clicks.point_labels)
+
+
+def _sums(masks: Bool[Tensor, "n t h w"], size: int) -> Float[Tensor, "n t h w"]:
+    """Return the number of pixels inside within a square of `size` × `size` around each pixel; `size` is odd."""
+    rows = F.avg_pool2d(masks.float(), (size, 1), stride=1, padding=(size // 2, 0), divisor_override=1)
+    return F.avg_pool2d(rows, (1, size), stride=1, padding=(0, size // 2), divisor_override=1)
 
 
 def _chance(probability: float, rng: Generator) -> bool:
