@@ -117,7 +117,7 @@ def test_scans_with_other_sequences_are_refused_by_name(
     file = raw / "imagesTs" / "case-3_0000.nii.gz"
     alone = handful("predict", fitted, "-i", file, "-o", tmp_path / "c.nii.gz", "-q")
     assert alone.exit_code != 0
-    assert "2 sequences are named" in " ".join(alone.output.split())
+    assert "2 sequences are expected" in " ".join(alone.output.split())
 
 
 def test_export_to_nnunet_writes_all_sequences_with_their_names(raw: Path, tmp_path: Path, handful: Handful) -> None:

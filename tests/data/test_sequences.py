@@ -192,7 +192,7 @@ def test_a_fourth_axis_of_unknown_meaning_is_refused_with_the_remedy(tmp_path: P
         UnsupportedInput, match=r"name them \(channel_names in dataset.json, or --channels\); if .* time"
     ):
         case.read_image()
-    with pytest.raises(UnsupportedInput, match="3 sequences are named"):
+    with pytest.raises(UnsupportedInput, match="3 sequences are expected"):
         read_cohort(tmp_path, channels=("T1", "T2", "FLAIR")).cases[0].read_image()
 
 
@@ -226,7 +226,7 @@ def test_formats_without_such_an_axis_say_so(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedInput, match=r"save each sequence as its own \.nii\.gz"):
         read_volume(tmp_path / "a.png", sequences=NAMES)
     write_volume(tmp_path / "a.mha", phantom_case(0).read_image())
-    with pytest.raises(UnsupportedInput, match="2 sequences are named"):
+    with pytest.raises(UnsupportedInput, match="2 sequences are expected"):
         read_volume(tmp_path / "a.mha", sequences=NAMES)
 
 

@@ -266,7 +266,7 @@ def _number_of(name: str, sequences: tuple[str, ...]) -> int:
 def _limits_of_sequence(volume: Volume, channel: int, window: WindowChoice) -> Limits:
     """The values that become 0 and 1 in one sequence."""
     name = volume.sequences[channel]
-    one = Volume(volume.array[[channel]], volume.geometry)
+    one = Volume(volume.array[channel : channel + 1], volume.geometry)
     if window != "each":
         return _limits(one, window)
     if not is_ct_by_name(name):
