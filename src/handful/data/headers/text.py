@@ -147,8 +147,8 @@ def require_volumes(path: Path, shape: tuple[int, ...], further: tuple[int, ...]
         return
     if sequences > 1:
         raise UnsupportedInput(
-            f"{path}: shape {shape}, but {sequences} sequences are expected; give a file (or numbered files) with all of "
-            "them, or correct channel_names in dataset.json (or --channels)"
+            f"{path}: shape {shape}, but {sequences} sequences are expected; give a file (or numbered files) with all "
+            "of them, or correct channel_names in dataset.json (or --channels)"
         )
     raise UnsupportedInput(
         f"{path}: {len(shape)}D, shape {shape}, but one volume is expected; if the last axis counts sequences such as "
