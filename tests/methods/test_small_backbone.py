@@ -1,4 +1,4 @@
-"""Methods take handful-small as any other backbone, though its masks are finer; lora says why it cannot."""
+"""Methods take handful-small as any other backbone, though its masks are finer; two of them say why they cannot."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ import tiny_models
 from handful.backbones.base import Backbone
 from handful.errors import SettingsError
 from handful.methods.catalog import build_method
-from methods.variants import SIDE, STEPS, auto_sam, believing, few_shot, interactive, support
+from methods.variants import NET, SIDE, STEPS, auto_sam, believing, few_shot, interactive, support
 from phantoms import LABELS, phantom
 
 FITS = {
@@ -38,6 +38,12 @@ def test_a_method_segments_with_it(name: str, small: Backbone):
     assert set(np.unique(found.array)) <= {0, *LABELS.values}
 
 
-def test_low_rank_updates_need_attention_which_it_lacks(small: Backbone):
-    with pytest.raises(SettingsError, match="attention"):
-        build_method("lora", STEPS | {"rank": 2}).fit(support(), small)
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [("lora", STEPS | {"rank": 2}, "no attention"), ("know-sam", NET, "no transformer block")],
+)
+def test_methods_that_tune_attention_layers_say_that_it_has_none(
+    method: str, settings: dict[str, object], message: str, small: Backbone
+):
+    with pytest.raises(SettingsError, match=message):
+        build_method(method, settings).fit(support(), small)
