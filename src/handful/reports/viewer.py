@@ -54,8 +54,9 @@ def show(volume: Volume, label_map: LabelMap | None = None, max_mb: float = 20.0
 
     Where the voxels would take more than `max_mb` megabytes in the page, every second voxel is left out along the axis
     with the smallest spacing, as often as needed; the page says so. Voxels that are shown stay where they are in the
-    patient. Colour pictures are shown in grey, and of several sequences the first. Raises GeometryMismatch if the label
-    map lies on another grid, InputError if `max_mb` is not positive.
+    patient. Colour pictures are shown in grey, and of several sequences the first. The page holds the voxels, so a
+    notebook that is saved with it is data of the patient. Raises GeometryMismatch if the label map lies on another
+    grid, InputError if `max_mb` is not positive.
     """
     if not max_mb > 0:
         raise InputError(f"max_mb must be positive, got {max_mb:g}")
@@ -99,7 +100,7 @@ def _packed(volume: Volume | LabelMap, step: list[int]) -> str:
 
 def _page(packed: list[str], label_map: LabelMap | None, step: tuple[int, int, int]) -> str:
     listed = [] if label_map is None else list(colours(label_map.labels))
-    note = "" if step == (1, 1, 1) else f"To save space, every {' × '.join(map(str, step))}th voxel is shown."
+    note = "" if step == (1, 1, 1) else f"To save space, one voxel in {' × '.join(map(str, step))} is shown."
     library = base64.b64encode(gzip.compress(files("handful").joinpath(NIIVUE).read_bytes(), 9)).decode()
     legend = "".join(f'<li><i style="background: {colour}"></i>{html.escape(name)}</li>' for _, name, colour in listed)
     content = {

@@ -111,7 +111,7 @@ class ObjectSession:
     """One object in one scan, prompted voxel by voxel; all arrays have the client's order of axes."""
 
     def __init__(self, array: Num[np.ndarray, "c x y z"], spacing: Sequence[float], backbone: Backbone) -> None:
-        """Raises InputError for a scan of another number of channels than 1 or 3, or without a positive spacing."""
+        """Raises UnsupportedInput for other than 1 or 3 channels, InputError without a positive spacing."""
         volume = Volume(array, geometry_of(array.shape[1:], spacing))
         self._backbone, self._session = backbone, _session(volume, backbone)
         self._waiting: list[Prompt] = []
