@@ -42,7 +42,7 @@ WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 SEGMENTATION = ".dcm"
 """Suffix of DICOM segmentations."""
 
-PROBABILITIES, VOLUMES, WARNINGS = "probabilities", "volumes.csv", "warnings.json"
+PROBABILITIES, VOLUMES, WARNINGS, RUN = "probabilities", "volumes.csv", "warnings.json", "run.json"
 """Names in an output folder."""
 
 OutputFormat = Literal["auto", "dicom-seg", "dicom-labelmap"]
@@ -148,7 +148,7 @@ def predict_cohort(
         files = Inputs.of(cases, inputs)
         job = _Job(saved, out, config, report, files, deliver)
         result = job.run(cases)
-        if result.done or result.failures:
+        if result.done or result.failures or not (out / RUN).exists():
             _write_notes(out, saved, result, config, started)
         job.write_tables(result)
     return result
@@ -439,7 +439,7 @@ def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: Pre
         failures.unlink(missing_ok=True)
     record = model.record
     write_json(
-        out / "run.json",
+        out / RUN,
         {
             "handful": version("handful"),
             "model_sha256": model.sha256,
