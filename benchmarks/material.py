@@ -9,7 +9,8 @@ import torch
 from transformers import Sam2Config, Sam2Model, Sam2VideoModel
 
 from handful.backbones.base import Backbone, PromptEmbeddings
-from handful.backbones.catalog import BACKBONES, load_backbone
+from handful.backbones.catalog import load_backbone
+from handful.backbones.names import BACKBONES
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.data.cases import Case

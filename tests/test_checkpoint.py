@@ -1,6 +1,8 @@
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,12 +11,12 @@ import tiny_models
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.checkpoint import describe_support, load, open_model, save
-from handful.errors import CheckpointError
+from handful.errors import CheckpointError, SettingsError
 from handful.jobs.digests import digest_of_file
 from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method
 from handful.methods.nearest_slice import NearestSlice
-from phantoms import support_set
+from phantoms import phantom, support_set
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,43 @@ def test_the_backbone_is_found_by_its_name_where_none_is_given(backbone: Backbon
     save(segmenter, tmp_path / "s", method_name="nearest-slice", method=method, provenance={})
     slices = torch.rand(2, 1, 24, 28, generator=torch.Generator().manual_seed(0))
     assert torch.equal(load(tmp_path / "s")(slices), segmenter(slices))
+
+
+SHORT: dict[str, object] = {"train.iterations": 2, "side": 32, "channels": 4, "encoder": "none", "mirror": False}
+OF_AUTO: dict[str, object] = {f"unet.{key}": value for key, value in SHORT.items()} | {"check": False}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "alone"),
+    [
+        ("unet", SHORT, True),
+        ("unet", SHORT | {"roi_margin": 1.4, "largest_piece": "auto", "seeds": 3}, True),
+        ("unet", SHORT | {"planes": ["axial", "coronal"]}, True),
+        ("auto", OF_AUTO, True),
+        ("nearest-slice", {}, True),
+        ("nearest-slice", {"similarity": "embedding"}, False),
+    ],
+)
+def test_a_model_that_predicts_without_a_backbone_needs_none(
+    name: str, settings: dict[str, object], alone: bool, tmp_path: Path
+):
+    tiny_models.tiny_sam2_video(side=64).model.save_pretrained(tmp_path / "model")
+    method = build_method(name, settings)
+    segmenter = method.fit(support_set(2), load_backbone(tmp_path / "model"))
+    save(segmenter, tmp_path / "s", method_name=name, method=method, provenance={})
+    shutil.rmtree(tmp_path / "model")
+    saved = open_model(tmp_path / "s")
+    with pytest.raises(CheckpointError, match="give the backbone"):
+        saved.load()
+    if alone:
+        scan, _ = phantom(7)
+        again = saved.load(only_to_predict=True)
+        assert np.array_equal(again.predict(scan).array, segmenter.predict(scan).array)
+        with pytest.raises(SettingsError, match="was not loaded"):
+            again.backbone.encode(torch.rand(1, 1, 24, 28))
+    else:
+        with pytest.raises(CheckpointError, match="give the backbone"):
+            saved.load(only_to_predict=True)
 
 
 def test_the_record_has_the_input_of_the_backbone_and_the_settings_from_its_defaults(tmp_path: Path):

@@ -106,7 +106,7 @@ def test_documents_import_from_the_face_what_it_has():
             "from typer.testing import CliRunner; from handful.cli import app; CliRunner().invoke(app, ['--help'])",
             HEAVY,
         ),
-        ("import handful.cohort.predict", ("monai", "scipy.stats")),
+        ("import handful.cohort.predict", ("transformers", "huggingface_hub", "monai", "sympy", "scipy.stats")),
     ],
     ids=["package", "command line", "help", "predict"],
 )

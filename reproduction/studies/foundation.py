@@ -41,7 +41,7 @@ from transformers import Sam2VideoModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings, Memory, MemoryBackbone
 from handful.backbones.box_crop import decode_box_crop
-from handful.backbones.catalog import BACKBONES
+from handful.backbones.names import BACKBONES
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.data.cases import Case
 from handful.data.slicing import Slicer

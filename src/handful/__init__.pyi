@@ -1,8 +1,8 @@
 """The public names of the package. `__init__.py` reads this file and imports each name when it is first used."""
 
 from .backbones.cached import cached as cached
-from .backbones.catalog import BACKBONES as BACKBONES
 from .backbones.catalog import load_backbone as load_backbone
+from .backbones.names import BACKBONES as BACKBONES
 from .checkpoint import load as load
 from .checkpoint import save as save
 from .cohort.archive import predict_archive as predict_archive

@@ -21,9 +21,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import TypedDict
 
+from handful.backbones.absent import AbsentBackbone
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
-from handful.backbones.catalog import BackboneName, load_backbone
+from handful.backbones.names import BackboneName
 from handful.data.made_for import MadeFor
 from handful.data.modality import ModalityEvidence
 from handful.data.slicing import Slicer
@@ -230,28 +231,29 @@ class SavedModel:
             _require_modest(self.record.settings)
             return build_method(self.record.method, self.record.settings)
 
-    def load(self, backbone: Backbone | None = None, cache: Path | None = None) -> Segmenter:
+    def load(
+        self, backbone: Backbone | None = None, cache: Path | None = None, *, only_to_predict: bool = False
+    ) -> Segmenter:
         """Load the segmenter, with embeddings stored in the folder `cache`, if given.
 
-        `backbone` must be the one it was fitted on; by default, it is loaded, too, but never downloaded. Raises
-        CheckpointError if the weights are damaged, do not fit the record, or belong to another backbone.
+        `backbone` must be the one it was fitted on; by default, it is loaded, too, but never downloaded. With
+        `only_to_predict`, it is left out where predictions do not use it, which saves seconds. Raises CheckpointError
+        if the weights are damaged, do not fit the record, or belong to another backbone.
         """
         record = self.record
         weights = _read_weights(self.folder, record)
         _require_matching(self.folder, record, weights)
-        backbone = backbone or self.backbone()
-        _require_same_input(self.folder, record, backbone)
-        digest = backbone.digest()
-        if digest != record.backbone_sha256:
-            raise CheckpointError(
-                f"{self.folder} was fitted on backbone {record.backbone!r} (weights {record.backbone_sha256[:12]}), "
-                f"but this is {backbone.name!r} (weights {digest[:12]}); give the backbone it was fitted on"
-            )
+        method = self.method()
+        with self._errors_of(WEIGHTS):
+            alone = only_to_predict and backbone is None and not method.needs_backbone(weights)
+        if alone:
+            backbone = AbsentBackbone(record.backbone)
+        else:
+            backbone = self._checked(backbone or self.backbone())
+            backbone = cached(backbone, cache) if cache is not None else backbone
         with self._errors_of(RECORD):
             labels = Labels.of(record.labels)
             slicer: Slicer = read_settings(Slicer, record.slicer, "slicer")
-        method = self.method()
-        backbone = cached(backbone, cache) if cache is not None else backbone
         own = sum(tensor.nbytes for tensor in weights.values())
         of_backbone = sum(parameter.nbytes for parameter in backbone.parameters())
         with self._errors_of(WEIGHTS), AllocationLimit(4 * (own + of_backbone) + SPARE):
@@ -276,6 +278,8 @@ class SavedModel:
 
     def backbone(self, name: str | None = None) -> Backbone:
         """The backbone of that name; without a name the recorded one, which is not downloaded."""
+        from handful.backbones.catalog import load_backbone  # seconds, and not every model needs it
+
         if name is not None:
             return load_backbone(name)
         try:
@@ -286,10 +290,30 @@ class SavedModel:
                 f"with --backbone (recorded as {self.record.backbone!r}), if you trust it"
             ) from error
 
-    def open(self, device: str = "auto", cache: Path | None = None, backbone: str | None = None) -> Segmenter:
+    def _checked(self, backbone: Backbone) -> Backbone:
+        """The backbone, if it is the one that the model was fitted on; CheckpointError otherwise."""
+        record = self.record
+        _require_same_input(self.folder, record, backbone)
+        digest = backbone.digest()
+        if digest != record.backbone_sha256:
+            raise CheckpointError(
+                f"{self.folder} was fitted on backbone {record.backbone!r} (weights {record.backbone_sha256[:12]}), "
+                f"but this is {backbone.name!r} (weights {digest[:12]}); give the backbone it was fitted on"
+            )
+        return backbone
+
+    def open(
+        self,
+        device: str = "auto",
+        cache: Path | None = None,
+        backbone: str | None = None,
+        *,
+        only_to_predict: bool = False,
+    ) -> Segmenter:
         """Load the segmenter onto a device (auto, cpu, cuda or mps); `backbone` is a name for `load_backbone`."""
         chosen = choose_device(device)
-        return self.load(self.backbone(backbone) if backbone else None, cache).to(chosen)
+        named = self.backbone(backbone) if backbone else None
+        return self.load(named, cache, only_to_predict=only_to_predict).to(chosen)
 
     @contextmanager
     def _errors_of(self, file: str) -> Iterator[None]:

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models
 from handful.backbones.base import MemoryBackbone
-from handful.backbones.catalog import BACKBONES, load_backbone
+from handful.backbones.catalog import load_backbone
 from handful.backbones.families import FAMILIES
+from handful.backbones.names import BACKBONES
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 import tiny_models
 from handful.backbones.base import MemoryBackbone
-from handful.backbones.catalog import BACKBONES, load_backbone
+from handful.backbones.catalog import load_backbone
+from handful.backbones.names import BACKBONES
 from handful.backbones.small import SmallBackbone, SmallShape, load_small, save_small, small_model
 from handful.errors import CheckpointError, SettingsError
 from handful.methods.auto_sam.heads import CnnHead, LinearHead, UNetHead

@@ -15,6 +15,7 @@ from transformers import Sam2Config, Sam2Model, Sam2VideoModel, SamModel
 
 from handful.backbones.base import Backbone
 from handful.backbones.families import FAMILIES, Family
+from handful.backbones.names import require_side
 from handful.backbones.official_names import from_mobile_sam, from_sam, from_sam2
 from handful.backbones.official_sizes import (
     adapter_width,
@@ -24,7 +25,7 @@ from handful.backbones.official_sizes import (
     sam_config,
     tiny_vit_shape,
 )
-from handful.backbones.resizing import require_side, resize_sam
+from handful.backbones.resizing import resize_sam
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone

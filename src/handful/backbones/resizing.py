@@ -11,18 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 
-from handful.errors import SettingsError
-
 _Sam2 = TypeVar("_Sam2", Sam2Model, Sam2VideoModel, EdgeTamVideoModel)
-
-STEP = 32
-"""Sides are multiples of this many pixels: Hiera's coarsest level has one cell per 32 pixels."""
-
-
-def require_side(side: int) -> None:
-    """SettingsError unless models can take a square of this side."""
-    if side < STEP or side % STEP:
-        raise SettingsError(f"an image size must be a multiple of {STEP} pixels, got {side}; take 512 or 1024, say")
 
 
 def resize_sam(model: SamModel, side: int) -> None:

@@ -23,7 +23,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoPosition
 
 from handful.backbones.efficientnet import EfficientNetLite, Size
 from handful.backbones.families import FAMILIES, STRETCHED, Family
-from handful.backbones.resizing import require_side
+from handful.backbones.names import require_side
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import CheckpointError, SettingsError
 from handful.jobs.atomic import write_atomically

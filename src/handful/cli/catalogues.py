@@ -96,7 +96,7 @@ def _shown(value: Any) -> str:
 
 
 def _list_backbones(name: str, json: bool) -> None:
-    from handful.backbones.catalog import BACKBONES
+    from handful.backbones.names import BACKBONES
 
     if name:
         raise typer.BadParameter(f"backbones have no settings to list; leave out {name!r}")

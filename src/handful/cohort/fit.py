@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from handful.backbones.base import Backbone
-from handful.backbones.catalog import BackboneName
+from handful.backbones.names import BackboneName
 from handful.checkpoint import RECORD, SavedModel, describe_support, open_model, save
 from handful.data.intensities import intensity_notes, sequence_note
 from handful.data.made_for import MadeFor

@@ -42,7 +42,7 @@ WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 SEGMENTATION = ".dcm"
 """Suffix of DICOM segmentations."""
 
-PROBABILITIES, VOLUMES, WARNINGS, RUN = "probabilities", "volumes.csv", "warnings.json", "run.json"
+PROBABILITIES, VOLUMES, WARNINGS = "probabilities", "volumes.csv", "warnings.json"
 """Names in an output folder."""
 
 OutputFormat = Literal["auto", "dicom-seg", "dicom-labelmap"]
@@ -148,7 +148,7 @@ def predict_cohort(
         files = Inputs.of(cases, inputs)
         job = _Job(saved, out, config, report, files, deliver)
         result = job.run(cases)
-        if result.done or result.failures or not (out / RUN).exists():
+        if result.done or result.failures:
             _write_notes(out, saved, result, config, started)
         job.write_tables(result)
     return result
@@ -181,7 +181,7 @@ def predict_file(
     volume = case.read_image()
     warnings = saved.compared_with(volume, case.modality_evidence(volume))
     volume = saved.arranged(volume)
-    segmenter = saved.open(config.device, config.cache, config.backbone)
+    segmenter = saved.open(config.device, config.cache, config.backbone, only_to_predict=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
     with saved.predicting():
@@ -316,7 +316,7 @@ class _Job:
 
     @cached_property
     def segmenter(self) -> Segmenter:
-        return self.model.open(self.config.device, self.config.cache, self.config.backbone)
+        return self.model.open(self.config.device, self.config.cache, self.config.backbone, only_to_predict=True)
 
     def _announce(self, first: Volume, left: int, count: int) -> None:
         """Report the expected time, assuming that all remaining scans are as large as the first of them."""
@@ -439,7 +439,7 @@ def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: Pre
         failures.unlink(missing_ok=True)
     record = model.record
     write_json(
-        out / RUN,
+        out / "run.json",
         {
             "handful": version("handful"),
             "model_sha256": model.sha256,

@@ -22,7 +22,7 @@ from handful.data.inventory import list_folder
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput, reason_of
-from handful.jobs.atomic import remove_leftovers_of, replacing_folder, write_json
+from handful.jobs.atomic import replacing_folder, write_json
 from handful.jobs.notes import NOTES
 
 RECORD = "handful.json"
@@ -76,7 +76,6 @@ def export_nnunet(
     values = {place + 1: value for place, value in enumerate(support.labels.values)}
     tests = [] if cohort is None else _of_other_patients(cohort, support)
     everyone = {case.name for case in (*support.cases, *(cohort.cases if cohort else ()))}
-    remove_leftovers_of(folder)
     with replacing_folder(folder) as fresh:
         scans = [_write_image(case, fresh / "imagesTr") for case in support.cases]
         for case in support.cases:
@@ -116,7 +115,6 @@ def import_nnunet(predictions: Path, dataset: Path, out: Path) -> tuple[list[str
     record = _read_record(dataset)
     if not predictions.is_dir():
         raise InputError(f"{predictions}: no such folder; name the output folder of nnUNetv2_predict (its -o)")
-    remove_leftovers_of(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; name a new folder")
     found = list_folder(predictions, predictions)

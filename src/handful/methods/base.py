@@ -242,6 +242,10 @@ class Method(ABC):
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> Segmenter:  # noqa: B008
         """A segmenter for the labels of the support set. The backbone and the support set are not changed."""
 
+    def needs_backbone(self, learned: Mapping[str, Tensor]) -> bool:
+        """Whether predictions use the backbone; `learned` is that of the segmenter."""
+        return True
+
     @abstractmethod
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> Segmenter:
         """The segmenter that `fit` returned, from its `learned` tensors."""
@@ -374,8 +378,6 @@ def has_signal(slices: Float[Tensor, "n c h w"]) -> Bool[Tensor, " n"]:
 
 def without_constant(logits: Float[Tensor, "n k h w"], slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k h w"]:
     """The logits, with no label on constant slices."""
-    if bool(has_signal(slices).all()):
-        return logits  # without a copy
     return logits.masked_fill(~has_signal(slices)[:, None, None, None], UNPROMPTED)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +56,9 @@ class NearestSlice(Method):
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         encoded = labelled_slices(self, support) if self.similarity == "embedding" else 0
         return (Work.of(self, support, encoded=encoded),)
+
+    def needs_backbone(self, learned: Mapping[str, Tensor]) -> bool:
+        return self.similarity == "embedding"
 
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]

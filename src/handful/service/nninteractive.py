@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from handful.backbones.base import Backbone
-from handful.backbones.catalog import BACKBONES
+from handful.backbones.names import BACKBONES
 from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Labels, Volume

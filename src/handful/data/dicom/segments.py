@@ -260,12 +260,6 @@ def _native(where: str, found: _Segmentation, depth: int, content: bytes) -> Ite
         raise DamagedFile(
             f"{where}: truncated: {len(content):,} bytes of pixels for {len(found.frames)} frames; copy it"
         )
-    needed = -(-size * len(found.frames) * depth // 8)
-    if len(content) > needed + needed % 2:
-        raise DamagedFile(
-            f"{where}: {len(content):,} bytes of pixels, but {len(found.frames)} frames of {found.columns} x "
-            f"{found.rows} pixels need {needed:,}; export the file again"
-        )
     for index in range(len(found.frames)):
         start = index * size
         if depth == 1:

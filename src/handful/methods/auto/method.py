@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,10 @@ class Auto(Wrapper):
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         """None, since it is unknown before the choice; the fit takes about `budget_minutes`."""
         return ()
+
+    def needs_backbone(self, learned: Mapping[str, Tensor]) -> bool:
+        choice = Choice.unpack(learned["choice"])
+        return self._built(choice, self.slicer).needs_backbone(below(choice.method, learned))
 
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> AutoSegmenter:
         choice = Choice.unpack(learned["choice"])

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.models.sam.modeling_sam import SamFeedForward, SamLayerNorm
 
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.decoder import decode_with_tokens, no_mask, score_tokens
@@ -109,6 +108,8 @@ class PublishedVitHead(_DecoderHead):
     """
 
     def __init__(self, backbone: Backbone, classes: int) -> None:
+        from transformers.models.sam.modeling_sam import SamFeedForward  # seconds, not needed by other methods
+
         super().__init__(backbone, painters=PUBLISHED_MASK_TOKENS)
         channels, self.cells = backbone.channels, backbone.feature_side
         self.mask_tokens = nn.Parameter(torch.randn(classes, PUBLISHED_MASK_TOKENS, channels))
@@ -182,6 +183,8 @@ class LinearHead(Head):
     """
 
     def __init__(self, channels: int, classes: int, *, enlarging: int = 4, relu_out: bool = False) -> None:
+        from transformers.models.sam.modeling_sam import SamLayerNorm  # seconds, not needed by other methods
+
         super().__init__()
         quarter, eighth, step = channels // 4, channels // 8, enlarging // 2
         self.upscale_conv1 = nn.ConvTranspose2d(channels, quarter, kernel_size=2, stride=2)

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from handful.backbones.base import Backbone, MemoryBackbone
-from handful.backbones.catalog import BACKBONES
+from handful.backbones.names import BACKBONES
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume

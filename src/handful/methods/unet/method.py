@@ -167,6 +167,9 @@ class UNet(Method):
         method = dataclasses.replace(self, pretrain="none", **settings)
         return (Work.of(method, support, steps=config.steps + contrast),)
 
+    def needs_backbone(self, learned: Mapping[str, Tensor]) -> bool:
+        return False
+
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> UNetSegmenter:
         plan = NetPlan.unpack(learned["plan"])
         require_sequences(plan, slicer)

@@ -83,6 +83,14 @@ class MethodWrapper(Wrapper):
         return dataclasses.replace(self, method=self.method.resolved(backbone))
 
     @property
+    def first_member(self) -> str:
+        """Name of the first segmenter among what is saved."""
+        return "inner"
+
+    def needs_backbone(self, learned: Mapping[str, Tensor]) -> bool:
+        return self.method.needs_backbone(below(self.first_member, learned))
+
+    @property
     def keeps_pictures(self) -> bool:
         return self.method.keeps_pictures
 

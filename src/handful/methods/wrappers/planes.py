@@ -59,6 +59,10 @@ class Planes(MethodWrapper):
         members = [self._of(plane, self.method.slicer) for plane in self.planes]
         return tuple(work for member in members for work in member.work(support, backbone))
 
+    @property
+    def first_member(self) -> str:
+        return self.planes[0]
+
     def restore(
         self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]
     ) -> PlanesSegmenter:

@@ -54,6 +54,10 @@ class Seeds(MethodWrapper):
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         return self.method.work(support, backbone) * self.count
 
+    @property
+    def first_member(self) -> str:
+        return next(iter(self._members()))
+
     def restore(self, labels: Labels, slicer: Slicer, backbone: Backbone, learned: dict[str, Tensor]) -> SeedsSegmenter:
         return SeedsSegmenter(self.restore_members(self._members(), labels, slicer, backbone, learned))
 
