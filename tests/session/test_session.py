@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from handful.methods.interactive.method import Interactive
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.zero_shot import ZeroShot
 from handful.prompts.heuristics import boxes, centre_points
+from handful.session import propagation
 from handful.session.session import Session, SessionConfig, _numbers
 from handful.session.state_file import MOST_STEPS
 from handful.tuning.loop import TrainConfig
@@ -314,6 +316,36 @@ def test_propagation_finds_the_label_on_the_neighbours(
     for value in LABELS.values:
         for number in (MIDDLE - 1, MIDDLE + 1):
             assert dice(session.mask_of(number, value), truth[number] == value) > 0.6
+
+
+class Scripted(propagation._Propagator):
+    """Finds its label on some slices; notes which slices it is asked about."""
+
+    present: ClassVar[set[int]] = {2, 3, 5}
+    visited: ClassVar[list[int]] = []
+
+    def logits(self, number: int, before: int) -> torch.Tensor | None:
+        self.visited.append(number)
+        return torch.full(self.embeddings.stack.size, 1.0) if number in self.present else None
+
+
+def test_propagation_ends_after_some_slices_without_the_label(
+    handful_tiny: Backbone, scan: tuple[Volume, LabelMap], monkeypatch: pytest.MonkeyPatch
+):
+    rows, _, columns = scan[0].geometry.shape
+    long = replace(scan[0].geometry, shape=(rows, 20, columns))
+    array = np.random.default_rng(0).random((1, *long.shape), dtype=np.float32)
+    session = Session(Volume(array, long), handful_tiny, LABELS, config=QUIET)
+    monkeypatch.setattr(propagation, "_propagator", lambda p, e, label, given, _: Scripted(p, e, label, given))
+    session.mask(2, EGG, np.ones(session.size, bool))
+    session.propagate(stop_after=2)
+    assert Scripted.visited == [3, 4, 5, 6, 7, 1, 0]
+    found = session.grid.of(session.export().array)
+    assert [number for number in range(20) if found[number].any()] == [2, 3, 5]
+    Scripted.visited.clear()
+    session.propagate()
+    assert sorted(Scripted.visited) == [number for number in range(20) if number != 2]
+    Scripted.visited.clear()
 
 
 def test_only_the_labels_named_are_propagated_and_prompted_slices_keep_their_masks(session: Session, truth: np.ndarray):

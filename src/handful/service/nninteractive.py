@@ -42,6 +42,8 @@ IDLE_S, SILENT_S = 600.0, 60.0
 MOST_BYTES = 2**30
 """Largest scan: 512 x 512 x 1024 voxels of 4 bytes."""
 LABEL = 1
+ABSENT = 8
+"""Slices in a row without the object beyond which it is not looked for; clients wait for a minute at most."""
 STROKES = 8
 """Most slices that a prompt across slices is used on."""
 UNKNOWN_LICENCE = "!!MISSING!!"
@@ -147,7 +149,7 @@ class ObjectSession:
                 _carry_out(self._session, prompt)
             if any(self._session.mask_of(number, LABEL).any() for number in self._session.prompted):
                 if len(self._session) > 1:
-                    self._session.propagate()
+                    self._session.propagate(stop_after=ABSENT)
             else:
                 self._session.propose_map(self._label_map(np.zeros(self.shape, bool)))
         return True

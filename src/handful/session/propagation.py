@@ -35,21 +35,28 @@ def propagated(
     given: Mapping[int, Masks],
     supports: int,
     report: Report,
+    stop_after: int | None = None,
 ) -> dict[int, NDArray[np.uint16]]:
     """The class numbers of all slices that labels were propagated to: 0 or 1 + the index of the label.
 
     `given` has the masks of each label (by index) on the segmented slices. A label is absent from a slice if the
     nearest segmented slices on both sides do not contain it. At most `supports` segmented slices are used per slice.
+    With `stop_after`, a label that is absent from so many slices in a row is not looked for beyond them.
     """
     propagators = {label: _propagator(predictor, embeddings, label, masks, supports) for label, masks in given.items()}
     results: dict[int, _ClassMap] = {}
     count, done = len(embeddings.stack), 0
     for step in (1, -1):
+        absent = dict.fromkeys(propagators, 0)  # slices in a row without the label
         for number in range(count)[::step]:
             for label, propagator in propagators.items():
                 if number in given[label] or _side(given[label], number) != -step:
+                    absent[label] = 0
+                    continue
+                if stop_after is not None and absent[label] >= stop_after:
                     continue
                 logits = propagator.logits(number, number - step)
+                absent[label] = 0 if logits is not None and bool((logits > 0).any()) else absent[label] + 1
                 results.setdefault(number, _ClassMap.empty(embeddings.stack.size)).add(label, logits)
             done += 1
             report(done, 2 * count, "propagating")

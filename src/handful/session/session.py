@@ -297,11 +297,14 @@ class Session:
         self,
         labels: Iterable[int | str] | None = None,
         report: Report = silent,
+        stop_after: int | None = None,
     ) -> tuple[int, ...]:
         """Propagate labels from segmented slices to all others, and return the changed slices. One step for `undo`.
 
         A label is propagated from the accepted slices (also those where it is absent) and from the slices with prompts
-        for it. `labels` defaults to all that are present on such a slice. Raises SettingsError if a label is on none.
+        for it. `labels` defaults to all that are present on such a slice. With `stop_after`, a label is taken to be
+        absent beyond so many slices in a row without it, which saves time. Raises SettingsError if a label is on no
+        slice.
         """
         with self._lock:
             chosen = range(len(self.labels)) if labels is None else [self._index(label) for label in labels]
@@ -311,7 +314,7 @@ class Session:
                 raise SettingsError(
                     "a label to propagate is on no slice yet; prompt for it on at least one slice first"
                 )
-            results = propagated(self._predictor, self._embeddings, given, self.config.supports, report)
+            results = propagated(self._predictor, self._embeddings, given, self.config.supports, report, stop_after)
             steps = {}
             for number, classes in results.items():
                 state = self._states[number]
