@@ -116,6 +116,18 @@ def write_pictures(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
 
 
+def as_sequences(cohort: Path, names: tuple[str, ...] = ("T1", "FLAIR")) -> None:
+    """Give each scan of a cohort the named sequences, in one file each."""
+    for image in sorted((cohort / "images").iterdir()):
+        case = image.name.removesuffix(".nii.gz")
+        for number in range(len(names)):
+            shutil.copyfile(image, image.with_name(f"{case}_{number:04}.nii.gz"))
+        image.unlink()
+    described = json.loads((cohort / "dataset.json").read_text(encoding="utf-8"))
+    content = described | {"channel_names": {str(number): name for number, name in enumerate(names)}}
+    (cohort / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+
+
 @pytest.mark.learning
 @pytest.mark.parametrize("page", GUIDES, ids=name)
 def test_the_commands_of_a_guide_run_in_their_order(
@@ -129,6 +141,8 @@ def test_the_commands_of_a_guide_run_in_their_order(
         shutil.rmtree(tmp_path / "model")  # the guide makes its own
     if any(words[0] == "cp" and words[-1] == "my_cohort" for words in shown):
         shutil.rmtree(tmp_path / "my_cohort")
+    if page.stem == "sequences":
+        as_sequences(tmp_path / "my_cohort")
     for plan in blocks(page, "toml"):
         (tmp_path / "plan.toml").write_text(plan.replace("iterations = 300", "iterations = 2"), encoding="utf-8")
     for words in shown:
