@@ -215,7 +215,7 @@ def test_thick_slices_are_joined_only_where_pixels_are_as_coarse(sam: Backbone):
     assert NetPlan.unpack(plan.pack()) == plan
 
 
-@pytest.mark.parametrize(("encoder", "sides"), [("none", (32, 32, 32)), ("imagenet", (32, 16, 8, 4))])
+@pytest.mark.parametrize(("encoder", "sides"), [("none", (32, 16, 8)), ("imagenet", (32, 16, 8, 4))])
 def test_coarse_exits_count_while_training_and_not_after(encoder: str, sides: tuple[int, ...], sam: Backbone):
     method = replace(SMALL, encoder=encoder)
     net = method.net(method.plan(support_set(1), Slicer().resolve([phantom(0)[0]]), sam), 2)
@@ -228,7 +228,7 @@ def test_coarse_exits_count_while_training_and_not_after(encoder: str, sides: tu
 def test_a_coarse_exit_learns_shares_of_its_pixels_where_all_of_a_pixel_is_known():
     masks, known = torch.zeros(1, 1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool)
     masks[..., :2, 1:3], known[..., 3, 3] = 1, False
-    shares, shown = coarser_target(masks, known, 2)
+    shares, shown = coarser_target(masks, known, (1, 2, 2))
     assert shares[0, 0, 0].tolist() == [[0.5, 0.5], [0, 0]]
     assert shown[0, 0].tolist() == [[True, True], [True, False]]
     right, wrong = torch.tensor([[0.0, 0.0], [-20, -20]]), torch.tensor([[20.0, 20], [-20, 20]])

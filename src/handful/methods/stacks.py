@@ -14,10 +14,12 @@ from handful.backbones.framing import into_square
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import LabelledSlices, SupportSet
 from handful.jobs.digests import digest_of
-from handful.methods.base import CHUNK, at_once
+from handful.methods.base import CHUNK
 
 UNKNOWN = -1
 """Class number of pixels that nobody has labelled."""
+LABELS_AT_ONCE = 4
+"""Labels whose masks of a few slices are in memory together."""
 
 
 def blocks(count: int, depth: int) -> Iterator[tuple[range, list[int]]]:
@@ -101,13 +103,18 @@ def _in_square(slices: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n 
 def _class_numbers(labelled: LabelledSlices, side: int) -> Int[Tensor, "n s s"]:
     """What covers most of each pixel of the square; UNKNOWN where any of it is not labelled."""
     found = []
-    count = at_once(labelled.labels)
-    for start in range(0, len(labelled.classes), count):
-        masks = labelled.masks(slice(start, start + count))
-        shown = labelled.valid_mask[start : start + count, None].float()
-        background = (1 - masks.sum(dim=1, keepdim=True)).clamp_min(0)
-        winner = into_square(torch.cat([background, masks], dim=1), side).argmax(dim=1).to(torch.int16)
-        found.append(winner.masked_fill(into_square(shown, side)[:, 0] < 0.999, UNKNOWN))
+    for classes, known in zip(
+        torch.split(labelled.classes, CHUNK), torch.split(labelled.valid_mask, CHUNK), strict=True
+    ):
+        most = into_square((classes == 0)[:, None].float(), side)[:, 0]
+        winner = torch.zeros(most.shape, dtype=torch.int16)
+        for first in range(1, labelled.labels + 1, LABELS_AT_ONCE):  # each label needs memory
+            numbers = torch.arange(first, min(first + LABELS_AT_ONCE, labelled.labels + 1), dtype=classes.dtype)
+            shares = into_square((classes[:, None] == numbers[:, None, None]).float(), side)
+            share, place = shares.max(dim=1)
+            winner = torch.where(share > most, (first + place).to(torch.int16), winner)
+            most = torch.maximum(most, share)
+        found.append(winner.masked_fill(into_square(known[:, None].float(), side)[:, 0] < 0.999, UNKNOWN))
     return torch.cat(found)
 
 

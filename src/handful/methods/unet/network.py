@@ -157,10 +157,10 @@ class Net(nn.Module):
         """Logits of each label."""
         return self.exits(stacks)[0]
 
-    def exits(self, stacks: Float[Tensor, "b c d s s"]) -> list[Float[Tensor, "b k d _ _"]]:
+    def exits(self, stacks: Float[Tensor, "b c d s s"]) -> list[Float[Tensor, "b k _ _ _"]]:
         """Logits of each label at each exit, finest first; while training under deep supervision there are several.
 
-        A coarser exit may have fewer pixels, an integer part of the side.
+        A coarser exit has fewer pixels, and may have fewer slices, each time an integer part.
         """
         raise NotImplementedError
 
@@ -192,13 +192,12 @@ class PlainNet(Net):
                 deep_supr_num=min(3, stages - 2),
             )
 
-    def exits(self, stacks: Float[Tensor, "b c d s s"]) -> list[Float[Tensor, "b k d s s"]]:
-        shown = self.standardised(stacks)
-        found: Tensor = self.unet(shown[:, :, 0] if self.plan.depth == 1 else shown)
-        if self.plan.depth == 1:
-            found = found[..., None, :, :]
-        exits = found.unbind(1) if self.training and self.unet.deep_supervision else [found]
-        return [_less_background(logits) for logits in exits]
+    def exits(self, stacks: Float[Tensor, "b c d s s"]) -> list[Float[Tensor, "b k _ _ _"]]:
+        shown, flat = self.standardised(stacks), self.plan.depth == 1
+        # DynUNet itself enlarges its coarse exits, which takes time and, with many labels, memory
+        finest: Tensor = self.unet.output_block(self.unet.skip_layers(shown[:, :, 0] if flat else shown))
+        coarser = self.unet.heads if self.training and self.unet.deep_supervision else []
+        return [_less_background(logits[:, :, None] if flat else logits) for logits in (finest, *coarser)]
 
     def contracting_path(self) -> nn.Sequential:
         """The very modules of the net."""

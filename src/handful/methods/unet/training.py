@@ -111,7 +111,7 @@ def masks_of(classes: Int[Tensor, "b d s s"], labels: int) -> Float[Tensor, "b k
 
 
 def exits_loss(
-    exits: Sequence[Float[Tensor, "b k d _ _"]],
+    exits: Sequence[Float[Tensor, "b k _ _ _"]],
     masks: Float[Tensor, "b k d s s"],
     valid_mask: Bool[Tensor, "b d s s"],
     rare_class_weight: float = 0.0,
@@ -123,7 +123,7 @@ def exits_loss(
     """
     losses, weights = [], [0.5**place for place in range(len(exits))]
     for logits in exits:
-        target, shown = coarser_target(masks, valid_mask, masks.shape[-1] // logits.shape[-1])
+        target, shown = coarser_target(masks, valid_mask, (logits.shape[-3], logits.shape[-2], logits.shape[-1]))
         found = rearrange(logits, "b k d h w -> 1 k (b d h) w")
         target = rearrange(target, "b k d h w -> 1 k (b d h) w")
         losses.append(dice_ce(found, target, rearrange(shown, "b d h w -> 1 (b d h) w"), rare_class_weight))
@@ -131,13 +131,13 @@ def exits_loss(
 
 
 def coarser_target(
-    masks: Float[Tensor, "b k d s s"], valid_mask: Bool[Tensor, "b d s s"], factor: int
-) -> tuple[Float[Tensor, "b k d rows columns"], Bool[Tensor, "b d rows columns"]]:
-    """Both for pixels `factor` times as wide: the share that a mask covers, and whether all of it is known."""
-    if factor == 1:
+    masks: Float[Tensor, "b k d s s"], valid_mask: Bool[Tensor, "b d s s"], size: tuple[int, int, int]
+) -> tuple[Float[Tensor, "b k slices rows columns"], Bool[Tensor, "b slices rows columns"]]:
+    """Both on fewer slices, rows and columns: the share that a mask covers, and whether all of a pixel is known."""
+    if size == masks.shape[-3:]:
         return masks, valid_mask
-    shares = F.avg_pool3d(masks, (1, factor, factor))
-    return shares, -F.max_pool3d(-valid_mask.float(), (1, factor, factor)) > 0.5
+    extent = [whole // part for whole, part in zip(masks.shape[-3:], size, strict=True)]
+    return F.avg_pool3d(masks, extent), -F.max_pool3d(-valid_mask.float(), extent) > 0.5
 
 
 def _deformed(
