@@ -115,6 +115,12 @@ PARTS: dict[str, Part] = {
     "quality": study(
         "quality", "quality --data {data} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --splits 0 1 2 --cases 12"
     ),
+    "semi-supervised": study(
+        "semi_supervised",
+        "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored left_out "
+        "--configurations unet:train.iterations=4000,side=128 "
+        "self-training:initial=none,side=128,train.iterations=4500",
+    ),
     "multi-region": benchmark("multi_region"),
     "what-trains": benchmark("what_trains"),
     "intervals": Part(("python -m reproduction.studies.intervals",)),

@@ -29,6 +29,7 @@ from reproduction.studies import foundation as foundation_study
 from reproduction.studies import interactive_tables
 from reproduction.studies import intervals as intervals_study
 from reproduction.studies import quality as quality_study
+from reproduction.studies import semi_supervised as semi_supervised_study
 from reproduction.studies import suggest as suggest_study
 from reproduction.verdicts import MARGIN, not_below
 
@@ -569,6 +570,12 @@ def quality(evidence: Evidence, words: Sequence[str]) -> str:
     return quality_study.tables(lines) if lines else UNMEASURED
 
 
+def semi_supervised(evidence: Evidence, words: Sequence[str]) -> str:
+    """What unlabelled scans are worth on the hearts of the semi-supervised literature."""
+    lines = list(evidence.raw("semi_supervised"))
+    return semi_supervised_study.tables(lines) if lines else UNMEASURED
+
+
 def intervals(evidence: Evidence) -> str:
     """How often intervals cover the true value, as simulated."""
     lines = evidence.raw("intervals")
@@ -598,4 +605,5 @@ TABLES: dict[str, Render] = {
     "pruning": pruning,
     "suggest": suggest,
     "quality": quality,
+    "semi_supervised": semi_supervised,
 }
