@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 import tiny_models
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
-from handful.checkpoint import describe_support, load, open_model, save
+from handful.checkpoint.model import load, open_model, save
+from handful.checkpoint.record import describe_support
 from handful.errors import CheckpointError, SettingsError
 from handful.jobs.digests import digest_of_file
 from handful.methods.base import Segmenter

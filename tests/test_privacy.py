@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import tiny_models
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
-from handful.checkpoint import open_model
+from handful.checkpoint.model import open_model
 from handful.cli import app
 from handful.cohort.fit import FitConfig, fit_to_folder
 from handful.cohort.predict import PredictConfig, predict_cohort

@@ -3,8 +3,8 @@
 from .backbones.cached import cached as cached
 from .backbones.catalog import load_backbone as load_backbone
 from .backbones.names import BACKBONES as BACKBONES
-from .checkpoint import load as load
-from .checkpoint import save as save
+from .checkpoint.model import load as load
+from .checkpoint.model import save as save
 from .cohort.archive import predict_archive as predict_archive
 from .cohort.fit import FitConfig as FitConfig
 from .cohort.fit import fit_to_folder as fit_to_folder

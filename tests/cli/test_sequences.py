@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from handful.checkpoint import open_model
+from handful.checkpoint.model import open_model
 from handful.data.files import read_volume, write_label_map, write_volume
 from handful.data.volume import Volume
 from phantoms import LABELS, SHAPE, sequence_phantom

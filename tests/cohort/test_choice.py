@@ -5,7 +5,7 @@ import pytest
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import CachedBackbone
-from handful.checkpoint import open_segmenter
+from handful.checkpoint.model import open_segmenter
 from handful.cohort.choice import choose_cases, choose_encoder, choose_support, choose_unlabelled, open_source
 from handful.data.cases import Case, Cohort
 from handful.errors import InputError, SettingsError

@@ -4,6 +4,7 @@ import pytest
 
 from handful.backbones.base import Backbone
 from handful.data.cases import Case, Cohort
+from handful.data.slice_grid import cropped_volume
 from handful.data.slicing import Slicer
 from handful.methods import cost as costs
 from handful.methods.cost import duration, estimate, estimate_prediction, grids_of
@@ -38,6 +39,15 @@ def test_slices_from_the_middle_of_a_scan_are_predicted_to_estimate_the_rest(
     assert predicted[1:] == [scan.array.size // slices, scan.array.size // slices * min(slices, costs.MANY_PREDICTED)]
     assert many.seconds == pytest.approx(40 * slices / min(slices, costs.MANY_PREDICTED))
     assert str(many) == f"{40 * slices} slices in 40 cases, about {duration(many.seconds)} to segment on this CPU"
+
+
+def test_so_few_slices_are_predicted_without_an_estimate(backbone: Backbone, monkeypatch: pytest.MonkeyPatch):
+    segmenter = NearestSlice().fit(support_set(1), backbone)
+    scan, _ = phantom(7)
+    picture = cropped_volume(scan, (slice(0, 24), slice(2, 3), slice(0, 28)))
+    assert estimate_prediction(segmenter, picture, costs.WORTH_ESTIMATING)
+    monkeypatch.setattr(segmenter, "predict", lambda part: pytest.fail("a slice was predicted"))
+    assert estimate_prediction(segmenter, picture, costs.WORTH_ESTIMATING - 1) is None
 
 
 def test_a_prediction_that_fails_has_no_estimate(backbone: Backbone, monkeypatch: pytest.MonkeyPatch):

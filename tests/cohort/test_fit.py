@@ -6,7 +6,7 @@ import pytest
 
 import small_cohort
 from handful.backbones.base import Backbone
-from handful.checkpoint import load, open_model
+from handful.checkpoint.model import load, open_model
 from handful.cohort.choice import choose_support, choose_unlabelled
 from handful.cohort.fit import FitConfig, dice_on_support, fit_to_folder
 from handful.data.cases import Cohort

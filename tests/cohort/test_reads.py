@@ -11,7 +11,7 @@ import pytest
 import small_cohort
 import tiny_models
 from handful.backbones.base import Backbone
-from handful.checkpoint import RECORD
+from handful.checkpoint.record import RECORD
 from handful.cohort.choice import choose_support
 from handful.cohort.fit import fit_to_folder
 from handful.cohort.predict import PredictConfig, predict_cohort

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.checkpoint import load
+from handful.checkpoint.model import load
 from handful.curation.disagreement import SegmentedCase
 from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Labels, Volume

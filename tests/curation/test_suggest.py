@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from handful.backbones.base import Backbone
-from handful.checkpoint import load
+from handful.checkpoint.model import load
 from handful.curation.suggest import SuggestConfig, suggest
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort

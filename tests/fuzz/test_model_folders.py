@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 import tiny_models
 from fuzz.workers import Trial, outcomes
 from handful.backbones.base import Backbone
-from handful.checkpoint import load, open_model, save
+from handful.checkpoint.model import load, open_model, save
 from handful.data.volume import Volume
 from handful.errors import CheckpointError
 from handful.jobs.digests import digest_of_file

@@ -11,7 +11,7 @@ import torch
 
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.cached import cached
-from handful.checkpoint import load, save
+from handful.checkpoint.model import load, save
 from handful.data.support import SupportSet
 from handful.errors import SettingsError
 from handful.jobs.progress import Run

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from handful.backbones.base import Backbone
-from handful.checkpoint import load
+from handful.checkpoint.model import load
 from handful.curation.suggest import SuggestConfig, suggest
 from handful.data.cases import Cohort
 from handful.reports.suggestions import write_suggestions

@@ -24,6 +24,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoPosition
 from handful.backbones.efficientnet import EfficientNetLite, Size
 from handful.backbones.families import FAMILIES, STRETCHED, Family
 from handful.backbones.names import require_side
+from handful.backbones.sam2_head import head_and_memory
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import CheckpointError, SettingsError
 from handful.jobs.atomic import write_atomically
@@ -230,28 +231,7 @@ def _config(shape: SmallShape, side: int) -> Sam2VideoConfig:
             "patch_size": STRIDE,
             "mask_input_channels": MASK_CHANNELS,
         },
-        mask_decoder_config={
-            "hidden_size": channels,
-            "mlp_dim": 4 * channels,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_multimask_outputs": 1,
-            "iou_head_hidden_dim": channels,
-            "dynamic_multimask_via_stability": False,
-        },
-        multimask_output_in_sam=False,
-        multimask_output_for_tracking=False,
-        memory_attention_hidden_size=channels,
-        memory_attention_num_layers=2,
-        memory_attention_feed_forward_hidden_size=4 * channels,
-        memory_attention_dropout=0.0,
-        memory_attention_rope_dropout=0.0,
-        memory_attention_rope_feat_sizes=[cells, cells],
-        memory_encoder_hidden_size=channels,
-        memory_encoder_output_channels=64,
-        mask_downsampler_embed_dim=channels,
-        memory_fuser_embed_dim=channels,
-        memory_fuser_intermediate_dim=4 * channels,
+        **head_and_memory(channels, cells),
     )
 
 

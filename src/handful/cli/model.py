@@ -12,7 +12,7 @@ from handful.cli import options
 from handful.cli.terminal import Commands, print_json, print_lines
 
 if TYPE_CHECKING:
-    from handful.checkpoint import ModelContent
+    from handful.checkpoint.model import ModelContent
 
 model = typer.Typer(cls=Commands, no_args_is_help=True, help="What a fitted model is, and what it holds of its scans.")
 
@@ -28,7 +28,7 @@ def inspect(
 
     Neither the weights nor the backbone are loaded.
     """
-    from handful.checkpoint import open_model
+    from handful.checkpoint.model import open_model
 
     content = open_model(folder).content()
     if json:

@@ -119,7 +119,7 @@ def predict(
 
 def _cohort(model: Path, input: Path, choice: SeriesChoice, sequences: list[str]) -> Cohort:
     """The scans of the input; sequences that nobody names have the names of those of the model."""
-    from handful.checkpoint import open_model
+    from handful.checkpoint.model import open_model
 
     return options.cohort_in(
         input,
@@ -215,9 +215,12 @@ def _content(out: Path, result: CohortResult) -> dict[str, object]:
 def _print(out: Path, result: CohortResult) -> None:
     before = f", {len(result.skipped)} already segmented" if result.skipped else ""
     failed = f", {len(result.failures)} failed" if result.failures else ""
-    print_lines(f"{len(result.done)} cases segmented{before}{failed}: {out}", highlight=True)
+    cases = "case" if len(result.done) == 1 else "cases"
+    print_lines(f"{len(result.done)} {cases} segmented{before}{failed}: {out}", highlight=True)
     if unlike := len({warning.case for warning in result.warnings}):
-        print_note(f"{unlike} cases are unlike those that the model was fitted on: see warnings.json", lead=WARNING)
+        subject = "case is" if unlike == 1 else "cases are"
+        unlike_them = "unlike those that the model was fitted on: see warnings.json"
+        print_note(f"{unlike} {subject} {unlike_them}", lead=WARNING)
     if result.empty:
         print_note(f"no label was found in {len(result.empty)} cases: {', '.join(result.empty[:5])}", lead=WARNING)
     print_failures(result.failures)

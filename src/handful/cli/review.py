@@ -63,7 +63,7 @@ def review(
     Of the references, only those of the model's own support cases are read. If the command is run again, only new or
     changed predictions are estimated.
     """
-    from handful.checkpoint import open_model
+    from handful.checkpoint.model import open_model
     from handful.cohort.choice import choose_cases
     from handful.cohort.review import ReviewConfig, review_folder
 

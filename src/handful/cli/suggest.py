@@ -59,7 +59,7 @@ def suggest(
     which its predictions are inconsistent rank higher. Run the command again after labelling: earlier suggestions are
     replaced.
     """
-    from handful.checkpoint import open_model
+    from handful.checkpoint.model import open_model
     from handful.cohort.choice import choose_encoder
     from handful.curation.suggest import SuggestConfig
     from handful.curation.suggest import suggest as suggested

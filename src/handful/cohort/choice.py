@@ -8,7 +8,8 @@ from pathlib import Path
 
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import open_backbone
-from handful.checkpoint import RECORD, open_segmenter
+from handful.checkpoint.model import open_segmenter
+from handful.checkpoint.record import RECORD
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort
 from handful.data.support import SupportSet

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from handful.backbones.base import Backbone
 from handful.backbones.names import BackboneName
-from handful.checkpoint import RECORD, SavedModel, describe_support, open_model, save
+from handful.checkpoint.model import SavedModel, open_model, save
+from handful.checkpoint.record import RECORD, describe_support
 from handful.data.intensities import intensity_notes, sequence_note
 from handful.data.made_for import MadeFor
 from handful.data.support import SupportFacts, SupportSet, require_reference

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from handful.checkpoint import SavedModel, open_model
+from handful.checkpoint.model import SavedModel, open_model
 from handful.cohort.probabilities import probability_files, write_probabilities
 from handful.cohort.volumes import LabelSizes, write_volumes
 from handful.data.cases import Case

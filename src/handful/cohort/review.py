@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-from handful.checkpoint import SavedModel, open_model
+from handful.checkpoint.model import SavedModel, open_model
 from handful.curation.calibration import Calibration
 from handful.curation.quality import CaseQuality, QualityConfig, QualityEstimator, Refit, estimating_quality
 from handful.data.cases import Case, Cohort

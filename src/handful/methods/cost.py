@@ -37,6 +37,8 @@ SLOW_S = 60.0
 """Duration of a training step in seconds, from which on one is enough."""
 PREDICTED = 3
 """Slices of the scan whose prediction is timed, for methods that use neighbouring slices; one for the others."""
+WORTH_ESTIMATING = 4
+"""Slices of a prediction below which its time is not estimated."""
 MANY_PREDICTED = 8
 """Slices of a scan of the user whose prediction is timed, where one is fast."""
 
@@ -110,10 +112,12 @@ def estimate_prediction(segmenter: Segmenter, scan: Volume, cases: int) -> Cost 
     """The cost of predicting so many scans of the size of this one, without a cache of embeddings.
 
     Slices from its middle are predicted for it: one, or several in a second try where one is fast and there are many.
-    None if that fails: a job never fails by its estimate.
+    None if that fails, since a job never fails by its estimate, and for a job of few slices, which costs little more.
     """
     try:
         grid = segmenter.slicer.grid(scan.geometry)
+        if len(grid) * cases < WORTH_ESTIMATING:
+            return None
         seconds = _seconds_to_predict(segmenter, scan, grid, 1)
         if seconds < FAST_S < seconds * len(grid) * cases:
             seconds = _seconds_to_predict(segmenter, scan, grid, MANY_PREDICTED)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
+from handful.backbones.sam2_head import head_and_memory
+
 
 def tiny_config(
     side: int = 256, width: int = 32, channels: int = 128, blocks: tuple[int, int, int, int] = (1, 2, 5, 2)
@@ -41,28 +43,7 @@ def tiny_config(
             "fpn_hidden_size": channels,
         },
         prompt_encoder_config={"hidden_size": channels, "image_size": side, "patch_size": 16},
-        mask_decoder_config={
-            "hidden_size": channels,
-            "mlp_dim": 4 * channels,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_multimask_outputs": 1,
-            "iou_head_hidden_dim": channels,
-            "dynamic_multimask_via_stability": False,
-        },
-        multimask_output_in_sam=False,
-        multimask_output_for_tracking=False,
-        memory_attention_hidden_size=channels,
-        memory_attention_num_layers=2,
-        memory_attention_feed_forward_hidden_size=4 * channels,
-        memory_attention_dropout=0.0,
-        memory_attention_rope_dropout=0.0,
-        memory_attention_rope_feat_sizes=[cells, cells],
-        memory_encoder_hidden_size=channels,
-        memory_encoder_output_channels=64,
-        mask_downsampler_embed_dim=channels,
-        memory_fuser_embed_dim=channels,
-        memory_fuser_intermediate_dim=4 * channels,
+        **head_and_memory(channels, cells),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from handful.checkpoint import SavedModel, open_model
+from handful.checkpoint.model import SavedModel, open_model
 from handful.cohort.choice import choose_support
 from handful.data.cases import Case
 from handful.data.dicom.segmentation import Maker, SegmentationStyle, write_segmentation

@@ -25,7 +25,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import FormData, UploadFile
 
 from handful.backbones.base import Backbone
-from handful.checkpoint import open_model
+from handful.checkpoint.model import open_model
 from handful.data.cases import Case
 from handful.data.files import read_label_map, read_volume, write_label_map
 from handful.data.volume import LabelMap, Volume

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 from handful.backbones.catalog import open_backbone
-from handful.checkpoint import open_model
+from handful.checkpoint.model import open_model
 from handful.cohort.choice import choose_support, choose_unlabelled
 from handful.cohort.fit import FitConfig, fit_to_folder
 from handful.cohort.predict import PredictConfig, predict_cohort

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from handful.checkpoint import RECORD
+from handful.checkpoint.record import RECORD
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort, stem
 from handful.data.formats import is_scan

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import tiny_models
 from handful.backbones.base import Backbone
-from handful.checkpoint import load, open_model, save
+from handful.checkpoint.model import load, open_model, save
 from handful.cohort.fit import FitConfig, fit_to_folder
 from handful.data.cases import Case
 from handful.data.slicing import Slicer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -134,7 +135,7 @@ def _kernels_and_strides(ratio: float, depth: int, stages: int) -> tuple[tuple[i
     return tuple(kernels), tuple(strides)
 
 
-class Net(nn.Module):
+class Net(nn.Module, ABC):
     """Between slices in [0, 1] and logits less that of the background."""
 
     def __init__(self, plan: NetPlan) -> None:
@@ -157,12 +158,12 @@ class Net(nn.Module):
         """Logits of each label."""
         return self.exits(stacks)[0]
 
+    @abstractmethod
     def exits(self, stacks: Float[Tensor, "b c d s s"]) -> list[Float[Tensor, "b k _ _ _"]]:
         """Logits of each label at each exit, finest first; while training under deep supervision there are several.
 
         A coarser exit has fewer pixels, and may have fewer slices, each time an integer part.
         """
-        raise NotImplementedError
 
     def drop_training_state(self) -> None:
         """Drops what the net keeps of its last training step."""

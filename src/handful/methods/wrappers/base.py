@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -106,9 +107,9 @@ class MethodWrapper(Wrapper):
         return self.method.work(support, backbone)
 
     @property
+    @abstractmethod
     def value(self) -> Any:
         """The value of the setting as a JSON value."""
-        raise NotImplementedError
 
 
 class WrapperSegmenter(Segmenter):

@@ -7,28 +7,39 @@ SHA-256, and can only be loaded with the same weights.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from typing_extensions import TypedDict
 
 from handful.backbones.absent import AbsentBackbone
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.names import BackboneName
+from handful.checkpoint.record import (
+    CARD,
+    FORMAT,
+    RECORD,
+    WEIGHTS,
+    Record,
+    held_content,
+    kinds_in_words,
+    library_versions,
+    model_card,
+    parsed_record,
+    record_as_json,
+    recorded_scans,
+    texts_in,
+)
 from handful.data.made_for import MadeFor
 from handful.data.modality import ModalityEvidence
 from handful.data.slicing import Slicer
-from handful.data.support import SupportSet
 from handful.data.volume import Labels, Volume
 from handful.errors import CheckpointError, HandfulError, SettingsError
 from handful.jobs.atomic import replacing_folder
@@ -36,55 +47,16 @@ from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of
 from handful.jobs.json_file import read_json
 from handful.jobs.memory import AllocationLimit, is_lack_of_memory
-from handful.methods.base import SHOWING, Held, Method, Segmenter
+from handful.methods.base import SHOWING, Method, Segmenter
 from handful.methods.catalog import build_method, method_settings, settings_from_backbone
 from handful.methods.settings import read_settings
 
-FORMAT = 5
-"""Version of the folder's layout and of the names of settings; other versions are refused."""
-RECORD, WEIGHTS, CARD = "segmenter.json", "weights.safetensors", "README.md"
-MOST_LABELS, HIGHEST_LABEL = 1000, 2**31 - 1
-"""Limits on the number of labels of a model, and on their values."""
 MOST = 2**16
 """Largest whole number that a setting may have, except those of the training, which is over."""
 OF_TRAINING = ("seed", "iterations", "draws")
 """Ends of the names of settings that only matter for the training."""
 SPARE = 2**28
 """Bytes that loading may allocate beyond a multiple of the weights of model and backbone."""
-HELD_IN_WORDS: Mapping[Held, str] = {
-    "pictures": "small pictures of the labelled slices",
-    "masks": "masks of the labelled slices",
-    "embeddings": "embeddings of the labelled slices or of the labels on them",
-    "names": "names of the labelled cases, among the weights",
-}
-LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """The content of segmenter.json."""
-
-    format: int
-    method: str
-    settings: dict[str, Any]
-    labels: dict[int, str]
-    slicer: dict[str, Any]
-    """Slice plane and intensity window, as chosen for the support set."""
-    backbone: str
-    backbone_sha256: str
-    backbone_input: dict[str, Any]
-    """Width of the backbone's input, and how slices are resized to it."""
-    settings_from_backbone: dict[str, Any]
-    """Settings that were not set and come from the defaults of the backbone."""
-    weights_sha256: str
-    versions: dict[str, str]
-    made_for: MadeFor | None
-    """The kind of scans that it was fitted on; None if it is not known."""
-    holds: list[Held]
-    """What the weights contain of the labelled cases."""
-    anonymous: bool
-    """Whether neither names of cases nor paths were recorded."""
-    provenance: dict[str, Any]
 
 
 def save(
@@ -109,8 +81,8 @@ def save(
         raise CheckpointError(f"{folder} exists and is not a segmenter; name another folder")
     if anonymous and segmenter.holds & SHOWING:
         raise SettingsError(
-            f"{method_name} holds {_in_words(sorted(segmenter.holds & SHOWING))} of the labelled slices, so the model "
-            "cannot be anonymous; fit unet, lora or auto-sam with roi_margin=none"
+            f"{method_name} holds {kinds_in_words(sorted(segmenter.holds & SHOWING))} of the labelled slices, so the "
+            "model cannot be anonymous; fit unet, lora or auto-sam with roi_margin=none"
         )
     learned = {name: tensor.detach().cpu().contiguous() for name, tensor in segmenter.learned().items()}
     weights = safetensors.torch.save(learned)
@@ -126,14 +98,14 @@ def save(
         backbone_input=segmenter.backbone.input_description(),
         settings_from_backbone=settings_from_backbone(method, segmenter.backbone),
         weights_sha256=digest_of(weights),
-        versions=_versions(),
+        versions=library_versions(),
         made_for=made_for,
         holds=sorted(segmenter.holds),
         anonymous=anonymous,
         provenance=dict(provenance),
     )
-    card = _card(record, len(weights))
-    files = {RECORD: _json(record).encode(), WEIGHTS: weights, CARD: card.encode()}
+    card = model_card(record, len(weights))
+    files = {RECORD: record_as_json(record).encode(), WEIGHTS: weights, CARD: card.encode()}
     with replacing_folder(folder) as fresh:
         for name, content in files.items():
             (fresh / name).write_bytes(content)
@@ -173,13 +145,13 @@ class SavedModel:
     @property
     def fitted_on(self) -> dict[str, str]:
         """{case: SHA-256 of its voxels} of the cases that it was fitted on; empty if they are not recorded."""
-        return {scan["case"]: scan["image_sha256"] for scan in _scans(self.record.provenance, "support")}
+        return {scan["case"]: scan["image_sha256"] for scan in recorded_scans(self.record.provenance, "support")}
 
     @property
     def agreement(self) -> dict[str, float]:
         """{SHA-256 of its voxels: agreement from 0 to 1} of the unlabelled scans that self-training learned from."""
         provenance = self.record.provenance
-        scans = [*_scans(provenance, "unlabelled"), *_scans(provenance, "support")]
+        scans = [*recorded_scans(provenance, "unlabelled"), *recorded_scans(provenance, "support")]
         digests = {scan["case"]: scan["image_sha256"] for scan in scans}
         return {digests[case]: value for case, value in provenance.get("reliability", {}).items() if case in digests}
 
@@ -199,8 +171,8 @@ class SavedModel:
             made_for=record.made_for,
             tensors=tensors,
             bytes=(self.folder / WEIGHTS).stat().st_size,
-            holds=list(_held(record)),
-            paths=sorted({text for text in _texts(raw) if Path(text).is_absolute()}),
+            holds=list(held_content(record)),
+            paths=sorted({text for text in texts_in(raw) if Path(text).is_absolute()}),
         )
 
     def compared_with(self, volume: Volume, evidence: ModalityEvidence) -> tuple[str, ...]:
@@ -359,7 +331,7 @@ def open_model(folder: Path) -> SavedModel:
         raise CheckpointError(
             f"{folder / RECORD} cannot be read ({error}); copy the folder again, or fit again"
         ) from error
-    return SavedModel(folder, _parsed(folder / RECORD, raw), digest_of(content))
+    return SavedModel(folder, parsed_record(folder / RECORD, raw), digest_of(content))
 
 
 def open_segmenter(
@@ -367,100 +339,6 @@ def open_segmenter(
 ) -> Segmenter:
     """Load the segmenter in a folder onto a device, with embeddings stored in the folder `cache`, if given."""
     return open_model(folder).open(device, cache, backbone)
-
-
-def describe_support(support: SupportSet) -> dict[str, object]:
-    """The provenance of a support set: names of the cases, SHA-256 of voxels and labels; no paths and no patients.
-
-    If there are unlabelled scans, their names and the SHA-256 of their voxels as well.
-    """
-    described: dict[str, object] = {}
-    described["support"] = [
-        {"case": facts.case.name, "image_sha256": facts.image_sha256, "labels_sha256": facts.labels_sha256}
-        for facts in support.facts
-    ]
-    if support.unlabelled:
-        pairs = zip(support.unlabelled.cases, support.unlabelled.digests, strict=True)
-        described["unlabelled"] = [{"case": case.name, "image_sha256": digest} for case, digest in pairs]
-    if support.unlabelled.labels:
-        described["labels_from_boxes_sha256"] = support.unlabelled.labels_digest
-    return described
-
-
-def _parsed(path: Path, raw: Any) -> Record:
-    saved_format = raw.get("format") if isinstance(raw, dict) else None
-    if isinstance(saved_format, int) and saved_format > FORMAT:
-        raise CheckpointError(
-            f"{path.parent} has format {saved_format}, but this version of handful reads up to {FORMAT}; update handful"
-        )
-    if isinstance(saved_format, int) and saved_format < FORMAT:
-        raise CheckpointError(
-            f"{path.parent} was fitted by an earlier version of handful (format {saved_format}, this one reads "
-            f"{FORMAT}), whose record has less content; fit again: "
-            f"handful fit {raw.get('method')} -i COHORT -o {path.parent} --overwrite"
-        )
-    unknown = sorted(raw.keys() - {field.name for field in dataclasses.fields(Record)}) if isinstance(raw, dict) else []
-    if unknown:
-        raise CheckpointError(
-            f"{path} has entries that this version of handful does not know: {', '.join(unknown)}; fit again"
-        )
-    try:
-        record = TypeAdapter(Record).validate_python(raw)
-        TypeAdapter(_Provenance).validate_python(record.provenance)
-    except (ValidationError, SettingsError) as error:
-        errors = error.errors()[:3] if isinstance(error, ValidationError) else []
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in errors) or str(error)
-        raise CheckpointError(f"{path} does not describe a segmenter ({wrong}); fit again") from error
-    if not 0 < len(record.labels) <= MOST_LABELS or not all(0 < value <= HIGHEST_LABEL for value in record.labels):
-        raise CheckpointError(
-            f"{path} has {len(record.labels)} labels with values up to {max(record.labels, default=0)}, but a model "
-            f"has 1 to {MOST_LABELS} labels with values from 1 to {HIGHEST_LABEL}; fit again"
-        )
-    return record
-
-
-class _Provenance(TypedDict, total=False):
-    """The entries of a provenance that handful reads."""
-
-    fingerprint: str
-    support: list[dict[str, str]]
-    unlabelled: list[dict[str, str]]
-    decisions: list[str]
-    reliability: dict[str, float]
-    dice_on_support: dict[str, float]
-    dice_left_out: dict[str, float]
-
-
-def _held(record: Record) -> Iterator[str]:
-    """A phrase for each kind of content that comes from the labelled cases."""
-    for key in ("support", "unlabelled"):
-        scans = record.provenance.get(key, [])
-        what = "digests" if record.anonymous else "names and digests"
-        kind = "labelled cases" if key == "support" else "scans without labels"
-        if scans:
-            names = "" if record.anonymous else f": {', '.join(scan.get('case', '?') for scan in scans)}"
-            yield f"{what} of {len(scans)} {kind}{names}"
-    for thing in record.holds:
-        if not (thing == "names" and record.anonymous):
-            yield HELD_IN_WORDS[thing]
-
-
-def _in_words(things: Sequence[Held]) -> str:
-    return " and ".join({"pictures": "small pictures", "masks": "masks"}[thing] for thing in things)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """All texts in JSON values, without keys."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping | list):
-        for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)
-
-
-def _scans(provenance: Mapping[str, Any], key: str) -> list[dict[str, str]]:
-    """The scans under this key whose name and voxels are recorded."""
-    return [scan for scan in provenance.get(key, []) if {"case", "image_sha256"} <= scan.keys()]
 
 
 def _read_weights(folder: Path, record: Record) -> dict[str, Any]:
@@ -540,73 +418,3 @@ def _require_same_input(folder: Path, record: Record, backbone: Backbone) -> Non
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), "")[:200]
-
-
-def _json(record: Record) -> str:
-    try:
-        return json.dumps(dataclasses.asdict(record), indent=2, ensure_ascii=False) + "\n"
-    except TypeError as error:
-        raise CheckpointError(
-            f"provenance must be plain JSON ({error}); give text, numbers, lists and dicts"
-        ) from error
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for library in LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            versions[library] = "not installed"
-    return versions
-
-
-def _card(record: Record, size: int) -> str:
-    labels = "\n".join(f"- {value}: {name}" for value, name in record.labels.items())
-    support = "\n".join(f"- {_support_line(case)}" for case in record.provenance.get("support", ["not recorded"]))
-    scores = record.provenance.get("dice_on_support") or {}
-    lines = "\n".join(f"- {name}: {value:.2f}" for name, value in scores.items())
-    dice = f"Dice on these cases (no estimate of the Dice on other cases):\n\n{lines}\n\n" if scores else ""
-    chosen = ", ".join(f"{key} = {value}" for key, value in record.settings_from_backbone.items())
-    from_backbone = f"\nSettings taken from the backbone's defaults: {chosen}.\n" if chosen else ""
-    entry = BackboneName.of(record.backbone).entry
-    backbone = BackboneName.of(record.backbone).without_folders
-    licence = entry.licence if entry else f"see the source of the weights {backbone!r}"
-    held = "\n".join(f"- {thing}" for thing in _held(record)) or "- nothing but these weights"
-    shared = "these images" if set(record.holds) & SHOWING else "a model that was trained on these images"
-    return f"""# Segmenter: {", ".join(record.labels.values())}
-
-Fitted by handful {record.versions["handful"]} with the method `{record.method}` on the backbone `{backbone}`
-(weights SHA-256 `{record.backbone_sha256}`). This folder contains the learned weights ({size / 1e6:.1f} MB), but not
-the weights of the backbone.
-
-## Labels
-
-{labels}
-
-## Fitted on
-
-{support}
-
-{dice}Slices: {json.dumps(record.slicer)}.
-{from_backbone}
-
-## Licence and privacy
-
-Licence of the base weights: {licence}.
-
-`weights.safetensors` was learned from images of patients. Of these images, the folder holds:
-
-{held}
-
-It is patient-derived data: share it only with people who may have {shared}.
-
-Not a medical device. A qualified person must check every result before it is used.
-"""
-
-
-def _support_line(case: object) -> str:
-    if not isinstance(case, Mapping):
-        return str(case)
-    hashes = [f"{key.removesuffix('_sha256')} `{str(value)[:12]}`" for key, value in case.items() if key != "case"]
-    return f"{case.get('case', '?')} ({', '.join(hashes)})" if hashes else str(case.get("case", "?"))
