@@ -25,9 +25,10 @@ from PIL import Image
 import handful
 from docs.scripts.commands import ROOT, commands
 from handful.cohort.demo import write_phantom_cohort
+from handful.data.label_colours import label_colours
 from handful.data.slicing import SliceView
 from handful.data.volume import IGNORE
-from handful.reports.canvas import INK, Canvas, colours, draw_contour, draw_image, label_entry
+from handful.reports.canvas import INK, Canvas, draw_contour, draw_image, label_entry
 
 LABELLED = {"phantom_00": (8, 12), "phantom_01": (9, 12)}
 """Case and slices, counted from 0 along the third array axis: all that the method learns from."""
@@ -107,7 +108,7 @@ def draw_overview(folder: Path) -> bytes:
     draw_labelled(canvas, [cases[name] for name in LABELLED], cohort.labels)
     for row, name in enumerate(SHOWN):
         draw_row(canvas, row, cases[name], segmenter.predict(cases[name].read_image()))
-    canvas.legend([label_entry(name, colour) for _, name, colour in colours(cohort.labels)], bottom=0.06)
+    canvas.legend([label_entry(name, colour) for _, name, colour in label_colours(cohort.labels)], bottom=0.06)
     return canvas.webp(quality=88)
 
 
@@ -157,7 +158,7 @@ def draw(
     axes = canvas.axes(GAP + left, place[1], side, side)
     draw_image(axes, view.take([index])[0].permute(1, 2, 0).numpy(), 1.0)
     if values is not None:
-        for value, _, colour in colours(labels):
+        for value, _, colour in label_colours(labels):
             draw_contour(axes, values[index] == value, colour, alpha=0.4, linewidth=1.5 if side == PANEL else 0.9)
 
 

@@ -13,7 +13,9 @@ import highdicom
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - its usual name
+from highdicom.color import CIELabColor
 from numpy.typing import NDArray
+from PIL import ImageColor
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
@@ -24,6 +26,7 @@ from handful.data.dicom.segmentation import Maker, SegmentationStyle, write_segm
 from handful.data.dicom.series import SeriesChoice
 from handful.data.dicom.terms import TISSUE, Code, Term, read_terms, require_labels, standard_term
 from handful.data.files import read_cohort, read_label_map, read_volume, write_label_map
+from handful.data.label_colours import COLOURS
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels
 from handful.errors import (
     DamagedFile,
@@ -199,6 +202,15 @@ def test_segments_have_names_terms_and_their_maker(tmp_path: Path):
     maker = segments[0].SegmentationAlgorithmIdentificationSequence[0]
     assert maker.AlgorithmName == "handful fate"
     assert MAKER.model in maker.AlgorithmParameters
+
+
+def test_segments_have_the_colours_of_pictures(tmp_path: Path):
+    folder = made.write(tmp_path / "scan", made.series(5))
+    written(folder, tmp_path / "seg.dcm")
+    stored = [one.RecommendedDisplayCIELabValue for one in dcmread(tmp_path / "seg.dcm").SegmentSequence]
+    for one, colour in zip(stored, COLOURS, strict=False):
+        shown = CIELabColor.from_dicom_value(one).to_rgb()
+        assert np.abs(np.subtract(shown, ImageColor.getrgb(colour))).max() <= 2, colour
 
 
 def test_equal_results_have_equal_uids_and_others_do_not(tmp_path: Path):

@@ -10,13 +10,13 @@ import torch
 import tiny_models
 from handful.backbones.base import MemoryBackbone
 from handful.data.cases import Case
+from handful.data.label_colours import COLOURS
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch
 from handful.methods.fate.method import Fate, FateSegmenter
 from handful.methods.nearest_slice import NearestSlice
-from handful.reports.canvas import PALETTE
 from handful.reports.explanation import write_preview
 from handful.reports.overlay import write_overlay
 from look import near, pixels
@@ -67,7 +67,7 @@ def test_the_prediction_and_the_supports_are_drawn_in_the_colours_of_their_label
     with_both = preview(tmp_path / "a.png", segmenter)
     without = preview(tmp_path / "b.png", segmenter, nothing)
     rows = slice(130, 130 + 3 * 345)
-    for colour in PALETTE[:2]:
+    for colour in COLOURS[:2]:
         assert near(with_both[rows, :360], colour) > near(without[rows, :360], colour) + 500
         assert near(with_both[rows, SUPPORTS_LEFT:], colour) > 500
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from handful.data.label_colours import COLOURS
 from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch
-from handful.reports.canvas import PALETTE
 from handful.reports.overlay import write_overlay
 from look import near, pixels
 
@@ -36,8 +36,8 @@ def test_each_predicted_label_is_drawn_in_its_colour(tmp_path):
     with_both = pixels(tmp_path / "a.png")
     write_overlay(tmp_path / "b.png", scan(labels), label_map(LIVER))
     liver_only = pixels(tmp_path / "b.png")
-    assert near(with_both, PALETTE[0]) > 1000
-    assert near(with_both, PALETTE[1]) > 2 * near(liver_only, PALETTE[1])
+    assert near(with_both, COLOURS[0]) > 1000
+    assert near(with_both, COLOURS[1]) > 2 * near(liver_only, COLOURS[1])
 
 
 def test_the_reference_is_a_white_line_over_the_prediction(tmp_path):

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.data.label_colours import label_colours
 from handful.data.volume import Labels
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
-PALETTE = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#D55E00", "#0072B2")
-"""Okabe and Ito's colours, which are distinct for colour-blind people; from the eighth label on they repeat.
-
-Blue comes first, since tissue in colour pictures is red and yellow.
-"""
 DPI = 150
 BACKGROUND = "#101214"
 INK = "#E8EAED"
@@ -71,7 +67,7 @@ class Canvas:
         axes = self.figure.add_axes((left / self.width, bottom, side / self.width, side / self.height))
         draw_image(axes, panel.image, panel.pixel_aspect)
         if panel.label_values is not None and labels is not None:
-            for value, _, colour in colours(labels):
+            for value, _, colour in label_colours(labels):
                 draw_contour(axes, panel.label_values == value, colour, linewidth=1.2)
 
     def write(
@@ -140,12 +136,6 @@ class Canvas:
         return content.getvalue()
 
 
-def colours(labels: Labels) -> Iterator[tuple[int, str, str]]:
-    """Value, name and colour of each label, the same in every picture."""
-    for index, (value, name) in enumerate(labels.as_dict().items()):
-        yield value, name, PALETTE[index % len(PALETTE)]
-
-
 def evenly(labelled: NDArray[np.bool_], most: int) -> list[int]:
     """At most `most` evenly spaced slice numbers, from the first labelled slice to the last (else from all slices).
 
@@ -203,7 +193,7 @@ def _surface(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int
 
 def legend_of(labels: Labels) -> list[Artist]:
     """One legend entry per label."""
-    return [label_entry(plain(name), colour) for _, name, colour in colours(labels)]
+    return [label_entry(plain(name), colour) for _, name, colour in label_colours(labels)]
 
 
 def label_entry(text: str, colour: str) -> Artist:

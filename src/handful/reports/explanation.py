@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.data.label_colours import label_colours
 from handful.data.slicing import SliceView
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.jobs.atomic import write_atomically
@@ -22,7 +23,6 @@ from handful.reports.canvas import (
     NOTE,
     Canvas,
     Panel,
-    colours,
     evenly,
     legend_lines,
     legend_of,
@@ -150,7 +150,7 @@ def _write_confidence(canvas: Canvas, labels: Labels, row: _Row, corner: tuple[f
     predicted = [bool((row.predicted == value).any()) for value in labels.values]
     possible = [k for k in range(len(predicted)) if not np.isnan(row.present[k])]
     listed = sorted(sorted(possible, key=lambda k: (not predicted[k], -row.present[k]))[:LINES])
-    entries = list(colours(labels))
+    entries = list(label_colours(labels))
     for line, k in enumerate(listed):
         _, name, colour = entries[k]
         y, ink = top + 0.13 + 0.21 * line, INK if predicted[k] else DIM

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.data.label_colours import label_colours
 from handful.data.slicing import Slicer, SliceView
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.evaluation.metrics import overlap
@@ -18,7 +19,6 @@ from handful.reports.canvas import (
     INK,
     LEGEND_LINE,
     Canvas,
-    colours,
     draw_contour,
     draw_image,
     draw_reference,
@@ -137,7 +137,7 @@ def _draw(sheet: _Sheet, title: str) -> bytes:
         left, top = gap + column * (panel_width + gap), header + line * (panel_height + gap)
         _draw_slice(canvas.axes(left, top, panel_width, panel_height), sheet, index)
     canvas.title(title, sheet.view.plane if len(sheet.view) > 1 else None)
-    entries = [label_entry(_named(sheet, value, name), colour) for value, name, colour in colours(sheet.labels)]
+    entries = [label_entry(_named(sheet, value, name), colour) for value, name, colour in label_colours(sheet.labels)]
     canvas.legend(entries if sheet.reference is None else [*entries, reference_entry()])
     return canvas.png()
 
@@ -159,7 +159,7 @@ def _draw_slice(axes: Axes, sheet: _Sheet, index: int) -> None:
     rows, columns = sheet.rows, sheet.columns
     image = sheet.view.cut(index, index + 1)[0, :, rows, columns].permute(1, 2, 0).numpy()
     draw_image(axes, image, sheet.pixel_aspect)
-    for value, _, colour in colours(sheet.labels):
+    for value, _, colour in label_colours(sheet.labels):
         draw_contour(axes, sheet.predicted[index, rows, columns] == value, colour, alpha=0.35)
     if sheet.reference is not None:
         for value in sheet.labels.values:

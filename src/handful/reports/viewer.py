@@ -18,10 +18,10 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.data.label_colours import label_colours
 from handful.data.volume import LabelMap, Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_atomically
-from handful.reports.canvas import colours
 
 HEIGHT = 560
 """Pixels of the viewer in a notebook."""
@@ -99,7 +99,7 @@ def _packed(volume: Volume | LabelMap, step: list[int]) -> str:
 
 
 def _page(packed: list[str], label_map: LabelMap | None, step: tuple[int, int, int]) -> str:
-    listed = [] if label_map is None else list(colours(label_map.labels))
+    listed = [] if label_map is None else list(label_colours(label_map.labels))
     note = "" if step == (1, 1, 1) else f"To save space, one voxel in {' × '.join(map(str, step))} is shown."
     library = base64.b64encode(gzip.compress(files("handful").joinpath(NIIVUE).read_bytes(), 9)).decode()
     legend = "".join(f'<li><i style="background: {colour}"></i>{html.escape(name)}</li>' for _, name, colour in listed)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.data.label_colours import label_colours
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Volume
-from handful.reports.canvas import Canvas, colours, draw_contour, draw_image, draw_reference
+from handful.reports.canvas import Canvas, draw_contour, draw_image, draw_reference
 
 SIDE = 2.6
 """Width and height in inches."""
@@ -27,7 +28,7 @@ def worst_slice(volume: Volume, prediction: LabelMap, reference: LabelMap, slice
     axes = canvas.axes(0, 0, SIDE, SIDE)
     image = view.take([number])[0, :, rows, columns].permute(1, 2, 0).numpy()
     draw_image(axes, image, float(pixel_height / pixel_width))
-    for value, _, colour in colours(reference.labels):
+    for value, _, colour in label_colours(reference.labels):
         draw_contour(axes, predicted[number, rows, columns] == value, colour, alpha=0.32, linewidth=1.2)
     for value in reference.labels.values:
         draw_reference(axes, truth[number, rows, columns] == value, linewidth=1.0, rim=False)

@@ -22,6 +22,7 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
+from handful.data.label_colours import label_colours
 from handful.errors import BusyError, HandfulError, InputError
 from handful.reports.viewer import nifti_bytes
 from handful.service.annotation import Annotations, InUseError, OpenCase, unpacked
@@ -100,7 +101,11 @@ class Service:
         return {
             "name": cohort.name,
             "version": version("handful"),
-            "labels": [{"value": value, "name": name} for value, name in labels.as_dict().items()] if labels else [],
+            "labels": [
+                {"value": value, "name": name, "colour": colour} for value, name, colour in label_colours(labels)
+            ]
+            if labels
+            else [],
             "cases": entries,
             "model": self._model(),
             "job": as_json(job) if job else None,

@@ -10,11 +10,11 @@ from PIL import Image, ImageColor
 
 from handful.data.cases import Case
 from handful.data.files import read_label_map
+from handful.data.label_colours import label_colours
 from handful.data.slicing import Slicer
 from handful.data.volume import Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_atomically
-from handful.reports.canvas import colours
 from handful.service.workspace import Workspace, id_of
 
 SIDE = 200
@@ -42,7 +42,7 @@ def overlay(workspace: Workspace, case: Case) -> bytes:
     number = int((classes > 0).sum(axis=(1, 2)).argmax())
     grey = view.take([number])[0].numpy()
     picture = np.broadcast_to(grey.transpose(1, 2, 0), (*grey.shape[1:], 3)).copy()
-    for value, _, colour in colours(labels):
+    for value, _, colour in label_colours(labels):
         inside = classes[number] == value
         picture[inside] = 0.55 * picture[inside] + 0.45 * np.array(ImageColor.getrgb(colour)) / 255
     return _png((picture * 255).round().astype(np.uint8), view.spacing)

@@ -19,6 +19,7 @@ from handful.data.dicom.series import ONLY_SERIES, SeriesChoice, opened, stack_o
 from handful.data.dicom.sources import Bounded, refusing
 from handful.data.dicom.stack import Stack
 from handful.data.dicom.terms import Code, Term, standard_term
+from handful.data.label_colours import label_colours
 from handful.data.volume import IGNORE, LabelMap
 from handful.errors import HandfulError, LabelError, UnsupportedInput
 from handful.jobs.atomic import replacing
@@ -71,6 +72,7 @@ def write_segmentation(
     `label_map` lies on the grid of the scan (voxels (i, j, k)); `scan` and `choice` are those it was read by. Each
     frame has position and orientation of its source image, and refers to it. Patient and study are copied from the
     scan. Segments are numbered 1, 2, … in the order of the labels; in a LABELMAP they have the values of the labels.
+    Their recommended colours are those of handful's pictures.
     Frames without a label are left out. The UIDs follow from scan, model and voxels, so the same result has the same
     ones. (DICOM PS3.3, A.51.)
 
@@ -184,7 +186,10 @@ def _segmentation(images: Sequence[Any], planes: NDArray[Any], label_map: LabelM
         source_images=images,
         pixel_array=pixels,
         segmentation_type=style.encoding,
-        segment_descriptions=[_description(one, name, style) for one, name in zip(numbers, labels.names, strict=True)],
+        segment_descriptions=[
+            _description(one, name, colour, style)
+            for one, (_, name, colour) in zip(numbers, label_colours(labels), strict=True)
+        ],
         series_instance_uid=_uid("series", first.SeriesInstanceUID, pixels, labels.names, style),
         series_number=min(int(number or 0) + 1000, 2**31 - 1),
         sop_instance_uid=_uid("instance", first.SeriesInstanceUID, pixels, labels.names, style),
@@ -199,8 +204,9 @@ def _segmentation(images: Sequence[Any], planes: NDArray[Any], label_map: LabelM
     )
 
 
-def _description(number: int, name: str, style: SegmentationStyle) -> Any:
+def _description(number: int, name: str, colour: str, style: SegmentationStyle) -> Any:
     from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
     from highdicom.seg import SegmentDescription
     from pydicom.sr.codedict import codes
 
@@ -218,6 +224,7 @@ def _description(number: int, name: str, style: SegmentationStyle) -> Any:
             version=version("handful"),
             parameters={"model_sha256": maker.model} if maker.model else None,
         ),
+        display_color=CIELabColor.from_string(colour),
     )
 
 

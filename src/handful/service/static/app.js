@@ -4,26 +4,47 @@ import { $, h, say, guarded } from './dom.js';
 import { Label } from './label.js';
 import { t, T, duration } from './texts.js';
 
-const RUNNING = 800, IDLE = 15000;
+const RUNNING = 800,
+  IDLE = 15000;
 
 class App {
   constructor() {
     this.state = { cases: [], labels: [], suggestions: [], curve: [], job: null, model: null };
-    this.sort = 'name'; this.filter = 'all'; this.chosen = 0;
+    this.sort = 'name';
+    this.filter = 'all';
+    this.chosen = 0;
     this.label = new Label(this);
-    for (const button of document.querySelectorAll('nav button')) button.addEventListener('click', () => this.show(button.dataset.view));
+    for (const button of document.querySelectorAll('nav button'))
+      button.addEventListener('click', () => this.show(button.dataset.view));
     addEventListener('popstate', () => this.restore());
-    document.addEventListener('keydown', event => this.key(event), true);
-    $('#keys').title = t('keysHint'); $('#keys').addEventListener('click', () => this.help());
-    document.addEventListener('dragover', event => event.preventDefault());
-    document.addEventListener('drop', event => { event.preventDefault(); this.upload([...event.dataTransfer.files]); });
+    document.addEventListener('keydown', (event) => this.key(event), true);
+    $('#keys').title = t('keysHint');
+    $('#keys').addEventListener('click', () => this.help());
+    document.addEventListener('dragover', (event) => event.preventDefault());
+    document.addEventListener('drop', (event) => {
+      event.preventDefault();
+      this.upload([...event.dataTransfer.files]);
+    });
     this.begin();
   }
   // Keys of all views; those of the slice are in label.js. G is the first of two keys.
   key(event) {
-    if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) && event.target.type !== 'range' || event.ctrlKey || event.metaKey || event.altKey || $('dialog[open]')) return;
-    const key = event.key.toLowerCase(), take = work => { event.preventDefault(); event.stopPropagation(); work(); };
-    const view = { c: 'cases', l: 'label', r: 'review', e: 'export' }[key], going = this.going;
+    if (
+      (/^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) && event.target.type !== 'range') ||
+      event.ctrlKey ||
+      event.metaKey ||
+      event.altKey ||
+      $('dialog[open]')
+    )
+      return;
+    const key = event.key.toLowerCase(),
+      take = (work) => {
+        event.preventDefault();
+        event.stopPropagation();
+        work();
+      };
+    const view = { c: 'cases', l: 'label', r: 'review', e: 'export' }[key],
+      going = this.going;
     if (key === 'shift') return;
     this.going = key === 'g' && !going;
     if (this.going) return;
@@ -45,40 +66,63 @@ class App {
     items.forEach((item, i) => item.classList.toggle('chosen', i === this.chosen));
     items[this.chosen]?.scrollIntoView({ block: 'nearest' });
   }
-  async begin() { await this.refresh(); await this.restore(); this.poll(); }
+  async begin() {
+    await this.refresh();
+    await this.restore();
+    this.poll();
+  }
   restore() {
     const [view, id, number] = location.hash.slice(1).split('/');
-    return this.show(['cases', 'label', 'review', 'export'].includes(view) ? view : 'cases', id || undefined, number ? +number : undefined, undefined, true);
+    return this.show(
+      ['cases', 'label', 'review', 'export'].includes(view) ? view : 'cases',
+      id || undefined,
+      number ? +number : undefined,
+      undefined,
+      true,
+    );
   }
   show = guarded(async (view, id, number, reason, quietly) => {
     for (const section of document.querySelectorAll('main > section')) section.hidden = section.id !== view;
-    for (const button of document.querySelectorAll('nav button')) button.setAttribute('aria-current', button.dataset.view === view ? 'page' : 'false');
+    for (const button of document.querySelectorAll('nav button'))
+      button.setAttribute('aria-current', button.dataset.view === view ? 'page' : 'false');
     this.view = view;
-    if (!quietly) history.pushState(null, '', `#${[view, id, number].filter(part => part !== undefined).join('/')}`);
+    if (!quietly) history.pushState(null, '', `#${[view, id, number].filter((part) => part !== undefined).join('/')}`);
     if (view === 'label' && id) await this.label.open(id, number, reason);
     this.draw();
   });
   refresh = guarded(async () => {
     this.state = await get('state');
-    $('#cohort').textContent = this.state.name; document.title = `${this.state.name} – handful`;
+    $('#cohort').textContent = this.state.name;
+    document.title = `${this.state.name} – handful`;
     this.draw();
   });
   async poll() {
     for (;;) {
-      await new Promise(ready => setTimeout(ready, this.state.job?.state === 'running' ? RUNNING : IDLE));
+      await new Promise((ready) => setTimeout(ready, this.state.job?.state === 'running' ? RUNNING : IDLE));
       if (document.hidden) continue;
       try {
-        const { job } = await get('job'), before = this.state.job;
-        this.state.job = job; this.drawJob();
+        const { job } = await get('job'),
+          before = this.state.job;
+        this.state.job = job;
+        this.drawJob();
         if (job && before && (before.state !== job.state || before.number !== job.number)) {
           if (job.state !== 'running') say(this.outcome(job), job.state === 'failed');
           await this.refresh();
         }
-      } catch (error) { say(error.message, true); }
+      } catch (error) {
+        say(error.message, true);
+      }
     }
   }
-  outcome(job) { const kind = t(`job_${job.kind}`); return job.state === 'failed' ? t('failed', kind, job.error) : t(job.state, kind); }
-  start = guarded(async (kind, more = {}) => { this.state.job = (await post('job', { kind, ...more })).job; this.drawJob(); this.draw(); });
+  outcome(job) {
+    const kind = t(`job_${job.kind}`);
+    return job.state === 'failed' ? t('failed', kind, job.error) : t(job.state, kind);
+  }
+  start = guarded(async (kind, more = {}) => {
+    this.state.job = (await post('job', { kind, ...more })).job;
+    this.drawJob();
+    this.draw();
+  });
   draw() {
     this.drawJob();
     if (this.view === 'cases') this.drawCases();
@@ -87,99 +131,454 @@ class App {
     if (this.view === 'label' && this.label.case) this.label.showLabels();
   }
   drawJob() {
-    const job = this.state.job, box = $('#job');
-    if (job?.state !== 'running') { box.replaceChildren(job && job.state !== 'done' ? h('span', { class: 'past' }, this.outcome(job)) : ''); return; }
+    const job = this.state.job,
+      box = $('#job');
+    if (job?.state !== 'running') {
+      box.replaceChildren(job && job.state !== 'done' ? h('span', { class: 'past' }, this.outcome(job)) : '');
+      return;
+    }
     const share = job.total > 1 ? job.step / job.total : 0;
-    box.replaceChildren(h('span', {}, t(`job_${job.kind}`), ' '), h('progress', share ? { value: share, max: 1 } : {}),
-      h('span', { class: 'note' }, job.left_s != null && share ? t('left', duration(job.left_s)) : '', ' ', job.note), h('button', { onclick: guarded(async () => { this.state.job = (await call('job', { method: 'DELETE' }).then(answer => answer.json())).job; await this.refresh(); }) }, t('cancel')));
+    box.replaceChildren(
+      h('span', {}, t(`job_${job.kind}`), ' '),
+      h('progress', share ? { value: share, max: 1 } : {}),
+      h('span', { class: 'note' }, job.left_s != null && share ? t('left', duration(job.left_s)) : '', ' ', job.note),
+      h(
+        'button',
+        {
+          onclick: guarded(async () => {
+            this.state.job = (await call('job', { method: 'DELETE' }).then((answer) => answer.json())).job;
+            await this.refresh();
+          }),
+        },
+        t('cancel'),
+      ),
+    );
   }
   // Cases.
   drawCases() {
-    const { cases, labels, model, job } = this.state, running = job?.state === 'running', shown = this.sorted(cases.filter(one => this.filter === 'all' || one.status === this.filter));
-    const choice = (name, value, options, onchange) => h('label', {}, name, h('select', { onchange: event => onchange(event.target.value) }, options.map(([key, text]) => h('option', { value: key, selected: key === value }, text))));
-    const counts = Object.fromEntries(['unlabelled', 'in work', 'labelled', 'to review', 'accepted'].map(status => [status, cases.filter(one => one.status === status).length]));
-    const focused = document.activeElement?.id, typed = $('#names')?.value;
-    const minutes = h('input', { id: 'minutes', type: 'number', min: 1, max: 1440, value: this.minutes ?? 30, onchange: event => { this.minutes = +event.target.value; } });
-    const method = choice(t('method'), this.method ?? 'auto', [['auto', t('methodAuto')], ...['fate', 'ensemble', 'self-training', 'unet', 'auto-sam-unet', 'few-shot-prompts'].map(name => [name, name])], value => { this.method = value; this.drawCases(); });
+    const { cases, labels, model, job } = this.state,
+      running = job?.state === 'running',
+      shown = this.sorted(cases.filter((one) => this.filter === 'all' || one.status === this.filter));
+    const choice = (name, value, options, onchange) =>
+      h(
+        'label',
+        {},
+        name,
+        h(
+          'select',
+          { onchange: (event) => onchange(event.target.value) },
+          options.map(([key, text]) => h('option', { value: key, selected: key === value }, text)),
+        ),
+      );
+    const counts = Object.fromEntries(
+      ['unlabelled', 'in work', 'labelled', 'to review', 'accepted'].map((status) => [
+        status,
+        cases.filter((one) => one.status === status).length,
+      ]),
+    );
+    const focused = document.activeElement?.id,
+      typed = $('#names')?.value;
+    const minutes = h('input', {
+      id: 'minutes',
+      type: 'number',
+      min: 1,
+      max: 1440,
+      value: this.minutes ?? 30,
+      onchange: (event) => {
+        this.minutes = +event.target.value;
+      },
+    });
+    const method = choice(
+      t('method'),
+      this.method ?? 'auto',
+      [
+        ['auto', t('methodAuto')],
+        ...['fate', 'ensemble', 'self-training', 'unet', 'auto-sam-unet', 'few-shot-prompts'].map((name) => [
+          name,
+          name,
+        ]),
+      ],
+      (value) => {
+        this.method = value;
+        this.drawCases();
+      },
+    );
     $('#cases').replaceChildren(
-      h('div', { class: 'steps' },
-        h('article', {}, h('h2', {}, t('stepLabel')), h('label', { class: 'names' }, t('nameLabels'), h('textarea', { id: 'names', rows: Math.max(2, labels.length + 1), placeholder: 'liver\nspleen', spellcheck: false }, labels.map(one => one.name).join('\n'))),
-          h('p', { class: 'hint' }, t('labelsHint')), h('div', { class: 'row' }, h('button', { id: 'saveNames', onclick: guarded(async () => { await post('labels', { names: $('#names').value.split('\n').map(name => name.trim()).filter(Boolean) }, 'PUT'); await this.refresh(); }) }, t('save')),
-            h('button', { disabled: running || !cases.length, onclick: () => this.start('suggest') }, t('suggestNext')))),
-        h('article', {}, h('h2', {}, t('stepLearn')), method, (this.method ?? 'auto') === 'auto' && h('label', {}, t('minutes'), minutes), h('p', { class: 'hint' }, t('learnCost')),
-          h('button', { id: 'learn', class: 'main', disabled: running || !counts.labelled, onclick: () => this.start('learn', { method: this.method ?? 'auto', ...((this.method ?? 'auto') === 'auto' ? { minutes: this.minutes ?? 30 } : {}) }) }, t('learn')), this.learned(model)),
-        h('article', {}, h('h2', {}, t('stepSegment')), h('button', { id: 'segment', class: 'main', disabled: running || !model, onclick: () => this.start('segment') }, t('segmentAll')), !model && h('p', { class: 'hint' }, t('nothingLearned')), this.failures(), this.curve())),
-      h('div', { class: 'bar' }, h('strong', {}, t('allCases', cases.length)), choice(t('show'), this.filter, [['all', t('all')], ...Object.entries(counts).map(([status, count]) => [status, `${t(status)} (${count})`])], value => { this.filter = value; this.drawCases(); }),
-        choice(t('sortBy'), this.sort, [['name', t('byName')], ['status', t('byStatus')], ['quality', t('byQuality')]], value => { this.sort = value; this.drawCases(); }),
-        h('label', { class: 'button' }, t('addScans'), h('input', { id: 'files', type: 'file', multiple: true, onchange: event => this.upload([...event.target.files]) }))),
-      this.state.left_out?.length ? h('details', { class: 'bad' }, h('summary', {}, t('leftOut', this.state.left_out.length)), h('ul', {}, this.state.left_out.map(one => h('li', {}, `${one.file}: ${one.reason}`)))) : '',
-      cases.length ? h('ul', { class: 'grid' }, shown.map(one => this.card(one))) : h('p', { class: 'empty' }, t('noCases')));
-    if (typed !== undefined && focused === 'names') { $('#names').value = typed; $('#names').focus(); }
+      h(
+        'div',
+        { class: 'steps' },
+        h(
+          'article',
+          {},
+          h('h2', {}, t('stepLabel')),
+          h(
+            'label',
+            { class: 'names' },
+            t('nameLabels'),
+            h(
+              'textarea',
+              { id: 'names', rows: Math.max(2, labels.length + 1), placeholder: 'liver\nspleen', spellcheck: false },
+              labels.map((one) => one.name).join('\n'),
+            ),
+          ),
+          h('p', { class: 'hint' }, t('labelsHint')),
+          h(
+            'div',
+            { class: 'row' },
+            h(
+              'button',
+              {
+                id: 'saveNames',
+                onclick: guarded(async () => {
+                  await post(
+                    'labels',
+                    {
+                      names: $('#names')
+                        .value.split('\n')
+                        .map((name) => name.trim())
+                        .filter(Boolean),
+                    },
+                    'PUT',
+                  );
+                  await this.refresh();
+                }),
+              },
+              t('save'),
+            ),
+            h('button', { disabled: running || !cases.length, onclick: () => this.start('suggest') }, t('suggestNext')),
+          ),
+        ),
+        h(
+          'article',
+          {},
+          h('h2', {}, t('stepLearn')),
+          method,
+          (this.method ?? 'auto') === 'auto' && h('label', {}, t('minutes'), minutes),
+          h('p', { class: 'hint' }, t('learnCost')),
+          h(
+            'button',
+            {
+              id: 'learn',
+              class: 'main',
+              disabled: running || !counts.labelled,
+              onclick: () =>
+                this.start('learn', {
+                  method: this.method ?? 'auto',
+                  ...((this.method ?? 'auto') === 'auto' ? { minutes: this.minutes ?? 30 } : {}),
+                }),
+            },
+            t('learn'),
+          ),
+          this.learned(model),
+        ),
+        h(
+          'article',
+          {},
+          h('h2', {}, t('stepSegment')),
+          h(
+            'button',
+            { id: 'segment', class: 'main', disabled: running || !model, onclick: () => this.start('segment') },
+            t('segmentAll'),
+          ),
+          !model && h('p', { class: 'hint' }, t('nothingLearned')),
+          this.failures(),
+          this.curve(),
+        ),
+      ),
+      h(
+        'div',
+        { class: 'bar' },
+        h('strong', {}, t('allCases', cases.length)),
+        choice(
+          t('show'),
+          this.filter,
+          [['all', t('all')], ...Object.entries(counts).map(([status, count]) => [status, `${t(status)} (${count})`])],
+          (value) => {
+            this.filter = value;
+            this.drawCases();
+          },
+        ),
+        choice(
+          t('sortBy'),
+          this.sort,
+          [
+            ['name', t('byName')],
+            ['status', t('byStatus')],
+            ['quality', t('byQuality')],
+          ],
+          (value) => {
+            this.sort = value;
+            this.drawCases();
+          },
+        ),
+        h(
+          'label',
+          { class: 'button' },
+          t('addScans'),
+          h('input', {
+            id: 'files',
+            type: 'file',
+            multiple: true,
+            onchange: (event) => this.upload([...event.target.files]),
+          }),
+        ),
+      ),
+      this.state.left_out?.length
+        ? h(
+            'details',
+            { class: 'bad' },
+            h('summary', {}, t('leftOut', this.state.left_out.length)),
+            h(
+              'ul',
+              {},
+              this.state.left_out.map((one) => h('li', {}, `${one.file}: ${one.reason}`)),
+            ),
+          )
+        : '',
+      cases.length
+        ? h(
+            'ul',
+            { class: 'grid' },
+            shown.map((one) => this.card(one)),
+          )
+        : h('p', { class: 'empty' }, t('noCases')),
+    );
+    if (typed !== undefined && focused === 'names') {
+      $('#names').value = typed;
+      $('#names').focus();
+    }
   }
   sorted(cases) {
     const order = ['in work', 'unlabelled', 'to review', 'accepted', 'labelled'];
-    const by = { name: (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }), status: (a, b) => order.indexOf(a.status) - order.indexOf(b.status) || by.name(a, b), quality: (a, b) => (a.quality ?? 2) - (b.quality ?? 2) || by.name(a, b) };
+    const by = {
+      name: (a, b) => a.name.localeCompare(b.name, undefined, { numeric: true }),
+      status: (a, b) => order.indexOf(a.status) - order.indexOf(b.status) || by.name(a, b),
+      quality: (a, b) => (a.quality ?? 2) - (b.quality ?? 2) || by.name(a, b),
+    };
     return [...cases].sort(by[this.sort]);
   }
   card(one) {
-    return h('li', {}, h('button', { class: 'card', 'data-case': one.name, disabled: one.in_use, onclick: () => this.state.labels.length ? this.show('label', one.id) : say(t('namesNeeded'), true) },
-      h('img', { src: picture(`cases/${one.id}/thumbnail.png`), alt: '', loading: 'lazy' }), h('span', { class: 'name' }, one.name),
-      h('span', { class: `status ${one.status.replace(' ', '-')}` }, one.in_use ? t('inUse') : t(one.status)), one.quality != null && one.status !== 'labelled' && h('span', { class: 'quality' }, t('quality', one.quality.toFixed(2)))));
+    return h(
+      'li',
+      {},
+      h(
+        'button',
+        {
+          class: 'card',
+          'data-case': one.name,
+          disabled: one.in_use,
+          onclick: () => (this.state.labels.length ? this.show('label', one.id) : say(t('namesNeeded'), true)),
+        },
+        h('img', { src: picture(`cases/${one.id}/thumbnail.png`), alt: '', loading: 'lazy' }),
+        h('span', { class: 'name' }, one.name),
+        h('span', { class: `status ${one.status.replace(' ', '-')}` }, one.in_use ? t('inUse') : t(one.status)),
+        one.quality != null &&
+          one.status !== 'labelled' &&
+          h('span', { class: 'quality' }, t('quality', one.quality.toFixed(2))),
+      ),
+    );
   }
   learned(model) {
     if (!model) return null;
-    const listed = dice => Object.entries(dice).map(([name, value]) => `${name} ${value.toFixed(2)}`).join(', ');
-    return h('div', { class: 'learned' }, h('p', {}, t('learned', model.method, model.labelled)), Object.keys(model.dice_left_out).length ? h('p', {}, t('expected', listed(model.dice_left_out))) : null,
-      Object.keys(model.dice_on_support).length ? h('p', {}, t('ownDice', listed(model.dice_on_support))) : null, model.not_learned.length ? h('p', { class: 'bad' }, t('notLearned', model.not_learned.join(', '))) : null,
-      model.decisions.length ? h('details', {}, h('summary', {}, model.decisions[0]), h('ul', {}, model.decisions.slice(1).map(line => h('li', {}, line)))) : null);
+    const listed = (dice) =>
+      Object.entries(dice)
+        .map(([name, value]) => `${name} ${value.toFixed(2)}`)
+        .join(', ');
+    return h(
+      'div',
+      { class: 'learned' },
+      h('p', {}, t('learned', model.method, model.labelled)),
+      Object.keys(model.dice_left_out).length ? h('p', {}, t('expected', listed(model.dice_left_out))) : null,
+      Object.keys(model.dice_on_support).length ? h('p', {}, t('ownDice', listed(model.dice_on_support))) : null,
+      model.not_learned.length ? h('p', { class: 'bad' }, t('notLearned', model.not_learned.join(', '))) : null,
+      model.decisions.length
+        ? h(
+            'details',
+            {},
+            h('summary', {}, model.decisions[0]),
+            h(
+              'ul',
+              {},
+              model.decisions.slice(1).map((line) => h('li', {}, line)),
+            ),
+          )
+        : null,
+    );
   }
   failures() {
-    const job = this.state.job, failed = job?.kind === 'segment' && job.result?.failures;
-    return failed?.length ? h('div', { class: 'bad' }, t('failures'), h('ul', {}, failed.map(one => h('li', {}, `${one.case}: ${one.reason}`)))) : null;
+    const job = this.state.job,
+      failed = job?.kind === 'segment' && job.result?.failures;
+    return failed?.length
+      ? h(
+          'div',
+          { class: 'bad' },
+          t('failures'),
+          h(
+            'ul',
+            {},
+            failed.map((one) => h('li', {}, `${one.case}: ${one.reason}`)),
+          ),
+        )
+      : null;
   }
   curve() {
-    const points = this.state.curve.filter(point => point.dice != null);
+    const points = this.state.curve.filter((point) => point.dice != null);
     if (!points.length) return null;
-    const most = Math.max(...points.map(point => point.slices)), x = value => 28 + 160 * value / most, y = value => 84 - 76 * value;
-    const svg = (tag, attributes, text) => { const element = document.createElementNS('http://www.w3.org/2000/svg', tag); for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value); if (text != null) element.textContent = text; return element; };
+    const most = Math.max(...points.map((point) => point.slices)),
+      x = (value) => 28 + (160 * value) / most,
+      y = (value) => 84 - 76 * value;
+    const svg = (tag, attributes, text) => {
+      const element = document.createElementNS('http://www.w3.org/2000/svg', tag);
+      for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+      if (text != null) element.textContent = text;
+      return element;
+    };
     const drawing = svg('svg', { viewBox: '0 0 200 104', class: 'curve', role: 'img', 'aria-label': t('curveHint') });
-    for (const value of [0, 0.5, 1]) drawing.append(svg('line', { x1: 28, x2: 194, y1: y(value), y2: y(value), class: 'axis' }), svg('text', { x: 22, y: y(value) + 3, 'text-anchor': 'end' }, value));
-    drawing.append(svg('polyline', { points: points.map(point => `${x(point.slices)},${y(point.dice)}`).join(' ') }));
-    for (const point of points) drawing.append(svg('circle', { cx: x(point.slices), cy: y(point.dice), r: 3 }), svg('text', { x: x(point.slices), y: 98, 'text-anchor': 'middle' }, point.slices));
-    const [before, now] = points.slice(-2), gain = points.length > 1 ? now.dice - before.dice : null;
-    return h('figure', {}, h('figcaption', {}, t('curve')), drawing, h('p', { class: 'hint' }, t('curveHint')), gain != null && gain < 0.01 && now.slices > before.slices ? h('p', { class: 'hint' }, t('plateau', gain.toFixed(3))) : null);
+    for (const value of [0, 0.5, 1])
+      drawing.append(
+        svg('line', { x1: 28, x2: 194, y1: y(value), y2: y(value), class: 'axis' }),
+        svg('text', { x: 22, y: y(value) + 3, 'text-anchor': 'end' }, value),
+      );
+    drawing.append(svg('polyline', { points: points.map((point) => `${x(point.slices)},${y(point.dice)}`).join(' ') }));
+    for (const point of points)
+      drawing.append(
+        svg('circle', { cx: x(point.slices), cy: y(point.dice), r: 3 }),
+        svg('text', { x: x(point.slices), y: 98, 'text-anchor': 'middle' }, point.slices),
+      );
+    const [before, now] = points.slice(-2),
+      gain = points.length > 1 ? now.dice - before.dice : null;
+    return h(
+      'figure',
+      {},
+      h('figcaption', {}, t('curve')),
+      drawing,
+      h('p', { class: 'hint' }, t('curveHint')),
+      gain != null && gain < 0.01 && now.slices > before.slices
+        ? h('p', { class: 'hint' }, t('plateau', gain.toFixed(3)))
+        : null,
+    );
   }
-  upload = guarded(async files => {
+  upload = guarded(async (files) => {
     for (const file of files) {
       say(t('adding', file.name));
-      const body = new FormData(); body.append('file', file, file.name);
-      try { await call('cases', { method: 'POST', body }); say(t('added', file.name)); } catch (error) { say(`${file.name}: ${error.message}`, true); }
+      const body = new FormData();
+      body.append('file', file, file.name);
+      try {
+        await call('cases', { method: 'POST', body });
+        say(t('added', file.name));
+      } catch (error) {
+        say(`${file.name}: ${error.message}`, true);
+      }
     }
     await this.refresh();
   });
   // Review.
   drawReview() {
-    const found = this.state.cases.filter(one => one.status === 'to review' || one.status === 'accepted').sort((a, b) => (a.status === 'accepted') - (b.status === 'accepted') || (a.quality ?? 2) - (b.quality ?? 2));
-    const judge = (one, verdict) => guarded(async () => { await post(`cases/${one.id}/verdict`, { verdict }); await this.refresh(); });
-    $('#review').replaceChildren(h('p', {}, found.length ? t('reviewIntro') : t('nothingToReview')), h('ol', { class: 'queue' }, found.map(one => h('li', { 'data-case': one.name, class: one.status === 'accepted' ? 'settled' : '' },
-      h('img', { src: picture(`cases/${one.id}/overlay.png?${this.state.model?.when ?? ''}`), alt: '', loading: 'lazy' }),
-      h('div', {}, h('strong', {}, one.name), one.quality != null && h('meter', { min: 0, max: 1, low: 0.6, high: 0.8, optimum: 1, value: one.quality, title: t('quality', one.quality.toFixed(2)) }), one.quality != null && h('span', {}, t('quality', one.quality.toFixed(2))), one.flags.length ? h('p', { class: 'hint' }, one.flags.join('; ')) : null),
-      h('div', { class: 'row' }, one.status === 'accepted' ? h('button', { 'data-key': 'b', onclick: judge(one, 'send back') }, t('sendBack')) : [h('button', { class: 'main', 'data-key': 'a', onclick: judge(one, 'accept') }, t('accept')), h('button', { 'data-key': 'c', disabled: one.in_use, onclick: () => this.show('label', one.id) }, t('correct'))])))));
+    const found = this.state.cases
+      .filter((one) => one.status === 'to review' || one.status === 'accepted')
+      .sort((a, b) => (a.status === 'accepted') - (b.status === 'accepted') || (a.quality ?? 2) - (b.quality ?? 2));
+    const judge = (one, verdict) =>
+      guarded(async () => {
+        await post(`cases/${one.id}/verdict`, { verdict });
+        await this.refresh();
+      });
+    $('#review').replaceChildren(
+      h('p', {}, found.length ? t('reviewIntro') : t('nothingToReview')),
+      h(
+        'ol',
+        { class: 'queue' },
+        found.map((one) =>
+          h(
+            'li',
+            { 'data-case': one.name, class: one.status === 'accepted' ? 'settled' : '' },
+            h('img', {
+              src: picture(`cases/${one.id}/overlay.png?${this.state.model?.when ?? ''}`),
+              alt: '',
+              loading: 'lazy',
+            }),
+            h(
+              'div',
+              {},
+              h('strong', {}, one.name),
+              one.quality != null &&
+                h('meter', {
+                  min: 0,
+                  max: 1,
+                  low: 0.6,
+                  high: 0.8,
+                  optimum: 1,
+                  value: one.quality,
+                  title: t('quality', one.quality.toFixed(2)),
+                }),
+              one.quality != null && h('span', {}, t('quality', one.quality.toFixed(2))),
+              one.flags.length ? h('p', { class: 'hint' }, one.flags.join('; ')) : null,
+            ),
+            h(
+              'div',
+              { class: 'row' },
+              one.status === 'accepted'
+                ? h('button', { 'data-key': 'b', onclick: judge(one, 'send back') }, t('sendBack'))
+                : [
+                    h('button', { class: 'main', 'data-key': 'a', onclick: judge(one, 'accept') }, t('accept')),
+                    h(
+                      'button',
+                      { 'data-key': 'c', disabled: one.in_use, onclick: () => this.show('label', one.id) },
+                      t('correct'),
+                    ),
+                  ],
+            ),
+          ),
+        ),
+      ),
+    );
     this.choose(this.chosen);
   }
   drawExport() {
     const forms = ['nifti', 'nnunet', ...(this.state.dicom ? ['dicom-seg'] : []), 'report'];
-    $('#export').replaceChildren(h('p', {}, t('exportIntro')), h('ul', { class: 'exports' }, forms.map(form => h('li', {}, h('h2', {}, t(`export_${form}`)), h('p', { class: 'hint' }, t(`about_${form}`)),
-      h('button', { 'data-form': form, 'aria-label': t(`export_${form}`), onclick: guarded(() => this.download(form)) }, t('download'))))));
+    $('#export').replaceChildren(
+      h('p', {}, t('exportIntro')),
+      h(
+        'ul',
+        { class: 'exports' },
+        forms.map((form) =>
+          h(
+            'li',
+            {},
+            h('h2', {}, t(`export_${form}`)),
+            h('p', { class: 'hint' }, t(`about_${form}`)),
+            h(
+              'button',
+              { 'data-form': form, 'aria-label': t(`export_${form}`), onclick: guarded(() => this.download(form)) },
+              t('download'),
+            ),
+          ),
+        ),
+      ),
+    );
   }
   async download(form) {
-    const blob = await (await call(`export/${form}`)).blob(), link = h('a', { href: URL.createObjectURL(blob), download: `handful-${form}.zip` });
-    document.body.append(link); link.click(); link.remove();
+    const blob = await (await call(`export/${form}`)).blob(),
+      link = h('a', { href: URL.createObjectURL(blob), download: `handful-${form}.zip` });
+    document.body.append(link);
+    link.click();
+    link.remove();
   }
   help() {
-    const box = $('#help'), listed = keys => h('dl', {}, keys.flatMap(([key, meaning]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, meaning)]));
-    box.replaceChildren(h('div', { class: 'head' }, h('h2', {}, t('helpTitle')), h('button', { onclick: () => box.close() }, t('close'))),
-      h('div', { class: 'keys' }, T.keys.map(([view, keys]) => h('section', {}, h('h3', {}, view), listed(keys)))));
+    const box = $('#help'),
+      listed = (keys) =>
+        h(
+          'dl',
+          {},
+          keys.flatMap(([key, meaning]) => [h('dt', {}, h('kbd', {}, key)), h('dd', {}, meaning)]),
+        );
+    box.replaceChildren(
+      h('div', { class: 'head' }, h('h2', {}, t('helpTitle')), h('button', { onclick: () => box.close() }, t('close'))),
+      h(
+        'div',
+        { class: 'keys' },
+        T.keys.map(([view, keys]) => h('section', {}, h('h3', {}, view), listed(keys))),
+      ),
+    );
     box.showModal();
   }
 }

@@ -1,6 +1,6 @@
 // The view in which somebody labels one scan, slice by slice.
 import { call, get, post, inOrder } from './api.js';
-import { $, h, say, guarded, colour, css } from './dom.js';
+import { $, h, say, guarded, rgb } from './dom.js';
 import { SliceView, disc, flood, packed, polygon } from './slice_view.js';
 import { t, T } from './texts.js';
 
@@ -10,105 +10,257 @@ const PRESETS = { soft: [-160, 240], lung: [-1350, 150], bone: [-500, 1300], bra
 
 export class Label {
   constructor(app) {
-    this.app = app; this.root = $('#label'); this.tool = 'box'; this.size = 6; this.current = 0; this.number = 0; this.cache = new Map(); this.asked = 0;
+    this.app = app;
+    this.root = $('#label');
+    this.tool = 'box';
+    this.size = 6;
+    this.current = 0;
+    this.number = 0;
+    this.cache = new Map();
+    this.asked = 0;
     this.build();
-    document.addEventListener('keydown', event => this.key(event));
-    document.addEventListener('keyup', event => { if (event.key.toLowerCase() === 'w') this.windowing = null; });
-    window.addEventListener('pagehide', () => this.case && call(`cases/${this.case.id}/leave`, { method: 'POST', keepalive: true }).catch(() => {}));
-    setInterval(() => { if (this.case && !this.root.hidden && !document.hidden) post(`cases/${this.case.id}/stay`).catch(() => {}); }, 25000);
+    document.addEventListener('keydown', (event) => this.key(event));
+    document.addEventListener('keyup', (event) => {
+      if (event.key.toLowerCase() === 'w') this.windowing = null;
+    });
+    window.addEventListener(
+      'pagehide',
+      () => this.case && call(`cases/${this.case.id}/leave`, { method: 'POST', keepalive: true }).catch(() => {}),
+    );
+    setInterval(() => {
+      if (this.case && !this.root.hidden && !document.hidden) post(`cases/${this.case.id}/stay`).catch(() => {});
+    }, 25000);
   }
   build() {
     const button = (id, text, title, action) => h('button', { id, title, onclick: guarded(action) }, text);
     this.canvas = h('canvas', { tabindex: 0, 'aria-label': 'slice' });
     this.position = h('span', { class: 'position' });
     this.reason = h('p', { class: 'reason', hidden: true });
-    this.slider = h('input', { type: 'range', min: 0, value: 0, 'aria-label': 'slice number', oninput: event => this.go(+event.target.value) });
-    this.tools = h('div', { class: 'tools', role: 'radiogroup', 'aria-label': 'tool' }, TOOLS.map(tool => h('button', { 'data-tool': tool, role: 'radio', title: t(`hint_${tool}`), onclick: () => this.choose(tool) }, t(`tool_${tool}`))));
+    this.slider = h('input', {
+      type: 'range',
+      min: 0,
+      value: 0,
+      'aria-label': 'slice number',
+      oninput: (event) => this.go(+event.target.value),
+    });
+    this.tools = h(
+      'div',
+      { class: 'tools', role: 'radiogroup', 'aria-label': 'tool' },
+      TOOLS.map((tool) =>
+        h(
+          'button',
+          { 'data-tool': tool, role: 'radio', title: t(`hint_${tool}`), onclick: () => this.choose(tool) },
+          t(`tool_${tool}`),
+        ),
+      ),
+    );
     this.labels = h('div', { class: 'labels', role: 'radiogroup', 'aria-label': 'label' });
-    this.preset = h('select', { 'aria-label': t('window'), onchange: event => this.usePreset(event.target.value) }, ['model', 'full', ...Object.keys(PRESETS), 'own'].map(name => h('option', { value: name }, t(`preset_${name}`))));
-    this.sizeInput = h('input', { type: 'range', min: 1, max: 60, value: this.size, 'aria-label': t('size'), oninput: event => { this.size = +event.target.value; this.view.paint(); } });
-    this.opacity = h('input', { type: 'range', min: 0, max: 100, value: 45, 'aria-label': t('opacity'), oninput: event => { this.view.opacity = event.target.value / 100; this.view.paint(); } });
+    this.preset = h(
+      'select',
+      { 'aria-label': t('window'), onchange: (event) => this.usePreset(event.target.value) },
+      ['model', 'full', ...Object.keys(PRESETS), 'own'].map((name) =>
+        h('option', { value: name }, t(`preset_${name}`)),
+      ),
+    );
+    this.sizeInput = h('input', {
+      type: 'range',
+      min: 1,
+      max: 60,
+      value: this.size,
+      'aria-label': t('size'),
+      oninput: (event) => {
+        this.size = +event.target.value;
+        this.view.paint();
+      },
+    });
+    this.opacity = h('input', {
+      type: 'range',
+      min: 0,
+      max: 100,
+      value: 45,
+      'aria-label': t('opacity'),
+      oninput: (event) => {
+        this.view.opacity = event.target.value / 100;
+        this.view.paint();
+      },
+    });
     this.finishButton = button('finish', t('finish'), t('finishHint'), () => this.finish());
     this.hint = h('p', { class: 'hint' });
     this.empty = h('p', { class: 'empty' }, t('chooseCase'));
-    this.threeD = h('details', { ontoggle: guarded(() => this.context()) }, h('summary', {}, t('context')), h('div', {}, h('canvas', { class: 'context', width: 300, height: 300 })));
-    this.body = h('div', { class: 'bench', hidden: true },
-      h('div', { class: 'stage' }, this.reason, this.canvas,
-        h('div', { class: 'under' }, this.position, this.slider, this.finishButton, button('next', t('nextSuggestion'), '', () => this.next()))),
-      h('aside', {}, h('h2', { id: 'caseName' }), this.labels, this.tools, this.hint,
-        h('label', {}, t('size'), this.sizeInput), h('label', {}, t('opacity'), this.opacity), h('label', {}, t('window'), this.preset),
-        h('div', { class: 'row' }, button('undo', t('undo'), 'Ctrl Z', () => this.act({ kind: 'undo' })), button('redo', t('redo'), 'Ctrl Y', () => this.act({ kind: 'redo' })), button('clear', t('clear'), '', () => this.act({ kind: 'clear' })), button('propagate', t('propagate'), t('propagateHint'), () => this.propagate())),
-        this.threeD));
+    this.threeD = h(
+      'details',
+      { ontoggle: guarded(() => this.context()) },
+      h('summary', {}, t('context')),
+      h('div', {}, h('canvas', { class: 'context', width: 300, height: 300 })),
+    );
+    this.body = h(
+      'div',
+      { class: 'bench', hidden: true },
+      h(
+        'div',
+        { class: 'stage' },
+        this.reason,
+        this.canvas,
+        h(
+          'div',
+          { class: 'under' },
+          this.position,
+          this.slider,
+          this.finishButton,
+          button('next', t('nextSuggestion'), '', () => this.next()),
+        ),
+      ),
+      h(
+        'aside',
+        {},
+        h('h2', { id: 'caseName' }),
+        this.labels,
+        this.tools,
+        this.hint,
+        h('label', {}, t('size'), this.sizeInput),
+        h('label', {}, t('opacity'), this.opacity),
+        h('label', {}, t('window'), this.preset),
+        h(
+          'div',
+          { class: 'row' },
+          button('undo', t('undo'), 'Ctrl Z', () => this.act({ kind: 'undo' })),
+          button('redo', t('redo'), 'Ctrl Y', () => this.act({ kind: 'redo' })),
+          button('clear', t('clear'), '', () => this.act({ kind: 'clear' })),
+          button('propagate', t('propagate'), t('propagateHint'), () => this.propagate()),
+        ),
+        this.threeD,
+      ),
+    );
     this.root.append(this.empty, this.body);
     this.view = new SliceView(this.canvas);
     this.view.sketch = (c, pixel) => this.sketch(c, pixel);
-    this.canvas.addEventListener('pointerdown', event => this.down(event));
-    this.canvas.addEventListener('pointermove', event => this.move(event));
-    this.canvas.addEventListener('pointerup', event => this.up(event));
-    this.canvas.addEventListener('pointerleave', () => { this.pointer = null; this.view.paint(); });
+    this.canvas.addEventListener('pointerdown', (event) => this.down(event));
+    this.canvas.addEventListener('pointermove', (event) => this.move(event));
+    this.canvas.addEventListener('pointerup', (event) => this.up(event));
+    this.canvas.addEventListener('pointerleave', () => {
+      this.pointer = null;
+      this.view.paint();
+    });
     this.canvas.addEventListener('dblclick', () => this.close());
-    this.canvas.addEventListener('contextmenu', event => event.preventDefault());
-    this.canvas.addEventListener('wheel', event => { event.preventDefault(); event.ctrlKey ? this.view.zoomAt(event, event.deltaY < 0 ? 1.15 : 1 / 1.15) : this.go(this.number + Math.sign(event.deltaY)); }, { passive: false });
+    this.canvas.addEventListener('contextmenu', (event) => event.preventDefault());
+    this.canvas.addEventListener(
+      'wheel',
+      (event) => {
+        event.preventDefault();
+        event.ctrlKey
+          ? this.view.zoomAt(event, event.deltaY < 0 ? 1.15 : 1 / 1.15)
+          : this.go(this.number + Math.sign(event.deltaY));
+      },
+      { passive: false },
+    );
     this.choose(this.tool);
   }
   async open(id, number, reason) {
     if (this.case && this.case.id !== id) call(`cases/${this.case.id}/leave`, { method: 'POST' }).catch(() => {});
     this.case = await get(`cases/${id}`);
-    this.cache.clear(); this.points = null; this.view.open(this.case);
-    this.empty.hidden = true; this.body.hidden = false; this.threeD.open = false;
+    this.cache.clear();
+    this.points = null;
+    this.view.open(this.case);
+    this.empty.hidden = true;
+    this.body.hidden = false;
+    this.threeD.open = false;
     $('#caseName').textContent = this.case.name;
-    this.slider.max = this.case.slices - 1; this.slider.hidden = this.case.slices === 1;
-    this.reason.hidden = !reason; this.reason.textContent = reason ? t('because', reason) : '';
+    this.slider.max = this.case.slices - 1;
+    this.slider.hidden = this.case.slices === 1;
+    this.reason.hidden = !reason;
+    this.reason.textContent = reason ? t('because', reason) : '';
     this.usePreset(this.preset.value === 'own' ? 'model' : this.preset.value);
     this.showLabels();
     await this.go(number ?? this.start());
   }
   // The first slice that somebody would look at: one in work, else the middle.
   start() {
-    const open = this.case.prompted.filter(number => !this.case.accepted.includes(number));
+    const open = this.case.prompted.filter((number) => !this.case.accepted.includes(number));
     return open[0] ?? Math.floor(this.case.slices / 2);
   }
   showLabels() {
     const labels = this.app.state.labels;
     this.current = Math.min(this.current, Math.max(0, labels.length - 1));
-    this.labels.replaceChildren(...labels.map((label, i) => h('button', { role: 'radio', 'aria-checked': String(i === this.current), onclick: () => { this.current = i; this.showLabels(); } },
-      h('i', { style: `background:${css(colour(i))}` }), label.name, h('kbd', {}, i < 9 ? i + 1 : ''))));
+    this.view.colourBy(labels.map((label) => label.colour));
+    this.labels.replaceChildren(
+      ...labels.map((label, i) =>
+        h(
+          'button',
+          {
+            role: 'radio',
+            'aria-checked': String(i === this.current),
+            onclick: () => {
+              this.current = i;
+              this.showLabels();
+            },
+          },
+          h('i', { style: `background: ${label.colour}` }),
+          label.name,
+          h('kbd', {}, i < 9 ? i + 1 : ''),
+        ),
+      ),
+    );
   }
   choose(tool) {
-    this.tool = tool; this.points = null;
+    this.tool = tool;
+    this.points = null;
     for (const button of this.tools.children) button.setAttribute('aria-checked', button.dataset.tool === tool);
-    this.hint.textContent = t(`hint_${tool}`); this.view?.paint();
+    this.hint.textContent = t(`hint_${tool}`);
+    this.view?.paint();
   }
   usePreset(name) {
     this.preset.value = name;
-    if (this.case) { this.view.window = name === 'model' ? [...this.case.window] : name === 'full' ? [...this.case.range] : name === 'own' ? this.view.window : [...PRESETS[name]]; this.view.render(); }
+    if (this.case) {
+      this.view.window =
+        name === 'model'
+          ? [...this.case.window]
+          : name === 'full'
+            ? [...this.case.range]
+            : name === 'own'
+              ? this.view.window
+              : [...PRESETS[name]];
+      this.view.render();
+    }
   }
   async go(number) {
     if (!this.case) return;
     number = Math.max(0, Math.min(this.case.slices - 1, number));
-    this.number = number; this.slider.value = number; this.points = null; this.status();
+    this.number = number;
+    this.slider.value = number;
+    this.points = null;
+    this.status();
     const asked = ++this.asked;
     try {
       const [pixels, classes] = await Promise.all([this.pixels(number), this.classes(number)]);
       if (asked !== this.asked) return;
-      this.view.drawn = null; this.view.show(pixels, classes);
-      for (const ahead of [1, -1, 2]) if (number + ahead >= 0 && number + ahead < this.case.slices) this.pixels(number + ahead).catch(() => {});
-    } catch (error) { say(error.message, true); }
+      this.view.drawn = null;
+      this.view.show(pixels, classes);
+      for (const ahead of [1, -1, 2])
+        if (number + ahead >= 0 && number + ahead < this.case.slices) this.pixels(number + ahead).catch(() => {});
+    } catch (error) {
+      say(error.message, true);
+    }
   }
   pixels(number) {
     if (!this.cache.has(number)) {
       if (this.cache.size > 60) this.cache.delete(this.cache.keys().next().value);
       const { id, channels } = this.case;
-      const loaded = call(`cases/${id}/slices/${number}`).then(answer => answer.arrayBuffer()).then(content => channels === 3 ? new Uint8Array(content) : new Uint16Array(content));
+      const loaded = call(`cases/${id}/slices/${number}`)
+        .then((answer) => answer.arrayBuffer())
+        .then((content) => (channels === 3 ? new Uint8Array(content) : new Uint16Array(content)));
       loaded.catch(() => this.cache.delete(number));
       this.cache.set(number, loaded);
     }
     return this.cache.get(number);
   }
-  async classes(number) { return this.take(await call(`cases/${this.case.id}/slices/${number}/classes`)); }
+  async classes(number) {
+    return this.take(await call(`cases/${this.case.id}/slices/${number}/classes`));
+  }
   async take(answer) {
     const meta = JSON.parse(answer.headers.get('x-meta'));
-    this.case.accepted = meta.accepted; this.case.prompted = meta.prompted; this.status();
+    this.case.accepted = meta.accepted;
+    this.case.prompted = meta.prompted;
+    this.status();
     this.changed = meta.changed;
     return new Uint8Array(await answer.arrayBuffer());
   }
@@ -121,18 +273,31 @@ export class Label {
   }
   act(step) {
     if (!this.case) return;
-    const number = this.number, id = this.case.id, labels = this.app.state.labels;
+    const number = this.number,
+      id = this.case.id,
+      labels = this.app.state.labels;
     const action = { slice: number, ...step };
-    if (!['accept', 'reopen', 'undo', 'redo', 'propagate'].includes(step.kind)) action.label = labels[this.current]?.value;
+    if (!['accept', 'reopen', 'undo', 'redo', 'propagate'].includes(step.kind))
+      action.label = labels[this.current]?.value;
     return inOrder(async () => {
       this.root.classList.add('busy');
       try {
         const classes = await this.take(await call(`cases/${id}/actions`, { method: 'POST', json: action }));
         if (id !== this.case.id) return;
-        if (number === this.number) { this.view.drawn = null; this.view.classes = classes; this.view.renderClasses(); }
-        if (['undo', 'redo'].includes(step.kind) && this.changed.length && !this.changed.includes(this.number)) await this.go(this.changed[0]);
-      } catch (error) { this.view.drawn = null; this.view.renderClasses(); say(error.message, true); }
-      finally { this.root.classList.remove('busy'); }
+        if (number === this.number) {
+          this.view.drawn = null;
+          this.view.classes = classes;
+          this.view.renderClasses();
+        }
+        if (['undo', 'redo'].includes(step.kind) && this.changed.length && !this.changed.includes(this.number))
+          await this.go(this.changed[0]);
+      } catch (error) {
+        this.view.drawn = null;
+        this.view.renderClasses();
+        say(error.message, true);
+      } finally {
+        this.root.classList.remove('busy');
+      }
     });
   }
   async finish() {
@@ -140,19 +305,31 @@ export class Label {
     await this.act({ kind: finished ? 'reopen' : 'accept' });
     this.app.refresh();
   }
-  async propagate() { say(t('working')); await this.act({ kind: 'propagate' }); await this.go(this.number); }
+  async propagate() {
+    say(t('working'));
+    await this.act({ kind: 'propagate' });
+    await this.go(this.number);
+  }
   async next() {
-    const { suggestions, cases } = this.app.state, open = new Set(cases.filter(one => one.status !== 'labelled' && !one.in_use).map(one => one.id));
+    const { suggestions, cases } = this.app.state,
+      open = new Set(cases.filter((one) => one.status !== 'labelled' && !one.in_use).map((one) => one.id));
     this.used ??= new Set();
-    const found = suggestions.find(one => (open.has(one.id) || one.id === this.case?.id) && !this.used.has(`${one.id} ${one.index}`));
+    const found = suggestions.find(
+      (one) => (open.has(one.id) || one.id === this.case?.id) && !this.used.has(`${one.id} ${one.index}`),
+    );
     if (found) {
       this.used.add(`${found.id} ${found.index}`);
       const details = await get(`cases/${found.id}`);
       const number = details.flipped ? details.slices - 1 - found.index : found.index;
       return this.app.show('label', found.id, number, found.reason);
     }
-    if (!suggestions.length) { post('job', { kind: 'suggest' }).then(() => this.app.refresh()).catch(() => {}); say(t('suggesting')); }
-    const other = cases.find(one => one.status === 'unlabelled' && one.id !== this.case?.id);
+    if (!suggestions.length) {
+      post('job', { kind: 'suggest' })
+        .then(() => this.app.refresh())
+        .catch(() => {});
+      say(t('suggesting'));
+    }
+    const other = cases.find((one) => one.status === 'unlabelled' && one.id !== this.case?.id);
     if (other) return this.app.show('label', other.id);
     say(t('noSuggestion'));
   }
@@ -160,14 +337,33 @@ export class Label {
     if (!this.threeD.open || this.threeD.dataset.of === `${this.case.id} ${this.asked}`) return;
     this.threeD.dataset.of = `${this.case.id} ${this.asked}`;
     const { Niivue } = await import('./vendor/niivue.js');
-    const viewer = new Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: true, dragAndDropEnabled: false, isNearestInterpolation: true, crosshairWidth: 0.4, crosshairWidthUnit: 'percent' });
+    const viewer = new Niivue({
+      backColor: [0, 0, 0, 1],
+      show3Dcrosshair: true,
+      dragAndDropEnabled: false,
+      isNearestInterpolation: true,
+      crosshairWidth: 0.4,
+      crosshairWidthUnit: 'percent',
+    });
     viewer.opts.multiplanarShowRender = 1;
     await viewer.attachToCanvas(this.threeD.querySelector('canvas'));
-    const own = path => URL.createObjectURL(path);
-    const scan = await (await call(`cases/${this.case.id}/image.nii.gz`)).blob(), map = await (await call(`cases/${this.case.id}/segmentation.nii.gz`)).blob();
-    await viewer.loadVolumes([{ url: own(scan), name: 'scan.nii.gz' }, { url: own(map), name: 'labels.nii.gz', opacity: 0.5 }]);
-    const labels = this.app.state.labels, part = channel => [0, ...labels.map((_, i) => colour(i)[channel])];
-    viewer.volumes[1].setColormapLabel({ R: part(0), G: part(1), B: part(2), A: [0, ...labels.map(() => 255)], I: [0, ...labels.map(one => one.value)], labels: ['', ...labels.map(one => one.name)] });
+    const own = (path) => URL.createObjectURL(path);
+    const scan = await (await call(`cases/${this.case.id}/image.nii.gz`)).blob(),
+      map = await (await call(`cases/${this.case.id}/segmentation.nii.gz`)).blob();
+    await viewer.loadVolumes([
+      { url: own(scan), name: 'scan.nii.gz' },
+      { url: own(map), name: 'labels.nii.gz', opacity: 0.5 },
+    ]);
+    const labels = this.app.state.labels,
+      part = (channel) => [0, ...labels.map((one) => rgb(one.colour)[channel])];
+    viewer.volumes[1].setColormapLabel({
+      R: part(0),
+      G: part(1),
+      B: part(2),
+      A: [0, ...labels.map(() => 255)],
+      I: [0, ...labels.map((one) => one.value)],
+      labels: ['', ...labels.map((one) => one.name)],
+    });
     viewer.updateGLVolume();
     viewer.setSliceType(viewer.sliceTypeMultiplanar);
     this.viewer = viewer;
@@ -178,29 +374,64 @@ export class Label {
     if (event.pointerId !== undefined) this.canvas.setPointerCapture(event.pointerId);
     this.canvas.focus({ preventScroll: true });
     const at = this.view.at(event);
-    if (event.button === 1) { this.drag = { window: [...this.view.window], from: [event.clientX, event.clientY] }; event.preventDefault(); return; }
-    if (event.shiftKey) { this.drag = { pan: [...this.view.pan], from: [event.clientX, event.clientY] }; return; }
+    if (event.button === 1) {
+      this.drag = { window: [...this.view.window], from: [event.clientX, event.clientY] };
+      event.preventDefault();
+      return;
+    }
+    if (event.shiftKey) {
+      this.drag = { pan: [...this.view.pan], from: [event.clientX, event.clientY] };
+      return;
+    }
     const positive = !(event.altKey || event.button === 2);
     if (!this.view.inside(at)) return;
     if (this.tool === 'click') return void this.act({ kind: 'click', points: [at], positive });
     if (this.tool === 'fill') return void this.fill(at, positive);
-    if (this.tool === 'polygon') { (this.points ??= []).push(at); this.view.paint(); return; }
+    if (this.tool === 'polygon') {
+      (this.points ??= []).push(at);
+      this.view.paint();
+      return;
+    }
     this.drag = { points: [at], positive, tool: this.tool };
-    if (this.tool === 'brush' || this.tool === 'eraser') { this.drag.mask = this.mask(); this.stroke(at, at); }
+    if (this.tool === 'brush' || this.tool === 'eraser') {
+      this.drag.mask = this.mask();
+      this.stroke(at, at);
+    }
   }
   move(event) {
     if (!this.case) return;
-    const at = this.view.at(event); this.pointer = at; this.cursor = false;
-    if (this.windowing) { this.shiftWindow(this.windowing, event); return; }
-    if (this.drag?.window) { this.shiftWindow(this.drag, event); return; }
-    if (this.drag?.pan) { this.view.pan = [this.drag.pan[0] + event.clientX - this.drag.from[0], this.drag.pan[1] + event.clientY - this.drag.from[1]]; this.view.paint(); return; }
+    const at = this.view.at(event);
+    this.pointer = at;
+    this.cursor = false;
+    if (this.windowing) {
+      this.shiftWindow(this.windowing, event);
+      return;
+    }
+    if (this.drag?.window) {
+      this.shiftWindow(this.drag, event);
+      return;
+    }
+    if (this.drag?.pan) {
+      this.view.pan = [
+        this.drag.pan[0] + event.clientX - this.drag.from[0],
+        this.drag.pan[1] + event.clientY - this.drag.from[1],
+      ];
+      this.view.paint();
+      return;
+    }
     this.last = [event.clientX, event.clientY];
-    if (this.drag?.mask) { const points = this.drag.points; this.stroke(points[points.length - 1], at); points.push(at); return; }
+    if (this.drag?.mask) {
+      const points = this.drag.points;
+      this.stroke(points[points.length - 1], at);
+      points.push(at);
+      return;
+    }
     if (this.drag) this.drag.points.push(this.view.clamp(at));
     this.view.paint();
   }
   up() {
-    const drag = this.drag; this.drag = null;
+    const drag = this.drag;
+    this.drag = null;
     if (!drag?.points) return;
     const [a, b] = [drag.points[0], drag.points[drag.points.length - 1]];
     if (drag.tool === 'box') {
@@ -208,22 +439,40 @@ export class Label {
       if (box[2] - box[0] > 1 && box[3] - box[1] > 1) this.act({ kind: 'box', box });
     } else if (drag.tool === 'scribble') this.act({ kind: 'scribble', points: drag.points, positive: drag.positive });
     else if (drag.mask) this.act({ kind: 'paint', mask: packed(drag.mask) });
-    else if (drag.tool === 'lasso' && drag.points.length > 3) this.add(polygon(this.view.width, this.view.height, drag.points), drag.positive);
+    else if (drag.tool === 'lasso' && drag.points.length > 3)
+      this.add(polygon(this.view.width, this.view.height, drag.points), drag.positive);
     this.view.paint();
   }
   shiftWindow({ window: [low, high], from }, event) {
-    const [min, max] = this.case.range, unit = (max - min) / 600, width = Math.max(unit, high - low + (event.clientX - from[0]) * unit), centre = (low + high) / 2 + (event.clientY - from[1]) * unit;
-    this.view.window = [centre - width / 2, centre + width / 2]; this.preset.value = 'own'; this.view.render();
+    const [min, max] = this.case.range,
+      unit = (max - min) / 600,
+      width = Math.max(unit, high - low + (event.clientX - from[0]) * unit),
+      centre = (low + high) / 2 + (event.clientY - from[1]) * unit;
+    this.view.window = [centre - width / 2, centre + width / 2];
+    this.preset.value = 'own';
+    this.view.render();
   }
-  mask() { const own = this.current + 1; return Uint8Array.from(this.view.classes, value => value === own ? 1 : 0); }
+  mask() {
+    const own = this.current + 1;
+    return Uint8Array.from(this.view.classes, (value) => (value === own ? 1 : 0));
+  }
   stroke([ax, ay], [bx, by]) {
-    const steps = Math.max(1, Math.ceil(Math.hypot(bx - ax, by - ay) / Math.max(1, this.size / 3))), value = this.tool === 'brush' ? 1 : 0;
-    for (let i = 0; i <= steps; i++) disc(this.drag.mask, this.view.width, this.view.height, [ax + (bx - ax) * i / steps, ay + (by - ay) * i / steps], this.size / 2, value);
+    const steps = Math.max(1, Math.ceil(Math.hypot(bx - ax, by - ay) / Math.max(1, this.size / 3))),
+      value = this.tool === 'brush' ? 1 : 0;
+    for (let i = 0; i <= steps; i++)
+      disc(
+        this.drag.mask,
+        this.view.width,
+        this.view.height,
+        [ax + ((bx - ax) * i) / steps, ay + ((by - ay) * i) / steps],
+        this.size / 2,
+        value,
+      );
     this.preview(this.drag.mask);
   }
   preview(mask) {
     const own = this.current + 1;
-    this.view.drawn = Uint8Array.from(this.view.classes, (value, i) => mask[i] ? own : value === own ? 0 : value);
+    this.view.drawn = Uint8Array.from(this.view.classes, (value, i) => (mask[i] ? own : value === own ? 0 : value));
     this.view.renderClasses();
   }
   add(area, positive) {
@@ -233,27 +482,61 @@ export class Label {
     this.act({ kind: 'paint', mask: packed(mask) });
   }
   fill(at, positive) {
-    const mask = this.mask(), inside = mask[Math.round(at[1]) * this.view.width + Math.round(at[0])];
+    const mask = this.mask(),
+      inside = mask[Math.round(at[1]) * this.view.width + Math.round(at[0])];
     if (positive !== !inside) return;
     this.add(flood(mask, this.view.width, this.view.height, at), positive);
   }
   close() {
-    if (this.tool === 'polygon' && this.points?.length > 2) { const points = this.points; this.points = null; this.add(polygon(this.view.width, this.view.height, points), true); }
+    if (this.tool === 'polygon' && this.points?.length > 2) {
+      const points = this.points;
+      this.points = null;
+      this.add(polygon(this.view.width, this.view.height, points), true);
+    }
   }
   sketch(c, pixel) {
-    c.lineWidth = 1.5 * pixel; c.strokeStyle = css(colour(this.current));
-    const path = points => { c.beginPath(); points.forEach(([x, y], i) => c[i ? 'lineTo' : 'moveTo'](x + 0.5, y + 0.5)); c.stroke(); };
-    if (this.drag?.points && this.drag.tool === 'box') { const [a, b] = [this.drag.points[0], this.drag.points.at(-1)]; c.strokeRect(a[0] + 0.5, a[1] + 0.5, b[0] - a[0], b[1] - a[1]); }
-    else if (this.drag?.points && !this.drag.mask) path(this.drag.points);
+    c.lineWidth = 1.5 * pixel;
+    c.strokeStyle = this.app.state.labels[this.current]?.colour ?? '#fff';
+    const path = (points) => {
+      c.beginPath();
+      points.forEach(([x, y], i) => c[i ? 'lineTo' : 'moveTo'](x + 0.5, y + 0.5));
+      c.stroke();
+    };
+    if (this.drag?.points && this.drag.tool === 'box') {
+      const [a, b] = [this.drag.points[0], this.drag.points.at(-1)];
+      c.strokeRect(a[0] + 0.5, a[1] + 0.5, b[0] - a[0], b[1] - a[1]);
+    } else if (this.drag?.points && !this.drag.mask) path(this.drag.points);
     if (this.points) path(this.pointer ? [...this.points, this.pointer] : this.points);
-    if (this.cursor && this.pointer) { const [x, y] = this.pointer, r = 8 * pixel; c.beginPath(); c.moveTo(x + 0.5 - r, y + 0.5); c.lineTo(x + 0.5 + r, y + 0.5); c.moveTo(x + 0.5, y + 0.5 - r); c.lineTo(x + 0.5, y + 0.5 + r); c.stroke(); }
-    if (this.pointer && ['brush', 'eraser'].includes(this.tool)) { c.beginPath(); c.ellipse(this.pointer[0] + 0.5, this.pointer[1] + 0.5, this.size / 2, this.size / 2, 0, 0, 7); c.stroke(); }
+    if (this.cursor && this.pointer) {
+      const [x, y] = this.pointer,
+        r = 8 * pixel;
+      c.beginPath();
+      c.moveTo(x + 0.5 - r, y + 0.5);
+      c.lineTo(x + 0.5 + r, y + 0.5);
+      c.moveTo(x + 0.5, y + 0.5 - r);
+      c.lineTo(x + 0.5, y + 0.5 + r);
+      c.stroke();
+    }
+    if (this.pointer && ['brush', 'eraser'].includes(this.tool)) {
+      c.beginPath();
+      c.ellipse(this.pointer[0] + 0.5, this.pointer[1] + 0.5, this.size / 2, this.size / 2, 0, 0, 7);
+      c.stroke();
+    }
   }
   // The pointer by keys: Shift and arrows move it, a full stop presses and releases.
   moveCursor(direction) {
-    const [x, y] = this.pointer ?? [this.view.width / 2, this.view.height / 2], step = 1 / 64, dx = { left: -1, right: 1 }[direction] ?? 0, dy = { up: -1, down: 1 }[direction] ?? 0;
-    const to = this.view.clamp([x + dx * Math.max(1, this.view.width * step), y + dy * Math.max(1, this.view.height * step)]);
-    this.cursor = true; this.move(this.view.event(to)); this.cursor = true; this.view.paint();
+    const [x, y] = this.pointer ?? [this.view.width / 2, this.view.height / 2],
+      step = 1 / 64,
+      dx = { left: -1, right: 1 }[direction] ?? 0,
+      dy = { up: -1, down: 1 }[direction] ?? 0;
+    const to = this.view.clamp([
+      x + dx * Math.max(1, this.view.width * step),
+      y + dy * Math.max(1, this.view.height * step),
+    ]);
+    this.cursor = true;
+    this.move(this.view.event(to));
+    this.cursor = true;
+    this.view.paint();
   }
   press(outside) {
     if (this.drag) return void this.up();
@@ -261,29 +544,92 @@ export class Label {
     this.down({ ...this.view.event(at), altKey: outside });
   }
   key(event) {
-    if (this.root.hidden || !this.case || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== 'range' || $('dialog[open]')) return;
-    const key = event.key.toLowerCase(), control = event.ctrlKey || event.metaKey;
+    if (
+      this.root.hidden ||
+      !this.case ||
+      (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== 'range') ||
+      $('dialog[open]')
+    )
+      return;
+    const key = event.key.toLowerCase(),
+      control = event.ctrlKey || event.metaKey;
     const done = () => event.preventDefault();
-    if (control) { if (key === 'z') { done(); this.act({ kind: event.shiftKey ? 'redo' : 'undo' }); } else if (key === 'y') { done(); this.act({ kind: 'redo' }); } return; }
-    if (KEYS[key]) { done(); this.choose(KEYS[key]); }
-    else if (/^[1-9]$/.test(key) && this.app.state.labels[key - 1]) { this.current = key - 1; this.showLabels(); }
-    else if (event.shiftKey && key.startsWith('arrow')) { done(); this.moveCursor(key.slice(5)); }
-    else if (key === 'arrowup' || key === 'arrowleft') { done(); this.go(this.number - 1); }
-    else if (key === 'arrowdown' || key === 'arrowright') { done(); this.go(this.number + 1); }
-    else if (key === 'pageup') { done(); this.go(this.number - 10); } else if (key === 'pagedown') { done(); this.go(this.number + 10); }
-    else if (key === '[' || key === ']') { this.size = Math.max(1, Math.min(60, this.size + (key === ']' ? 1 : -1))); this.sizeInput.value = this.size; this.view.paint(); }
-    else if (key === '+' || key === '-') { const box = this.canvas.getBoundingClientRect(); this.view.zoomAt({ clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 }, key === '+' ? 1.2 : 1 / 1.2); }
-    else if (event.code === 'Period') { done(); this.press(event.altKey); }
-    else if (key === 'home') { done(); this.go(0); } else if (key === 'end') { done(); this.go(this.case.slices - 1); }
-    else if (key === 'q') { const names = [...this.preset.options].map(option => option.value).filter(name => name !== 'own'); this.usePreset(names[(names.indexOf(this.preset.value) + 1) % names.length]); }
-    else if (key === '{' || key === '}') { this.opacity.value = +this.opacity.value + (key === '}' ? 10 : -10); this.view.opacity = this.opacity.value / 100; this.view.paint(); }
-    else if (key === 'a') guarded(() => this.propagate())();
-    else if (key === 'delete' || key === 'backspace') { done(); this.act({ kind: 'clear' }); }
-    else if (key === 'd') this.threeD.open = !this.threeD.open;
-    else if (key === ' ') { done(); this.view.visible = !this.view.visible; this.view.paint(); }
-    else if (key === 'enter') { if (event.target.tagName === 'BUTTON') return; done(); this.points ? this.close() : guarded(() => this.finish())(); }
-    else if (key === 'escape') { this.points = this.drag = null; this.view.drawn = null; this.view.renderClasses(); }
-    else if (key === 'n') guarded(() => this.next())();
-    else if (key === 'w' && !this.windowing && this.last) this.windowing = { window: [...this.view.window], from: this.last };
+    if (control) {
+      if (key === 'z') {
+        done();
+        this.act({ kind: event.shiftKey ? 'redo' : 'undo' });
+      } else if (key === 'y') {
+        done();
+        this.act({ kind: 'redo' });
+      }
+      return;
+    }
+    if (KEYS[key]) {
+      done();
+      this.choose(KEYS[key]);
+    } else if (/^[1-9]$/.test(key) && this.app.state.labels[key - 1]) {
+      this.current = key - 1;
+      this.showLabels();
+    } else if (event.shiftKey && key.startsWith('arrow')) {
+      done();
+      this.moveCursor(key.slice(5));
+    } else if (key === 'arrowup' || key === 'arrowleft') {
+      done();
+      this.go(this.number - 1);
+    } else if (key === 'arrowdown' || key === 'arrowright') {
+      done();
+      this.go(this.number + 1);
+    } else if (key === 'pageup') {
+      done();
+      this.go(this.number - 10);
+    } else if (key === 'pagedown') {
+      done();
+      this.go(this.number + 10);
+    } else if (key === '[' || key === ']') {
+      this.size = Math.max(1, Math.min(60, this.size + (key === ']' ? 1 : -1)));
+      this.sizeInput.value = this.size;
+      this.view.paint();
+    } else if (key === '+' || key === '-') {
+      const box = this.canvas.getBoundingClientRect();
+      this.view.zoomAt(
+        { clientX: box.left + box.width / 2, clientY: box.top + box.height / 2 },
+        key === '+' ? 1.2 : 1 / 1.2,
+      );
+    } else if (event.code === 'Period') {
+      done();
+      this.press(event.altKey);
+    } else if (key === 'home') {
+      done();
+      this.go(0);
+    } else if (key === 'end') {
+      done();
+      this.go(this.case.slices - 1);
+    } else if (key === 'q') {
+      const names = [...this.preset.options].map((option) => option.value).filter((name) => name !== 'own');
+      this.usePreset(names[(names.indexOf(this.preset.value) + 1) % names.length]);
+    } else if (key === '{' || key === '}') {
+      this.opacity.value = +this.opacity.value + (key === '}' ? 10 : -10);
+      this.view.opacity = this.opacity.value / 100;
+      this.view.paint();
+    } else if (key === 'a') guarded(() => this.propagate())();
+    else if (key === 'delete' || key === 'backspace') {
+      done();
+      this.act({ kind: 'clear' });
+    } else if (key === 'd') this.threeD.open = !this.threeD.open;
+    else if (key === ' ') {
+      done();
+      this.view.visible = !this.view.visible;
+      this.view.paint();
+    } else if (key === 'enter') {
+      if (event.target.tagName === 'BUTTON') return;
+      done();
+      this.points ? this.close() : guarded(() => this.finish())();
+    } else if (key === 'escape') {
+      this.points = this.drag = null;
+      this.view.drawn = null;
+      this.view.renderClasses();
+    } else if (key === 'n') guarded(() => this.next())();
+    else if (key === 'w' && !this.windowing && this.last)
+      this.windowing = { window: [...this.view.window], from: this.last };
   }
 }

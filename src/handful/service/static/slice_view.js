@@ -1,78 +1,150 @@
 // One slice on a canvas: grey values through a window, the segmentation in colours, and what is being drawn.
-import { colour } from './dom.js';
+import { rgb } from './dom.js';
 
 export class SliceView {
   constructor(canvas) {
-    this.canvas = canvas; this.context = canvas.getContext('2d');
-    this.opacity = 0.45; this.visible = true; this.zoom = 1; this.pan = [0, 0]; this.window = [0, 1];
-    this.buffer = document.createElement('canvas'); this.overlay = document.createElement('canvas');
-    this.case = null; this.pixels = null; this.classes = null; this.drawn = null; this.only = null;
+    this.canvas = canvas;
+    this.context = canvas.getContext('2d');
+    this.opacity = 0.45;
+    this.visible = true;
+    this.zoom = 1;
+    this.pan = [0, 0];
+    this.window = [0, 1];
+    this.buffer = document.createElement('canvas');
+    this.overlay = document.createElement('canvas');
+    this.case = null;
+    this.pixels = null;
+    this.classes = null;
+    this.drawn = null;
+    this.only = null;
     new ResizeObserver(() => this.paint()).observe(canvas);
   }
   open(details) {
-    this.case = details; [this.height, this.width] = details.size;
-    for (const one of [this.buffer, this.overlay]) { one.width = this.width; one.height = this.height; }
-    this.pixels = this.classes = null; this.zoom = 1; this.pan = [0, 0];
+    this.case = details;
+    [this.height, this.width] = details.size;
+    for (const one of [this.buffer, this.overlay]) {
+      one.width = this.width;
+      one.height = this.height;
+    }
+    this.pixels = this.classes = null;
+    this.zoom = 1;
+    this.pan = [0, 0];
   }
-  show(pixels, classes) { this.pixels = pixels; this.classes = classes; this.render(); }
+  // Colours of the labels, such as #56B4E9.
+  colourBy(colours) {
+    this.colours = colours.map((colour) => {
+      const [red, green, blue] = rgb(colour);
+      return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
+    });
+    if (this.case) this.renderClasses();
+  }
+  show(pixels, classes) {
+    this.pixels = pixels;
+    this.classes = classes;
+    this.render();
+  }
   // Grey values → picture. The window is in the scan's own grey values.
   render() {
     if (!this.pixels) return;
-    const { range: [low, high], channels } = this.case, image = new ImageData(this.width, this.height), out = new Uint32Array(image.data.buffer);
+    const {
+        range: [low, high],
+        channels,
+      } = this.case,
+      image = new ImageData(this.width, this.height),
+      out = new Uint32Array(image.data.buffer);
     if (channels === 3) {
-      for (let i = 0, j = 0; i < out.length; i++, j += 3) out[i] = 0xff000000 | this.pixels[j + 2] << 16 | this.pixels[j + 1] << 8 | this.pixels[j];
+      for (let i = 0, j = 0; i < out.length; i++, j += 3)
+        out[i] = 0xff000000 | (this.pixels[j + 2] << 16) | (this.pixels[j + 1] << 8) | this.pixels[j];
     } else {
-      const table = new Uint32Array(65536), [from, to] = this.window, step = (high - low) / 65535, span = Math.max(to - from, 1e-9);
-      for (let i = 0; i < 65536; i++) { const grey = Math.max(0, Math.min(255, Math.round((low + i * step - from) / span * 255))); table[i] = 0xff000000 | grey << 16 | grey << 8 | grey; }
+      const table = new Uint32Array(65536),
+        [from, to] = this.window,
+        step = (high - low) / 65535,
+        span = Math.max(to - from, 1e-9);
+      for (let i = 0; i < 65536; i++) {
+        const grey = Math.max(0, Math.min(255, Math.round(((low + i * step - from) / span) * 255)));
+        table[i] = 0xff000000 | (grey << 16) | (grey << 8) | grey;
+      }
       for (let i = 0; i < out.length; i++) out[i] = table[this.pixels[i]];
     }
     this.buffer.getContext('2d').putImageData(image, 0, 0);
     this.renderClasses();
   }
   renderClasses() {
-    const image = new ImageData(this.width, this.height), out = new Uint32Array(image.data.buffer), colours = [0];
+    const image = new ImageData(this.width, this.height),
+      out = new Uint32Array(image.data.buffer);
     const classes = this.drawn ?? this.classes;
-    if (classes) for (let i = 0; i < out.length; i++) {
-      const own = classes[i];
-      if (own) out[i] = colours[own] ??= (255 << 24 | colour(own - 1)[2] << 16 | colour(own - 1)[1] << 8 | colour(own - 1)[0]) >>> 0;
-    }
+    if (classes)
+      for (let i = 0; i < out.length; i++) {
+        const own = classes[i];
+        if (own) out[i] = this.colours[own - 1];
+      }
     this.overlay.getContext('2d').putImageData(image, 0, 0);
     this.paint();
   }
   // Scale of a slice pixel on the canvas, so that the picture has the shape that the patient has.
   frame() {
-    const ratio = devicePixelRatio || 1, w = this.canvas.clientWidth, hgt = this.canvas.clientHeight;
-    if (this.canvas.width !== Math.round(w * ratio) || this.canvas.height !== Math.round(hgt * ratio)) { this.canvas.width = Math.round(w * ratio); this.canvas.height = Math.round(hgt * ratio); }
-    const [, row, column] = this.case.spacing, scale = Math.min(w / (this.width * column), hgt / (this.height * row)) * this.zoom;
-    const sx = scale * column, sy = scale * row;
-    return { ratio, sx, sy, left: (w - this.width * sx) / 2 + this.pan[0], top: (hgt - this.height * sy) / 2 + this.pan[1] };
+    const ratio = devicePixelRatio || 1,
+      w = this.canvas.clientWidth,
+      hgt = this.canvas.clientHeight;
+    if (this.canvas.width !== Math.round(w * ratio) || this.canvas.height !== Math.round(hgt * ratio)) {
+      this.canvas.width = Math.round(w * ratio);
+      this.canvas.height = Math.round(hgt * ratio);
+    }
+    const [, row, column] = this.case.spacing,
+      scale = Math.min(w / (this.width * column), hgt / (this.height * row)) * this.zoom;
+    const sx = scale * column,
+      sy = scale * row;
+    return {
+      ratio,
+      sx,
+      sy,
+      left: (w - this.width * sx) / 2 + this.pan[0],
+      top: (hgt - this.height * sy) / 2 + this.pan[1],
+    };
   }
   paint() {
     if (!this.case || !this.canvas.clientWidth) return;
-    const { ratio, sx, sy, left, top } = this.frame(), c = this.context;
-    c.setTransform(1, 0, 0, 1, 0, 0); c.fillStyle = '#000'; c.fillRect(0, 0, this.canvas.width, this.canvas.height);
+    const { ratio, sx, sy, left, top } = this.frame(),
+      c = this.context;
+    c.setTransform(1, 0, 0, 1, 0, 0);
+    c.fillStyle = '#000';
+    c.fillRect(0, 0, this.canvas.width, this.canvas.height);
     if (!this.pixels) return;
     c.setTransform(sx * ratio, 0, 0, sy * ratio, left * ratio, top * ratio);
-    c.imageSmoothingEnabled = sx < 3; c.globalAlpha = 1; c.drawImage(this.buffer, 0, 0);
-    if (this.visible) { c.imageSmoothingEnabled = false; c.globalAlpha = this.opacity; c.drawImage(this.overlay, 0, 0); c.globalAlpha = 1; }
+    c.imageSmoothingEnabled = sx < 3;
+    c.globalAlpha = 1;
+    c.drawImage(this.buffer, 0, 0);
+    if (this.visible) {
+      c.imageSmoothingEnabled = false;
+      c.globalAlpha = this.opacity;
+      c.drawImage(this.overlay, 0, 0);
+      c.globalAlpha = 1;
+    }
     this.sketch?.(c, 1 / Math.max(sx, 1e-6));
   }
   // Pixel of a pointer: (0, 0) is the centre of the first one, as the service counts.
   at(event) {
-    const { sx, sy, left, top } = this.frame(), box = this.canvas.getBoundingClientRect();
+    const { sx, sy, left, top } = this.frame(),
+      box = this.canvas.getBoundingClientRect();
     return [(event.clientX - box.left - left) / sx - 0.5, (event.clientY - box.top - top) / sy - 0.5];
   }
   // The reverse: where a pointer would be over a pixel.
   event([x, y]) {
-    const { sx, sy, left, top } = this.frame(), box = this.canvas.getBoundingClientRect();
+    const { sx, sy, left, top } = this.frame(),
+      box = this.canvas.getBoundingClientRect();
     return { clientX: box.left + left + (x + 0.5) * sx, clientY: box.top + top + (y + 0.5) * sy, button: 0 };
   }
-  inside([x, y]) { return x >= -0.5 && y >= -0.5 && x <= this.width - 0.5 && y <= this.height - 0.5; }
-  clamp([x, y]) { return [Math.max(-0.5, Math.min(this.width - 0.5, x)), Math.max(-0.5, Math.min(this.height - 0.5, y))]; }
+  inside([x, y]) {
+    return x >= -0.5 && y >= -0.5 && x <= this.width - 0.5 && y <= this.height - 0.5;
+  }
+  clamp([x, y]) {
+    return [Math.max(-0.5, Math.min(this.width - 0.5, x)), Math.max(-0.5, Math.min(this.height - 0.5, y))];
+  }
   zoomAt(event, factor) {
     const before = this.at(event);
     this.zoom = Math.max(0.5, Math.min(40, this.zoom * factor));
-    const after = this.at(event), { sx, sy } = this.frame();
+    const after = this.at(event),
+      { sx, sy } = this.frame();
     this.pan = [this.pan[0] + (after[0] - before[0]) * sx, this.pan[1] + (after[1] - before[1]) * sy];
     this.paint();
   }
@@ -86,28 +158,46 @@ export function disc(mask, width, height, [x, y], radius, value) {
       if ((i - x) ** 2 + (j - y) ** 2 <= r2) mask[j * width + i] = value;
 }
 export function polygon(width, height, points) {
-  const canvas = document.createElement('canvas'); canvas.width = width; canvas.height = height;
+  const canvas = document.createElement('canvas');
+  canvas.width = width;
+  canvas.height = height;
   const mask = new Uint8Array(width * height);
-  for (let j = 0; j < height; j++) {  // even-odd along each row, through the centres of pixels
+  for (let j = 0; j < height; j++) {
+    // even-odd along each row, through the centres of pixels
     const crossings = [];
     for (let a = 0, b = points.length - 1; a < points.length; b = a++) {
-      const [xa, ya] = points[a], [xb, yb] = points[b];
-      if ((ya > j) !== (yb > j)) crossings.push(xa + (j - ya) / (yb - ya) * (xb - xa));
+      const [xa, ya] = points[a],
+        [xb, yb] = points[b];
+      if (ya > j !== yb > j) crossings.push(xa + ((j - ya) / (yb - ya)) * (xb - xa));
     }
     crossings.sort((one, other) => one - other);
     for (let k = 0; k + 1 < crossings.length; k += 2)
-      for (let i = Math.max(0, Math.ceil(crossings[k])); i <= Math.min(width - 1, Math.floor(crossings[k + 1])); i++) mask[j * width + i] = 1;
+      for (let i = Math.max(0, Math.ceil(crossings[k])); i <= Math.min(width - 1, Math.floor(crossings[k + 1])); i++)
+        mask[j * width + i] = 1;
   }
   return mask;
 }
 export function flood(mask, width, height, [x, y]) {
-  const start = Math.round(y) * width + Math.round(x), value = mask[start], found = new Uint8Array(mask.length), todo = [start];
+  const start = Math.round(y) * width + Math.round(x),
+    value = mask[start],
+    found = new Uint8Array(mask.length),
+    todo = [start];
   found[start] = 1;
   while (todo.length) {
-    const at = todo.pop(), i = at % width, j = (at - i) / width;
-    for (const [ni, nj] of [[i + 1, j], [i - 1, j], [i, j + 1], [i, j - 1]]) {
+    const at = todo.pop(),
+      i = at % width,
+      j = (at - i) / width;
+    for (const [ni, nj] of [
+      [i + 1, j],
+      [i - 1, j],
+      [i, j + 1],
+      [i, j - 1],
+    ]) {
       const next = nj * width + ni;
-      if (ni >= 0 && nj >= 0 && ni < width && nj < height && !found[next] && mask[next] === value) { found[next] = 1; todo.push(next); }
+      if (ni >= 0 && nj >= 0 && ni < width && nj < height && !found[next] && mask[next] === value) {
+        found[next] = 1;
+        todo.push(next);
+      }
     }
   }
   return found;
