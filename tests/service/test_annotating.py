@@ -2,15 +2,19 @@
 
 import base64
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from handful.data.cases import Case
 from handful.data.files import read_cohort, read_label_map, write_label_map
 from handful.data.slicing import Slicer
-from handful.data.volume import IGNORE, LabelMap, Labels
+from handful.data.volume import IGNORE, LabelMap, Labels, Volume
+from handful.errors import DamagedFile
 from handful.service import annotation, workspace
 from phantoms import phantom
 from service.conftest import clients
@@ -201,6 +205,47 @@ def test_a_case_in_use_stays_its_annotators_however_many_others_are_opened(
     assert client.get(f"/api/cases/{case}", headers={"x-annotator": "scan_1"}).status_code == 423
     _, classes = step(client, case, kind="paint", slice=1, label=1, mask=bits)
     assert np.array_equal(classes.reshape(inside.shape) == 1, inside)
+
+
+def test_a_scan_that_takes_long_to_read_keeps_nobody_else_waiting(
+    client: TestClient, case: str, monkeypatch: pytest.MonkeyPatch
+):
+    reading, go_on = threading.Event(), threading.Event()
+    read_image = Case.read_image
+
+    def slowly(self: Case) -> Volume:
+        if self.name == "scan_0":
+            reading.set()
+            assert go_on.wait(20)
+        return read_image(self)
+
+    monkeypatch.setattr(Case, "read_image", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        opening = [pool.submit(client.get, f"/api/cases/{case}") for _ in range(2)]
+        assert reading.wait(20)
+        other = id_of(client, "scan_1")
+        size = client.get(f"/api/cases/{other}").json()["size"]
+        meta, _ = step(client, other, kind="paint", slice=2, label=1, mask=mask(size, slice(1, 3), slice(1, 3))[0])
+        assert meta["prompted"] == [2]
+        second = {"x-annotator": "two"}
+        assert client.get(f"/api/cases/{case}", headers=second).status_code == 423
+        listed = client.get("/api/state", headers=second).json()["cases"]
+        assert next(one["in_use"] for one in listed if one["id"] == case)
+        assert not any(one.done() for one in opening)
+        go_on.set()
+        assert [one.result().status_code for one in opening] == [200, 200]
+
+
+def test_a_scan_that_could_not_be_opened_can_be_opened_later(
+    client: TestClient, case: str, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(self: Case) -> Volume:
+        raise DamagedFile("scan_0: cut off")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Case, "read_image", refused)
+        assert client.get(f"/api/cases/{case}").status_code == 400
+    assert client.get(f"/api/cases/{case}", headers={"x-annotator": "two"}).status_code == 200
 
 
 def test_names_of_labels_can_be_added_and_the_work_is_kept(client: TestClient, case: str):

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -94,25 +95,63 @@ class Annotations:
     def __init__(self, workspace: Workspace, backbone: str, device: str) -> None:
         self.workspace, self._backbone_name, self._device = workspace, backbone, device
         self._open: OrderedDict[str, OpenCase] = OrderedDict()
-        self._lock = threading.RLock()
+        self._busy: dict[str, str] = {}
+        """Cases that are being opened, or whose labels are being replaced, with the annotator who waits for that."""
+        self._lock = threading.Condition(threading.RLock())
+        self._loading = threading.Lock()
+
+    @property
+    def backbone(self) -> Backbone:
+        with self._loading:
+            return self._backbone
 
     @cached_property
-    def backbone(self) -> Backbone:
+    def _backbone(self) -> Backbone:
         return open_backbone(self._backbone_name, self._device, self.workspace.folder / ".handful" / "embeddings")
 
     def open(self, case_id: str, annotator: str) -> OpenCase:
-        """The case, for this annotator. Raises KeyError for an unknown id, InUseError while another one has it."""
+        """The case, for this annotator. Reading a large scan takes seconds, in which other cases can be used.
+
+        Raises KeyError for an unknown id, InUseError while another annotator has it.
+        """
         with self._lock:
+            while self._busy.get(case_id) == annotator:
+                self._lock.wait()
             found = self._open.get(case_id)
-            if found is None:
-                found = self._opened(case_id, annotator)
-                self._open[case_id] = found
-            if found.annotator != annotator and found.in_use:
+            if found is not None and case_id not in self._busy:
+                return self._lent(found, annotator)
+            self._reserve(case_id, annotator)
+        try:
+            opened = self._opened(case_id, annotator)
+            with self._lock:
+                self._open[case_id] = opened
+                lent, unused = self._lent(opened, annotator), self._unused()
+        finally:
+            self._free(case_id)
+        for one in unused:
+            one.session.close()
+        return lent
+
+    def _lent(self, found: OpenCase, annotator: str) -> OpenCase:
+        """Raises InUseError while another annotator has the case."""
+        if found.annotator != annotator and found.in_use:
+            raise InUseError
+        found.annotator, found.until = annotator, time.monotonic() + LEASE_S
+        self._open.move_to_end(id_of(found.case))
+        return found
+
+    def _reserve(self, case_id: str, annotator: str) -> None:
+        """Nobody else can open the case until `_free`. Raises InUseError if somebody has it already."""
+        with self._lock:
+            opened = self._open.get(case_id)
+            if case_id in self._busy or (opened is not None and opened.in_use):
                 raise InUseError
-            found.annotator, found.until = annotator, time.monotonic() + LEASE_S
-            self._open.move_to_end(case_id)
-            self._close_unused()
-            return found
+            self._busy[case_id] = annotator
+
+    def _free(self, case_id: str) -> None:
+        with self._lock:
+            del self._busy[case_id]
+            self._lock.notify_all()
 
     def propose(self, opened: OpenCase) -> None:
         """Propose the model's latest segmentation, once. Accepted slices and masks from prompts are unchanged."""
@@ -137,11 +176,15 @@ class Annotations:
     def in_use(self, case_id: str, annotator: str) -> bool:
         """Whether another annotator works on the case."""
         with self._lock:
+            if case_id in self._busy:
+                return self._busy[case_id] != annotator
             found = self._open.get(case_id)
             return found is not None and found.annotator != annotator and found.in_use
 
     def close(self) -> None:
         with self._lock:
+            while self._busy:
+                self._lock.wait()
             for found in self._open.values():
                 found.session.close()
             self._open.clear()
@@ -169,12 +212,12 @@ class Annotations:
         Raises InUseError while somebody has the case open.
         """
         case_id = id_of(case)
-        with self._lock:
-            opened = self._open.get(case_id)
-            if opened is not None and opened.in_use:
-                raise InUseError
+        self._reserve(case_id, uuid.uuid4().hex)
+        try:
+            with self._lock:
+                opened = self._open.pop(case_id, None)
             if opened is not None:
-                self._open.pop(case_id).session.close()
+                opened.session.close()
             folder = self.workspace.folder / "labels"
             folder.mkdir(exist_ok=True)
             self._put_aside(case, self.workspace.session(case_id) / "labels.txt")
@@ -182,12 +225,13 @@ class Annotations:
                 shutil.rmtree(self.workspace.session(case_id))  # its steps are of other labels
             (folder / f"{case.name}.slices.json").unlink(missing_ok=True)
             write_label_map(folder / label_map_name(case), label_map)
+        finally:
+            self._free(case_id)
 
-    def _close_unused(self) -> None:
-        """Close the cases used least recently. One that is in use stays: two sessions would write its steps."""
+    def _unused(self) -> list[OpenCase]:
+        """Takes out the cases used least recently. One that is in use stays: two sessions would write its steps."""
         unused = [case_id for case_id, opened in self._open.items() if not opened.in_use]
-        for case_id in unused[: max(0, len(self._open) - OPEN_CASES)]:
-            self._open.pop(case_id).session.close()
+        return [self._open.pop(case_id) for case_id in unused[: max(0, len(self._open) - OPEN_CASES)]]
 
     def _opened(self, case_id: str, annotator: str) -> OpenCase:
         case, labels = self.workspace.case(case_id), self.workspace.labels()
