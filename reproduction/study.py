@@ -139,7 +139,7 @@ class Study:
         results = _results(todo, workers, arguments.backbone, arguments.cache)
         for number, (trial, found) in enumerate(results, start=1):
             if isinstance(found, Lost):
-                print(f"{number}/{len(todo)} {trial.key()}: its process was ended {found.how}; run again", flush=True)
+                print(f"{number}/{len(todo)} {trial.key()}: {found.reason}; run again", flush=True)
                 continue
             names = trial.key().keys()
             lines = [line for line in found if not _holds(done, {name: line[name] for name in names})]

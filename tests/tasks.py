@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 
 import torch
 
 KILL, EXIT, RAISE, UNPICKLABLE, SLEEP = "kill", "exit", "raise", "unpicklable", "sleep"
+KILL_ONCE = "kill once: "
+"""Before a path: the worker dies unless that file exists, which it creates."""
 
 
 class Work:
@@ -21,6 +24,9 @@ class Work:
         self.done += 1
         if task == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
+        elif task.startswith(KILL_ONCE) and not (mark := Path(task.removeprefix(KILL_ONCE))).exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
         elif task == EXIT:
             os._exit(3)
         elif task == RAISE:
@@ -30,3 +36,18 @@ class Work:
         elif task == SLEEP:
             time.sleep(600)
         return task, self.done, os.getpid(), torch.get_num_threads()
+
+
+class PreparedWork(Work):
+    """Its result is the process that prepared it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder, self.origin = folder, ""
+
+    def prepare(self) -> None:
+        self.origin = str(os.getpid())
+        (self.folder / "prepared").write_text(self.origin)
+
+    def __call__(self, task: str) -> object:
+        return self.origin if super().__call__(task) else None

@@ -8,6 +8,7 @@ HandfulError
 │   ├── LabelError              label values that are not whole numbers, unknown, or missing
 │   └── SettingsError           an unknown method, backbone or option; a value out of range
 ├── ArchiveError                a DICOMweb server that refuses, fails, or gives a wrong answer
+├── ClusterError                a Dask scheduler that cannot be reached, or was lost
 ├── CheckpointError             a model file that cannot be loaded, or belongs to another backbone
 └── BusyError                   another process works in the same output folder
 """
@@ -46,6 +47,10 @@ class SettingsError(InputError):
 
 class ArchiveError(HandfulError):
     """A DICOMweb server that refuses a request, fails, cannot be reached, or gives a wrong answer."""
+
+
+class ClusterError(HandfulError):
+    """A Dask scheduler that cannot be reached, or was lost; what is done is kept."""
 
 
 class CheckpointError(HandfulError):

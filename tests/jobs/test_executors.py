@@ -12,10 +12,10 @@ import pytest
 
 import tasks
 from handful.jobs.executors import Executor, Lost, Processes, Serial, cores
-from tasks import Work
+from tasks import PreparedWork, Work
 
 
-@pytest.mark.parametrize("executor", [Serial(), Processes(1)], ids=repr)
+@pytest.mark.parametrize("executor", [Serial(), Processes(1), Processes(1, forked=True)], ids=repr)
 def test_every_task_comes_back_with_its_result_and_work_is_kept_from_task_to_task(executor: Executor):
     found = list(executor.run(Work(), ["a", "b", "c"]))
     assert [(task, result[:2]) for task, result in found] == [("a", ("a", 1)), ("b", ("b", 2)), ("c", ("c", 3))]
@@ -34,26 +34,52 @@ def test_what_work_raises_is_raised_to_the_caller(executor: Executor):
 
 def test_one_task_has_one_process_with_all_cores_and_its_result_must_be_picklable():
     ((_, result),) = Processes(8).run(Work(), ["a"])
-    assert result[3] == cores()
+    assert result[3] == min(cores(), int(os.environ.get("OMP_NUM_THREADS", cores())))
     with pytest.raises(AttributeError, match="pickle"):
         list(Processes(8).run(Work(), [tasks.UNPICKLABLE]))
 
 
-def test_a_worker_that_dies_takes_one_task_with_it():
+@pytest.mark.parametrize("forked", [False, True])
+def test_a_worker_that_dies_takes_one_task_with_it(forked: bool):
     todo = ["a", tasks.KILL, "b", "c", tasks.EXIT]
-    found = dict(Processes(2).run(Work(), todo))
+    found = dict(Processes(2, forked).run(Work(), todo))
     assert found.keys() == set(todo)
-    assert (found[tasks.KILL], found[tasks.EXIT]) == (Lost("by signal 9"), Lost("with code 3"))
+    for task, how in ((tasks.KILL, "by signal 9"), (tasks.EXIT, "with code 3")):
+        assert isinstance(found[task], Lost)
+        assert f"its process was ended {how}, twice" in found[task].reason
     assert [found[task][0] for task in "abc"] == ["a", "b", "c"]
 
 
+def test_a_task_whose_worker_dies_once_is_done_again_after_the_others(tmp_path: Path):
+    dying = tasks.KILL_ONCE + str(tmp_path / "died")
+    found = list(Processes(1, forked=True).run(Work(), [dying, "a", "b"]))
+    assert [task for task, _ in found] == ["a", "b", dying]
+    assert all(not isinstance(result, Lost) for _, result in found)
+
+
+def test_forks_start_with_what_was_prepared_once(tmp_path: Path):
+    found = dict(Processes(2, forked=True).run(PreparedWork(tmp_path), ["a", "b", "c", tasks.KILL]))
+    assert {found[task] for task in "abc"} == {(tmp_path / "prepared").read_text()}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_run_that_is_left_ends_its_processes():
-    running = Processes(2).run(Work(), ["a", tasks.SLEEP])
+    running = Processes(2, forked=True).run(Work(), ["a", tasks.SLEEP])
     next(running)
+    (origin,) = multiprocessing.active_children()
+    started = children(origin.pid)
+    assert started
     running.close()  # type: ignore[attr-defined]
+    assert not any(Path(f"/proc/{pid}").exists() for pid in started)
     for process in multiprocessing.active_children():
         process.join(120)
         assert not process.is_alive()
+
+
+def children(pid: int | None) -> list[int]:
+    """Process ids, without those that have ended."""
+    found = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return [child for child in found if Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 ORPHANS = """
@@ -61,7 +87,7 @@ import sys
 from handful.jobs.executors import Processes
 from tasks import SLEEP, Work
 if __name__ == "__main__":
-    for _, result in Processes(2).run(Work(), ["a", SLEEP]):
+    for _, result in Processes(2, forked=True).run(Work(), ["a", SLEEP]):
         print(result[2], flush=True)
 """
 
@@ -77,11 +103,11 @@ def test_workers_end_with_their_parent(stop: signal.Signals, tmp_path: Path):
     parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None
     parent.stdout.readline()
-    children = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
-    assert children
+    started = [pid for child in children(parent.pid) for pid in (child, *children(child))]
+    assert len(started) >= 2
     parent.send_signal(stop)
     parent.wait()
     end = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in children):
+    while any(Path(f"/proc/{pid}").exists() for pid in started):
         assert time.monotonic() < end, "a worker outlives its parent"
         time.sleep(0.05)

@@ -155,6 +155,10 @@ class SavedModel:
         digests = {scan["case"]: scan["image_sha256"] for scan in scans}
         return {digests[case]: value for case, value in provenance.get("reliability", {}).items() if case in digests}
 
+    def absolute(self) -> SavedModel:
+        """The same model with an absolute path, which other processes can read."""
+        return dataclasses.replace(self, folder=self.folder.absolute())
+
     def content(self) -> ModelContent:
         """What the model is and holds, from its record and the header of its weights."""
         record = self.record

@@ -72,6 +72,8 @@ def predict(
     format: FormatOption = Format.AUTO,
     terms: Terms = None,
     store: Store = True,
+    workers: options.Workers = 1,
+    scheduler: options.Scheduler = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -97,6 +99,8 @@ def predict(
 
     config = PredictConfig(
         device=device,
+        workers=workers,
+        scheduler=scheduler,
         overwrite=overwrite,
         preview=preview,
         probabilities=probabilities,
@@ -109,6 +113,8 @@ def predict(
     if input.startswith(SCHEME):
         result, left_out = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
     elif names_file(out) and is_single_scan(Path(input)):
+        if scheduler is not None:
+            raise typer.BadParameter("--scheduler is for folders of scans; leave it out for a single scan")
         _print_file(out, _predict_file(model, Path(input), out, config, choice, sequences), json)
         return
     else:

@@ -14,7 +14,7 @@ from handful.data.cases import Case, Cohort
 from handful.data.dicom.series import SeriesChoice
 from handful.data.dicom.web import WAITS, Archive, Series, parse_query, token_from_environment
 from handful.data.volume import Volume
-from handful.errors import InputError
+from handful.errors import InputError, SettingsError
 from handful.jobs.atomic import remove_leftovers
 from handful.jobs.digests import digest_of_file, digest_of_json
 from handful.jobs.lock import locked
@@ -43,11 +43,13 @@ def predict_archive(
     Run again, the function neither fetches nor segments a series whose list of images, model and result are the same as
     before, and stores only what was not stored yet. Requests are repeated after `waits` seconds.
 
-    Raises ArchiveError if the search fails, InputError if it finds nothing.
+    Raises ArchiveError if the search fails, InputError if it finds nothing, SettingsError for several workers.
     """
     query = parse_query(address)
     archive = Archive(query.url, token_from_environment(), waits)
     config = config or PredictConfig()
+    if config.workers > 1 or config.scheduler is not None:
+        raise SettingsError("an archive is segmented by one process; leave workers and scheduler out")
     if config.format == "auto":
         config = replace(config, format="dicom-seg")
     choice = SeriesChoice(slice_tolerance=slice_tolerance)

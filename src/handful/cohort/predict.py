@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -23,14 +25,16 @@ from handful.data.files import SUFFIXES, stem, write_label_map
 from handful.data.inputs import Inputs, is_in_cohort
 from handful.data.sequences import SequenceFiles
 from handful.data.volume import LabelMap, Labels, Volume
-from handful.errors import InputError, UnsupportedInput
+from handful.errors import HandfulError, InputError, SettingsError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_json
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of, digest_of_file
-from handful.jobs.lock import locked
+from handful.jobs.executors import Executor, Lost, Serial
+from handful.jobs.lock import claimed, locked
 from handful.jobs.notes import NOTES, Notes
 from handful.jobs.progress import Report, silent
+from handful.jobs.workers import executor_for, require_workers
 from handful.methods.base import Segmenter
 from handful.methods.cost import estimate_prediction
 from handful.reports.explanation import write_preview
@@ -44,6 +48,8 @@ SEGMENTATION = ".dcm"
 
 PROBABILITIES, VOLUMES, WARNINGS = "probabilities", "volumes.csv", "warnings.json"
 """Names in an output folder."""
+CLAIMS = "claims"
+"""Folder of locks in the folder of notes, one per case that a worker of a cluster segments."""
 
 OutputFormat = Literal["auto", "dicom-seg", "dicom-labelmap"]
 """The format of the scan (NIfTI for DICOM), or a DICOM segmentation as bits per segment or as a label map."""
@@ -73,6 +79,15 @@ class PredictConfig:
     """Coded terms of labels in DICOM segmentations, by label name; others get a term of the standard."""
     backbone: str | None = None
     """Name of the model's backbone, if it is not where the model's record says; it is downloaded if necessary."""
+    workers: int = 1
+    """Processes that share the cases and the CPU cores, each with its own copy of the model. With 1, everything runs in
+    the caller's process; with more, a script needs the guard `if __name__ == "__main__"`."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler, such as tcp://HOST:8786, or path of its JSON file: its workers segment the cases.
+    All of them must reach model, scans and output under the same absolute paths."""
+
+    def __post_init__(self) -> None:
+        require_workers(self.workers, self.scheduler)
 
 
 @dataclass(frozen=True)
@@ -137,7 +152,11 @@ def predict_cohort(
 
     `deliver` is called with each output, also with those of skipped cases. If it fails, its case has failed.
 
-    Raises BusyError while another process works in `out`, CheckpointError if the model cannot be loaded.
+    With `config.workers` or `config.scheduler`, several processes segment the cases, with the same result. A case whose
+    process is killed is tried once more (by Dask three times more), then it is a failure.
+
+    Raises BusyError while another process works in `out`, CheckpointError if the model cannot be loaded, ClusterError
+    if the scheduler cannot be reached or is lost: then the same call resumes.
     """
     config = config or PredictConfig()
     started = datetime.now(UTC)
@@ -145,9 +164,8 @@ def predict_cohort(
     require_labels(config.terms, saved.record.labels.values())
     with locked(out / NOTES):
         _remove_leftovers(out, (case.name for case in cases))
-        files = Inputs.of(cases, inputs)
-        job = _Job(saved, out, config, report, files, deliver)
-        result = job.run(cases)
+        job = _Job(saved, out, config, report)
+        result = job.run(cases, Inputs.of(cases, inputs), deliver)
         if result.done or result.failures:
             _write_notes(out, saved, result, config, started)
         job.write_tables(result)
@@ -243,45 +261,63 @@ class _Task:
     """Of each label; empty if they are not to be written."""
 
 
+@dataclass(frozen=True)
+class _Outcome:
+    """What became of a case."""
+
+    kind: Literal["done", "skipped", "failed"]
+    reason: str = ""
+    """Of a failure."""
+    notes: tuple[str, ...] = ()
+    """In which ways the scan is unlike those that the model was fitted on."""
+
+
 class _Job:
-    """One run over a cohort. The segmenter is loaded when the first case needs it."""
+    """One run over a cohort."""
 
-    def __init__(
-        self,
-        model: SavedModel,
-        out: Path,
-        config: PredictConfig,
-        report: Report,
-        inputs: Inputs,
-        deliver: Deliver | None = None,
-    ) -> None:
+    def __init__(self, model: SavedModel, out: Path, config: PredictConfig, report: Report) -> None:
         self.model, self.out, self.config, self.report = model, out, config, report
-        self.inputs, self.deliver = inputs, deliver
 
-    def run(self, cases: Sequence[Case]) -> CohortResult:
-        done: list[str] = []
-        skipped: list[str] = []
-        failures: list[Failure] = []
-        for number, case in enumerate(cases):
-            try:
-                ready = self._prepared(case)
-                if ready is None:
-                    self._deliver(self._task(case))
-                    skipped.append(case.name)
-            except Exception as error:  # any error concerns this case only: it is listed, and the run continues
-                failures.append(Failure.of(case, error))
-                ready = None
-            if ready is not None:
-                if "segmenter" not in vars(self):
-                    self._announce(ready[1], len(cases) - number, len(cases))
-                try:
-                    self._carry_out(*ready)
-                    self._deliver(ready[0])
-                    done.append(case.name)
-                except Exception as error:  # as above
-                    failures.append(Failure.of(case, error))
-            self.report(number + 1, len(cases), case.name)
-        return self._result(done, skipped, failures)
+    def run(self, cases: Sequence[Case], inputs: Inputs, deliver: Deliver | None) -> CohortResult:
+        config, name = self.config, str(self.out.absolute())
+        executor = executor_for(config.workers, config.scheduler, name, config.device)
+        if isinstance(executor, Serial):
+            work = _CaseWork(self.model, self.out, config, inputs, deliver, self.report, len(cases))
+            return self._collected(executor, work, cases)
+        if deliver is not None:
+            raise SettingsError("deliver needs a single process; leave workers and scheduler out")
+        config = replace(config, cache=config.cache and config.cache.absolute())
+        relevant = inputs.among(self._outputs(cases))
+        work = _CaseWork(self.model.absolute(), self.out.absolute(), config, relevant)
+        try:
+            return self._collected(executor, work, [case.absolute() for case in cases])
+        finally:
+            _remove_leftovers(self.out, (case.name for case in cases))
+            shutil.rmtree(self.out / NOTES / CLAIMS, ignore_errors=True)
+
+    def _outputs(self, cases: Sequence[Case]) -> Iterator[Path]:
+        """Files that the cases will have; cases that can have none will fail."""
+        for case in cases:
+            with suppress(HandfulError):
+                task = _task(case, self.out, self.config, Labels.of(self.model.record.labels))
+                yield from (task.output, task.preview)
+
+    def _collected(self, executor: Executor, work: _CaseWork, cases: Sequence[Case]) -> CohortResult:
+        places = {case.name: place for place, case in enumerate(cases)}
+        found: dict[str, _Outcome] = {}
+        with closing(executor.run(work, cases)) as outcomes:
+            for case, outcome in outcomes:
+                if isinstance(outcome, Lost):
+                    outcome = _Outcome("failed", outcome.reason)
+                for text in outcome.notes:
+                    self.report(0, 1, f"{case.name}: {text}")
+                found[case.name] = outcome
+                self.report(len(found), len(cases), case.name)
+        by_kind: dict[str, list[str]] = {"done": [], "skipped": [], "failed": []}
+        for name in sorted(found, key=places.__getitem__):
+            by_kind[found[name].kind].append(name)
+        failures = [Failure(name, found[name].reason) for name in by_kind["failed"]]
+        return self._result(by_kind["done"], by_kind["skipped"], failures)
 
     def _result(self, done: list[str], skipped: list[str], failures: list[Failure]) -> CohortResult:
         notes = self._notes_of([*done, *skipped])
@@ -310,33 +346,85 @@ class _Job:
         else:
             warnings.unlink(missing_ok=True)
 
+
+class _CaseWork:
+    """Segments cases, one per call. The segmenter is loaded when the first case needs it."""
+
+    def __init__(
+        self,
+        model: SavedModel,
+        out: Path,
+        config: PredictConfig,
+        inputs: Inputs,
+        deliver: Deliver | None = None,
+        report: Report = silent,
+        count: int = 0,
+    ) -> None:
+        self.model, self.out, self.config = model, out, config
+        self.inputs, self.deliver, self.report = inputs, deliver, report
+        self.count = self.left = count
+
+    def __call__(self, case: Case) -> _Outcome:
+        """Segment a case, unless it was done before. Raises errors of loading the model, which concern all cases."""
+        try:
+            task = _task(case, self.out, self.config, Labels.of(self.model.record.labels))
+        except Exception as error:  # a name that cannot be a file name, or another kind of scan
+            return _Outcome("failed", Failure.of(case, error).reason)
+        finally:
+            self.left -= 1
+        with self._claimed(task):
+            return self._segmented(task)
+
+    def _segmented(self, task: _Task) -> _Outcome:
+        try:
+            ready = self._prepared(task)
+            if ready is None:
+                self._deliver(task)
+                return _Outcome("skipped")
+        except Exception as error:  # any error concerns this case only: it is listed, and the run continues
+            return _Outcome("failed", Failure.of(task.case, error).reason)
+        self._load(ready[0])
+        try:
+            self._carry_out(task, *ready)
+            self._deliver(task)
+            return _Outcome("done", notes=ready[2])
+        except Exception as error:  # as above
+            return _Outcome("failed", Failure.of(task.case, error).reason, notes=ready[2])
+
     def _deliver(self, task: _Task) -> None:
         if self.deliver is not None:
             self.deliver(task.case, task.output)
+
+    def _claimed(self, task: _Task) -> AbstractContextManager[None]:
+        """Where a worker of an earlier run may still segment the case: waits for it."""
+        if self.config.scheduler is None:
+            return nullcontext()
+        return claimed(self.out / NOTES / CLAIMS / task.case.name)
+
+    def prepare(self) -> None:
+        """Load the segmenter before the first case."""
+        _ = self.segmenter
 
     @cached_property
     def segmenter(self) -> Segmenter:
         return self.model.open(self.config.device, self.config.cache, self.config.backbone, only_to_predict=True)
 
-    def _announce(self, first: Volume, left: int, count: int) -> None:
-        """Report the expected time, assuming that all remaining scans are as large as the first of them."""
-        self.report(0, count, str(estimate_prediction(self.segmenter, first, left) or ""))
+    def _load(self, first: Volume) -> None:
+        """Load the segmenter, and report the expected time, assuming that all scans left are as large as `first`."""
+        if "segmenter" in vars(self):
+            return
+        segmenter = self.segmenter
+        if self.count:
+            self.report(0, self.count, str(estimate_prediction(segmenter, first, self.left + 1) or ""))
 
-    def _prepared(self, case: Case) -> tuple[_Task, Volume, str, tuple[str, ...]] | None:
+    def _prepared(self, task: _Task) -> tuple[Volume, str, tuple[str, ...]] | None:
         """The arguments of `_carry_out`; None if the case was done before. Moves a changed output out of the way."""
-        task = self._task(case)
         if not self.config.overwrite and self._is_done(task):
             return None
         _make_way(task, self.config, self.inputs)
-        volume, digest = case.read_image_and_digest()
-        warnings = self.model.compared_with(volume, case.modality_evidence(volume))
-        volume = self.model.arranged(volume)
-        for text in warnings:
-            self.report(0, 1, f"{case.name}: {text}")
-        return task, volume, digest, warnings
-
-    def _task(self, case: Case) -> _Task:
-        return _task(case, self.out, self.config, Labels.of(self.model.record.labels))
+        volume, digest = task.case.read_image_and_digest()
+        warnings = self.model.compared_with(volume, task.case.modality_evidence(volume))
+        return self.model.arranged(volume), digest, warnings
 
     def _is_done(self, task: _Task) -> bool:
         note = task.notes.find(task.case.name, model=self.model.sha256)

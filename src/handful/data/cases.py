@@ -138,6 +138,15 @@ class Case:
             return volume
         return replace(volume, modality=volume.modality or self.modality)
 
+    def absolute(self) -> Case:
+        """The same case with absolute paths, which other processes can read."""
+        image, reference = self.image, self.reference
+        return replace(
+            self,
+            image=image if isinstance(image, Volume) else image.absolute(),
+            reference=reference.absolute() if isinstance(reference, Path) else reference,
+        )
+
     @property
     def is_in_files(self) -> bool:
         """Whether image or reference is in a file."""

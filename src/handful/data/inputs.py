@@ -29,6 +29,11 @@ class Inputs:
         paths = [*files, *(part for part in parts if isinstance(part, Path))]
         return cls(frozenset(path.resolve() for path in paths))
 
+    def among(self, outputs: Iterable[Path]) -> Inputs:
+        """The part of the files that decides whether these outputs may be written."""
+        paths = (output.resolve() for output in outputs)
+        return Inputs(frozenset(part for path in paths for part in (path, *path.parents) if part in self.files))
+
     def require_not_among(self, output: Path) -> None:
         """Raise InputError if a file to be written is a file of the input, or in a folder of DICOM that is a scan."""
         path = output.resolve()

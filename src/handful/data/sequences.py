@@ -46,6 +46,10 @@ class SequenceFiles:
         for file in self.files:
             digest.add_file(file)
 
+    def absolute(self) -> SequenceFiles:
+        """The same files with absolute paths."""
+        return SequenceFiles(tuple(file.absolute() for file in self.files), self.names)
+
     def geometry(self) -> Geometry:
         """The grid of the first sequence, from its header."""
         return read_geometry(self.files[0], sequences=len(self.names) if len(self.files) == 1 else 1)

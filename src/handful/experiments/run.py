@@ -189,5 +189,4 @@ def _failed(job: _Job, error: Exception | str) -> list[str]:
 
 def _lost(job: _Job, lost: Lost) -> list[str]:
     """As `_failed`, for the unfinished tasks of a job whose process was killed."""
-    reason = f"its process was ended {lost.how}; if memory ran out, use fewer --workers"
-    return ["" if is_done(task.out, task.digest) else _failed([task], reason)[0] for task in job]
+    return ["" if is_done(task.out, task.digest) else _failed([task], lost.reason)[0] for task in job]

@@ -1,4 +1,4 @@
-"""A lock on an output folder, for one process at a time."""
+"""Locks on an output folder and on pieces of work in it, for one process at a time."""
 
 from __future__ import annotations
 
@@ -39,6 +39,14 @@ def locked(folder: Path, *, remove_empty: bool = False) -> Iterator[None]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
         lock.release()
+
+
+@contextmanager
+def claimed(file: Path) -> Iterator[None]:
+    """Hold a lock, which is this file, for one piece of work; waits while another process holds it."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file):
+        yield
 
 
 def _acquired(folder: Path) -> FileLock:
