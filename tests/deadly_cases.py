@@ -38,7 +38,7 @@ class SlowCase(Case):
     """Is read when a file exists."""
 
     gate: Path
-    """`gate`.reached exists as soon as a process waits for it."""
+    """`gate`.reached exists when a process waits for it."""
 
     @classmethod
     def of(cls, case: Case, gate: Path) -> SlowCase:

@@ -309,17 +309,18 @@ def test_a_stopped_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
 
 
 @pytest.mark.process
-def test_a_process_that_dies_takes_one_fit_with_it(make_plan: Callable[..., Plan], tmp_path: Path):
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+def test_a_fit_whose_process_is_killed_is_done_again(make_plan: Callable[..., Plan], tmp_path: Path):
     plan = make_plan(configurations={"slow": SLOW}, splits=(0, 1))
 
     def kill_one(step: int, total: int, note: str) -> None:
         if step == 1:
-            os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            (origin,) = multiprocessing.active_children()
+            workers = Path(f"/proc/{origin.pid}/task/{origin.pid}/children").read_text().split()
+            os.kill(int(workers[0]), signal.SIGKILL)
 
     found = run_experiment(plan, tmp_path, ExperimentConfig(workers=2), report=kill_one)
-    assert len(found.done) == 3
-    assert "by signal 9" in found.failed[0].reason
-    assert len(run_experiment(plan, tmp_path, ONE).done) == 4
+    assert (len(found.done), found.failed) == (4, ())
 
 
 @pytest.mark.process

@@ -69,7 +69,7 @@ def test_a_run_that_is_left_ends_its_processes():
     (origin,) = multiprocessing.active_children()
     started = children(origin.pid)
     assert started
-    running.close()  # type: ignore[attr-defined]
+    running.close()
     assert not any(Path(f"/proc/{pid}").exists() for pid in started)
     for process in multiprocessing.active_children():
         process.join(120)

@@ -1,6 +1,8 @@
 """The recipe runs, resumes exactly, and leaves a folder that transformers loads by itself."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,30 @@ def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path, worker
     whole, resumed = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed"))
     assert whole == resumed
     assert not scratch.exists()
+
+
+BY_TORCHRUN = """
+import json
+import sys
+from pathlib import Path
+from handful.pretraining.pretrain import PretrainConfig, pretrain
+from handful.tuning.loop import TrainConfig
+pretrain(PretrainConfig(**json.loads(sys.argv[1]), train=TrainConfig(iterations=2)), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.process
+def test_two_processes_of_torchrun_train_what_two_workers_train(tmp_path: Path) -> None:
+    settings = {name: getattr(SMALL, name) for name in ("side", "subjects", "slices", "crowd")}
+    settings |= {"targets": 1, "matching": 1}
+    script = tmp_path / "script.py"
+    script.write_text(BY_TORCHRUN)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, str(script), json.dumps(settings), str(tmp_path / "torchrun")], check=True, timeout=900)
+    pretrain(PretrainConfig(**settings, workers=2, train=TrainConfig(iterations=2)), tmp_path / "own")
+    ours, theirs = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("own", "torchrun"))
+    assert ours == theirs
+    assert not (tmp_path / "torchrun" / "partial").exists()
 
 
 def test_the_loss_of_every_task_reaches_the_encoder() -> None:

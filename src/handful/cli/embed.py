@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ def embed(
     window: Annotated[str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none.")] = "auto",
     channels: options.Channels = "",
     device: options.Device = "auto",
+    workers: options.Workers = 1,
+    scheduler: options.Scheduler = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -37,15 +40,17 @@ def embed(
     from handful.cohort.choice import choose_cases
     from handful.cohort.embed import embed_cohort
     from handful.data.slicing import Slicer
+    from handful.jobs.workers import executor_for, require_workers
 
     cut: dict[str, Any] = {"plane": plane, "window": window}
     slicer = Slicer(**cut)
     cohort = options.cohort_in(input, images_only=True, channels=options.names_in(channels))
     chosen = choose_cases(cohort, options.names_in(cases))
-    model = open_backbone(backbone, device)
+    require_workers(workers, scheduler)
     folder = cache or options.embeddings_of(input)
+    executor = executor_for(workers, scheduler, str(folder.absolute()), device)
     with progress("encoding", quiet) as report:
-        result = embed_cohort(chosen, model, folder, slicer, report)
+        result = embed_cohort(chosen, partial(open_backbone, backbone, device), folder, slicer, report, executor)
     if json:
         counts = {"cache": folder, "slices": result.slices, "computed": result.computed}
         print_json(counts | {"mib": round(result.mib, 1), "failures": result.failures, "left_out": cohort.left_out})

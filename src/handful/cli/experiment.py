@@ -59,6 +59,7 @@ def run(
         Path | None, typer.Option(help="Folder that contains the plan's data sets. Default: the folder of the plan.")
     ] = None,
     workers: Workers = None,
+    scheduler: options.Scheduler = None,
     data_set: Annotated[list[str], typer.Option(help="Run only this data set of the plan. Repeatable.")] = [],  # noqa: B006
     configuration: Annotated[list[str], typer.Option(help="Run only this configuration of the plan. Repeatable.")] = [],  # noqa: B006
     shots: Annotated[
@@ -87,6 +88,7 @@ def run(
 
     config = ExperimentConfig(
         workers=workers,
+        scheduler=scheduler,
         device=choose_device(device).type,
         command=command_line(),
         known=[result for path in known for result in read_results(path)],
@@ -96,6 +98,8 @@ def run(
         shots=options.numbers_in(shots, "--shots"),
         splits=options.numbers_in(splits, "--splits"),
     )
+    if scheduler is not None:
+        plan, data = plan.absolute(), data and data.absolute()
     carry_out(read_plan(plan, data), out, config, latex, json, quiet)
 
 

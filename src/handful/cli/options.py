@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ import typer
 from handful.cli.terminal import print_failures, print_left_out
 
 if TYPE_CHECKING:
-    from handful.data.cases import Cohort
+    from handful.data.cases import Case, Cohort
     from handful.data.support import SupportSet
     from handful.evaluation.evaluate import Failure
 
@@ -90,6 +91,10 @@ Scheduler = Annotated[
         show_default=False,
     ),
 ]
+Part = Annotated[
+    str,
+    typer.Option(help="Only this part of the cases, such as 3/16 in the third of 16 jobs.", show_default=False),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of text.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Do not show progress.")]
@@ -120,6 +125,16 @@ def names_in(text: str) -> list[str]:
     """The names in a comma-separated list."""
     composed = unicodedata.normalize("NFC", text)
     return [name.strip() for name in composed.split(",") if name.strip()]
+
+
+def part_of(cases: Sequence[Case], text: str) -> Sequence[Case]:
+    """The part K/N of the cases: every N-th one, from the K-th one on; all of them for an empty text."""
+    if not text:
+        return cases
+    number, slash, count = text.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise typer.BadParameter(f"--part: {text!r} is not a part; write K/N with K from 1 to N, such as 3/16")
+    return cases[int(number) - 1 :: int(count)]
 
 
 def numbers_in(text: str, option: str) -> tuple[int, ...]:

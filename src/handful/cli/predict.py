@@ -60,6 +60,7 @@ def predict(
     input: Input,
     out: Annotated[Path, typer.Option("-o", "--output", help="File for one scan, folder for a folder of scans.")],
     cases: options.Cases = "",
+    part: options.Part = "",
     series: options.Series = None,
     slice_tolerance: options.SliceTolerance = None,
     channels: options.Channels = "",
@@ -111,14 +112,16 @@ def predict(
     )
     choice, sequences = SeriesChoice(series, slice_tolerance), options.names_in(channels)
     if input.startswith(SCHEME):
+        if part:
+            raise typer.BadParameter("--part is for folders of scans; put a range of dates into the query instead")
         result, left_out = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
     elif names_file(out) and is_single_scan(Path(input)):
-        if scheduler is not None:
-            raise typer.BadParameter("--scheduler is for folders of scans; leave it out for a single scan")
+        if scheduler is not None or part:
+            raise typer.BadParameter("--scheduler and --part are for folders of scans; leave them out for a single one")
         _print_file(out, _predict_file(model, Path(input), out, config, choice, sequences), json)
         return
     else:
-        result, left_out = _predict_folder(model, Path(input), out, cases, config, choice, sequences, quiet)
+        result, left_out = _predict_folder(model, Path(input), out, (cases, part), config, choice, sequences, quiet)
     print_json(_content(out, result) | {"left_out": left_out}) if json else _print(out, result)
     exit_on(result.failures, left_out, result.nothing_found * ["nothing found"])
 
@@ -150,7 +153,7 @@ def _predict_folder(
     model: Path,
     input: Path,
     out: Path,
-    cases: str,
+    cases: tuple[str, str],
     config: PredictConfig,
     choice: SeriesChoice,
     sequences: list[str],
@@ -160,7 +163,8 @@ def _predict_folder(
     from handful.cohort.predict import predict_cohort
 
     cohort = _cohort(model, input, choice, sequences)
-    chosen = choose_cases(cohort, options.names_in(cases))
+    names, part = cases
+    chosen = options.part_of(choose_cases(cohort, options.names_in(names)), part)
     with progress("segmenting", quiet) as report:
         return predict_cohort(model, chosen, out, config, report, inputs=cohort.files), cohort.left_out
 

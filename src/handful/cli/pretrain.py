@@ -75,10 +75,15 @@ def pretrain(
     `--model handful-small` starts from an encoder trained on ImageNet and uses one process on the CPU. A file named
     STOP in the output folder ends it early, with the weights it has.
 
-    After an interruption, run the same command again to resume.
+    After an interruption, run the same command again to resume. On several machines:
+    `torchrun --nnodes 2 --nproc-per-node 8 ... --no-python handful pretrain -o small`.
     """
     if out is None and preview is None:
         raise typer.BadParameter("add -o FOLDER to train, --preview FILE.png for a picture of the data, or both")
+    from torch.distributed import is_torchelastic_launched
+
+    from handful.pretraining.pretrain import writes_results
+
     train: dict[str, object] = {
         "iterations": iterations,
         "learning_rate": learning_rate,
@@ -88,9 +93,13 @@ def pretrain(
     if model is Model.small:
         if episodes or workers:
             raise typer.BadParameter("--episodes and --workers are for handful-tiny; leave them out")
+        if is_torchelastic_launched():
+            raise typer.BadParameter("handful-small is trained by one process; start it without torchrun")
         _small(out, preview, side, start, train, quiet)
     else:
         _tiny(out, preview, side, start, train, quiet, episodes=episodes or 1, workers=workers)
+    if not writes_results():
+        return
     if json:
         print_json({"backbone": out, "preview": preview})
     else:
@@ -109,7 +118,7 @@ def _tiny(
     workers: int | None,
 ) -> None:
     from handful.jobs.progress import Run
-    from handful.pretraining.pretrain import PretrainConfig, pretrain, processors
+    from handful.pretraining.pretrain import PretrainConfig, pretrain, processors, writes_results
     from handful.reports.episodes_picture import draw_episodes
     from handful.synthesis.worlds import TINY_WORLD
 
@@ -122,11 +131,11 @@ def _tiny(
         start=start,
         train=replace(defaults.train, **train),
     )
-    if preview:
+    if preview and writes_results():
         shape = (config.subjects, config.slices, config.targets, config.side)
         draw_episodes(TINY_WORLD, shape, config.train.seed, preview, rows=config.episodes)
     if out:
-        with progress("pre-training", quiet) as report:
+        with progress("pre-training", quiet or not writes_results()) as report:
             pretrain(config, out, Run(out / "partial", report))
 
 

@@ -52,6 +52,8 @@ def review(
     backbone: options.OwnBackbone = None,
     device: options.Device = "auto",
     cache: options.Cache = None,
+    workers: options.Workers = 1,
+    scheduler: options.Scheduler = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -75,6 +77,8 @@ def review(
         calibrate=calibrate,
         backbone=backbone,
         worst=worst,
+        workers=workers,
+        scheduler=scheduler,
     )
     names = {"channels": options.names_in(channels), "default_channels": open_model(model).sequences}
     cohort = options.cohort_in(input, **names)

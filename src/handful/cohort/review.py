@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from handful.data.volume import Labels
 from handful.errors import InputError, SettingsError
 from handful.evaluation.evaluate import Failure
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
+from handful.jobs.executors import Lost, Serial
 from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES, Notes
 from handful.jobs.progress import Report, silent
+from handful.jobs.workers import executor_for, require_workers
 from handful.methods.base import Segmenter
 from handful.reports.overlay import write_overlay
 from handful.reports.review_page import PICTURES, ReviewResult, write_review
@@ -51,8 +54,13 @@ class ReviewConfig:
     """Name of the model's backbone, if it is not where the model's record says; it is downloaded if necessary."""
     worst: int = 12
     """Number of cases with pictures on the page, worst first."""
+    workers: int = 1
+    """As in `PredictConfig`; the calibration and the pictures are made by one process."""
+    scheduler: str | None = None
+    """As in `PredictConfig`."""
 
     def __post_init__(self) -> None:
+        require_workers(self.workers, self.scheduler)
         if self.worst < 0:
             raise SettingsError(f"worst must not be negative, got {self.worst}")
 
@@ -74,8 +82,12 @@ def review_folder(
     failure. If the review is run again, only new or changed predictions are estimated.
 
     Raises InputError if none of the model's labelled cases is found or there is no prediction to estimate, BusyError
-    while another process works in `out`.
+    while another process works in `out`, ClusterError if the scheduler cannot be reached or is lost.
     """
+    if config.scheduler is not None:
+        predictions, model, out = predictions.absolute(), model.absolute(), out.absolute()
+        cohort, labelled = cohort.absolute(), (labelled or cohort).absolute()
+        config = replace(config, cache=config.cache and config.cache.absolute())
     saved = open_model(model)
     files = _label_maps(predictions)
     support, fitted_on, unread = _support(saved, labelled or cohort)
@@ -91,11 +103,13 @@ def review_folder(
     with locked(out / NOTES):
         segmenter = saved.open(config.device, config.cache, config.backbone)
         key, refit = _key(saved, support, config), _refit(saved, segmenter, config)
-        work = _Work(out, files, segmenter.slicer, segmenter.labels, key, refit, saved.agreement)
         with _embeddings(out, config.cache) as cache:
             quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=cache)
+            work = _Work(out, files, segmenter.slicer, segmenter.labels, key, saved, support, config, quality)
             with estimating_quality(segmenter, support, quality) as estimator:
-                return _reviewed(work, estimator, support, cases, config, report, unread)
+                names = tuple(case.name for case in support.cases)
+                report(0, len(cases), f"{len(cases)} cases, compared with {len(names)} labelled ones")
+                return _reviewed(work, _calibrated(work, estimator, refit, report), cases, report, unread)
 
 
 @contextmanager
@@ -122,9 +136,10 @@ class _Work:
     labels: Labels
     key: str
     """Digest of model, support set and settings."""
-    refit: Refit | None
-    agreement: Mapping[str, float]
-    """Of the scans that self-training learned from, by SHA-256 of their voxels."""
+    model: SavedModel
+    support: SupportSet
+    config: ReviewConfig
+    quality: QualityConfig
 
 
 @dataclass(frozen=True)
@@ -144,29 +159,29 @@ class _CaseNote:
 
 
 def _reviewed(
-    work: _Work,
-    estimator: QualityEstimator,
-    support: SupportSet,
-    cases: Sequence[Case],
-    config: ReviewConfig,
-    report: Report,
-    unread: Sequence[Failure],
+    work: _Work, estimator: QualityEstimator, cases: Sequence[Case], report: Report, unread: Sequence[Failure]
 ) -> ReviewResult:
-    names = tuple(case.name for case in support.cases)
-    report(0, len(cases), f"{len(cases)} cases, compared with {len(names)} labelled ones")
-    estimator = _calibrated(work, estimator, support, report)
     qualities: list[CaseQuality] = []
     skipped: list[str] = []
-    failures = list(unread)
-    for number, case in enumerate(cases, start=1):
-        try:
-            quality, is_new = _quality(work, estimator, case)
-            qualities.append(quality)
-            if not is_new:
-                skipped.append(case.name)
-        except Exception as error:  # any error concerns this case only: it is listed, and the others continue
-            failures.append(Failure.of(case, error))
-        report(number, len(cases), case.name)
+    failures: list[Failure] = []
+    places = {case.name: place for place, case in enumerate(cases)}
+    config = work.config
+    executor = executor_for(config.workers, config.scheduler, str(work.out), config.device)
+    judged = _CaseReview(work, estimator.calibration, estimator if isinstance(executor, Serial) else None)
+    with closing(executor.run(judged, cases)) as outcomes:
+        for number, (case, outcome) in enumerate(outcomes, start=1):
+            if isinstance(outcome, Lost):
+                failures.append(Failure(case.name, outcome.reason))
+            elif isinstance(outcome, Failure):
+                failures.append(outcome)
+            else:
+                quality, is_new = outcome
+                qualities.append(quality)
+                skipped += [] if is_new else [case.name]
+            report(number, len(cases), case.name)
+    names = tuple(case.name for case in work.support.cases)
+    skipped.sort(key=places.__getitem__)
+    failures = [*unread, *sorted(failures, key=lambda failure: places[failure.case])]
     qualities.sort(key=lambda quality: (quality.worst, quality.case))
     result = ReviewResult(tuple(qualities), tuple(skipped), tuple(failures), names, estimator.calibration)
     pictured, without = _draw(work, cases, qualities[: config.worst])
@@ -175,12 +190,40 @@ def _reviewed(
     return result
 
 
-def _calibrated(work: _Work, estimator: QualityEstimator, support: SupportSet, report: Report) -> QualityEstimator:
+class _CaseReview:
+    """Estimates the quality of one case per call; outside the process of the review, the model is loaded first."""
+
+    def __init__(self, work: _Work, calibration: Calibration | None, estimator: QualityEstimator | None) -> None:
+        self.work, self.calibration, self.own = work, calibration, estimator
+        self.until_end = ExitStack()
+
+    def prepare(self) -> None:
+        """Load the model and read the labelled cases before the first case."""
+        _ = self.estimator
+
+    @cached_property
+    def estimator(self) -> QualityEstimator:
+        if self.own is not None:
+            return self.own
+        work, config = self.work, self.work.config
+        segmenter = work.model.open(config.device, config.cache, config.backbone)
+        context = estimating_quality(segmenter, work.support, work.quality, self.calibration)
+        return self.until_end.enter_context(context)
+
+    def __call__(self, case: Case) -> tuple[CaseQuality, bool] | Failure:
+        estimator = self.estimator
+        try:
+            return _quality(self.work, estimator, case)
+        except Exception as error:  # any error concerns this case only: it is listed, and the others continue
+            return Failure.of(case, error)
+
+
+def _calibrated(work: _Work, estimator: QualityEstimator, refit: Refit | None, report: Report) -> QualityEstimator:
     """The estimator with the stored calibration, or with a new one."""
     notes = Notes(work.out / NOTES, _CalibrationNote)
     note = notes.find("calibration", made_of=work.key)
     if note is None:
-        note = _CalibrationNote(work.key, estimator.calibrated(support, work.refit, report) if work.refit else None)
+        note = _CalibrationNote(work.key, estimator.calibrated(work.support, refit, report) if refit else None)
         notes.write("calibration", note)
     return replace(estimator, calibration=note.content)
 
@@ -198,7 +241,7 @@ def _quality(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[Case
     note = notes.find(case.name, made_of=key)
     if note is not None:
         return note.content, False
-    quality = estimator(replace(case, image=volume), prediction).flagged(work.agreement.get(scan))
+    quality = estimator(replace(case, image=volume), prediction).flagged(work.model.agreement.get(scan))
     _picture(work.out, case.name).unlink(missing_ok=True)  # of another prediction
     notes.write(case.name, _CaseNote(key, quality))
     return quality, True

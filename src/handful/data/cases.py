@@ -187,6 +187,10 @@ class Cohort:
         if double := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"cohort {self.name!r}: several cases called {', '.join(double)}; give each its own name")
 
+    def absolute(self) -> Cohort:
+        """The same cohort with absolute paths, which other processes can read."""
+        return replace(self, cases=tuple(case.absolute() for case in self.cases))
+
     def split(self, shots: int, seed: int) -> tuple[list[Case], list[Case]]:
         """A random split: `shots` labelled cases of different patients, and all cases of the other patients.
 

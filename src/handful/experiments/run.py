@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from handful.experiments.measure import Fingerprints, Fit, fit, measure
 from handful.experiments.plan import Plan, Trial, trials
 from handful.experiments.store import ExperimentStatus, adopt, experiment_status, is_done, write_manifest, write_outcome
 from handful.jobs.atomic import remove_leftovers
-from handful.jobs.executors import Executor, Lost, Processes, Serial, cores
+from handful.jobs.executors import Lost, cores
 from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES
 from handful.jobs.progress import Report, silent
+from handful.jobs.workers import executor_for, require_workers
 
 MOST_PROCESSES = 8
 """Default limit, since each process holds a backbone and a scan in memory."""
@@ -31,6 +33,9 @@ class ExperimentConfig:
     workers: int | None = None
     """Number of worker processes; with 1, everything runs in the caller's process. None: one per CPU core, at most 8,
     or 1 on a GPU."""
+    scheduler: str | None = None
+    """Address of a Dask scheduler or path of its JSON file: its workers run the trials, one fit each at a time. All of
+    them must reach data sets and output under the same absolute paths."""
     device: str = "cpu"
     """cpu, cuda or mps."""
     command: str = ""
@@ -83,14 +88,16 @@ def run_experiment(
     if it failed. Raises BusyError while another run works in `out`, SettingsError if there is nothing to run.
     """
     config = config or ExperimentConfig()
+    require_workers(1 if config.workers is None else config.workers, config.scheduler)
     config.require_known_names(plan)
+    out = out.absolute()
     with locked(out / NOTES):
         remove_leftovers(out)
         planned_trials, left_out = trials(plan)
         if not any(config.includes(trial) for trial in planned_trials):
             reason = "; ".join(left_out) or "it does not contain the chosen shots and splits"
             raise SettingsError(f"plan {plan.name!r} has nothing to measure: {reason}")
-        tasks = _tasks(planned_trials, out, config.cache)
+        tasks = _tasks(planned_trials, out, config.cache and config.cache.absolute())
         planned = {task.digest for task in tasks}
         adopt(out, (result for result in config.known if result.trial in planned))
         write_manifest(out, plan, [(task.trial, task.digest) for task in tasks], left_out, config.command)
@@ -98,9 +105,9 @@ def run_experiment(
         todo = [task for task in included.values() if not is_done(out, task.digest)]
         if todo:
             report(0, len(todo), f"{len(todo)} of {len(included)} fits to do")
-        outcomes = _outcomes(_jobs(todo), config.workers or _default_workers(config.device), config.device)
-        for number, (task, failure) in enumerate(outcomes, start=1):
-            report(number, len(todo), f"{task.trial.name}{': ' + failure if failure else ''}")
+        with closing(_outcomes(_jobs(todo), config, out)) as outcomes:
+            for number, (task, failure) in enumerate(outcomes, start=1):
+                report(number, len(todo), f"{task.trial.name}{': ' + failure if failure else ''}")
         return experiment_status(out)
 
 
@@ -140,11 +147,13 @@ def _default_workers(device: str) -> int:
     return min(cores(), MOST_PROCESSES) if device == "cpu" else 1
 
 
-def _outcomes(jobs: Sequence[_Job], workers: int, device: str) -> Iterator[tuple[_Task, str]]:
+def _outcomes(jobs: Sequence[_Job], config: ExperimentConfig, out: Path) -> Generator[tuple[_Task, str], None, None]:
     """Each task when it ends, with the reason if it failed, else ""."""
-    executor: Executor = Processes(workers) if workers > 1 and len(jobs) > 1 else Serial()
-    for job, reasons in executor.run(_Worker(device), jobs):
-        yield from zip(job, _lost(job, reasons) if isinstance(reasons, Lost) else reasons, strict=True)
+    workers = 1 if config.scheduler else min(config.workers or _default_workers(config.device), max(1, len(jobs)))
+    executor = executor_for(workers, config.scheduler, str(out), config.device)
+    with closing(executor.run(_Worker(config.device), jobs)) as outcomes:
+        for job, reasons in outcomes:
+            yield from zip(job, _lost(job, reasons) if isinstance(reasons, Lost) else reasons, strict=True)
 
 
 class _Worker:

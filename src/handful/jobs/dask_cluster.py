@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -42,7 +42,9 @@ class DaskCluster:
     name: str
     """Name of the work on the cluster; it replaces unfinished work of that name."""
 
-    def run(self, work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result | Lost]]:
+    def run(
+        self, work: Callable[[Task], Result], tasks: Sequence[Task]
+    ) -> Generator[tuple[Task, Result | Lost], None, None]:
         if not tasks:
             return
         with _connected(self.scheduler) as client:
@@ -54,7 +56,9 @@ class DaskCluster:
                 with suppress(Exception):  # a lost scheduler has forgotten it
                     client.unregister_worker_plugin(name)
 
-    def _results(self, client: Any, name: str, tasks: Sequence[Task]) -> Iterator[tuple[Task, Result | Lost]]:
+    def _results(
+        self, client: Any, name: str, tasks: Sequence[Task]
+    ) -> Generator[tuple[Task, Result | Lost], None, None]:
         waiting, running = iter(enumerate(tasks)), dict[Any, Task]()
         run = uuid4().hex[:12]
         finished = as_completed(loop=client.loop)

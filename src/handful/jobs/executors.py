@@ -8,7 +8,7 @@ import sys
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import Pipe, get_context, parent_process
@@ -37,8 +37,10 @@ class Lost:
 class Executor(Protocol):
     """Executes tasks that do not depend on each other."""
 
-    def run(self, work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result | Lost]]:
-        """Yield every task with its result, in the order of completion.
+    def run(
+        self, work: Callable[[Task], Result], tasks: Sequence[Task]
+    ) -> Generator[tuple[Task, Result | Lost], None, None]:
+        """Yield every task with its result, in the order of completion. Closing the generator ends the work.
 
         `work`, tasks and results must be picklable, since they may be sent to other processes. Each process has its own
         copy of `work` for all of its tasks, which may keep loaded data. An exception in `work` is raised here and ends
@@ -50,7 +52,9 @@ class Executor(Protocol):
 class Serial:
     """Executes tasks one after the other in this process."""
 
-    def run(self, work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result | Lost]]:
+    def run(
+        self, work: Callable[[Task], Result], tasks: Sequence[Task]
+    ) -> Generator[tuple[Task, Result | Lost], None, None]:
         for task in tasks:
             yield task, work(task)
 
@@ -60,7 +64,7 @@ class Processes:
     """Executes tasks in several processes that share the CPU cores.
 
     If a process is killed or crashes, its task is executed once more, after all others, in a new process. If that one
-    ends, too, the result is `Lost`, and the other tasks go on. When the iterator is closed, all processes are ended.
+    ends, too, the result is `Lost`, and the other tasks go on.
 
     With `forked`, one process prepares the work and the others are forks of it, which share its memory and start at
     once. Otherwise, and where the system is not Linux, each is started with the method "spawn" of `multiprocessing`.
@@ -72,7 +76,9 @@ class Processes:
     forked: bool = False
     """Whether the processes are forks of one; not for work on a GPU."""
 
-    def run(self, work: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[tuple[Task, Result | Lost]]:
+    def run(
+        self, work: Callable[[Task], Result], tasks: Sequence[Task]
+    ) -> Generator[tuple[Task, Result | Lost], None, None]:
         waiting = deque((task, False) for task in tasks)
         if not waiting:
             return
@@ -87,7 +93,14 @@ class Processes:
             worker.give(task)
 
         def start() -> _Worker:
-            return _Spawned(work, threads) if origin is None else _Forked(origin, threads)
+            nonlocal origin
+            if origin is None:
+                return _Spawned(work, threads)
+            try:
+                return _Forked(origin, threads)
+            except _OriginEnded:
+                origin = _Origin(work)
+                return _Forked(origin, threads)
 
         try:
             for _ in range(count):
@@ -205,6 +218,10 @@ class _Forked(_Worker):
         return self._origin.exit_code(self._pid)
 
 
+class _OriginEnded(RuntimeError):
+    """The process that prepared the work was killed or crashed."""
+
+
 class _Origin:
     """A process that prepares the work and is then forked; it does no task, and has no threads."""
 
@@ -218,8 +235,8 @@ class _Origin:
             send_handle(self._connection, connection.fileno(), self._process.pid)
             return int(self._connection.recv())
         except (EOFError, OSError) as error:
-            self._process.join()
-            raise RuntimeError(
+            self.close()
+            raise _OriginEnded(
                 f"the process from which workers are started ended with code {self._process.exitcode}; if memory ran "
                 "out, use fewer workers. What is done is kept: run the same command again"
             ) from error

@@ -69,24 +69,39 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     the same config continues from `run.scratch`, which is removed at the end.
 
     With more than one worker, the others are started by `multiprocessing`: a script that calls this function must
-    guard its entry by `if __name__ == "__main__"`.
+    guard its entry by `if __name__ == "__main__"`. In a script that torchrun starts, its processes are the workers,
+    whatever `workers` says, and the one of rank 0 writes the folder. On several machines, `out` and `run.scratch` must
+    be on storage that all of them share.
 
     Raises:
         SettingsError: More workers than GPUs, or `start` holds no SAM 2 video model.
     """
+    place = _Place.by_torchrun()
+    if place is not None:
+        config = replace(config, workers=place.count)
     run = run or Run(scratch=out / "partial")
     run = replace(run, scratch=run.scratch and run.scratch / fingerprint(config))
+    if place is not None and place.rank > 0:
+        with place.joined(MEETING_OF_TORCHRUN):
+            _train(config, Run(run.scratch), None, place)
+        return out
     out.mkdir(parents=True, exist_ok=True)
     log = Log(out / "metrics.jsonl", min(100, config.train.steps))
     if not (run.scratch and run.scratch.exists()):  # metrics of another run do not belong to this one
         log.path.unlink(missing_ok=True)
-    with _processes(config, run):
-        model = _train(config, run, log, 0)
+    with _processes(config, run) if place is None else place.joined(MEETING_OF_TORCHRUN):
+        model = _train(config, run, log, place or _Place.on_this_machine(0, config.workers))
     save_half(model, out)
     log.plot(out / "curves.png")
     if run.scratch:
         shutil.rmtree(run.scratch.parent, ignore_errors=True)
     return out
+
+
+def writes_results() -> bool:
+    """Return whether this process is the one that writes: the first of torchrun's, or the only one."""
+    place = _Place.by_torchrun()
+    return place is None or place.rank == 0
 
 
 def processors() -> int:
@@ -115,14 +130,14 @@ def batch_of(episodes: list[Episode]) -> Batch:
     )
 
 
-def _train(config: PretrainConfig, run: Run, log: Log | None, rank: int) -> Sam2VideoModel:
+def _train(config: PretrainConfig, run: Run, log: Log | None, place: _Place) -> Sam2VideoModel:
     """Train in one process and return the model; all processes end with the same weights."""
     torch.manual_seed(config.train.seed)
-    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", place.local_rank) if torch.cuda.is_available() else torch.device("cpu")
     backbone = Sam2VideoBackbone(_new_model(config).to(device), "pretraining")
     backbone.model.requires_grad_(True)
     backbone.model.no_memory_positional_encoding.requires_grad_(False)  # no path of SAM 2 uses it
-    tasks_of_step = _Tasks(config, backbone, device, rank)
+    tasks_of_step = _Tasks(config, backbone, device, place.rank)
 
     def loss(step: int, rng: Generator) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
@@ -172,6 +187,50 @@ class _Tasks:
         return self.last[1:]
 
 
+MEETING_OF_TORCHRUN = "env://"
+"""How the processes of torchrun find each other."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """The place of a process among those that share each step."""
+
+    rank: int
+    local_rank: int
+    """Among those on the same machine; the number of its GPU."""
+    count: int
+    local_count: int
+
+    @classmethod
+    def on_this_machine(cls, rank: int, count: int) -> _Place:
+        return cls(rank, rank, count, count)
+
+    @classmethod
+    def by_torchrun(cls) -> _Place | None:
+        """The place that torchrun gave to this process; None if another program started it."""
+        if not dist.is_torchelastic_launched():
+            return None
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+        return cls(*(int(os.environ[name]) for name in names))
+
+    @contextmanager
+    def joined(self, meeting: str) -> Iterator[None]:
+        """Join the torch.distributed group of all processes, which leave it together."""
+        cuda, threads = torch.cuda.is_available(), torch.get_num_threads()
+        if cuda and torch.cuda.device_count() < self.local_count:
+            raise SettingsError(
+                f"workers is {self.local_count}, but this machine has {torch.cuda.device_count()} GPUs; use one per GPU"
+            )
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.local_count))
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, init_method=meeting, rank=self.rank, world_size=self.count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            dist.destroy_process_group()
+
+
 @contextmanager
 def _processes(config: PretrainConfig, run: Run) -> Iterator[None]:
     """Start the other processes of a run and join them in one torch.distributed group; stop them at the end."""
@@ -181,42 +240,28 @@ def _processes(config: PretrainConfig, run: Run) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         meeting = (Path(folder) / "meeting").as_uri()
         context = torch.multiprocessing.get_context("spawn")
-        threads = torch.get_num_threads()
+        places = [_Place.on_this_machine(rank, config.workers) for rank in range(config.workers)]
         others = [
-            context.Process(target=_other, args=(config, run.scratch, meeting, rank), daemon=True)
-            for rank in range(1, config.workers)
+            context.Process(target=_other, args=(config, run.scratch, meeting, place), daemon=True)
+            for place in places[1:]
         ]
         try:
             for process in others:
                 process.start()
-            _join(meeting, 0, config.workers)
-            yield
-            for process in others:
-                process.join()
+            with places[0].joined(meeting):
+                yield
+                for process in others:
+                    process.join()
         finally:
-            torch.set_num_threads(threads)
-            if dist.is_initialized():
-                dist.destroy_process_group()
             for process in others:
                 process.terminate()
 
 
-def _other(config: PretrainConfig, scratch: Path | None, meeting: str, rank: int) -> None:
+def _other(config: PretrainConfig, scratch: Path | None, meeting: str, place: _Place) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process handles Ctrl-C and ends the others
     tune_allocator()
-    _join(meeting, rank, config.workers)
-    _train(config, Run(scratch), None, rank)
-    dist.destroy_process_group()
-
-
-def _join(meeting: str, rank: int, workers: int) -> None:
-    cuda = torch.cuda.is_available()
-    if cuda and torch.cuda.device_count() < workers:
-        raise SettingsError(
-            f"workers is {workers}, but this machine has {torch.cuda.device_count()} GPUs; use one per GPU"
-        )
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
-    dist.init_process_group("nccl" if cuda else "gloo", init_method=meeting, rank=rank, world_size=workers)
+    with place.joined(meeting):
+        _train(config, Run(scratch), None, place)
 
 
 def fingerprint(config: Any) -> str:

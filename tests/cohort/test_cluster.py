@@ -1,0 +1,118 @@
+"""A Dask cluster writes what one process writes, whichever of its processes is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import small_cohort
+from dask_processes import Cluster
+from deadly_cases import DeadlyCase, SlowCase
+from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort
+from handful.data.cases import Case, Cohort
+from handful.errors import ClusterError, InputError
+from handful.jobs import dask_cluster
+
+CLIENT = """
+import sys
+from pathlib import Path
+from deadly_cases import SlowCase
+from handful.cohort.predict import PredictConfig, predict_cohort
+from handful.data.files import read_cohort
+model, cohort, out, gate, scheduler = map(Path, sys.argv[1:])
+*quick, slow = read_cohort(cohort).cases
+predict_cohort(model, [*quick, SlowCase.of(slow, gate)], out, PredictConfig(scheduler=str(scheduler)))
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    (tmp_path / "dask").mkdir()
+    cluster = Cluster(tmp_path / "dask", allowed_failures=1)
+    yield cluster
+    cluster.close()
+
+
+@pytest.fixture
+def serial(model: Path, cohort: Cohort, tmp_path: Path) -> Path:
+    predict_cohort(model, cohort.cases, tmp_path / "serial")
+    return tmp_path / "serial"
+
+
+def wait_for(file: Path, job: Future[CohortResult] | None = None) -> None:
+    end = time.monotonic() + 300
+    while not file.exists():
+        assert job is None or not job.done(), job.result()
+        assert time.monotonic() < end, f"{file} is never there"
+        time.sleep(0.05)
+
+
+def require_same(out: Path, serial: Path) -> None:
+    assert small_cohort.files_below(out) == small_cohort.files_below(serial)
+    for name in small_cohort.files_below(serial):
+        if name != "run.json":
+            assert (out / name).read_bytes() == (serial / name).read_bytes(), name
+
+
+@pytest.mark.process
+def test_killed_workers_clients_and_schedulers_lose_nothing(
+    model: Path, folder: Path, cohort: Cohort, serial: Path, cluster: Cluster, tmp_path: Path
+):
+    config = PredictConfig(scheduler=str(cluster.file))
+    names, gate = [case.name for case in cohort.cases], tmp_path / "gate"
+    *quick, last = cohort.cases
+
+    def predict(cases: list[Case], out: str) -> CohortResult:
+        return predict_cohort(model, cases, tmp_path / out, config)
+
+    # a worker: its case goes to the other one, and fails when that one dies, too
+    workers = [cluster.start_worker(), cluster.start_worker()]
+    (tmp_path / "marks").mkdir()
+    found = predict([*quick, DeadlyCase.of(last, tmp_path / "marks", deaths=9)], "out")
+    assert [worker.wait(60) for worker in workers] == [-signal.SIGKILL] * 2
+    assert list(found.done) == names[:-1]
+    assert "its Dask worker was ended 2 times" in found.failures[0].reason
+
+    # the client: what a worker still does for it is not done twice
+    cluster.start_worker()
+    places = [str(place) for place in (model, folder, tmp_path / "out2", gate, cluster.file)]
+    client = subprocess.Popen([sys.executable, "-c", CLIENT, *places], env=cluster.environment)
+    wait_for(gate.with_suffix(".reached"))
+    client.kill()
+    client.wait()
+    with ThreadPoolExecutor(1) as thread:
+        job = thread.submit(predict, list(cohort.cases), "out2")
+        time.sleep(1.0)
+        gate.touch()
+        assert set(job.result(300).done) <= {names[-1]}
+    require_same(tmp_path / "out2", serial)
+
+    # the scheduler: the command says so, and goes on with the next one
+    gate.unlink()
+    gate.with_suffix(".reached").unlink()
+    with ThreadPoolExecutor(1) as thread:
+        job = thread.submit(predict, [*quick, SlowCase.of(last, gate)], "out3")
+        wait_for(gate.with_suffix(".reached"), job)
+        os.kill(cluster.scheduler.pid, signal.SIGKILL)
+        gate.touch()
+        with pytest.raises(ClusterError, match="was lost after 3 of 4"):
+            job.result(300)
+    cluster.start_scheduler()
+    cluster.start_worker()
+    assert set(predict(list(cohort.cases), "out3").skipped) >= set(names[:-1])
+    require_same(tmp_path / "out3", serial)
+    require_same(tmp_path / "out", serial) if predict(list(cohort.cases), "out").done == (names[-1],) else pytest.fail()
+
+
+def test_a_missing_scheduler_is_said(model: Path, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dask_cluster, "CONNECT_S", 0.2)
+    with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 .*start one"):
+        predict_cohort(model, cohort.cases, tmp_path, PredictConfig(scheduler="tcp://127.0.0.1:9"))
+    with pytest.raises(InputError, match="neither the address of a Dask scheduler"):
+        predict_cohort(model, cohort.cases, tmp_path, PredictConfig(scheduler=str(tmp_path / "none.json")))
