@@ -1,10 +1,11 @@
-"""Several processes and a Dask cluster on this machine: overhead per task, many small cases with kills, many no-op tasks.
+"""Several processes and a Dask cluster on this machine: overhead per task, and many small cases with kills.
 
     python benchmarks/cluster.py [--cases 200] [--workers 4] [--kills 6] [--tasks 100000]
 
-Starts a real scheduler and real workers (with nannies, which replace killed workers) on the loopback interface. It kills
-workers, the scheduler and the client at fixed moments, runs the same command again until it succeeds, and compares all
-bytes with a run in one process. Ends with status 1 if a byte differs, or if a finished case was written again.
+Starts a real scheduler and real workers (with nannies, which replace killed workers) on the loopback interface. It
+kills workers, the scheduler and the client at fixed moments, runs the same command again until it succeeds, and
+compares all bytes with a run in one process. Ends with status 1 if a byte differs, or if a finished case was written
+again.
 """
 
 from __future__ import annotations
@@ -165,7 +166,7 @@ def with_kills(cluster: Cluster, scans: Path, model: Path, out: Path, kills: int
 
 
 def many_cases(folder: Path, workers: int, count: int, kills: int) -> bool:
-    """Print the times of one process, several processes and a cluster with kills; return whether all bytes are equal."""
+    """Print the times of one process, several, and a cluster with kills; return whether all bytes are equal."""
     scans, model = write_material(folder, count)
     outs = {name: folder / name for name in ("serial", "workers", "dask")}
     for name, options in (("serial", []), ("workers", ["--workers", str(workers)])):
@@ -188,8 +189,8 @@ def many_cases(folder: Path, workers: int, count: int, kills: int) -> bool:
     )
     notes = len(list((outs["dask"] / ".handful").glob("*.json")))
     print(
-        f"{count} cases, Dask with {workers} workers and {killed} kills: {seconds:.1f} s in {runs} runs; {notes} notes; "
-        f"no finished case was written again; all bytes as in one process: {same}"
+        f"{count} cases, Dask with {workers} workers and {killed} kills: {seconds:.1f} s in {runs} runs; {notes} "
+        f"notes; no finished case was written again; all bytes as in one process: {same}"
     )
     return same and notes == count
 

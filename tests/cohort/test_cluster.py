@@ -107,7 +107,8 @@ def test_killed_workers_clients_and_schedulers_lose_nothing(
     cluster.start_worker()
     assert set(predict(list(cohort.cases), "out3").skipped) >= set(names[:-1])
     require_same(tmp_path / "out3", serial)
-    require_same(tmp_path / "out", serial) if predict(list(cohort.cases), "out").done == (names[-1],) else pytest.fail()
+    assert predict(list(cohort.cases), "out").done == (names[-1],)
+    require_same(tmp_path / "out", serial)
 
 
 def test_a_missing_scheduler_is_said(model: Path, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

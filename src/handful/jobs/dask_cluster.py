@@ -102,7 +102,7 @@ class DaskCluster:
             ) from error
 
 
-class _Work(WorkerPlugin):
+class _Work(WorkerPlugin):  # type: ignore[misc]
     """The work as each worker process holds it, which carries out one task at a time."""
 
     def __init__(self, work: Callable[[Any], Any]) -> None:
@@ -122,7 +122,7 @@ def _carried_out(name: str, task: object) -> Any:
 
 
 def _window(client: Any) -> int:
-    return max(LEAST, AHEAD * sum(client.nthreads().values()))
+    return max(LEAST, AHEAD * sum(map(int, client.nthreads().values())))
 
 
 @contextmanager
