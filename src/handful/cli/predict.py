@@ -28,6 +28,7 @@ Input = Annotated[
         help="A scan, a folder of DICOM files, a folder of scans as for fit, or dicomweb:URL?QUERY.",
     ),
 ]
+Output = Annotated[Path, typer.Option("-o", "--output", help="File for one scan, folder for a folder of scans.")]
 FormatOption = Annotated[
     Format,
     typer.Option(
@@ -35,7 +36,14 @@ FormatOption = Annotated[
         "dicom-labelmap: the same as a label map, which few viewers read yet."
     ),
 ]
-Preview = Annotated[bool, typer.Option("--preview", help="Also write a picture of each result into previews/.")]
+Preview = Annotated[
+    bool,
+    typer.Option(
+        "--preview",
+        help="Also write a picture of each result into previews/. For a fate model it shows labelled slices of the "
+        "patients that the model was fitted on, too: protect the pictures like their scans.",
+    ),
+]
 Probabilities = Annotated[
     bool,
     typer.Option("--probabilities", help="Also write the probability of each label into probabilities/, as NIfTI."),
@@ -58,7 +66,7 @@ if TYPE_CHECKING:
 def predict(
     model: Annotated[Path, typer.Argument(help="Folder of a model from 'handful fit'.", show_default=False)],
     input: Input,
-    out: Annotated[Path, typer.Option("-o", "--output", help="File for one scan, folder for a folder of scans.")],
+    out: Output,
     cases: options.Cases = "",
     part: options.Part = "",
     series: options.Series = None,
@@ -88,15 +96,11 @@ def predict(
     Files that are left out are named; the exit code is then 3. No output replaces a scan or label map of the input.
 
     `-i "dicomweb:https://HOST/dicom-web?Modality=CT"` segments what a DICOMweb archive finds and stores DICOM-SEG.
-
-    The pictures of `--preview` show slices with their labels. For a `fate` model they also show the labelled slices
-    that each prediction is based on, which are from patients of the support set: protect the pictures like their scans.
     """
     from handful.cohort.predict import PredictConfig
     from handful.data.dicom.series import SeriesChoice
     from handful.data.dicom.terms import read_terms
     from handful.data.dicom.web import SCHEME
-    from handful.data.files import is_single_scan, names_file
 
     config = PredictConfig(
         device=device,
@@ -111,19 +115,32 @@ def predict(
         terms=read_terms(terms) if terms else {},
     )
     choice, sequences = SeriesChoice(series, slice_tolerance), options.names_in(channels)
-    if input.startswith(SCHEME):
-        if part:
-            raise typer.BadParameter("--part is for folders of scans; put a range of dates into the query instead")
-        result, left_out = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
-    elif names_file(out) and is_single_scan(Path(input)):
-        if scheduler is not None or part:
-            raise typer.BadParameter("--scheduler and --part are for folders of scans; leave them out for a single one")
+    if _is_single(input, out, part, scheduler):
         _print_file(out, _predict_file(model, Path(input), out, config, choice, sequences), json)
         return
+    if input.startswith(SCHEME):
+        result, left_out = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
     else:
         result, left_out = _predict_folder(model, Path(input), out, (cases, part), config, choice, sequences, quiet)
+    _finish(out, result, left_out, json)
+
+
+def _finish(out: Path, result: CohortResult, left_out: tuple[LeftOut, ...], json: bool) -> None:
+    """Print the result and end the command with its exit code."""
     print_json(_content(out, result) | {"left_out": left_out}) if json else _print(out, result)
     exit_on(result.failures, left_out, result.nothing_found * ["nothing found"])
+
+
+def _is_single(input: str, out: Path, part: str, scheduler: str | None) -> bool:
+    """Whether the input is a single scan, written to a file. Wrong usage for options that only folders have."""
+    from handful.data.dicom.web import SCHEME
+    from handful.data.files import is_single_scan, names_file
+
+    single = names_file(out) and not input.startswith(SCHEME) and is_single_scan(Path(input))
+    for option, value in (("--part", part), ("--scheduler", scheduler)):
+        if value and (single or input.startswith(SCHEME)):
+            raise typer.BadParameter(f"{option} is for folders of scans; leave it out")
+    return single
 
 
 def _cohort(model: Path, input: Path, choice: SeriesChoice, sequences: list[str]) -> Cohort:

@@ -21,6 +21,9 @@ FIRST = 5
 Support = Annotated[
     Path | None, typer.Option(help="Cohort with the cases that the model was fitted on, if -i lacks them.")
 ]
+Reverse = Annotated[
+    str, typer.Option(help="Segmenter of reverse classification accuracy: auto, fate, nearest-slice or none.")
+]
 NoConfidence = Annotated[
     bool, typer.Option("--no-confidence", help="Do not use the model's confidence; this saves a second prediction.")
 ]
@@ -44,10 +47,7 @@ def review(
             show_default=False,
         ),
     ] = None,
-    reverse: Annotated[
-        str,
-        typer.Option(help="Segmenter of reverse classification accuracy: auto, fate, nearest-slice or none."),
-    ] = "auto",
+    reverse: Reverse = "auto",
     no_confidence: NoConfidence = False,
     backbone: options.OwnBackbone = None,
     device: options.Device = "auto",
