@@ -64,7 +64,7 @@ class Processes:
     """Executes tasks in several processes that share the CPU cores.
 
     If a process is killed or crashes, its task is executed once more, after all others, in a new process. If that one
-    ends, too, the result is `Lost`, and the other tasks go on.
+    ends, too, the result is `Lost`, and the other tasks continue.
 
     With `forked`, one process prepares the work and the others are forks of it, which share its memory and start at
     once. Otherwise, and where the system is not Linux, each is started with the method "spawn" of `multiprocessing`.
