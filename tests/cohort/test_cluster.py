@@ -111,7 +111,9 @@ def test_killed_workers_clients_and_schedulers_lose_nothing(
     require_same(tmp_path / "out", serial)
 
 
-def test_a_missing_scheduler_is_a_clear_error(model: Path, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_scheduler_is_a_clear_error(
+    model: Path, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(dask_cluster, "CONNECT_S", 0.2)
     with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 .*start one"):
         predict_cohort(model, cohort.cases, tmp_path, PredictConfig(scheduler="tcp://127.0.0.1:9"))
