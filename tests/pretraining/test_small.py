@@ -7,15 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from handful.backbones.base import ImageEmbeddings
 from handful.backbones.catalog import load_backbone
 from handful.backbones.efficientnet import imagenet_encoder
 from handful.backbones.small import SmallBackbone, SmallShape, small_model
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
+from handful.pretraining.head_start import features_of, take_head, unlike
 from handful.pretraining.pretrain import batch_of
 from handful.pretraining.small import SmallConfig, pretrain_small, share_tensors
 from handful.pretraining.tasks import part_step
 from handful.pretraining.validation import dice, validate
+from handful.prompts.prompts import Prompts
 from handful.synthesis.episodes import random_episode
 from handful.synthesis.worlds import WIDE_WORLD
 from handful.tuning.loop import TrainConfig
@@ -28,6 +31,7 @@ SHORT = SmallConfig(
     slices=1,
     targets=1,
     rehearsals=1,
+    alignment=None,
     validate_every=100,
     validation_episodes=1,
     train=TrainConfig(iterations=3, learning_rate=1e-3, ema=0.5),
@@ -67,6 +71,53 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path):
     ).read_bytes()
     with pytest.raises(SettingsError, match="channels"):
         pretrain_small(replace(SHORT, shape=SmallShape(), start=tmp_path / "whole"), tmp_path / "other")
+
+
+def test_the_head_starts_as_that_of_handful_tiny():
+    tiny = load_backbone("handful-tiny@64")
+    model = small_model(SmallShape(), 64)
+    small = SmallBackbone(model, "test")
+    take_head(model, tiny, torch.Generator().manual_seed(0))
+    image = tiny.encode_exact(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    finest, finer, main = image.features
+    enlarged = ImageEmbeddings((finest.repeat_interleave(2, 2).repeat_interleave(2, 3), finer, main), image.size)
+    masks = torch.full((1, 1, 16, 16), -6.0)
+    masks[..., 4:9, 3:12] = 6.0
+    masks = masks.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    prompts = Prompts(torch.tensor([[[[24.0, 24.0]]]]), torch.ones(1, 1, 1, dtype=torch.long), masks=masks)
+    wanted = tiny.decode_square(image, tiny.embed(prompts, (64, 64)))
+    found = small.decode_square(enlarged, small.embed(prompts, (64, 64)))
+    both = [wanted.logits.repeat_interleave(2, 2).repeat_interleave(2, 3), found.logits]
+    assert float(torch.corrcoef(torch.stack([each.flatten() for each in both]))[0, 1]) > 0.99
+    torch.testing.assert_close(found.iou, wanted.iou, atol=0.05, rtol=0)
+    with pytest.raises(SettingsError, match="shape"):
+        take_head(small_model(SmallShape(channels=64), 64), tiny, torch.Generator())
+
+
+def test_the_alignment_makes_features_like_those_of_handful_tiny(tmp_path: Path):
+    slices = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    wanted = features_of(load_backbone("handful-tiny@64"), slices)
+
+    def kill(step: int, total: int, note: str) -> None:
+        if total > 3 and step == 5:
+            raise KeyboardInterrupt
+
+    far, aligned = {}, {}
+    for steps in (1, 12):
+        settings = TrainConfig(iterations=steps, learning_rate=2e-3, warmup=0.0)
+        config = replace(SHORT, shape=SmallShape(), alignment=settings)
+        out = tmp_path / str(steps)
+        if steps > 5:
+            with pytest.raises(KeyboardInterrupt):
+                pretrain_small(config, out, Run(out / "partial", kill, save_every_s=0.0))
+        pretrain_small(config, out)
+        (aligned[steps],) = (out / "partial").glob("*/aligned")
+        far[steps] = float(unlike(load_backbone(aligned[steps]).encode(slices), wanted))
+    assert far[12] < 0.8 * far[1]
+    assert len((out / "alignment.jsonl").read_text().splitlines()) == 1
+    head, tiny = (load_backbone(source).model.memory_attention for source in (aligned[12], "handful-tiny@64"))
+    for own, other in zip(head.parameters(), tiny.parameters(), strict=True):
+        torch.testing.assert_close(own, other, atol=1e-3, rtol=1e-3)
 
 
 def test_models_of_several_sides_share_every_weight():

@@ -72,8 +72,8 @@ def pretrain(
     `handful pretrain -o my_backbone --side 256 --start small --iterations 1000`. Use the result with
     `handful fit --backbone my_backbone`. GPUs are used where available.
 
-    `--model handful-small` starts from an encoder trained on ImageNet and uses one process on the CPU. A file named
-    STOP in the output folder ends it early, with the weights it has.
+    `--model handful-small` starts from an encoder trained on ImageNet and from the head of handful-tiny, and uses one
+    process on the CPU. A file named STOP in the output folder ends it early, with the weights it has.
 
     After an interruption, run the same command again to resume. On several machines:
     `torchrun --nnodes 2 --nproc-per-node 8 ... --no-python handful pretrain -o small`.

@@ -14,11 +14,13 @@ from torch import Generator, Tensor, nn
 from transformers import Sam2VideoModel
 
 from handful.backbones.base import ImageEmbeddings
+from handful.backbones.catalog import load_backbone
 from handful.backbones.efficientnet import EfficientNetLite, imagenet_encoder
 from handful.backbones.small import SmallBackbone, SmallShape, TrunkEncoder, load_small, save_small, small_model
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise
+from handful.pretraining.head_start import features_of, take_head, unlike
 from handful.pretraining.pretrain import Log, batch_of, fingerprint
 from handful.pretraining.tasks import REPLAYED, Batch, Task, part_step, replay
 from handful.pretraining.validation import validate
@@ -28,6 +30,8 @@ from handful.tuning.loop import TrainConfig, train
 
 TRUNK = "vision_encoder.trunk"
 """Start of the names of the parameters that were trained on ImageNet."""
+ALIGNMENT_SEED = 500_000
+"""Number of the first episode of the alignment; the training has those from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +61,10 @@ class SmallConfig:
     keep: float = 0.1
     """Weight of the term that keeps the features of the ImageNet encoder near those it started with."""
     start: Path | None = None
-    """Folder of weights to continue from; None starts from ImageNet's encoder and random weights of the other parts."""
+    """Folder of weights to continue from; None starts from ImageNet's encoder and the head of handful-tiny."""
+    alignment: TrainConfig | None = TrainConfig(iterations=1500, learning_rate=2e-3, weight_decay=0.02)
+    """The training before, of the encoder alone, that makes its features like handful-tiny's; None starts with a random
+    head. Weights of `start` have had it."""
     validate_every: int = 4000
     """Steps between validations; the moving average of the weights is written at each of them."""
     validation_episodes: int = 24
@@ -95,6 +102,8 @@ def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None) -> Pa
     torch.manual_seed(config.train.seed)
     backbones = _backbones(config)
     main = backbones[config.sides[-1]].model
+    if config.alignment and not config.start:
+        _align(config, config.alignment, backbones, out, run)
     teacher = SmallBackbone(copy.deepcopy(main), "average")
     for backbone in backbones.values():
         backbone.model.requires_grad_(True).train()
@@ -118,6 +127,35 @@ def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None) -> Pa
     return out
 
 
+def _align(
+    config: SmallConfig, settings: TrainConfig, backbones: dict[int, SmallBackbone], out: Path, run: Run
+) -> None:
+    """Give the model handful-tiny's head, and train its encoder and pyramid to give features like handful-tiny's.
+
+    The result goes through a file, in half precision, so that a killed run continues with the same weights.
+    """
+    main = backbones[config.sides[-1]].model
+    folder = (run.scratch or out) / "aligned"
+    if not (folder / "model.safetensors").exists():
+        tiny = {side: load_backbone(f"handful-tiny@{side}") for side in config.sides}
+        take_head(main, tiny[config.sides[-1]], Generator().manual_seed(settings.seed))
+        main.requires_grad_(False)
+        for part in (main.vision_encoder, main.mask_decoder.conv_s0, main.mask_decoder.conv_s1):
+            part.requires_grad_(True)
+        log = Log(out / "alignment.jsonl", min(100, settings.steps))
+
+        def loss(step: int, rng: Generator) -> Tensor:
+            backbone, batch = _episode(config, backbones, ALIGNMENT_SEED + step)
+            far = unlike(backbone.encode_exact(batch.images), features_of(tiny[backbone.side], batch.images))
+            log.add(step, {"alignment": Task(far, 1 - float(far.detach()))})
+            return far
+
+        scratch = run.scratch and run.scratch / "alignment"
+        train(main, loss, settings, replace(run, scratch=scratch), None, {TRUNK: config.trunk_rate})
+        save_small(main, config.shape, folder)
+    main.load_state_dict(load_small(folder, str(folder)).model.state_dict())
+
+
 class _Steps:
     """The tasks of each step: encoder and decoder on a new episode, then the decoder alone on the same one."""
 
@@ -130,30 +168,18 @@ class _Steps:
     def __call__(self, step: int, rng: Generator) -> dict[str, Task]:
         place = step % (1 + self.config.rehearsals)
         if place == 0:
-            backbone, batch = self._batch(step)
+            backbone, batch = _episode(self.config, self.backbones, step)
             tasks = part_step(backbone, batch, rng)
             if self.reference is not None:
                 tasks["kept"] = self._kept(backbone, self.reference, batch, rng)
             return tasks
         if self.last is None or self.last[0] != step - place:
-            backbone, batch = self._batch(step - place)
+            backbone, batch = _episode(self.config, self.backbones, step - place)
             with torch.no_grad():
                 self.last = (step - place, batch, backbone.encode_exact(batch.images))
         _, batch, image = self.last
         name = REPLAYED[int(torch.randint(0, len(REPLAYED), (1,), generator=rng))]
         return replay(self.backbones[batch.images.shape[-1]], image, batch, name, rng)
-
-    def _batch(self, step: int) -> tuple[SmallBackbone, Batch]:
-        """Return the episode of a step, which depends only on the seed and the step, and the backbone of its side."""
-        config = self.config
-        rng = Generator().manual_seed(config.train.seed * 1_000_003 + step)
-        place = int(torch.multinomial(torch.tensor(config.shares), 1, generator=rng))
-        side = config.sides[place]
-        crowd = float(torch.rand(1, generator=rng)) < config.crowd
-        subjects, slices = config.subjects[place], config.slices
-        subjects, slices = (subjects * slices, 1) if crowd else (subjects, slices)
-        episode = random_episode(subjects, slices, config.targets, side, rng, WORLDS[config.world])
-        return self.backbones[side], batch_of([episode])
 
     def _kept(self, backbone: SmallBackbone, reference: EfficientNetLite, batch: Batch, rng: Generator) -> Task:
         """Return how far the encoder's features of two slices are from those that ImageNet's weights give them."""
@@ -166,6 +192,18 @@ class _Steps:
         pairs = zip(encoder.trunk(pixels), wanted, strict=True)
         far = torch.stack([F.mse_loss(own.float(), other.float()) / other.float().var() for own, other in pairs]).mean()
         return Task(self.config.keep * far, 1 - float(far.detach()))
+
+
+def _episode(config: SmallConfig, backbones: dict[int, SmallBackbone], step: int) -> tuple[SmallBackbone, Batch]:
+    """Return the episode of a step, which depends only on the seed and the step, and the backbone of its side."""
+    rng = Generator().manual_seed(config.train.seed * 1_000_003 + step)
+    place = int(torch.multinomial(torch.tensor(config.shares), 1, generator=rng))
+    side = config.sides[place]
+    crowd = float(torch.rand(1, generator=rng)) < config.crowd
+    subjects, slices = config.subjects[place], config.slices
+    subjects, slices = (subjects * slices, 1) if crowd else (subjects, slices)
+    episode = random_episode(subjects, slices, config.targets, side, rng, WORLDS[config.world])
+    return backbones[side], batch_of([episode])
 
 
 def _backbones(config: SmallConfig) -> dict[int, SmallBackbone]:
