@@ -24,7 +24,7 @@ class Schedule(StrEnum):
 
 
 Iterations = Annotated[
-    int | None, typer.Option(help="Number of optimiser steps. Default: 4000; handful-small: 64000.", min=1)
+    int | None, typer.Option(help="Number of optimiser steps. Default: 4000; handful-small: 24000.", min=1)
 ]
 Side = Annotated[
     int | None,

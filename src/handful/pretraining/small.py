@@ -65,12 +65,12 @@ class SmallConfig:
     alignment: TrainConfig | None = TrainConfig(iterations=1500, learning_rate=2e-3, weight_decay=0.02)
     """The training before, of the encoder alone, that makes its features like handful-tiny's; None starts with a random
     head. Weights of `start` have had it."""
-    validate_every: int = 4000
+    validate_every: int = 2000
     """Steps between validations; the moving average of the weights is written at each of them."""
     validation_episodes: int = 24
     """Synthetic episodes of each validation, the same ones every time."""
     train: TrainConfig = TrainConfig(
-        iterations=64_000, learning_rate=5e-4, weight_decay=0.02, warmup=0.01, schedule="constant", ema=0.999
+        iterations=24_000, learning_rate=5e-4, weight_decay=0.02, warmup=0.01, schedule="constant", ema=0.999
     )
     """Number of steps, learning rate, precision, seed and other settings of the training loop."""
 
