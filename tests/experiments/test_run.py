@@ -419,6 +419,14 @@ def test_only_fits_on_the_most_labels_keep_pictures(make_plan: Callable[..., Pla
     assert one.case == worst
 
 
+def test_what_a_fit_decides_is_kept(make_plan: Callable[..., Plan], tmp_path: Path):
+    chosen = {"auto": Configuration(method="auto", settings={"budget_minutes": 0.001})}
+    run_experiment(make_plan(shots=(2,), configurations=chosen), tmp_path, ONE)
+    (fit,) = read_study(tmp_path).decisions
+    assert (fit.configuration, fit.shots, fit.split) == ("auto", 2, 0)
+    assert any(sentence.startswith("chosen: ") for sentence in fit.sentences)
+
+
 def test_scored_scans_are_learned_from_only_where_the_plan_allows_it(make_plan: Callable[..., Plan]):
     settings = {"side": 32, "channels": 2, "train.iterations": 1, "contrast.iterations": 1, "contrast_batch": 2}
     simclr = {**settings, "pretrain": "simclr"}

@@ -88,8 +88,8 @@ def test_slices_are_reduced_before_training_becomes_short_and_the_reason_says_so
 def test_the_time_left_after_the_check_decides_the_steps():
     choice = Choice(method=SELF_TRAINING, steps=2000, side=96)
     slower, faster = paced(choice, 1.0, 900), paced(choice, 0.1, 900)
-    assert slower.steps == 800  # of the 810 that take nine tenths of the time
-    assert faster.steps == 8000
+    assert slower.steps == 900
+    assert faster.steps == 9000
     assert slower.side == 96
     assert paced(choice, 1.0, -5).steps == FEWEST_STEPS
 

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.studies import grid, picture, result, study
 from handful.evaluation.evaluate import Failure
-from handful.evaluation.study import Study
+from handful.evaluation.study import Decisions, Study
 from handful.reports.study_page import write_html
 
 NASTY = '<script>alert("x")</script> & <img src=http://evil.example/x.png onerror=alert(1)> \'"'
@@ -79,6 +79,15 @@ def test_the_report_contains_all_of_a_study(tmp_path: Path):
     assert page.says("upper bounds for that amount of work, not automatic results")
     assert page.says("case-9 spleen missed")
     assert page.says("case-9 kidney false_positive")
+
+
+def test_the_report_shows_what_fits_decided(tmp_path: Path):
+    chosen = Decisions("hearts", "fate", 4, 0, ("chosen: unet", "no unlabelled scans"))
+    others = (replace(chosen, shots=1, sentences=("of fewer cases",)), replace(chosen, split=2, sentences=("third",)))
+    page, _ = written(full(decisions=(*others, chosen)), tmp_path)
+    assert page.says("hearts fate chosen: unet no unlabelled scans")
+    assert not page.says("of fewer cases")
+    assert not page.says("third")
 
 
 def test_the_report_loads_nothing_from_the_network(tmp_path: Path):

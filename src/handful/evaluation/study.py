@@ -33,6 +33,17 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """What a fit decided by itself."""
+
+    data_set: str
+    configuration: str
+    shots: int
+    split: int
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Cost:
     """Time and memory of a configuration with one number of shots."""
 
@@ -72,6 +83,7 @@ class Study:
     measures: tuple[str, ...] = ("dice", "hd95")
     """Measures to report; configurations are ranked and tested by the first one."""
     pictures: tuple[Picture, ...] = ()
+    decisions: tuple[Decisions, ...] = ()
     command: str = ""
     """The command that reproduces the results."""
     trials: int = 0

@@ -30,7 +30,8 @@ from handful.methods.catalog import method_settings
 from handful.reports.worst_slice import worst_slice
 
 Outcome = dict[str, Any]
-"""The stored result of a trial, as a JSON object: the values that all rows share, the rows, and the pictures."""
+"""The stored result of a trial, as a JSON object: the values that all rows share, the rows, the pictures, and what the
+fit decided by itself."""
 _IN_TWO_FILES = (".mhd", ".nhdr")
 
 
@@ -128,7 +129,8 @@ def measure(trial: Trial, fitted: Fit) -> Outcome:
         "handful": version("handful"),
     }
     rows = [row for case in scored for row in case.rows]
-    return {"shared": shared, "rows": rows, "pictures": _pictures(scored, fitted.segmenter, trial.pictures)}
+    pictures = _pictures(scored, fitted.segmenter, trial.pictures)
+    return {"shared": shared, "rows": rows, "pictures": pictures, "decisions": list(fitted.segmenter.decisions)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any
 from handful.errors import DamagedFile, InputError
 from handful.evaluation.evaluate import Failure
 from handful.evaluation.results import COLUMNS, Result, has_parquet, write_results
-from handful.evaluation.study import Picture, Study
+from handful.evaluation.study import Decisions, Picture, Study
 from handful.experiments.plan import Plan, Trial
 from handful.jobs.atomic import write_atomically, write_json
 from handful.reports.paper_tables import latex, markdown
@@ -167,6 +167,7 @@ def read_study(out: Path) -> Study:
     manifest = read_manifest(out)
     results: list[Result] = []
     pictures: list[Picture] = []
+    decisions: list[Decisions] = []
     failed: list[Failure] = []
     done = 0
     for entry in manifest.trials:
@@ -179,12 +180,16 @@ def read_study(out: Path) -> Study:
         done += 1
         results += _results(manifest.title, entry, outcome)
         pictures += _pictures(entry, outcome)
+        if sentences := outcome.get("decisions"):
+            about = (entry.data_set, entry.configuration, entry.shots, entry.split)
+            decisions.append(Decisions(*about, tuple(sentences)))
     return Study(
         title=manifest.title,
         results=tuple(results),
         order=manifest.configurations,
         measures=manifest.measures,
         pictures=tuple(pictures),
+        decisions=tuple(decisions),
         command=manifest.command,
         trials=len(manifest.trials),
         done=done,

@@ -42,6 +42,7 @@ def write_html(study: Study, path: Path) -> None:
         ("worst", "Worst cases", _gallery(study, styles)),
         ("failures", "Missed and false positive", _failures(study)),
         ("cost", "Time and memory", _costs(study)),
+        ("decisions", "What the fits decided", _decisions(study)),
         ("origin", "Provenance", _provenance(study)),
     ]
     filled = [(key, title, content) for key, title, content in sections if content] if study.results else sections[-1:]
@@ -429,6 +430,17 @@ def _costs(study: Study) -> list[Content]:
     )
     heads = ["data set", "configuration", "labelled", "fit, s", "one case, s", "peak, MiB"]
     return [paragraph(text, soft=True), _table(heads, rows, texts=2)]
+
+
+def _decisions(study: Study) -> list[Content]:
+    """One row per fit of the first split with the most labelled cases."""
+    rows = []
+    for fit in study.decisions:
+        if fit.shots == study.shared_shots(fit.data_set) and fit.split == min(row.split for row in study.results):
+            texts = [element("td", {"class": "text"}, part) for part in (fit.data_set, fit.configuration)]
+            sentences = element("td", {"class": "long"}, *[element("div", None, part) for part in fit.sentences])
+            rows.append(element("tr", None, *texts, sentences))
+    return [_table(["data set", "configuration", "decisions"], rows, texts=3)] if rows else []
 
 
 def _provenance(study: Study) -> list[Content]:

@@ -31,8 +31,6 @@ RELATIVE_COST = {SELF_TRAINING: 1.8, UNET: 1.0}
 """Time of a training step relative to one of the U-Net on labelled slices, averaged over the training."""
 SHARE_OF_FINAL_FIT = 0.7
 """Share of the time that is planned for the final fit; the rest is for the check and for reading."""
-SHARE_OF_TIME_LEFT = 0.9
-"""Share of the time left after the check that is used for the training."""
 CLEARLY, BY_FAR = 0.05, 0.2
 """Differences in Dice by which a method without training must be better in the check to be preferred: `BY_FAR` if the
 chosen method will train for `COMFORTABLE_STEPS` or more, since it trains only a part of them in the check."""
@@ -136,8 +134,7 @@ def with_training(choice: Choice, speed: Speed, minutes: float) -> Choice | None
 
 def paced(choice: Choice, seconds_per_step: float, seconds_left: float) -> Choice:
     """The choice with as many steps as fit into the time left, at the speed that was measured in the check."""
-    affordable = SHARE_OF_TIME_LEFT * seconds_left / seconds_per_step
-    steps = on_ladder(min(max(affordable, FEWEST_STEPS), MOST_STEPS[choice.method]))
+    steps = on_ladder(min(max(seconds_left / seconds_per_step, FEWEST_STEPS), MOST_STEPS[choice.method]))
     return dataclasses.replace(choice, steps=steps)
 
 
