@@ -324,6 +324,7 @@ def changed(path: Path, **values: Any) -> Path:
         ({"NumberOfFrames": 3}, DamagedFile, "3 frames, but 7 descriptions"),
         ({"Rows": 60000, "Columns": 60000}, DamagedFile, "truncated"),
         ({"PixelData": b"\0\0"}, DamagedFile, "truncated"),
+        ({"Rows": 7}, DamagedFile, "does not fit its pixels"),
         ({"SegmentSequence": []}, LabelError, "describes no segment"),
     ],
 )

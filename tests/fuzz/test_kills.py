@@ -6,9 +6,11 @@ random part of the processor time of an undisturbed run. KILLS is their number; 
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import importlib
+import math
 import os
 import pkgutil
 import random
@@ -20,14 +22,23 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 
+import numpy as np
 import pytest
 
 import handful
 import small_cohort
 from handful.cli import main
+from handful.data.cases import Case
+from handful.service.workspace import id_of
+from phantoms import phantom
+from served import Served, painted
 
 KILLS, FIRST = int(os.environ.get("KILLS", "0")), int(os.environ.get("FUZZ_FROM", "0"))
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -79,7 +90,11 @@ COMMANDS = {
         "--clicks 1 --slices 1",
         "--overwrite",
     ),
+    "demo": Command(f"demo -o OUT/d --backbone BACKBONE {' '.join(SHORT)}"),
+    "pretrain": Command("pretrain -o OUT/b --iterations 3 --side 64 --workers 1 --save-every 0 --preview OUT/p.png"),
 }
+SERVE = "serve"
+"""The name of the trials of the service, which runs until it is ended."""
 PLAN = """
 name = "kills"
 shots = [1]
@@ -93,6 +108,24 @@ phantoms.folder = "{cohort}"
 [configurations]
 nearest = {{ method = "nearest-slice" }}
 """
+
+
+SLICE = (28, 24)
+"""Size of a slice of the phantoms."""
+
+
+def _requests() -> list[tuple[str, object, str]]:
+    """Path, content and method of each request: names of labels, masks of slices of two cases, and their acceptance."""
+    rng = np.random.default_rng(0)
+    requests: list[tuple[str, object, str]] = [("api/labels", {"names": ["ball", "egg"]}, "PUT")]
+    for case in (id_of(Case(name, phantom(0)[0])) for name in ("case-0", "case-1")):
+        actions = [painted(number, rng.random(SLICE) < 0.5) for number in (1, 3, 1, 4, 2)]
+        actions += [{"kind": "accept", "slice": number} for number in (1, 3)]
+        requests += [(f"api/cases/{case}/actions", action, "POST") for action in actions]
+    return requests
+
+
+REQUESTS = _requests()
 
 
 @dataclass(frozen=True)
@@ -249,15 +282,26 @@ def test_a_killed_command_goes_on_to_the_same_files(
     _kill_and_repeat(name, name, stop, place, undisturbed)
 
 
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_service_goes_on_to_the_same_files(
+    stop: signal.Signals, place: Place, undisturbed: dict[str, Undisturbed]
+) -> None:
+    _kill_the_service(stop.name, stop, place, undisturbed)
+
+
 @pytest.mark.skipif(not KILLS, reason="make fuzz sets KILLS")
 def test_many_kills(place: Place, undisturbed: dict[str, Undisturbed]) -> None:
     counts: Counter[str] = Counter()
     faults = []
     for number in range(FIRST, FIRST + KILLS):
-        name = list(COMMANDS)[number % len(COMMANDS)]
-        stop = (signal.SIGKILL, signal.SIGTERM)[number // len(COMMANDS) % 2]
+        names = [*COMMANDS, SERVE]
+        name = names[number % len(names)]
+        stop = (signal.SIGKILL, signal.SIGTERM)[number // len(names) % 2]
         try:
-            counts[_kill_and_repeat(str(number), name, stop, place, undisturbed)] += 1
+            if name == SERVE:
+                counts[_kill_the_service(str(number), stop, place, undisturbed)] += 1
+            else:
+                counts[_kill_and_repeat(str(number), name, stop, place, undisturbed)] += 1
         except AssertionError as fault:
             counts["fault"] += 1
             faults.append(f"FUZZ_FROM={number} {name}: {str(fault)[:600]}")
@@ -280,13 +324,78 @@ def _kill_and_repeat(seed: str, name: str, stop: signal.Signals, place: Place, k
     return f"ended by {stop.name}" if code == ended_by else "had ended before"
 
 
-def _ended(pid: int, seconds: float, stop: signal.Signals) -> int:
-    """Exit code of a process that gets a signal when it has used so much processor time."""
+def _kill_the_service(seed: str, stop: signal.Signals, place: Place, known: dict[str, Undisturbed]) -> str:
+    """End the service at a random moment of some requests; started again, it still has what it answered."""
+    if SERVE not in known:
+        place.fresh()
+        served = Served(_unlabelled(place))
+        began = _used(served.process.pid)
+        assert _answered(served, 0) == len(REQUESTS)
+        seconds = _used(served.process.pid) - began
+        served.kill()
+        known[SERVE] = Undisturbed(143, seconds, _kept(place))
+    expected = known[SERVE]
+    place.fresh()
+    served = Served(_unlabelled(place))
+    moment = _used(served.process.pid) + random.Random(seed).uniform(0, expected.seconds)
+    with ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(_answered, served, 0)
+        code = _ended(served.process.pid, moment, stop, lambda: answered.done())
+        served.process.communicate()
+    assert code == (-signal.SIGKILL if stop == signal.SIGKILL else 143)
+    served.start()
+    done = answered.result()
+    _require_known(served, done)
+    assert _answered(served, done) == len(REQUESTS)
+    served.kill()
+    assert _kept(place) == expected.files
+    return f"service ended by {stop.name}"
+
+
+def _unlabelled(place: Place) -> Path:
+    cohort = place.root / "work" / "out" / "served"
+    shutil.copytree(place.root / "cohort" / "images", cohort / "images")
+    return cohort
+
+
+def _answered(served: Served, first: int) -> int:
+    """Send the requests from that one on; the number of the first one without an answer."""
+    for number in range(first, len(REQUESTS)):
+        path, content, method = REQUESTS[number]
+        try:
+            served.call(path, content, method)
+        except HTTPError:
+            raise
+        except (OSError, HTTPException):
+            return number
+    return len(REQUESTS)
+
+
+def _require_known(served: Served, done: int) -> None:
+    """Each slice has the mask that was answered last, or one whose answer was lost."""
+    masks: dict[tuple[str, int], list[bytes]] = {}
+    for number, (path, content, _) in enumerate(REQUESTS[: done + 1]):
+        if isinstance(content, dict) and "mask" in content:
+            packed = np.frombuffer(base64.b64decode(content["mask"]), np.uint8)
+            mask = np.unpackbits(packed, count=math.prod(SLICE)).tobytes()
+            place = path.removesuffix("/actions"), content["slice"]
+            masks[place] = ([] if number < done else masks.get(place, [bytes(len(mask))])) + [mask]
+    for (path, slice_), allowed in masks.items():
+        assert served.call(f"{path}/slices/{slice_}/classes") in allowed
+
+
+def _kept(place: Place) -> dict[str, str]:
+    """Files of the cohort, without the steps of sessions, which are more where one was repeated."""
+    return {name: digest for name, digest in place.files().items() if "/sessions/" not in name}
+
+
+def _ended(pid: int, seconds: float, stop: signal.Signals, finished: Callable[[], bool] = lambda: False) -> int:
+    """Exit code of a process that gets a signal when it has used so much processor time, or when it has finished."""
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        if _used(pid) >= seconds:
+        if _used(pid) >= seconds or finished():
             os.kill(pid, stop)
             return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         time.sleep(0.002)

@@ -1,16 +1,13 @@
 """Requests that nobody means well with, and a service that is killed at any moment."""
 
-import base64
 import json
 import os
 import random
 import resource
-import signal
 import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +21,7 @@ from handful.service.app import ServiceConfig, create_app
 from handful.service.packed_arrays import packed
 from handful.service.security import Access
 from phantoms import phantom
+from served import Served, painted
 
 REQUESTS = int(os.environ.get("FUZZ", "150"))
 KILLS = int(os.environ.get("KILLS", "3"))
@@ -172,39 +170,6 @@ def test_no_odd_request_ends_in_an_error_of_the_server_or_leaves_the_folder(coho
     assert added <= {"images", "labels", "dataset.json", *(path for path in added if path.startswith("labels/scan_"))}
 
 
-class Served:
-    """A server process that can be killed and started again."""
-
-    def __init__(self, cohort: Path) -> None:
-        self.cohort = cohort
-        self.start()
-
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-c",
-            "from handful.cli import main; main()",
-            "serve",
-            str(self.cohort),
-            "--port",
-            "0",
-        ]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.address = self.process.stdout.readline().split()[-1]
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-
-    def call(self, path: str, content: object | None = None, method: str | None = None, annotator: str = "") -> bytes:
-        data = None if content is None else json.dumps(content).encode()
-        headers = {"content-type": "application/json", "x-annotator": annotator}
-        request = urllib.request.Request(self.address + path, data, headers, method=method)
-        with urllib.request.urlopen(request) as answer:
-            return bytes(answer.read())
-
-
 @pytest.fixture
 def served(cohort: Path) -> Iterator[Served]:
     server = Served(cohort)
@@ -234,10 +199,8 @@ def test_what_was_answered_is_there_after_a_kill_at_any_moment(served: Served):
                 number = rng.randrange(details["slices"])
                 inside = np.zeros((height, width), bool)
                 inside[: rng.randrange(1, height), : rng.randrange(1, width)] = True
-                mask = base64.b64encode(np.packbits(inside).tobytes()).decode()
                 sent = {number: inside.astype(np.uint8).tobytes()}
-                step = {"kind": "paint", "slice": number, "label": 1, "mask": mask}
-                assert served.call(f"api/cases/{case}/actions", step) == sent[number]
+                assert served.call(f"api/cases/{case}/actions", painted(number, inside)) == sent[number]
                 answered |= sent
                 count += 1
         except (OSError, EOFError):
@@ -250,6 +213,18 @@ def test_what_was_answered_is_there_after_a_kill_at_any_moment(served: Served):
             assert found in (expected, sent.get(number))
             answered[number] = found  # a step that was on disk when its answer was lost
         assert count > 0
+
+
+def test_a_service_removes_the_temporary_files_of_one_that_was_killed(cohort: Path):
+    left = [
+        cohort / folder / ".0123456789ab.tmp.scan_0.nii.gz"
+        for folder in ("images", "labels", ".handful/service/sessions/x", ".handful/service/accepted/y")
+    ]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    create_app(ServiceConfig(cohort=cohort, access=Access(host="127.0.0.1")))
+    assert [file for file in left if file.exists()] == []
 
 
 @pytest.mark.process
@@ -280,9 +255,7 @@ def test_many_annotators_at_once_lose_nothing_and_never_share_a_case(served: Ser
                 place = rng.randrange(details["slices"])
                 inside = np.zeros(details["size"], bool)
                 inside[: rng.randrange(1, 20), : rng.randrange(1, 20)] = True
-                mask = base64.b64encode(np.packbits(inside).tobytes()).decode()
-                step = {"kind": "paint", "slice": place, "label": 1, "mask": mask}
-                found = served.call(f"api/cases/{case}/actions", step, annotator=name)
+                found = served.call(f"api/cases/{case}/actions", painted(place, inside), annotator=name)
                 assert found == inside.astype(np.uint8).tobytes()
                 last[case, place] = found
                 done += 1

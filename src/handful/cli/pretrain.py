@@ -63,6 +63,7 @@ def pretrain(
     preview: Annotated[
         Path | None, typer.Option(help="PNG file for a picture of training data; without -o nothing is trained.")
     ] = None,
+    save_every: Annotated[float, typer.Option(help="Seconds between checkpoints of the training.", min=0)] = 30.0,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -95,9 +96,9 @@ def pretrain(
             raise typer.BadParameter("--episodes and --workers are for handful-tiny; leave them out")
         if is_torchelastic_launched():
             raise typer.BadParameter("handful-small is trained by one process; start it without torchrun")
-        _small(out, preview, side, start, train, quiet)
+        _small(out, preview, side, start, train, save_every, quiet)
     else:
-        _tiny(out, preview, side, start, train, quiet, episodes=episodes or 1, workers=workers)
+        _tiny(out, preview, side, start, train, save_every, quiet, episodes=episodes or 1, workers=workers)
     if not writes_results():
         return
     if json:
@@ -112,6 +113,7 @@ def _tiny(
     side: int | None,
     start: Path | None,
     train: dict[str, Any],
+    save_every: float,
     quiet: bool,
     *,
     episodes: int,
@@ -136,11 +138,17 @@ def _tiny(
         draw_episodes(TINY_WORLD, shape, config.train.seed, preview, rows=config.episodes)
     if out:
         with progress("pre-training", quiet or not writes_results()) as report:
-            pretrain(config, out, Run(out / "partial", report))
+            pretrain(config, out, Run(out / "partial", report, save_every))
 
 
 def _small(
-    out: Path | None, preview: Path | None, side: int | None, start: Path | None, train: dict[str, Any], quiet: bool
+    out: Path | None,
+    preview: Path | None,
+    side: int | None,
+    start: Path | None,
+    train: dict[str, Any],
+    save_every: float,
+    quiet: bool,
 ) -> None:
     from handful.jobs.progress import Run
     from handful.pretraining.small import SmallConfig, pretrain_small
@@ -156,4 +164,4 @@ def _small(
         draw_episodes(WORLDS[config.world], shape, config.train.seed, preview)
     if out:
         with progress("pre-training", quiet) as report:
-            pretrain_small(config, out, Run(out / "partial", report))
+            pretrain_small(config, out, Run(out / "partial", report, save_every))

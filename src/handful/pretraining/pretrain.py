@@ -26,6 +26,7 @@ from handful.errors import SettingsError
 from handful.jobs.allocator import tune_allocator
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of
+from handful.jobs.journal import Journal
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.pretraining.tasks import REPLAYED, Batch, Task, replay, train_step
@@ -86,7 +87,7 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
             _train(config, Run(run.scratch), None, place)
         return out
     out.mkdir(parents=True, exist_ok=True)
-    log = Log(out / "metrics.jsonl", min(100, config.train.steps))
+    log = Log(out / "metrics.jsonl", min(100, config.train.steps), run.scratch)
     if not (run.scratch and run.scratch.exists()):  # metrics of another run do not belong to this one
         log.path.unlink(missing_ok=True)
     with _processes(config, run) if place is None else place.joined(MEETING_OF_TORCHRUN):
@@ -291,28 +292,42 @@ def _new_model(config: PretrainConfig) -> Sam2VideoModel:
 
 
 class Log:
-    """Mean metrics of each task over every `every` steps, written as lines of JSON and plotted as curves."""
+    """Mean metrics of each task over every `every` steps, written as lines of JSON and plotted as curves.
 
-    def __init__(self, path: Path, every: int = 100) -> None:
+    A journal of all steps in `scratch` makes the file of a training that was killed and resumed equal to that of an
+    undisturbed one.
+    """
+
+    def __init__(self, path: Path, every: int, scratch: Path | None) -> None:
         self.path, self.every = path, every
-        self.window: list[dict[str, float]] = []
+        self._journal = Journal(scratch and scratch / path.name)
+        self._steps: list[dict[str, float]] | None = None
+        """The metrics of all steps so far; None before the first step of this process."""
 
     def add(self, step: int, tasks: dict[str, Task]) -> None:
+        """Add the metrics of a step."""
         values: dict[str, float] = {}
         for name, task in tasks.items():
             values |= {f"{name}_loss": float(task.loss.detach()), f"{name}_dice": task.dice}
             scores = {"seen": task.detected, "rejected": task.rejected, "iou_error": task.iou_error}
             values |= {f"{name}_{key}": value for key, value in scores.items() if value is not None}
-        self.window.append(values)
-        if (step + 1) % self.every:
-            return
-        row: dict[str, float] = {"step": step + 1}
-        for name in sorted({key for values in self.window for key in values}):
-            logged = [values[name] for values in self.window if name in values]
-            row[name] = round(sum(logged) / len(logged), 4)
-        self.window.clear()
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        if self._steps is None:
+            past = self._journal.read(step)
+            self._steps = past + [{}] * (step - len(past))  # a damaged journal lacks some
+        self._steps.append(values)
+        self._journal.write(step, values)
+        if (step + 1) % self.every == 0:
+            lines = (json.dumps(row) for row in self._rows(self._steps))
+            write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
+
+    def _rows(self, steps: list[dict[str, float]]) -> Iterator[dict[str, float]]:
+        for end in range(self.every, len(steps) + 1, self.every):
+            window = steps[end - self.every : end]
+            row: dict[str, float] = {"step": end}
+            for name in sorted({key for values in window for key in values}):
+                logged = [values[name] for values in window if name in values]
+                row[name] = round(sum(logged) / len(logged), 4)
+            yield row
 
     def plot(self, picture: Path) -> None:
         if not self.path.exists():

@@ -18,6 +18,7 @@ from handful.backbones.catalog import load_backbone
 from handful.backbones.efficientnet import EfficientNetLite, imagenet_encoder
 from handful.backbones.small import SmallBackbone, SmallShape, TrunkEncoder, load_small, save_small, small_model
 from handful.errors import SettingsError
+from handful.jobs.atomic import write_atomically
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise
 from handful.pretraining.head_start import features_of, take_head, unlike
@@ -109,7 +110,7 @@ def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None) -> Pa
         backbone.model.requires_grad_(True).train()
         backbone.model.no_memory_positional_encoding.requires_grad_(False)  # no path of SAM 2 uses it
     steps = _Steps(config, backbones)
-    log = Log(out / "metrics.jsonl", min(200, config.train.steps))
+    log = Log(out / "metrics.jsonl", min(200, config.train.steps), run.scratch)
 
     def loss(step: int, rng: Generator) -> Tensor:
         if step % config.validate_every == 0:
@@ -241,8 +242,10 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _record(config: SmallConfig, average: SmallBackbone, step: int, out: Path) -> None:
-    """Validate the moving average of the weights, append the scores to validation.jsonl, and write the weights."""
+    """Validate the moving average of the weights, add the scores to validation.jsonl, and write the weights."""
     save_small(average.model, config.shape, out)
     scores = validate(average, WORLDS[config.world], config.validation_episodes)
-    with (out / "validation.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": step, **scores}) + "\n")
+    path = out / "validation.jsonl"
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
+    before = [line for line in lines if json.loads(line)["step"] < step]  # a resumed training repeats steps
+    write_atomically(path, "".join(f"{line}\n" for line in [*before, json.dumps({"step": step, **scores})]).encode())

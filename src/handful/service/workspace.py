@@ -16,7 +16,7 @@ from handful.data.files import read_cohort, stem
 from handful.data.formats import is_scan
 from handful.data.volume import Labels
 from handful.errors import InputError
-from handful.jobs.atomic import write_atomically, write_json
+from handful.jobs.atomic import remove_leftovers, write_atomically, write_json
 from handful.jobs.digests import digest_of
 
 Status = Literal["unlabelled", "in work", "labelled", "to review", "accepted"]
@@ -50,8 +50,16 @@ class Workspace:
             (folder / "images").mkdir()
         self.folder, self.own = folder, folder / SERVICE
         self.own.mkdir(parents=True, exist_ok=True)
+        self._remove_leftovers()
         self._lock = threading.RLock()
         self._read: tuple[frozenset[tuple[str, int, int]], Cohort] | None = None
+
+    def _remove_leftovers(self) -> None:
+        """Remove the temporary files of a service that was killed; those of jobs, which may still run, only if old."""
+        inside = [path for name in ("sessions", "accepted") for path in (self.own / name).glob("*")]
+        for folder in (self.folder, self.folder / "images", self.folder / "labels", self.own, *inside):
+            remove_leftovers(folder)
+        remove_leftovers(self.jobs, min_age_s=60)
 
     # Places.
 

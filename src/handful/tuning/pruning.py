@@ -7,11 +7,10 @@ do as well as all. The rule here is our reconstruction. `infobatch` follows Qin 
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.errors import CheckpointError, SettingsError
-from handful.jobs.atomic import write_atomically
+from handful.jobs.journal import Journal
 
 UNSEEN = 3.0
 """Loss that InfoBatch takes a sample to have before its first step."""
@@ -142,7 +141,7 @@ class Sampler:
         """The first step of the last phase, which sees everything."""
         self.losses = np.full(self.holds.shape, np.nan)
         """Of each sample and class, what was last known, smoothed; nan where nothing was."""
-        self._journal = _Journal(journal if pruning.needs_losses else None)
+        self._journal = Journal(journal if pruning.needs_losses else None)
         self._plan, self._place, self._epoch = self._nothing(), 0, 0
         self._next, self._drawn, self._passes = 0, 0, 0.0
         self._last = torch.zeros(0, dtype=torch.long)
@@ -157,7 +156,7 @@ class Sampler:
     def observe(self, losses: Float[Tensor, "b d"]) -> None:
         """Losses of the samples taken last: one column per class and one for samples without any; nan is unknown."""
         values = losses.detach().cpu().double().numpy()
-        self._journal.write(self._next - 1, values)
+        self._journal.write(self._next - 1, values.tolist())
         self._learn(values)
 
     def report(self) -> PruningReport:
@@ -216,7 +215,7 @@ class Sampler:
             self.losses[row, known] = (self.pruning.momentum * old + (1 - self.pruning.momentum) * new)[known]
 
     def _catch_up(self, step: int) -> None:
-        past = self._journal.read(step) if self.pruning.needs_losses else [np.zeros((0, 0))] * step
+        past: list[Any] = self._journal.read(step) if self.pruning.needs_losses else [None] * step
         if self._next or len(past) < step:
             raise CheckpointError(
                 f"training continues at step {step}, but losses are known of only {max(len(past), self._next)} steps; "
@@ -225,7 +224,7 @@ class Sampler:
         for values in past:
             self._draw()
             if self.pruning.needs_losses:
-                self._learn(values)
+                self._learn(np.array(values, dtype=np.float64))
 
     def _infobatch(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         known = np.isfinite(self.losses)
@@ -314,30 +313,6 @@ def _fill(
     free = among & (weight > 0) & ~kept
     rank = np.where(free, -keys, np.inf).argsort(axis=1).argsort(axis=1)
     return kept | (free & (rank < need[:, None]))
-
-
-class _Journal:
-    """Losses a step, a line of JSON each; a line that was cut off when the process died is as if never written."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-
-    def write(self, step: int, losses: NDArray[np.float64]) -> None:
-        if self.path is None:
-            return
-        if step == 0:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.unlink(missing_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(losses.tolist()) + "\n")
-
-    def read(self, steps: int) -> list[NDArray[np.float64]]:
-        """The losses of the first steps; what was written of later ones is dropped, for those steps come again."""
-        if self.path is None or not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").split("\n")[:-1][:steps]
-        write_atomically(self.path, "".join(f"{line}\n" for line in lines).encode())
-        return [np.array(json.loads(line), dtype=np.float64) for line in lines]
 
 
 def _ceil(value: float) -> int:

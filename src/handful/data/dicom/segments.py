@@ -256,9 +256,12 @@ def _require_indexed(where: str, dataset: Any, groups: Sequence[Any], numbers: S
 
 def _native(where: str, found: _Segmentation, depth: int, content: bytes) -> Iterator[NDArray[Any]]:
     size = found.rows * found.columns
-    if 8 * len(content) < size * len(found.frames) * depth:
+    needed = -(-size * len(found.frames) * depth // 8)
+    if len(content) not in (needed, needed + needed % 2):  # an odd length is padded to an even one
+        problem = "truncated" if len(content) < needed else "its header does not fit its pixels"
         raise DamagedFile(
-            f"{where}: truncated: {len(content):,} bytes of pixels for {len(found.frames)} frames; copy it"
+            f"{where}: {problem}: {len(content):,} bytes of pixels, and {len(found.frames)} frames of {found.rows} by "
+            f"{found.columns} pixels take {needed:,}; copy or export the file again"
         )
     for index in range(len(found.frames)):
         start = index * size
