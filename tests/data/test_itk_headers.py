@@ -107,6 +107,7 @@ ADDED = ("spacings", "space units")
         ("^BinaryDataByteOrderMSB = .*\n", "", "no BinaryDataByteOrderMSB in the header"),
         ("^BinaryDataByteOrderMSB = .*", "BinaryDataByteOrderMSB = Maybe", "is 'Maybe', must be True or False"),
         ("^BinaryData = True", "BinaryData = False", "voxels are text"),
+        ("(?<=ObjectType = )Image", "Tube", "ObjectType is 'Tube'; save an image"),
         ("^DimSize", "HeaderSize = -1\nDimSize", "HeaderSize is -1, which not all programs heed"),
         ("^DimSize", "ElementToIntensityFunctionSlope = 2\nDimSize", "ElementToIntensityFunctionSlope is 2"),
         ("^DimSize", "DistanceUnits = um\nDimSize", "DistanceUnits is 'um'; save the file with its spacing in mm"),

@@ -328,6 +328,14 @@ def test_no_other_parser_is_tried(tmp_path: Path, start: bytes) -> None:
         read_volume(tmp_path / "a.png")
 
 
+def test_a_map_of_many_labels_is_read_at_once(tmp_path: Path) -> None:
+    values = np.arange(60_000, dtype=np.uint16).reshape(200, 300)
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    label_map = read_label_map(tmp_path / "a.tif")
+    np.testing.assert_array_equal(label_map.array[..., 0].T, values)
+    assert len(label_map.labels.values) == 59_999
+
+
 def test_many_unnamed_values_are_doubted_as_grey_levels_or_instances(tmp_path: Path) -> None:
     ramp = np.zeros((64, 64, 1), np.int16)
     ramp[8:56, 8:56, 0] = np.add.outer(np.arange(48), np.arange(48)) % 60

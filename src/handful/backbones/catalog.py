@@ -30,6 +30,7 @@ from handful.backbones.small import KIND, load_small
 from handful.errors import CheckpointError, HandfulError, SettingsError
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of_file
+from handful.jobs.files import checked_path
 
 Model = TypeVar("Model", SamModel, Sam2Model, Sam2VideoModel, EdgeTamVideoModel)
 
@@ -61,7 +62,7 @@ def _loaded(name: str | Path, wanted: BackboneName, download: bool) -> Backbone:
         source = entry.source
         folder = source if isinstance(source, Path) else _downloaded(source, entry.revision, download)
         return _from_folder(folder, str(name), wanted)
-    if path.is_dir():
+    if checked_path(path).is_dir():
         return _from_folder(path, str(name), wanted)
     if path.is_file():
         if path.suffix not in SUFFIXES:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from handful.backbones.families import FAMILIES
 from handful.errors import SettingsError
+from handful.jobs.files import checked_path
 
 STEP = 32
 """Sides are multiples of this many pixels: Hiera's coarsest level has one cell per 32 pixels."""
@@ -133,7 +134,7 @@ class BackboneName:
     def of(cls, name: str | Path) -> BackboneName:
         """SettingsError for an image size that no model can take."""
         text = str(name)
-        if text in BACKBONES or Path(text).exists():
+        if text in BACKBONES or checked_path(text).exists():
             return cls(text)
         found = re.fullmatch(rf"(?:({'|'.join(FAMILIES)}):)?(.+?)(?:@(\d+))?(\+average)?", text, re.DOTALL)
         if found is None:

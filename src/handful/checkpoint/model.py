@@ -45,6 +45,7 @@ from handful.errors import CheckpointError, HandfulError, SettingsError
 from handful.jobs.atomic import replacing_folder
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of
+from handful.jobs.files import checked_path
 from handful.jobs.json_file import read_json
 from handful.jobs.memory import AllocationLimit, is_lack_of_memory
 from handful.methods.base import SHOWING, Method, Segmenter
@@ -77,7 +78,11 @@ def save(
     without names (see `anonymous_support`). Raises CheckpointError if the folder contains anything else,
     SettingsError if an anonymous segmenter holds pictures or masks.
     """
-    if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if (
+        checked_path(folder).exists()
+        and not (folder / RECORD).exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
         raise CheckpointError(f"{folder} exists and is not a segmenter; name another folder")
     if anonymous and segmenter.holds & SHOWING:
         raise SettingsError(
@@ -324,6 +329,7 @@ def open_model(folder: Path) -> SavedModel:
 
     Raises CheckpointError for a folder that is incomplete, or whose record is damaged or of another format.
     """
+    checked_path(folder)
     for name in (RECORD, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(

@@ -158,12 +158,12 @@ def settings_in(pairs: list[str]) -> dict[str, object]:
 
 def settings_from(path: Path | None) -> dict[str, Any]:
     """The settings in a TOML file; an empty dictionary for no file."""
+    from handful.jobs.files import text_of
+
     if path is None:
         return {}
     try:
-        return tomllib.loads(path.read_text("utf-8-sig"))
-    except FileNotFoundError:
-        raise typer.BadParameter(f"{path}: no such file") from None
+        return tomllib.loads(text_of(path))
     except ValueError as error:
         raise typer.BadParameter(f"{path}: not valid TOML ({error})") from error
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from handful.data.files import write_label_map, write_volume
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.jobs.atomic import write_json
+from handful.jobs.files import checked_path
 from handful.synthesis.episodes import phantom_cohort
 
 
 def write_phantom_cohort(folder: Path, cases: int = 8, seed: int = 0) -> Path:
     """Write `images/`, `labels/` and `dataset.json` of synthetic scans, all labelled; returns `folder`."""
     for part in ("images", "labels"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        (checked_path(folder) / part).mkdir(parents=True, exist_ok=True)
     names: dict[int, str] = {}
     for phantom in phantom_cohort(cases, seed):
         names = phantom.names

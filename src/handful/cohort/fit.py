@@ -19,6 +19,7 @@ from handful.errors import CheckpointError, SettingsError
 from handful.evaluation.metrics import overlap
 from handful.jobs.atomic import remove_leftovers, write_atomically
 from handful.jobs.digests import digest_of_json
+from handful.jobs.files import checked_path
 from handful.jobs.lock import LOCK, locked
 from handful.jobs.progress import Report, Run, silent
 from handful.methods.base import Method, Segmenter
@@ -194,7 +195,7 @@ def dice_on_support(segmenter: Segmenter, support: SupportSet) -> dict[str, floa
 
 def _require_ours(folder: Path, *marks: str) -> None:
     """Refuses a folder of other things before anything is computed."""
-    holds_something = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    holds_something = checked_path(folder).exists() and (not folder.is_dir() or any(folder.iterdir()))
     if holds_something and not any((folder / mark).exists() for mark in marks):
         raise CheckpointError(f"{folder} exists and handful did not make it; name another folder")
 

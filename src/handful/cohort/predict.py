@@ -31,6 +31,7 @@ from handful.jobs.atomic import remove_leftovers, write_json
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of, digest_of_file
 from handful.jobs.executors import Executor, Lost, Serial
+from handful.jobs.files import checked_path
 from handful.jobs.lock import claimed, locked
 from handful.jobs.notes import NOTES, Notes
 from handful.jobs.progress import Report, silent
@@ -186,7 +187,7 @@ def predict_file(
     Raises InputError if `out` exists and `overwrite` is not set, and always if it is the image, or an existing scan or
     label map in the folders of a cohort.
     """
-    config = _for_file(config or PredictConfig(), out)
+    config = _for_file(config or PredictConfig(), checked_path(out))
     Inputs.of([Case(stem(out), image)], ()).require_not_among(out)
     if out.exists() and is_in_cohort(out):
         raise InputError(f"{out} is a scan or a label map of a cohort, which is never replaced; name another file")

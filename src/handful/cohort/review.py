@@ -24,6 +24,7 @@ from handful.errors import InputError, SettingsError
 from handful.evaluation.evaluate import Failure
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.executors import Lost, Serial
+from handful.jobs.files import checked_path
 from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES, Notes
 from handful.jobs.progress import Report, silent
@@ -248,7 +249,7 @@ def _quality(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[Case
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
+    if not checked_path(folder).is_dir():
         raise InputError(f"{folder} is not a folder; give the output folder of handful predict")
     return list_label_maps(folder, folder).scans
 

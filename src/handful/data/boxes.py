@@ -11,6 +11,7 @@ from pathlib import Path
 from handful.data.cases import Case
 from handful.data.volume import Labels
 from handful.errors import InputError, LabelError, did_you_mean
+from handful.jobs.files import text_of
 
 COLUMNS = ("case", "label", "x_min", "y_min", "x_max", "y_max")
 
@@ -49,15 +50,12 @@ def read_boxes(path: Path, cases: Sequence[Case], labels: Labels) -> dict[str, l
 
 def _rows(path: Path) -> list[tuple[int, Mapping[str, str | None]]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
-            if missing:
-                raise InputError(f"{path} lacks the columns {', '.join(missing)}; its first line must name them")
-            return [(reader.line_num, row) for row in reader]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(text_of(path).splitlines())
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
+        if missing:
+            raise InputError(f"{path} lacks the columns {', '.join(missing)}; its first line must name them")
+        return [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read as a CSV file ({error}); save it as CSV in UTF-8") from error
 
 

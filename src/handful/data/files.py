@@ -40,6 +40,7 @@ from handful.data.sequence_layout import NUMBERED, Image, StatedChannels, are_nu
 from handful.data.sequences import SequenceFiles
 from handful.data.volume import Labels
 from handful.errors import HandfulError, InputError, UnsupportedInput
+from handful.jobs.files import checked_path, text_of
 
 __all__ = [
     "SUFFIXES",
@@ -82,13 +83,14 @@ def read_cohort(
     otherwise no voxels are read. `images_only` ignores references. Raises InputError if the folder has no supported
     layout.
     """
-    folder = Path(folder)
+    folder = checked_path(folder)
     if folder.is_file():
         image = StatedChannels(tuple(channels or default_channels), "--channels").image(folder)
         case = Case(case_name(folder), image, choice=SeriesChoice(series, slice_tolerance))
         return Cohort((case,), None, case.name, files=frozenset({folder}))
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such file or folder; check the name")
+        problem = "a pipe or a device, not a file" if folder.exists() else "no such file or folder"
+        raise InputError(f"{folder}: {problem}; check the name")
     facts = _read_facts(folder, channels, default_channels)
     layout = _layout(folder, facts)
     pairs = layout.pairs
@@ -124,7 +126,7 @@ def _require_cases(folder: Path, layout: _Layout, images_only: bool) -> None:
 
 def is_single_scan(path: Path) -> bool:
     """Whether a path is one scan: a file, or a folder of nothing but DICOM files."""
-    if not path.is_dir():
+    if not checked_path(path).is_dir():
         return path.is_file()
     try:
         cases = read_cohort(path, images_only=True).cases
@@ -135,7 +137,7 @@ def is_single_scan(path: Path) -> bool:
 
 def names_file(path: Path) -> bool:
     """Whether a path for output names a file of a known format, not a folder."""
-    return not path.is_dir() and path.name.lower().endswith((*SUFFIXES, *DICOM_SUFFIXES))
+    return not checked_path(path).is_dir() and path.name.lower().endswith((*SUFFIXES, *DICOM_SUFFIXES))
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def find_references(folder: Path) -> References:
 
     The scans need not be there. If dataset.json cannot be used, only the label names are missing; see `problem`.
     """
+    checked_path(folder)
     inside = [folder / name for name in ("labels", "labelsTr") if (folder / name).is_dir()]
     maps = inside[0] if inside else folder
     left_out = tuple(list_label_maps(maps, folder).left_out)
@@ -211,8 +214,8 @@ def _content(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text("utf-8-sig"))
-    except (ValueError, RecursionError, OSError) as error:
+        content = json.loads(text_of(file))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not valid JSON in UTF-8 ({error}); correct it") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: must be a JSON object, is a {type(content).__name__}; correct it")
@@ -468,7 +471,7 @@ def _listed_path(folder: Path, file: Path, entry: Mapping[str, Any], part: str) 
     if not isinstance(stated, str):
         raise UnsupportedInput(f'{file}: "{part}" must be one path, is {stated!r}; list one file for each case')
     path = Path(stated)
-    if not (folder / path).exists() and "\\" in stated:
+    if not checked_path(folder / path).exists() and "\\" in stated:
         path = Path(stated.replace("\\", "/"))
     if PureWindowsPath(stated).anchor or path.is_absolute() or ".." in path.parts:
         raise InputError(f"{file}: {stated} is outside the folder; list files inside it, relative to it")

@@ -36,6 +36,7 @@ from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, requ
 from handful.errors import DamagedFile, HandfulError, InputError, LabelError, SettingsError, UnsupportedInput
 from handful.jobs.atomic import replacing
 from handful.jobs.digests import Digest
+from handful.jobs.files import checked_path, text_of
 
 
 def read_volume(
@@ -213,7 +214,8 @@ def require_known(classes: NDArray[Any], labels: Labels, what: str) -> None:
 
     `what` names the label map in the message.
     """
-    unknown = [int(v) for v in np.unique(classes) if v not in (0, IGNORE, *labels.values)]
+    known = {0, IGNORE, *labels.values}
+    unknown = [value for value in np.unique(classes).tolist() if value not in known]
     if unknown:
         places = "; ".join(_where(classes, value) for value in unknown[:5])
         more = f"; and {len(unknown) - 5} more values" if len(unknown) > 5 else ""
@@ -302,6 +304,7 @@ SUFFIXES: tuple[str, ...] = tuple(_FORMATS)
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn any exception of a library into an error with the name of the file."""
+    checked_path(path)
     try:
         yield
     except HandfulError:
@@ -455,12 +458,12 @@ def _apply_sidecar(classes: NDArray[Any], path: Path) -> None:
     if not sidecar.exists():
         return
     try:
-        content = json.loads(sidecar.read_text("utf-8-sig"))
+        content = json.loads(text_of(sidecar))
         axis, labelled = content["axis"], content["labelled"]
         valid = set(content) == {"axis", "labelled"} and type(axis) is int and axis in (0, 1, 2)
         valid = valid and isinstance(labelled, list)
         valid = valid and all(type(index) is int and 0 <= index < classes.shape[axis] for index in labelled)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (InputError, ValueError, KeyError, TypeError, RecursionError):
         valid = False
     if not valid:
         form = '{"axis": 0, 1 or 2, "labelled": [slice numbers]}'
@@ -471,7 +474,7 @@ def _apply_sidecar(classes: NDArray[Any], path: Path) -> None:
 
 
 def _write(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    kind = _format(path)
+    kind = _format(checked_path(path))
     if path.suffix.lower() in (".mhd", ".nhdr"):
         raise UnsupportedInput(f"{path}: a format of two files cannot be written safely; write .mha or .nrrd")
     if not path.parent.is_dir():

@@ -17,6 +17,7 @@ from handful.data.cases import LeftOut
 from handful.data.dicom.sources import DICOM_SUFFIXES, has_dicom_start, is_dicom
 from handful.data.formats import SUFFIXES, is_label_map, is_scan, stem
 from handful.errors import InputError
+from handful.jobs.files import open_file
 
 IGNORED_NAMES = (
     *("authors", "changelog", "changes", "citation", "copying", "licence", "license", "notice", "readme"),
@@ -268,9 +269,9 @@ def _voxel_files(listing: Listing) -> Iterator[str]:
 
 def _start(path: Path, size: int = 64) -> bytes:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(size)
-    except OSError:
+    except (InputError, OSError):
         return b""
 
 

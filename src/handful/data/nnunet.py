@@ -23,6 +23,7 @@ from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput, reason_of
 from handful.jobs.atomic import replacing_folder, write_json
+from handful.jobs.files import checked_path
 from handful.jobs.notes import NOTES
 
 RECORD = "handful.json"
@@ -68,7 +69,7 @@ def export_nnunet(
             f"Dataset {number} {name!r}: the number must be 1 to 999, the name letters, digits, _ and -"
         )
     folder = out / f"Dataset{number:03d}_{name}"
-    if folder.exists() and not (overwrite and (folder / RECORD).is_file()):
+    if checked_path(folder).exists() and not (overwrite and (folder / RECORD).is_file()):
         remedy = "or add --overwrite to replace it" if (folder / RECORD).is_file() else "handful did not write it"
         raise InputError(f"{folder} exists; choose another number or name ({remedy})")
     names = _label_names(support.labels)
@@ -113,9 +114,9 @@ def import_nnunet(predictions: Path, dataset: Path, out: Path) -> tuple[list[str
     if no file can be read.
     """
     record = _read_record(dataset)
-    if not predictions.is_dir():
+    if not checked_path(predictions).is_dir():
         raise InputError(f"{predictions}: no such folder; name the output folder of nnUNetv2_predict (its -o)")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if checked_path(out).exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; name a new folder")
     found = list_folder(predictions, predictions)
     if not found.scans:

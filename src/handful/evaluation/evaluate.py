@@ -27,6 +27,7 @@ from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.data.voxel_order import in_order_of
 from handful.errors import HandfulError, InputError, LabelError, SettingsError, reason_of
 from handful.evaluation.metrics import Overlap, overlap, surface_distances
+from handful.jobs.files import checked_path
 
 Status = Literal["scored", "absent", "missed", "false_positive"]
 
@@ -341,7 +342,7 @@ def _union(reference: Labels, prediction: Labels) -> Labels:
 
 def _by_name(folder: Path) -> dict[str, Path]:
     """The label maps in a folder, by name. Raises InputError if two files have the same name."""
-    if not folder.is_dir():
+    if not checked_path(folder).is_dir():
         raise InputError(f"{folder} is not a folder; give a folder of label maps")
     return list_label_maps(folder, folder).scans
 

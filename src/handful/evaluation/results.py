@@ -12,9 +12,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from handful.errors import DamagedFile, UnsupportedInput
+from handful.errors import DamagedFile, InputError, UnsupportedInput
 from handful.evaluation.evaluate import Status
 from handful.jobs.atomic import write_atomically
+from handful.jobs.files import open_file
 from handful.jobs.json_values import json_value
 from handful.jobs.plain_text import from_spreadsheet_text, spreadsheet_text
 
@@ -106,7 +107,10 @@ def write_results(results: Sequence[Result], path: Path) -> None:
 
 
 def read_results(path: Path) -> tuple[Result, ...]:
-    """The rows of a table that `write_results` has written. Raises DamagedFile for any other table."""
+    """The rows of a table that `write_results` has written.
+
+    Raises DamagedFile for any other table, InputError if there is no such file or it cannot be read.
+    """
     if path.suffix == ".csv":
         read = _read_csv
     else:
@@ -114,7 +118,7 @@ def read_results(path: Path) -> tuple[Result, ...]:
         read = _read_parquet
     try:
         return tuple(Result(**{name: _value(name, row[name]) for name in COLUMNS}) for row in read(path))
-    except OSError:
+    except InputError:
         raise
     except Exception as error:  # the libraries raise errors of any class for broken tables
         raise DamagedFile(
@@ -123,14 +127,16 @@ def read_results(path: Path) -> tuple[Result, ...]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return [{name: from_spreadsheet_text(cell) for name, cell in row.items()} for row in csv.DictReader(file)]
+    with open_file(path) as file:
+        rows = csv.DictReader(io.TextIOWrapper(file, "utf-8-sig", newline=""))
+        return [{name: from_spreadsheet_text(cell) for name, cell in row.items()} for row in rows]
 
 
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet
 
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    with open_file(path) as file:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(file).to_pylist()
     return rows
 
 

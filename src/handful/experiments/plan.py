@@ -18,6 +18,7 @@ from handful.data.cases import Case, Cohort, LeftOut
 from handful.data.files import read_cohort
 from handful.errors import HandfulError, InputError, SettingsError, did_you_mean
 from handful.evaluation.results import MEASURES
+from handful.jobs.files import text_of
 from handful.methods.base import Method
 from handful.methods.catalog import METHODS, build_method, method_settings
 from handful.methods.promptable import PromptKind
@@ -193,9 +194,7 @@ def read_plan(path: Path, data: Path | None = None) -> Plan:
     Raises SettingsError with each wrong entry, its value and what is allowed.
     """
     try:
-        content = tomllib.loads(path.read_text("utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
+        content = tomllib.loads(text_of(path))
     except ValueError as error:
         raise SettingsError(f"{path}: not valid TOML ({error})") from error
     plan = _validated({"name": path.stem, **content}, path)

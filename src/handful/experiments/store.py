@@ -16,6 +16,7 @@ from handful.evaluation.results import COLUMNS, Result, has_parquet, write_resul
 from handful.evaluation.study import Decisions, Picture, Study
 from handful.experiments.plan import Plan, Trial
 from handful.jobs.atomic import write_atomically, write_json
+from handful.jobs.files import checked_path
 from handful.reports.paper_tables import latex, markdown
 from handful.reports.study_page import write_html
 
@@ -84,7 +85,7 @@ def write_manifest(
 def read_manifest(out: Path) -> Manifest:
     """The list of trials in `out`. Raises InputError if `out` is not the folder of an experiment."""
     path = out / MANIFEST
-    if not path.is_file():
+    if not checked_path(path).is_file():
         raise InputError(f"{out} has no {MANIFEST}, so it is not an experiment; start with handful experiment run")
     try:
         raw = json.loads(path.read_text("utf-8"))

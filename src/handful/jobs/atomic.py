@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from handful.jobs.files import checked_path
+
 _NEW, _OLD = "tmp", "old"
 _HIDDEN = re.compile(rf"\.[0-9a-f]{{12}}\.(?P<kind>{_NEW}|{_OLD})\.(?P<target>.+)", re.DOTALL)
 """Names from `_hidden`. The name of the target comes last, so that its suffix is kept."""
@@ -22,7 +24,7 @@ def write_atomically(path: Path, content: bytes, *, sync: bool = True) -> None:
 
     Without `sync`, the function does not wait for the disk, and the file may be damaged after a power failure.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    checked_path(path).parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, sync=sync) as temporary:
         temporary.write_bytes(content)
 
@@ -80,7 +82,8 @@ def remove_leftovers(folder: Path, of: Callable[[str], bool] = lambda target: Tr
 
 
 def _hidden(target: Path, kind: str) -> Path:
-    return target.with_name(f".{uuid.uuid4().hex[:12]}.{kind}.{target.name}")
+    lead = f".{uuid.uuid4().hex[:12]}.{kind}."
+    return checked_path(target, room=len(lead)).with_name(f"{lead}{target.name}")
 
 
 def _remove(leftover: Path, target: Path, kind: str) -> None:

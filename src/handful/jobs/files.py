@@ -1,7 +1,10 @@
-"""Opening of files for reading, with error messages for the user."""
+"""Paths that users name, and files opened for reading, with error messages for the user."""
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -11,10 +14,53 @@ from numpy.typing import NDArray
 
 from handful.errors import InputError
 
+LONGEST_NAME, LONGEST_PATH = 255, 4095
+"""Bytes of the longest name of a file or folder, and of the longest path, on most disks."""
+_SHOWN = 200
+"""Letters of a path that an error message shows."""
+_REMEDIES = {
+    errno.ENAMETOOLONG: "is too long for this disk; shorten it",
+    errno.ENOTDIR: "leads through a file as if it were a folder; check the folders in it",
+    errno.ELOOP: "is a loop of links; remove one of them",
+    errno.EACCES: "is in a folder that you are not allowed to open; ask for access, or name another folder",
+}
+
+
+def checked_path(path: str | Path, *, room: int = 0) -> Path:
+    """The path, if the system can look it up. Whether anything is there does not matter.
+
+    `room` is the number of bytes by which temporary names in the same folder are longer.
+
+    Raises InputError if the path or a name in it is too long, if it has a NUL character, if it leads through a file,
+    and if it is a loop of links or in a folder that may not be opened.
+    """
+    path = Path(path)
+    shown = str(path) if len(str(path)) <= _SHOWN else f"{str(path)[:_SHOWN]}…"
+    if "\0" in str(path):
+        raise InputError(f"{shown!r} has a NUL character, which no path can have; remove it")
+    names = [len(os.fsencode(name)) for name in path.parts]
+    if names and max(names[-1] + room, *names) > LONGEST_NAME:
+        raise InputError(
+            f"{shown}: a name of {max(names)} bytes is too long; shorten it to {LONGEST_NAME - room} bytes"
+        )
+    if (length := len(os.fsencode(path))) > LONGEST_PATH:
+        raise InputError(f"{shown}: a path of {length} bytes is too long; shorten it to {LONGEST_PATH} bytes")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        problem = _REMEDIES.get(error.errno or 0, f"cannot be found ({error.strerror}); check the path")
+        raise InputError(f"{shown} {problem}") from error
+    return path
+
 
 def open_file(path: Path) -> BufferedReader:
-    """Open a file for reading. Raises InputError if it does not exist or cannot be read."""
+    """Open a file for reading. Raises InputError if it does not exist, is a pipe or a device, or cannot be read."""
     try:
+        mode = checked_path(path).stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would be waited for, a device may have no end
+            raise InputError(f"{path}: a pipe or a device, not a file; save its content as a file")
         return path.open("rb")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the name") from None
@@ -22,6 +68,12 @@ def open_file(path: Path) -> BufferedReader:
         raise InputError(
             f"{path}: cannot be read ({error.strerror}); check that it is a file that you are allowed to read"
         ) from error
+
+
+def text_of(path: Path) -> str:
+    """The text in a file in UTF-8. Raises InputError as `open_file`, UnicodeDecodeError for another encoding."""
+    with open_file(path) as file:
+        return file.read().decode("utf-8-sig")
 
 
 def reserved(

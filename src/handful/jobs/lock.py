@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from handful.errors import BusyError
+from handful.jobs.files import checked_path
 
 LOCK, HOLDER = "lock", "lock.holder"
 ATTEMPTS = 100
@@ -28,7 +29,7 @@ def locked(folder: Path, *, remove_empty: bool = False) -> Iterator[None]:
     Raises BusyError with the host and process id that holds the lock. The operating system releases the lock when its
     process ends, also when it is killed.
     """
-    lock = _acquired(folder)
+    lock = _acquired(checked_path(folder))
     try:
         (folder / HOLDER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), "utf-8")
         yield

@@ -26,6 +26,7 @@ from handful.errors import SettingsError
 from handful.jobs.allocator import tune_allocator
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of
+from handful.jobs.files import checked_path
 from handful.jobs.journal import Journal
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise, tiny_config
@@ -86,7 +87,7 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
         with place.joined(MEETING_OF_TORCHRUN):
             _train(config, Run(run.scratch), None, place)
         return out
-    out.mkdir(parents=True, exist_ok=True)
+    checked_path(out).mkdir(parents=True, exist_ok=True)
     log = Log(out / "metrics.jsonl", min(100, config.train.steps), run.scratch)
     if not (run.scratch and run.scratch.exists()):  # metrics of another run do not belong to this one
         log.path.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from handful.backbones.efficientnet import EfficientNetLite, imagenet_encoder
 from handful.backbones.small import SmallBackbone, SmallShape, TrunkEncoder, load_small, save_small, small_model
 from handful.errors import SettingsError
 from handful.jobs.atomic import write_atomically
+from handful.jobs.files import checked_path
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise
 from handful.pretraining.head_start import features_of, take_head, unlike
@@ -99,7 +100,7 @@ def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None) -> Pa
     """
     run = run or Run(scratch=out / "partial")
     run = replace(run, scratch=run.scratch and run.scratch / fingerprint(config))
-    out.mkdir(parents=True, exist_ok=True)
+    checked_path(out).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(config.train.seed)
     backbones = _backbones(config)
     main = backbones[config.sides[-1]].model

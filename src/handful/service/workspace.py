@@ -18,6 +18,7 @@ from handful.data.volume import Labels
 from handful.errors import InputError
 from handful.jobs.atomic import remove_leftovers, write_atomically, write_json
 from handful.jobs.digests import digest_of
+from handful.jobs.files import checked_path
 
 Status = Literal["unlabelled", "in work", "labelled", "to review", "accepted"]
 """State of a case. "to review": segmented by the model; "accepted": such a segmentation that a person has accepted."""
@@ -42,7 +43,7 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError unless the folder is a cohort with `images/`."""
-        if not folder.is_dir():
+        if not checked_path(folder).is_dir():
             raise InputError(f"{folder}: no such folder; give a cohort folder, with its scans in images/")
         if not (folder / "images").is_dir():
             if any(path for path in folder.iterdir() if not path.name.startswith(".")):

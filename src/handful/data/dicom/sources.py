@@ -67,9 +67,9 @@ def is_dicom(path: Path) -> bool:
 def has_dicom_start(path: Path) -> bool:
     """Whether a file begins as DICOM files do; False if it cannot be read."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return is_dicom_start(file.read(_START))
-    except OSError:
+    except (InputError, OSError):
         return False
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from handful.errors import InputError, SettingsError, did_you_mean
+from handful.jobs.files import text_of
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,14 @@ _FORM = '"LABEL": {"type": {"value": "10200004", "scheme": "SCT", "meaning": "Li
 def read_terms(path: Path) -> dict[str, Term]:
     """Terms by label name, from a TOML or JSON file. Raises InputError if it has another form."""
     try:
-        text = path.read_text("utf-8")
+        text = text_of(path)
         content = json.loads(text) if path.suffix.lower() == ".json" else tomllib.loads(text)
         return TypeAdapter(dict[str, Term]).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{path}: {place}: {first['msg']}; write {_FORM}") from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not a readable file of terms ({error}); write {_FORM}") from error
 
 

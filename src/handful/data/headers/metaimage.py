@@ -82,6 +82,8 @@ def _fields(file: BufferedReader, path: Path) -> Fields:
 def _require_plain(fields: Fields) -> None:
     """Raise UnsupportedInput for voxels as text, and for what moves or scales voxels in ways that few programs read."""
     path = fields.path
+    if (kind := fields.text("ObjectType", "Image")).lower() != "image":
+        raise UnsupportedInput(f"{path}: ObjectType is {kind!r}; save an image, or a label map")
     if not fields.flag("BinaryData", "True"):
         raise UnsupportedInput(f"{path}: voxels are text (BinaryData = False); save one binary .mha file")
     for name, neutral in _NEUTRAL.items():
