@@ -22,7 +22,7 @@ from handful.errors import HandfulError
 from handful.experiments.plan import read_plan
 from phantoms import phantom
 
-WAYS_OUT = ("shorten it", "remove", "check the", "ask for access", "save its content", "name another")
+WAYS_OUT = ("shorten it", "remove", "check the", "get access", "save its content", "name another")
 READERS: dict[str, Callable[[Path], Any]] = {
     "read_volume": h.read_volume,
     "read_label_map": h.read_label_map,
@@ -116,6 +116,15 @@ def test_pipes_and_devices_are_not_waited_for(name: str, bad: dict[str, Path]):
             READERS[name](path)
 
 
+def test_a_pipe_or_a_device_is_never_replaced_by_an_output(bad: dict[str, Path]):
+    pipe = bad["a loop of links"].with_name("pipe.nii.gz")
+    for path in (pipe, pipe.with_name("zero.nii.gz")):
+        with pytest.raises(HandfulError, match="never replaced"):
+            h.write_label_map(path, phantom(0)[1])
+    assert pipe.is_fifo()
+    assert pipe.with_name("zero.nii.gz").is_symlink()
+
+
 def test_a_pipe_in_a_cohort_is_left_out(small: Path, tmp_path: Path):
     (tmp_path / "images").mkdir()
     for scan in (small / "images").iterdir():
@@ -148,7 +157,7 @@ def test_a_folder_without_permission_is_refused_with_the_remedy(small: Path, tmp
         try:
             os.seteuid(65534)
             for read in (h.read_volume, h.read_cohort, h.load):
-                with pytest.raises(HandfulError, match=r"ask for access"):
+                with pytest.raises(HandfulError, match=r"get access"):
                     read(tmp_path / "closed" / "a.nii.gz")  # type: ignore[operator]
             code = 0
         finally:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from handful.errors import InputError
 from handful.jobs.files import checked_path
 
 _NEW, _OLD = "tmp", "old"
@@ -83,7 +84,10 @@ def remove_leftovers(folder: Path, of: Callable[[str], bool] = lambda target: Tr
 
 def _hidden(target: Path, kind: str) -> Path:
     lead = f".{uuid.uuid4().hex[:12]}.{kind}."
-    return checked_path(target, room=len(lead)).with_name(f"{lead}{target.name}")
+    checked_path(target, room=len(lead))
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise InputError(f"{target}: a pipe or a device, which is never replaced; name a file")
+    return target.with_name(f"{lead}{target.name}")
 
 
 def _remove(leftover: Path, target: Path, kind: str) -> None:

@@ -22,7 +22,7 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "is too long for this disk; shorten it",
     errno.ENOTDIR: "leads through a file as if it were a folder; check the folders in it",
     errno.ELOOP: "is a loop of links; remove one of them",
-    errno.EACCES: "is in a folder that you are not allowed to open; ask for access, or name another folder",
+    errno.EACCES: "is in a folder that you are not allowed to open; get access, or name another folder",
 }
 
 
