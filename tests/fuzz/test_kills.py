@@ -385,8 +385,9 @@ def _require_known(served: Served, done: int) -> None:
 
 
 def _kept(place: Place) -> dict[str, str]:
-    """Files of the cohort, without the steps of sessions, which are more where one was repeated."""
-    return {name: digest for name, digest in place.files().items() if "/sessions/" not in name}
+    """All files but steps of sessions, of which one may be repeated, and embeddings, which are made ahead of time."""
+    parts = ("/sessions/", "/embeddings/")
+    return {name: digest for name, digest in place.files().items() if not any(part in name for part in parts)}
 
 
 def _ended(pid: int, seconds: float, stop: signal.Signals, finished: Callable[[], bool] = lambda: False) -> int:
