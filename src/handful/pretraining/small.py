@@ -144,7 +144,8 @@ def _align(
         main.requires_grad_(False)
         for part in (main.vision_encoder, main.mask_decoder.conv_s0, main.mask_decoder.conv_s1):
             part.requires_grad_(True)
-        log = Log(out / "alignment.jsonl", min(100, settings.steps))
+        scratch = run.scratch and run.scratch / "alignment"
+        log = Log(out / "alignment.jsonl", min(100, settings.steps), scratch)
 
         def loss(step: int, rng: Generator) -> Tensor:
             backbone, batch = _episode(config, backbones, ALIGNMENT_SEED + step)
@@ -152,7 +153,6 @@ def _align(
             log.add(step, {"alignment": Task(far, 1 - float(far.detach()))})
             return far
 
-        scratch = run.scratch and run.scratch / "alignment"
         train(main, loss, settings, replace(run, scratch=scratch), None, {TRUNK: config.trunk_rate})
         save_small(main, config.shape, folder)
     main.load_state_dict(load_small(folder, str(folder)).model.state_dict())
