@@ -48,7 +48,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
 from handful.data.volume import Geometry, LabelMap, Volume
 from handful.jobs.allocator import tune_allocator
-from handful.methods.base import drawn, to_classes
+from handful.methods.base import assemble_label_map, to_classes
 from handful.methods.fate.method import Fate, FateSegmenter
 from handful.pretraining.architecture import initialise
 from measure import short
@@ -214,7 +214,7 @@ class Reference:
                 logits[here] = self.tracker.to_image_frame(torch.cat(found, dim=1), view.size)
         classes = ((([number]), to_classes(one)) for number, one in enumerate(logits))
         names = [tuple(shots[s].source for s in supports) for supports in retrieved]
-        return Answer(drawn(view, self.support.labels, classes), scores, names)
+        return Answer(assemble_label_map(view, self.support.labels, classes), scores, names)
 
     def retrieved(self, slices: Sequence[Tensor], shots: Sequence[Shot]) -> list[list[int]]:
         """For each slice the three labelled support slices that differ least over all levels."""

@@ -9,6 +9,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenc
 
 import tiny_models
 from backbones.authors_pointer import pointers_of_the_single_mask
+from handful.backbones import memory_attention
 from handful.backbones.base import Memory
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.pretraining.architecture import tiny_config
@@ -125,3 +126,24 @@ def test_position_codes_that_are_kept_are_those_of_transformers():
         shape = torch.Size((2, neck.position_encoding.sine.num_position_features * 2, side, side))
         asked = (shape, torch.device("cpu"), torch.float32)
         assert torch.equal(neck.position_encoding(*asked), neck.position_encoding.sine(*asked))
+
+
+@pytest.mark.parametrize("weights", [2**22, 200], ids=["all rows at once", "a few rows at a time"])
+def test_predictions_recall_as_transformers_memory_attention_does(
+    weights: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_attention, "WEIGHTS", weights)
+    backbone = Sam2VideoBackbone(_model(), "test")
+    seeded = torch.Generator().manual_seed(0)
+    image = backbone.encode(torch.rand(1, 1, 64, 64, generator=seeded))[[0, 0]]
+    shape = (2, 3, backbone.feature_side**2, 64)
+    spatial, position = (torch.randn(shape, generator=seeded) for _ in range(2))
+    pointers = torch.randn(2, 2, 128, generator=seeded)
+    for held in (2, 0):  # without pointers, too
+        memory = Memory(spatial, position, pointers[:, :held], (0, 0, 1), (1, 1)[:held])
+        assert not memory_attention.computes_faster(backbone.model.memory_attention, image.main)
+        expected = backbone.recall(image, memory).main
+        with torch.inference_mode():
+            assert memory_attention.computes_faster(backbone.model.memory_attention, image.main)
+            found = backbone.recall(image, memory).main
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

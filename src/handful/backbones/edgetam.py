@@ -33,7 +33,7 @@ class EdgeTamBackbone(Sam2VideoBackbone):
     ) -> None:
         super().__init__(model, name, family, usual_side)
 
-    def _attention(self, memory: Memory) -> Callable[..., Tensor]:
+    def _attention(self, image: ImageEmbeddings, memory: Memory) -> Callable[..., Tensor]:
         # It needs the length of one memory, because only the second half of each gets rotary position encoding.
         return partial(self.model.memory_attention, num_spatial_memory_tokens=memory.spatial.shape[1])
 

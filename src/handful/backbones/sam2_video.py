@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -16,6 +17,7 @@ from handful.backbones.base import ImageEmbeddings, MaskPrediction, Memory, Memo
 from handful.backbones.decoder import no_mask
 from handful.backbones.families import FAMILIES, Family
 from handful.backbones.framing import from_square, into_square
+from handful.backbones.memory_attention import attend, computes_faster
 from handful.backbones.sam2 import Sam2Backbone
 from handful.errors import SettingsError
 from handful.prompts.prompts import PADDING
@@ -69,7 +71,7 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
         position = self._sine_position(image.main)
         pointers, pointer_position = self._pointer_tokens(memory)
         spatial_position = memory.spatial_position + self._time(memory.distance)[:, None]
-        attended = self._attention(memory)(
+        attended = self._attention(image, memory)(
             current_vision_features=rearrange(image.main, "o c h w -> (h w) o c"),
             current_vision_position_embeddings=rearrange(position, "o c h w -> (h w) o c"),
             memory=torch.cat([rearrange(memory.spatial, "o m t c -> (m t) o c"), pointers]),
@@ -95,10 +97,10 @@ class Sam2VideoBackbone(Sam2Backbone, MemoryBackbone):
         dense = dense.expand(len(image), -1, self.feature_side, self.feature_side)
         return self.decode_square(image, PromptEmbeddings(sparse, dense[:, None]), multimask)
 
-    def _attention(self, memory: Memory) -> Callable[..., Tensor]:
+    def _attention(self, image: ImageEmbeddings, memory: Memory) -> Callable[..., Tensor]:
         """The memory attention."""
         attention: Callable[..., Tensor] = self.model.memory_attention
-        return attention
+        return partial(attend, attention) if computes_faster(attention, image.main) else attention
 
     def _memory(
         self, image: ImageEmbeddings, inside: Tensor, pointer: Tensor, present: Tensor, distance: int
