@@ -92,7 +92,7 @@ def _combined(
     """A few rows at a time: attention to the memory, then the feed-forward layer."""
     attention = layer.cross_attn_image
     rows = max(1, WEIGHTS // len(keys))
-    for part, turned in zip(features.split(rows), turn.split(rows), strict=True):
+    for part, turned in zip(torch.split(features, rows), torch.split(turn, rows), strict=True):
         query = _rotated(attention.q_proj(layer.layer_norm2(part)), turned) * attention.scaling
         weights = torch.softmax(query @ keys.T, dim=1)
         seen = part + attention.o_proj(attention.v_proj(weights @ values))
