@@ -55,7 +55,7 @@ COMMANDS = {
     "evaluate -p": "evaluate -p BAD -r COHORT",
     "evaluate -r": "evaluate -p COHORT/labels -r BAD",
     "evaluate --csv": "evaluate -p COHORT/labels -r COHORT --csv BAD",
-    "review": "review BAD -m OUT -i COHORT -o OUT",
+    "review -m": "review COHORT/labels -m BAD -i COHORT -o OUT",
     "suggest": "suggest -i BAD -o OUT",
     "export": "export nnunet -i COHORT -o BAD",
     "experiment run": "experiment run BAD -o OUT",

@@ -17,10 +17,12 @@ from .curation.suggest import SuggestConfig as SuggestConfig
 from .curation.suggest import suggest as suggest
 from .data.cases import Case as Case
 from .data.cases import Cohort as Cohort
+from .data.checks import check_case as check_case
 from .data.files import read_cohort as read_cohort
 from .data.files import read_label_map as read_label_map
 from .data.files import read_volume as read_volume
 from .data.files import write_label_map as write_label_map
+from .data.files import write_volume as write_volume
 from .data.sequences import SequenceFiles as SequenceFiles
 from .data.slicing import Slicer as Slicer
 from .data.support import SupportSet as SupportSet

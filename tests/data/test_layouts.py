@@ -154,7 +154,16 @@ def test_cases_without_a_patient_are_refused_where_others_have_one(tmp_path: Pat
 
 @pytest.mark.parametrize(
     "content",
-    ["[]", "{", '{"labels": 3}', '{"labels": {"ball": "1"}}', '{"labels": {"a": 1, "b": 1}}', '{"ignore": "255"}'],
+    [
+        "[]",
+        "{",
+        '{"labels": 3}',
+        '{"labels": {"ball": "1"}}',
+        '{"labels": {"a": 1, "b": 1}}',
+        '{"ignore": "255"}',
+        '{"labels": {"1": "a", "2": "a"}}',
+        '{"labels": {"1": " "}}',
+    ],
 )
 def test_wrong_dataset_json_is_refused_by_name(tmp_path: Path, put, content: str) -> None:
     put("images/a.nii.gz")

@@ -145,13 +145,13 @@ def small_model(shape: SmallShape, side: int = 256) -> Sam2VideoModel:
 
 
 def save_small(model: Sam2VideoModel, shape: SmallShape, folder: Path) -> None:
-    """Write config.json and model.safetensors, in half precision; the model in memory does not change."""
+    """Write config.json and then model.safetensors, in half precision; the model in memory does not change."""
     folder.mkdir(parents=True, exist_ok=True)
     side = int(model.prompt_encoder.input_image_size)
     state = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
     config = {"model_type": KIND, "side": side, **asdict(shape)}
     write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+    write_atomically(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
 
 
 def read_shape(folder: Path, name: str) -> tuple[SmallShape, int]:

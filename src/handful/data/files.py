@@ -252,6 +252,9 @@ def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None,
     for value in [value for value, name in names.items() if name == "ignore" and value != 0]:
         ignore = value
     names = {value: name for value, name in names.items() if value > 0 and value != ignore}
+    listed = list(names.values())
+    if wrong := [name for name in listed if not name.strip() or listed.count(name) > 1]:
+        raise InputError(f'{file}: "labels" has the name {wrong[0]!r} twice, or empty; give each label its own name')
     return Labels.of(names) if names else None, ignore
 
 
