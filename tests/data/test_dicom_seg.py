@@ -23,7 +23,7 @@ from pydicom.uid import generate_uid
 import dicom_series as made
 from handful.data.checks import check_case
 from handful.data.dicom.segmentation import Maker, SegmentationStyle, write_segmentation
-from handful.data.dicom.series import SeriesChoice
+from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
 from handful.data.dicom.terms import TISSUE, Code, Term, read_terms, require_labels, standard_term
 from handful.data.files import read_cohort, read_label_map, read_volume, write_label_map
 from handful.data.label_colours import COLOURS
@@ -248,6 +248,18 @@ def test_a_picture_has_a_segmentation_without_a_place(tmp_path: Path):
     write_segmentation(out, LabelMap(array, geometry, LABELS), folder)
     np.testing.assert_array_equal(read_label_map(out, LABELS, grid=geometry).array, array)
     np.testing.assert_array_equal(read_label_map(out, LABELS).array, array)
+
+
+def test_large_label_values_are_segments_of_their_own(tmp_path: Path):
+    folder, out = made.write(tmp_path / "scan", made.series()), tmp_path / "seg.dcm"
+    label_map = blobs(read_volume(folder).geometry)
+    labels = Labels((1, 2, 2**31 - 1), LABELS.names)
+    array = np.where(label_map.array == 5, 2**31 - 1, label_map.array.astype(np.int32))
+    large = LabelMap(array, label_map.geometry, labels)
+    write_segmentation(out, large, folder, ONLY_SERIES, SegmentationStyle(maker=MAKER))
+    np.testing.assert_array_equal(read_label_map(out, labels, grid=large.geometry).array, array)
+    with pytest.raises(UnsupportedInput, match="values up to 65,535; write BINARY"):
+        write_segmentation(out, large, folder, ONLY_SERIES, SegmentationStyle("LABELMAP", {}, MAKER))
 
 
 @pytest.mark.parametrize(

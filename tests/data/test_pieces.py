@@ -1,6 +1,9 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
+from handful.data.label_values import boxes_of_values, renumbered
 from handful.data.pieces import keep_largest_pieces, numbered_pieces, shares_in_largest_piece
 from handful.data.support import SupportFacts
 from handful.data.volume import IGNORE
@@ -62,3 +65,20 @@ def test_facts_measure_pieces_in_3d_or_on_each_slice_of_partly_labelled_scans():
     reference[:, 1][reference[:, 1] == 1] = 0
     reference[20:22, 1, 1:3] = 1
     assert SupportFacts.of(case, LABELS).in_largest_piece == {1: 1.0, 3: 1.0}
+
+
+def test_large_values_take_no_more_memory_than_small_ones() -> None:
+    classes = np.zeros((9, 9, 3), np.int32)
+    classes[1:3, 1:3, 1], classes[5:, 5:, :2], classes[0, 0, 0] = 2**31 - 1, 7, -1
+    tracemalloc.start()
+    boxes = boxes_of_values(classes)
+    shares = shares_in_largest_piece(classes, (7, 2**31 - 1))
+    small = renumbered(classes.clip(0), {7: 1, 2**31 - 1: 2})
+    large = renumbered(small, {1: 2**31 - 1})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert boxes == {7: np.s_[5:9, 5:9, 0:2], 2**31 - 1: np.s_[1:3, 1:3, 1:2]}
+    assert shares == {7: 1.0, 2**31 - 1: 1.0}
+    np.testing.assert_array_equal(small, np.where(classes == 7, 1, np.where(classes > 7, 2, 0)))
+    np.testing.assert_array_equal(large, np.where(classes == 7, 2**31 - 1, 0))

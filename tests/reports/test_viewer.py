@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import handful
-from handful.data.volume import Geometry, LabelMap, Volume
+from handful.data.volume import IGNORE, Geometry, LabelMap, Volume
 from handful.errors import GeometryMismatch, InputError
 from phantoms import LABELS, geometry, phantom
 
@@ -45,6 +45,14 @@ def test_the_page_has_all_voxels_on_the_grid_of_the_scan():
     assert [one["value"] for one in content(shown.html)["labels"]] == [1, 3]
     assert "ball" in shown.html.partition("<script")[0]
     assert not re.search(r'(?:src|href)="?http', shown.html.partition("<script")[0])
+
+
+def test_unlabelled_voxels_have_no_colour():
+    volume, label_map = phantom(0)
+    array = label_map.array.copy()
+    array[:, 0] = IGNORE
+    _, labels = images(handful.show(volume, LabelMap(array, label_map.geometry, label_map.labels)).html)
+    assert np.array_equal(labels.get_fdata(), array.clip(0))
 
 
 def test_a_large_scan_is_thinned_along_its_finest_axis_and_stays_in_place():

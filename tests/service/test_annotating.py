@@ -50,6 +50,14 @@ def case(client: TestClient) -> str:
     return id_of(client, "scan_0")
 
 
+def test_more_labels_than_the_page_can_show_are_refused(client: TestClient, cohort: Path):
+    names = {"0": "background"} | {str(value): f"part {value}" for value in range(1, 257)}
+    (cohort / "dataset.json").write_text(json.dumps({"labels": names}))
+    answer = client.get(f"/api/cases/{id_of(client, 'scan_0')}")
+    assert answer.status_code == 400, answer.text
+    assert "256 labels, and the page shows at most 255" in answer.text
+
+
 def test_a_case_says_what_a_display_needs(client: TestClient, case: str):
     details = client.get(f"/api/cases/{case}").json()
     volume = phantom(0)[0]

@@ -20,7 +20,7 @@ from handful.data.dicom.segments import read_segmentation, segment_names
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice, dicom_geometry, dicom_modality, dicom_notes, read_dicom
 from handful.data.dicom.sources import DICOM_SUFFIXES, has_dicom_start, is_dicom
 from handful.data.itk import itk_geometry, itk_modality, read_itk, write_itk
-from handful.data.label_values import MOST_VALUES
+from handful.data.label_values import MOST_VALUES, renumbered
 from handful.data.nifti import nifti_geometry, nifti_notes, read_nifti, write_nifti
 from handful.data.pictures import (
     picture_geometry,
@@ -376,16 +376,16 @@ def _with_values(classes: NDArray[Any], names: Mapping[int, str], labels: Labels
         require_known(classes, labels, str(path))
         return classes
     value_of = {_plain(name): value for value, name in labels.as_dict().items()}
-    table = np.zeros(max(names) + 1, np.int16 if max(labels.values) < 2**15 else np.int32)
+    numbers: dict[int, int] = {0: 0}
     for number, name in names.items():
         if _plain(name) in value_of:
-            table[number] = value_of[_plain(name)]
+            numbers[number] = value_of[_plain(name)]
         elif (classes == number).any():
             raise LabelError(
                 f"{path}: segment {number} is {name!r}, which is no label; the labels are {labels.as_dict()}. Rename "
                 'the segment, leave it out, or add it to "labels" in dataset.json'
             )
-    return np.asarray(table[classes])
+    return renumbered(classes, numbers)
 
 
 def _plain(name: str) -> str:

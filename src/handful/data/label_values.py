@@ -1,7 +1,8 @@
-"""Whether the many values of a label map are classes at all."""
+"""The values of label maps: other numbers for them, their boxes, and whether many of them are classes at all."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,34 @@ from handful.data.volume import Labels
 
 MOST_VALUES = 24
 """More values than these, without names, are doubted."""
+MOST_IN_TABLE = 2**16
+"""Values below this one are looked up in a table with an entry for each number."""
+
+
+def renumbered(classes: NDArray[Any], numbers: Mapping[int, int]) -> NDArray[Any]:
+    """The classes with other numbers, as 16- or 32-bit integers; 0 for values (from 0) that `numbers` does not have.
+
+    Memory does not depend on the size of the values.
+    """
+    kind = np.int16 if max(numbers.values()) < 2**15 else np.int32
+    if max(numbers) < MOST_IN_TABLE and classes.max(initial=0) < MOST_IN_TABLE:
+        table = np.zeros(MOST_IN_TABLE, kind)
+        table[list(numbers)] = list(numbers.values())
+        return np.asarray(table[classes])
+    known = np.array(sorted(numbers))
+    new = np.array([numbers[value] for value in known.tolist()], kind)
+    place = np.searchsorted(known, classes).clip(max=len(known) - 1)
+    return np.where(known[place] == classes, new[place], kind(0))
+
+
+def boxes_of_values(classes: NDArray[Any]) -> dict[int, tuple[slice, ...]]:
+    """{value: the smallest box that contains it} of all values above 0. Memory does not depend on their size."""
+    if classes.max(initial=0) < MOST_IN_TABLE:
+        boxes = ndimage.find_objects(np.ascontiguousarray(classes))
+        return {value: box for value, box in enumerate(boxes, start=1) if box is not None}
+    values, index = np.unique(classes, return_inverse=True)
+    boxes = ndimage.find_objects(index.reshape(classes.shape) + 1)
+    return {value: box for value, box in zip(values.tolist(), boxes, strict=True) if value > 0}
 
 
 def doubt_about_values(classes: NDArray[Any], labels: Labels) -> str | None:
@@ -38,9 +67,6 @@ def doubt_about_values(classes: NDArray[Any], labels: Labels) -> str | None:
 
 def _share_of_single_pieces(classes: NDArray[Any]) -> float:
     """The share of the values that are one connected piece."""
-    boxes = ndimage.find_objects(np.maximum(classes, 0))
     full = ndimage.generate_binary_structure(classes.ndim, classes.ndim)
-    pieces = [
-        ndimage.label(classes[box] == value, full)[1] for value, box in enumerate(boxes, start=1) if box is not None
-    ]
+    pieces = [ndimage.label(classes[box] == value, full)[1] for value, box in boxes_of_values(classes).items()]
     return sum(number == 1 for number in pieces) / len(pieces)

@@ -10,6 +10,8 @@ from jaxtyping import Bool, Integer
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from handful.data.label_values import boxes_of_values
+
 ONE_PIECE = 0.97
 """Fraction of a label's voxels in its largest piece, from which on the label counts as one piece."""
 
@@ -56,5 +58,5 @@ def shares_in_largest_piece(
 
 def _boxes(classes: Integer[np.ndarray, "..."], values: Iterable[int]) -> list[tuple[int, tuple[slice, ...]]]:
     """The values that occur, each with the smallest box that contains it."""
-    boxes = ndimage.find_objects(np.ascontiguousarray(classes))
-    return [(value, boxes[value - 1]) for value in values if value <= len(boxes) and boxes[value - 1] is not None]
+    boxes = boxes_of_values(classes)
+    return [(value, boxes[value]) for value in values if value in boxes]

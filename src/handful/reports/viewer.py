@@ -82,7 +82,8 @@ def nifti_bytes(volume: Volume | LabelMap) -> bytes:
 def _voxels(volume: Volume | LabelMap) -> NDArray[np.generic]:
     """Voxels (i, j, k) of a type that NiiVue reads; colours become grey, of several sequences the first is taken."""
     if isinstance(volume, LabelMap):
-        return np.asarray(volume.array, np.uint8 if volume.array.max() < 256 else np.int32)
+        classes = volume.array.clip(min=0)  # unlabelled voxels have no colour
+        return classes.astype(np.uint8 if classes.max() < 256 else np.int32)
     grey = len(volume.array) == 1 or volume.sequences
     array = np.asarray(volume.array[0]) if grey else volume.array.mean(axis=0, dtype=np.float32)
     if array.dtype == np.bool_:

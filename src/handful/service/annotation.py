@@ -33,6 +33,8 @@ from handful.session.session import Session
 
 OPEN_CASES = 3
 """Scans in memory at a time, apart from those that somebody works on; the one used least recently is closed."""
+MOST_LABELS = 255
+"""Labels that a session may have, since the page is sent one byte per pixel."""
 LEASE_S = 60.0
 """Seconds after the last request of an annotator, after which others may open the case."""
 
@@ -237,6 +239,10 @@ class Annotations:
         case, labels = self.workspace.case(case_id), self.workspace.labels()
         if labels is None:
             raise InputError("no label has a name yet; name at least one first")
+        if len(labels) > MOST_LABELS:
+            raise InputError(
+                f"{len(labels)} labels, and the page shows at most {MOST_LABELS}; leave some out of dataset.json"
+            )
         session = Session(case.read_image(), self.backbone, labels)
         folder = self.workspace.session(case_id)
         fresh = not any(folder.glob("step-*.npz"))

@@ -20,6 +20,7 @@ from handful.data.dicom.sources import Bounded, refusing
 from handful.data.dicom.stack import Stack
 from handful.data.dicom.terms import Code, Term, standard_term
 from handful.data.label_colours import label_colours
+from handful.data.label_values import renumbered
 from handful.data.volume import IGNORE, LabelMap
 from handful.errors import HandfulError, LabelError, UnsupportedInput
 from handful.jobs.atomic import replacing
@@ -177,9 +178,12 @@ def _segmentation(images: Sequence[Any], planes: NDArray[Any], label_map: LabelM
 
     labels = label_map.labels
     numbers = labels.values if style.encoding == "LABELMAP" else tuple(range(1, len(labels) + 1))
-    number_of = np.zeros(max(labels.values) + 1, np.uint8 if max(numbers) < 256 else np.uint16)
-    number_of[list(labels.values)] = numbers
-    pixels = number_of[np.ascontiguousarray(planes)]
+    if max(numbers) >= 2**16:
+        raise UnsupportedInput(
+            f"label value {max(numbers)}: a DICOM label map holds values up to 65,535; write BINARY (dicom-seg)"
+        )
+    pixels = renumbered(np.ascontiguousarray(planes), dict(zip(labels.values, numbers, strict=True)))
+    pixels = pixels.astype(np.uint8 if max(numbers) < 256 else np.uint16)
     first = images[0]
     number = first.get("SeriesNumber")
     return Segmentation(
