@@ -22,8 +22,11 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
+from handful.cohort.choice import choose_support
 from handful.data.label_colours import label_colours
 from handful.errors import BusyError, HandfulError, InputError
+from handful.methods.catalog import build_method
+from handful.methods.cost import estimate_fit
 from handful.reports.viewer import nifti_bytes
 from handful.service.annotation import Annotations, InUseError, OpenCase, unpacked
 from handful.service.export import exported
@@ -74,6 +77,10 @@ class JobRequest(BaseModel):
     kind: Literal["learn", "segment", "suggest"]
     method: str = Field(default="auto", max_length=64)
     minutes: float | None = Field(default=None, gt=0, le=24 * 60)
+
+
+class CostRequest(BaseModel):
+    method: str = Field(max_length=64)
 
 
 class Verdict(BaseModel):
@@ -292,6 +299,12 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
             raise InputError("nothing is learned yet; press Learn first")
         options = {"method": request.method, "minutes": request.minutes} if request.kind == "learn" else {}
         return {"job": as_json(service.jobs.start(request.kind, options))}
+
+    @app.post("/api/cost")
+    def cost(request: CostRequest) -> dict[str, str | None]:
+        support = choose_support(service.workspace.cohort())
+        found = estimate_fit(build_method(request.method, {}), support, service.annotations.backbone)
+        return {"cost": str(found) if found else None}
 
     @app.delete("/api/job")
     def cancel() -> dict[str, Any]:

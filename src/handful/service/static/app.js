@@ -2,7 +2,7 @@
 import { get, post, call, picture } from './api.js';
 import { $, h, say, guarded } from './dom.js';
 import { Label } from './label.js';
-import { t, T, duration } from './texts.js';
+import { breakable, t, T, duration } from './texts.js';
 
 const RUNNING = 800,
   IDLE = 15000;
@@ -76,18 +76,18 @@ class App {
     return this.show(
       ['cases', 'label', 'review', 'export'].includes(view) ? view : 'cases',
       id || undefined,
-      number ? +number : undefined,
-      undefined,
+      { number: number ? +number : undefined },
       true,
     );
   }
-  show = guarded(async (view, id, number, reason, quietly) => {
+  show = guarded(async (view, id, place = {}, quietly = false) => {
     for (const section of document.querySelectorAll('main > section')) section.hidden = section.id !== view;
     for (const button of document.querySelectorAll('nav button'))
       button.setAttribute('aria-current', button.dataset.view === view ? 'page' : 'false');
     this.view = view;
-    if (!quietly) history.pushState(null, '', `#${[view, id, number].filter((part) => part !== undefined).join('/')}`);
-    if (view === 'label' && id) await this.label.open(id, number, reason);
+    if (!quietly)
+      history.pushState(null, '', `#${[view, id, place.number].filter((part) => part !== undefined).join('/')}`);
+    if (view === 'label' && id) await this.label.open(id, place);
     this.draw();
   });
   refresh = guarded(async () => {
@@ -124,6 +124,11 @@ class App {
     this.draw();
   });
   draw() {
+    const focused = document.activeElement?.id;
+    this.drawView();
+    if (focused && document.activeElement?.id !== focused) document.getElementById(focused)?.focus();
+  }
+  drawView() {
     this.drawJob();
     if (this.view === 'cases') this.drawCases();
     if (this.view === 'review') this.drawReview();
@@ -138,10 +143,12 @@ class App {
       return;
     }
     const share = job.total > 1 ? job.step / job.total : 0;
+    const left = job.left_s != null && share ? t('left', duration(job.left_s)) : '',
+      note = [left, job.note].filter(Boolean).join(' · ');
     box.replaceChildren(
       h('span', {}, t(`job_${job.kind}`), ' '),
       h('progress', share ? { value: share, max: 1 } : {}),
-      h('span', { class: 'note' }, job.left_s != null && share ? t('left', duration(job.left_s)) : '', ' ', job.note),
+      h('span', { class: 'note', title: note }, note),
       h(
         'button',
         {
@@ -159,14 +166,14 @@ class App {
     const { cases, labels, model, job } = this.state,
       running = job?.state === 'running',
       shown = this.sorted(cases.filter((one) => this.filter === 'all' || one.status === this.filter));
-    const choice = (name, value, options, onchange) =>
+    const choice = (id, name, value, options, onchange) =>
       h(
         'label',
         {},
         name,
         h(
           'select',
-          { onchange: (event) => onchange(event.target.value) },
+          { id, onchange: (event) => onchange(event.target.value) },
           options.map(([key, text]) => h('option', { value: key, selected: key === value }, text)),
         ),
       );
@@ -176,6 +183,7 @@ class App {
         cases.filter((one) => one.status === status).length,
       ]),
     );
+    const auto = (this.method ?? 'auto') === 'auto';
     const focused = document.activeElement?.id,
       typed = $('#names')?.value;
     const minutes = h('input', {
@@ -189,6 +197,7 @@ class App {
       },
     });
     const method = choice(
+      'method',
       t('method'),
       this.method ?? 'auto',
       [
@@ -200,10 +209,24 @@ class App {
       ],
       (value) => {
         this.method = value;
-        this.drawCases();
+        this.estimate = null;
+        this.draw();
       },
     );
+    const add = () =>
+      h(
+        'label',
+        { class: 'button' },
+        t('addScans'),
+        h('input', {
+          id: 'files',
+          type: 'file',
+          multiple: true,
+          onchange: (event) => this.upload([...event.target.files]),
+        }),
+      );
     $('#cases').replaceChildren(
+      cases.length ? '' : h('div', { class: 'empty drop' }, t('noCases'), add()),
       h(
         'div',
         { class: 'steps' },
@@ -221,7 +244,7 @@ class App {
               labels.map((one) => one.name).join('\n'),
             ),
           ),
-          h('p', { class: 'hint' }, t('labelsHint')),
+          h('p', { class: 'hint' }, t('labelsHint'), ' ', t('finishHint')),
           h(
             'div',
             { class: 'row' },
@@ -253,8 +276,9 @@ class App {
           {},
           h('h2', {}, t('stepLearn')),
           method,
-          (this.method ?? 'auto') === 'auto' && h('label', {}, t('minutes'), minutes),
-          h('p', { class: 'hint' }, t('learnCost')),
+          auto && h('label', {}, t('minutes'), minutes),
+          auto ? h('p', { class: 'hint' }, t('autoCost')) : this.cost(running || !counts.labelled),
+          !counts.labelled && h('p', { class: 'hint' }, t('labelsNeeded')),
           h(
             'button',
             {
@@ -264,7 +288,7 @@ class App {
               onclick: () =>
                 this.start('learn', {
                   method: this.method ?? 'auto',
-                  ...((this.method ?? 'auto') === 'auto' ? { minutes: this.minutes ?? 30 } : {}),
+                  ...(auto ? { minutes: this.minutes ?? 30 } : {}),
                 }),
             },
             t('learn'),
@@ -281,6 +305,7 @@ class App {
             t('segmentAll'),
           ),
           !model && h('p', { class: 'hint' }, t('nothingLearned')),
+          counts['to review'] > 0 && h('button', { onclick: () => this.show('review') }, t('stepReview')),
           this.failures(),
           this.curve(),
         ),
@@ -290,15 +315,17 @@ class App {
         { class: 'bar' },
         h('strong', {}, t('allCases', cases.length)),
         choice(
+          'filter',
           t('show'),
           this.filter,
           [['all', t('all')], ...Object.entries(counts).map(([status, count]) => [status, `${t(status)} (${count})`])],
           (value) => {
             this.filter = value;
-            this.drawCases();
+            this.draw();
           },
         ),
         choice(
+          'sort',
           t('sortBy'),
           this.sort,
           [
@@ -308,20 +335,10 @@ class App {
           ],
           (value) => {
             this.sort = value;
-            this.drawCases();
+            this.draw();
           },
         ),
-        h(
-          'label',
-          { class: 'button' },
-          t('addScans'),
-          h('input', {
-            id: 'files',
-            type: 'file',
-            multiple: true,
-            onchange: (event) => this.upload([...event.target.files]),
-          }),
-        ),
+        cases.length ? add() : '',
       ),
       this.state.left_out?.length
         ? h(
@@ -335,13 +352,11 @@ class App {
             ),
           )
         : '',
-      cases.length
-        ? h(
-            'ul',
-            { class: 'grid' },
-            shown.map((one) => this.card(one)),
-          )
-        : h('p', { class: 'empty' }, t('noCases')),
+      h(
+        'ul',
+        { class: 'grid' },
+        shown.map((one) => this.card(one)),
+      ),
     );
     if (typed !== undefined && focused === 'names') {
       $('#names').value = typed;
@@ -369,14 +384,38 @@ class App {
           disabled: one.in_use,
           onclick: () => (this.state.labels.length ? this.show('label', one.id) : say(t('namesNeeded'), true)),
         },
-        h('img', { src: picture(`cases/${one.id}/thumbnail.png`), alt: '', loading: 'lazy' }),
-        h('span', { class: 'name' }, one.name),
+        this.picture(`cases/${one.id}/thumbnail.png`),
+        h('span', { class: 'name' }, breakable(one.name)),
         h('span', { class: `status ${one.status.replace(' ', '-')}` }, one.in_use ? t('inUse') : t(one.status)),
         one.quality != null &&
           one.status !== 'labelled' &&
           h('span', { class: 'quality' }, t('quality', one.quality.toFixed(2))),
       ),
     );
+  }
+  picture(path) {
+    const image = h('img', { src: picture(path), alt: '', loading: 'lazy' });
+    image.addEventListener('error', () => image.replaceWith(h('span', { class: 'no-picture' }, t('noPicture'))));
+    return image;
+  }
+  // What the chosen method will take, on demand: it is timed on this machine.
+  cost(disabled) {
+    const method = this.method;
+    const estimated = guarded(async () => {
+      this.estimate = t('estimating');
+      this.draw();
+      try {
+        this.estimate = (await post('cost', { method })).cost ?? t('costUnknown');
+      } catch (error) {
+        this.estimate = null;
+        throw error;
+      } finally {
+        this.draw();
+      }
+    });
+    return this.estimate
+      ? h('p', { class: 'hint', role: 'status' }, this.estimate)
+      : h('button', { id: 'cost', disabled, onclick: estimated }, t('estimateCost'));
   }
   learned(model) {
     if (!model) return null;
@@ -491,15 +530,11 @@ class App {
           h(
             'li',
             { 'data-case': one.name, class: one.status === 'accepted' ? 'settled' : '' },
-            h('img', {
-              src: picture(`cases/${one.id}/overlay.png?${this.state.model?.when ?? ''}`),
-              alt: '',
-              loading: 'lazy',
-            }),
+            this.picture(`cases/${one.id}/overlay.png?${this.state.model?.when ?? ''}`),
             h(
               'div',
               {},
-              h('strong', {}, one.name),
+              h('strong', {}, breakable(one.name)),
               one.quality != null &&
                 h('meter', {
                   min: 0,

@@ -13,7 +13,7 @@ export const $ = (selector) => document.querySelector(selector);
 let timer;
 export function say(text, bad = false) {
   const box = $('#message');
-  box.textContent = text;
+  box.textContent = text.charAt(0).toUpperCase() + text.slice(1);
   box.className = bad ? 'bad' : '';
   box.hidden = false;
   clearTimeout(timer);

@@ -86,12 +86,27 @@ export class Label {
     });
     this.finishButton = button('finish', t('finish'), t('finishHint'), () => this.finish());
     this.hint = h('p', { class: 'hint' });
-    this.empty = h('p', { class: 'empty' }, t('chooseCase'));
+    this.empty = h(
+      'div',
+      { class: 'empty', role: 'status' },
+      t('chooseCase'),
+      h(
+        'div',
+        { class: 'row' },
+        h('button', { onclick: () => this.app.show('cases') }, t('toCases')),
+        h('button', { class: 'main', onclick: guarded(() => this.next()) }, t('nextSuggestion')),
+      ),
+    );
     this.threeD = h(
       'details',
       { ontoggle: guarded(() => this.context()) },
       h('summary', {}, t('context')),
-      h('div', {}, h('canvas', { class: 'context', width: 300, height: 300 })),
+      h(
+        'div',
+        {},
+        h('canvas', { class: 'context', width: 300, height: 300, 'aria-label': t('context') }),
+        button('again', t('contextAgain'), '', () => this.context()),
+      ),
     );
     this.body = h(
       'div',
@@ -155,9 +170,22 @@ export class Label {
     );
     this.choose(this.tool);
   }
-  async open(id, number, reason) {
-    if (this.case && this.case.id !== id) call(`cases/${this.case.id}/leave`, { method: 'POST' }).catch(() => {});
-    this.case = await get(`cases/${id}`);
+  // `number` counts slices as displayed, `index` along the axis of the array, as suggestions do.
+  async open(id, { number, index, reason } = {}) {
+    const leave = (other) => call(`cases/${other}/leave`, { method: 'POST' }).catch(() => {});
+    if (this.case && this.case.id !== id) leave(this.case.id);
+    this.case = null;
+    this.opening = id;
+    this.announce(t('opening', this.app.state.cases.find((one) => one.id === id)?.name ?? ''), true);
+    let details;
+    try {
+      details = await get(`cases/${id}`);
+    } catch (error) {
+      if (this.opening === id) this.announce(error.message);
+      throw error;
+    }
+    if (this.opening !== id) return void leave(id);
+    this.case = details;
     this.cache.clear();
     this.points = null;
     this.view.open(this.case);
@@ -171,7 +199,14 @@ export class Label {
     this.reason.textContent = reason ? t('because', reason) : '';
     this.usePreset(this.preset.value === 'own' ? 'model' : this.preset.value);
     this.showLabels();
+    if (index !== undefined) number = details.flipped ? details.slices - 1 - index : index;
     await this.go(number ?? this.start());
+  }
+  // A line in place of the slice, with a bar while something is under way.
+  announce(text, busy = false) {
+    this.body.hidden = true;
+    this.empty.hidden = false;
+    this.empty.replaceChildren(text, busy ? h('progress') : '');
   }
   // The first slice that somebody would look at: one in work, else the middle.
   start() {
@@ -266,7 +301,12 @@ export class Label {
   }
   status() {
     const finished = this.case.accepted.includes(this.number);
-    this.position.textContent = this.case.slices > 1 ? t('slice', this.number, this.case.slices - 1) : '';
+    this.position.textContent = [
+      this.case.slices > 1 ? t('slice', this.number + 1, this.case.slices) : '',
+      finished ? t('finishedMark') : '',
+    ]
+      .filter(Boolean)
+      .join(' · ');
     this.position.title = t('finishedSlices', this.case.accepted.length, this.case.slices);
     this.finishButton.textContent = finished ? t('reopen') : t('finish');
     this.body.classList.toggle('finished', finished);
@@ -312,16 +352,14 @@ export class Label {
   }
   async next() {
     const { suggestions, cases } = this.app.state,
-      open = new Set(cases.filter((one) => one.status !== 'labelled' && !one.in_use).map((one) => one.id));
+      free = new Set(cases.filter((one) => !one.in_use).map((one) => one.id));
     this.used ??= new Set();
-    const found = suggestions.find(
-      (one) => (open.has(one.id) || one.id === this.case?.id) && !this.used.has(`${one.id} ${one.index}`),
-    );
-    if (found) {
-      this.used.add(`${found.id} ${found.index}`);
-      const details = await get(`cases/${found.id}`);
-      const number = details.flipped ? details.slices - 1 - found.index : found.index;
-      return this.app.show('label', found.id, number, found.reason);
+    for (const one of suggestions) {
+      const key = `${one.id} ${one.axis} ${one.index}`;
+      if (this.used.has(key) || !free.has(one.id)) continue;
+      this.used.add(key);
+      await this.app.show('label', one.id, { index: one.index, reason: one.reason });
+      if (this.case?.id !== one.id || !this.case.accepted.includes(this.number)) return;
     }
     if (!suggestions.length) {
       post('job', { kind: 'suggest' })
@@ -333,30 +371,34 @@ export class Label {
     if (other) return this.app.show('label', other.id);
     say(t('noSuggestion'));
   }
+  // Three planes and 3D of the scan with its labels as they are now.
   async context() {
-    if (!this.threeD.open || this.threeD.dataset.of === `${this.case.id} ${this.asked}`) return;
-    this.threeD.dataset.of = `${this.case.id} ${this.asked}`;
+    if (!this.threeD.open) return;
+    const { id } = this.case;
     const { Niivue } = await import('./vendor/niivue.js');
-    const viewer = new Niivue({
-      backColor: [0, 0, 0, 1],
-      show3Dcrosshair: true,
-      dragAndDropEnabled: false,
-      isNearestInterpolation: true,
-      crosshairWidth: 0.4,
-      crosshairWidthUnit: 'percent',
-    });
-    viewer.opts.multiplanarShowRender = 1;
-    await viewer.attachToCanvas(this.threeD.querySelector('canvas'));
-    const own = (path) => URL.createObjectURL(path);
-    const scan = await (await call(`cases/${this.case.id}/image.nii.gz`)).blob(),
-      map = await (await call(`cases/${this.case.id}/segmentation.nii.gz`)).blob();
-    await viewer.loadVolumes([
-      { url: own(scan), name: 'scan.nii.gz' },
-      { url: own(map), name: 'labels.nii.gz', opacity: 0.5 },
+    if (!this.viewer) {
+      this.viewer = new Niivue({
+        backColor: [0, 0, 0, 1],
+        show3Dcrosshair: true,
+        dragAndDropEnabled: false,
+        isNearestInterpolation: true,
+        crosshairWidth: 0.4,
+        crosshairWidthUnit: 'percent',
+      });
+      this.viewer.opts.multiplanarShowRender = 1;
+      await this.viewer.attachToCanvas(this.threeD.querySelector('canvas'));
+    }
+    const load = async (name) => URL.createObjectURL(await (await call(`cases/${id}/${name}`)).blob());
+    const urls = [await load('image.nii.gz'), await load('segmentation.nii.gz')];
+    if (this.case?.id !== id) return;
+    await this.viewer.loadVolumes([
+      { url: urls[0], name: 'scan.nii.gz' },
+      { url: urls[1], name: 'labels.nii.gz', opacity: 0.5 },
     ]);
+    urls.forEach((url) => URL.revokeObjectURL(url));
     const labels = this.app.state.labels,
       part = (channel) => [0, ...labels.map((one) => rgb(one.colour)[channel])];
-    viewer.volumes[1].setColormapLabel({
+    this.viewer.volumes[1].setColormapLabel({
       R: part(0),
       G: part(1),
       B: part(2),
@@ -364,9 +406,8 @@ export class Label {
       I: [0, ...labels.map((one) => one.value)],
       labels: ['', ...labels.map((one) => one.name)],
     });
-    viewer.updateGLVolume();
-    viewer.setSliceType(viewer.sliceTypeMultiplanar);
-    this.viewer = viewer;
+    this.viewer.updateGLVolume();
+    this.viewer.setSliceType(this.viewer.sliceTypeMultiplanar);
   }
   // Pointer.
   down(event) {

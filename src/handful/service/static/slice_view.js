@@ -121,6 +121,31 @@ export class SliceView {
       c.globalAlpha = 1;
     }
     this.sketch?.(c, 1 / Math.max(sx, 1e-6));
+    this.orient(c, ratio);
+  }
+  // Which side of the patient is where; rows run to the back or the feet, columns to the left or the back.
+  orient(c, ratio) {
+    const sides = this.case.unit === 'mm' && { axial: 'RLAP', coronal: 'RLSI', sagittal: 'APSI' }[this.case.plane];
+    if (!sides) return;
+    const { width, height } = this.canvas,
+      edge = 12 * ratio;
+    c.setTransform(1, 0, 0, 1, 0, 0);
+    c.font = `600 ${13 * ratio}px system-ui, sans-serif`;
+    c.textAlign = 'center';
+    c.textBaseline = 'middle';
+    c.lineWidth = 3 * ratio;
+    c.strokeStyle = '#000';
+    c.fillStyle = '#fff';
+    const places = [
+      [edge, height / 2],
+      [width - edge, height / 2],
+      [width / 2, edge],
+      [width / 2, height - edge],
+    ];
+    places.forEach(([x, y], i) => {
+      c.strokeText(sides[i], x, y);
+      c.fillText(sides[i], x, y);
+    });
   }
   // Pixel of a pointer: (0, 0) is the centre of the first one, as the service counts.
   at(event) {
