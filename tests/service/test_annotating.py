@@ -256,6 +256,16 @@ def test_a_scan_that_could_not_be_opened_can_be_opened_later(
     assert client.get(f"/api/cases/{case}", headers={"x-annotator": "two"}).status_code == 200
 
 
+def test_the_time_of_a_method_is_estimated_before_it_learns(client: TestClient, case: str):
+    size = client.get(f"/api/cases/{case}").json()["size"]
+    step(client, case, kind="paint", slice=3, label=1, mask=mask(size, slice(4, 12), slice(4, 12))[0])
+    step(client, case, kind="accept", slice=3)
+    answer = client.post("/api/cost", json={"method": "fate"})
+    assert answer.status_code == 200, answer.text
+    assert "1 slices to encode" in answer.json()["cost"]
+    assert client.post("/api/cost", json={"method": "magic"}).status_code == 400
+
+
 def test_names_of_labels_can_be_added_and_the_work_is_kept(client: TestClient, case: str):
     _, before = step(client, case, kind="box", slice=1, label=1, box=[2.0, 2.0, 12.0, 12.0])
     assert client.put("/api/labels", json={"names": ["ball", "box", "ring"]}).status_code == 200

@@ -11,7 +11,8 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
-from handful.data.files import read_cohort, read_label_map, write_label_map, write_volume
+import dicom_series as made
+from handful.data.files import read_cohort, read_label_map, read_volume, write_label_map, write_volume
 from handful.data.slicing import Slicer
 from handful.data.volume import LabelMap, Labels
 from handful.service.app import ServiceConfig, create_app
@@ -55,7 +56,8 @@ def clicks_on(seed: int) -> dict[str, list[list[int]]]:
 def test_info_says_what_clients_look_for(named: TestClient):
     info = named.get("/info/").json()
     assert not info.get("config")
-    assert info["labels"] == {"ball": 1, "egg": 2}
+    assert info["labels"] == ["ball", "egg"]  # OHIF's plugin appends to this list
+    assert info["models"]["handful-clicks"]["labels"] == {"ball": 1, "egg": 2}
     assert info["models"]["handful-clicks"]["type"] == "deepedit"
     assert "handful" not in info["models"]  # nothing is learned yet
     assert info["datastore"]["total"] == 3
@@ -104,6 +106,34 @@ def test_a_saved_label_becomes_that_of_the_case_by_the_names_of_its_values(
     assert named.get("/info/").json()["datastore"]["completed"] == 1
     assert named.head(f"/datastore/label?label={ids(named)['scan_0']}").status_code == 200
     assert ids(named)["scan_0"] != named.post("/activelearning/next", json={}).json()["id"]
+
+
+def test_a_label_map_without_a_header_is_that_of_the_scan(named: TestClient, cohort: Path):
+    truth, params = reference(0), {"label_info": [{"name": "ball", "idx": 1}, {"name": "egg", "idx": 2}]}
+    case, content = ids(named)["scan_0"], truth.array.astype(np.uint8).tobytes(order="F")
+
+    def saved(content: bytes) -> int:
+        files = {"label": ("label.bin", content)}
+        data = {"params": json.dumps(params)}
+        return named.put(f"/datastore/label?image={case}", data=data, files=files).status_code
+
+    assert saved(content[:-1]) == 400
+    assert saved(content) == 200
+    found = next(one for one in read_cohort(cohort).cases if one.name == "scan_0").read_reference()
+    assert found is not None
+    assert np.array_equal(found.array, truth.array)
+
+
+def test_a_viewer_of_dicom_names_a_scan_by_its_series(named: TestClient, cohort: Path, tmp_path: Path):
+    series = made.series(5)
+    made.write(cohort / "images" / "ct", series)
+    uid = str(series[0].SeriesInstanceUID)
+    answer = named.post(f"/infer/handful-clicks?image={uid}&output=image", data={"params": "{}"})
+    assert answer.status_code == 200, answer.text
+    (tmp_path / "found.nii.gz").write_bytes(answer.content)
+    shape = read_label_map(tmp_path / "found.nii.gz", LABELS).geometry.shape
+    assert shape == read_volume(cohort / "images" / "ct").geometry.shape
+    assert named.post("/infer/handful-clicks?image=1.2.3", data={"params": "{}"}).status_code == 404
 
 
 def test_parts_that_are_not_offered_say_so(named: TestClient):

@@ -18,8 +18,9 @@ from handful.data.files import write_volume
 from handful.data.volume import Geometry, Volume
 from handful.errors import InputError
 from handful.service.annotation import Annotations
-from handful.service.nninteractive import IDLE_S, SESSIONS, SILENT_S, NnInteractive, geometry_of
+from handful.service.nninteractive import IDLE_S, SESSIONS, SILENT_S, NnInteractive
 from handful.service.packed_arrays import packed, unpacked_array
+from handful.service.prompted_object import geometry_of
 from handful.service.workspace import Workspace
 from phantoms import phantom
 

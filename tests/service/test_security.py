@@ -40,6 +40,22 @@ def test_the_own_page_and_an_allowed_viewer_are_answered(cohort: Path):
             assert answer.headers["access-control-allow-origin"] == origin
 
 
+def test_a_browser_lets_the_page_of_an_allowed_viewer_call(cohort: Path):
+    viewer = "http://localhost:3000"
+    wanted = {
+        "origin": viewer,
+        "access-control-request-method": "PUT",
+        "access-control-request-headers": "content-type",
+    }
+    for client in clients(cohort, origins=(viewer,), token="right"):
+        answer = client.options("/datastore/label", headers=wanted)
+        assert answer.status_code == 204
+        assert answer.headers["access-control-allow-origin"] == viewer
+        assert "PUT" in answer.headers["access-control-allow-methods"]
+        assert "content-type" in answer.headers["access-control-allow-headers"]
+        assert client.options("/train/", headers=wanted | {"origin": "http://evil.example"}).status_code == 403
+
+
 def test_without_the_token_nothing_is_answered(cohort: Path):
     for client in clients(cohort, token="right"):
         for path in ("/", "/app.js", "/api/state", "/api/job"):

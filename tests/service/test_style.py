@@ -1,4 +1,4 @@
-"""Text of the page is readable in light and dark: contrast as WCAG 2 defines it, from the colours of the style sheet."""
+"""Text of the page is readable in light and dark: contrast as WCAG 2 defines it, from the style sheet's colours."""
 
 import re
 

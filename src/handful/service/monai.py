@@ -7,6 +7,7 @@ After the requests that their clients send (MONAI Label 0.8). Two models are off
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 import time
@@ -27,9 +28,10 @@ from starlette.datastructures import FormData, UploadFile
 from handful.backbones.base import Backbone
 from handful.checkpoint.model import open_model
 from handful.data.cases import Case
+from handful.data.dicom.series import series_uid
 from handful.data.files import read_label_map, read_volume, write_label_map
-from handful.data.volume import LabelMap, Volume
-from handful.errors import BusyError, InputError
+from handful.data.volume import Geometry, LabelMap, Labels, Volume
+from handful.errors import BusyError, HandfulError, InputError
 from handful.jobs.digests import digest_of_file
 from handful.methods.base import Segmenter
 from handful.service.annotation import Annotations
@@ -40,6 +42,8 @@ from handful.session.session import Session, SessionConfig
 
 LEARNED, CLICKS = "handful", "handful-clicks"
 STATES = {"running": "RUNNING", "done": "DONE", "failed": "ERROR", "cancelled": "STOPPED", "interrupted": "STOPPED"}
+RAW = "label.bin"
+"""Name under which OHIF sends a label map: one byte per voxel, the first axis runs fastest."""
 SESSION_S = 3600
 """Seconds that an uploaded scan is kept."""
 
@@ -51,10 +55,11 @@ class MonaiLabel:
         self.workspace, self.annotations, self.jobs, self.device = workspace, annotations, jobs, device
         self._segmenter: tuple[str, Segmenter] | None = None
         self._clicked: OrderedDict[str, Session] = OrderedDict()
+        self._series: dict[str, str] = {}
         self._lock = threading.RLock()
 
     def info(self) -> dict[str, Any]:
-        """What the server offers; a top-level "config" would make 3D Slicer stop."""
+        """What the server offers; a top-level "config" would make 3D Slicer stop, and "labels" as a dict OHIF."""
         labels, entries = self._labels(), self.workspace.entries()
         learned = self.jobs.last_done("learn")
         dice = (learned.result or {}).get("dice_left_out", {}).values() if learned else ()
@@ -67,7 +72,7 @@ class MonaiLabel:
             "name": "handful",
             "description": "Label a handful of slices; get the whole cohort segmented.",
             "version": "0.8.0",
-            "labels": labels,
+            "labels": list(labels),
             "models": models,
             "trainers": {LEARNED: {"name": LEARNED, "description": "Learns from all labelled cases", "config": {}}},
             "strategies": {"next": {"description": "The case whose label helps most"}},
@@ -109,13 +114,13 @@ class MonaiLabel:
 
     def save_label(self, image: str, name: str, content: UploadFile, params: Mapping[str, Any]) -> dict[str, str]:
         """Keep a label map as that of a case; names of its labels may come with it, and tell its values."""
-        case, labels = self.workspace.case(image), self.workspace.labels()
+        case, labels = self.case(image), self.workspace.labels()
         if labels is None:
             raise InputError("no label has a name yet; name them on the page first")
-        with _passing(self.workspace, safe_name(name)) as file:
+        with _passing(self.workspace, name if name == RAW else safe_name(name)) as file:
             with file.open("wb") as target:
                 shutil.copyfileobj(content.file, target)
-            found = read_label_map(file)
+            found = _raw(file, case.read_geometry()) if file.suffix == ".bin" else read_label_map(file)
         case.read_geometry().require_same(found.geometry, "the scan and the label map")
         stated = {int(one["idx"]): str(one["name"]) for one in params.get("label_info", []) if "idx" in one}
         names = {value: stated.get(value, labels.as_dict().get(value, "")) for value in found.labels.values}
@@ -157,7 +162,24 @@ class MonaiLabel:
         if session:
             file = self.session_file(session)
             return read_volume(file), session
-        return self.workspace.case(image).read_image(), image
+        case = self.case(image)
+        return case.read_image(), id_of(case)
+
+    def case(self, image: str) -> Case:
+        """A case by its id, or by its SeriesInstanceUID, which viewers of DICOM send. Raises KeyError for neither."""
+        for case in self.workspace.cohort().cases if "." in image else ():
+            if case.is_dicom and isinstance(case.image, Path) and self._series_of(case, case.image) == image:
+                return case
+        return self.workspace.case(image)
+
+    def _series_of(self, case: Case, path: Path) -> str:
+        """SeriesInstanceUID of a case; empty for a series that cannot be read."""
+        if case.name not in self._series:
+            try:
+                self._series[case.name] = series_uid(path, case.choice)
+            except HandfulError:
+                self._series[case.name] = ""
+        return self._series[case.name]
 
     def create_session(self, name: str, content: UploadFile) -> str:
         """Keep a scan for a while that is none of the cohort."""
@@ -396,6 +418,16 @@ def _from_clicks(session: Session, params: Mapping[str, Any]) -> LabelMap:
     if session.prompted and len(session) > 1:
         session.propagate()
     return session.export()
+
+
+def _raw(file: Path, geometry: Geometry) -> LabelMap:
+    """A label map of one byte per voxel of the scan. Raises InputError for another number of bytes."""
+    array = np.fromfile(file, np.uint8)
+    if array.size != math.prod(geometry.shape):
+        raise InputError(f"{array.size} bytes for a scan of {geometry.shape} voxels; send one byte per voxel")
+    values = [int(value) for value in np.unique(array) if value]
+    labels = Labels.of({value: str(value) for value in values or [1]})
+    return LabelMap(array.reshape(geometry.shape, order="F").astype(np.int16), geometry, labels)
 
 
 def _by_slice(session: Session, voxels: Any) -> dict[int, list[tuple[float, float]]]:

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageColor
+from scipy import ndimage
 
 from handful.data.cases import Case
 from handful.data.files import read_label_map
@@ -17,8 +18,10 @@ from handful.errors import InputError
 from handful.jobs.atomic import write_atomically
 from handful.service.workspace import Workspace, id_of
 
-SIDE = 200
-"""Pixels along the longer edge of a small picture."""
+SIDE, LARGE_SIDE = 200, 480
+"""Pixels along the longer edge of a small picture, and of one with labels."""
+FILL = 0.25
+"""Opacity of a label within its outline."""
 
 
 def thumbnail(workspace: Workspace, case: Case) -> bytes:
@@ -44,8 +47,10 @@ def overlay(workspace: Workspace, case: Case) -> bytes:
     picture = np.broadcast_to(grey.transpose(1, 2, 0), (*grey.shape[1:], 3)).copy()
     for value, _, colour in label_colours(labels):
         inside = classes[number] == value
-        picture[inside] = 0.55 * picture[inside] + 0.45 * np.array(ImageColor.getrgb(colour)) / 255
-    return _png((picture * 255).round().astype(np.uint8), view.spacing)
+        edge = inside & ~ndimage.binary_erosion(inside)
+        for part, opacity in ((inside, FILL), (edge, 1.0)):
+            picture[part] = (1 - opacity) * picture[part] + opacity * np.array(ImageColor.getrgb(colour)) / 255
+    return _png((picture * 255).round().astype(np.uint8), view.spacing, LARGE_SIDE)
 
 
 def _picture(volume: Volume) -> bytes:
@@ -54,11 +59,11 @@ def _picture(volume: Volume) -> bytes:
     return _png(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0), view.spacing)
 
 
-def _png(pixels: UInt8[np.ndarray, "h w *c"], spacing: tuple[float, float, float]) -> bytes:
-    """A small picture with the proportions of the patient."""
+def _png(pixels: UInt8[np.ndarray, "h w *c"], spacing: tuple[float, float, float], side: int = SIDE) -> bytes:
+    """A picture with the proportions of the patient."""
     picture, (_, row, column) = Image.fromarray(pixels), spacing
     width, height = picture.width * column, picture.height * row
-    scale = SIDE / max(width, height)
+    scale = side / max(width, height)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     content = io.BytesIO()
     picture.resize(size, Image.Resampling.BILINEAR).save(content, "PNG")

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, RedirectResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "handful_token"
@@ -79,6 +79,9 @@ class Guard:
         refusal = self._refusal(scope)
         if refusal is not None:
             await refusal(scope, receive, send)
+            return
+        if scope["method"] == "OPTIONS":  # what a browser sends before a call from the page of a viewer
+            await Response(status_code=204)(scope, receive, self._with_headers(scope, send))
             return
         await self.app(scope, self._bounded(receive), self._with_headers(scope, send))
 

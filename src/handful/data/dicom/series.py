@@ -59,6 +59,12 @@ def read_dicom(
     return array, found.geometry
 
 
+def series_uid(path: Path, choice: SeriesChoice = ONLY_SERIES) -> str:
+    """SeriesInstanceUID of the chosen series. Raises as `read_dicom`."""
+    with opened(path) as sources:
+        return stack_of(path, sources, choice).slices[0][0].series
+
+
 @contextmanager
 def opened(path: Path, max_bytes: int = MAX_BYTES) -> Iterator[list[Source]]:
     """The files of a folder tree, of an archive, or the file itself; pydicom's log messages are silenced.

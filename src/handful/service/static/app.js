@@ -14,15 +14,22 @@ class App {
     this.filter = 'all';
     this.chosen = 0;
     this.label = new Label(this);
-    for (const button of document.querySelectorAll('nav button'))
+    for (const button of document.querySelectorAll('nav button')) {
+      button.textContent = t(`view_${button.dataset.view}`);
       button.addEventListener('click', () => this.show(button.dataset.view));
+    }
     addEventListener('popstate', () => this.restore());
     document.addEventListener('keydown', (event) => this.key(event), true);
     $('#keys').title = t('keysHint');
     $('#keys').addEventListener('click', () => this.help());
-    document.addEventListener('dragover', (event) => event.preventDefault());
-    document.addEventListener('drop', (event) => {
+    const dragging = (event, here) => {
       event.preventDefault();
+      document.body.classList.toggle('dragging', here);
+    };
+    document.addEventListener('dragover', (event) => dragging(event, true));
+    document.addEventListener('dragleave', (event) => event.relatedTarget || dragging(event, false));
+    document.addEventListener('drop', (event) => {
+      dragging(event, false);
       this.upload([...event.dataTransfer.files]);
     });
     this.begin();
@@ -90,8 +97,10 @@ class App {
     if (view === 'label' && id) await this.label.open(id, place);
     this.draw();
   });
-  refresh = guarded(async () => {
+  refresh = guarded(async (anyway = true) => {
+    const before = JSON.stringify(this.state);
     this.state = await get('state');
+    if (!anyway && JSON.stringify(this.state) === before) return;
     $('#cohort').textContent = this.state.name;
     document.title = `${this.state.name} – handful`;
     this.draw();
@@ -105,10 +114,9 @@ class App {
           before = this.state.job;
         this.state.job = job;
         this.drawJob();
-        if (job && before && (before.state !== job.state || before.number !== job.number)) {
-          if (job.state !== 'running') say(this.outcome(job), job.state === 'failed');
-          await this.refresh();
-        }
+        const changed = Boolean(job) && (before?.state !== job.state || before?.number !== job.number);
+        if (changed && job.state !== 'running') say(this.outcome(job), job.state === 'failed');
+        if (changed || job?.state !== 'running') await this.refresh(changed); // others work on the cohort, too
       } catch (error) {
         say(error.message, true);
       }
@@ -434,11 +442,11 @@ class App {
         ? h(
             'details',
             {},
-            h('summary', {}, model.decisions[0]),
+            h('summary', {}, t('decisions')),
             h(
               'ul',
               {},
-              model.decisions.slice(1).map((line) => h('li', {}, line)),
+              model.decisions.map((line) => h('li', {}, line)),
             ),
           )
         : null,
@@ -491,7 +499,6 @@ class App {
       {},
       h('figcaption', {}, t('curve')),
       drawing,
-      h('p', { class: 'hint' }, t('curveHint')),
       gain != null && gain < 0.01 && now.slices > before.slices
         ? h('p', { class: 'hint' }, t('plateau', gain.toFixed(3)))
         : null,
@@ -523,6 +530,13 @@ class App {
       });
     $('#review').replaceChildren(
       h('p', {}, found.length ? t('reviewIntro') : t('nothingToReview')),
+      found.length
+        ? h(
+            'ul',
+            { class: 'legend' },
+            this.state.labels.map((one) => h('li', {}, h('i', { style: `background: ${one.colour}` }), one.name)),
+          )
+        : '',
       h(
         'ol',
         { class: 'queue' },

@@ -33,19 +33,19 @@ export class Label {
   }
   build() {
     const button = (id, text, title, action) => h('button', { id, title, onclick: guarded(action) }, text);
-    this.canvas = h('canvas', { tabindex: 0, 'aria-label': 'slice' });
+    this.canvas = h('canvas', { tabindex: 0, 'aria-label': t('aria_slice') });
     this.position = h('span', { class: 'position' });
     this.reason = h('p', { class: 'reason', hidden: true });
     this.slider = h('input', {
       type: 'range',
       min: 0,
       value: 0,
-      'aria-label': 'slice number',
+      'aria-label': t('aria_number'),
       oninput: (event) => this.go(+event.target.value),
     });
     this.tools = h(
       'div',
-      { class: 'tools', role: 'radiogroup', 'aria-label': 'tool' },
+      { class: 'tools', role: 'radiogroup', 'aria-label': t('aria_tool') },
       TOOLS.map((tool) =>
         h(
           'button',
@@ -54,7 +54,7 @@ export class Label {
         ),
       ),
     );
-    this.labels = h('div', { class: 'labels', role: 'radiogroup', 'aria-label': 'label' });
+    this.labels = h('div', { class: 'labels', role: 'radiogroup', 'aria-label': t('nameLabels') });
     this.preset = h(
       'select',
       { 'aria-label': t('window'), onchange: (event) => this.usePreset(event.target.value) },
