@@ -145,7 +145,7 @@ try {
   const { Niivue } = await import(url(await library.arrayBuffer(), 'text/javascript'));
   const shown = document.querySelector('output'), slider = document.querySelector('input');
   const viewer = new Niivue({ backColor: [0.063, 0.071, 0.078, 1], dragAndDropEnabled: false, show3Dcrosshair: true,
-    isNearestInterpolation: true, crosshairWidth: 0.4, crosshairWidthUnit: 'percent',
+    isNearestInterpolation: true, isRadiologicalConvention: true, crosshairWidth: 0.4, crosshairWidthUnit: 'percent',
     onLocationChange: place => { shown.textContent = place.string; } });
   await viewer.attachToCanvas(document.querySelector('canvas'));
   const names = ['scan.nii.gz', 'labels.nii.gz'];

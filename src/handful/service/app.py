@@ -22,7 +22,6 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
-from handful.cohort.choice import choose_support
 from handful.data.label_colours import label_colours
 from handful.errors import BusyError, HandfulError, InputError
 from handful.methods.catalog import build_method
@@ -302,8 +301,9 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
 
     @app.post("/api/cost")
     def cost(request: CostRequest) -> dict[str, str | None]:
-        support = choose_support(service.workspace.cohort())
-        found = estimate_fit(build_method(request.method, {}), support, service.annotations.backbone)
+        found = estimate_fit(
+            build_method(request.method, {}), service.workspace.support(), service.annotations.backbone
+        )
         return {"cost": str(found) if found else None}
 
     @app.delete("/api/job")

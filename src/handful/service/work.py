@@ -19,7 +19,7 @@ from typing import Any
 
 from handful.backbones.catalog import open_backbone
 from handful.checkpoint.model import open_model
-from handful.cohort.choice import choose_support, choose_unlabelled
+from handful.cohort.choice import choose_unlabelled
 from handful.cohort.fit import FitConfig, fit_to_folder
 from handful.cohort.predict import PredictConfig, predict_cohort
 from handful.cohort.review import ReviewConfig, review_folder
@@ -84,7 +84,8 @@ class Worker:
         name = str(options.get("method", "auto"))
         settings = {"budget_minutes": options["minutes"]} if name == "auto" and options.get("minutes") else {}
         method = build_method(name, settings)
-        support = choose_support(cohort)
+        support = self.workspace.support()
+        unused = set(cohort.labels.names if cohort.labels else ()) - set(support.labels.names)
         if method.uses_unlabelled:
             support = replace(support, unlabelled=choose_unlabelled(cohort, support))
         config = FitConfig(overwrite=True)
@@ -96,7 +97,7 @@ class Worker:
             "decisions": list(result.decisions),
             "dice_left_out": dict(result.dice_left_out),
             "dice_on_support": dict(result.dice_on_support),
-            "not_learned": result.not_learned,
+            "not_learned": [*result.not_learned, *sorted(unused)],
         }
 
     def _segment(self) -> dict[str, Any]:

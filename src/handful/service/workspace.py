@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from handful.checkpoint.record import RECORD
+from handful.cohort.choice import choose_support
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort, stem
 from handful.data.formats import is_scan
+from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import InputError
 from handful.jobs.atomic import remove_leftovers, write_atomically, write_json
@@ -115,6 +119,18 @@ class Workspace:
     def labels(self) -> Labels | None:
         """The labels of the cohort; None before anybody has named some."""
         return self.cohort().labels
+
+    def support(self) -> SupportSet:
+        """All labelled cases, and the labels that they show; a label that was named and never used is left out.
+
+        Raises InputError without a labelled case.
+        """
+        cohort, used = self.cohort(), set[int]()
+        for case in cohort.cases:
+            reference = case.read_reference() if case.reference is not None else None
+            used |= set() if reference is None else {int(value) for value in np.unique(reference.array)}
+        values = cohort.labels.values if cohort.labels else ()
+        return choose_support(cohort, labels=[str(value) for value in values if value in used])
 
     def name_labels(self, names: Sequence[str]) -> Labels:
         """Names the labels 1, 2, …, in dataset.json; names that are there keep their values and can only be added to.

@@ -382,6 +382,7 @@ export class Label {
         show3Dcrosshair: true,
         dragAndDropEnabled: false,
         isNearestInterpolation: true,
+        isRadiologicalConvention: true,
         crosshairWidth: 0.4,
         crosshairWidthUnit: 'percent',
       });

@@ -49,7 +49,7 @@ export const T = {
   learned: 'Learned by {0} from {1} labelled cases.',
   expected: 'Dice on cases that were left out: {0}',
   ownDice: 'Dice on the labelled cases themselves: {0}',
-  notLearned: 'Not learned: {0}. Label more slices of it, or take more minutes.',
+  notLearned: 'Not learned: {0}. Label (more) slices of it, or take more minutes.',
   nothingLearned: 'Nothing is learned yet.',
   failures: 'Not segmented:',
   job_learn: 'Learning',
