@@ -387,6 +387,7 @@ export class Label {
         crosshairWidthUnit: 'percent',
       });
       this.viewer.opts.multiplanarShowRender = 1;
+      this.viewer.opts.multiplanarLayout = 2; // a grid of two by two
       await this.viewer.attachToCanvas(this.threeD.querySelector('canvas'));
     }
     const load = async (name) => URL.createObjectURL(await (await call(`cases/${id}/${name}`)).blob());
