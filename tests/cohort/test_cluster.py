@@ -71,16 +71,15 @@ def test_killed_workers_clients_and_schedulers_lose_nothing(
     def predict(cases: list[Case], out: str) -> CohortResult:
         return predict_cohort(model, cases, tmp_path / out, config)
 
-    # a worker: its case goes to the other one, and fails when that one dies, too
-    workers = [cluster.start_worker(), cluster.start_worker()]
+    # a worker: its case goes to another one, and fails when that one dies, too
+    workers = [cluster.start_worker() for _ in range(3)]
     (tmp_path / "marks").mkdir()
-    found = predict([*quick, DeadlyCase.of(last, tmp_path / "marks", deaths=9)], "out")
-    assert [worker.wait(60) for worker in workers] == [-signal.SIGKILL] * 2
-    assert list(found.done) == names[:-1]
+    found = predict([*quick, DeadlyCase.of(last, tmp_path / "marks", deaths=2)], "out")
+    assert sorted(str(worker.poll()) for worker in workers) == ["-9", "-9", "None"]
+    assert sorted([*found.done, *found.skipped]) == names[:-1]
     assert "its Dask worker was ended 2 times" in found.failures[0].reason
 
     # the client: what a worker still does for it is not done twice
-    cluster.start_worker()
     places = [str(place) for place in (model, folder, tmp_path / "out2", gate, cluster.file)]
     client = subprocess.Popen([sys.executable, "-c", CLIENT, *places], env=cluster.environment)
     wait_for(gate.with_suffix(".reached"))
