@@ -100,7 +100,7 @@ def test_killed_workers_clients_and_schedulers_lose_nothing(
         wait_for(gate.with_suffix(".reached"), job)
         os.kill(cluster.scheduler.pid, signal.SIGKILL)
         gate.touch()
-        with pytest.raises(ClusterError, match="was lost after 3 of 4"):
+        with pytest.raises(ClusterError, match=r"was lost after \d of 4"):
             job.result(300)
     cluster.start_scheduler()
     cluster.start_worker()

@@ -47,7 +47,7 @@ WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"}
 SEGMENTATION = ".dcm"
 """Suffix of DICOM segmentations."""
 
-PROBABILITIES, VOLUMES, WARNINGS = "probabilities", "volumes.csv", "warnings.json"
+PROBABILITIES, VOLUMES, WARNINGS, RUN = "probabilities", "volumes.csv", "warnings.json", "run.json"
 """Names in an output folder."""
 CLAIMS = "claims"
 """Folder of locks in the folder of notes, one per case that a worker of a cluster segments."""
@@ -167,7 +167,7 @@ def predict_cohort(
         _remove_leftovers(out, (case.name for case in cases))
         job = _Job(saved, out, config, report)
         result = job.run(cases, Inputs.of(cases, inputs), deliver)
-        if result.done or result.failures:
+        if result.done or result.failures or not (out / RUN).exists():
             _write_notes(out, saved, result, config, started)
         job.write_tables(result)
     return result
@@ -528,7 +528,7 @@ def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: Pre
         failures.unlink(missing_ok=True)
     record = model.record
     write_json(
-        out / "run.json",
+        out / RUN,
         {
             "handful": version("handful"),
             "model_sha256": model.sha256,
