@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -183,8 +184,8 @@ class Cohort:
     """Scans and label maps of the folder, also those that are not used. No output may replace them."""
 
     def __post_init__(self) -> None:
-        names = [case.name for case in self.cases]
-        if double := sorted({name for name in names if names.count(name) > 1}):
+        names = Counter(case.name for case in self.cases)
+        if double := sorted(name for name, count in names.items() if count > 1):
             raise InputError(f"cohort {self.name!r}: several cases called {', '.join(double)}; give each its own name")
 
     def absolute(self) -> Cohort:

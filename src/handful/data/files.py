@@ -6,6 +6,7 @@ import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -252,8 +253,7 @@ def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None,
     for value in [value for value, name in names.items() if name == "ignore" and value != 0]:
         ignore = value
     names = {value: name for value, name in names.items() if value > 0 and value != ignore}
-    listed = list(names.values())
-    if wrong := [name for name in listed if not name.strip() or listed.count(name) > 1]:
+    if wrong := [name for name, count in Counter(names.values()).items() if count > 1 or not name.strip()]:
         raise InputError(f'{file}: "labels" has the name {wrong[0]!r} twice, or empty; give each label its own name')
     return Labels.of(names) if names else None, ignore
 

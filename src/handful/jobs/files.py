@@ -35,38 +35,50 @@ def checked_path(path: str | Path, *, room: int = 0) -> Path:
     and if it is a loop of links or in a folder that may not be opened.
     """
     path = Path(path)
-    shown = str(path) if len(str(path)) <= _SHOWN else f"{str(path)[:_SHOWN]}…"
+    failure: Exception | None = None
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        failure = error
+    if failure or room:
+        _require_possible(path, room)
+    if isinstance(failure, OSError) and not isinstance(failure, FileNotFoundError):
+        problem = _REMEDIES.get(failure.errno or 0, f"cannot be found ({failure.strerror}); check the path")
+        raise InputError(f"{_shown(path)} {problem}") from failure
+    return path
+
+
+def _require_possible(path: Path, room: int) -> None:
+    """Raise InputError for a path that no file can have."""
     if "\0" in str(path):
-        raise InputError(f"{shown!r} has a NUL character, which no path can have; remove it")
+        raise InputError(f"{_shown(path)!r} has a NUL character, which no path can have; remove it")
     names = [len(os.fsencode(name)) for name in path.parts]
     if names and max(names[-1] + room, *names) > LONGEST_NAME:
         raise InputError(
-            f"{shown}: a name of {max(names)} bytes is too long; shorten it to {LONGEST_NAME - room} bytes"
+            f"{_shown(path)}: a name of {max(names)} bytes is too long; shorten it to {LONGEST_NAME - room} bytes"
         )
     if (length := len(os.fsencode(path))) > LONGEST_PATH:
-        raise InputError(f"{shown}: a path of {length} bytes is too long; shorten it to {LONGEST_PATH} bytes")
-    try:
-        path.stat()
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        problem = _REMEDIES.get(error.errno or 0, f"cannot be found ({error.strerror}); check the path")
-        raise InputError(f"{shown} {problem}") from error
-    return path
+        raise InputError(f"{_shown(path)}: a path of {length} bytes is too long; shorten it to {LONGEST_PATH} bytes")
+
+
+def _shown(path: Path) -> str:
+    return str(path) if len(str(path)) <= _SHOWN else f"{str(path)[:_SHOWN]}…"
 
 
 def open_file(path: Path) -> BufferedReader:
     """Open a file for reading. Raises InputError if it does not exist, is a pipe or a device, or cannot be read."""
     try:
-        mode = checked_path(path).stat().st_mode
+        mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would be waited for, a device may have no end
             raise InputError(f"{path}: a pipe or a device, not a file; save its content as a file")
         return path.open("rb")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the name") from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        checked_path(path)
+        if isinstance(error, FileNotFoundError):
+            raise InputError(f"{path}: no such file; check the name") from None
+        reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}); check that it is a file that you are allowed to read"
+            f"{path}: cannot be read ({reason}); check that it is a file that you are allowed to read"
         ) from error
 
 
