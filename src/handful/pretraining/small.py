@@ -140,6 +140,7 @@ def _align(
     folder = (run.scratch or out) / "aligned"
     if not (folder / "model.safetensors").exists():
         tiny = {side: load_backbone(f"handful-tiny@{side}") for side in config.sides}
+        reference = _imagenet(config)
         take_head(main, tiny[config.sides[-1]], Generator().manual_seed(settings.seed))
         main.requires_grad_(False)
         for part in (main.vision_encoder, main.mask_decoder.conv_s0, main.mask_decoder.conv_s1):
@@ -150,8 +151,11 @@ def _align(
         def loss(step: int, rng: Generator) -> Tensor:
             backbone, batch = _episode(config, backbones, ALIGNMENT_SEED + step)
             far = unlike(backbone.encode_exact(batch.images), features_of(tiny[backbone.side], batch.images))
-            log.add(step, {"alignment": Task(far, 1 - float(far.detach()))})
-            return far
+            tasks = {"alignment": Task(far, 1 - float(far.detach()))}
+            if config.keep:
+                tasks["kept"] = _kept(backbone, reference, batch, config.keep, rng)
+            log.add(step, tasks)
+            return torch.stack([task.loss for task in tasks.values()]).sum()
 
         train(main, loss, settings, replace(run, scratch=scratch), None, {TRUNK: config.trunk_rate})
         save_small(main, config.shape, folder)
@@ -163,7 +167,7 @@ class _Steps:
 
     def __init__(self, config: SmallConfig, backbones: dict[int, SmallBackbone]) -> None:
         self.config, self.backbones = config, backbones
-        self.reference = imagenet_encoder(config.shape.trunk).requires_grad_(False).eval() if config.keep else None
+        self.reference = _imagenet(config)
         self.last: tuple[int, Batch, ImageEmbeddings] | None = None
         """Full step, its batch, and the embeddings after it."""
 
@@ -172,8 +176,8 @@ class _Steps:
         if place == 0:
             backbone, batch = _episode(self.config, self.backbones, step)
             tasks = part_step(backbone, batch, rng)
-            if self.reference is not None:
-                tasks["kept"] = self._kept(backbone, self.reference, batch, rng)
+            if self.config.keep:
+                tasks["kept"] = _kept(backbone, self.reference, batch, self.config.keep, rng)
             return tasks
         if self.last is None or self.last[0] != step - place:
             backbone, batch = _episode(self.config, self.backbones, step - place)
@@ -182,18 +186,6 @@ class _Steps:
         _, batch, image = self.last
         name = REPLAYED[int(torch.randint(0, len(REPLAYED), (1,), generator=rng))]
         return replay(self.backbones[batch.images.shape[-1]], image, batch, name, rng)
-
-    def _kept(self, backbone: SmallBackbone, reference: EfficientNetLite, batch: Batch, rng: Generator) -> Task:
-        """Return how far the encoder's features of two slices are from those that ImageNet's weights give them."""
-        rows = torch.randperm(len(batch.images), generator=rng)[:2]
-        pixels = backbone.family.pixels.encoder_input(batch.images[rows], backbone.side)
-        encoder = backbone.model.vision_encoder
-        assert isinstance(encoder, TrunkEncoder)
-        with torch.no_grad():
-            wanted = reference(pixels)
-        pairs = zip(encoder.trunk(pixels), wanted, strict=True)
-        far = torch.stack([F.mse_loss(own.float(), other.float()) / other.float().var() for own, other in pairs]).mean()
-        return Task(self.config.keep * far, 1 - float(far.detach()))
 
 
 def _episode(config: SmallConfig, backbones: dict[int, SmallBackbone], step: int) -> tuple[SmallBackbone, Batch]:
@@ -206,6 +198,23 @@ def _episode(config: SmallConfig, backbones: dict[int, SmallBackbone], step: int
     subjects, slices = (subjects * slices, 1) if crowd else (subjects, slices)
     episode = random_episode(subjects, slices, config.targets, side, rng, WORLDS[config.world])
     return backbones[side], batch_of([episode])
+
+
+def _imagenet(config: SmallConfig) -> EfficientNetLite:
+    return imagenet_encoder(config.shape.trunk).requires_grad_(False).eval()
+
+
+def _kept(backbone: SmallBackbone, reference: EfficientNetLite, batch: Batch, weight: float, rng: Generator) -> Task:
+    """Return how far the encoder's features of two slices are from those that ImageNet's weights give them."""
+    rows = torch.randperm(len(batch.images), generator=rng)[:2]
+    pixels = backbone.family.pixels.encoder_input(batch.images[rows], backbone.side)
+    encoder = backbone.model.vision_encoder
+    assert isinstance(encoder, TrunkEncoder)
+    with torch.no_grad():
+        wanted = reference(pixels)
+    pairs = zip(encoder.trunk(pixels), wanted, strict=True)
+    far = torch.stack([F.mse_loss(own.float(), other.float()) / other.float().var() for own, other in pairs]).mean()
+    return Task(weight * far, 1 - float(far.detach()))
 
 
 def _backbones(config: SmallConfig) -> dict[int, SmallBackbone]:
