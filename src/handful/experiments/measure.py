@@ -186,7 +186,7 @@ def _annotator(trial: Trial) -> str:
         return ""
     return (
         f"{trial.configuration.annotator}, jitter {trial.configuration.jitter:g}"
-        if trial.configuration.annotator == "box"
+        if trial.configuration.annotator in ("box", "boxes")
         else trial.configuration.annotator
     )
 

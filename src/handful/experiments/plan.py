@@ -27,6 +27,8 @@ COMPARED = ("nearest-slice", "fate", "few-shot-prompts", "auto-sam-unet", "unet"
 """Methods that `compare_plan` uses by default; a fit takes up to a quarter of an hour."""
 SHOTS = (1, 2, 4, 8, 16)
 CLICKS = re.compile(r"clicks-([1-9]\d?)")
+BY_SLICE = ("boxes", "everything")
+"""Simulated annotators that need the embeddings of a slice."""
 _FORBID = ConfigDict(extra="forbid")
 
 
@@ -61,13 +63,15 @@ class Configuration:
     """A simulated annotator whose prompts come from the reference; None for automatic segmentation.
 
     'box', 'points-1', 'points-3' or 'points-5' give one prompt per label and slice, for example for zero-shot.
-    'clicks-3' (or any other number) corrects errors by clicks, for interactive.
+    'boxes' gives one box per connected piece of a label. 'everything' takes the object that is most like the label
+    from all objects that a grid of points finds. 'clicks-3' (or any other number) corrects errors by clicks, for
+    interactive and zero-shot.
     """
     jitter: float = 0.05
     """Maximum error of each side of an annotator's box, as a fraction of the box."""
 
     def __post_init__(self) -> None:
-        kinds = get_args(PromptKind)
+        kinds = (*get_args(PromptKind), *BY_SLICE)
         if self.annotator is not None and self.annotator not in kinds and not CLICKS.fullmatch(self.annotator):
             raise SettingsError(
                 f"there is no annotator {self.annotator!r}; annotators are {', '.join(kinds)} and clicks-3 (any number)"

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Generator, Tensor
 
 from handful.backbones.base import ImageEmbeddings
 from handful.data.cases import Case
 from handful.data.volume import LabelMap
 from handful.errors import InputError, SettingsError
-from handful.experiments.plan import CLICKS, Configuration
+from handful.experiments.plan import BY_SLICE, CLICKS, Configuration
 from handful.methods.base import UNPROMPTED, PromptableSegmenter, Segmenter, assemble_label_map, to_classes
+from handful.methods.everything import everything
 from handful.methods.promptable import oracle
-from handful.prompts.heuristics import centre_points
+from handful.prompts.heuristics import boxes, centre_points
 from handful.prompts.prompts import Prompts
 from handful.prompts.simulation import CAREFUL, simulate
+
+CERTAIN = 10.0
+"""Logit of a pixel inside an object that was taken as it is."""
 
 
 def segmentation_function(segmenter: Segmenter, configuration: Configuration, split: int) -> Callable[[Case], LabelMap]:
@@ -29,14 +35,71 @@ def segmentation_function(segmenter: Segmenter, configuration: Configuration, sp
         return lambda case: segmenter.predict(case.read_image())
     clicks = CLICKS.fullmatch(configuration.annotator)
     promptable = segmenter.promptable()
-    if promptable is None or (clicks and promptable.encoder is None):
+    if promptable is None or ((clicks or configuration.annotator in BY_SLICE) and promptable.encoder is None):
         raise SettingsError(
             f"{configuration.method} does not take the prompts of the annotator {configuration.annotator!r}; "
-            "boxes and points are for zero-shot, clicks for interactive"
+            "boxes, points and everything are for zero-shot, clicks for interactive and zero-shot"
         )
     if clicks:
         return lambda case: _segment_by_clicks(promptable, case, int(clicks[1]), split)
+    if configuration.annotator == "everything":
+        return lambda case: _segment_slices(promptable, case, _best_objects)
+    if configuration.annotator == "boxes":
+        jitter = configuration.jitter
+        return lambda case: _segment_slices(
+            promptable, case, partial(_by_boxes, jitter=jitter, generator=Generator().manual_seed(split))
+        )
     return oracle(promptable, configuration.annotator, configuration.jitter, split)  # type: ignore[arg-type]  # checked by Configuration
+
+
+Answer = Callable[[PromptableSegmenter, Tensor, Tensor], Tensor]
+"""Returns logits (k, h, w) for one slice (1, c, h, w) and the true masks (k, h, w) of the labels that it contains."""
+
+
+def _segment_slices(segmenter: PromptableSegmenter, case: Case, answer: Answer) -> LabelMap:
+    """Segment each slice that contains a label, with the help of the reference."""
+    reference = case.read_reference()
+    if reference is None:
+        raise InputError(f"case {case.name!r} has no reference to take prompts from; leave it out")
+    stack = segmenter.slicer.view(case.read_image())
+    truth = stack.of(reference.array)
+    masks = torch.from_numpy(np.stack([truth == value for value in segmenter.labels.values], axis=1))
+
+    @torch.inference_mode()
+    def predictions() -> Iterator[tuple[Sequence[int], Tensor]]:
+        for number in torch.nonzero(masks.flatten(1).any(dim=1))[:, 0].tolist():
+            present = masks[number].flatten(1).any(dim=1)
+            logits = torch.full(masks[number].shape, UNPROMPTED)[None]
+            logits[0, present] = answer(segmenter, stack.take([number]), masks[number, present]).cpu()
+            yield [number], to_classes(logits)
+
+    return assemble_label_map(stack, segmenter.labels, predictions())
+
+
+def _best_objects(segmenter: PromptableSegmenter, slices: Tensor, truth: Tensor) -> Tensor:
+    """For each label, the object of the "everything" mode that is most like it."""
+    objects = everything(slices, segmenter.backbone).cpu()
+    if not len(objects):
+        return torch.full(truth.shape, UNPROMPTED)
+    both = (objects[None] & truth[:, None]).sum(dim=(2, 3))
+    either = (objects[None] | truth[:, None]).sum(dim=(2, 3))
+    iou, best = (both / either).max(dim=1)
+    return torch.where(objects[best] & (iou > 0)[:, None, None], CERTAIN, UNPROMPTED)
+
+
+def _by_boxes(
+    segmenter: PromptableSegmenter, slices: Tensor, truth: Tensor, jitter: float, generator: Generator
+) -> Tensor:
+    """One box around each connected piece of each label."""
+    encoder = segmenter.encoder
+    assert encoder is not None, "segmentation_function has checked it"
+    image, found = encoder.encode(slices.to(encoder.device)), []
+    for mask in truth.numpy():
+        numbered, count = ndimage.label(mask)
+        pieces = torch.from_numpy(np.stack([numbered == number for number in range(1, count + 1)]))[None]
+        logits = segmenter.decode(image, Prompts(boxes=boxes(pieces, jitter, generator)).to(encoder.device))
+        found.append(logits[0].amax(dim=0))
+    return torch.stack(found)
 
 
 def _segment_by_clicks(segmenter: PromptableSegmenter, case: Case, clicks: int, split: int) -> LabelMap:
