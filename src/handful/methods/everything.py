@@ -25,7 +25,7 @@ OFFSET = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class EverythingConfig:
-    """Settings of `everything`. SAM's authors take 32 points, 0.88 and 0.95, which leaves handful-tiny next to nothing."""
+    """Settings of `everything`. SAM's authors take 32 points, 0.88 and 0.95, which leave handful-tiny hardly a mask."""
 
     points: int = 16
     """Points along each side of the grid."""
