@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import SamModel
 
 from handful.backbones.base import ImageEmbeddings
-from handful.backbones.decoder import decode_with_tokens
 from handful.backbones.families import FAMILIES, PADDED, Family
 from handful.backbones.prompted import PromptedBackbone
 
@@ -39,22 +37,6 @@ class SamBackbone(PromptedBackbone):
         return ImageEmbeddings(
             (self.model.vision_encoder(pixels).last_hidden_state,), (slices.shape[-2], slices.shape[-1])
         )
-
-    def _candidates(
-        self, image: ImageEmbeddings, sparse: Tensor, dense: Tensor, multimask: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """As transformers' mask decoder, which does not return its tokens and computes all masks in any case."""
-        decoder, (n, k) = self.model.mask_decoder, sparse.shape[:2]
-        wanted = range(1, decoder.num_mask_tokens) if multimask else range(1)
-        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(n, k, -1, -1)
-        answers, fine = decode_with_tokens(
-            decoder, image.main + dense, self.position_encoding(), torch.cat([own, sparse], dim=2), ()
-        )
-        tokens = torch.stack([answers[:, :, 1 + i] for i in wanted], dim=2)
-        painters = [decoder.output_hypernetworks_mlps[i](tokens[:, :, j]) for j, i in enumerate(wanted)]
-        masks = torch.einsum("nkmc,nkchw->nkmhw", torch.stack(painters, dim=2), fine)
-        iou = decoder.iou_prediction_head(answers[:, :, 0])[:, :, wanted.start : wanted.stop]
-        return masks, iou, tokens, None
 
 
 def _fix(module: nn.Module, name: str) -> None:

@@ -54,19 +54,6 @@ class Sam2Backbone(PromptedBackbone):
         embedding: Tensor = self.model.no_memory_embedding
         return rearrange(embedding, "1 1 c -> 1 c 1 1")
 
-    def _candidates(
-        self, image: ImageEmbeddings, sparse: Tensor, dense: Tensor, multimask: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        masks, iou, tokens, score = self.model.mask_decoder(
-            image_embeddings=image.main if image.recalled else image.main + self.no_memory(),
-            image_positional_embeddings=self.position_encoding().expand(len(image), -1, -1, -1),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-            high_resolution_features=list(image.features[:2]),
-        )
-        return masks, iou, tokens, score
-
 
 class KeptPosition(nn.Module):
     """Sine position codes, computed once per shape: transformers keeps the last shape only, an encode needs three."""

@@ -63,8 +63,8 @@ class _DecoderHead(Head):
     def forward(self, image: ImageEmbeddings) -> Float[Tensor, "n k s s"]:
         tokens, of_masks = self.tokens()
         tokens = tokens.expand(len(image), -1, -1, -1)
-        output, fine = decode_with_tokens(self, image.main + self.mark, self.position, tokens, image.features[:-1])
-        masks = torch.einsum("nsmd,nsdhw->nsmhw", self.painters[0](output[:, :, of_masks]), fine)
+        output, pixels = decode_with_tokens(self, image.main + self.mark, self.position, tokens, image.features[:-1])
+        masks = pixels.masks(self.painters[0](output[:, :, of_masks]))
         return rearrange(masks, "n s m h w -> n (s m) h w")
 
 

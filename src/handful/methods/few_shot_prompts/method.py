@@ -292,9 +292,9 @@ def _query_masks(
     main = image.main + no_mask(backbone.prompt_encoder)
     if not image.recalled:
         main = main + backbone.no_memory()
-    output, fine = decode_with_tokens(decoder, main, backbone.position_encoding(), tokens, image.features[:-1])
-    weights = decoder.output_hypernetworks_mlps[0](output).mean(dim=2)
-    return torch.einsum("nkc,nkchw->nkhw", weights, fine)
+    output, pixels = decode_with_tokens(decoder, main, backbone.position_encoding(), tokens, image.features[:-1])
+    weights = decoder.output_hypernetworks_mlps[0](output).mean(dim=2, keepdim=True)
+    return pixels.masks(weights)[:, :, 0]
 
 
 def _adapter(width: int) -> nn.Sequential:
