@@ -7,14 +7,15 @@ with random weights, four cases are the support, all labels are asked for; witho
 fewest slices is segmented. --slices keeps the middle slices of every volume, support and query alike, so that encodes
 keep their proportions; then the whole case is projected from the cost of each call. Every variant is one line of --out.
 
-Reference is the algorithm of the authors' code in our words, on the same verbs of the same backbone: two copies of the
-model; for every volume all support slices and all of its own slices are encoded to compare them; then for each slice
-each of its three supports joins the video as a further frame, is encoded for its mask prompt and again for its memory,
-gets a memory object by object, and is forgotten; the slice itself is encoded again. 6 neighbours, pointers over 15
-slices. It is spared what costs time in the original beside the model: pictures written and read as JPEG, the copies of
-the whole video, four openings of it with an encode each. Objects are asked one at a time, where the authors' last step
-takes them together, which on a processor costs the same. Mended is what would change answers and not the cost: support
-pointers count in both directions, no memory is left over from other supports, and the largest logit wins.
+Reference is the algorithm of the authors' code in our words, on the same verbs of the same backbone, with transformers'
+own memory attention: two copies of the model; for every volume all support slices and all of its own slices are encoded
+to compare them; then for each slice each of its three supports joins the video as a further frame, is encoded for its
+mask prompt and again for its memory, gets a memory object by object, and is forgotten; the slice itself is encoded
+again. 6 neighbours, pointers over 15 slices. It is spared what costs time in the original beside the model: pictures
+written and read as JPEG, the copies of the whole video, four openings of it with an encode each. Objects are asked one
+at a time, where the authors' last step takes them together, which on a processor costs the same. Mended is what would
+change answers and not the cost: support pointers count in both directions, no memory is left over from other supports,
+and the largest logit wins.
 
 Ours at equal settings is `fate` with top_k 3, window 6, similarity l1, pointers, only slices with a label retrieved and
 an empty mask remembered where a support lacks a label. Then both must give the same label map, up to the half precision
@@ -30,7 +31,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Sam2VideoConfig, Sam2VideoModel
 
+from against_transformers import modules_of_transformers
 from handful.backbones.base import ImageEmbeddings, Memory, MemoryBackbone
-from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.data.cases import Case
 from handful.data.files import read_cohort
 from handful.data.slicing import Slicer
@@ -50,7 +50,7 @@ from handful.data.volume import Geometry, LabelMap, Volume
 from handful.jobs.allocator import tune_allocator
 from handful.methods.base import assemble_label_map, to_classes
 from handful.methods.fate.method import Fate, FateSegmenter
-from handful.pretraining.architecture import initialise
+from material import sam2_video_tiny
 from measure import short
 
 SUPPORTS, NEIGHBOURS, POINTERS = 3, 6, 15
@@ -67,7 +67,7 @@ def main() -> None:
     tune_allocator()
     torch.set_num_threads(arguments.threads)
     task = Task.of(arguments.data / arguments.set, arguments.case, arguments.seed, arguments.slices)
-    full, half = hiera_tiny(arguments.side), hiera_tiny(arguments.side // 2)
+    full, half = sam2_video_tiny(arguments.side), sam2_video_tiny(arguments.side // 2)
     half.model.load_state_dict(full.model.state_dict())
     began = os.getloadavg()[0]
     variants, fits = prepared(task, full, half)
@@ -144,27 +144,6 @@ def middle(case: Case, slicer: Slicer, count: int | None) -> Case:
     geometry = Geometry((i, j, k), affine, image.geometry.unit)
     shown = LabelMap(reference.array[box], geometry, reference.labels)
     return replace(case, image=Volume(image.array[:, *box], geometry, image.modality), reference=shown)
-
-
-def hiera_tiny(side: int) -> Sam2VideoBackbone:
-    """SAM 2.1 Hiera-tiny, 39 million random weights; its object score is biased to say yes, so that masks differ."""
-    torch.manual_seed(0)
-    cells = side // 16
-    config = Sam2VideoConfig(
-        image_size=side,
-        vision_config={
-            "model_type": "sam2_vision_model",
-            "backbone_config": {"model_type": "sam2_hiera_det_model", "image_size": [side, side]},
-            "backbone_feature_sizes": [[4 * cells] * 2, [2 * cells] * 2, [cells] * 2],
-        },
-        prompt_encoder_config={"image_size": side},
-        memory_attention_rope_feat_sizes=[cells, cells],
-    )
-    model = Sam2VideoModel(config)
-    initialise(model)
-    with torch.no_grad():
-        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(3.0)
-    return Sam2VideoBackbone(model, f"SAM 2.1 Hiera-tiny at {side}, random weights")
 
 
 @dataclass(frozen=True, eq=False)
@@ -330,7 +309,7 @@ class Cost:
 def measured(variant: Variant, query: Case, fit: float) -> Cost:
     image = query.read_image()
     backbones = (variant.finder, variant.tracker) if isinstance(variant, Reference) else (variant.segmenter.backbone,)
-    with watched(backbones) as seen:
+    with watched(backbones) as seen, modules_of_transformers() if isinstance(variant, Reference) else nullcontext():
         core, wall = time.process_time(), time.perf_counter()
         answer = variant.answer(image)
         core, wall = time.process_time() - core, time.perf_counter() - wall

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from transformers import Sam2Config, Sam2Model, Sam2VideoModel
+from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel
 
 from handful.backbones.base import Backbone, PromptEmbeddings
 from handful.backbones.catalog import load_backbone
@@ -44,6 +44,27 @@ def sam2_tiny(side: int = 512) -> Backbone:
         prompt_encoder_config={"image_size": side},
     )
     return Sam2Backbone(Sam2Model(config), f"SAM 2 Hiera-T at {side}, random weights")
+
+
+def sam2_video_tiny(side: int) -> Sam2VideoBackbone:
+    """SAM 2.1 Hiera-tiny with its memory, random weights; its object score says yes, so that masks differ."""
+    torch.manual_seed(0)
+    cells = side // 16
+    config = Sam2VideoConfig(
+        image_size=side,
+        vision_config={
+            "model_type": "sam2_vision_model",
+            "backbone_config": {"model_type": "sam2_hiera_det_model", "image_size": [side, side]},
+            "backbone_feature_sizes": [[4 * cells] * 2, [2 * cells] * 2, [cells] * 2],
+        },
+        prompt_encoder_config={"image_size": side},
+        memory_attention_rope_feat_sizes=[cells, cells],
+    )
+    model = Sam2VideoModel(config)
+    initialise(model)
+    with torch.no_grad():
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(3.0)
+    return Sam2VideoBackbone(model, f"SAM 2.1 Hiera-tiny at {side}, random weights")
 
 
 def slices(count: int, side: int) -> torch.Tensor:
