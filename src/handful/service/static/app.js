@@ -320,7 +320,7 @@ class App {
       ),
       h(
         'div',
-        { class: 'bar' },
+        { class: 'bar', hidden: !cases.length },
         h('strong', {}, t('allCases', cases.length)),
         choice(
           'filter',
