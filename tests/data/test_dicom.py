@@ -69,6 +69,12 @@ def test_an_oblique_series_lies_where_itk_has_it(tmp_path: Path):
     np.testing.assert_array_equal(volume.array[0], voxels)
 
 
+def test_directions_of_almost_unit_length_do_not_change_the_spacing(tmp_path: Path):
+    images = made.series(ImageOrientationPatient=[1.0009, 0, 0, 0, 0.9992, 0])
+    folder = made.write(tmp_path / "scan", images)
+    np.testing.assert_allclose(read_volume(folder).geometry.spacing, [0.5, 0.75, 3.0], rtol=1e-9)
+
+
 def test_a_tree_of_files_and_an_archive_of_it_are_one_volume(tmp_path: Path):
     images = made.series()
     made.write(tmp_path / "scan" / "a" / "deep", images[:2])

@@ -286,7 +286,8 @@ def _affine(where: str, frame: Frame) -> NDArray[np.float64]:
     """From column, row and slice of a frame to LPS mm; the slice axis is the normal, of length `thickness`."""
     if frame.position is None or frame.orientation is None or frame.spacing is None:
         raise DamagedFile(f"{where}: {frame.name} has no position, orientation or pixel spacing; export it again")
-    row, column = np.array(frame.orientation).reshape(2, 3)
+    directions = np.array(frame.orientation).reshape(2, 3)
+    row, column = directions / np.linalg.norm(directions, axis=1, keepdims=True).clip(1e-12)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = row * frame.spacing[1], column * frame.spacing[0]
     affine[:3, 2], affine[:3, 3] = np.cross(row, column) * frame.thickness, frame.position

@@ -132,6 +132,7 @@ def _axes(path: Path, frame: Frame) -> NDArray[np.float64]:
             f"{path}: rows and columns of {frame.name} are at {angle:.2f} degrees by ImageOrientationPatient, not at a "
             "right angle; correct the header"
         )
+    row, column = row / lengths[0], column / lengths[1]  # so that distances are those of PixelSpacing
     return np.array([row, column, np.cross(row, column)])
 
 
