@@ -64,7 +64,7 @@ class Cluster:
         from distributed import Client
 
         with Client(scheduler_file=str(self.file), set_as_default=False) as client:
-            return list(client.run(os.getpid).values())
+            return list(client.run(os.getpid, on_error="ignore").values())  # without those that were just killed
 
     def close(self) -> None:
         for process in reversed(self.processes):
@@ -151,7 +151,9 @@ def with_kills(cluster: Cluster, scans: Path, model: Path, out: Path, kills: int
             if done < kills and len(written) >= (done + 1) * count // (kills + 1):
                 victim = ("worker", "client", "worker", "scheduler")[done % 4]
                 if victim == "worker":
-                    os.kill(rng.choice(cluster.worker_pids()), signal.SIGKILL)
+                    if not (pids := cluster.worker_pids()):
+                        continue
+                    os.kill(rng.choice(pids), signal.SIGKILL)
                 elif victim == "client":
                     client.kill()
                 else:
