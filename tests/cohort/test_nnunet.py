@@ -158,6 +158,22 @@ def test_predictions_come_back_with_the_cohorts_own_values(
         assert np.array_equal(back.geometry.affine, case.read_geometry().affine)
 
 
+def test_an_import_that_was_killed_at_any_moment_is_repeated(
+    predicted: tuple[NnunetDataset, Path], cohort: Cohort, tmp_path: Path
+):
+    dataset, folder = predicted
+    left = tmp_path / ".0123456789ab.tmp.back"
+    left.mkdir()
+    first = import_nnunet(folder, dataset.folder, tmp_path / "back")
+    assert not left.exists()
+    assert import_nnunet(folder, dataset.folder, tmp_path / "back") == first
+    corrected = cohort.cases[2].read_reference()
+    write_label_map(tmp_path / "back" / "case-3.nii.gz", corrected)
+    with pytest.raises(InputError, match="not empty; name a new folder"):
+        import_nnunet(folder, dataset.folder, tmp_path / "back")
+    assert np.array_equal(read_label_map(tmp_path / "back" / "case-3.nii.gz", LABELS).array, corrected.array)
+
+
 def test_cases_that_nnunet_was_trained_on_are_noted(predicted: tuple[NnunetDataset, Path], tmp_path: Path):
     dataset, folder = predicted
     import_nnunet(folder, dataset.folder, tmp_path / "back")

@@ -22,7 +22,8 @@ from handful.data.inventory import list_folder
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput, reason_of
-from handful.jobs.atomic import replacing_folder, write_json
+from handful.jobs.atomic import remove_leftovers, replacing_folder, write_json
+from handful.jobs.digests import digest_of_file
 from handful.jobs.files import checked_path
 from handful.jobs.notes import NOTES
 
@@ -72,6 +73,7 @@ def export_nnunet(
     if checked_path(folder).exists() and not (overwrite and (folder / RECORD).is_file()):
         remedy = "or add --overwrite to replace it" if (folder / RECORD).is_file() else "handful did not write it"
         raise InputError(f"{folder} exists; choose another number or name ({remedy})")
+    _remove_leftovers_of(folder)
     names = _label_names(support.labels)
     ignore = len(names) + 1 if any(_has_unlabelled(case) for case in support.cases) else None
     values = {place + 1: value for place, value in enumerate(support.labels.values)}
@@ -110,14 +112,16 @@ def import_nnunet(predictions: Path, dataset: Path, out: Path) -> tuple[list[str
     Returns the names of the cases, and the files that cannot be read, with the reason.
 
     `dataset` is the folder that `export_nnunet` wrote. The names of nnU-Net's training cases are stored in `out`, so
-    that `handful evaluate` excludes them. Values that are not in the data set are such a reason, too. Raises InputError
-    if no file can be read.
+    that `handful evaluate` excludes them. Values that are not in the data set are such a reason, too. If `out` has the
+    same files already, it stays as it is. Raises InputError if it has others, and if no file can be read.
     """
     record = _read_record(dataset)
     if not checked_path(predictions).is_dir():
         raise InputError(f"{predictions}: no such folder; name the output folder of nnUNetv2_predict (its -o)")
-    if checked_path(out).exists() and (not out.is_dir() or any(out.iterdir())):
+    occupied = checked_path(out).exists() and (not out.is_dir() or any(out.iterdir()))
+    if occupied and not (out / NOTES).is_dir():
         raise InputError(f"{out} exists and is not empty; name a new folder")
+    _remove_leftovers_of(out)
     found = list_folder(predictions, predictions)
     if not found.scans:
         raise InputError(f"{predictions}: contains no label map; name the output folder of nnUNetv2_predict (its -o)")
@@ -139,7 +143,19 @@ def import_nnunet(predictions: Path, dataset: Path, out: Path) -> tuple[list[str
             raise InputError(f"{predictions}: {found.left_out[0].file}: {found.left_out[0].reason}")
         for case in record["not_to_be_scored"]:
             write_json(fresh / NOTES / f"{case}.json", {"output": None, "fitted_on": True})
+        if occupied and _digests(fresh) != _digests(out):
+            raise InputError(f"{out} exists and is not empty; name a new folder")
     return names, tuple(found.left_out)
+
+
+def _remove_leftovers_of(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote this folder has left next to it."""
+    remove_leftovers(folder.parent, lambda name: name == folder.name)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file below a folder, by its name relative to it."""
+    return {str(path.relative_to(folder)): digest_of_file(path) for path in folder.rglob("*") if path.is_file()}
 
 
 def _label_names(labels: Labels) -> dict[str, int]:
