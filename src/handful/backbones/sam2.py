@@ -10,6 +10,7 @@ from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel
 
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.families import FAMILIES, STRETCHED, Family
+from handful.backbones.hiera import without_waste
 from handful.backbones.prompted import PromptedBackbone
 
 
@@ -31,6 +32,7 @@ class Sam2Backbone(PromptedBackbone):
         vision = model.config.vision_config
         sides = (side, int(vision.backbone_feature_sizes[-1][0]))
         _keep_positions(model)
+        without_waste(model)
         super().__init__(model, name, family, sides, int(vision.fpn_hidden_size), (STRETCHED, usual_side or side))
 
     def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
