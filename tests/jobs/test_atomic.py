@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from handful.jobs.atomic import remove_leftovers, replacing, replacing_folder, write_atomically, write_json
+from handful.jobs.atomic import (
+    remove_leftovers,
+    remove_leftovers_of,
+    replacing,
+    replacing_folder,
+    write_atomically,
+    write_json,
+)
 from small_cohort import files_below
 
 WHILE_WRITING_A_FILE = """
@@ -189,3 +196,11 @@ def test_young_leftovers_and_those_with_similar_names_stay(tmp_path: Path):
 
 def test_a_folder_that_is_not_there_has_no_leftovers(tmp_path: Path):
     remove_leftovers(tmp_path / "nowhere")
+
+
+def test_leftovers_of_some_targets_are_removed_and_others_stay(tmp_path: Path):
+    kept = tmp_path / ".0123456789ab.tmp.other.json"
+    for path in (kept, tmp_path / ".0123456789ab.tmp.a.json", tmp_path / ".ba9876543210.tmp.b.json"):
+        path.write_text("half")
+    remove_leftovers_of(tmp_path / "a.json", tmp_path / "b.json")
+    assert list(tmp_path.iterdir()) == [kept]

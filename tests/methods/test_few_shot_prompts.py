@@ -11,6 +11,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import LabelError, SettingsError
+from handful.methods.few_shot_prompts import method as few_shot
 from handful.methods.few_shot_prompts.method import FewShotPrompts, FewShotSegmenter
 from handful.methods.few_shot_prompts.tokens import pool
 from handful.tuning.loop import TrainConfig
@@ -311,3 +312,19 @@ def test_a_2d_picture_in_colour_is_segmented(sam: Backbone):
 def test_settings_cannot_be_changed_after_they_were_made():
     with pytest.raises(dataclasses.FrozenInstanceError):
         FewShotPrompts().views = 3
+
+
+def test_classes_are_decoded_a_few_at_a_time_with_the_same_result(sam: Backbone, monkeypatch: pytest.MonkeyPatch):
+    segmenter = FewShotPrompts(views=1, batch=2, train=SHORT).fit(support_set(1), sam)
+    found = {}
+    for most in (16, 1):
+        monkeypatch.setattr(few_shot, "AT_ONCE", most)
+        segmenter.zero_grad()
+        logits = segmenter(torch.rand(1, 1, 24, 28, generator=torch.Generator().manual_seed(0)))
+        logits.square().mean().backward()
+        gradients = [p.grad for p in segmenter.parameters() if p.grad is not None]
+        with torch.inference_mode():
+            again = segmenter(torch.rand(1, 1, 24, 28, generator=torch.Generator().manual_seed(0)))
+        found[most] = [logits.detach(), again, *gradients]
+    for together, apart in zip(found[16], found[1], strict=True):
+        torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)

@@ -50,7 +50,6 @@ def evaluate(
     """
     from handful.cohort.predict import support_among
     from handful.evaluation.evaluate import evaluate_folders
-    from handful.jobs.atomic import remove_leftovers
     from handful.reports.score_tables import print_table, write_csv, write_json, write_nnunet_summary
 
     if overlays and not images:
@@ -63,7 +62,6 @@ def evaluate(
     report = report.only(_scored(report, options.names_in(cases), fitted_on), _values(report, labels))
     for path, write in ((out, write_json), (csv, write_csv), (summary, write_nnunet_summary)):
         if path:
-            remove_leftovers(path.parent, path.name.__eq__)
             write(report, path)
     drawn = _draw(report, images, overlays, truth, options.names_in(channels)) if overlays and images else None
     if json:

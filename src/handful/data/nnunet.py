@@ -22,7 +22,7 @@ from handful.data.inventory import list_folder
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput, reason_of
-from handful.jobs.atomic import remove_leftovers, replacing_folder, write_json
+from handful.jobs.atomic import remove_leftovers_of, replacing_folder, write_json
 from handful.jobs.digests import digest_of_file
 from handful.jobs.files import checked_path
 from handful.jobs.notes import NOTES
@@ -73,7 +73,7 @@ def export_nnunet(
     if checked_path(folder).exists() and not (overwrite and (folder / RECORD).is_file()):
         remedy = "or add --overwrite to replace it" if (folder / RECORD).is_file() else "handful did not write it"
         raise InputError(f"{folder} exists; choose another number or name ({remedy})")
-    _remove_leftovers_of(folder)
+    remove_leftovers_of(folder)
     names = _label_names(support.labels)
     ignore = len(names) + 1 if any(_has_unlabelled(case) for case in support.cases) else None
     values = {place + 1: value for place, value in enumerate(support.labels.values)}
@@ -121,7 +121,7 @@ def import_nnunet(predictions: Path, dataset: Path, out: Path) -> tuple[list[str
     occupied = checked_path(out).exists() and (not out.is_dir() or any(out.iterdir()))
     if occupied and not (out / NOTES).is_dir():
         raise InputError(f"{out} exists and is not empty; name a new folder")
-    _remove_leftovers_of(out)
+    remove_leftovers_of(out)
     found = list_folder(predictions, predictions)
     if not found.scans:
         raise InputError(f"{predictions}: contains no label map; name the output folder of nnUNetv2_predict (its -o)")
@@ -146,11 +146,6 @@ def import_nnunet(predictions: Path, dataset: Path, out: Path) -> tuple[list[str
         if occupied and _digests(fresh) != _digests(out):
             raise InputError(f"{out} exists and is not empty; name a new folder")
     return names, tuple(found.left_out)
-
-
-def _remove_leftovers_of(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote this folder has left next to it."""
-    remove_leftovers(folder.parent, lambda name: name == folder.name)
 
 
 def _digests(folder: Path) -> dict[str, str]:

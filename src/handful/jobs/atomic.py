@@ -82,6 +82,13 @@ def remove_leftovers(folder: Path, of: Callable[[str], bool] = lambda target: Tr
                     _remove(path, folder / match["target"], match["kind"])
 
 
+def remove_leftovers_of(*targets: Path) -> None:
+    """Remove temporary files and folders of killed processes for these targets, which only one process writes."""
+    names = {target.name for target in targets}
+    for folder in {target.parent for target in targets}:
+        remove_leftovers(folder, names.__contains__)
+
+
 def _hidden(target: Path, kind: str) -> Path:
     lead = f".{uuid.uuid4().hex[:12]}.{kind}."
     checked_path(target, room=len(lead))

@@ -15,7 +15,7 @@ from handful.curation.calibration import Calibration
 from handful.curation.quality import CaseQuality, LabelQuality
 from handful.curation.signals import SIGNALS
 from handful.evaluation.evaluate import Failure
-from handful.jobs.atomic import write_atomically
+from handful.jobs.atomic import remove_leftovers_of, write_atomically
 from handful.jobs.plain_text import spreadsheet_text
 from handful.reports.markup import Element, card, element, page, paragraph
 from handful.reports.page_style import STYLE
@@ -50,6 +50,7 @@ def write_review(folder: Path, result: ReviewResult, pictured: Sequence[CaseQual
     cases `pictured`, which must exist.
     """
     table, html = folder / TABLE, folder / PAGE
+    remove_leftovers_of(table, html)
     write_atomically(table, _table(result))
     write_atomically(html, _page(result, pictured))
     return table, html

@@ -50,6 +50,7 @@ def write_csv(report: Report, path: Path) -> None:
     writer.writeheader()
     for row in report.rows:
         writer.writerow({name: spreadsheet_text(value) for name, value in json_value(_flat(row)).items()})
+    atomic.remove_leftovers_of(path)
     atomic.write_atomically(path, text.getvalue().encode())
 
 
@@ -63,6 +64,7 @@ def write_json(report: Report, path: Path) -> None:
         "rows": [_flat(row) for row in report.rows],
         "failures": report.failures,
     }
+    atomic.remove_leftovers_of(path)
     atomic.write_json(path, json_value(content))
 
 
@@ -89,6 +91,7 @@ def write_nnunet_summary(report: Report, path: Path) -> None:
         "mean": mean,
         "foreground_mean": _nnunet_mean(mean.values()),
     }
+    atomic.remove_leftovers_of(path)
     atomic.write_json(path, json_value(content))
 
 

@@ -18,7 +18,7 @@ from handful.data.cases import Case, Cohort
 from handful.data.inputs import Inputs
 from handful.data.slicing import SliceView
 from handful.data.volume import Labels
-from handful.jobs.atomic import write_atomically
+from handful.jobs.atomic import remove_leftovers_of, write_atomically
 from handful.jobs.plain_text import spreadsheet_text
 from handful.reports.canvas import INK, LEGEND_LINE, NOTE, Canvas, Panel, legend_lines, legend_of, shortened
 
@@ -45,6 +45,7 @@ def write_suggestions(folder: Path, cohort: Cohort, result: SuggestResult) -> tu
     with the most similar labelled slice. `cohort` must be the one of the suggestions.
     """
     table, picture = folder / TABLE, folder / PICTURE
+    remove_leftovers_of(table, picture)
     write_atomically(table, _table(result).encode())
     write_atomically(picture, _draw(_cells(cohort, result), result, cohort.name))
     return table, picture

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
 from handful.backbones.decoder import (
@@ -38,6 +39,9 @@ from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_bce, dice_ce, dice_focal, fading, whole_batch
 from handful.tuning.sampling import BalancedSampler, integer, noise_like
 from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
+
+AT_ONCE = 16
+"""Most classes that are decoded together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,10 +232,28 @@ class TokenDecoder(nn.Module):
         if self.method.type_embedding:
             tokens = tokens + positive_click_token(self.fork.prompt_encoder)
         if self.method.variant == "prompt":
-            logits = self.fork.decode_square(image, PromptEmbeddings(tokens)).logits
+            logits = self._prompted(image, tokens)
         else:
             logits = _query_masks(self.fork, image, tokens)
         return logits[:, :-1] - logits[:, -1:] if self.method.background else logits
+
+    def _prompted(self, image: ImageEmbeddings, tokens: Float[Tensor, "n k t c"]) -> Float[Tensor, "n k s s"]:
+        """Logits of each class by SAM's own tokens.
+
+        Classes do not see each other, so many are decoded a few at a time, and once more for the gradients, which
+        bounds the memory.
+        """
+
+        def decoded(some: Tensor) -> Tensor:
+            logits: Tensor = self.fork.decode_square(image, PromptEmbeddings(some)).logits
+            return logits
+
+        lots = torch.split(tokens, AT_ONCE, dim=1)
+        if len(lots) == 1:
+            return decoded(tokens)
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(decoded, lot, use_reentrant=False) for lot in lots], dim=1)
+        return torch.cat([decoded(lot) for lot in lots], dim=1)
 
     def _adapters(self) -> list[nn.Module]:
         return [self.trained["adapter"]] if self.method.adapter else []
