@@ -37,6 +37,8 @@ WIDTHS = {"U-Net": NARROW, "U-Net, 16 channels": "U-Net", "U-Net + SimCLR": "U-N
 NARROW_PLANS = ("acdc", "sets")
 STUDY_PLANS = ("fate",)
 """Plans that measure again, label by label, what lines of a study hold; their tables come before these lines."""
+TIMED_PLANS = ("cohort",)
+"""Plans whose fits take a given time and may learn from unlabelled scans; compared with nothing but themselves."""
 FIRST = "first by name"
 """How the unseen cases of lines were chosen that do not say it."""
 OF_UNSEEN_CASES = ("few_shot_prompts", "foundation", "interactive", "label_efficiency", "quality", "suggest")
@@ -88,6 +90,8 @@ class Evidence:
 
     plans: tuple[Pool, ...] = ()
     """Tables of experiments."""
+    timed: tuple[Pool, ...] = ()
+    """Tables of TIMED_PLANS."""
     studies: tuple[Pool, ...] = ()
     """Tables of STUDY_PLANS, then lines of studies, those of the newest weights first."""
     clicks: tuple[Pool, ...] = ()
@@ -113,7 +117,8 @@ def read_evidence(folder: Path) -> Evidence:
     tables = {path.stem: _table(path) for path in sorted(folder.glob("*.parquet"))}
     asked = lines.get("interactive", ())
     return Evidence(
-        plans=tuple(pool for name, pool in tables.items() if name not in STUDY_PLANS),
+        plans=tuple(pool for name, pool in tables.items() if name not in (*STUDY_PLANS, *TIMED_PLANS)),
+        timed=tuple(pool for name, pool in tables.items() if name in TIMED_PLANS),
         studies=(
             *[pool for name, pool in tables.items() if name in STUDY_PLANS],
             *_pools_of_lines(lines.get("few_shot_prompts", ()), lines.get("label_efficiency", ())),

@@ -37,10 +37,10 @@ class Part:
         return not self.needs and not (self.times and (ROOT / self.times).exists())
 
 
-def plan(name: str, needs: str = "") -> Part:
+def plan(name: str, needs: str = "", circumstances: str = "--cache runs/embeddings") -> Part:
     """A plan in reproduction/plans; its table is copied to the results, which spare the next run what they hold."""
     table = _table_of(name)
-    run = f"{_run_of(name)} --cache runs/embeddings"
+    run = f"{_run_of(name)} {circumstances}"
     if (ROOT / table).exists():
         run += f" --known {table}"
     return Part((run, _copy_of(name)), needs)
@@ -89,6 +89,7 @@ PARTS: dict[str, Part] = {
     "sets": plan("sets"),
     "time": timed_plan("time"),
     "fate": plan("fate"),
+    "cohort": plan("cohort", circumstances="--workers 1"),
     "fate-settings": study(
         "label_efficiency",
         "fate_settings --data {data} --sets acdc msd_hippocampus --configurations fate "

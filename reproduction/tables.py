@@ -52,6 +52,8 @@ OURS = (
     "LoRA",
     "interactive",
 )
+COHORT = ("auto", "U-Net", "few-shot prompts", "FATE", "nearest slice")
+"""Configurations of the plan of few labelled and many unlabelled cases."""
 BASELINE = "U-Net"
 OTHERS = (
     BASELINE,
@@ -576,6 +578,24 @@ def semi_supervised(evidence: Evidence, words: Sequence[str]) -> str:
     return semi_supervised_study.tables(lines) if lines else UNMEASURED
 
 
+def cohort(evidence: Evidence, words: Sequence[str]) -> str:
+    """Mean Dice of each configuration with few labelled and many unlabelled cases, with its interval where there are
+    three splits."""
+    places = sorted({(name, n) for pool in evidence.timed for name, _, n in pool.scores})
+    rows = []
+    for name, n in places:
+        found = {one: scores_of(evidence.timed, name, one, n) for one in COHORT}
+        cells = [_with_interval(scores) if scores else "–" for scores in found.values()]
+        measured = next(scores for scores in found.values() if scores)
+        rows.append((name, str(n), str(len({case for _, case in measured})), *cells, str(_splits(measured))))
+    return table(("data set", "labelled", "test cases", *COHORT, "splits"), rows) if rows else UNMEASURED
+
+
+def _with_interval(scores: Scores) -> str:
+    found = estimate(scores, 1.0)
+    return interval(found) if _splits(scores) >= SPLITS else f"{found.mean:.3f}"
+
+
 def intervals(evidence: Evidence) -> str:
     """How often intervals cover the true value, as simulated."""
     lines = evidence.raw("intervals")
@@ -606,4 +626,5 @@ TABLES: dict[str, Render] = {
     "suggest": suggest,
     "quality": quality,
     "semi_supervised": semi_supervised,
+    "cohort": cohort,
 }
