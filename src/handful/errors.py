@@ -25,6 +25,10 @@ class InputError(HandfulError):
     """An input that cannot be used as it is."""
 
 
+class PathError(InputError, OSError):
+    """A path that the system cannot look up; an OSError, too, as Python itself raises for it."""
+
+
 class GeometryMismatch(InputError):
     """Two voxel grids that should be equal but differ."""
 

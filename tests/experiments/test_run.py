@@ -222,14 +222,14 @@ def test_an_annotator_may_prompt(make_plan: Callable[..., Plan], tmp_path: Path)
 
 
 def test_annotators_of_a_backbone_without_training(make_plan: Callable[..., Plan], tmp_path: Path):
-    kinds = ("box", "boxes", "everything", "clicks-1", "clicks-4")
+    kinds = ("box", "boxes", "everything", "clicks-3")
     configurations = {kind: Configuration(method="zero-shot", annotator=kind, jitter=0.0) for kind in kinds}
     plan = make_plan(configurations=configurations, shots=(1,), cases=1, backbone="handful-tiny")
     assert run_experiment(plan, tmp_path, ONE).failed == ()
     rows = read_study(tmp_path).results
     dice = {kind: float(np.mean([row.dice for row in rows if row.configuration == kind])) for kind in kinds}
     assert dice["boxes"] == pytest.approx(dice["box"], abs=0.02), "each label of the phantoms is one piece"
-    assert dice["clicks-4"] > dice["clicks-1"]
+    assert dice["clicks-3"] > 0.9
     assert dice["everything"] > 0.3
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
-from handful.errors import HandfulError, InputError, SettingsError
+from handful.errors import HandfulError, InputError, PathError, SettingsError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +53,7 @@ class Commands(TyperGroup):
             raise
         except OSError as error:
             print_note(str(error), lead=ERROR)
-            raise typer.Exit(1) from error
+            raise typer.Exit(_exit_code(error) or 1) from error
         except Exception as error:
             from handful.jobs.memory import is_lack_of_memory
 
@@ -234,7 +234,7 @@ def _exit_code(error: Exception) -> int | None:
     """2 for wrong usage of the command, 1 for another `HandfulError`, None for a bug."""
     if not isinstance(error, HandfulError):
         return None
-    return 2 if isinstance(error, SettingsError) or type(error) is InputError else 1
+    return 2 if isinstance(error, SettingsError) or type(error) in (InputError, PathError) else 1
 
 
 def _escaped(text: str) -> str:

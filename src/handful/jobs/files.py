@@ -12,12 +12,12 @@ from typing import IO, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from handful.errors import InputError
+from handful.errors import InputError, PathError
 
 LONGEST_NAME, LONGEST_PATH = 255, 4095
 """Bytes of the longest name of a file or folder, and of the longest path, on most disks."""
-_SHOWN = 200
-"""Letters of a path that an error message shows."""
+_SHOWN = 100
+"""Letters of the beginning and of the end of a long path that an error message shows."""
 _REMEDIES = {
     errno.ENAMETOOLONG: "is too long for this disk; shorten it",
     errno.ENOTDIR: "leads through a file as if it were a folder; check the folders in it",
@@ -31,7 +31,7 @@ def checked_path(path: str | Path, *, room: int = 0) -> Path:
 
     `room` is the number of bytes by which temporary names in the same folder are longer.
 
-    Raises InputError if the path or a name in it is too long, if it has a NUL character, if it leads through a file,
+    Raises PathError if the path or a name in it is too long, if it has a NUL character, if it leads through a file,
     and if it is a loop of links or in a folder that may not be opened.
     """
     path = Path(path)
@@ -44,25 +44,26 @@ def checked_path(path: str | Path, *, room: int = 0) -> Path:
         _require_possible(path, room)
     if isinstance(failure, OSError) and not isinstance(failure, FileNotFoundError):
         problem = _REMEDIES.get(failure.errno or 0, f"cannot be found ({failure.strerror}); check the path")
-        raise InputError(f"{_shown(path)} {problem}") from failure
+        raise PathError(f"{_shown(path)} {problem}") from failure
     return path
 
 
 def _require_possible(path: Path, room: int) -> None:
-    """Raise InputError for a path that no file can have."""
+    """Raise PathError for a path that no file can have."""
     if "\0" in str(path):
-        raise InputError(f"{_shown(path)!r} has a NUL character, which no path can have; remove it")
+        raise PathError(f"{_shown(path)!r} has a NUL character, which no path can have; remove it")
     names = [len(os.fsencode(name)) for name in path.parts]
     if names and max(names[-1] + room, *names) > LONGEST_NAME:
-        raise InputError(
+        raise PathError(
             f"{_shown(path)}: a name of {max(names)} bytes is too long; shorten it to {LONGEST_NAME - room} bytes"
         )
     if (length := len(os.fsencode(path))) > LONGEST_PATH:
-        raise InputError(f"{_shown(path)}: a path of {length} bytes is too long; shorten it to {LONGEST_PATH} bytes")
+        raise PathError(f"{_shown(path)}: a path of {length} bytes is too long; shorten it to {LONGEST_PATH} bytes")
 
 
 def _shown(path: Path) -> str:
-    return str(path) if len(str(path)) <= _SHOWN else f"{str(path)[:_SHOWN]}…"
+    text = str(path)
+    return text if len(text) <= 2 * _SHOWN else f"{text[:_SHOWN]}…{text[-_SHOWN:]}"
 
 
 def open_file(path: Path) -> BufferedReader:
