@@ -107,8 +107,16 @@ def test_documents_import_from_the_face_what_it_has():
             HEAVY,
         ),
         ("import handful.cohort.predict", ("transformers", "huggingface_hub", "monai", "sympy", "scipy.stats")),
+        (
+            "from typer.testing import CliRunner; from handful.cli import app\n"
+            "for line in ('doctor -i no', 'fit -i no -o m', 'predict no -i no -o p', 'embed -i no', "
+            "'experiment run no.toml -o e'):\n"
+            "    result = CliRunner().invoke(app, line.split()); assert result.exit_code, line\n"
+            "0",
+            ("transformers", "huggingface_hub"),
+        ),
     ],
-    ids=["package", "command line", "help", "predict"],
+    ids=["package", "command line", "help", "predict", "wrong paths"],
 )
 def test_nothing_heavy_is_imported_before_it_is_used(code: str, heavy: tuple[str, ...]):
     code += f"; import sys; print([name for name in {heavy} if name in sys.modules])"

@@ -13,7 +13,7 @@ from handful.backbones.efficientnet import imagenet_encoder
 from handful.backbones.small import SmallBackbone, SmallShape, small_model
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.pretraining.head_start import features_of, take_head, unlike
+from handful.pretraining.head_start import take_head, unlike
 from handful.pretraining.pretrain import batch_of
 from handful.pretraining.small import SmallConfig, pretrain_small, share_tensors
 from handful.pretraining.tasks import part_step
@@ -96,7 +96,7 @@ def test_the_head_starts_as_that_of_handful_tiny():
 
 def test_the_alignment_makes_features_like_those_of_handful_tiny(tmp_path: Path):
     slices = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    wanted = features_of(load_backbone("handful-tiny@64"), slices)
+    wanted = load_backbone("handful-tiny@64").encode(slices)
 
     def kill(step: int, total: int, note: str) -> None:
         if total > 3 and step == 5:

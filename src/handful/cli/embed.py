@@ -36,8 +36,7 @@ def embed(
 
     Embeddings are patient data. By default they are stored in the folder of the scans.
     """
-    from handful.backbones.catalog import open_backbone
-    from handful.cohort.choice import choose_cases
+    from handful.cohort.choice import choose_cases, named_backbone
     from handful.cohort.embed import embed_cohort
     from handful.data.slicing import Slicer
     from handful.jobs.workers import executor_for, require_workers
@@ -50,7 +49,7 @@ def embed(
     folder = cache or options.embeddings_of(input)
     executor = executor_for(workers, scheduler, str(folder.absolute()), device)
     with progress("encoding", quiet) as report:
-        result = embed_cohort(chosen, partial(open_backbone, backbone, device), folder, slicer, report, executor)
+        result = embed_cohort(chosen, partial(named_backbone, backbone, device), folder, slicer, report, executor)
     if json:
         counts = {"cache": folder, "slices": result.slices, "computed": result.computed}
         print_json(counts | {"mib": round(result.mib, 1), "failures": result.failures, "left_out": cohort.left_out})

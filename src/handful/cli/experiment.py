@@ -83,8 +83,12 @@ def run(
     """
     from handful.evaluation.results import read_results
     from handful.experiments.plan import read_plan
-    from handful.experiments.run import ExperimentConfig
     from handful.jobs.devices import choose_device
+
+    if scheduler is not None:
+        plan, data = plan.absolute(), data and data.absolute()
+    planned = read_plan(plan, data)
+    from handful.experiments.run import ExperimentConfig  # seconds; a wrong plan is reported before
 
     config = ExperimentConfig(
         workers=workers,
@@ -98,9 +102,7 @@ def run(
         shots=options.numbers_in(shots, "--shots"),
         splits=options.numbers_in(splits, "--splits"),
     )
-    if scheduler is not None:
-        plan, data = plan.absolute(), data and data.absolute()
-    carry_out(read_plan(plan, data), out, config, latex, json, quiet)
+    carry_out(planned, out, config, latex, json, quiet)
 
 
 @experiment.command("status")

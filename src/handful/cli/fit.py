@@ -104,14 +104,14 @@ def fit(
     trained method on the labelled cases themselves: a label that fails even there was not learned. Stopped by Ctrl-C
     or worse, the same command continues where it was.
     """
-    from handful.backbones.catalog import open_backbone
+    from handful.cohort.choice import named_backbone
     from handful.cohort.fit import FitConfig, fit_to_folder
 
     built = _build(method, UNCROPPED * anonymous + settings, config, seed, minutes)
     cohort = options.cohort_in(input, channels=options.names_in(channels))
     labelled, failures = options.support_in(cohort, cases, shots, split, labels)
     support = _with_unlabelled(labelled, cohort, built, unlabelled, boxes)
-    model = open_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
+    model = named_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
     began = time.monotonic()
     with progress(f"fitting {method}", quiet) as report:
         support = _with_boxes(support, boxes, built, model, report)

@@ -81,7 +81,7 @@ Channels = Annotated[
 ]
 Workers = Annotated[
     int,
-    typer.Option(help="Processes that share the cases and the CPU cores, each with a copy of the model.", min=1),
+    typer.Option(help="Processes that share the cases and the CPU cores.", min=1),
 ]
 Scheduler = Annotated[
     str | None,

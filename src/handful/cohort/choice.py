@@ -7,7 +7,6 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from handful.backbones.base import Backbone
-from handful.backbones.catalog import open_backbone
 from handful.checkpoint.model import open_segmenter
 from handful.checkpoint.record import RECORD
 from handful.data.cases import Case, Cohort
@@ -110,7 +109,7 @@ def open_source(name: str, device: str = "auto", cache: Path | None = None) -> S
     """The fitted segmenter in the folder `name` if there is one, else the backbone of that name."""
     if (Path(name) / RECORD).is_file():
         return open_segmenter(Path(name), device, cache)
-    return open_backbone(name, device, cache)
+    return named_backbone(name, device, cache)
 
 
 def choose_encoder(
@@ -119,4 +118,11 @@ def choose_encoder(
     """The backbone of that name; without a name that of the segmenter; without a segmenter handful-tiny."""
     if name is None and segmenter is not None:
         return segmenter.backbone
-    return open_backbone(name or DEFAULT_BACKBONE, device, cache)
+    return named_backbone(name or DEFAULT_BACKBONE, device, cache)
+
+
+def named_backbone(name: str, device: str = "auto", cache: Path | None = None) -> Backbone:
+    """The backbone of that name, on a device and with its embeddings kept in `cache`."""
+    from handful.backbones.catalog import open_backbone  # seconds; wrong paths are reported before
+
+    return open_backbone(name, device, cache)

@@ -81,8 +81,8 @@ class PredictConfig:
     backbone: str | None = None
     """Name of the model's backbone, if it is not where the model's record says; it is downloaded if necessary."""
     workers: int = 1
-    """Processes that share the cases and the CPU cores, each with its own copy of the model. With 1, everything runs in
-    the caller's process; with more, a script needs the guard `if __name__ == "__main__"`."""
+    """Processes that share the cases and the CPU cores. With 1, everything runs in the caller's process; with more, a
+    script needs the guard `if __name__ == "__main__"`."""
     scheduler: str | None = None
     """Address of a Dask scheduler, such as tcp://HOST:8786, or path of its JSON file: its workers segment the cases.
     All of them must reach model, scans and output under the same absolute paths."""

@@ -10,7 +10,6 @@ import torch
 from scipy import ndimage
 from torch import Generator, Tensor
 
-from handful.backbones.base import ImageEmbeddings
 from handful.data.cases import Case
 from handful.data.volume import LabelMap
 from handful.errors import InputError, SettingsError
@@ -24,6 +23,8 @@ from handful.prompts.simulation import CAREFUL, simulate
 
 CERTAIN = 10.0
 """Logit of a pixel inside an object that was taken as it is."""
+Answer = Callable[[PromptableSegmenter, Tensor, Tensor], Tensor]
+"""Returns logits (k, h, w) for one slice (1, c, h, w) and the true masks (k, h, w) of the labels that it contains."""
 
 
 def segmentation_function(segmenter: Segmenter, configuration: Configuration, split: int) -> Callable[[Case], LabelMap]:
@@ -33,27 +34,24 @@ def segmentation_function(segmenter: Segmenter, configuration: Configuration, sp
     """
     if configuration.annotator is None:
         return lambda case: segmenter.predict(case.read_image())
-    clicks = CLICKS.fullmatch(configuration.annotator)
+    by_slice = configuration.annotator in BY_SLICE or CLICKS.fullmatch(configuration.annotator)
     promptable = segmenter.promptable()
-    if promptable is None or ((clicks or configuration.annotator in BY_SLICE) and promptable.encoder is None):
+    if promptable is None or (by_slice and promptable.encoder is None):
         raise SettingsError(
             f"{configuration.method} does not take the prompts of the annotator {configuration.annotator!r}; "
             "boxes, points and everything are for zero-shot, clicks for interactive and zero-shot"
         )
-    if clicks:
-        return lambda case: _segment_by_clicks(promptable, case, int(clicks[1]), split)
-    if configuration.annotator == "everything":
-        return lambda case: _segment_slices(promptable, case, _best_objects)
-    if configuration.annotator == "boxes":
-        jitter = configuration.jitter
-        return lambda case: _segment_slices(
-            promptable, case, partial(_by_boxes, jitter=jitter, generator=Generator().manual_seed(split))
-        )
+    if by_slice:
+        return lambda case: _segment_slices(promptable, case, _answer(configuration, Generator().manual_seed(split)))
     return oracle(promptable, configuration.annotator, configuration.jitter, split)  # type: ignore[arg-type]  # checked by Configuration
 
 
-Answer = Callable[[PromptableSegmenter, Tensor, Tensor], Tensor]
-"""Returns logits (k, h, w) for one slice (1, c, h, w) and the true masks (k, h, w) of the labels that it contains."""
+def _answer(configuration: Configuration, generator: Generator) -> Answer:
+    if clicks := CLICKS.fullmatch(configuration.annotator or ""):
+        return partial(_by_clicks, clicks=int(clicks[1]), generator=generator)
+    if configuration.annotator == "boxes":
+        return partial(_by_boxes, jitter=configuration.jitter, generator=generator)
+    return _best_objects
 
 
 def _segment_slices(segmenter: PromptableSegmenter, case: Case, answer: Answer) -> LabelMap:
@@ -102,37 +100,15 @@ def _by_boxes(
     return torch.stack(found)
 
 
-def _segment_by_clicks(segmenter: PromptableSegmenter, case: Case, clicks: int, split: int) -> LabelMap:
-    """One click in the middle of each label on each slice that contains it, then corrections of the largest errors."""
-    reference = case.read_reference()
-    if reference is None:
-        raise InputError(f"case {case.name!r} has no reference to take clicks from; leave it out")
-    stack, encoder = segmenter.slicer.view(case.read_image()), segmenter.encoder
+def _by_clicks(
+    segmenter: PromptableSegmenter, slices: Tensor, truth: Tensor, clicks: int, generator: Generator
+) -> Tensor:
+    """One click in the middle of each label, then corrections of the largest errors."""
+    encoder = segmenter.encoder
     assert encoder is not None, "segmentation_function has checked it"
-    truth = stack.of(reference.array)
-    masks = torch.from_numpy(np.stack([truth == value for value in segmenter.labels.values], axis=1))
-    generator = Generator().manual_seed(split)
+    image, masks = encoder.encode(slices.to(encoder.device)), truth[None]
 
-    @torch.inference_mode()
-    def predictions() -> Iterator[tuple[Sequence[int], Tensor]]:
-        for number in torch.nonzero(masks.flatten(1).any(dim=1))[:, 0].tolist():
-            slices, truth_masks = stack.take([number]).to(segmenter.backbone.device), masks[number : number + 1]
-            image, size = encoder.encode(slices), (slices.shape[-2], slices.shape[-1])
-            present = truth_masks.flatten(2).any(dim=2)[0]
+    def decode(prompts: Prompts) -> Tensor:
+        return segmenter.decode(image, prompts)
 
-            def decode(prompts: Prompts, image: ImageEmbeddings = image) -> Tensor:
-                return segmenter.decode(image, prompts)
-
-            rounds = simulate(
-                decode,
-                truth_masks[:, present],
-                centre_points(truth_masks[:, present]),
-                CAREFUL,
-                clicks - 1,
-                generator,
-            )
-            logits = torch.full((1, len(present), *size), UNPROMPTED)
-            logits[:, present] = rounds.logits.cpu()
-            yield [number], to_classes(logits)
-
-    return assemble_label_map(stack, segmenter.labels, predictions())
+    return simulate(decode, masks, centre_points(masks), CAREFUL, clicks - 1, generator).logits[0]

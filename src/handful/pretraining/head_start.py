@@ -75,9 +75,3 @@ def unlike(image: ImageEmbeddings, wanted: ImageEmbeddings) -> Float[Tensor, ""]
         other = F.interpolate(other.float(), size=own.shape[-2:], mode="bilinear", align_corners=False)
         parts.append(F.mse_loss(own.float(), other) / other.var())
     return torch.stack(parts).mean()
-
-
-def features_of(backbone: Backbone, images: Float[Tensor, "n 3 h w"]) -> ImageEmbeddings:
-    """Return the features that are wanted."""
-    with torch.no_grad():
-        return backbone.encode_exact(images)

@@ -22,7 +22,7 @@ from handful.jobs.atomic import write_atomically
 from handful.jobs.files import checked_path
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise
-from handful.pretraining.head_start import features_of, take_head, unlike
+from handful.pretraining.head_start import take_head, unlike
 from handful.pretraining.pretrain import Log, batch_of, fingerprint
 from handful.pretraining.tasks import REPLAYED, Batch, Task, part_step, replay
 from handful.pretraining.validation import validate
@@ -150,7 +150,7 @@ def _align(
 
         def loss(step: int, rng: Generator) -> Tensor:
             backbone, batch = _episode(config, backbones, ALIGNMENT_SEED + step)
-            far = unlike(backbone.encode_exact(batch.images), features_of(tiny[backbone.side], batch.images))
+            far = unlike(backbone.encode_exact(batch.images), tiny[backbone.side].encode(batch.images))
             tasks = {"alignment": Task(far, 1 - float(far.detach()))}
             if config.keep:
                 tasks["kept"] = _kept(backbone, reference, batch, config.keep, rng)
