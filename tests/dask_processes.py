@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Cluster:
-    """A scheduler, and workers without a nanny, which nobody restarts."""
+    """A scheduler that gives all tasks to workers at once, and workers without a nanny, which nobody restarts."""
 
     def __init__(self, folder: Path, allowed_failures: int = 3) -> None:
         self.folder, self.file = folder, folder / "scheduler.json"
@@ -18,6 +18,7 @@ class Cluster:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(sys.path),
             "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(allowed_failures),
+            "DASK_DISTRIBUTED__SCHEDULER__WORKER_SATURATION": "inf",
         }
         self.processes: list[subprocess.Popen[bytes]] = []
         self.scheduler = self.start_scheduler()

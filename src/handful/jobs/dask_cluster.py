@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -33,8 +34,10 @@ class DaskCluster:
     so both should be small: paths in, a few words out. The scheduler has a limited number of tasks at once, however
     many there are.
 
-    A task whose worker is killed is executed on another one; after `distributed.scheduler.allowed-failures` (3) more
-    workers it is `Lost`. Raises ClusterError if the scheduler cannot be reached, or is lost while tasks are running.
+    A task whose worker is killed is executed on another one, up to `distributed.scheduler.allowed-failures` (3) more
+    workers. Dask blames every task that such a worker had, even those that had not begun. So each of them is executed
+    once more, after all others and alone, and is `Lost` only if its workers are killed again. Raises ClusterError if
+    the scheduler cannot be reached, or is lost while tasks are running.
     """
 
     scheduler: str
@@ -59,27 +62,35 @@ class DaskCluster:
     def _results(
         self, client: Any, name: str, tasks: Sequence[Task]
     ) -> Generator[tuple[Task, Result | Lost], None, None]:
-        waiting, running = iter(enumerate(tasks)), dict[Any, Task]()
-        run = uuid4().hex[:12]
+        waiting, running, suspects = deque(tasks), dict[Any, Task](), deque[Task]()
+        run, numbers = uuid4().hex[:12], count()
         finished = as_completed(loop=client.loop)
 
-        def submit(count: int) -> None:
-            batch = list(islice(waiting, count))
-            keys = [f"handful-{run}-{number}" for number, _ in batch]
-            futures = client.map(_carried_out, [name] * len(batch), [task for _, task in batch], key=keys, pure=False)
-            running.update(zip(futures, (task for _, task in batch), strict=True))
+        def submit(batch: list[Task]) -> None:
+            keys = [f"handful-{run}-{next(numbers)}" for _ in batch]
+            futures = client.map(_carried_out, [name] * len(batch), batch, key=keys, pure=False)
+            running.update(zip(futures, batch, strict=True))
             finished.update(futures)
 
-        submit(window := _window(client))
-        done = 0
+        def submit_next(number: int) -> None:
+            submit([waiting.popleft() for _ in range(min(number, len(waiting)))])
+
+        submit_next(window := _window(client))
+        done, alone = 0, False
         for batch in finished.batches():
             for future, result in zip(batch, self._values(client, batch, done, len(tasks)), strict=True):
                 task = running.pop(future)
+                if isinstance(result, Lost) and not alone:
+                    suspects.append(task)
+                    continue
                 done += 1
                 yield task, result
-            if len(running) <= window // 2:
+            if waiting and len(running) <= window // 2:
                 window = _window(client)
-                submit(window - len(running))
+                submit_next(window - len(running))
+            elif suspects and not running:
+                alone = True
+                submit([suspects.popleft()])
 
     def _values(self, client: Any, futures: Sequence[Any], done: int, count: int) -> list[Any]:
         try:
@@ -92,7 +103,7 @@ class DaskCluster:
             return future.result()
         except KilledWorker as killed:
             ended = killed.allowed_failures + 1
-            return Lost(f"its Dask worker was ended {ended} times; if memory ran out, give the workers more")
+            return Lost(f"its Dask worker was ended {2 * ended} times; if memory ran out, give the workers more")
         except Exception as error:
             if not future.cancelled():
                 raise
