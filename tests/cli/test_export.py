@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from handful.data.files import read_cohort
+from handful.data.volume import IGNORE
 from small_cohort import Handful
 
 
-@pytest.mark.parametrize("command", ["nnunet", "nnunet-predictions"])
+@pytest.mark.parametrize("command", ["nnunet", "nnunet-predictions", "scribbles"])
 def test_every_export_teaches_by_an_example(command: str, handful: Handful):
     result = handful("export", command, "--help")
     assert result.exit_code == 0
@@ -73,3 +75,34 @@ def test_a_mistake_in_the_command_exits_with_2_and_writes_nothing(
     assert result.exit_code == 2
     assert said in " ".join(result.stderr.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scribbles_are_a_cohort_that_says_what_is_unlabelled(cohort: Path, tmp_path: Path, handful: Handful):
+    result = handful("export", "scribbles", "-i", cohort, "-o", tmp_path / "s", "--cases", "case-0,case-1", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert (said["cases"], said["ignore"]) == (["case-0", "case-1"], 255)
+    assert 0.001 < said["labelled"] < 0.2
+    case = read_cohort(tmp_path / "s").cases[1]
+    strokes, whole = case.read_reference(), read_cohort(cohort).cases[1].read_reference()
+    assert strokes is not None
+    assert whole is not None
+    drawn = strokes.array != IGNORE
+    assert set(strokes.array[drawn]) == {0, 1, 3}
+    assert (strokes.array[drawn] == whole.array[drawn]).all()
+    assert case.labels == whole.labels
+
+
+def test_the_same_seed_writes_the_same_scribbles(cohort: Path, tmp_path: Path, handful: Handful):
+    for name, seed in (("one", "5"), ("same", "5"), ("other", "6")):
+        handful("export", "scribbles", "-i", cohort, "-o", tmp_path / name, "--seed", seed, "-q")
+    one, same, other = (
+        {file.name: file.read_bytes() for file in sorted((tmp_path / name / "labels").iterdir())}
+        for name in ("one", "same", "other")
+    )
+    assert one == same
+    assert one != other
+    again = ("export", "scribbles", "-i", cohort, "-o", tmp_path / "one", "--seed", "6", "-q")
+    assert "--overwrite" in handful(*again).output
+    assert handful(*again, "--overwrite").exit_code == 0
+    assert {file.name: file.read_bytes() for file in sorted((tmp_path / "one" / "labels").iterdir())} == other

@@ -1,4 +1,4 @@
-"""`handful export`: write labelled cases for other programs, and read their predictions."""
+"""`handful export`: write labelled cases for other programs and experiments, and read nnU-Net's predictions."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_json, print_left_out, print_lines
+from handful.cli.terminal import exit_on, print_json, print_left_out, print_lines, progress
 
-export = typer.Typer(help="Compare with nnU-Net: write its data set and import its predictions.", no_args_is_help=True)
+export = typer.Typer(
+    help="Compare with nnU-Net: write its data set and import its predictions. Simulate scribbles for experiments.",
+    no_args_is_help=True,
+)
 
 
 @export.command("nnunet")
@@ -76,3 +79,43 @@ def nnunet_predictions(
         print_lines(f"{len(names)} label maps: {out}", highlight=True)
     print_left_out(left_out)
     exit_on(left_out)
+
+
+@export.command("scribbles")
+def scribbles(
+    input: options.CohortFolder,
+    out: Annotated[Path, typer.Option("-o", "--output", help="New folder for scans and scribbles.")],
+    cases: options.Cases = "",
+    shots: options.Shots = None,
+    split: options.Split = 0,
+    labels: options.Labels = "",
+    seed: Annotated[int, typer.Option(help="Seed of the strokes.", min=0)] = 0,
+    width: Annotated[int, typer.Option(help="Pixels across a stroke.", min=1)] = 3,
+    channels: options.Channels = "",
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Write a cohort with simulated scribbles in place of its whole masks, for experiments.
+
+    Example: `handful export scribbles -i my_cohort -o my_scribbles`
+
+    Each connected piece of a label gets one stroke along its middle, in each slice, and the background around the
+    labels gets another. All other voxels are unlabelled. The same seed gives the same strokes.
+    """
+    from handful.cohort.scribbles import write_scribbles
+
+    cohort = options.cohort_in(input, channels=options.names_in(channels))
+    support, failures = options.support_in(cohort, cases, shots, split, labels)
+    with progress("drawing scribbles", quiet) as report:
+        written = write_scribbles(support.cases, support.labels, out, seed, width, overwrite, report, cohort.name)
+    if json:
+        found = {"output": out, "cases": written.cases, "labelled": written.labelled, "ignore": written.ignore}
+        print_json(found | {"failures": [*failures, *written.failures], "left_out": cohort.left_out})
+    else:
+        print_lines(
+            f"simulated scribbles of {len(written.cases)} cases: {out}",
+            f"{written.labelled:.2%} of the voxels are labelled, all others have the value {written.ignore}",
+            f"next: handful fit unet -i {out} -o model",
+        )
+    exit_on(cohort.left_out, failures, written.failures)

@@ -40,6 +40,8 @@ class Case:
     """Value of unlabelled voxels in the reference's file."""
     choice: SeriesChoice = ONLY_SERIES
     """Which series of a DICOM folder is the image."""
+    background: int = 0
+    """Value of voxels labelled as background in the reference's file, where 0 is the value of unlabelled ones."""
 
     def read_image(self) -> Volume:
         """Read and verify the image. Raises UnsupportedInput if voxels are not finite."""
@@ -113,7 +115,7 @@ class Case:
         else:
             geometry = geometry or self.read_geometry()
             self._require_same_frame(self.reference)
-            label_map = read_label_map(self.reference, self.labels, self.ignore, grid=geometry)
+            label_map = read_label_map(self.reference, self.labels, self.ignore, self.background, grid=geometry)
         label_map = in_order_of(label_map, geometry)
         names = f"case {self.name!r}: image and labels" + _file_names(self.files, self.reference)
         geometry.require_same(label_map.geometry, names)

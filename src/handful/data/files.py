@@ -99,7 +99,17 @@ def read_cohort(
     patients = _patients(facts, pairs)
     choices = _choices(facts, pairs, SeriesChoice(series, slice_tolerance))
     cases = tuple(
-        Case(name, image, label, facts.labels, patients.get(name), facts.modality, facts.ignore, choices[name])
+        Case(
+            name,
+            image,
+            label,
+            facts.labels,
+            patients.get(name),
+            facts.modality,
+            facts.ignore,
+            choices[name],
+            facts.background,
+        )
         for name, image, label in sorted(pairs, key=lambda pair: pair[0])
     )
     if images_only:
@@ -150,6 +160,8 @@ class _Facts:
     content: Mapping[str, Any]
     labels: Labels | None
     ignore: int | None
+    background: int
+    """Value of voxels that are labelled as background; 0 unless a name says another one."""
     channels: StatedChannels
     """Names of the channels, or the modality."""
 
@@ -199,7 +211,7 @@ def find_references(folder: Path) -> References:
 def _read_facts(folder: Path, channels: Sequence[str], default: Sequence[str]) -> _Facts:
     file = folder / "dataset.json"
     content = _content(file)
-    labels, ignore = _read_labels(file, content)
+    labels, ignore, background = _read_labels(file, content)
     stated = StatedChannels(tuple(channels), "--channels") if channels else _stated_channels(file, content)
     if not stated.names and folder.name in _IMAGES:  # the images of an nnU-Net data set, given alone
         above = folder.parent / file.name
@@ -207,7 +219,7 @@ def _read_facts(folder: Path, channels: Sequence[str], default: Sequence[str]) -
     if not stated.names and default:
         stated = StatedChannels(tuple(default), "the model")
     name = str(content.get("name") or folder.resolve().name)
-    return _Facts(file, name, content, labels, ignore, stated)
+    return _Facts(file, name, content, labels, ignore, background, stated)
 
 
 def _content(file: Path) -> dict[str, Any]:
@@ -234,13 +246,17 @@ def _stated_channels(file: Path, content: Mapping[str, Any]) -> StatedChannels:
     return StatedChannels(tuple(map(str, channels)), file.name)
 
 
-def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None, int | None]:
-    """Label names and the value of unlabelled voxels, from {"0": name} (MSD) or {name: value} (nnU-Net)."""
+def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None, int | None, int]:
+    """Label names, the value of unlabelled voxels and that of background, from {"0": name} or {name: value}.
+
+    If a value above 0 is called "background" and 0 is not, 0 is the value of unlabelled voxels, as where somebody
+    scribbles in a program whose empty voxels are 0.
+    """
     ignore, stated = content.get("ignore"), content.get("labels")
     if not (ignore is None or type(ignore) is int) or not (stated is None or isinstance(stated, dict)):
         raise InputError(f'{file}: "labels" must be an object and "ignore" a whole number; correct it')
     if not stated:
-        return None, ignore
+        return None, ignore, 0
     by_value = all(re.fullmatch(r"-?[0-9]+", str(key)) for key in stated)
     items = [(key, name) for key, name in stated.items()] if by_value else [(v, name) for name, v in stated.items()]
     if any(isinstance(value, list) for value, _ in items):
@@ -252,10 +268,13 @@ def _read_labels(file: Path, content: Mapping[str, Any]) -> tuple[Labels | None,
         raise InputError(f'{file}: the same value has several names in "labels": {stated}; correct it')
     for value in [value for value, name in names.items() if name == "ignore" and value != 0]:
         ignore = value
-    names = {value: name for value, name in names.items() if value > 0 and value != ignore}
+    background = next((value for value, name in names.items() if name == "background"), 0)
+    if background > 0 and ignore is None:
+        ignore = 0
+    names = {value: name for value, name in names.items() if value > 0 and value not in (ignore, background)}
     if wrong := [name for name, count in Counter(names.values()).items() if count > 1 or not name.strip()]:
         raise InputError(f'{file}: "labels" has the name {wrong[0]!r} twice, or empty; give each label its own name')
-    return Labels.of(names) if names else None, ignore
+    return Labels.of(names) if names else None, ignore, background
 
 
 @dataclass

@@ -83,6 +83,7 @@ def read_label_map(
     path: str | Path,
     labels: Labels | None = None,
     ignore: int | None = None,
+    background: int = 0,
     *,
     max_bytes: int = MAX_BYTES,
     grid: Geometry | None = None,
@@ -93,9 +94,10 @@ def read_label_map(
     its scan; without it, the label map is cropped to the slices that the file has. Its segments become the `labels` of
     the same name, or keep their numbers if `labels` have no names. Other files have a grid of their own.
 
-    Voxels of value `ignore` become IGNORE (unlabelled). If a file `<stem>.slices.json` lies in the same folder, all
-    slices that it does not list become IGNORE, too. Its content is {"axis": 0, 1 or 2 of the stored array, "labelled":
-    [slice numbers]}. Without it, a slice that contains no label counts as labelled background.
+    Voxels of value `ignore` become IGNORE (unlabelled), those of value `background` become 0. If a file
+    `<stem>.slices.json` lies in the same folder, all slices that it does not list become IGNORE, too. Its content is
+    {"axis": 0, 1 or 2 of the stored array, "labelled": [slice numbers]}. Without it, a slice that contains no label
+    counts as labelled background.
 
     Without `labels`, each value in the file is a label called "label <value>", or as its segment is called. The
     segments of 3D Slicer keep their values if no name is that of one of the `labels`.
@@ -125,6 +127,7 @@ def read_label_map(
             classes = _with_names(classes, segments, labels, path)
         if ignore is not None:
             classes[classes == ignore] = IGNORE
+        classes[classes == background] = 0
         _apply_sidecar(classes, path)
     if labels is None:
         values = sorted(int(value) for value in np.unique(classes) if value > 0)

@@ -72,7 +72,8 @@ class Fingerprints:
             files.append(case.image_digest())
         if any(file.suffix.lower() in _IN_TWO_FILES for file in own):
             files.append(digest_of(case.read_image().array))
-        return [case.name, case.patient, case.modality, case.ignore, *files]
+        background = [case.background] if case.background else []
+        return [case.name, case.patient, case.modality, case.ignore, *background, *files]
 
     def _of_file(self, path: Path) -> str:
         if path not in self._files:

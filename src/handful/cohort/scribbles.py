@@ -1,0 +1,117 @@
+"""A cohort of simulated scribbles, written as a folder that `fit` reads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from handful.cohort.predict import label_map_name
+from handful.data.cases import Case
+from handful.data.files import write_label_map, write_volume
+from handful.data.formats import stem
+from handful.data.scribbles import WIDTH, scribbled
+from handful.data.volume import IGNORE, LabelMap, Labels
+from handful.errors import InputError
+from handful.evaluation.evaluate import Failure
+from handful.jobs.atomic import remove_leftovers_of, replacing_folder, write_json
+from handful.jobs.files import checked_path
+from handful.jobs.progress import Report, silent
+
+UNLABELLED = 255
+"""Value of unlabelled voxels in the files; where labels have values as large, the next one after these."""
+NOTE = "scribbles.json"
+
+
+@dataclass(frozen=True)
+class WrittenScribbles:
+    """What was written."""
+
+    cases: tuple[str, ...]
+    labelled: float
+    """Share of the voxels that a stroke covers."""
+    ignore: int
+    """Value of all others in the files."""
+    failures: tuple[Failure, ...]
+
+
+def write_scribbles(
+    cases: Sequence[Case],
+    labels: Labels,
+    out: Path,
+    seed: int = 0,
+    width: int = WIDTH,
+    overwrite: bool = False,
+    report: Report = silent,
+    name: str = "cohort",
+) -> WrittenScribbles:
+    """Write scans and simulated scribbles of these cases into `out`, completely or not at all.
+
+    A case that cannot be read or has no reference is listed as a failure. `name` is that of the cohort.
+    Raises InputError if `out` exists, unless it is an earlier export and `overwrite` is set, or if no case is left.
+    """
+    if checked_path(out).exists() and not (overwrite and (out / NOTE).is_file()):
+        remedy = "or add --overwrite to replace it" if (out / NOTE).is_file() else "handful did not write it"
+        raise InputError(f"{out} exists; name a new folder ({remedy})")
+    remove_leftovers_of(out)
+    ignore = max(UNLABELLED, max(labels.values) + 1)
+    written: list[str] = []
+    failures: list[Failure] = []
+    drawn = total = 0
+    with replacing_folder(out) as fresh:
+        for part in ("images", "labels"):
+            (fresh / part).mkdir()
+        for number, case in enumerate(cases, start=1):
+            try:
+                strokes = scribbled(case, seed, width).reference
+                assert isinstance(strokes, LabelMap)
+                _write_case(case, strokes, ignore, fresh)
+            except Exception as error:  # any error concerns this case only
+                failures.append(Failure.of(case, error))
+                continue
+            written.append(case.name)
+            drawn += int(np.count_nonzero(strokes.array != IGNORE))
+            total += strokes.array.size
+            report(number, len(cases), case.name)
+        if not written:
+            raise InputError(f"no case has a reference to make scribbles from: {failures[0].reason}")
+        chosen = [case for case in cases if case.name in written]
+        write_json(fresh / "dataset.json", _described(chosen, labels, ignore, name))
+        write_json(fresh / NOTE, {"simulated": True, "seed": seed, "width": width, "labelled": drawn / total})
+    return WrittenScribbles(tuple(written), drawn / total, ignore, tuple(failures))
+
+
+def _write_case(case: Case, strokes: LabelMap, ignore: int, folder: Path) -> None:
+    """The scan as it is, or as NIfTI if it is DICOM or in memory, and its strokes."""
+    array = np.where(strokes.array == IGNORE, ignore, strokes.array)
+    name = label_map_name(case)
+    if not case.files or case.is_dicom:
+        write_volume(folder / "images" / f"{case.name}.nii.gz", case.read_image())
+    elif isinstance(case.image, Path):
+        shutil.copyfile(case.image, folder / "images" / f"{case.name}{case.image.name[len(stem(case.image)) :]}")
+    else:
+        for file in case.files:
+            shutil.copyfile(file, folder / "images" / file.name)
+    write_label_map(folder / "labels" / name, replace(strokes, array=array))
+
+
+def _described(cases: Sequence[Case], labels: Labels, ignore: int, name: str) -> dict[str, Any]:
+    """The content of dataset.json."""
+    patients = {case.name: case.patient for case in cases if case.patient is not None}
+    names = cases[0].read_image().sequences
+    found: dict[str, Any] = {
+        "name": f"{name}, simulated scribbles",
+        "labels": {"0": "background", **{str(value): name for value, name in labels.as_dict().items()}},
+        "ignore": ignore,
+    }
+    if patients:
+        found["patient"] = patients
+    if names:
+        found["channel_names"] = {str(place): name for place, name in enumerate(names)}
+    elif cases[0].modality:
+        found["modality"] = cases[0].modality
+    return found
