@@ -92,7 +92,8 @@ def stroke(region: Bool[np.ndarray, "h w"], rng: np.random.Generator, width: int
     if width > 1:
         distance = ndimage.distance_transform_edt(~line)
         line = distance <= (width - 1) / 2
-    return line & region
+    inside: NDArray[np.bool_] = line & region
+    return inside
 
 
 def _middle_line(depth: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -106,10 +107,10 @@ def _middle_line(depth: NDArray[np.float64], rng: np.random.Generator) -> NDArra
     number[core] = np.arange(len(rows))
     pace = rng.uniform(0.5, 1.5, len(rows)) * (depth.max() / depth[core]) ** 2
     plain, winding = _graph(number, np.ones(len(rows))), _graph(number, pace)
-    far = csgraph.dijkstra(plain, directed=False, indices=int(rng.integers(len(rows))))
+    far = csgraph.dijkstra(plain, directed=False, indices=int(rng.integers(len(rows))), min_only=True)
     first = int(far.argmax())
-    last = int(csgraph.dijkstra(plain, directed=False, indices=first).argmax())
-    before = csgraph.dijkstra(winding, directed=False, indices=first, return_predecessors=True)[1]
+    last = int(csgraph.dijkstra(plain, directed=False, indices=first, min_only=True).argmax())
+    before = csgraph.dijkstra(winding, directed=False, indices=first, return_predecessors=True, min_only=True)[1]
     path = [last]
     while path[-1] != first:
         path.append(int(before[path[-1]]))
