@@ -107,10 +107,10 @@ def _middle_line(depth: NDArray[np.float64], rng: np.random.Generator) -> NDArra
     number[core] = np.arange(len(rows))
     pace = rng.uniform(0.5, 1.5, len(rows)) * (depth.max() / depth[core]) ** 2
     plain, winding = _graph(number, np.ones(len(rows))), _graph(number, pace)
-    far = csgraph.dijkstra(plain, directed=False, indices=int(rng.integers(len(rows))), min_only=True)
+    far = _distances(plain, int(rng.integers(len(rows))))[0]
     first = int(far.argmax())
-    last = int(csgraph.dijkstra(plain, directed=False, indices=first, min_only=True).argmax())
-    before = csgraph.dijkstra(winding, directed=False, indices=first, return_predecessors=True, min_only=True)[1]
+    last = int(_distances(plain, first)[0].argmax())
+    before = _distances(winding, first)[1]
     path = [last]
     while path[-1] != first:
         path.append(int(before[path[-1]]))
@@ -130,6 +130,12 @@ def _graph(number: NDArray[Any], pace: NDArray[np.float64]) -> Any:
         costs.append(math.hypot(down, across) * pace[pair].mean(axis=0))
     one, two = np.concatenate(ends, axis=1)
     return sparse.coo_array((np.concatenate(costs), (one, two)), shape=(len(pace), len(pace))).tocsr()
+
+
+def _distances(graph: Any, first: int) -> tuple[NDArray[np.float64], NDArray[np.integer]]:
+    """The distance of each pixel from the first one, and the pixel before it on the shortest way."""
+    distances, before = csgraph.dijkstra(graph, False, np.array([first]), True)
+    return distances[0], before[0]
 
 
 def _around_labels(classes: Integer[np.ndarray[Any, Any], "h w"]) -> tuple[slice, slice]:
