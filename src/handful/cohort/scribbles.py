@@ -54,39 +54,39 @@ def write_scribbles(
     A case that cannot be read or has no reference is listed as a failure. `name` is that of the cohort.
     Raises InputError if `out` exists, unless it is an earlier export and `overwrite` is set, or if no case is left.
     """
-    if checked_path(out).exists() and not (overwrite and (out / NOTE).is_file()):
-        remedy = "or add --overwrite to replace it" if (out / NOTE).is_file() else "handful did not write it"
-        raise InputError(f"{out} exists; name a new folder ({remedy})")
+    _require_new(out, overwrite)
     remove_leftovers_of(out)
     ignore = max(UNLABELLED, max(labels.values) + 1)
-    written: list[str] = []
+    written: dict[str, tuple[int, int]] = {}
     failures: list[Failure] = []
-    drawn = total = 0
     with replacing_folder(out) as fresh:
         for part in ("images", "labels"):
             (fresh / part).mkdir()
         for number, case in enumerate(cases, start=1):
             try:
-                strokes = scribbled(case, seed, width).reference
-                assert isinstance(strokes, LabelMap)
-                _write_case(case, strokes, ignore, fresh)
+                written[case.name] = _write_case(case, ignore, fresh, seed, width)
             except Exception as error:  # any error concerns this case only
                 failures.append(Failure.of(case, error))
-                continue
-            written.append(case.name)
-            drawn += int(np.count_nonzero(strokes.array != IGNORE))
-            total += strokes.array.size
             report(number, len(cases), case.name)
         if not written:
             raise InputError(f"no case has a reference to make scribbles from: {failures[0].reason}")
+        strokes, voxels = (sum(counts) for counts in zip(*written.values(), strict=True))
         chosen = [case for case in cases if case.name in written]
         write_json(fresh / "dataset.json", _described(chosen, labels, ignore, name))
-        write_json(fresh / NOTE, {"simulated": True, "seed": seed, "width": width, "labelled": drawn / total})
-    return WrittenScribbles(tuple(written), drawn / total, ignore, tuple(failures))
+        write_json(fresh / NOTE, {"simulated": True, "seed": seed, "width": width, "labelled": strokes / voxels})
+    return WrittenScribbles(tuple(written), strokes / voxels, ignore, tuple(failures))
 
 
-def _write_case(case: Case, strokes: LabelMap, ignore: int, folder: Path) -> None:
-    """The scan as it is, or as NIfTI if it is DICOM or in memory, and its strokes."""
+def _require_new(out: Path, overwrite: bool) -> None:
+    if checked_path(out).exists() and not (overwrite and (out / NOTE).is_file()):
+        remedy = "or add --overwrite to replace it" if (out / NOTE).is_file() else "handful did not write it"
+        raise InputError(f"{out} exists; name a new folder ({remedy})")
+
+
+def _write_case(case: Case, ignore: int, folder: Path, seed: int, width: int) -> tuple[int, int]:
+    """The scan as it is, or as NIfTI if it is DICOM or in memory, and its strokes: the labelled voxels, and all."""
+    strokes = scribbled(case, seed, width).reference
+    assert isinstance(strokes, LabelMap)
     array = np.where(strokes.array == IGNORE, ignore, strokes.array)
     name = label_map_name(case)
     if not case.files or case.is_dicom:
@@ -97,6 +97,7 @@ def _write_case(case: Case, strokes: LabelMap, ignore: int, folder: Path) -> Non
         for file in case.files:
             shutil.copyfile(file, folder / "images" / file.name)
     write_label_map(folder / "labels" / name, replace(strokes, array=array))
+    return int(np.count_nonzero(strokes.array != IGNORE)), strokes.array.size
 
 
 def _described(cases: Sequence[Case], labels: Labels, ignore: int, name: str) -> dict[str, Any]:

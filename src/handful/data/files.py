@@ -99,17 +99,7 @@ def read_cohort(
     patients = _patients(facts, pairs)
     choices = _choices(facts, pairs, SeriesChoice(series, slice_tolerance))
     cases = tuple(
-        Case(
-            name,
-            image,
-            label,
-            facts.labels,
-            patients.get(name),
-            facts.modality,
-            facts.ignore,
-            choices[name],
-            facts.background,
-        )
+        replace(facts.case(name, image, label), patient=patients.get(name), choice=choices[name])
         for name, image, label in sorted(pairs, key=lambda pair: pair[0])
     )
     if images_only:
@@ -164,6 +154,11 @@ class _Facts:
     """Value of voxels that are labelled as background; 0 unless a name says another one."""
     channels: StatedChannels
     """Names of the channels, or the modality."""
+
+    def case(self, name: str, image: Image, reference: Path | None) -> Case:
+        """A case of the data set."""
+        case = Case(name, image, reference, self.labels, modality=self.modality, ignore=self.ignore)
+        return replace(case, background=self.background)
 
     @property
     def modality(self) -> str | None:
