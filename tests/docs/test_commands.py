@@ -185,7 +185,7 @@ def shortened(arguments: list[str], backbone: Path) -> list[str]:
     if "--backbone" in arguments:
         place = arguments.index("--backbone") + 1
         arguments = [*arguments[:place], str(backbone), *arguments[place + 1 :]]
-    elif command in ("fit", "demo", "compare", "embed"):
+    elif command in ("fit", "demo", "compare", "embed", "everything"):
         arguments = [*arguments, "--backbone", str(backbone)]
     if command == "annotate":
         arguments = [*arguments, "--clicks", "1", "--slices", "1"]

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+import tiny_models
 from handful.backbones.base import MaskPrediction
 from handful.backbones.catalog import load_backbone
 from handful.errors import SettingsError
-from handful.methods.everything import EverythingConfig, everything
+from handful.methods.everything import AT_ONCE, EverythingConfig, _distinct, everything
 
 CENTRES = ((24, 30), (70, 90), (100, 40))
 
@@ -21,7 +22,9 @@ def test_each_object_is_found_once():
     picture = (
         0.15 + 0.7 * truth.any(dim=0).float() + 0.02 * torch.randn(128, 128, generator=torch.Generator().manual_seed(0))
     )
-    found = everything(picture.clamp(0, 1)[None, None], load_backbone("handful-tiny"), EverythingConfig(points=12))
+    found = everything(
+        picture.clamp(0, 1)[None, None], load_backbone("handful-tiny"), EverythingConfig(points=12)
+    ).masks
     both = (found[:, None] & truth[None]).sum(dim=(2, 3))
     iou = both / (found[:, None] | truth[None]).sum(dim=(2, 3))
     assert (iou.amax(dim=0) > 0.8).all()
@@ -41,10 +44,32 @@ def test_poor_unstable_and_repeated_masks_are_left_out(monkeypatch: pytest.Monke
     answer = MaskPrediction(logits, iou, None, torch.zeros(1, 6, 128))
     monkeypatch.setattr(type(backbone), "decode_square", lambda *_, **__: answer)
     found = everything(torch.rand(1, 1, 64, 64), backbone, EverythingConfig(points=1))
-    assert [tuple(mask.nonzero().float().mean(dim=0).tolist()) for mask in found] == [(19.5, 19.5), (49.5, 19.5)]
+    middles = [tuple(mask.nonzero().float().mean(dim=0).tolist()) for mask in found.masks]
+    assert middles == [(19.5, 19.5), (49.5, 19.5)]
+    assert [round(float(iou), 6) for iou in found.iou] == [0.9, 0.85]
+    assert found.stability.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize("wrong", [{"points": 0}, {"least_iou": 1.5}, {"most_overlap": -0.1}])
+def test_of_many_masks_each_is_compared_with_all_better_ones():
+    """More masks than one block of comparisons holds."""
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.zeros(3 * AT_ONCE, 16, 16, dtype=torch.bool)
+    for mask, (row, column) in zip(masks, torch.randint(0, 10, (len(masks), 2), generator=generator), strict=True):
+        mask[row : row + 6, column : column + 6] = True
+    kept: list[int] = []
+    for row, mask in enumerate(masks):
+        if all((mask & masks[other]).sum() / (mask | masks[other]).sum() <= 0.5 for other in kept):
+            kept.append(row)
+    assert _distinct(masks, 0.5) == kept
+
+
+def test_thresholds_are_those_of_the_backbone_unless_given():
+    config = EverythingConfig(least_stability=0.5).resolved(load_backbone("handful-tiny"))
+    assert (config.least_iou, config.least_stability) == (0.6, 0.5)
+    assert EverythingConfig().resolved(tiny_models.tiny_sam()).least_iou == 0.88
+
+
+@pytest.mark.parametrize("wrong", [{"points": 0}, {"points": 65}, {"least_iou": 1.5}, {"most_overlap": -0.1}])
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]):
     with pytest.raises(SettingsError, match=next(iter(wrong))):
         EverythingConfig(**wrong)  # type: ignore[arg-type]

@@ -27,6 +27,10 @@ class BackboneDefaults:
     multimask: Literal["never", "one-click", "always"] = "one-click"
     """When the best of the candidate masks, by their predicted IoU, is taken instead of the single mask. 'one-click':
     where a label has one point and nothing else, which leaves open what is meant. This is what SAM's authors advise."""
+    least_iou: float = 0.88
+    """Smallest predicted IoU of a mask that "everything" keeps, as in the code of SAM's authors."""
+    least_stability: float = 0.95
+    """Smallest stability of a mask that "everything" keeps, as in the code of SAM's authors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +53,19 @@ UNIT_RANGE = PixelPolicy(
 )
 """MedSAM: stretched to the square, each slice scaled to [0, 1], no further normalisation (MedSAM_Inference.py)."""
 
-EMBEDDED = BackboneDefaults(decoder_rate=2e-3, head_rate=2e-3, head_steps=1500, top_k=5, window=1, multimask="never")
-"""handful-tiny and handful-small: few parameters, trained on synthetic anatomy, with one mask per prompt."""
+EMBEDDED = BackboneDefaults(
+    decoder_rate=2e-3,
+    head_rate=2e-3,
+    head_steps=1500,
+    top_k=5,
+    window=1,
+    multimask="never",
+    least_iou=0.6,
+    least_stability=0.85,
+)
+"""handful-tiny and handful-small: few parameters, trained on synthetic anatomy, with one mask per prompt.
+
+Under the thresholds of SAM's authors, "everything" keeps hardly a mask of them."""
 
 FAMILIES: dict[str, Family] = {
     "sam": Family(architecture="sam", pixels=PADDED),

@@ -18,6 +18,7 @@ from handful.cli import (
     doctor,
     embed,
     evaluate,
+    everything,
     experiment,
     export,
     fit,
@@ -78,6 +79,7 @@ app.command("review", rich_help_panel="Your own data")(review.review)
 app.command("compare", rich_help_panel="Your own data")(compare.compare)
 app.command("embed", rich_help_panel="Your own data")(embed.embed)
 app.command("suggest", rich_help_panel="Your own data")(suggest.suggest)
+app.command("everything", rich_help_panel="Your own data")(everything.everything)
 app.command("annotate", rich_help_panel="Research")(annotate.annotate)
 app.add_typer(model.model, name="model", rich_help_panel="Your own data")
 app.add_typer(experiment.experiment, name="experiment", rich_help_panel="Research")

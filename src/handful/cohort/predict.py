@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from handful.checkpoint.model import SavedModel, open_model
+from handful.cohort.case_jobs import CLAIMS, Outcome, Outcomes, carried_out, make_way
 from handful.cohort.probabilities import probability_files, write_probabilities
 from handful.cohort.volumes import LabelSizes, write_volumes
 from handful.data.cases import Case
@@ -30,7 +30,7 @@ from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_json
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of, digest_of_file
-from handful.jobs.executors import Executor, Lost, Serial
+from handful.jobs.executors import Serial
 from handful.jobs.files import checked_path
 from handful.jobs.lock import claimed, locked
 from handful.jobs.notes import NOTES, Notes
@@ -49,8 +49,6 @@ SEGMENTATION = ".dcm"
 
 PROBABILITIES, VOLUMES, WARNINGS, RUN = "probabilities", "volumes.csv", "warnings.json", "run.json"
 """Names in an output folder."""
-CLAIMS = "claims"
-"""Folder of locks in the folder of notes, one per case that a worker of a cluster segments."""
 
 OutputFormat = Literal["auto", "dicom-seg", "dicom-labelmap"]
 """The format of the scan (NIfTI for DICOM), or a DICOM segmentation as bits per segment or as a label map."""
@@ -262,17 +260,6 @@ class _Task:
     """Of each label; empty if they are not to be written."""
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What became of a case."""
-
-    kind: Literal["done", "skipped", "failed"]
-    reason: str = ""
-    """Of a failure."""
-    notes: tuple[str, ...] = ()
-    """In which ways the scan is unlike those that the model was fitted on."""
-
-
 class _Job:
     """One run over a cohort."""
 
@@ -284,14 +271,15 @@ class _Job:
         executor = executor_for(config.workers, config.scheduler, name, config.device)
         if isinstance(executor, Serial):
             work = _CaseWork(self.model, self.out, config, inputs, deliver, self.report, len(cases))
-            return self._collected(executor, work, cases)
+            return self._result(carried_out(executor, work, cases, self.report))
         if deliver is not None:
             raise SettingsError("deliver needs a single process; leave workers and scheduler out")
         config = replace(config, cache=config.cache and config.cache.absolute())
         relevant = inputs.among(self._outputs(cases))
         work = _CaseWork(self.model.absolute(), self.out.absolute(), config, relevant)
         try:
-            return self._collected(executor, work, [case.absolute() for case in cases])
+            absolute = [case.absolute() for case in cases]
+            return self._result(carried_out(executor, work, absolute, self.report))
         finally:
             _remove_leftovers(self.out, (case.name for case in cases))
             shutil.rmtree(self.out / NOTES / CLAIMS, ignore_errors=True)
@@ -303,29 +291,12 @@ class _Job:
                 task = _task(case, self.out, self.config, Labels.of(self.model.record.labels))
                 yield from (task.output, task.preview)
 
-    def _collected(self, executor: Executor, work: _CaseWork, cases: Sequence[Case]) -> CohortResult:
-        places = {case.name: place for place, case in enumerate(cases)}
-        found: dict[str, _Outcome] = {}
-        with closing(executor.run(work, cases)) as outcomes:
-            for case, outcome in outcomes:
-                if isinstance(outcome, Lost):
-                    outcome = _Outcome("failed", outcome.reason)
-                for text in outcome.notes:
-                    self.report(0, 1, f"{case.name}: {text}")
-                found[case.name] = outcome
-                self.report(len(found), len(cases), case.name)
-        by_kind: dict[str, list[str]] = {"done": [], "skipped": [], "failed": []}
-        for name in sorted(found, key=places.__getitem__):
-            by_kind[found[name].kind].append(name)
-        failures = [Failure(name, found[name].reason) for name in by_kind["failed"]]
-        return self._result(by_kind["done"], by_kind["skipped"], failures)
-
-    def _result(self, done: list[str], skipped: list[str], failures: list[Failure]) -> CohortResult:
-        notes = self._notes_of([*done, *skipped])
+    def _result(self, outcomes: Outcomes) -> CohortResult:
+        notes = self._notes_of([*outcomes.done, *outcomes.skipped])
         return CohortResult(
-            tuple(done),
-            tuple(skipped),
-            tuple(failures),
+            outcomes.done,
+            outcomes.skipped,
+            outcomes.failures,
             tuple(Failure(name, text) for name, note in notes.items() for text in note.warnings),
             tuple(name for name, note in notes.items() if note.sizes is not None and note.sizes.is_empty),
             self.model.record.made_for is not None and self.model.record.made_for.is_ct,
@@ -365,32 +336,32 @@ class _CaseWork:
         self.inputs, self.deliver, self.report = inputs, deliver, report
         self.count = self.left = count
 
-    def __call__(self, case: Case) -> _Outcome:
+    def __call__(self, case: Case) -> Outcome:
         """Segment a case, unless it was done before. Raises errors of loading the model, which concern all cases."""
         try:
             task = _task(case, self.out, self.config, Labels.of(self.model.record.labels))
         except Exception as error:  # a name that cannot be a file name, or another kind of scan
-            return _Outcome("failed", Failure.of(case, error).reason)
+            return Outcome("failed", Failure.of(case, error).reason)
         finally:
             self.left -= 1
         with self._claimed(task):
             return self._segmented(task)
 
-    def _segmented(self, task: _Task) -> _Outcome:
+    def _segmented(self, task: _Task) -> Outcome:
         try:
             ready = self._prepared(task)
             if ready is None:
                 self._deliver(task)
-                return _Outcome("skipped")
+                return Outcome("skipped")
         except Exception as error:  # any error concerns this case only: it is listed, and the run continues
-            return _Outcome("failed", Failure.of(task.case, error).reason)
+            return Outcome("failed", Failure.of(task.case, error).reason)
         self._load(ready[0])
         try:
             self._carry_out(task, *ready)
             self._deliver(task)
-            return _Outcome("done", notes=ready[2])
+            return Outcome("done", notes=ready[2])
         except Exception as error:  # as above
-            return _Outcome("failed", Failure.of(task.case, error).reason, notes=ready[2])
+            return Outcome("failed", Failure.of(task.case, error).reason, notes=ready[2])
 
     def _deliver(self, task: _Task) -> None:
         if self.deliver is not None:
@@ -422,7 +393,8 @@ class _CaseWork:
         """The arguments of `_carry_out`; None if the case was done before. Moves a changed output out of the way."""
         if not self.config.overwrite and self._is_done(task):
             return None
-        _make_way(task, self.config, self.inputs)
+        note = task.notes.read(task.case.name)
+        make_way(task, note, task.notes.folder, self.inputs, self.config.overwrite)
         volume, digest = task.case.read_image_and_digest()
         warnings = self.model.compared_with(volume, task.case.modality_evidence(volume))
         return self.model.arranged(volume), digest, warnings
@@ -495,28 +467,6 @@ def _task(case: Case, out: Path, config: PredictConfig, labels: Labels) -> _Task
     output = out / (name if config.format == "auto" else f"{case.name}{SEGMENTATION}")
     probabilities = probability_files(out / PROBABILITIES, case.name, labels) if config.probabilities else ()
     return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png", tuple(probabilities))
-
-
-def _make_way(task: _Task, config: PredictConfig, inputs: Inputs) -> None:
-    """Move an output aside that a person made or changed.
-
-    Raises InputError if it is a scan or a label map of the input; also if handful did not write it, unless it may be
-    overwritten.
-    """
-    note = task.notes.read(task.case.name)
-    now = digest_of_file(task.output) if task.output.is_file() else None
-    own = note is not None and note.output in (None, now)
-    if not own or task.output == task.case.image:
-        inputs.require_not_among(task.output)
-    inputs.require_not_among(task.preview)
-    if note is None and now is not None and not config.overwrite:
-        raise InputError(
-            f"{task.output.name} exists and handful did not write it; name another folder, or add --overwrite"
-        )
-    if now is not None and not own:
-        aside = task.notes.folder / "changed" / f"{now[:12]}.{task.output.name}"
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(task.output, aside)
 
 
 def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: PredictConfig, started: datetime) -> None:

@@ -76,7 +76,7 @@ def _segment_slices(segmenter: PromptableSegmenter, case: Case, answer: Answer) 
 
 def _best_objects(segmenter: PromptableSegmenter, slices: Tensor, truth: Tensor) -> Tensor:
     """For each label, the object of the "everything" mode that is most like it."""
-    objects = everything(slices, segmenter.backbone).cpu()
+    objects = everything(slices, segmenter.backbone).masks.cpu()
     if not len(objects):
         return torch.full(truth.shape, UNPROMPTED)
     both = (objects[None] & truth[:, None]).sum(dim=(2, 3))

@@ -42,18 +42,19 @@ def write_overlay(
     reference: LabelMap | None = None,
     slicer: Slicer = Slicer(),  # noqa: B008
     case: str | None = None,
+    legend: bool = True,
 ) -> None:
     """Write a PNG of at most eight evenly spaced slices through the labelled part, in the plane and window of `slicer`.
 
     The prediction is a translucent fill with a contour, the reference a dashed white line. With a reference, the legend
-    shows the Dice of each label in the volume. `case` is the title (default: the stem of `path`). Raises
-    GeometryMismatch if a label map is not on the grid of the volume.
+    shows the Dice of each label in the volume. `case` is the title (default: the stem of `path`). Without `legend`,
+    labels are not named. Raises GeometryMismatch if a label map is not on the grid of the volume.
     """
     for name, label_map in (("prediction", prediction), ("reference", reference)):
         if label_map is not None:
             volume.geometry.require_same(label_map.geometry, f"overlay of {case or path.stem!r}: image and {name}")
     sheet = _Sheet.of(volume, prediction, reference, slicer)
-    write_atomically(path, _draw(sheet, case or path.stem))
+    write_atomically(path, _draw(sheet, case or path.stem, legend))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,14 +122,15 @@ def _widened(labelled: NDArray[np.int64], extent: float, size: int) -> slice:
     return slice(max(math.floor(middle - reach), 0), min(math.ceil(middle + reach), size))
 
 
-def _draw(sheet: _Sheet, title: str) -> bytes:
+def _draw(sheet: _Sheet, title: str, legend: bool) -> bytes:
     count = len(sheet.chosen)
     columns = _columns(count, sheet.panel_aspect)
     lines = math.ceil(count / columns)
     # in inches: panels share a width of 12, a few panels are larger
     width = min(12.0, 1.0 + 4.0 * columns)
     gap, header = 0.06, 0.5
-    footer = 0.3 + LEGEND_LINE * legend_lines(len(sheet.labels) + (sheet.reference is not None), width)
+    lines_of_legend = legend_lines(len(sheet.labels) + (sheet.reference is not None), width) if legend else 0
+    footer = (0.3 + LEGEND_LINE * lines_of_legend) if legend else gap
     panel_width = (width - gap * (columns + 1)) / columns
     panel_height = panel_width * sheet.panel_aspect
     canvas = Canvas(width, header + footer + lines * (panel_height + gap) - gap)
@@ -137,6 +139,8 @@ def _draw(sheet: _Sheet, title: str) -> bytes:
         left, top = gap + column * (panel_width + gap), header + line * (panel_height + gap)
         _draw_slice(canvas.axes(left, top, panel_width, panel_height), sheet, index)
     canvas.title(title, sheet.view.plane if len(sheet.view) > 1 else None)
+    if not legend:
+        return canvas.png()
     entries = [label_entry(_named(sheet, value, name), colour) for value, name, colour in label_colours(sheet.labels)]
     canvas.legend(entries if sheet.reference is None else [*entries, reference_entry()])
     return canvas.png()
@@ -159,8 +163,11 @@ def _draw_slice(axes: Axes, sheet: _Sheet, index: int) -> None:
     rows, columns = sheet.rows, sheet.columns
     image = sheet.view.cut(index, index + 1)[0, :, rows, columns].permute(1, 2, 0).numpy()
     draw_image(axes, image, sheet.pixel_aspect)
+    predicted = sheet.predicted[index, rows, columns]
+    present = set(np.unique(predicted).tolist())  # of a scan with thousands of labels, a slice has few
     for value, _, colour in label_colours(sheet.labels):
-        draw_contour(axes, sheet.predicted[index, rows, columns] == value, colour, alpha=0.35)
+        if value in present:
+            draw_contour(axes, predicted == value, colour, alpha=0.35)
     if sheet.reference is not None:
         for value in sheet.labels.values:
             draw_reference(axes, sheet.reference[index, rows, columns] == value)

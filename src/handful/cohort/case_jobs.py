@@ -1,0 +1,102 @@
+"""What all jobs over the cases of a cohort share: outcomes in the order of the cases, and outputs that make way."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
+
+from handful.data.cases import Case
+from handful.data.inputs import Inputs
+from handful.errors import InputError
+from handful.evaluation.evaluate import Failure
+from handful.jobs.digests import digest_of_file
+from handful.jobs.executors import Executor, Lost
+from handful.jobs.progress import Report
+
+CLAIMS = "claims"
+"""Folder of locks in the folder of notes, one per case that a worker of a cluster works on."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case."""
+
+    kind: Literal["done", "skipped", "failed"]
+    reason: str = ""
+    """Of a failure."""
+    notes: tuple[str, ...] = ()
+    """What its user should know of the case."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Names of the cases, by outcome."""
+
+    done: tuple[str, ...]
+    skipped: tuple[str, ...]
+    failures: tuple[Failure, ...]
+
+
+def carried_out(executor: Executor, work: Callable[[Case], Outcome], cases: Sequence[Case], report: Report) -> Outcomes:
+    """Let the executor work on all cases; a case whose process was killed each time has failed."""
+    found: dict[str, Outcome] = {}
+    with closing(executor.run(work, cases)) as outcomes:
+        for case, outcome in outcomes:
+            if isinstance(outcome, Lost):
+                outcome = Outcome("failed", outcome.reason)
+            for text in outcome.notes:
+                report(0, 1, f"{case.name}: {text}")
+            found[case.name] = outcome
+            report(len(found), len(cases), case.name)
+    names = [case.name for case in cases if case.name in found]
+    return Outcomes(
+        tuple(name for name in names if found[name].kind == "done"),
+        tuple(name for name in names if found[name].kind == "skipped"),
+        tuple(Failure(name, found[name].reason) for name in names if found[name].kind == "failed"),
+    )
+
+
+@runtime_checkable
+class CaseFiles(Protocol):
+    """A case and the places of its output and its picture."""
+
+    @property
+    def case(self) -> Case: ...
+    @property
+    def output(self) -> Path: ...
+    @property
+    def preview(self) -> Path: ...
+
+
+@runtime_checkable
+class Written(Protocol):
+    """A note about an output."""
+
+    @property
+    def output(self) -> str | None:
+        """SHA-256 of the output; None while it is being written, and in notes of none."""
+
+
+def make_way(files: CaseFiles, note: Written | None, notes: Path, inputs: Inputs, overwrite: bool) -> None:
+    """Move an output that a person made or changed into `notes`/changed.
+
+    Raises InputError if it is a scan or a label map of the input; also if handful did not write it, unless it may be
+    overwritten.
+    """
+    now = digest_of_file(files.output) if files.output.is_file() else None
+    own = note is not None and note.output in (None, now)
+    if not own or files.output == files.case.image:
+        inputs.require_not_among(files.output)
+    inputs.require_not_among(files.preview)
+    if note is None and now is not None and not overwrite:
+        raise InputError(
+            f"{files.output.name} exists and handful did not write it; name another folder, or add --overwrite"
+        )
+    if now is not None and not own:
+        aside = notes / "changed" / f"{now[:12]}.{files.output.name}"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(files.output, aside)
