@@ -16,6 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from handful.evaluation.evaluate import Estimate
+from handful.evaluation.results import Result, read_results
 from handful.evaluation.statistics import over_splits
 
 NAMES = {
@@ -39,6 +40,8 @@ STUDY_PLANS = ("fate",)
 """Plans that measure again, label by label, what lines of a study hold; their tables come before these lines."""
 TIMED_PLANS = ("cohort",)
 """Plans whose fits take a given time and may learn from unlabelled scans; compared with nothing but themselves."""
+PROMPT_PLANS = ("zero_shot",)
+"""Plans of prompts from the reference, compared with nothing but themselves."""
 FIRST = "first by name"
 """How the unseen cases of lines were chosen that do not say it."""
 OF_UNSEEN_CASES = ("few_shot_prompts", "foundation", "interactive", "label_efficiency", "quality", "suggest")
@@ -92,6 +95,8 @@ class Evidence:
     """Tables of experiments."""
     timed: tuple[Pool, ...] = ()
     """Tables of TIMED_PLANS."""
+    prompted: tuple[Result, ...] = ()
+    """Rows of PROMPT_PLANS."""
     studies: tuple[Pool, ...] = ()
     """Tables of STUDY_PLANS, then lines of studies, those of the newest weights first."""
     clicks: tuple[Pool, ...] = ()
@@ -114,10 +119,12 @@ class Evidence:
 def read_evidence(folder: Path) -> Evidence:
     """Of all files in `folder`."""
     lines = {path.stem: _read_lines(path) for path in sorted(folder.glob("*.jsonl"))}
-    tables = {path.stem: _table(path) for path in sorted(folder.glob("*.parquet"))}
+    paths = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
+    tables = {name: _table(path) for name, path in paths.items() if name not in PROMPT_PLANS}
     asked = lines.get("interactive", ())
     return Evidence(
         plans=tuple(pool for name, pool in tables.items() if name not in (*STUDY_PLANS, *TIMED_PLANS)),
+        prompted=tuple(row for name in PROMPT_PLANS if name in paths for row in read_results(paths[name])),
         timed=tuple(pool for name, pool in tables.items() if name in TIMED_PLANS),
         studies=(
             *[pool for name, pool in tables.items() if name in STUDY_PLANS],

@@ -90,6 +90,7 @@ PARTS: dict[str, Part] = {
     "time": timed_plan("time"),
     "fate": plan("fate"),
     "cohort": plan("cohort", circumstances="--workers 1"),
+    "zero-shot": plan("zero_shot"),
     "fate-settings": study(
         "label_efficiency",
         "fate_settings --data {data} --sets acdc msd_hippocampus --configurations fate "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 
-from handful.evaluation.results import TITLES
+from handful.evaluation.results import TITLES, case_scores
+from handful.evaluation.thirds import thirds
 from reproduction.evidence import (
     FIRST,
     MEASURES,
@@ -602,7 +604,40 @@ def intervals(evidence: Evidence) -> str:
     return intervals_study.tables(lines) if lines else UNMEASURED
 
 
+def prompted(evidence: Evidence, words: Sequence[str]) -> str:
+    """Dice with prompts from the reference: a row per data set, or with a property of objects, by its thirds."""
+    rows = evidence.prompted
+    configurations = list(dict.fromkeys(row.configuration for row in rows))
+    if not rows:
+        return UNMEASURED
+    if words:
+        found = {name: thirds([row for row in rows if row.configuration == name], words[0]) for name in configurations}
+        heads = ("prompts", "lowest third", "middle third", "highest third", "rank correlation")
+        return table(
+            heads,
+            [
+                (name, *[f"{mean:.3f}" for mean in one.means], f"{one.correlation:+.2f}")
+                for name, one in found.items()
+                if one is not None
+            ],
+        )
+    scores = {
+        (name, configuration): case_scores(
+            [row for row in rows if (row.data_set, row.configuration) == (name, configuration)], "dice"
+        )
+        for name in sorted({row.data_set for row in rows})
+        for configuration in configurations
+    }
+    lines = []
+    for name in sorted({name for name, _ in scores}):
+        of_set = [scores[name, configuration] for configuration in configurations]
+        means = [f"{fmean(one.values()):.3f}" if one else "–" for one in of_set]
+        lines.append((name, str(max(map(len, of_set))), *means))
+    return table(("data set", "scans", *configurations), lines)
+
+
 TABLES: dict[str, Render] = {
+    "prompted": prompted,
     "label_efficiency": label_efficiency,
     "match": matches,
     "summary": summary,

@@ -26,6 +26,14 @@ def test_a_table_comes_back_as_it_was_written(suffix: str, tmp_path: Path):
     assert [row.hd95 for row in found][::2] == [row.hd95 for row in rows][::2]
 
 
+def test_a_table_of_an_earlier_version_lacks_the_properties_of_objects(tmp_path: Path):
+    write_results([result(size_share=0.25)], tmp_path / "now.csv")
+    head, row = (line.split(",") for line in (tmp_path / "now.csv").read_text().splitlines())
+    assert read_results(tmp_path / "now.csv")[0].size_share == 0.25
+    (tmp_path / "then.csv").write_text("\n".join(",".join(line[:-3]) for line in (head, row)) + "\n")
+    assert math.isnan(read_results(tmp_path / "then.csv")[0].size_share)
+
+
 def test_pandas_and_people_read_the_header(tmp_path: Path):
     write_results([result()], tmp_path / "results.csv")
     assert (tmp_path / "results.csv").read_text().splitlines()[0] == ",".join(COLUMNS)

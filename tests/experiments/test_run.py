@@ -219,6 +219,17 @@ def test_an_annotator_may_prompt(make_plan: Callable[..., Plan], tmp_path: Path)
     study = read_study(tmp_path)
     assert study.annotators == {"box", "clicks"}
     assert {row.annotator for row in study.results} == {"box, jitter 0.1", "clicks-2"}
+    of_box, of_clicks = (
+        {
+            (row.case, row.label): (row.size_share, row.complexity, row.contrast)
+            for row in study.rows("phantoms", name, 1)
+        }
+        for name in ("box", "clicks")
+    )
+    assert of_box == of_clicks
+    assert all(
+        0 < size < 1 and 0.7 < complexity < 5 and 0 < contrast < 1 for size, complexity, contrast in of_box.values()
+    )
 
 
 def test_annotators_of_a_backbone_without_training(make_plan: Callable[..., Plan], tmp_path: Path):

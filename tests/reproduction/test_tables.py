@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from handful.evaluation.results import Result, write_results
 from reproduction import tables
 from reproduction.document import documents
 from reproduction.evidence import FIRST, Evidence, Pool, read_evidence
-from reproduction.markdown import with_tables
+from reproduction.markdown import UNMEASURED, with_tables
 
 Measured = Callable[..., Evidence]
 
@@ -188,6 +189,19 @@ def test_a_table_of_results_is_read_with_missed_labels_and_without_absent_ones(t
     (pool,) = read_evidence(tmp_path).plans
     assert pool.scores["hearts", "FATE", 4]["dice"] == {(0, "case-0"): pytest.approx(0.4)}
     assert pool.scores["hearts", "FATE", 4]["hd95"] == {(0, "case-0"): pytest.approx(12.5)}
+
+
+def test_prompts_from_the_reference_stand_in_tables_of_their_own(tmp_path: Path):
+    rows = [
+        replace(row(1, "scored", dice=case / 10), case=f"case-{case}", configuration="1 box", contrast=1 - case / 10)
+        for case in range(1, 10)
+    ]
+    write_results(rows, tmp_path / "zero_shot.parquet")
+    evidence = read_evidence(tmp_path)
+    assert evidence.plans == ()
+    assert tables.prompted(evidence, []).splitlines()[2:] == ["| hearts | 9 | 0.500 |"]
+    assert tables.prompted(evidence, ["contrast"]).splitlines()[2:] == ["| 1 box | 0.800 | 0.500 | 0.200 | -1.00 |"]
+    assert tables.prompted(Evidence(), []) == UNMEASURED
 
 
 def row(label: int, status: str, dice: float) -> Result:

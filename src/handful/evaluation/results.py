@@ -74,10 +74,19 @@ class Result:
     """Version of handful."""
     trial: str
     """Digest of everything that the fit and its scores depend on; later runs use it to skip finished fits."""
+    size_share: float = math.nan
+    """Of the object in the reference, as `handful.evaluation.object_features` defines it; known where a simulated
+    annotator prompted it, else nan."""
+    complexity: float = math.nan
+    """As `size_share`: of its boundary."""
+    contrast: float = math.nan
+    """As `size_share`."""
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
 _KINDS = get_type_hints(Result)
+FEATURES = ("size_share", "complexity", "contrast")
+"""The columns that describe the object; tables of earlier versions lack them."""
 MEASURES = ("dice", "iou", "hd95", "assd", "surface_dice")
 """The columns that reports can show and test."""
 LARGER_IS_BETTER = ("dice", "iou", "surface_dice")
@@ -117,7 +126,10 @@ def read_results(path: Path) -> tuple[Result, ...]:
         _require_parquet(path)
         read = _read_parquet
     try:
-        return tuple(Result(**{name: _value(name, row[name]) for name in COLUMNS}) for row in read(path))
+        return tuple(
+            Result(**{name: _value(name, row[name]) for name in COLUMNS if name in row or name not in FEATURES})
+            for row in read(path)
+        )
     except InputError:
         raise
     except Exception as error:  # the libraries raise errors of any class for broken tables

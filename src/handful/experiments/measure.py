@@ -6,7 +6,7 @@ import base64
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ import numpy as np
 from handful.backbones.base import Backbone
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort
+from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import LabelMap, Volume
 from handful.errors import HandfulError, InputError
 from handful.evaluation.evaluate import Row, score_case
+from handful.evaluation.object_features import object_features
 from handful.experiments.plan import Trial
 from handful.experiments.simulated_annotators import segmentation_function
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
@@ -111,7 +113,8 @@ def measure(trial: Trial, fitted: Fit) -> Outcome:
     backbone = fitted.segmenter.backbone
     memory = PeakMemory(backbone.device)
     segment = segmentation_function(fitted.segmenter, trial.configuration, trial.split)
-    scored = [_score(segment, case, trial.tolerance) for case in unseen]
+    prompted = fitted.segmenter.slicer if trial.configuration.annotator else None
+    scored = [_score(segment, case, trial.tolerance, prompted) for case in unseen]
     peak = max(fitted.peak_mib, memory.mib())
     shared = {
         "shots": trial.shots,
@@ -145,7 +148,8 @@ class _ScoredCase:
     rows: list[dict[str, Any]]
 
 
-def _score(segment: Callable[[Case], LabelMap], case: Case, tolerance: float) -> _ScoredCase:
+def _score(segment: Callable[[Case], LabelMap], case: Case, tolerance: float, prompted: Slicer | None) -> _ScoredCase:
+    """Segment and score a case; `prompted` is the slicer of an annotator, whose objects are described."""
     reference = case.read_reference()
     if reference is None:
         raise InputError(f"case {case.name!r} has no reference; leave it out")
@@ -158,9 +162,20 @@ def _score(segment: Callable[[Case], LabelMap], case: Case, tolerance: float) ->
     seconds = time.perf_counter() - began
     scored = score_case(case.name, prediction, reference, tolerance, reference.labels)
     about = {"failure": failure, "predict_s": round(seconds, 4)}
+    described = {} if prompted is None or failure else _features(case, reference, prompted)
     present = [row.dice for row in scored if row.status != "absent"]
-    rows = [_row(row, reference) | about for row in scored]
+    rows = [_row(row, reference) | about | described.get(row.label, {}) for row in scored]
     return _ScoredCase(case, prediction, reference, float(np.mean(present)) if present else 1.0, rows)
+
+
+def _features(case: Case, reference: LabelMap, slicer: Slicer) -> dict[int, dict[str, float | None]]:
+    """The properties of each label of a case; None for an absent one, which has none."""
+    stack = slicer.view(case.read_image())
+    found = {value: asdict(object_features(stack, reference.array == value)) for value in reference.labels.values}
+    return {
+        value: {name: None if np.isnan(one) else round(one, 6) for name, one in features.items()}
+        for value, features in found.items()
+    }
 
 
 def _row(row: Row, reference: LabelMap) -> dict[str, Any]:

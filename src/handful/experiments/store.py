@@ -12,7 +12,7 @@ from typing import Any
 
 from handful.errors import DamagedFile, InputError
 from handful.evaluation.evaluate import Failure
-from handful.evaluation.results import COLUMNS, Result, has_parquet, write_results
+from handful.evaluation.results import COLUMNS, FEATURES, Result, has_parquet, write_results
 from handful.evaluation.study import Decisions, Picture, Study
 from handful.experiments.plan import Plan, Trial
 from handful.jobs.atomic import write_atomically, write_json
@@ -227,7 +227,7 @@ def _results(title: str, entry: Entry, outcome: Mapping[str, Any]) -> Iterator[R
     }
     for row in outcome["rows"]:
         values = {**outcome["shared"], **row, **about}
-        values |= {name: math.nan for name in ("hd95", "assd") if values[name] is None}
+        values |= {name: math.nan for name in ("hd95", "assd", *FEATURES) if values.get(name) is None}
         yield Result(**{name: values[name] for name in COLUMNS})
 
 

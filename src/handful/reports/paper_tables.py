@@ -7,8 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from handful.evaluation.evaluate import Estimate
-from handful.evaluation.results import LARGER_IS_BETTER, TITLES
+from handful.evaluation.results import FEATURES, LARGER_IS_BETTER, TITLES
 from handful.evaluation.study import MARGIN, Study
+from handful.evaluation.thirds import thirds
+
+FEATURE_TITLES = {
+    "size_share": "size of the object",
+    "complexity": "complexity of its boundary",
+    "contrast": "contrast",
+}
 
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -72,6 +79,31 @@ def _tables(study: Study) -> Iterator[_Table]:
             yield _Table(
                 f"{data_set}: labelled cases needed to match", ("configuration", "matches", "labelled cases"), needed
             )
+    yield from _feature_tables(study)
+
+
+def _feature_tables(study: Study) -> Iterator[_Table]:
+    """Scores by thirds of each property of the objects, for configurations whose objects were described."""
+    heads = ("configuration", "lowest third", "middle third", "highest third", "rank correlation")
+    described = [row for row in study.results if not math.isnan(row.size_share)]
+    for feature in FEATURES if described else ():
+        found = {
+            name: thirds([row for row in described if row.configuration == name], feature, study.main)
+            for name in study.configurations
+        }
+        measured = {name: one for name, one in found.items() if one is not None}
+        rows = tuple(
+            (
+                name,
+                *[f"{mean:.3f}" for mean in one.means],
+                "–" if math.isnan(one.correlation) else f"{one.correlation:+.2f}",
+            )
+            for name, one in measured.items()
+        )
+        if rows:
+            most = max(one.data_sets for one in measured.values())
+            title = f"{TITLES[study.main]} by {FEATURE_TITLES[feature]}, mean over {most} data sets"
+            yield _Table(title, heads, rows)
 
 
 def _note(study: Study) -> str:
