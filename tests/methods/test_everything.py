@@ -64,9 +64,8 @@ def test_of_many_masks_each_is_compared_with_all_better_ones():
 
 
 def test_thresholds_are_those_of_the_backbone_unless_given():
-    config = EverythingConfig(least_stability=0.5).resolved(load_backbone("handful-tiny"))
-    assert (config.least_iou, config.least_stability) == (0.6, 0.5)
-    assert EverythingConfig().resolved(tiny_models.tiny_sam()).least_iou == 0.88
+    assert EverythingConfig(least_stability=0.5).thresholds(load_backbone("handful-tiny")) == (0.6, 0.5)
+    assert EverythingConfig().thresholds(tiny_models.tiny_sam()) == (0.88, 0.95)
 
 
 @pytest.mark.parametrize("wrong", [{"points": 0}, {"points": 65}, {"least_iou": 1.5}, {"most_overlap": -0.1}])

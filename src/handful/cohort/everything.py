@@ -191,8 +191,8 @@ class _CaseWork:
     @cached_property
     def made_with(self) -> str:
         """Digest of everything but the scan that an output depends on."""
-        masks = self.config.masks.resolved(self.backbone)
-        return digest_of_json([self.backbone.digest(), asdict(masks), asdict(self.config.slicer)])
+        masks = asdict(self.config.masks) | {"thresholds": self.config.masks.thresholds(self.backbone)}
+        return digest_of_json([self.backbone.digest(), masks, asdict(self.config.slicer)])
 
     def _claimed(self, task: _Task) -> AbstractContextManager[None]:
         """Where a worker of an earlier run may still segment the case: waits for it."""

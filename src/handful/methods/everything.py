@@ -53,13 +53,12 @@ class EverythingConfig:
             if value is not None and not 0 <= value <= 1:
                 raise SettingsError(f"{name} must be from 0 to 1, got {value}")
 
-    def resolved(self, backbone: Backbone) -> EverythingConfig:
-        """These settings with the backbone's own thresholds for each None."""
+    def thresholds(self, backbone: Backbone) -> tuple[float, float]:
+        """The smallest predicted IoU and the smallest stability, where they are None those that suit the backbone."""
         defaults = backbone.family.defaults
-        return replace(
-            self,
-            least_iou=defaults.least_iou if self.least_iou is None else self.least_iou,
-            least_stability=defaults.least_stability if self.least_stability is None else self.least_stability,
+        return (
+            defaults.least_iou if self.least_iou is None else self.least_iou,
+            defaults.least_stability if self.least_stability is None else self.least_stability,
         )
 
 
@@ -86,9 +85,9 @@ def everything(
     config: EverythingConfig = EverythingConfig(),
 ) -> FoundMasks:
     """Find the masks of all m objects of one slice with values in [0, 1]."""
-    config, image = config.resolved(backbone), backbone.encode(slices.to(backbone.device))
+    image, thresholds = backbone.encode(slices.to(backbone.device)), config.thresholds(backbone)
     size = (slices.shape[-2], slices.shape[-1])
-    parts = [_good(found, config) for found in _prompted(backbone, image, size, config.points)]
+    parts = [_good(found, *thresholds) for found in _prompted(backbone, image, size, config.points)]
     logits, iou, stability = (torch.cat(part) for part in zip(*parts, strict=True))
     order = iou.argsort(descending=True, stable=True)
     order = order[_distinct(logits[order] > 0, config.most_overlap)]
@@ -169,13 +168,13 @@ def _by_area(
     return LabelMap(array, geometry, labels), masks
 
 
-def _good(found: MaskPrediction, config: EverythingConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _good(found: MaskPrediction, least_iou: float, least_stability: float) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (in half precision, since there may be thousands), predicted IoU and stability of the good masks."""
     logits, iou = found.logits[0], found.iou[0]
     area = (logits > 0).sum(dim=(1, 2))
     wider = (logits > -OFFSET).sum(dim=(1, 2)).clamp_min(1)
     stability = (logits > OFFSET).sum(dim=(1, 2)) / wider
-    good = (iou >= config.least_iou) & (stability >= config.least_stability) & (area > 0)
+    good = (iou >= least_iou) & (stability >= least_stability) & (area > 0)
     return logits[good].half(), iou[good], stability[good]
 
 
