@@ -11,7 +11,8 @@ from handful.cli import options
 from handful.cli.terminal import WARNING, exit_on, print_failures, print_json, print_lines, print_note, progress
 
 if TYPE_CHECKING:
-    from handful.cohort.everything import FindMasksResult
+    from handful.cohort.everything import FindMasksConfig, FindMasksResult
+    from handful.data.cases import Cohort
 
 Input = Annotated[Path, typer.Option("-i", "--input", help="A scan, a folder of DICOM files, or a folder of scans.")]
 Points = Annotated[int, typer.Option(help="Points along each side of the grid, up to 64. More find smaller objects.")]
@@ -67,18 +68,15 @@ def everything(
     itself. If the command is run again, only new or changed scans are segmented; scans that fail are listed in
     failures.json, and the exit code is then 3.
     """
-    from handful.cohort.choice import choose_cases
-    from handful.cohort.everything import FindMasksConfig, find_masks
+    from handful.cohort.everything import FindMasksConfig
     from handful.data.slicing import Slicer
     from handful.methods.everything import EverythingConfig
 
-    masks = EverythingConfig(
-        points=points, least_iou=least_iou, least_stability=least_stability, most_overlap=most_overlap
-    )
     cut: dict[str, Any] = {"plane": plane, "window": window}
+    kept = {"least_iou": least_iou, "least_stability": least_stability}
     config = FindMasksConfig(
         backbone=backbone,
-        masks=masks,
+        masks=EverythingConfig(points=points, most_overlap=most_overlap, **kept),
         slicer=Slicer(**cut),
         device=device,
         overwrite=overwrite,
@@ -88,19 +86,21 @@ def everything(
     )
     if out.is_file():
         raise typer.BadParameter(f"-o {out}: a file; name a folder")
-    cohort = options.cohort_in(
-        input,
-        images_only=True,
-        series=series,
-        slice_tolerance=slice_tolerance,
-        channels=options.names_in(channels),
-    )
-    chosen = choose_cases(cohort, options.names_in(cases))
-    with progress("segmenting", quiet) as report:
-        result = find_masks(chosen, out, config, report, cohort.files)
+    stated: dict[str, Any] = {"series": series, "slice_tolerance": slice_tolerance}
+    cohort = options.cohort_in(input, images_only=True, channels=options.names_in(channels), **stated)
+    result = _find(cohort, options.names_in(cases), out, config, quiet)
     _print_json(out, result, cohort.left_out) if json else _print(out, result)
     print_failures(result.failures)
     exit_on(result.failures, cohort.left_out)
+
+
+def _find(cohort: Cohort, names: list[str], out: Path, config: FindMasksConfig, quiet: bool) -> FindMasksResult:
+    from handful.cohort.choice import choose_cases
+    from handful.cohort.everything import find_masks
+
+    chosen = choose_cases(cohort, names)
+    with progress("segmenting", quiet) as report:
+        return find_masks(chosen, out, config, report, cohort.files)
 
 
 def _print_json(out: Path, result: FindMasksResult, left_out: tuple[object, ...]) -> None:
