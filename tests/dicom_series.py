@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from handful.data.volume import Volume
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 STUDY = "1.2.3"
 ROWS, COLUMNS, SLICES = 8, 10, 6
 NAME, IDENTITY = "Doe^Jane^Secret", "MRN-7731-SECRET"
@@ -163,6 +164,31 @@ def _item(**attributes: Any) -> Items:
     for keyword, value in attributes.items():
         setattr(item, keyword, value)
     return Items([item])
+
+
+def contours(structures: Mapping[str, Sequence[NDArray[Any]]], kind: str = "CLOSED_PLANAR") -> FileDataset:
+    """An RTSTRUCT for the series 1.2.3.4; contours are corners (n, 3) in LPS mm."""
+    data = image(np.zeros((1, 1), np.uint8), position=None, modality="RTSTRUCT", series="1.2.3.99")
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = RTSTRUCT
+    for keyword in ("Rows", "Columns", "BitsAllocated", "PixelData", "FrameOfReferenceUID"):
+        delattr(data, keyword)
+    series = _item(SeriesInstanceUID="1.2.3.4")
+    study = _item(RTReferencedSeriesSequence=series)
+    data.ReferencedFrameOfReferenceSequence = _item(FrameOfReferenceUID="1.2.9", RTReferencedStudySequence=study)
+    names, found = [], []
+    for number, (name, outlines) in enumerate(structures.items(), start=7):
+        names += _item(ROINumber=number, ROIName=name, ReferencedFrameOfReferenceUID="1.2.9")
+        drawn = [
+            _item(
+                ContourGeometricType=kind,
+                NumberOfContourPoints=len(one),
+                ContourData=[f"{value:.9g}" for value in one.ravel()],
+            )[0]
+            for one in outlines
+        ]
+        found += _item(ReferencedROINumber=number, ContourSequence=Items(drawn))
+    data.StructureSetROISequence, data.ROIContourSequence = Items(names), Items(found)
+    return data
 
 
 def of_volume(volume: Volume, **changes: Any) -> list[FileDataset]:

@@ -115,8 +115,13 @@ def test_documents_import_from_the_face_what_it_has():
             "0",
             ("transformers", "huggingface_hub"),
         ),
+        (
+            "from typer.testing import CliRunner; from handful.cli import app\n"
+            "result = CliRunner().invoke(app, ['serve', 'no']); assert 'no such folder' in result.output",
+            ("torch", "fastapi", "uvicorn"),
+        ),
     ],
-    ids=["package", "command line", "help", "predict", "wrong paths"],
+    ids=["package", "command line", "help", "predict", "wrong paths", "wrong folder of a page"],
 )
 def test_nothing_heavy_is_imported_before_it_is_used(code: str, heavy: tuple[str, ...]):
     code += f"; import sys; print([name for name in {heavy} if name in sys.modules])"

@@ -262,6 +262,10 @@ IRREGULAR = {
         ["1 of 6 images have another orientation", "slice1"],
     ),
     "other pixel spacing": (changed(3, PixelSpacing=[0.75, 0.6]), ["another pixel spacing", "0.6", "slice3"]),
+    "several patients": (
+        changed(3, PatientID=f"{made.IDENTITY}2"),
+        ["images of 2 patients (PatientID) in one series: slice3"],
+    ),
     "other frame of reference": (changed(5, FrameOfReferenceUID="1.2.10"), ["another frame of reference", "slice5"]),
 }
 
@@ -309,6 +313,18 @@ def test_one_of_several_series_is_chosen_by_number_or_uid(tmp_path: Path):
         assert (volume.array.shape[-1], volume.modality) == (3, "MR")
         assert any("other series are left out" in note for note in read_notes(folder, SeriesChoice(choice)))
     assert "none of them with number or UID '9'" in refusal(folder, series="9")
+    assert "patient" not in message
+
+
+def test_the_patient_of_a_case_is_that_of_its_series(tmp_path: Path):
+    folder = two_series(tmp_path / "images" / "mixed")
+    made.write(folder / "two", made.series(3, series="1.2.2", number=7, PatientID=f"{made.IDENTITY}2"))
+    made.write(tmp_path / "images" / "own", made.series(series="1.2.5", PatientID=f"{made.IDENTITY}2"))
+    message = refusal(folder)
+    assert "6 images, patient 1 of 2, 1.2.1" in message
+    assert "3 images, patient 2 of 2, 1.2.2" in message
+    (tmp_path / "dataset.json").write_text('{"series": {"mixed": 7}}')
+    assert [case.patient for case in read_cohort(tmp_path).cases] == ["mixed", "mixed"]
 
 
 HOSTILE = {
@@ -439,6 +455,21 @@ def test_dicom_next_to_other_scans_is_a_case_or_left_out(tmp_path: Path, volume:
         ("IM0001", True),
         ("IM0003", True),
     ]
+
+
+def test_dicom_is_left_out_where_several_sequences_are_named(tmp_path: Path, volume: Volume):
+    for name in ("a_0000", "a_0001"):
+        made.write(tmp_path / "images" / name, made.series(2))
+    write_volume(tmp_path / "images" / "b_0000.nii.gz", volume)
+    write_volume(tmp_path / "images" / "b_0001.nii.gz", volume)
+    (tmp_path / "dataset.json").write_text('{"channel_names": {"0": "T1", "1": "T2"}}')
+    cohort = read_cohort(tmp_path)
+    assert [case.name for case in cohort.cases] == ["b"]
+    assert [one.file for one in cohort.left_out] == ["images/a_0000", "images/a_0001"]
+    assert "not read from DICOM; convert each series to NIfTI" in cohort.left_out[0].reason
+    with pytest.raises(UnsupportedInput, match=r"names 2 sequences \(T1, T2\)"):
+        read_cohort(tmp_path / "images" / "a_0000", channels=("T1", "T2"))
+    assert len(read_cohort(tmp_path / "images" / "a_0000", channels=("red", "green", "blue")).cases) == 1
 
 
 def test_objects_without_a_scan_are_left_out_by_name(tmp_path: Path):

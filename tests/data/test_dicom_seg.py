@@ -331,7 +331,6 @@ def changed(path: Path, **values: Any) -> Path:
     ("values", "error", "cause"),
     [
         ({"SegmentationType": "FRACTIONAL"}, UnsupportedInput, "without fractions"),
-        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.481.3"}, UnsupportedInput, "RTSTRUCT"),
         ({"SOPClassUID": made.CT}, UnsupportedInput, "not a segmentation"),
         ({"NumberOfFrames": 3}, DamagedFile, "3 frames, but 7 descriptions"),
         ({"Rows": 60000, "Columns": 60000}, DamagedFile, "truncated"),

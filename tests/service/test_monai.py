@@ -204,3 +204,30 @@ def test_the_real_client_labels_learns_and_segments(address: str, cohort: Path, 
 def ids_of(client: object) -> list[str]:
     with urllib.request.urlopen(f"{client.get_server_url()}/datastore/") as answer:  # type: ignore[attr-defined]
         return list(json.load(answer)["objects"])
+
+
+def test_a_scan_that_cannot_be_read_is_no_next_sample_and_is_listed(named: TestClient, cohort: Path):
+    known, whole = ids(named), {}
+    for file in sorted((cohort / "images").iterdir()):
+        whole[file] = file.read_bytes()
+        file.write_bytes(whole[file][:2000])
+        if file.name != "scan_2.nii.gz":
+            sample = named.post("/activelearning/next", json={}).json()
+            assert sample["id"] == known[f"scan_{int(file.name[5]) + 1}"]
+    refused = named.post("/activelearning/next", json={})
+    assert refused.status_code == 400
+    assert "none of the 3 scans without labels can be read; the first: " in refused.json()["error"]
+    state = named.get("/api/state").json()["cases"]
+    assert all("scan_" in case["unreadable"] for case in state)
+    for file, content in whole.items():
+        file.write_bytes(content)
+    assert named.post("/activelearning/next", json={}).json()["id"] == known["scan_0"]
+    assert named.get("/api/state").json()["cases"][0]["unreadable"] is None
+
+
+def test_a_dicom_series_is_a_next_sample(named: TestClient, cohort: Path):
+    for file in (cohort / "images").iterdir():
+        file.unlink()
+    made.write(cohort / "images" / "series", made.of_volume(phantom(0)[0], series="1.2.3.4"))
+    sample = named.post("/activelearning/next", json={}).json()
+    assert (sample["name"], sample["id"]) == ("series", ids(named)["series"])

@@ -44,6 +44,9 @@ def serve(
     Everything is kept in the cohort folder: finished slices as label maps in `labels/`, all else in `.handful/service`.
     It is on disk before a click is answered, so that nothing is lost if the service is stopped, by Ctrl-C or worse.
     """
+    from handful.service.folder import require_cohort_folder
+
+    require_cohort_folder(cohort)
     try:
         import uvicorn
 

@@ -37,7 +37,7 @@ from handful.data.inventory import (
     list_label_maps,
     list_surroundings,
 )
-from handful.data.sequence_layout import NUMBERED, Image, StatedChannels, are_numbered, grouped
+from handful.data.sequence_layout import NUMBERED, Image, StatedChannels, are_numbered, grouped, not_in_dicom
 from handful.data.sequences import SequenceFiles
 from handful.data.volume import Labels
 from handful.errors import HandfulError, InputError, UnsupportedInput
@@ -96,8 +96,8 @@ def read_cohort(
     layout = _layout(folder, facts)
     pairs = layout.pairs
     _require_cases(folder, layout, images_only)
-    patients = _patients(facts, pairs)
     choices = _choices(facts, pairs, SeriesChoice(series, slice_tolerance))
+    patients = _patients(facts, pairs, choices)
     cases = tuple(
         replace(facts.case(name, image, label), patient=patients.get(name), choice=choices[name])
         for name, image, label in sorted(pairs, key=lambda pair: pair[0])
@@ -297,6 +297,8 @@ def _flat(folder: Path, stated: StatedChannels) -> _Layout:
     listing = list_folder(folder, folder)
     archives = [path for path in listing.dicom if path.suffix.lower() == ".zip" and path.is_file()]
     if not listing.scans and not archives and listing.dicom:
+        if reason := not_in_dicom(stated):
+            raise UnsupportedInput(f"{folder}: {reason}")
         return _Layout([(folder.resolve().name, folder, None)], [])  # its notes list other files
     right = {f"{stem(path)}{SIDECAR}" for path in listing.scans.values()}
     for path in listing.sidecars:
@@ -312,6 +314,8 @@ def _flat(folder: Path, stated: StatedChannels) -> _Layout:
     for path in listing.dicom:
         if path.is_file() and path not in archives:
             listing.leave_out(path, "a DICOM file next to other scans; put the files of each series into a folder")
+        elif reason := not_in_dicom(stated):
+            listing.leave_out(path, reason)
         else:
             _add_dicom(images, path)
     return _Layout([(name, image, None) for name, image in images.items()], listing.left_out)
@@ -368,8 +372,12 @@ def _with_dicom(images: Listing, stated: StatedChannels) -> dict[str, Image]:
         files = [path for path in files if path not in slices]
         slices = dicom_series_of(files)
     image_of = {name: stated.image(path) for name, path in images.scans.items()}
+    reason = not_in_dicom(stated)
     for path in images.dicom:
-        _add_dicom(image_of, path)
+        if reason:
+            images.leave_out(path, reason)
+        else:
+            _add_dicom(image_of, path)
     return image_of
 
 
@@ -495,7 +503,7 @@ def _listed_path(folder: Path, file: Path, entry: Mapping[str, Any], part: str) 
     return folder / path
 
 
-def _patients(facts: _Facts, pairs: list[_Pair]) -> dict[str, str]:
+def _patients(facts: _Facts, pairs: list[_Pair], choices: Mapping[str, SeriesChoice]) -> dict[str, str]:
     """The patient of each case by dataset.json; without it, cases of equal DICOM patient ID bear the first one's name.
 
     So neither an ID nor a digest of it reaches a record.
@@ -510,7 +518,7 @@ def _patients(facts: _Facts, pairs: list[_Pair]) -> dict[str, str]:
     if stated:
         return {case: str(patient) for case, patient in stated.items()}
     dicom = sorted((name, image) for name, image, _ in pairs if isinstance(image, Path) and is_dicom_case(image))
-    identities = {name: dicom_patient(image) for name, image in dicom}
+    identities = {name: dicom_patient(image, choices[name]) for name, image in dicom}
     first: dict[str, str] = {}
     return {name: first.setdefault(identity, name) for name, identity in identities.items() if identity}
 

@@ -62,6 +62,17 @@ def are_numbered(names: Collection[str], labelled: Collection[str], stated: Stat
     return bool(labelled) and set(labelled) <= numbers.keys() and all(most == found for found in numbers.values())
 
 
+def not_in_dicom(stated: StatedChannels) -> str | None:
+    """Why DICOM series are left out, if names state several sequences; three colours are those of DICOM pictures."""
+    if not stated.sequences or {name[:1].lower() for name in stated.names} == set("rgb"):
+        return None
+    return (
+        f"a DICOM series, but {stated.where} names {len(stated.names)} sequences ({', '.join(stated.names)}), which "
+        "are not read from DICOM; convert each series to NIfTI (for example with dcm2niix), and name the files "
+        "CASE_0000.nii.gz, CASE_0001.nii.gz"
+    )
+
+
 def grouped(images: Listing, stated: StatedChannels) -> dict[str, Image]:
     """The scans of numbered files by the name of their case; a case without one of the sequences is left out.
 

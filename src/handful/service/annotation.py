@@ -243,7 +243,7 @@ class Annotations:
             raise InputError(
                 f"{len(labels)} labels, and the page shows at most {MOST_LABELS}; leave some out of dataset.json"
             )
-        session = Session(case.read_image(), self.backbone, labels)
+        session = Session(self.workspace.read_image(case), self.backbone, labels)
         folder = self.workspace.session(case_id)
         fresh = not any(folder.glob("step-*.npz"))
         session.keep_in(folder)

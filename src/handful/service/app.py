@@ -6,7 +6,7 @@ import base64
 import binascii
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -29,7 +29,7 @@ from handful.methods.cost import estimate_fit
 from handful.reports.viewer import nifti_bytes
 from handful.service.annotation import Annotations, InUseError, OpenCase, unpacked
 from handful.service.export import exported
-from handful.service.jobs import Job, Jobs
+from handful.service.jobs import Job, Jobs, Kind
 from handful.service.monai import MonaiLabel, add_monai_label
 from handful.service.nninteractive import NnInteractive, add_nninteractive
 from handful.service.pictures import overlay, thumbnail
@@ -39,6 +39,9 @@ from handful.service.workspace import Workspace
 from handful.session.session import Session
 
 STATIC = Path(__file__).parent / "static"
+KINDS: tuple[Kind, ...] = ("learn", "segment", "suggest")
+SETTLED = ("labelled", "accepted")
+"""States of a case in which it no longer matters that a job could not use it."""
 Annotator = Annotated[str, Header(alias="x-annotator", max_length=64)]
 Number = Annotated[int, Field(ge=0)]
 
@@ -73,7 +76,7 @@ class LabelNames(BaseModel):
 
 
 class JobRequest(BaseModel):
-    kind: Literal["learn", "segment", "suggest"]
+    kind: Kind
     method: str = Field(default="auto", max_length=64)
     minutes: float | None = Field(default=None, gt=0, le=24 * 60)
 
@@ -99,8 +102,10 @@ class Service:
         """Everything that the list of cases shows."""
         cohort = self.workspace.cohort()
         labels = cohort.labels
+        unreadable = self.workspace.unreadable(cohort.cases)
         entries = [
-            asdict(entry) | {"in_use": self.annotations.in_use(entry.id, annotator)}
+            asdict(entry)
+            | {"in_use": self.annotations.in_use(entry.id, annotator), "unreadable": unreadable.get(entry.id)}
             for entry in self.workspace.entries(cohort)
         ]
         job = self.jobs.latest()
@@ -115,6 +120,7 @@ class Service:
             "cases": entries,
             "model": self._model(),
             "job": as_json(job) if job else None,
+            "problems": self._problems({entry["name"]: entry["status"] for entry in entries}),
             "suggestions": self._suggestions({entry["id"] for entry in entries}),
             "curve": self._curve(),
             "dicom": any(case.is_dicom for case in cohort.cases),
@@ -126,6 +132,22 @@ class Service:
         if learned is None or learned.result is None or not self.workspace.has_model:
             return None
         return learned.result | {"when": learned.ended}
+
+    def _problems(self, states: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What went wrong in the last job of each kind: its error, or its cases that are not labelled since then."""
+        found: list[dict[str, Any]] = []
+        for kind in KINDS:
+            job = self.jobs.last_ended(kind)
+            if job is None or job.dismissed:
+                continue
+            result = job.result or {}
+            listed = {
+                part: [one for one in result.get(part, []) if states.get(one["case"], "labelled") not in SETTLED]
+                for part in ("failures", "warnings")
+            }
+            if job.error or any(listed.values()):
+                found.append({"job": job.number, "kind": kind, "error": job.error} | listed)
+        return found
 
     def _suggestions(self, known: set[str]) -> list[dict[str, Any]]:
         job = self.jobs.last_done("suggest")
@@ -228,7 +250,7 @@ def _add_cases(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/cases/{case_id}/image.nii.gz")
     def image(case_id: str) -> Response:
-        return Response(nifti_bytes(workspace.case(case_id).read_image()), media_type="application/gzip")
+        return Response(nifti_bytes(workspace.read_image(workspace.case(case_id))), media_type="application/gzip")
 
     @app.post("/api/cases/{case_id}/verdict")
     def judge(case_id: str, verdict: Verdict) -> dict[str, str]:
@@ -298,6 +320,11 @@ def _add_jobs(app: FastAPI, service: Service) -> None:
             raise InputError("nothing is learned yet; press Learn first")
         options = {"method": request.method, "minutes": request.minutes} if request.kind == "learn" else {}
         return {"job": as_json(service.jobs.start(request.kind, options))}
+
+    @app.post("/api/jobs/{number}/dismiss")
+    def dismiss(number: Number) -> dict[str, int]:
+        service.jobs.dismiss(number)
+        return {"dismissed": number}
 
     @app.post("/api/cost")
     def cost(request: CostRequest) -> dict[str, str | None]:

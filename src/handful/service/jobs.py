@@ -43,6 +43,8 @@ class Job:
     result: dict[str, Any] | None = None
     error: str | None = None
     pid: int | None = None
+    dismissed: bool = False
+    """Whether a person has dismissed what went wrong in it."""
 
     @classmethod
     def read(cls, file: Path) -> Job:
@@ -88,6 +90,18 @@ class Jobs:
     def all_done(self, kind: Kind) -> list[Job]:
         """All jobs of a kind that are done, in their order."""
         return [job for file in self._files() if (job := Job.read(file)).kind == kind and job.state == "done"]
+
+    def last_ended(self, kind: Kind) -> Job | None:
+        """The latest job of a kind that is done or has failed, so that it tells what went wrong."""
+        jobs = (Job.read(file) for file in reversed(self._files()))
+        return next((job for job in jobs if job.kind == kind and job.state in ("done", "failed")), None)
+
+    def dismiss(self, number: int) -> None:
+        """Do not list what went wrong in a job any longer. Raises InputError if there is no such job."""
+        file = self._file(number)
+        if not file.is_file():
+            raise InputError(f"there is no job {number}")
+        replace(Job.read(file), dismissed=True).write(file)
 
     def start(self, kind: Kind, options: dict[str, Any]) -> Job:
         """Start a job. Raises BusyError while another one runs."""

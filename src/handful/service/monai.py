@@ -32,7 +32,6 @@ from handful.data.dicom.series import series_uid
 from handful.data.files import read_label_map, read_volume, write_label_map
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import BusyError, HandfulError, InputError
-from handful.jobs.digests import digest_of_file
 from handful.methods.base import Segmenter
 from handful.service.annotation import Annotations
 from handful.service.jobs import Job, Jobs
@@ -87,22 +86,19 @@ class MonaiLabel:
         }
 
     def next_sample(self) -> dict[str, Any]:
-        """The case to label next; empty if all are labelled."""
-        open_cases = {entry.id: entry for entry in self.workspace.entries() if entry.status != "labelled"}
+        """The case to label next; empty if all are labelled. A scan that cannot be read is left out.
+
+        The page lists it with the reason. Raises InputError if none can be read.
+        """
+        entries = {entry.id: entry for entry in self.workspace.entries() if entry.status != "labelled"}
         suggested = self.jobs.last_done("suggest")
         order = [one["id"] for one in (suggested.result or {}).get("suggestions", [])] if suggested else []
-        chosen = next((one for one in [*order, *open_cases] if one in open_cases), None)
-        if chosen is None:
-            return {}
-        case, entry = self.workspace.case(chosen), open_cases[chosen]
-        file = _file(case)
-        return {
-            "id": chosen,
-            "name": entry.name,
-            "weight": 1.0,
-            "ts": int(file.stat().st_mtime),
-            "checksum": f"SHA256:{digest_of_file(file)}",
-        }
+        candidates = [self.workspace.case(one) for one in dict.fromkeys([*order, *entries]) if one in entries]
+        case = next((case for case in candidates if self.workspace.is_readable(case)), None)
+        if case is None and candidates:
+            reason = self.workspace.unreadable(candidates)[id_of(candidates[0])]
+            raise InputError(f"none of the {len(candidates)} scans without labels can be read; the first: {reason}")
+        return {} if case is None else _sample(case)
 
     def datastore(self) -> dict[str, Any]:
         """All cases, with the names of the labels that each labelled one may hold."""
@@ -163,7 +159,7 @@ class MonaiLabel:
             file = self.session_file(session)
             return read_volume(file), session
         case = self.case(image)
-        return case.read_image(), id_of(case)
+        return self.workspace.read_image(case), id_of(case)
 
     def case(self, image: str) -> Case:
         """A case by its id, or by its SeriesInstanceUID, which viewers of DICOM send. Raises KeyError for neither."""
@@ -492,6 +488,13 @@ def _base(file: UploadFile) -> str:
 
 def _suffixes(file: Path) -> str:
     return ".nii.gz" if file.name.lower().endswith(".nii.gz") else file.suffix
+
+
+def _sample(case: Case) -> dict[str, Any]:
+    """A scan as the protocol describes one; the checksum of a DICOM series in several files is that of its voxels."""
+    changed = max(int(file.stat().st_mtime) for file in case.files)
+    checksum = f"SHA256:{case.image_digest()}"
+    return {"id": id_of(case), "name": case.name, "weight": 1.0, "ts": changed, "checksum": checksum}
 
 
 def _file(case: Case) -> Path:

@@ -28,7 +28,7 @@ def thumbnail(workspace: Workspace, case: Case) -> bytes:
     """The middle slice of a case as PNG; made once."""
     file = workspace.own / "thumbnails" / f"{id_of(case)}.png"
     if not file.is_file():
-        write_atomically(file, _picture(case.read_image()), sync=False)
+        write_atomically(file, _picture(workspace.read_image(case)), sync=False)
     return file.read_bytes()
 
 
@@ -40,7 +40,7 @@ def overlay(workspace: Workspace, case: Case) -> bytes:
     file, labels = workspace.result(case), workspace.labels()
     if file is None or labels is None:
         raise InputError("this case has no segmentation yet; segment it first")
-    view = Slicer().for_display().view(case.read_image())
+    view = Slicer().for_display().view(workspace.read_image(case))
     classes = view.of(read_label_map(file, labels).array)
     number = int((classes > 0).sum(axis=(1, 2)).argmax())
     grey = view.take([number])[0].numpy()

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +26,7 @@ from handful.cohort.review import ReviewConfig, review_folder
 from handful.curation.suggest import SuggestConfig, suggest
 from handful.data.cases import Cohort
 from handful.errors import HandfulError
+from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import write_json
 from handful.methods.base import labelled_slices
 from handful.methods.catalog import build_method
@@ -107,11 +108,16 @@ class Worker:
         self.workspace.predictions.mkdir(parents=True, exist_ok=True)
         config = PredictConfig(device=self.device, cache=self._cache)
         result = predict_cohort(self.workspace.model, cases, self.workspace.predictions, config, self.report)
-        failures = [{"case": failure.case, "reason": failure.reason} for failure in result.failures]
         estimate = self._reviewed(
             replace(cohort, cases=tuple(case for case in cohort.cases if id_of(case) not in accepted))
         )
-        return {"done": len(result.done), "unchanged": len(result.skipped), "failures": failures, "estimate": estimate}
+        return {
+            "done": len(result.done),
+            "unchanged": len(result.skipped),
+            "failures": _listed(result.failures),
+            "warnings": _listed(result.warnings),
+            "estimate": estimate,
+        }
 
     def _reviewed(self, cohort: Cohort) -> float | None:
         """Estimate the quality of each segmentation; the mean Dice, None if there is nothing to compare with."""
@@ -151,7 +157,7 @@ class Worker:
             {"id": ids[one.slice.case], "axis": one.axis, "index": one.slice.index, "reason": one.reason}
             for one in result.suggestions
         ]
-        return {"suggestions": found}
+        return {"suggestions": found, "failures": _listed(result.failures)}
 
     def _backbone(self) -> Any:
         return open_backbone(self.backbone_name, self.device, self._cache)
@@ -159,6 +165,10 @@ class Worker:
     @property
     def _cache(self) -> Path:
         return self.workspace.folder / ".handful" / "embeddings"
+
+
+def _listed(failures: Sequence[Failure]) -> list[dict[str, str]]:
+    return [{"case": failure.case, "reason": failure.reason} for failure in failures]
 
 
 def _end_with(parent: int) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,15 +19,18 @@ from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort, stem
 from handful.data.formats import is_scan
 from handful.data.support import SupportSet
-from handful.data.volume import Labels
-from handful.errors import InputError
+from handful.data.volume import Labels, Volume
+from handful.errors import InputError, reason_of
 from handful.jobs.atomic import remove_leftovers, write_atomically, write_json
 from handful.jobs.digests import digest_of
-from handful.jobs.files import checked_path
+from handful.service.folder import require_cohort_folder
 
 Status = Literal["unlabelled", "in work", "labelled", "to review", "accepted"]
 """State of a case. "to review": segmented by the model; "accepted": such a segmentation that a person has accepted."""
 SERVICE = ".handful/service"
+
+_State = frozenset[tuple[str, int, int]]
+"""Names, times and sizes of files, to notice when one changes."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +51,14 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         """Raises InputError unless the folder is a cohort with `images/`."""
-        if not checked_path(folder).is_dir():
-            raise InputError(f"{folder}: no such folder; give a cohort folder, with its scans in images/")
-        if not (folder / "images").is_dir():
-            if any(path for path in folder.iterdir() if not path.name.startswith(".")):
-                raise InputError(f"{folder}: no folder images/; move the scans into {folder / 'images'}")
-            (folder / "images").mkdir()
+        require_cohort_folder(folder)
+        (folder / "images").mkdir(exist_ok=True)
         self.folder, self.own = folder, folder / SERVICE
         self.own.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
         self._lock = threading.RLock()
-        self._read: tuple[frozenset[tuple[str, int, int]], Cohort] | None = None
+        self._read: tuple[_State, Cohort] | None = None
+        self._unreadable: dict[str, tuple[_State, str]] = {}
 
     def _remove_leftovers(self) -> None:
         """Remove the temporary files of a service that was killed; those of jobs, which may still run, only if old."""
@@ -103,18 +104,41 @@ class Workspace:
                 self._read = state, own if empty else read_cohort(self.folder)
             return self._read[1]
 
-    def _files_now(self) -> frozenset[tuple[str, int, int]]:
-        """Names, times and sizes of the files that make up the cohort, so that it is read again when one changes."""
+    def _files_now(self) -> _State:
+        """The state of the files that make up the cohort, so that it is read again when one changes."""
         places = [self.folder / name for name in ("images", "labels")]
         files = [file for place in places if place.is_dir() for file in place.rglob("*")]
-        stated = [(file, file.lstat()) for file in [*files, *self.folder.iterdir()]]
-        return frozenset(
-            (str(file), stat.st_mtime_ns, stat.st_size) for file, stat in stated if file != self.own.parent
-        )
+        return _state_of(file for file in [*files, *self.folder.iterdir()] if file != self.own.parent)
 
     def case(self, case_id: str) -> Case:
         """Raises KeyError for an unknown id."""
         return {id_of(case): case for case in self.cohort().cases}[case_id]
+
+    def read_image(self, case: Case) -> Volume:
+        """The scan of a case. Raises what `Case.read_image` does, and lists the case in `unreadable` then."""
+        before = _state_of_scan(case)
+        try:
+            volume = case.read_image()
+        except Exception as error:
+            self._unreadable[id_of(case)] = before, reason_of(error)
+            raise
+        self._unreadable.pop(id_of(case), None)
+        return volume
+
+    def unreadable(self, cases: Iterable[Case]) -> dict[str, str]:
+        """Why scans could not be read when that was tried last, by id; only those whose files are still the same."""
+        found = ((id_of(case), case, self._unreadable.get(id_of(case))) for case in cases)
+        return {own: known[1] for own, case, known in found if known and known[0] == _state_of_scan(case)}
+
+    def is_readable(self, case: Case) -> bool:
+        """Whether the scan of a case can be read. One that could not is tried again when its files have changed."""
+        if self.unreadable([case]):
+            return False
+        try:
+            self.read_image(case)
+        except Exception:  # it is listed with its reason
+            return False
+        return True
 
     def labels(self) -> Labels | None:
         """The labels of the cohort; None before anybody has named some."""
@@ -224,6 +248,15 @@ class Workspace:
             return {}
         content: dict[str, Any] = json.loads(file.read_text("utf-8"))
         return {name: (float(entry["worst"]), tuple(entry["flags"])) for name, entry in content.items()}
+
+
+def _state_of_scan(case: Case) -> _State:
+    return _state_of(file for path in case.files for file in (path, *(path.rglob("*") if path.is_dir() else ())))
+
+
+def _state_of(files: Iterable[Path]) -> _State:
+    stated = [(file, file.lstat()) for file in files if os.path.lexists(file)]
+    return frozenset((str(file), stat.st_mtime_ns, stat.st_size) for file, stat in stated)
 
 
 def id_of(case: Case) -> str:

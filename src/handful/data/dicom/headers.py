@@ -119,16 +119,6 @@ def read_header(source: Source, where: str) -> Header | str:
             return _header(source, dataset, encoding, where)
 
 
-def patient_of(source: Source) -> str | None:
-    """A digest of the patient's ID in a DICOM file; None if it is no DICOM file or states no ID."""
-    with source.open() as file:
-        content = Bounded(file, source.size)
-        if not is_dicom_start(content.read(132)):
-            return None
-        with refusing(source.name, "unreadable DICOM header"):
-            return _patient(_parse(content, source.name)[0])
-
-
 def _parse(content: Bounded, where: str) -> tuple[Any, str]:
     """The attributes that are used, without pixels, and the kind of pixel data."""
     from pydicom import dcmread

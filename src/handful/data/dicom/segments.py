@@ -1,9 +1,9 @@
-"""DICOM segmentations (DICOM-SEG) as label maps: the frames of each segment, placed on the grid of the scan."""
+"""DICOM segmentations (DICOM-SEG) and contours (RTSTRUCT) as label maps on the grid of the scan."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.data.dicom.contours import Contours, is_contours, read_contours
 from handful.data.dicom.headers import SEGMENTATIONS, Frame, encoding_of, frames_of, text_of, whole_number
 from handful.data.dicom.pixels import require_end
 from handful.data.dicom.series import SeriesChoice, dicom_frame_of_reference, opened
@@ -18,7 +19,6 @@ from handful.data.dicom.sources import Bounded, Source, is_dicom_start, refusing
 from handful.data.volume import Geometry
 from handful.errors import DamagedFile, GeometryMismatch, HandfulError, LabelError, UnsupportedInput
 
-_CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
 _OFF_GRID = 0.25
 """Voxels that a frame may be off the grid of the scan."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -51,42 +51,61 @@ def read_segmentation(
     """Segment numbers of the voxels (i, j, k), their grid, and the names of the segments by number.
 
     `grid` is that of the scan, in RAS mm; the frames may lie along any of its axes, in any direction. Without it, the
-    grid is the smallest one that holds all frames. Segmentations of one bit per voxel (BINARY) and label maps are read.
+    grid is the smallest one that holds all frames. Segmentations of one bit per voxel (BINARY), label maps, and closed
+    contours (RTSTRUCT), which need the `grid`, are read. The structures of contours are numbered from 1.
 
     Raises GeometryMismatch for frames that do not lie on the grid, LabelError where segments overlap, UnsupportedInput
     for other DICOM objects and for fractions, DamagedFile for files that are truncated or too large.
     """
-    found = _header(path)
-    grid = grid or segmentation_grid(path)
-    _require_every_slice(found, grid)
+    found: _Segmentation | Contours
+    if is_contours(path):
+        grid = grid or segmentation_grid(path)
+        found = read_contours(path)
+        parts: Iterable[tuple[tuple[NDArray[Any], ...], Any]] = (
+            (places, number) for number, places in found.areas(grid)
+        )
+    else:
+        found = _header(path)
+        grid = grid or segmentation_grid(path)
+        _require_every_slice(found, grid)
+        parts = _placed_frames(found, grid, max_bytes)
     array = np.zeros(grid.shape, np.int32 if max(found.names) >= 2**15 else np.int16)
     overlaps: dict[tuple[int, int], int] = {}
-    for frame, number, pixels in _frames(found, max_bytes):
-        rows, columns = np.nonzero(pixels)
-        if not len(rows):
-            continue
-        values = pixels[rows, columns].astype(array.dtype) if number is None else array.dtype.type(number)
-        places = _places(found, frame, grid, rows, columns)
+    for places, values in parts:
         for pair, count in _count_pairs(array[places], values):
             overlaps[pair] = overlaps.get(pair, 0) + count
         array[places] = values
     if overlaps:
-        raise LabelError(_overlapping(found, overlaps))
+        raise LabelError(_overlapping(path, found.names, overlaps))
     if unknown := sorted(set(np.unique(array).tolist()) - {0, *found.names}):
         raise DamagedFile(f"{path}: segments {unknown[:5]} are not described in the header; export the file again")
     return array, grid, dict(found.names)
 
 
+def _placed_frames(
+    found: _Segmentation, grid: Geometry, max_bytes: int
+) -> Iterator[tuple[tuple[NDArray[Any], ...], Any]]:
+    """The labelled voxels of each frame, and their segment numbers."""
+    depth = np.int32 if max(found.names) >= 2**15 else np.int16
+    for frame, number, pixels in _frames(found, max_bytes):
+        rows, columns = np.nonzero(pixels)
+        if len(rows):
+            values = pixels[rows, columns].astype(depth) if number is None else depth(number)
+            yield _places(found, frame, grid, rows, columns), values
+
+
 def segment_names(path: Path) -> dict[int, str]:
     """The names of the segments by number, from the header."""
-    return dict(_header(path).names)
+    return dict((read_contours(path) if is_contours(path) else _header(path)).names)
 
 
 def segmentation_grid(*paths: Path) -> Geometry:
     """The smallest regular grid (RAS mm) that holds the frames of all these segmentations, from their headers.
 
-    Raises GeometryMismatch if the frames do not lie on one.
+    Raises GeometryMismatch if the frames do not lie on one, and for contours, which have no grid.
     """
+    if contours := [path for path in paths if is_contours(path)]:
+        raise GeometryMismatch(f"{contours[0]}: contours (RTSTRUCT) have no grid of their own; give their scan, too")
     found = [_header(path) for path in paths]
     frames = [frame for one in found for frame in one.frames]
     first, where = found[0], str(paths[0])
@@ -115,6 +134,8 @@ def segmentation_grid(*paths: Path) -> Geometry:
 def referenced_series(path: Path) -> str | None:
     """The UID of the only series that a segmentation refers to; None if there is none, or the file cannot be read."""
     try:
+        if is_contours(path):
+            return read_contours(path).series
         series = list(_header(path).dataset.get("ReferencedSeriesSequence") or ())
     except HandfulError:
         return None  # the label map fails with its reason when it is read
@@ -123,7 +144,10 @@ def referenced_series(path: Path) -> str | None:
 
 def require_same_frame(segmentation: Path, scan: Path, choice: SeriesChoice) -> None:
     """Raise GeometryMismatch if a segmentation states another frame of reference than its scan."""
-    stated = text_of(_header(segmentation).dataset, "FrameOfReferenceUID")
+    if is_contours(segmentation):
+        stated = read_contours(segmentation).frame_of_reference
+    else:
+        stated = text_of(_header(segmentation).dataset, "FrameOfReferenceUID")
     own = dicom_frame_of_reference(scan, choice)
     if stated and own and stated != own:
         raise GeometryMismatch(
@@ -159,13 +183,10 @@ def _header(path: Path) -> _Segmentation:
 
 def _require_segmentation(path: Path, dataset: Any) -> None:
     kind = text_of(dataset, "SOPClassUID")
-    if kind == _CONTOURS:
-        raise UnsupportedInput(
-            f"{path}: contours (RTSTRUCT) are not read; convert them to DICOM-SEG or .nii.gz, for example "
-            "with 3D Slicer"
-        )
     if kind not in SEGMENTATIONS:
-        raise UnsupportedInput(f"{path}: not a segmentation; labels are read from DICOM-SEG, .nii.gz and others")
+        raise UnsupportedInput(
+            f"{path}: not a segmentation; labels are read from DICOM-SEG, RTSTRUCT, .nii.gz and others"
+        )
     if (stated := text_of(dataset, "SegmentationType")) not in ("BINARY", "LABELMAP"):
         raise UnsupportedInput(f"{path}: segmentation type {stated[:16]!r}; export it as BINARY, without fractions")
 
@@ -364,12 +385,12 @@ def _count_pairs(before: NDArray[Any], values: Any) -> Iterator[tuple[tuple[int,
             yield (int(one), int(other)), int(count)
 
 
-def _overlapping(found: _Segmentation, overlaps: Mapping[tuple[int, int], int]) -> str:
+def _overlapping(path: Path, names: Mapping[int, str], overlaps: Mapping[tuple[int, int], int]) -> str:
     pairs: Sequence[tuple[tuple[int, int], int]] = sorted(overlaps.items(), key=lambda item: -item[1])[:3]
     listed = "; ".join(
-        f"{found.names.get(one)!r} and {found.names.get(other)!r} in {count} voxels" for (one, other), count in pairs
+        f"{names.get(one)!r} and {names.get(other)!r} in {count} voxels" for (one, other), count in pairs
     )
     return (
-        f"{found.path}: segments overlap ({listed}), but a voxel has one label; export them without overlap (3D "
+        f"{path}: segments overlap ({listed}), but a voxel has one label; export them without overlap (3D "
         "Slicer: Segment Editor, Masking, Modify other segments: Overwrite all), or leave one of them out"
     )

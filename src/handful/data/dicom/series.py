@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from handful.data.dicom.headers import Header, patient_of, read_header
+from handful.data.dicom.headers import Header, read_header
 from handful.data.dicom.pixels import read_voxels
 from handful.data.dicom.sources import Source, open_sources, silenced
 from handful.data.dicom.stack import Stack, stack
@@ -133,13 +133,14 @@ def dicom_notes(path: Path, choice: SeriesChoice = ONLY_SERIES) -> list[str]:
     return notes
 
 
-def dicom_patient(path: Path) -> str | None:
-    """A digest of the ID of the patient; None if no file states one, or none can be read."""
+def dicom_patient(path: Path, choice: SeriesChoice = ONLY_SERIES) -> str | None:
+    """A digest of the patient's ID in the first image of the chosen series; None if it has none or is unreadable."""
     try:
         with opened(path) as sources:
-            return next((found for source in sources if source.size > 0 and (found := patient_of(source))), None)
+            first = _first(path, sources, choice)
     except HandfulError:
         return None  # the case fails with its reason when it is read
+    return first.patient if first else None
 
 
 def dicom_series_of(files: Sequence[Path]) -> list[Path]:
@@ -188,13 +189,15 @@ def _chosen(path: Path, folder: _Folder, choice: SeriesChoice) -> Sequence[Heade
 
 
 def _lines(folder: _Folder) -> Iterator[tuple[str, str]]:
-    """UID, and number, description, modality and number of images, of each series."""
+    """UID, and number, description, modality, number of images and which of several patients, of each series."""
+    patients = list(dict.fromkeys(headers[0].patient for headers in folder.series.values()))
     for uid, headers in sorted(folder.series.items(), key=lambda item: (item[1][0].number or 0, item[0])):
         first = headers[0]
         count = sum(len(header.frames) for header in headers)
-        scouts = ", scout" if any(header.is_scout for header in headers) else ""
+        more = ", scout" if any(header.is_scout for header in headers) else ""
+        more += f", patient {patients.index(first.patient) + 1} of {len(patients)}" if len(patients) > 1 else ""
         number = "no number" if first.number is None else f"number {first.number}"
         yield (
             uid,
-            f"{number}: {first.description or 'no description'!r}, {first.modality}, {count} images{scouts}, {uid}",
+            f"{number}: {first.description or 'no description'!r}, {first.modality}, {count} images{more}, {uid}",
         )

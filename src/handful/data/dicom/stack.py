@@ -46,6 +46,7 @@ def stack(path: Path, headers: Sequence[Header], tolerance: float | None = None)
     Raises UnsupportedInput or DamagedFile, with the files concerned, if the slices do not lie on one regular grid.
     """
     slices = [(header, frame) for header in headers for frame in header.frames]
+    _require_one_patient(path, headers)
     _require_equal(path, slices)
     if len(slices) == 1 and slices[0][1].position is None:
         return Stack(tuple(slices), _picture_grid(*slices[0]), is_picture=True)
@@ -61,6 +62,19 @@ def stack(path: Path, headers: Sequence[Header], tolerance: float | None = None)
     affine[:3, 3] = positions[0]
     shape = (slices[0][0].columns, slices[0][0].rows, len(slices))
     return Stack(tuple(slices), Geometry(shape, _LPS_TO_RAS @ affine), is_picture=False)
+
+
+def _require_one_patient(path: Path, headers: Sequence[Header]) -> None:
+    """Raise UnsupportedInput if images of one series have different patient IDs; the message holds no ID."""
+    counts = Counter(header.patient for header in headers if header.patient)
+    if len(counts) < 2:
+        return
+    usual = counts.most_common(1)[0][0]
+    others = [(header, header.frames[0]) for header in headers if header.patient not in (None, usual)]
+    raise UnsupportedInput(
+        f"{path}: images of {len(counts)} patients (PatientID) in one series: {_names(others)} of another than most; "
+        "put the images of each patient into a folder of their own"
+    )
 
 
 def _require_equal(path: Path, slices: Sequence[Slice]) -> None:

@@ -9,7 +9,7 @@ const RUNNING = 800,
 
 class App {
   constructor() {
-    this.state = { cases: [], labels: [], suggestions: [], curve: [], job: null, model: null };
+    this.state = { cases: [], labels: [], suggestions: [], problems: [], curve: [], left_out: [], job: null, model: null };
     this.sort = 'name';
     this.filter = 'all';
     this.chosen = 0;
@@ -278,6 +278,7 @@ class App {
             ),
             h('button', { disabled: running || !cases.length, onclick: () => this.start('suggest') }, t('suggestNext')),
           ),
+          this.problems('suggest'),
         ),
         h(
           'article',
@@ -301,6 +302,7 @@ class App {
             },
             t('learn'),
           ),
+          this.problems('learn'),
           this.learned(model),
         ),
         h(
@@ -314,7 +316,7 @@ class App {
           ),
           !model && h('p', { class: 'hint' }, t('nothingLearned')),
           counts['to review'] > 0 && h('button', { onclick: () => this.show('review') }, t('stepReview')),
-          this.failures(),
+          this.problems('segment'),
           this.curve(),
         ),
       ),
@@ -348,18 +350,7 @@ class App {
         ),
         cases.length ? add() : '',
       ),
-      this.state.left_out?.length
-        ? h(
-            'details',
-            { class: 'bad' },
-            h('summary', {}, t('leftOut', this.state.left_out.length)),
-            h(
-              'ul',
-              {},
-              this.state.left_out.map((one) => h('li', {}, `${one.file}: ${one.reason}`)),
-            ),
-          )
-        : '',
+      this.notRead(),
       h(
         'ul',
         { class: 'grid' },
@@ -370,6 +361,25 @@ class App {
       $('#names').value = typed;
       $('#names').focus();
     }
+  }
+  // Files that belong to no case, and scans that could not be read.
+  notRead() {
+    const broken = this.state.cases.filter((one) => one.unreadable),
+      lines = [
+        ...this.state.left_out.map((one) => `${one.file}: ${one.reason}`),
+        ...broken.map((one) => `${one.name}: ${one.unreadable}`),
+      ];
+    if (!lines.length) return '';
+    return h(
+      'details',
+      { class: 'bad' },
+      h('summary', {}, t('leftOut', lines.length)),
+      h(
+        'ul',
+        {},
+        lines.map((line) => h('li', {}, line)),
+      ),
+    );
   }
   sorted(cases) {
     const order = ['in work', 'unlabelled', 'to review', 'accepted', 'labelled'];
@@ -452,21 +462,39 @@ class App {
         : null,
     );
   }
-  failures() {
-    const job = this.state.job,
-      failed = job?.kind === 'segment' && job.result?.failures;
-    return failed?.length
-      ? h(
-          'div',
-          { class: 'bad' },
-          t('failures'),
-          h(
-            'ul',
-            {},
-            failed.map((one) => h('li', {}, `${one.case}: ${one.reason}`)),
-          ),
-        )
-      : null;
+  // What went wrong in the last job of a kind, until it is resolved or dismissed.
+  problems(kind) {
+    const found = this.state.problems.find((one) => one.kind === kind);
+    if (!found) return null;
+    const listed = (title, cases) =>
+      cases.length
+        ? [
+            t(title),
+            h(
+              'ul',
+              {},
+              cases.map((one) => h('li', {}, `${one.case}: ${one.reason}`)),
+            ),
+          ]
+        : [];
+    return h(
+      'div',
+      { class: 'bad' },
+      found.error && h('p', {}, t('failed', t(`job_${kind}`), found.error)),
+      listed(`failures_${kind}`, found.failures),
+      listed('warnings', found.warnings),
+      h(
+        'button',
+        {
+          'data-dismiss': kind,
+          onclick: guarded(async () => {
+            await post(`jobs/${found.job}/dismiss`, {});
+            await this.refresh();
+          }),
+        },
+        t('dismiss'),
+      ),
+    );
   }
   curve() {
     const points = this.state.curve.filter((point) => point.dice != null);

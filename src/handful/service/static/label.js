@@ -367,8 +367,13 @@ export class Label {
         .catch(() => {});
       say(t('suggesting'));
     }
-    const other = cases.find((one) => one.status === 'unlabelled' && one.id !== this.case?.id);
-    if (other) return this.app.show('label', other.id);
+    const others = cases.filter((one) => one.status === 'unlabelled' && one.id !== this.case?.id && free.has(one.id));
+    for (const other of others.filter((one) => !one.unreadable)) {
+      await this.app.show('label', other.id);
+      if (this.case?.id === other.id) return;
+      await this.app.refresh(); // a scan that cannot be read is listed from now on, and the next one is opened
+      if (!this.app.state.cases.find((one) => one.id === other.id)?.unreadable) return;
+    }
     say(t('noSuggestion'));
   }
   // Three planes and 3D of the scan with its labels as they are now.
