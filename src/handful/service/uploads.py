@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
+from handful.data.dicom.sources import DICOM_SUFFIXES
 from handful.data.files import SUFFIXES, read_volume, stem
 from handful.errors import InputError
 from handful.jobs.atomic import replacing
@@ -39,6 +40,8 @@ def safe_name(name: str) -> str:
         raise InputError('a scan needs a plain file name, without < > : " / \\ | ? * and not hidden; rename the file')
     if len(plain.encode()) > 200:
         raise InputError("the file name is longer than 200 bytes; rename the file")
+    if plain.lower().endswith(DICOM_SUFFIXES):
+        raise InputError(f"{plain!r} cannot be added here; put the folder or archive of a DICOM series into images/")
     if not plain.lower().endswith(SINGLE):
         raise InputError(f"{plain!r} is of no known format; add files ending in {', '.join(SINGLE)}")
     return plain

@@ -95,7 +95,8 @@ class Contours:
             )
 
     def _inside(self, number: int, contours: Sequence[NDArray[Any]], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
-        filled, earlier, covered = np.zeros(size, bool), [], np.zeros(size, bool)
+        filled, covered = np.zeros(size, bool), np.zeros(size, bool)
+        earlier: list[NDArray[Any]] = []
         for points in contours:
             inside = _filled(str(self.path), points, size)
             pixels = np.flatnonzero(inside)
@@ -122,7 +123,7 @@ def is_contours(path: Path) -> bool:
             return False
         with refusing(str(path), "unreadable DICOM header"):
             encoding_of(content, str(path))
-            start = read_partial(content, stop_when=lambda tag, vr, length: tag > _SOP_CLASS)  # type: ignore[arg-type]
+            start = read_partial(content, stop_when=lambda tag, vr, length: tag > _SOP_CLASS)
             return text_of(start, "SOPClassUID") == _CONTOURS
 
 
