@@ -102,7 +102,7 @@ class Contours:
             pixels = np.flatnonzero(inside)
             if (covered & inside).any():
                 shared = [(np.count_nonzero(inside.ravel()[other]), len(other)) for other in earlier]
-                if len(earlier) > _MOST_OVERLAPPING or any(0 < n < min(size, len(pixels)) for n, size in shared):
+                if len(earlier) > _MOST_OVERLAPPING or any(0 < n < min(whole, len(pixels)) for n, whole in shared):
                     raise LabelError(
                         f"{self.path}: contours of {self.names[number]!r} cross each other in a slice; correct them in "
                         "the program that drew them, or convert them to DICOM-SEG"
