@@ -55,13 +55,13 @@ class Commands(TyperGroup):
             print_note(str(error), lead=ERROR)
             raise typer.Exit(_exit_code(error) or 1) from error
         except Exception as error:
-            from handful.jobs.memory import is_lack_of_memory
+            if (code := _exit_code(error)) is None:
+                from handful.jobs.memory import is_lack_of_memory  # loads PyTorch
 
-            if is_lack_of_memory(error):
+                if not is_lack_of_memory(error):
+                    raise
                 print_note(OUT_OF_MEMORY, lead=ERROR)
                 raise typer.Exit(1) from error
-            if (code := _exit_code(error)) is None:
-                raise
             print_note(str(error), lead=ERROR)
             raise typer.Exit(code) from error
 
