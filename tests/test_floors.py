@@ -15,7 +15,7 @@ FLOORS = [
 ]
 """Rooms by floor, the lowest first, as the map has them."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-SHARED_BY_METHODS = ("base", "encoded_support", "explained", "learned", "promptable", "stacks")
+SHARED_BY_METHODS = ("base", "encoded_support", "explained", "learned", "online", "promptable", "stacks")
 """Modules of `handful.methods` that any method may import."""
 
 
@@ -122,7 +122,7 @@ def test_no_function_is_longer_than_sixty_lines():
 
 def test_nothing_above_methods_imports_a_class_of_a_method():
     """They know the base classes, and methods by their names."""
-    shared = ("base", "catalog", "cost", "description", "everything", "explained", "left_out", "promptable", "settings")
+    shared = ("base", "catalog", "cost", "description", "everything", "explained", "left_out", "online", "promptable", "settings")
     wrong = [
         f"{own}: {module}"
         for own, tree in TREES.items()

@@ -52,6 +52,8 @@ from .experiments.store import write_experiment_report as write_experiment_repor
 from .methods.auto.method import Auto as Auto
 from .methods.auto_sam.method import AutoSam as AutoSam
 from .methods.auto_sam.unet import AutoSamUNet as AutoSamUNet
+from .methods.auxiliary.learner import Auxiliary as Auxiliary
+from .methods.auxiliary.training import AuxiliaryConfig as AuxiliaryConfig
 from .methods.catalog import METHODS as METHODS
 from .methods.catalog import build_method as build_method
 from .methods.fate.method import Fate as Fate

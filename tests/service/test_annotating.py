@@ -315,3 +315,22 @@ def test_files_that_are_not_read_are_listed(client: TestClient, cohort: Path):
 def test_an_unknown_case_is_not_found(client: TestClient, case: str):
     for path in ("", "/slices/0", "/thumbnail.png", "/overlay.png", "/image.nii.gz"):
         assert client.get(f"/api/cases/0123456789abcdef{path}").status_code == 404
+
+
+def test_with_learning_a_finished_slice_teaches_all_cases_also_after_a_restart(cohort: Path):
+    def learner_of(client: TestClient, name: str) -> bytes:
+        annotations = client.app.state.service.annotations
+        learner = annotations.open(id_of(client, name), "one").session.learner
+        assert learner is not None
+        return learner.packed()
+
+    for client in clients(cohort, learning=True):
+        client.put("/api/labels", json={"names": ["ball", "box"]})
+        case = id_of(client, "scan_0")
+        step(client, case, kind="click", slice=2, label=1, points=[[10, 10]])
+        nothing = learner_of(client, "scan_1")
+        step(client, case, kind="accept", slice=2)
+        learned = learner_of(client, "scan_0")
+        assert learner_of(client, "scan_2") == learned != nothing
+    for client in clients(cohort, learning=True):
+        assert learner_of(client, "scan_1") == learned

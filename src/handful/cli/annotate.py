@@ -34,6 +34,9 @@ def annotate(
     propose: Annotated[
         bool, typer.Option("--propose", help="Start from the fitted model's segmentation and correct it.")
     ] = False,
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Let an auxiliary network learn from each slice before the next one.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Random seed of the click positions.")] = 0,
     device: options.Device = "auto",
     cache: options.Cache = None,
@@ -54,6 +57,7 @@ def annotate(
     from handful.cohort.choice import open_source
     from handful.data.files import read_label_map, read_volume
     from handful.data.inputs import Inputs, is_in_cohort
+    from handful.methods.catalog import online_learner
     from handful.methods.promptable import labels_of
     from handful.session.session import Session
     from handful.session.simulated_annotator import annotate_scan
@@ -66,7 +70,8 @@ def annotate(
     volume = read_volume(image)
     truth = read_label_map(reference, grid=volume.geometry)
     model = open_source(source, device, cache)
-    with Session(volume, model, None if labels_of(model) else truth.labels) as session:
+    labels, learner = None if labels_of(model) else truth.labels, online_learner() if learn else None
+    with Session(volume, model, labels, learner=learner) as session:
         if propose:
             session.propose()
         with progress("annotating", quiet) as report:

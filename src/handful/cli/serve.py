@@ -35,6 +35,9 @@ def serve(
     ] = [],  # noqa: B006
     backbone: options.Backbone = "handful-tiny",
     device: options.Device = "auto",
+    learn: Annotated[
+        bool, typer.Option("--learn", help="Let an auxiliary network learn from each finished slice.")
+    ] = False,
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
 ) -> None:
     """Annotate, learn, segment and review in a browser.
@@ -56,7 +59,7 @@ def serve(
         raise SettingsError(f"the page needs {error.name}; install it by: pip install 'handful[serve]'") from error
     secret = token or (None if host in LOOPBACK else secrets.token_urlsafe(24))
     access = Access(host=host, token=secret, origins=tuple(allow_origin))
-    app = create_app(ServiceConfig(cohort=cohort, backbone=backbone, device=device, access=access))
+    app = create_app(ServiceConfig(cohort=cohort, backbone=backbone, device=device, access=access, learning=learn))
     settings = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
     _Server(settings, secret, open_page).run()
 

@@ -19,6 +19,7 @@ from handful.methods.interactive.method import Interactive
 from handful.methods.know_sam.method import KnowSam
 from handful.methods.lora import Lora
 from handful.methods.nearest_slice import NearestSlice
+from handful.methods.online import OnlineLearner
 from handful.methods.self_training.method import SelfTraining
 from handful.methods.settings import listed, read_settings
 from handful.methods.unet.method import UNet
@@ -80,6 +81,13 @@ def require_method(name: str) -> type[Method]:
         hint = did_you_mean(name, METHODS)
         raise SettingsError(f"there is no method {name!r}; {hint}methods are {', '.join(sorted(METHODS))}")
     return METHODS[name]
+
+
+def online_learner() -> OnlineLearner:
+    """A learner for sessions that has learned nothing yet: an auxiliary network, with default settings."""
+    from handful.methods.auxiliary.learner import Auxiliary  # imports MONAI's networks, which takes seconds
+
+    return Auxiliary()
 
 
 def method_settings(method: Method) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from handful.data.slice_grid import SliceGrid
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_atomically, write_json
+from handful.methods.catalog import online_learner
 from handful.service.workspace import Workspace, id_of
 from handful.session.session import Session
 
@@ -94,8 +95,12 @@ class OpenCase:
 class Annotations:
     """All open cases."""
 
-    def __init__(self, workspace: Workspace, backbone: str, device: str) -> None:
+    def __init__(self, workspace: Workspace, backbone: str, device: str, learning: bool = False) -> None:
+        """With `learning`, masks from prompts also depend on the slices that were finished before, of any case."""
         self.workspace, self._backbone_name, self._device = workspace, backbone, device
+        self._learner = online_learner() if learning else None
+        if self._learner is not None and (newest := workspace.newest_learner()) is not None:
+            self._learner = self._learner.unpacked(newest.read_bytes())
         self._open: OrderedDict[str, OpenCase] = OrderedDict()
         self._busy: dict[str, str] = {}
         """Cases that are being opened, or whose labels are being replaced, with the annotator who waits for that."""
@@ -197,10 +202,12 @@ class Annotations:
             opened.working += 1
         try:
             with opened.lock:
-                before = opened.session.accepted
+                before, learner = opened.session.accepted, opened.session.learner
                 changed = list(action(opened.session))
                 if opened.session.accepted != before or set(changed) & set(before):
                     self._write_labels(opened)
+                if opened.session.learner is not learner:
+                    self._learner = opened.session.learner
                 return changed
         finally:
             with self._lock:
@@ -243,10 +250,11 @@ class Annotations:
             raise InputError(
                 f"{len(labels)} labels, and the page shows at most {MOST_LABELS}; leave some out of dataset.json"
             )
-        session = Session(self.workspace.read_image(case), self.backbone, labels)
+        session = Session(self.workspace.read_image(case), self.backbone, labels, learner=self._learner)
         folder = self.workspace.session(case_id)
         fresh = not any(folder.glob("step-*.npz"))
         session.keep_in(folder)
+        session.learner = self._learner  # another case may have been learned from since
         if fresh and case.reference is not None:
             _take_over(session, case)
         return OpenCase(case, session, annotator, 0.0)

@@ -54,6 +54,8 @@ class ServiceConfig:
     backbone: str = "handful-tiny"
     device: str = "auto"
     access: Access
+    learning: bool = False
+    """Whether masks from prompts also depend on the slices that were finished before."""
 
 
 class Action(BaseModel):
@@ -95,7 +97,7 @@ class Service:
     def __init__(self, config: ServiceConfig) -> None:
         self.config = config
         self.workspace = Workspace(config.cohort)
-        self.annotations = Annotations(self.workspace, config.backbone, config.device)
+        self.annotations = Annotations(self.workspace, config.backbone, config.device, config.learning)
         self.jobs = Jobs(config.cohort, self.workspace.jobs, config.backbone, config.device)
 
     def overview(self, annotator: str) -> dict[str, Any]:

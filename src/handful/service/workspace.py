@@ -24,6 +24,7 @@ from handful.errors import InputError, reason_of
 from handful.jobs.atomic import remove_leftovers, write_atomically, write_json
 from handful.jobs.digests import digest_of
 from handful.service.folder import require_cohort_folder
+from handful.session.state_file import LEARNERS
 
 Status = Literal["unlabelled", "in work", "labelled", "to review", "accepted"]
 """State of a case. "to review": segmented by the model; "accepted": such a segmentation that a person has accepted."""
@@ -87,6 +88,11 @@ class Workspace:
 
     def session(self, case_id: str) -> Path:
         return self.own / "sessions" / case_id
+
+    def newest_learner(self) -> Path | None:
+        """The file of what was learned last from finished slices, of any case; None if there is none."""
+        found = self.own.glob(f"sessions/*/{LEARNERS}")
+        return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
     @property
     def has_model(self) -> bool:

@@ -33,12 +33,13 @@ from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
+from handful.methods.online import CorrectedObject, OnlineLearner, PromptedObject
 from handful.methods.promptable import Source, resolve_source
 from handful.session.embeddings import SliceEmbeddings
 from handful.session.predictors import Predictor
 from handful.session.propagation import merged, propagated
 from handful.session.slice_state import PromptedMask, SliceState, as_prompts, mask_logits, prompted_mask
-from handful.session.state_file import Identity, StepFolder, identity_of, read_states, write_states
+from handful.session.state_file import Identity, Saved, StepFolder, identity_of, read_states, write_states
 
 STROKE = 8
 """Maximum number of points of a scribble that are used as prompts, as for simulated scribbles in training."""
@@ -84,6 +85,14 @@ class Change:
     """The current mask of the label on the whole slice."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """What a step has replaced."""
+
+    states: Mapping[int, SliceState]
+    learner: OnlineLearner | None
+
+
 class Session:
     """The interactive segmentation of one scan. Thread-safe: calls are executed one after the other."""
 
@@ -94,14 +103,19 @@ class Session:
         labels: Labels | None = None,
         slicer: Slicer | None = None,
         config: SessionConfig | None = None,
+        learner: OnlineLearner | None = None,
     ) -> None:
         """Open a scan with an empty segmentation. The middle slice is encoded first, in the background.
 
         `source` is the model that is prompted: a backbone (with `labels`, and optionally a `slicer`), a promptable
         segmenter, or a fitted segmenter. A fitted segmenter can also propose a segmentation; if it takes no prompts,
         its backbone is prompted. Raises SettingsError if labels are missing or differ from the segmenter's.
+
+        With a `learner`, such as `Auxiliary()`, masks from prompts also depend on what was learned from accepted ones.
         """
         self.volume = volume
+        self.learner = learner
+        """What has learned from the accepted slices so far; give it to the session of the next scan."""
         self.config = config or SessionConfig()
         promptable, self._segmenter = resolve_source(source, labels, slicer)
         self._predictor = Predictor(promptable)
@@ -110,9 +124,9 @@ class Session:
         stack, backbone = self.slicer.view(volume), self._predictor.backbone
         self._embeddings = SliceEmbeddings(stack, backbone, self.config.keep, self.config.background, self._lock)
         self._states = [SliceState.empty(stack.size)] * len(stack)
-        self._undo: deque[dict[int, SliceState]] = deque(maxlen=self.config.history)
-        self._redo: list[dict[int, SliceState]] = []
-        self._joined: dict[int, SliceState] | None = None
+        self._undo: deque[_Step] = deque(maxlen=self.config.history)
+        self._redo: list[_Step] = []
+        self._joined: _Step | None = None
         self._steps: StepFolder | None = None
         weakref.finalize(self, self._embeddings.stop)
         self._embeddings.move_to(len(stack) // 2)
@@ -211,23 +225,29 @@ class Session:
         with self._lock:
             index, state = self._index(label), self._open(number)
             exactly = torch.from_numpy(np.where(self._sized(mask), 2 * LIMIT, -2 * LIMIT))
-            prompted = prompted_mask((), None, exactly, self._predictor.backbone)
+            before = state.prompted.get(index)
+            attempts = before.attempts if before else ()
+            prompted = prompted_mask((), None, exactly, self._predictor.backbone, attempts)
             return self._with_mask(number, index, state, prompted)
 
     # Accept and undo.
 
     def accept(self, number: int) -> None:
-        """Accept a slice. From now on, only `reopen` and `undo` change it."""
-        with self._lock:
-            state = self._state(number)
-            if not state.accepted:
-                self._commit({number: replace(state, accepted=True)})
+        """Accept a slice. From now on, only `reopen` and `undo` change it.
+
+        The session's learner learns from each label on it that was prompted for since the slice was last accepted.
+        """
+        self.accept_all([number])
 
     def accept_all(self, numbers: Iterable[int]) -> None:
         """Accept several slices as one step for `undo`."""
         with self._lock:
             states = {number: self._state(number) for number in numbers}
-            self._commit({n: replace(state, accepted=True) for n, state in states.items() if not state.accepted})
+            fresh = {number: state for number, state in states.items() if not state.accepted}
+            learner = self.learner
+            for number, state in fresh.items():
+                learner = self._after(learner, number, state)
+            self._commit({number: state.accept() for number, state in fresh.items()}, learner)
 
     def reopen(self, number: int) -> None:
         """Allow changes of an accepted slice again."""
@@ -256,13 +276,13 @@ class Session:
     def one_step(self) -> Iterator[None]:
         """Everything in the context is one step for `undo`. Other threads wait until it ends."""
         with self._lock:
-            outermost, self._joined = self._joined is None, {} if self._joined is None else self._joined
+            outermost, self._joined = self._joined is None, self._joined or _Step({}, self.learner)
             try:
                 yield
             finally:
                 if outermost:
                     joined, self._joined = self._joined, None
-                    if joined:
+                    if joined.states:
                         self._undo.append(joined)
 
     # Automatic segmentation of other slices.
@@ -371,20 +391,25 @@ class Session:
         write_label_map(path, self.export())
 
     def save_state(self, path: str | Path) -> None:
-        """Write prompts, masks and accepted slices for `restore`, without the scan, the model and the undo history."""
+        """Write prompts, masks and accepted slices for `restore`, without the scan, the model and the undo history.
+
+        With a learner, the file also contains what it has learned, and crops of the last objects that it learned from.
+        """
         with self._lock:
-            states = dict(enumerate(self._states))
-        write_states(Path(path), states, self._identity)
+            saved = Saved(dict(enumerate(self._states)), self.learner and self.learner.packed())
+        write_states(Path(path), saved, self._identity)
 
     def restore(self, path: str | Path) -> None:
         """Restore a state from `save_state`, as one step for `undo`.
 
+        What a learner had learned is restored too, if this session has a learner and the other one had.
+
         Raises DamagedFile if it is no such file, CheckpointError if it belongs to another scan, other labels, another
         slicer or another backbone.
         """
-        states = read_states(Path(path), self._identity, len(self))
+        saved = read_states(Path(path), self._identity, len(self))
         with self._lock:
-            self._commit(states)
+            self._commit(saved.states, self._restored(saved))
 
     def keep_in(self, folder: str | Path) -> None:
         """Write each step into `folder` before its call returns, so that nothing is lost if the process is killed.
@@ -394,7 +419,8 @@ class Session:
         """
         steps = StepFolder(Path(folder), self._identity, len(self))
         with self._lock:
-            self._commit(steps.read())
+            saved = steps.read()
+            self._commit(saved.states, self._restored(saved))
             self._steps = steps
 
     def close(self) -> None:
@@ -430,6 +456,7 @@ class Session:
             index, state = self._index(label), self._open(number)
             self._require_inside([(x, y) for x, y, _ in points] + ([box[:2], box[2:]] if box else []))
             before = state.prompted.get(index)
+            attempts = before.attempts if before else ()
             all_points = (before.points if before else ()) + tuple(points)
             last_box = box or (before.box if before else None)
             previous = self._previous(state, index) if rough is None else mask_logits(rough)
@@ -439,9 +466,29 @@ class Session:
                 prompts = as_prompts(all_points, last_box, previous)
                 self._embeddings.move_to(number)
                 logits = self._predictor.logits(self._embeddings, number, index, prompts)
+                if self.learner is not None:
+                    pixels = self._embeddings.pixels(number)[0]
+                    prompted_object = PromptedObject(pixels, logits, all_points, last_box, is_first=not attempts)
+                    logits, attempt = self.learner.predict(self.labels.names[index], prompted_object)
+                    attempts = (*attempts[:1], attempt)
             clipped = logits.clamp(-LIMIT, LIMIT)
-            prompted = prompted_mask(all_points, last_box, clipped, self._predictor.backbone)
+            prompted = prompted_mask(all_points, last_box, clipped, self._predictor.backbone, attempts)
             return self._with_mask(number, index, state, prompted)
+
+    def _after(self, learner: OnlineLearner | None, number: int, state: SliceState) -> OnlineLearner | None:
+        """The learner that has also learned from the prompted labels of a slice."""
+        for index, prompted in sorted(state.prompted.items()):
+            if learner is not None and prompted.attempts:
+                mask = torch.from_numpy(state.classes() == index + 1)
+                corrected = CorrectedObject(self._embeddings.pixels(number)[0], prompted.attempts, mask)
+                learner = learner.after(self.labels.names[index], corrected)
+        return learner
+
+    def _restored(self, saved: Saved) -> OnlineLearner | None:
+        """The learner of a saved session, or else that of this one; None if this session has none."""
+        if self.learner is None or saved.learner is None:
+            return self.learner
+        return self.learner.unpacked(saved.learner)
 
     def _previous(self, state: SliceState, index: int) -> Float[Tensor, "h w"] | None:
         """Logits of the previous mask, or of the proposed one; None if there is neither."""
@@ -459,32 +506,40 @@ class Session:
         rows, columns = _extent(changed.any(axis=1)), _extent(changed.any(axis=0))
         return Change(number, self.labels.values[index], rows, columns, classes == index + 1)
 
-    def _commit(self, states: Mapping[int, SliceState]) -> tuple[int, ...]:
-        """Replace states as one step that can be undone. Returns the slices whose segmentation has changed."""
+    def _commit(self, states: Mapping[int, SliceState], learner: OnlineLearner | None = None) -> tuple[int, ...]:
+        """Replace states, and the learner if one is given, as one step that can be undone.
+
+        Returns the slices whose segmentation has changed.
+        """
         if not states:
             return ()
-        if self._steps:
-            self._steps.write(states)
+        after = _Step(states, learner or self.learner)
+        self._write(after)
         before = {number: self._states[number] for number in states}
         if self._joined is None:
-            self._undo.append(before)
+            self._undo.append(_Step(before, self.learner))
         else:
-            self._joined = before | self._joined
+            self._joined = replace(self._joined, states=before | dict(self._joined.states))
         self._redo.clear()
         different = tuple(number for number, state in states.items() if state.top != self._states[number].top)
         for number, state in states.items():
             self._states[number] = state
+        self.learner = after.learner
         return different
 
-    def _swap(
-        self, states: Mapping[int, SliceState], history: deque[dict[int, SliceState]] | list[dict[int, SliceState]]
-    ) -> tuple[int, ...]:
-        if self._steps:
-            self._steps.write(states)
-        history.append({number: self._states[number] for number in states})
-        for number, state in states.items():
+    def _swap(self, step: _Step, history: deque[_Step] | list[_Step]) -> tuple[int, ...]:
+        self._write(step)
+        history.append(_Step({number: self._states[number] for number in step.states}, self.learner))
+        for number, state in step.states.items():
             self._states[number] = state
-        return tuple(states)
+        self.learner = step.learner
+        return tuple(step.states)
+
+    def _write(self, step: _Step) -> None:
+        """Write a step, and the learner if it changes, into the folder of `keep_in`."""
+        if self._steps:
+            changed = step.learner is not None and step.learner is not self.learner
+            self._steps.write(Saved(step.states, step.learner.packed() if step.learner and changed else None))
 
     def _given_masks(self, index: int) -> dict[int, NDArray[np.bool_]]:
         """{slice: mask} of a label, on the accepted slices and on those with prompts for it."""

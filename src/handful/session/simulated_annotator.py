@@ -50,16 +50,20 @@ def annotate_scan(
     annotator: Annotator | None = None,
     seed: int = 0,
     report: Report = silent,
+    stop_at: float | None = None,
 ) -> AnnotationResult:
     """Simulate an annotator who knows the reference and clicks at most `clicks` times per label and slice.
 
     The first click is in the middle of the label, unless the session already has a mask of it. Each further click is in
-    the largest error. The annotator segments all slices with a label and accepts them. With `slices`, only that many
-    evenly spaced slices are annotated, and the labels are propagated to the others. Raises GeometryMismatch if the
-    reference is on another grid.
+    the largest error. The annotator segments all slices with a label and accepts each before the next. With `slices`,
+    only that many evenly spaced slices are annotated, and the labels are propagated to the others. With `stop_at`, the
+    annotator gives no further click once the Dice is that high, and paints a region that does not reach it with all
+    clicks. Raises GeometryMismatch if the reference is on another grid.
     """
     if clicks < 1:
         raise SettingsError(f"clicks must be at least 1, got {clicks}")
+    if stop_at is not None and not 0 < stop_at <= 1:
+        raise SettingsError(f"stop_at must be a Dice above 0 and at most 1, got {stop_at}")
     session.volume.geometry.require_same(reference.geometry, "the scan and the reference")
     truth = session.slicer.view(session.volume).of(reference.array)
     chosen = np.flatnonzero(np.isin(truth, session.labels.values).any(axis=(1, 2)))
@@ -73,12 +77,15 @@ def annotate_scan(
     seconds: list[float] = []
     for step, (number, value) in enumerate(regions, start=1):
         mask = torch.from_numpy(truth[number] == value)[None, None]
-        dice, times = _annotate_region(session, number, value, mask, clicks, annotator or Annotator(), generator)
+        region = _Region(session, number, value, mask)
+        dice, times = _annotate_region(region, clicks, annotator or Annotator(), generator, stop_at)
+        if stop_at is not None and dice[-1] < stop_at:
+            session.paint(number, value, truth[number] == value)
         rows.append(dice)
         seconds += times
+        if step == len(regions) or regions[step][0] != number:
+            session.accept(number)
         report(step, len(regions), f"slice {number}")
-    for number in chosen.tolist():
-        session.accept(number)
     if slices is not None:
         session.propagate(report=report)
     result = session.export().array
@@ -86,20 +93,32 @@ def annotate_scan(
     return AnnotationResult(session.labels, tuple(regions), torch.tensor(rows), tuple(seconds), whole)
 
 
+@dataclass(frozen=True, eq=False)
+class _Region:
+    """One label on one slice."""
+
+    session: Session
+    number: int
+    value: int
+    truth: Bool[Tensor, "1 1 h w"]
+
+    def mask(self) -> Bool[Tensor, "1 1 h w"]:
+        """The mask that the session has at present."""
+        return torch.from_numpy(self.session.mask_of(self.number, self.value))[None, None]
+
+
 def _annotate_region(
-    session: Session,
-    number: int,
-    value: int,
-    truth: Bool[Tensor, "1 1 h w"],
-    clicks: int,
-    annotator: Annotator,
-    generator: Generator,
+    region: _Region, clicks: int, annotator: Annotator, generator: Generator, stop_at: float | None
 ) -> tuple[list[float], list[float]]:
     """Dice after each click, and the time of each click; no time once there is nothing left to correct."""
+    truth = region.truth
     dice: list[float] = []
     seconds: list[float] = []
     for _ in range(clicks):
-        mask = torch.from_numpy(session.mask_of(number, value))[None, None]
+        mask = region.mask()
+        if stop_at is not None and float(hard_dice(mask, truth)) >= stop_at:
+            dice += [float(hard_dice(mask, truth))] * (clicks - len(dice))
+            break
         click = correct(mask, truth, annotator, generator) if bool(mask.any()) else centre_points(truth)
         assert click.points is not None
         assert click.point_labels is not None
@@ -107,7 +126,7 @@ def _annotate_region(
         if sign >= 0:
             x, y = click.points[0, 0, 0].tolist()
             began = time.perf_counter()
-            change = session.click(number, value, (x, y), positive=bool(sign))
+            change = region.session.click(region.number, region.value, (x, y), positive=bool(sign))
             seconds.append(time.perf_counter() - began)
             mask = torch.from_numpy(change.mask)[None, None]
         dice.append(float(hard_dice(mask, truth)))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.backbones.base import Backbone
+from handful.methods.online import Attempt
 from handful.prompts.prompts import Prompts
 
 CERTAIN = 6.0
@@ -39,6 +40,8 @@ class PromptedMask:
     """Logits of the mask in the model frame, in half precision on the CPU; the mask prompt of the next prompt."""
     bits: bytes
     """The mask at slice size, 8 pixels per byte."""
+    attempts: tuple[Attempt, ...] = ()
+    """Predictions after the first and the last prompt, for a learner; none if the session has none."""
 
     def mask(self, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
         """The mask at slice size (h, w)."""
@@ -87,6 +90,11 @@ class SliceState:
         """The state with another mask from prompts for one label."""
         return self._composed(self.proposed(), {**self.prompted, label: prompted}, backbone)
 
+    def accept(self) -> SliceState:
+        """The accepted state; its predictions are not learned from again."""
+        prompted = {label: dataclasses.replace(mask, attempts=()) for label, mask in self.prompted.items()}
+        return dataclasses.replace(self, accepted=True, prompted=prompted)
+
     def _composed(self, below: Classes, prompted: Mapping[int, PromptedMask], backbone: Backbone) -> SliceState:
         top = _composed(below, prompted, self.size, backbone)
         return dataclasses.replace(
@@ -99,12 +107,14 @@ def prompted_mask(
     box: tuple[float, float, float, float] | None,
     logits: Float[Tensor, "h w"],
     backbone: Backbone,
+    attempts: tuple[Attempt, ...] = (),
 ) -> PromptedMask:
     """The prompts and the logits of their mask, which are given at slice size."""
     logits = logits.to(backbone.device)
     lowest = logits.min().clamp(max=0)  # padding of the model frame is outside of every label
     framed = backbone.to_model_frame((logits - lowest)[None, None], backbone.mask_side)[0, 0] + lowest
-    return PromptedMask(points, box, framed.to("cpu", torch.float16), np.packbits((logits > 0).cpu().numpy()).tobytes())
+    bits = np.packbits((logits > 0).cpu().numpy()).tobytes()
+    return PromptedMask(points, box, framed.to("cpu", torch.float16), bits, attempts)
 
 
 def as_prompts(
