@@ -122,7 +122,18 @@ def test_no_function_is_longer_than_sixty_lines():
 
 def test_nothing_above_methods_imports_a_class_of_a_method():
     """They know the base classes, and methods by their names."""
-    shared = ("base", "catalog", "cost", "description", "everything", "explained", "left_out", "online", "promptable", "settings")
+    shared = (
+        "base",
+        "catalog",
+        "cost",
+        "description",
+        "everything",
+        "explained",
+        "left_out",
+        "online",
+        "promptable",
+        "settings",
+    )
     wrong = [
         f"{own}: {module}"
         for own, tree in TREES.items()

@@ -27,7 +27,7 @@ def client(cohort: Path) -> Iterator[TestClient]:
     yield from clients(cohort)
 
 
-def clients(cohort: Path, learning: bool = False, **access: object) -> Iterator[TestClient]:
-    config = ServiceConfig(cohort=cohort, access=Access(host="127.0.0.1", **access), learning=learning)  # type: ignore[arg-type]
+def clients(cohort: Path, **access: object) -> Iterator[TestClient]:
+    config = ServiceConfig(cohort=cohort, access=Access(host="127.0.0.1", **access))  # type: ignore[arg-type]
     with TestClient(create_app(config), base_url="http://127.0.0.1:8765", headers={"x-annotator": "one"}) as client:
         yield client

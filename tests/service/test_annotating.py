@@ -318,19 +318,24 @@ def test_an_unknown_case_is_not_found(client: TestClient, case: str):
 
 
 def test_with_learning_a_finished_slice_teaches_all_cases_also_after_a_restart(cohort: Path):
-    def learner_of(client: TestClient, name: str) -> bytes:
-        annotations = client.app.state.service.annotations
-        learner = annotations.open(id_of(client, name), "one").session.learner
+    (cohort / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": 1}}))
+
+    def learned(annotations: annotation.Annotations, number: int) -> bytes:
+        learner = opened(annotations, number).session.learner
         assert learner is not None
         return learner.packed()
 
-    for client in clients(cohort, learning=True):
-        client.put("/api/labels", json={"names": ["ball", "box"]})
-        case = id_of(client, "scan_0")
-        step(client, case, kind="click", slice=2, label=1, points=[[10, 10]])
-        nothing = learner_of(client, "scan_1")
-        step(client, case, kind="accept", slice=2)
-        learned = learner_of(client, "scan_0")
-        assert learner_of(client, "scan_2") == learned != nothing
-    for client in clients(cohort, learning=True):
-        assert learner_of(client, "scan_1") == learned
+    def opened(annotations: annotation.Annotations, number: int) -> annotation.OpenCase:
+        return annotations.open(workspace.id_of(annotations.workspace.cohort().cases[number]), "one")
+
+    first = annotation.Annotations(workspace.Workspace(cohort), "handful-tiny", "cpu", learning=True)
+    case, nothing = opened(first, 0), learned(first, 1)
+    first.act(case, lambda session: [session.click(2, "ball", (10, 10)).number])
+    assert learned(first, 0) == nothing
+    first.act(case, lambda session: session.accept(2) or [2])
+    last = learned(first, 0)
+    assert learned(first, 2) == last != nothing
+    first.close()
+    again = annotation.Annotations(workspace.Workspace(cohort), "handful-tiny", "cpu", learning=True)
+    assert learned(again, 1) == last
+    again.close()

@@ -80,7 +80,7 @@ def test_prompts_to_a_dice_fall(scan: tuple[Volume, LabelMap], model: CoreOnly):
     needed = []
     for learner in (None, Auxiliary(SMALL)):
         with opened(scan, model, learner) as session:
-            result = annotate_scan(session, scan[1], clicks=6, annotator=CAREFUL, stop_at=0.85)
+            result = annotate_scan(session, scan[1], clicks=3, annotator=CAREFUL, stop_at=0.85)
             needed.append([int((row < 0.85).sum()) + 1 for row in result.dice])
     frozen, learning = needed
     assert learning[: SMALL.trusted_after] == frozen[: SMALL.trusted_after]

@@ -56,17 +56,12 @@ def annotate(
     """
     from handful.cohort.choice import open_source
     from handful.data.files import read_label_map, read_volume
-    from handful.data.inputs import Inputs, is_in_cohort
     from handful.methods.catalog import online_learner
     from handful.methods.promptable import labels_of
     from handful.session.session import Session
     from handful.session.simulated_annotator import annotate_scan
 
-    Inputs.of((), (image, reference)).require_not_among(out)
-    if out.exists() and is_in_cohort(out):
-        raise InputError(f"{out} is a scan or a label map of a cohort, which is never replaced; name another file")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} exists; name another file, or add --overwrite")
+    _require_free(out, image, reference, overwrite)
     volume = read_volume(image)
     truth = read_label_map(reference, grid=volume.geometry)
     model = open_source(source, device, cache)
@@ -82,6 +77,17 @@ def annotate(
     else:
         _print_table(result)
         print_lines(f"label map: {out}")
+
+
+def _require_free(out: Path, image: Path, reference: Path, overwrite: bool) -> None:
+    """Raise InputError if the output would replace a file that must stay."""
+    from handful.data.inputs import Inputs, is_in_cohort
+
+    Inputs.of((), (image, reference)).require_not_among(out)
+    if out.exists() and is_in_cohort(out):
+        raise InputError(f"{out} is a scan or a label map of a cohort, which is never replaced; name another file")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists; name another file, or add --overwrite")
 
 
 def _rows(result: AnnotationResult) -> list[tuple[str, int, list[float], list[float], float]]:
