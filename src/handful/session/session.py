@@ -396,7 +396,8 @@ class Session:
         With a learner, the file also contains what it has learned, and crops of the last objects that it learned from.
         """
         with self._lock:
-            saved = Saved(dict(enumerate(self._states)), self.learner and self.learner.packed())
+            learned = None if self.learner is None else self.learner.packed()
+            saved = Saved(dict(enumerate(self._states)), learned)
         write_states(Path(path), saved, self._identity)
 
     def restore(self, path: str | Path) -> None:

@@ -115,7 +115,8 @@ class Knowledge:
         optimizer = self._optimizer(network)
         for step in range(self.steps, self.steps + config.steps):
             optimizer.zero_grad(set_to_none=True)
-            _loss(network, queue, Generator().manual_seed(config.seed * 1_000_003 + step)).backward()
+            loss = _loss(network, queue, Generator().manual_seed(config.seed * 1_000_003 + step))
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
         weights = {f"weight/{name}": tensor.detach() for name, tensor in network.named_parameters()}
