@@ -13,6 +13,7 @@ import numpy as np
 from handful.data.volume import Geometry, LabelMap, Labels
 from handful.jobs.atomic import write_atomically
 from handful.jobs.plain_text import spreadsheet_text
+from handful.jobs.scratch import counts
 
 COLUMNS = ("case", "label", "name", "voxels", "size", "unit")
 
@@ -31,9 +32,8 @@ class LabelSizes:
     @classmethod
     def of(cls, label_map: LabelMap) -> LabelSizes:
         """Volumes of a label map of several slices, areas of one of a single slice."""
-        found, counts = np.unique(label_map.array, return_counts=True)
-        by_value = dict(zip(found.tolist(), counts.tolist(), strict=True))
-        voxels = {value: int(by_value.get(value, 0)) for value in label_map.labels.values}
+        found = counts(label_map.array)
+        voxels = {value: found.get(value, 0) for value in label_map.labels.values}
         return cls(voxels, *_voxel(label_map.geometry))
 
     def of_label(self, value: int) -> float:

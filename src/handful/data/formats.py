@@ -37,6 +37,7 @@ from handful.errors import DamagedFile, HandfulError, InputError, LabelError, Se
 from handful.jobs.atomic import replacing
 from handful.jobs.digests import Digest
 from handful.jobs.files import checked_path, text_of
+from handful.jobs.scratch import converted
 
 
 def read_volume(
@@ -74,7 +75,7 @@ def read_volume(
         _require_orthogonal(path, geometry)
         if array.dtype.kind == "f":
             with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused
-                array = array.astype(np.float32, copy=False)
+                array = converted(array, np.float32)
             require_finite(array, str(path))
         return Volume(array, geometry, None if sequences else kind.modality(path), sequences)
 
@@ -183,7 +184,7 @@ def write_label_map(path: str | Path, label_map: LabelMap) -> None:
     """
     array = label_map.array
     smallest = np.result_type(np.min_scalar_type(int(array.max())), np.min_scalar_type(min(int(array.min()), 0)))
-    _write(Path(path), array.astype(smallest)[None], label_map.geometry)
+    _write(Path(path), converted(array, smallest)[None], label_map.geometry)
 
 
 def write_volume(path: str | Path, volume: Volume) -> None:

@@ -16,6 +16,7 @@ from handful.data.verified import read_payload
 from handful.data.volume import Geometry
 from handful.errors import UnsupportedInput
 from handful.jobs.files import open_file
+from handful.jobs.scratch import converted
 
 
 def read_itk(path: Path, max_bytes: int, sequences: int = 1) -> tuple[NDArray[Any], Geometry]:
@@ -31,7 +32,7 @@ def read_itk(path: Path, max_bytes: int, sequences: int = 1) -> tuple[NDArray[An
         stored=header.compressed_size,
     )
     stored = np.frombuffer(content, header.dtype)
-    array = stored.astype(header.dtype.newbyteorder("="), copy=False).reshape(header.stored_shape, order="F")
+    array = converted(stored.reshape(header.stored_shape, order="F"), header.dtype.newbyteorder("="))
     return np.moveaxis(array, header.axis, 0), geometry
 
 

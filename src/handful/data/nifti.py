@@ -18,6 +18,7 @@ from handful.data.volume import Geometry, NiftiTransforms
 from handful.errors import DamagedFile, UnsupportedInput
 from handful.jobs.digests import Digest
 from handful.jobs.files import open_file
+from handful.jobs.scratch import converted
 
 
 def read_nifti(
@@ -33,7 +34,7 @@ def read_nifti(
         count = math.prod(header.shape) * sequences
         content = read_verified(stream, path, head, header.offset + count * header.dtype.itemsize, max_bytes)
     stored = np.frombuffer(content, header.dtype, count, header.offset)
-    array = stored.astype(header.dtype.newbyteorder("="), copy=False).reshape((*geometry.shape, sequences), order="F")
+    array = converted(stored.reshape((*geometry.shape, sequences), order="F"), header.dtype.newbyteorder("="))
     return np.moveaxis(_scaled(array, header.slope, header.inter), -1, 0), geometry
 
 
@@ -135,5 +136,4 @@ def _scaled(array: NDArray[Any], slope: float, inter: float) -> NDArray[Any]:
     # 32-bit floats represent every 16-bit integer exactly; wider voxels need 64 bits
     wide: Any = np.float32 if array.dtype.itemsize <= 2 else np.float64
     with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused
-        scaled: NDArray[Any] = array.astype(wide) * wide(slope) + wide(inter)
-    return scaled
+        return converted(array, wide, lambda block: block.astype(wide) * wide(slope) + wide(inter))

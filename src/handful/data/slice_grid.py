@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from handful.data.volume import Geometry, LabelMap, Volume
 from handful.errors import GeometryMismatch
+from handful.jobs.scratch import zeros_like
 
 Plane = Literal["axial", "coronal", "sagittal"]
 Block = tuple[slice, slice, slice]
@@ -145,7 +146,11 @@ def _towards(geometry: Geometry) -> NDArray[np.float64]:
 
 def cropped_volume(volume: Volume, block: Block) -> Volume:
     """The volume cropped to a block of voxels, at the same world coordinates."""
-    array = np.ascontiguousarray(volume.array[(slice(None), *block)])
+    part = volume.array[(slice(None), *block)]
+    array = volume.array
+    if part.shape != array.shape:
+        array = zeros_like(part, part.dtype)
+        array[...] = part
     return replace(volume, array=array, geometry=_cropped(volume.geometry, block))
 
 

@@ -6,6 +6,7 @@ Truncated files, surplus bytes and wrong checksums are detected. Memory is taken
 from __future__ import annotations
 
 import os
+import tempfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from handful.errors import DamagedFile
 from handful.jobs.digests import Digest
 from handful.jobs.files import open_file
+from handful.jobs.scratch import LARGE
 
 MAX_BYTES = 8 * 2**30
 """Default maximum size of the decompressed voxels of one file: a 512 x 512 x 4000 CT in 64-bit floats."""
@@ -48,13 +50,15 @@ def open_stream(path: Path, digest: Digest | None = None) -> Iterator[Stream]:
 
 
 def read_verified(stream: Stream, path: Path, head: bytes, size: int, max_bytes: int) -> NDArray[np.uint8]:
-    """All `size` bytes of a stream of the file `path`; `head` are those that were read before.
+    """All `size` bytes of a stream of the file `path`; `head` are those that were read before. Many are in a file.
 
     Raises DamagedFile if `size` is larger than `max_bytes`, or if the stream holds fewer or more bytes. No memory is
     reserved for bytes that the file cannot hold, and none is filled before its bytes are there.
     """
     _require_bounded(path, size, max_bytes)
     possible = size <= path.stat().st_size * _GREATEST_RATIO
+    if possible and size >= LARGE:
+        return _in_file(stream, path, head[:size], size)
     content = np.empty(size if possible else 0, np.uint8)
     filled = min(len(head), size)
     content[:filled] = np.frombuffer(head[:filled], np.uint8)[: len(content)]
@@ -63,6 +67,16 @@ def read_verified(stream: Stream, path: Path, head: bytes, size: int, max_bytes:
             content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
             filled += len(piece)
     return content
+
+
+def _in_file(stream: Stream, path: Path, head: bytes, size: int) -> NDArray[np.uint8]:
+    """As `read_verified`, in a temporary file, which grows as bytes come."""
+    with tempfile.TemporaryFile(prefix="handful-") as file:
+        file.write(head)
+        for piece in _pieces(stream, path, size, len(head)):
+            file.write(piece)
+        file.flush()
+        return np.memmap(file, np.uint8, "r+", shape=(size,))
 
 
 def read_payload(

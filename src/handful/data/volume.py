@@ -11,6 +11,7 @@ from jaxtyping import Integer, Num
 from numpy.typing import NDArray
 
 from handful.errors import GeometryMismatch, LabelError, UnsupportedInput
+from handful.jobs.scratch import blocks
 
 IGNORE = -1
 """Value of an unlabelled voxel: neither background nor a label."""
@@ -161,10 +162,8 @@ class LabelMap:
 
 def require_finite(array: NDArray[Any], what: str) -> None:
     """Raise UnsupportedInput if voxels (..., i, j, k) are NaN or infinite; `what` names the array in the message."""
-    if array.dtype.kind != "f":
-        return
-    finite = np.isfinite(array)
-    if not finite.all():
+    if array.dtype.kind == "f" and not all(np.isfinite(block).all() for block in blocks(array)):
+        finite = np.isfinite(array)
         count = int(finite.size - finite.sum())
         first = tuple(int(index) for index in np.unravel_index(int(finite.argmin()), finite.shape)[-3:])
         raise UnsupportedInput(

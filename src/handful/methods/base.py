@@ -25,6 +25,7 @@ from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
+from handful.jobs.scratch import zeros
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.prompts.prompts import Prompts
 from handful.tuning.loop import TrainConfig
@@ -363,7 +364,10 @@ def assemble_label_map(stack: SliceView, labels: Labels, classes: Iterable[tuple
     1 for the label with index i.
     """
     geometry = stack.volume.geometry
-    out = np.zeros(geometry.shape, dtype=np.int16 if max(labels.values) < 2**15 else np.int32)
+    axis = stack.grid.axis
+    shape = (geometry.shape[axis], *(length for place, length in enumerate(geometry.shape) if place != axis))
+    # slice after slice in memory, so that each slice is written in one place
+    out = np.moveaxis(zeros(shape, np.int16 if max(labels.values) < 2**15 else np.int32), 0, axis)
     target = stack.of(out)
     values = np.array([0, *labels.values], dtype=out.dtype)
     for numbers, class_numbers in classes:

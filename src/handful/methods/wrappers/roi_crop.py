@@ -31,6 +31,7 @@ from handful.data.support import LabelledScan, LabelledSlices, SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
+from handful.jobs.scratch import zeros_like
 from handful.methods.base import Held, Method, Segmenter, Work, below
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.learned import Learned
@@ -265,7 +266,7 @@ class RoiCropSegmenter(WrapperSegmenter):
             result = predict(cropped_volume(stack.volume, window.block))
             label_map = _in_whole(map_of(result), window.block, stack.volume)
             main = _main_pieces(label_map)
-            found, touching = int((main.array > 0).sum()), share_on_rim(stack, main, window)
+            found, touching = int(np.count_nonzero(main.array)), share_on_rim(stack, main, window)
             if best is not None and found < KEPT * best[1]:
                 break
             if best is None or touching < best[0]:
@@ -280,7 +281,8 @@ class RoiCropSegmenter(WrapperSegmenter):
 
 def _main_pieces(label_map: LabelMap) -> LabelMap:
     """The label map without small pieces."""
-    array = label_map.array.copy()
+    array = zeros_like(label_map.array, label_map.array.dtype)
+    array[...] = label_map.array
     keep_main_pieces(array, label_map.labels.values, MAIN)
     return dataclasses.replace(label_map, array=array)
 
@@ -299,6 +301,6 @@ def _crop_each(
 
 def _in_whole(prediction: LabelMap, block: Block, volume: Volume) -> LabelMap:
     """The label map of a window on the grid of the whole scan."""
-    whole = np.zeros(volume.geometry.shape, dtype=prediction.array.dtype)
+    whole = zeros_like(volume.array[0], prediction.array.dtype)
     whole[block] = prediction.array
     return LabelMap(whole, volume.geometry, prediction.labels)
