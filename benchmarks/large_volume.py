@@ -69,8 +69,7 @@ def write_scan(path: Path, slices: int) -> None:
     header["magic"] = b"n+1"
     noise = np.random.default_rng(0).integers(0, 40, (SIDE, SIDE), dtype=np.int16)
     y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
-    opened = gzip.open(path, "wb", compresslevel=1) if path.name.endswith(".gz") else path.open("wb")
-    with opened as file:
+    with gzip.open(path, "wb", compresslevel=1) if path.name.endswith(".gz") else path.open("wb") as file:
         file.write(header.binaryblock + bytes(4))
         for number in range(slices):
             radius = 300**2 - (600 * (number / slices - 0.5)) ** 2
