@@ -9,16 +9,20 @@ Anonymous memory is what the system cannot write back to a file (RssAnon of /pro
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import Tensor
+
+from handful.data.slicing import SliceView
 from handful.jobs.allocator import tune_allocator
+from handful.methods.base import Segmenter
+from handful.methods.wrappers.base import WrapperSegmenter
 
 SIDE = 1024
 LIMIT_MIB = 1024
@@ -76,6 +80,21 @@ def write_scan(path: Path, slices: int) -> None:
             file.write((noise + 500 * (y * y + x * x < radius).astype(np.int16)).tobytes())
 
 
+def predict_some(segmenter: Segmenter, slices: int) -> None:
+    """Let the method within a segmenter predict the first slices only."""
+    while isinstance(segmenter, WrapperSegmenter):
+        segmenter = next(iter(segmenter.members.values()))
+    whole = segmenter.logits_of
+
+    def some(stack: SliceView) -> Iterator[tuple[Sequence[int], Tensor]]:
+        for numbers, logits in whole(stack):
+            yield numbers, logits
+            if numbers[-1] + 1 >= slices:
+                return
+
+    segmenter.logits_of = some
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=1000)
@@ -92,9 +111,9 @@ def main() -> int:
     from material import support, tiny
 
     settings = {"train": {"iterations": 1}, "views": 1} if arguments.method == "few-shot-prompts" else {}
-    segmenter = build_method(arguments.method, settings | {"slicer": {"plane": "axial"}}).fit(support(), tiny())
-    whole = segmenter.logits_of
-    segmenter.logits_of = lambda stack: itertools.islice(whole(stack), arguments.predicted)
+    settings |= {"slicer": {"plane": "axial"}, "roi_margin": "none"}
+    segmenter = build_method(arguments.method, settings).fit(support(), tiny())
+    predict_some(segmenter, arguments.predicted)
     peaks: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         scan, out = Path(name) / f"scan{arguments.suffix}", Path(name) / f"out{arguments.suffix}"
