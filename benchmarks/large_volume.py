@@ -1,137 +1,169 @@
-"""The memory that `handful predict` takes for a volume of 1024 x 1024 x 1000 voxels, step by step.
+"""The memory that `handful predict` takes for a scan of 1024 x 1024 x 300 voxels.
 
-    python benchmarks/large_volume.py [--slices 1000] [--predicted 20] [--suffix .nii] [--method nearest-slice]
+    python benchmarks/large_volume.py [--slices 300] [--first 20] [--suffix .nii] [--method nearest-slice]
 
-Anonymous memory is what the system cannot write back to a file (RssAnon of /proc). To save time, only the slices
-`--predicted` are segmented; all other steps handle the whole volume. Writes its files below TMPDIR.
+Writes a scan of a ball in noise (int16), fits a model on two phantoms, and runs the command in a process of its own.
+Anonymous memory (RssAnon of /proc) is what the system cannot write back to a file. With `--first`, methods predict only
+so many slices, to save time; all else is done for the whole scan. Ends with status 1 above the limit. Writes its files
+below TMPDIR. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
+import os
+import subprocess
+import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
-
-from handful.data.slicing import SliceView
-from handful.jobs.allocator import tune_allocator
-from handful.methods.base import Segmenter
-from handful.methods.wrappers.base import WrapperSegmenter
+import numpy as np
 
 SIDE = 1024
 LIMIT_MIB = 1024
-
-
-def anonymous_mib() -> float:
-    """Anonymous memory of this process now."""
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return int(next(line for line in lines if line.startswith("RssAnon:")).split()[1]) / 2**10
-
-
-@contextmanager
-def watched(step: str, peaks: dict[str, float]) -> Iterator[None]:
-    """Print and note the peak of a step, measured every 10 ms."""
-    done = threading.Event()
-    peak = anonymous_mib()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.01):
-            peak = max(peak, anonymous_mib())
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    began = time.perf_counter()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    peaks[step] = max(peak, anonymous_mib())
-    print(f"{step:>24}: peak {peaks[step]:6.0f} MiB anonymous, {time.perf_counter() - began:6.1f} s", flush=True)
+SUFFIXES = (".nii", ".nii.gz", ".mha", ".nrrd")
+HANDFUL = "from handful.cli import main; main()"
 
 
 def write_scan(path: Path, slices: int) -> None:
     """A ball in noise, int16, written slice by slice."""
-    import gzip
+    with gzip.open(path, "wb", compresslevel=1) if path.name.endswith(".gz") else path.open("wb") as file:
+        file.write(header_of(path.name, slices))
+        noise = np.random.default_rng(0).integers(0, 40, (SIDE, SIDE), dtype=np.int16)
+        y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+        for number in range(slices):
+            radius = 300**2 - (600 * (number / slices - 0.5)) ** 2
+            file.write((noise + 500 * (y * y + x * x < radius).astype(np.int16)).tobytes())
 
+
+def header_of(name: str, slices: int) -> bytes:
+    """The header of an uncompressed scan in the format that a file name states."""
+    if name.endswith(".mha"):
+        lines = ("ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False")
+        lines += ("CompressedData = False", "TransformMatrix = 1 0 0 0 1 0 0 0 1", "Offset = 0 0 0")
+        lines += ("ElementSpacing = 0.3 0.3 0.3", f"DimSize = {SIDE} {SIDE} {slices}", "ElementType = MET_SHORT")
+        return "\n".join([*lines, "ElementDataFile = LOCAL\n"]).encode()
+    if name.endswith(".nrrd"):
+        lines = ("NRRD0004", "type: int16", "dimension: 3", "space: left-posterior-superior")
+        lines += (f"sizes: {SIDE} {SIDE} {slices}", "space directions: (0.3,0,0) (0,0.3,0) (0,0,0.3)")
+        lines += ("space origin: (0,0,0)", "endian: little", "encoding: raw")
+        return "\n".join([*lines, "\n"]).encode()
     import nibabel as nib
-    import numpy as np
 
     header = nib.Nifti1Header()
     header.set_data_dtype(np.int16)
     header.set_data_shape((SIDE, SIDE, slices))
     header.set_xyzt_units("mm")
     header.set_sform(np.diag([0.3, 0.3, 0.3, 1.0]), code=1)
-    header["vox_offset"] = 352
-    header["magic"] = b"n+1"
-    noise = np.random.default_rng(0).integers(0, 40, (SIDE, SIDE), dtype=np.int16)
-    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
-    with gzip.open(path, "wb", compresslevel=1) if path.name.endswith(".gz") else path.open("wb") as file:
-        file.write(header.binaryblock + bytes(4))
-        for number in range(slices):
-            radius = 300**2 - (600 * (number / slices - 0.5)) ** 2
-            file.write((noise + 500 * (y * y + x * x < radius).astype(np.int16)).tobytes())
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    return bytes(header.binaryblock) + bytes(4)
 
 
-def predict_some(segmenter: Segmenter, slices: int) -> None:
-    """Let the method within a segmenter predict the first slices only."""
-    while isinstance(segmenter, WrapperSegmenter):
-        segmenter = next(iter(segmenter.members.values()))
-    whole = segmenter.logits_of
+def fit_model(folder: Path, method: str) -> Path:
+    """A model of the method, fitted on two phantoms."""
+    from handful.cohort.demo import write_phantom_cohort
 
-    def some(stack: SliceView) -> Iterator[tuple[Sequence[int], Tensor]]:
-        for numbers, logits in whole(stack):
+    labelled, model = folder / "labelled", folder / "model"
+    write_phantom_cohort(labelled, cases=2)
+    options = ["--set", "train.iterations=1"] if method == "few-shot-prompts" else []
+    fit = ["fit", method, "-i", str(labelled), "-o", str(model), "--no-cache", "-q", *options]
+    subprocess.run([sys.executable, "-c", HANDFUL, *fit], check=True, stdout=subprocess.DEVNULL)
+    return model
+
+
+def predict(command: list[str], first: int | None) -> dict[str, float]:
+    """Run `handful predict` in a process; peaks of memory and of temporary files, every 20 ms, and its seconds."""
+    child = [sys.executable, __file__, "--child", "--first", str(first or 0), "--", *command]
+    began, peak, temporary = time.perf_counter(), 0.0, 0.0
+    process = subprocess.Popen(child)
+    while process.poll() is None:
+        peak, temporary = max(peak, anonymous_mib(process.pid)), max(temporary, temporary_mib(process.pid))
+        time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    usage = os.times()
+    return {
+        "peak MiB": round(peak),
+        "temporary files MiB": round(temporary),
+        "core-s": round(usage.children_user + usage.children_system, 1),
+        "wall s": round(time.perf_counter() - began, 1),
+    }
+
+
+def anonymous_mib(pid: int) -> float:
+    """Anonymous memory of a process now; 0 if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text("utf-8").splitlines()
+    except OSError:
+        return 0.0
+    return next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("RssAnon:")), 0.0)
+
+
+def temporary_mib(pid: int) -> float:
+    """The size of all files without a name that a process has mapped."""
+    try:
+        lines = Path(f"/proc/{pid}/maps").read_text("utf-8").splitlines()
+    except OSError:
+        return 0.0
+    ranges = [line.split()[0].split("-") for line in lines if line.endswith("(deleted)")]
+    return sum(int(end, 16) - int(start, 16) for start, end in ranges) / 2**20
+
+
+def run_child(command: list[str], first: int) -> None:
+    """The command line, with methods that predict the first slices only."""
+    from handful.cli import main as handful
+    from handful.methods.base import Segmenter
+    from handful.methods.catalog import METHODS
+
+    assert METHODS, "imports all methods"
+    kinds = [Segmenter]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+        if first and "logits_of" in vars(kind):
+            kind.logits_of = limited(kind.logits_of, first)  # type: ignore[method-assign]
+    sys.argv = ["handful", *command]
+    handful()
+
+
+def limited(whole: Callable[..., Iterator[Any]], first: int) -> Callable[..., Iterator[Any]]:
+    """`Segmenter.logits_of` that ends after the first slices."""
+
+    def some(*arguments: Any) -> Iterator[Any]:
+        for numbers, logits in whole(*arguments):
             yield numbers, logits
-            if numbers[-1] + 1 >= slices:
+            if numbers[-1] + 1 >= first:
                 return
 
-    segmenter.logits_of = some
+    return some
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=int, default=1000)
-    parser.add_argument("--predicted", type=int, default=20)
-    parser.add_argument("--suffix", choices=(".nii", ".nii.gz"), default=".nii")
+    parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--first", type=int)
+    parser.add_argument("--suffix", choices=SUFFIXES, default=".nii")
     parser.add_argument("--method", choices=("nearest-slice", "few-shot-prompts"), default="nearest-slice")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs="*", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    tune_allocator()  # as the command line does
-    from handful.cohort.volumes import LabelSizes
-    from handful.data.cases import Case
-    from handful.data.files import write_label_map
-    from handful.jobs.digests import digest_of
-    from handful.methods.catalog import build_method
-    from material import support, tiny
-
-    settings = {"train": {"iterations": 1}, "views": 1} if arguments.method == "few-shot-prompts" else {}
-    settings |= {"slicer": {"plane": "axial"}, "roi_margin": "none"}
-    segmenter = build_method(arguments.method, settings).fit(support(), tiny())
-    predict_some(segmenter, arguments.predicted)
-    peaks: dict[str, float] = {}
+    if arguments.child:
+        run_child(arguments.command, arguments.first)
+        return 0
     with tempfile.TemporaryDirectory() as name:
-        scan, out = Path(name) / f"scan{arguments.suffix}", Path(name) / f"out{arguments.suffix}"
-        write_scan(scan, arguments.slices)
-        print(f"{SIDE} x {SIDE} x {arguments.slices}, int16, {arguments.suffix}, {arguments.method}", flush=True)
-        with watched("read and hash", peaks):
-            volume, _ = Case("large", scan).read_image_and_digest()
-        with watched("segment", peaks):
-            label_map = segmenter.predict(volume)
-        with watched("write", peaks):
-            write_label_map(out, label_map)
-        with watched("sizes", peaks):
-            LabelSizes.of(label_map)
-        with watched("digest of voxels", peaks):
-            digest_of(volume.array)
-    most = max(peaks.values())
-    print(json.dumps({"peak MiB": round(most), "limit MiB": LIMIT_MIB, "holds": most <= LIMIT_MIB}))
-    return 0 if most <= LIMIT_MIB else 1
+        folder = Path(name)
+        model, scans = fit_model(folder, arguments.method), folder / "scans"
+        scans.mkdir()
+        write_scan(scans / f"large{arguments.suffix}", arguments.slices)
+        found = predict(["predict", str(model), "-i", str(scans), "-o", str(folder / "out"), "-q"], arguments.first)
+    facts = {"voxels": f"{SIDE} x {SIDE} x {arguments.slices}", "suffix": arguments.suffix, "method": arguments.method}
+    facts |= {"predicted": arguments.first or arguments.slices}
+    print(json.dumps(facts | found | {"limit MiB": LIMIT_MIB}))
+    return 0 if found["peak MiB"] <= LIMIT_MIB else 1
 
 
 if __name__ == "__main__":

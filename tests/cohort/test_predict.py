@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from handful.data.files import read_cohort, read_label_map, read_volume, write_l
 from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import BusyError, CheckpointError, InputError, UnsupportedInput
+from handful.jobs import scratch
 from handful.methods.fate.method import Fate
 from handful.methods.nearest_slice import NearestSlice
 
@@ -46,6 +48,24 @@ def test_every_case_comes_out_under_its_own_name_on_its_own_grid(model: Path, co
         found, image = read_label_map(tmp_path / f"{case.name}.nii.gz").geometry, case.read_geometry()
         assert found.shape == image.shape
         np.testing.assert_allclose(found.affine, image.affine, atol=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd"])
+def test_large_scans_which_are_not_in_memory_give_the_same_labels(
+    model: Path, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+):
+    case = replace(cohort.cases[0], image=tmp_path / f"scan{suffix}")
+    write_volume(case.image, cohort.cases[0].read_image())
+    small, large = tmp_path / "small", tmp_path / "large"
+    predict_cohort(model, [case], small)
+    monkeypatch.setattr(scratch, "LARGE", 1)
+    predict_cohort(model, [case], large)
+    name = f"{case.name}{suffix}"
+    found, expected = read_volume(large / name), read_volume(small / name)
+    np.testing.assert_array_equal(found.array, expected.array, strict=True)
+    assert found.array.any()
+    assert suffix == ".nrrd" or (large / name).read_bytes() == (small / name).read_bytes()  # zlib's bytes, not ITK's
+    assert (large / "volumes.csv").read_bytes() == (small / "volumes.csv").read_bytes()
 
 
 def test_a_case_that_fails_is_listed_and_the_others_are_done(model: Path, own: Path, tmp_path: Path):

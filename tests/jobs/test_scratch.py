@@ -1,19 +1,25 @@
 """Large arrays are in files, and work on blocks gives what work on the whole gives."""
 
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from handful.errors import InputError
 from handful.jobs import scratch
-from handful.jobs.scratch import blocks, converted, counts, zeros, zeros_like
+from handful.jobs.scratch import blocks, bytes_in_file, converted, counts, row_major_blocks, zeros, zeros_like
 
 
 @pytest.fixture(params=["memory", "file"])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "file":
         monkeypatch.setattr(scratch, "LARGE", 1)
-    monkeypatch.setattr(scratch, "BLOCK", 100)
+    for limit in ("BLOCK", "_COPY"):
+        monkeypatch.setattr(scratch, limit, 100)
+    monkeypatch.setattr(scratch, "_TILE", 12)
     return str(request.param)
 
 
@@ -50,3 +56,50 @@ def test_blocks_are_small_and_hold_every_voxel_once(place: str, axes: tuple[int,
     assert max(part.nbytes for part in parts) <= 100
     assert sum(part.size for part in parts) == array.size
     assert counts(array) == {value: int((array == value).sum()) for value in range(5)}
+
+
+@pytest.mark.parametrize("axes", itertools.permutations(range(3)))
+def test_row_major_blocks_are_small_copies_in_row_major_order(place: str, axes: tuple[int, int, int]):
+    array = np.arange(7 * 8 * 9, dtype=np.int16).reshape(7, 8, 9).transpose(axes)[:, ::-1]
+    parts = list(row_major_blocks(array))
+    assert max(part.nbytes for part in parts) <= max(100, array[0].nbytes)
+    assert b"".join(part.tobytes() for part in parts) == array.tobytes()
+    assert all(part.flags.c_contiguous for part in parts)
+
+
+@contextmanager
+def at_most(size: int) -> Iterator[None]:
+    """No file can become larger, as on a full disk."""
+    import resource  # not on Windows
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.skipif(not hasattr(__import__("signal"), "SIGXFSZ"), reason="the system cannot limit the size of files")
+@pytest.mark.parametrize("make", [lambda: zeros((3000,), np.uint8), lambda: bytes_in_file([bytes(3000)])])
+def test_a_full_disk_is_explained(make, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(scratch, "LARGE", 1)
+    with at_most(2000), pytest.raises(InputError, match=rf"{tmp_path}: .*cannot be written.*free space.*TMPDIR"):
+        make()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_explained(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(InputError, match=r"missing: .*No such file.*TMPDIR"):
+        bytes_in_file([b"voxels"])
+
+
+def test_an_error_of_what_is_stored_is_not_one_of_the_folder():
+    def broken() -> Iterator[bytes]:
+        yield b"voxels"
+        raise OSError("the scan's disk")
+
+    with pytest.raises(OSError, match="the scan's disk"):
+        bytes_in_file(broken())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from handful.data.probability_maps import write_probability
 from handful.data.volume import Labels, Volume
-from handful.jobs.files import reserved
+from handful.jobs.scratch import zeros_in_file
 from handful.methods.base import Segmenter
 
 
@@ -25,8 +24,7 @@ def write_probabilities(files: Sequence[Path], volume: Volume, segmenter: Segmen
     They are collected in a temporary file without a name, so that memory does not grow with the number of labels.
     """
     shape = (len(files), *volume.geometry.shape)
-    with tempfile.TemporaryFile() as scratch:
-        collected = reserved(scratch, np.dtype(np.float16), shape)
-        segmenter.add_probabilities(volume, collected)
-        for file, probability in zip(files, collected, strict=True):
-            write_probability(file, probability, volume.geometry)
+    collected = zeros_in_file(shape, np.float16)
+    segmenter.add_probabilities(volume, collected)
+    for file, probability in zip(files, collected, strict=True):
+        write_probability(file, probability, volume.geometry)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from handful.data.verified import read_payload
 from handful.data.volume import Geometry
 from handful.errors import UnsupportedInput
 from handful.jobs.files import open_file
-from handful.jobs.scratch import converted
+from handful.jobs.scratch import converted, is_large
+
+LEVEL = 4
+"""Compression of large volumes, as of NIfTI files."""
 
 
 def read_itk(path: Path, max_bytes: int, sequences: int = 1) -> tuple[NDArray[Any], Geometry]:
@@ -47,12 +52,39 @@ def itk_modality(path: Path) -> str | None:
 
 
 def write_itk(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """Write one grey channel, compressed, header and voxels in one file."""
+    """Write one grey channel, compressed, header and voxels in one file. Memory does not grow with a large volume."""
     if array.shape[0] != 1:
         raise UnsupportedInput(
             f"{path}: this format holds one channel, this volume has {array.shape[0]}; write .png instead"
         )
-    image = sitk.GetImageFromArray(array[0].transpose(2, 1, 0), isVector=False)
+    if is_large(array.nbytes):
+        _write_piecewise(path, array[0], geometry)
+    else:
+        _write_at_once(path, array[0], geometry)
+
+
+def _write_piecewise(path: Path, voxels: NDArray[Any], geometry: Geometry) -> None:
+    """Write the header that SimpleITK writes for one voxel, with the true size, and the voxels slice by slice."""
+    _write_at_once(path, voxels[:1, :1, :1], geometry)
+    nrrd = path.suffix.lower() == ".nrrd"
+    header, end, _ = path.read_bytes().partition(b"\n\n" if nrrd else b"= LOCAL\n")
+    size = " ".join(map(str, voxels.shape)).encode()
+    header = re.sub(rb"(?m)^(sizes:|DimSize =) 1 1 1$", rb"\1 " + size, header)
+    sized = re.compile(rb"(?<=\nCompressedDataSize = )\d+")
+    with path.open("wb") as file:
+        file.write(sized.sub(b"%016d" % 0, header) + end)
+        began = file.tell()
+        packer = zlib.compressobj(LEVEL, wbits=zlib.MAX_WBITS + (16 if nrrd else 0))  # 16: gzip
+        for plane in np.moveaxis(voxels, -1, 0):
+            file.write(packer.compress(plane.tobytes(order="F")))
+        file.write(packer.flush())
+        packed = file.tell() - began
+        file.seek(0)
+        file.write(sized.sub(b"%016d" % packed, header))
+
+
+def _write_at_once(path: Path, voxels: NDArray[Any], geometry: Geometry) -> None:
+    image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0), isVector=False)
     affine = LPS_TO_RAS @ geometry.affine
     image.SetSpacing(geometry.spacing.tolist())
     image.SetDirection((affine[:3, :3] / geometry.spacing).ravel().tolist())

@@ -5,9 +5,10 @@ Truncated files, surplus bytes and wrong checksums are detected. Memory is taken
 
 from __future__ import annotations
 
+import itertools
 import os
-import tempfile
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from handful.errors import DamagedFile
 from handful.jobs.digests import Digest
 from handful.jobs.files import open_file
-from handful.jobs.scratch import LARGE
+from handful.jobs.scratch import bytes_in_file, is_large
 
 MAX_BYTES = 8 * 2**30
 """Default maximum size of the decompressed voxels of one file: a 512 x 512 x 4000 CT in 64-bit floats."""
@@ -49,34 +50,33 @@ def open_stream(path: Path, digest: Digest | None = None) -> Iterator[Stream]:
             pass
 
 
-def read_verified(stream: Stream, path: Path, head: bytes, size: int, max_bytes: int) -> NDArray[np.uint8]:
-    """All `size` bytes of a stream of the file `path`; `head` are those that were read before. Many are in a file.
+def read_verified(
+    stream: Stream, path: Path, head: bytes, size: int, max_bytes: int, offset: int = 0
+) -> NDArray[np.uint8]:
+    """All `size` bytes of a stream of the file `path`; `head` are those that were read before.
+
+    Many bytes are not in memory: those of a compressed stream are decompressed into a temporary file, and others are
+    read from the file `path` when they are needed, from `offset` on, where the content begins.
 
     Raises DamagedFile if `size` is larger than `max_bytes`, or if the stream holds fewer or more bytes. No memory is
     reserved for bytes that the file cannot hold, and none is filled before its bytes are there.
     """
     _require_bounded(path, size, max_bytes)
     possible = size <= path.stat().st_size * _GREATEST_RATIO
-    if possible and size >= LARGE:
-        return _in_file(stream, path, head[:size], size)
-    content = np.empty(size if possible else 0, np.uint8)
     filled = min(len(head), size)
+    pieces = _pieces(stream, path, size, filled)
+    if possible and is_large(size):
+        if isinstance(stream, Inflated):
+            return bytes_in_file(itertools.chain([head[:size]], pieces))
+        deque(pieces, maxlen=0)  # verified
+        return np.memmap(path, np.uint8, "c", offset, size)
+    content = np.empty(size if possible else 0, np.uint8)
     content[:filled] = np.frombuffer(head[:filled], np.uint8)[: len(content)]
-    for piece in _pieces(stream, path, size, filled):
+    for piece in pieces:
         if possible:
             content[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
             filled += len(piece)
     return content
-
-
-def _in_file(stream: Stream, path: Path, head: bytes, size: int) -> NDArray[np.uint8]:
-    """As `read_verified`, in a temporary file, which grows as bytes come."""
-    with tempfile.TemporaryFile(prefix="handful-") as file:
-        file.write(head)
-        for piece in _pieces(stream, path, size, len(head)):
-            file.write(piece)
-        file.flush()
-        return np.memmap(file, np.uint8, "r+", shape=(size,))
 
 
 def read_payload(
@@ -90,7 +90,7 @@ def read_payload(
     with open_file(path) as file:
         there = os.fstat(file.fileno()).st_size - offset
         file.seek(offset)
-        content = read_verified(Inflated(file, path) if compressed else file, path, b"", size, max_bytes)
+        content = read_verified(Inflated(file, path) if compressed else file, path, b"", size, max_bytes, offset)
     if stored is not None and stored != there:
         raise DamagedFile(
             f"{path}: the header declares {stored:,} compressed bytes, but {there:,} follow it; copy the file again"

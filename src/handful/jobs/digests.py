@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from handful.jobs.files import open_file
+from handful.jobs.scratch import row_major_blocks
 
 Part = str | bytes | NDArray[Any] | Tensor
 """Text is hashed as UTF-8, arrays and tensors as their elements in row-major order, without shape and type."""
@@ -80,13 +80,9 @@ def _plain(part: Part) -> bytes | NDArray[Any]:
 
 
 def _blocks(part: bytes | NDArray[Any]) -> Iterator[bytes | memoryview]:
-    """Contiguous blocks; for an array in another memory order, at most one plane is copied at a time."""
     if isinstance(part, bytes):
         yield part
     elif part.flags.c_contiguous:
         yield part.data
-    elif part.ndim > 2:
-        for inner in part:
-            yield from _blocks(inner)
     else:
-        yield np.ascontiguousarray(part).data
+        yield from (block.data for block in row_major_blocks(part))

@@ -203,7 +203,9 @@ def share_on_rim(stack: SliceView, label_map: LabelMap, window: Region) -> float
 
 def _footprint(stack: SliceView, label_map: LabelMap) -> NDArray[np.int64]:
     """Number of slices with a label at each row and column."""
-    counts: NDArray[np.int64] = np.count_nonzero(stack.of(label_map.array) > 0, axis=0)
+    counts = np.zeros(stack.size, np.int64)
+    for classes in stack.of(label_map.array):
+        counts += classes > 0
     return counts
 
 
