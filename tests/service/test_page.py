@@ -18,6 +18,8 @@ import pytest
 
 from handful.data.files import read_cohort, read_label_map, write_volume
 from handful.data.volume import IGNORE, Geometry, Volume
+from handful.service.jobs import Job
+from handful.service.workspace import Workspace, id_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
@@ -137,6 +139,40 @@ def test_a_first_hour_from_scans_to_exported_label_maps(address: str, cohort: Pa
     shown = np.take(label_map.array, index, axis=details["axis"])
     assert sorted(shown[shown > 0].tolist()) == sorted(value for value in painted if value)
     assert sorted(shown.shape) == sorted(size)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_problems_stay_until_they_are_dismissed_and_unreadable_scans_are_skipped(cohort: Path):
+    from playwright.sync_api import sync_playwright
+
+    damaged = cohort / "images" / "scan_0.nii.gz"
+    damaged.write_bytes(damaged.read_bytes()[:2000])
+    (cohort / "dataset.json").write_text('{"labels": {"1": "ball"}}', "utf-8")
+    cases = {case.name: case for case in read_cohort(cohort).cases}
+    suggested = [{"id": id_of(cases[name]), "axis": 2, "index": 3, "reason": "new"} for name in ("scan_0", "scan_1")]
+    ended = {"options": {}, "state": "done", "ended": 1.0}
+    failures = [{"case": "scan_2", "reason": "too large"}]
+    jobs = Workspace(cohort).jobs
+    jobs.mkdir()
+    Job(number=1, kind="segment", result={"failures": failures, "estimate": None}, **ended).write(
+        jobs / "job-000001.json"
+    )
+    Job(number=2, kind="suggest", result={"suggestions": suggested}, **ended).write(jobs / "job-000002.json")
+    with serving(cohort) as address, sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1100, "height": 800}, bypass_csp=True)
+        page.set_default_timeout(MINUTES)
+        page.goto(address)
+        page.wait_for_selector(".bad:has-text('Not segmented'):has-text('scan_2: too large')")
+        page.wait_for_selector("[data-case=scan_0] .no-picture")
+        page.keyboard.press("n")
+        page.wait_for_function("handful.label.case?.name === 'scan_1'")
+        page.click("nav [data-view=cases]")
+        assert "scan_0: " in str(page.text_content("details.bad"))
+        page.click("[data-dismiss=segment]")
+        page.wait_for_function("!document.querySelector('[data-dismiss]')")
+        browser.close()
 
 
 def oblique(angle: float = 0.35) -> np.ndarray:

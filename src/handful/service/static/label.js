@@ -352,13 +352,13 @@ export class Label {
   }
   async next() {
     const { suggestions, cases } = this.app.state,
-      free = new Set(cases.filter((one) => !one.in_use).map((one) => one.id));
+      free = new Set(cases.filter((one) => !one.in_use && !one.unreadable).map((one) => one.id));
     this.used ??= new Set();
     for (const one of suggestions) {
       const key = `${one.id} ${one.axis} ${one.index}`;
       if (this.used.has(key) || !free.has(one.id)) continue;
       this.used.add(key);
-      await this.app.show('label', one.id, { index: one.index, reason: one.reason });
+      if (!(await this.tried(one.id, { index: one.index, reason: one.reason }))) continue;
       if (this.case?.id !== one.id || !this.case.accepted.includes(this.number)) return;
     }
     if (!suggestions.length) {
@@ -367,14 +367,17 @@ export class Label {
         .catch(() => {});
       say(t('suggesting'));
     }
-    const others = cases.filter((one) => one.status === 'unlabelled' && one.id !== this.case?.id && free.has(one.id));
-    for (const other of others.filter((one) => !one.unreadable)) {
-      await this.app.show('label', other.id);
-      if (this.case?.id === other.id) return;
-      await this.app.refresh(); // a scan that cannot be read is listed from now on, and the next one is opened
-      if (!this.app.state.cases.find((one) => one.id === other.id)?.unreadable) return;
-    }
+    for (const one of cases)
+      if (one.status === 'unlabelled' && one.id !== this.case?.id && free.has(one.id) && (await this.tried(one.id)))
+        return;
     say(t('noSuggestion'));
+  }
+  // Opens a case; false if its scan cannot be read, which the list of cases states from then on.
+  async tried(id, place) {
+    await this.app.show('label', id, place);
+    if (this.case?.id === id) return true;
+    await this.app.refresh();
+    return !this.app.state.cases.find((one) => one.id === id)?.unreadable;
   }
   // Three planes and 3D of the scan with its labels as they are now.
   async context() {
