@@ -91,7 +91,7 @@ def test_the_command_line_imports_rooms_inside_functions_only():
 
 
 def test_methods_do_not_import_each_other():
-    combining = ("", "auto", "catalog", "description", "know_sam", "self_training", "wrappers")
+    combining = ("", "auto", "catalog", "description", "experts", "know_sam", "self_training", "wrappers")
     wrong = [
         f"{own}: {module}"
         for own, tree in TREES.items()
@@ -128,10 +128,12 @@ def test_nothing_above_methods_imports_a_class_of_a_method():
         "cost",
         "description",
         "everything",
+        "experts",
         "explained",
         "left_out",
         "online",
         "promptable",
+        "router",
         "settings",
     )
     wrong = [

@@ -6,6 +6,7 @@ from .backbones.names import BACKBONES as BACKBONES
 from .checkpoint.model import load as load
 from .checkpoint.model import save as save
 from .cohort.archive import predict_archive as predict_archive
+from .cohort.experts import fit_expert as fit_expert
 from .cohort.fit import FitConfig as FitConfig
 from .cohort.fit import fit_to_folder as fit_to_folder
 from .cohort.predict import PredictConfig as PredictConfig

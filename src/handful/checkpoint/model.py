@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from handful.backbones.cached import cached
 from handful.backbones.names import BackboneName
 from handful.checkpoint.record import (
     CARD,
+    EXPERTS,
     FORMAT,
     RECORD,
     WEIGHTS,
@@ -41,7 +43,7 @@ from handful.data.made_for import MadeFor
 from handful.data.modality import ModalityEvidence
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels, Volume
-from handful.errors import CheckpointError, HandfulError, SettingsError
+from handful.errors import CheckpointError, HandfulError, SettingsError, did_you_mean
 from handful.jobs.atomic import replacing_folder
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of
@@ -50,6 +52,8 @@ from handful.jobs.json_file import read_json
 from handful.jobs.memory import AllocationLimit, is_lack_of_memory
 from handful.methods.base import SHOWING, Method, Segmenter
 from handful.methods.catalog import build_method, method_settings, settings_from_backbone
+from handful.methods.experts import ExpertsSegmenter, RelabelledSegmenter
+from handful.methods.router import Router
 from handful.methods.settings import read_settings
 
 MOST = 2**16
@@ -84,6 +88,8 @@ def save(
         and (not folder.is_dir() or any(folder.iterdir()))
     ):
         raise CheckpointError(f"{folder} exists and is not a segmenter; name another folder")
+    if segmenter.experts:
+        raise SettingsError("a segmenter with experts is not saved again; copy its folder, or use fit_expert")
     if anonymous and segmenter.holds & SHOWING:
         raise SettingsError(
             f"{method_name} holds {kinds_in_words(sorted(segmenter.holds & SHOWING))} of the labelled slices, so the "
@@ -136,6 +142,8 @@ class ModelContent:
     """What it holds of its scans, one phrase each."""
     paths: list[str]
     """Paths in the record."""
+    experts: dict[str, ModelContent] = field(default_factory=dict)
+    """Experts by name, their labels as in the predictions of the whole model; empty for a model of a single task."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,45 @@ class SavedModel:
     record: Record
     sha256: str
     """SHA-256 of segmenter.json, which contains the digests of all weights."""
+    written_as: Mapping[int, int] = field(default_factory=dict)
+    """{value of a label: value in its place}, for the labels that an expert shares with others; empty for none."""
+
+    @cached_property
+    def experts(self) -> dict[str, SavedModel]:
+        """The models of the experts by name; empty for a model of a single task.
+
+        Raises CheckpointError if a folder of an expert is missing or is not the one that was added.
+        """
+        found = {}
+        for name, entry in self.record.experts.items():
+            part = _read_record(self.folder / EXPERTS / name)
+            if part.sha256 != entry.sha256 or part.record.labels.keys() != entry.values.keys() or part.record.experts:
+                raise CheckpointError(
+                    f"{part.folder} is not the expert that was added to {self.folder}; copy the whole folder again"
+                )
+            found[name] = dataclasses.replace(part, written_as=entry.values)
+        return found
+
+    def expert(self, name: str) -> SavedModel:
+        """The model of an expert. Raises SettingsError if there is none of that name."""
+        if not self.record.experts:
+            raise SettingsError(f"{self.folder} has no experts; leave out --expert")
+        if name not in self.experts:
+            hint = did_you_mean(name, self.experts)
+            raise SettingsError(f"{self.folder} has no expert {name!r}; {hint}experts are {', '.join(self.experts)}")
+        return self.experts[name]
+
+    def require_single_task(self, purpose: str) -> None:
+        """Raise SettingsError for a model with experts; `purpose` is what cannot be done with it."""
+        if self.record.experts:
+            folders = ", ".join(str(self.folder / EXPERTS / name) for name in self.record.experts)
+            raise SettingsError(f"{purpose} needs the model of one task, and this one has experts; name {folders}")
+
+    @property
+    def for_ct(self) -> bool:
+        """Whether it, or any of its experts, was fitted on CT."""
+        kinds = [model.record.made_for for model in (self, *self.experts.values())]
+        return any(kind is not None and kind.is_ct for kind in kinds)
 
     @property
     def fitted_on(self) -> dict[str, str]:
@@ -170,10 +217,12 @@ class SavedModel:
         with self._errors_of(WEIGHTS), safe_open(self.folder / WEIGHTS, framework="pt") as file:
             tensors = len(list(file.keys()))
         raw = dataclasses.asdict(record)
+        experts = {name: model.content() for name, model in self.experts.items()}
+        paths = {text for text in texts_in(raw) if Path(text).is_absolute()}
         return ModelContent(
             method=record.method,
             handful=record.versions.get("handful", "unknown"),
-            labels=record.labels,
+            labels={self.written_as.get(value, value): name for value, name in record.labels.items()},
             backbone=record.backbone,
             slicer=record.slicer,
             settings=record.settings,
@@ -181,7 +230,8 @@ class SavedModel:
             tensors=tensors,
             bytes=(self.folder / WEIGHTS).stat().st_size,
             holds=list(held_content(record)),
-            paths=sorted({text for text in texts_in(raw) if Path(text).is_absolute()}),
+            paths=sorted(paths.union(*(content.paths for content in experts.values()))),
+            experts=experts,
         )
 
     def compared_with(self, volume: Volume, evidence: ModalityEvidence) -> tuple[str, ...]:
@@ -202,12 +252,19 @@ class SavedModel:
 
     @property
     def sequences(self) -> tuple[str, ...]:
-        """Names of the sequences that the scans must have; empty for grey and colour."""
+        """Names of the sequences that the scans must have; empty for grey and colour, and if experts differ."""
+        if self.record.experts:
+            names = {model.sequences for model in self.experts.values()}
+            return names.pop() if len(names) == 1 else ()
         kind = self.record.made_for
         return () if kind is None else kind.sequences
 
     def method(self) -> Method:
-        """The method with its settings. Raises CheckpointError if this version of handful does not have them."""
+        """The method with its settings.
+
+        Raises CheckpointError if this version of handful does not have them, SettingsError for a model with experts.
+        """
+        self.require_single_task("fitting the same method")
         with self._errors_of(RECORD):
             _require_modest(self.record.settings)
             return build_method(self.record.method, self.record.settings)
@@ -223,6 +280,8 @@ class SavedModel:
         """
         record = self.record
         weights = _read_weights(self.folder, record)
+        if record.experts:
+            return self._load_experts(weights, backbone, cache)
         _require_matching(self.folder, record, weights)
         method = self.method()
         with self._errors_of(WEIGHTS):
@@ -240,7 +299,24 @@ class SavedModel:
         with self._errors_of(WEIGHTS), AllocationLimit(4 * (own + of_backbone) + SPARE):
             segmenter = method.restore(labels, slicer, backbone, weights)
             _require_complete(segmenter.learned(), weights)
-        return segmenter
+        changed = any(old != new for old, new in self.written_as.items())
+        return RelabelledSegmenter(segmenter, self.written_as) if changed else segmenter
+
+    def _load_experts(self, weights: dict[str, Tensor], backbone: Backbone | None, cache: Path | None) -> Segmenter:
+        """The segmenters of all experts, with the router that picks one of them."""
+        backbone = self._checked(backbone or self.backbone())
+        backbone = cached(backbone, cache) if cache is not None else backbone
+        with self._errors_of(WEIGHTS):
+            router = Router.unpack(tuple(self.record.experts), weights)
+            router.require_channels(backbone.channels)
+        experts = {name: model.load(backbone) for name, model in self.experts.items()}
+        kinds = {name: model.record.made_for for name, model in self.experts.items()}
+        return ExpertsSegmenter(experts, kinds, Labels.of(self.record.labels), router)
+
+    def router(self) -> Router:
+        """The sums of the router of a model with experts."""
+        with self._errors_of(WEIGHTS):
+            return Router.unpack(tuple(self.record.experts), _read_weights(self.folder, self.record))
 
     @contextmanager
     def predicting(self) -> Iterator[None]:
@@ -329,6 +405,13 @@ def open_model(folder: Path) -> SavedModel:
 
     Raises CheckpointError for a folder that is incomplete, or whose record is damaged or of another format.
     """
+    saved = _read_record(folder)
+    _ = saved.experts  # a missing one is reported here, not at the first scan
+    return saved
+
+
+def _read_record(folder: Path) -> SavedModel:
+    """The model in a folder, whose experts are not read."""
     checked_path(folder)
     for name in (RECORD, WEIGHTS):
         if not (folder / name).is_file():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ from handful.methods.base import SHOWING, Held
 FORMAT = 5
 """Version of the folder's layout and of the names of settings; other versions are refused."""
 RECORD, WEIGHTS, CARD = "segmenter.json", "weights.safetensors", "README.md"
+EXPERTS = "experts"
+"""Folder of the model folders of the experts."""
+CONTINUAL = "continual"
+"""In place of a method, for a model with experts."""
+EXPERT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""Names of experts, which are names of folders."""
 MOST_LABELS, HIGHEST_LABEL = 1000, 2**31 - 1
 """Limits on the number of labels of a model, and on their values."""
 HELD_IN_WORDS: Mapping[Held, str] = {
@@ -29,8 +36,19 @@ HELD_IN_WORDS: Mapping[Held, str] = {
     "masks": "masks of the labelled slices",
     "embeddings": "embeddings of the labelled slices or of the labels on them",
     "names": "names of the labelled cases, among the weights",
+    "sums": "sums of embeddings over slices of all labelled cases, for the router; no single embedding, no picture",
 }
 LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertEntry:
+    """An expert, as the model that contains it records it."""
+
+    sha256: str
+    """SHA-256 of the expert's segmenter.json, which contains the digest of its weights."""
+    values: dict[int, int]
+    """{value of a label in the expert's own model: its value in the predictions of all experts}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +76,8 @@ class Record:
     anonymous: bool
     """Whether neither names of cases nor paths were recorded."""
     provenance: dict[str, Any]
+    experts: dict[str, ExpertEntry] = field(default_factory=dict)
+    """Experts by name; empty for a model of a single task. Their model folders lie in the folder `experts`."""
 
 
 def describe_support(support: SupportSet) -> dict[str, object]:
@@ -111,7 +131,20 @@ def parsed_record(path: Path, raw: Any) -> Record:
             f"{path} has {len(record.labels)} labels with values up to {max(record.labels, default=0)}, but a model "
             f"has 1 to {MOST_LABELS} labels with values from 1 to {HIGHEST_LABEL}; fit again"
         )
+    _require_sound_experts(path, record)
     return record
+
+
+def _require_sound_experts(path: Path, record: Record) -> None:
+    """CheckpointError for names that are no names of folders, and for values that are not those of the labels."""
+    if wrong := [name for name in record.experts if not EXPERT_NAME.fullmatch(name)]:
+        raise CheckpointError(f"{path} names an expert {wrong[0][:80]!r}, which no expert is called; fit again")
+    for name, entry in record.experts.items():
+        written = list(entry.values.values())
+        if len(set(written)) < len(written) or not set(written) <= record.labels.keys():
+            raise CheckpointError(f"{path}: the labels of the expert {name!r} are not those of the model; fit again")
+    if bool(record.experts) != (record.method == CONTINUAL):
+        raise CheckpointError(f"{path} has the method {record.method[:40]!r} and {len(record.experts)} experts")
 
 
 class _Provenance(TypedDict, total=False):
@@ -193,6 +226,8 @@ def model_card(record: Record, size: int) -> str:
     backbone = BackboneName.of(record.backbone).without_folders
     licence = entry.licence if entry else f"see the source of the weights {backbone!r}"
     held = "\n".join(f"- {thing}" for thing in held_content(record)) or "- nothing but these weights"
+    experts = "\n".join(f"- {name}: `{EXPERTS}/{name}`" for name in record.experts)
+    tasks = f"## Experts\n\nEach of them is a model of its own, with a card.\n\n{experts}\n\n" if experts else ""
     shared = "these images" if set(record.holds) & SHOWING else "a model that was trained on these images"
     return f"""# Segmenter: {", ".join(record.labels.values())}
 
@@ -204,7 +239,7 @@ the weights of the backbone.
 
 {labels}
 
-## Fitted on
+{tasks}## Fitted on
 
 {support}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -15,12 +15,13 @@ from handful.cli.terminal import exit_on, print_json, print_lines, print_note, p
 
 if TYPE_CHECKING:
     from handful.backbones.base import Backbone
-    from handful.cohort.fit import FitResult
+    from handful.cohort.fit import FitConfig, FitResult
     from handful.data.cases import Cohort
     from handful.data.support import SupportSet
     from handful.jobs.progress import Report
     from handful.methods.base import Method
 
+MethodName = Annotated[str, typer.Argument(help="A method of 'handful list methods'; auto chooses one for your scans.")]
 Unlabelled = Annotated[
     str | None,
     typer.Option(
@@ -53,6 +54,30 @@ Anonymous = Annotated[
         help="Make a model without names, paths and pictures of its scans, for methods that keep none; crops none.",
     ),
 ]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="MODEL",
+        help="Add what is learned to this model as an expert of its own. MODEL stays as it is.",
+        show_default=False,
+    ),
+]
+FromInput = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the scans that the model of --from was fitted on; needed if it has no experts yet.",
+        show_default=False,
+    ),
+]
+Expert = Annotated[
+    str,
+    typer.Option(
+        help="Name of the expert. Default with --from: the name of the cohort's folder. Without --from: make a model "
+        "with this one expert, to which --from adds others without the scans of this one.",
+        show_default=False,
+    ),
+]
 UNCROPPED = ["roi_margin=none"]
 """Settings of an anonymous model, since a crop keeps thumbnails."""
 Minutes = Annotated[
@@ -64,9 +89,7 @@ Minutes = Annotated[
 def fit(
     input: options.CohortFolder,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to be made.")],
-    method: Annotated[
-        str, typer.Argument(help="A method of 'handful list methods'; auto chooses one for your scans.")
-    ] = "auto",
+    method: MethodName = "auto",
     cases: options.Cases = "",
     shots: Annotated[int | None, typer.Option(help="Learn from this many cases, chosen at random.", min=1)] = None,
     split: Annotated[int, typer.Option(help="Which random split of the cases.")] = 0,
@@ -85,6 +108,9 @@ def fit(
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints of the training.", min=0)] = 30.0,
     leave_out: LeaveOut = None,
     anonymous: Anonymous = False,
+    from_: From = None,
+    from_input: FromInput = None,
+    expert: Expert = "",
     overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -99,14 +125,15 @@ def fit(
     the largest piece of labels that are one piece in all references (`--set largest_piece=none`: all); it says which.
     It takes `--set planes=axial,coronal,sagittal` (planes vote) and, if it trains, `--set seeds=3` (fits vote).
     Of several sequences, `--set slicer.sequences=T1,FLAIR` chooses; a U-Net learns from all, others from the first 3.
+    `--from MODEL` adds a task to a model: each task has an expert of its own, and a router picks one for each scan.
 
-    It prints the Dice to expect on unseen scans if that is quickly found out (--leave-out: always), and the Dice of a
-    trained method on the labelled cases themselves: a label that fails even there was not learned. Stopped by Ctrl-C
-    or worse, the same command continues where it was.
+    It prints the Dice to expect on unseen scans where that is quick (--leave-out: always), and the Dice of a trained
+    method on the labelled cases: a label that fails even there was not learned. If stopped, repeat the command.
     """
     from handful.cohort.choice import named_backbone
-    from handful.cohort.fit import FitConfig, fit_to_folder
+    from handful.cohort.fit import FitConfig
 
+    task = _task(expert, from_, from_input, input, anonymous)
     built = _build(method, UNCROPPED * anonymous + settings, config, seed, minutes)
     cohort = options.cohort_in(input, channels=options.names_in(channels))
     labelled, failures = options.support_in(cohort, cases, shots, split, labels)
@@ -114,13 +141,68 @@ def fit(
     model = named_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
     began = time.monotonic()
     with progress(f"fitting {method}", quiet) as report:
-        support = _with_boxes(support, boxes, built, model, report)
         limits = FitConfig(overwrite=overwrite, save_every_s=save_every, leave_out=leave_out, anonymous=anonymous)
-        result = fit_to_folder(method, built, support, model, out, limits, report)
-    names = [case.name for case in support.cases]
-    made: dict[str, object] = {"model": out, "method": method, "backbone": backbone, "cases": names}
+        result = _fitted(task, method, built, support, model, out, limits, report, boxes)
+    made = {"model": out, "method": method, "backbone": backbone, "cases": [case.name for case in support.cases]}
     _print_result(json, made, result, time.monotonic() - began, cohort, input)
     exit_on(cohort.left_out, failures)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What the user says of experts."""
+
+    expert: str
+    """Name of the expert; empty for a model without experts."""
+    add_to: Path | None
+    scans: Path | None
+    """Folder of the scans of `add_to`."""
+
+
+def _task(expert: str, add_to: Path | None, scans: Path | None, input: Path, anonymous: bool) -> _Task:
+    """Expert and earlier model; the expert has the name of the cohort's folder, or a number, if the user gives none."""
+    from handful.checkpoint.model import open_model
+    from handful.cohort.experts import expert_name
+
+    if add_to is None:
+        if scans is not None:
+            raise typer.BadParameter("--from-input is for --from; leave it out")
+        return _Task(expert, None, None)
+    number = 1 + max(1, len(open_model(add_to).experts))
+    return _Task(expert or (f"expert-{number}" if anonymous else expert_name(input)), add_to, scans)
+
+
+def _fitted(
+    task: _Task,
+    name: str,
+    method: Method,
+    support: SupportSet,
+    backbone: Backbone,
+    out: Path,
+    config: FitConfig,
+    report: Report,
+    boxes: Path | None,
+) -> FitResult:
+    """The fit of a model, or of an expert, with masks made from the boxes in the file, if there is one."""
+    from handful.cohort.experts import fit_expert
+    from handful.cohort.fit import fit_to_folder
+
+    support = _with_boxes(support, boxes, method, backbone, report)
+    if not task.expert:
+        return fit_to_folder(name, method, support, backbone, out, config, report)
+    scans = options.cohort_in(task.scans).cases if task.scans else ()
+    return fit_expert(
+        name,
+        method,
+        support,
+        backbone,
+        out,
+        expert=task.expert,
+        add_to=task.add_to,
+        scans=scans,
+        config=config,
+        report=report,
+    )
 
 
 def _print_result(

@@ -38,18 +38,30 @@ def inspect(
 
 
 def _lines(content: ModelContent) -> Iterator[str]:
-    yield f"method: {content.method}, fitted by handful {content.handful}"
-    yield f"labels: {', '.join(f'{value} {name}' for value, name in content.labels.items())}"
+    if content.experts:
+        yield f"labels: {', '.join(f'{value} {name}' for value, name in content.labels.items())}"
+        yield f"router: {content.tensors} tensors, {content.bytes / 1e6:.1f} MB"
+    else:
+        yield from _of_task(content)
+    for name, expert in content.experts.items():
+        yield f"expert {name}:"
+        yield from (f"  {line}" for line in _of_task(expert))
     yield f"backbone: {content.backbone}"
-    yield f"slices: {_listed(content.slicer)}"
-    yield f"settings: {_listed(content.settings)}"
-    yield f"made for: {_made_for(content)}"
-    yield f"weights: {content.tensors} tensors, {content.bytes / 1e6:.1f} MB"
     yield "of the scans it was fitted on, the model holds:"
     for thing in content.holds or ["nothing but the weights that were learned from them"]:
         yield f"  {thing}"
     if content.paths:
         yield f"  paths: {', '.join(content.paths)}"
+
+
+def _of_task(content: ModelContent) -> Iterator[str]:
+    """What a model of a single task is."""
+    yield f"method: {content.method}, fitted by handful {content.handful}"
+    yield f"labels: {', '.join(f'{value} {name}' for value, name in content.labels.items())}"
+    yield f"slices: {_listed(content.slicer)}"
+    yield f"settings: {_listed(content.settings)}"
+    yield f"made for: {_made_for(content)}"
+    yield f"weights: {content.tensors} tensors, {content.bytes / 1e6:.1f} MB"
 
 
 def _made_for(content: ModelContent) -> str:

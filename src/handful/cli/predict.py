@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,13 +53,20 @@ Terms = Annotated[
     Path | None,
     typer.Option(help="TOML or JSON file with coded terms of labels, for DICOM segmentations.", show_default=False),
 ]
+Expert = Annotated[
+    str | None,
+    typer.Option(
+        help="The expert that segments all scans, for a model with experts. Default: the router picks one per scan.",
+        show_default=False,
+    ),
+]
 Store = Annotated[
     bool, typer.Option("--store/--no-store", help="Store the segmentations of a DICOMweb archive there, or do not.")
 ]
 
 
 if TYPE_CHECKING:
-    from handful.cohort.predict import CohortResult, FilePrediction, PredictConfig
+    from handful.cohort.predict import ChosenExpert, CohortResult, FilePrediction, PredictConfig
     from handful.data.cases import Cohort, LeftOut
     from handful.data.dicom.series import SeriesChoice
 
@@ -72,6 +80,7 @@ def predict(
     series: options.Series = None,
     slice_tolerance: options.SliceTolerance = None,
     channels: options.Channels = "",
+    expert: Expert = None,
     backbone: options.OwnBackbone = None,
     device: options.Device = "auto",
     cache: options.Cache = None,
@@ -100,7 +109,6 @@ def predict(
     from handful.cohort.predict import PredictConfig
     from handful.data.dicom.series import SeriesChoice
     from handful.data.dicom.terms import read_terms
-    from handful.data.dicom.web import SCHEME
 
     config = PredictConfig(
         device=device,
@@ -111,18 +119,17 @@ def predict(
         probabilities=probabilities,
         cache=cache,
         backbone=backbone,
+        expert=expert,
         format=format.value,
         terms=read_terms(terms) if terms else {},
     )
     choice, sequences = SeriesChoice(series, slice_tolerance), options.names_in(channels)
     if _is_single(input, out, part, scheduler):
         _print_file(out, _predict_file(model, Path(input), out, config, choice, sequences), json)
-        return
-    if input.startswith(SCHEME):
-        result, left_out = _predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet)
+    elif _is_archive(input):
+        _finish(out, *_predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet), json)
     else:
-        result, left_out = _predict_folder(model, Path(input), out, (cases, part), config, choice, sequences, quiet)
-    _finish(out, result, left_out, json)
+        _finish(out, *_predict_folder(model, Path(input), out, (cases, part), config, choice, sequences, quiet), json)
 
 
 def _finish(out: Path, result: CohortResult, left_out: tuple[LeftOut, ...], json: bool) -> None:
@@ -131,14 +138,20 @@ def _finish(out: Path, result: CohortResult, left_out: tuple[LeftOut, ...], json
     exit_on(result.failures, left_out, result.nothing_found * ["nothing found"])
 
 
+def _is_archive(input: str) -> bool:
+    """Whether the input is the address of a DICOMweb archive."""
+    from handful.data.dicom.web import SCHEME
+
+    return input.startswith(SCHEME)
+
+
 def _is_single(input: str, out: Path, part: str, scheduler: str | None) -> bool:
     """Whether the input is a single scan, written to a file. Wrong usage for options that only folders have."""
-    from handful.data.dicom.web import SCHEME
     from handful.data.files import is_single_scan, names_file
 
-    single = names_file(out) and not input.startswith(SCHEME) and is_single_scan(Path(input))
+    single = names_file(out) and not _is_archive(input) and is_single_scan(Path(input))
     for option, value in (("--part", part), ("--scheduler", scheduler)):
-        if value and (single or input.startswith(SCHEME)):
+        if value and (single or _is_archive(input)):
             raise typer.BadParameter(f"{option} is for folders of scans; leave it out")
     return single
 
@@ -222,10 +235,17 @@ def _print_file(out: Path, result: FilePrediction, json: bool) -> None:
     sizes = {value: result.sizes.of_label(value) for value in result.labels.values}
     if json:
         size = {"voxels": result.sizes.voxels, "sizes": sizes, "unit": result.sizes.unit}
-        print_json({"output": out, **size, "warnings": result.warnings})
+        print_json({"output": out, **size, "warnings": result.warnings, "expert": result.expert})
     else:
         names = result.labels.as_dict()
-        print_lines(out, *(f"{names[value]}: {size:g} {result.sizes.unit}" for value, size in sizes.items()))
+        by = [f"expert: {_in_words(result.expert)}"] if result.expert else []
+        print_lines(out, *by, *(f"{names[value]}: {size:g} {result.sizes.unit}" for value, size in sizes.items()))
+
+
+def _in_words(expert: ChosenExpert) -> str:
+    if expert.margin is None:
+        return expert.name
+    return f"{expert.name}, picked by the router with a margin of {expert.margin:.2f}"
 
 
 def _content(out: Path, result: CohortResult) -> dict[str, object]:
@@ -236,6 +256,7 @@ def _content(out: Path, result: CohortResult) -> dict[str, object]:
         "failures": result.failures,
         "warnings": result.warnings,
         "empty": result.empty,
+        "experts": dict(result.experts),
     }
 
 
@@ -244,6 +265,9 @@ def _print(out: Path, result: CohortResult) -> None:
     failed = f", {len(result.failures)} failed" if result.failures else ""
     cases = "case" if len(result.done) == 1 else "cases"
     print_lines(f"{len(result.done)} {cases} segmented{before}{failed}: {out}", highlight=True)
+    if counts := Counter(one.name for one in result.experts.values()):
+        numbers = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
+        print_lines(f"experts: {numbers}; run.json has the expert of each case")
     if unlike := len({warning.case for warning in result.warnings}):
         subject = "case is" if unlike == 1 else "cases are"
         unlike_them = "unlike those that the model was fitted on: see warnings.json"

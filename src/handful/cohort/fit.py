@@ -95,9 +95,7 @@ def fit_to_folder(
             remove_leftovers(out.parent, lambda name: name == out.name)
             saved = _fitted_before(out, str(provenance["fingerprint"]), backbone, config.overwrite)
             if saved is not None:
-                past = saved.record.provenance
-                kept = tuple(past.get("decisions", ())), past.get("dice_left_out", {})
-                return FitResult(False, past.get("dice_on_support", {}), *kept)
+                return past_result(saved)
             training = _begin(scratch, str(provenance["fingerprint"]))
             segmenter, left_out = _fit(method, support, backbone, Run(training, report, config.save_every_s), config)
             provenance["dice_left_out"] = left_out
@@ -126,6 +124,20 @@ def fit_to_folder(
             if not any((scratch / TRAINING).glob("**/*.*")):  # nothing that a later run could go on from
                 shutil.rmtree(scratch / TRAINING, ignore_errors=True)
                 (scratch / FINGERPRINT).unlink(missing_ok=True)
+
+
+def fingerprint_of(name: str, method: Method, support: SupportSet, backbone: Backbone, config: FitConfig) -> str:
+    """Identifies the fit by all that its result depends on; it is part of the provenance of the model."""
+    if config.anonymous:
+        support = _anonymous(name, method, support)
+    return str(_provenance(name, method, support, backbone)["fingerprint"])
+
+
+def past_result(model: SavedModel) -> FitResult:
+    """The result of the fit that made a model, from its record."""
+    past = model.record.provenance
+    kept = tuple(past.get("decisions", ())), past.get("dice_left_out", {})
+    return FitResult(False, past.get("dice_on_support", {}), *kept)
 
 
 def _anonymous(name: str, method: Method, support: SupportSet) -> SupportSet:

@@ -56,7 +56,7 @@ OutputFormat = Literal["auto", "dicom-seg", "dicom-labelmap"]
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Options of a prediction; none of them changes the labels of the voxels."""
+    """Options of a prediction; none of them but `expert` changes the labels of the voxels."""
 
     device: str = "auto"
     """auto, cpu, cuda or mps."""
@@ -78,6 +78,8 @@ class PredictConfig:
     """Coded terms of labels in DICOM segmentations, by label name; others get a term of the standard."""
     backbone: str | None = None
     """Name of the model's backbone, if it is not where the model's record says; it is downloaded if necessary."""
+    expert: str | None = None
+    """Name of the expert that segments all scans, for a model with experts. None: the router picks one for each."""
     workers: int = 1
     """Processes that share the cases and the CPU cores. With 1, everything runs in the caller's process; with more, a
     script needs the guard `if __name__ == "__main__"`."""
@@ -87,6 +89,18 @@ class PredictConfig:
 
     def __post_init__(self) -> None:
         require_workers(self.workers, self.scheduler)
+
+
+@dataclass(frozen=True)
+class ChosenExpert:
+    """The expert that segmented a scan."""
+
+    name: str
+    by: Literal["router", "name"]
+    """Whether the router picked it, or the user named it."""
+    margin: float | None = None
+    """The score of the router for it, minus that for the best of the others; None if it was named or is the only one.
+    It is below 0 if the other one cannot segment the scan, which is then among the warnings."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,8 @@ class CohortResult:
     """Names of the cases in which the model found no label."""
     made_for_ct: bool = False
     """Whether the model was fitted on CT."""
+    experts: Mapping[str, ChosenExpert] = field(default_factory=dict)
+    """The expert of each case, by the name of the case; empty for a model without experts."""
 
     @property
     def nothing_found(self) -> bool:
@@ -119,6 +135,8 @@ class FilePrediction:
     sizes: LabelSizes
     warnings: tuple[str, ...]
     """Properties in which the scan is unlike those that the model was fitted on."""
+    expert: ChosenExpert | None = None
+    """None for a model without experts."""
 
 
 Deliver = Callable[[Case, Path], None]
@@ -160,6 +178,7 @@ def predict_cohort(
     config = config or PredictConfig()
     started = datetime.now(UTC)
     saved = open_model(model)
+    _require_expert(saved, config)
     require_labels(config.terms, saved.record.labels.values())
     with locked(out / NOTES):
         _remove_leftovers(out, (case.name for case in cases))
@@ -192,13 +211,12 @@ def predict_file(
     if out.exists() and not config.overwrite:
         raise InputError(f"{out} exists; name another file, or add --overwrite")
     saved = open_model(model)
+    _require_expert(saved, config)
     require_labels(config.terms, saved.record.labels.values())
     case = Case(stem(out), image, choice=choice)
     _require_dicom(case, config)
-    volume = case.read_image()
-    warnings = saved.compared_with(volume, case.modality_evidence(volume))
-    volume = saved.arranged(volume)
-    segmenter = saved.open(config.device, config.cache, config.backbone, only_to_predict=True)
+    ready = _Segmenters(saved, config).ready(case, case.read_image())
+    volume, segmenter = ready.volume, ready.segmenter()
     out.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(out.parent, [stem(out)])
     with saved.predicting():
@@ -212,7 +230,13 @@ def predict_file(
     if config.probabilities:
         files = probability_files(out.parent / PROBABILITIES, stem(out), segmenter.labels)
         write_probabilities(files, volume, segmenter)
-    return FilePrediction(label_map.labels, LabelSizes.of(label_map), warnings)
+    return FilePrediction(label_map.labels, LabelSizes.of(label_map), ready.warnings, ready.expert)
+
+
+def _require_expert(model: SavedModel, config: PredictConfig) -> None:
+    """Raise SettingsError for a named expert that the model does not have."""
+    if config.expert is not None:
+        model.expert(config.expert)
 
 
 def write_prediction(out: Path, label_map: LabelMap, case: Case, config: PredictConfig, model: SavedModel) -> None:
@@ -246,6 +270,55 @@ class _Note:
     """Sizes of the labels; None while the output is being written."""
     warnings: tuple[str, ...] = ()
     """Properties in which the scan is unlike those that the model was fitted on."""
+    expert: ChosenExpert | None = None
+    """None for a model without experts."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A scan that was read and compared with those that the model, or its expert, was fitted on."""
+
+    volume: Volume
+    warnings: tuple[str, ...]
+    segmenter: Callable[[], Segmenter]
+    """Loads the segmenter, if it is not loaded yet."""
+    expert: ChosenExpert | None
+    digest: str = ""
+    """SHA-256 of the file of the scan."""
+
+
+class _Segmenters:
+    """The segmenter of a model; for a model with experts, the one for each scan. Loaded when it is first needed."""
+
+    def __init__(self, model: SavedModel, config: PredictConfig) -> None:
+        self.model, self.config = model, config
+
+    @cached_property
+    def loaded(self) -> Segmenter:
+        """The segmenter of the whole model, or of the named expert."""
+        config = self.config
+        model = self.model if config.expert is None else self.model.expert(config.expert)
+        return model.open(config.device, config.cache, config.backbone, only_to_predict=True)
+
+    def load_router(self) -> None:
+        """Load the segmenter now if the router must pick an expert."""
+        if self.model.record.experts and self.config.expert is None:
+            _ = self.loaded
+
+    def ready(self, case: Case, volume: Volume, digest: str = "") -> _Ready:
+        """The scan, ready to be segmented. Raises UnsupportedInput if no segmenter can be used for it."""
+        model, segmenter, chosen = self.model, lambda: self.loaded, None
+        notes: tuple[str, ...] = ()
+        if self.config.expert is not None:
+            chosen = ChosenExpert(self.config.expert, "name")
+        elif self.model.record.experts:
+            route = self.loaded.route(volume)
+            chosen = ChosenExpert(route.expert, "router", None if route.margin is None else round(route.margin, 4))
+            segmenter, notes = lambda: self.loaded.experts[route.expert], route.passed_over
+        if chosen is not None:
+            model = self.model.expert(chosen.name)
+        warnings = (*notes, *model.compared_with(volume, case.modality_evidence(volume)))
+        return _Ready(model.arranged(volume), warnings, segmenter, chosen, digest)
 
 
 @dataclass(frozen=True)
@@ -256,8 +329,12 @@ class _Task:
     output: Path
     notes: Notes[_Note]
     preview: Path
-    probabilities: tuple[Path, ...]
-    """Of each label; empty if they are not to be written."""
+    probabilities: Mapping[int, Path]
+    """Of each label, by its value; empty if they are not to be written."""
+
+    def probabilities_of(self, labels: Collection[int]) -> list[Path]:
+        """The files of these labels."""
+        return [file for value, file in self.probabilities.items() if value in labels]
 
 
 class _Job:
@@ -299,7 +376,8 @@ class _Job:
             outcomes.failures,
             tuple(Failure(name, text) for name, note in notes.items() for text in note.warnings),
             tuple(name for name, note in notes.items() if note.sizes is not None and note.sizes.is_empty),
-            self.model.record.made_for is not None and self.model.record.made_for.is_ct,
+            self.model.for_ct,
+            {name: note.expert for name, note in notes.items() if note.expert is not None},
         )
 
     def _notes_of(self, names: Iterable[str]) -> dict[str, _Note]:
@@ -335,6 +413,7 @@ class _CaseWork:
         self.model, self.out, self.config = model, out, config
         self.inputs, self.deliver, self.report = inputs, deliver, report
         self.count = self.left = count
+        self.segmenters, self._is_estimated = _Segmenters(model, config), False
 
     def __call__(self, case: Case) -> Outcome:
         """Segment a case, unless it was done before. Raises errors of loading the model, which concern all cases."""
@@ -349,19 +428,26 @@ class _CaseWork:
 
     def _segmented(self, task: _Task) -> Outcome:
         try:
-            ready = self._prepared(task)
-            if ready is None:
+            if not self.config.overwrite and self._is_done(task):
                 self._deliver(task)
                 return Outcome("skipped")
+            note = task.notes.read(task.case.name)
+            make_way(task, note, task.notes.folder, self.inputs, self.config.overwrite)
+            volume, digest = task.case.read_image_and_digest()
         except Exception as error:  # any error concerns this case only: it is listed, and the run continues
             return Outcome("failed", Failure.of(task.case, error).reason)
-        self._load(ready[0])
+        self.segmenters.load_router()
         try:
-            self._carry_out(task, *ready)
-            self._deliver(task)
-            return Outcome("done", notes=ready[2])
+            ready = self.segmenters.ready(task.case, volume, digest)
         except Exception as error:  # as above
-            return Outcome("failed", Failure.of(task.case, error).reason, notes=ready[2])
+            return Outcome("failed", Failure.of(task.case, error).reason)
+        self._load(ready)
+        try:
+            self._carry_out(task, ready)
+            self._deliver(task)
+            return Outcome("done", notes=ready.warnings)
+        except Exception as error:  # as above
+            return Outcome("failed", Failure.of(task.case, error).reason, notes=ready.warnings)
 
     def _deliver(self, task: _Task) -> None:
         if self.deliver is not None:
@@ -375,56 +461,52 @@ class _CaseWork:
 
     def prepare(self) -> None:
         """Load the segmenter before the first case."""
-        _ = self.segmenter
+        _ = self.segmenters.loaded
 
-    @cached_property
-    def segmenter(self) -> Segmenter:
-        return self.model.open(self.config.device, self.config.cache, self.config.backbone, only_to_predict=True)
-
-    def _load(self, first: Volume) -> None:
-        """Load the segmenter, and report the expected time, assuming that all scans left are as large as `first`."""
-        if "segmenter" in vars(self):
+    def _load(self, first: _Ready) -> None:
+        """Load the segmenter, and report the expected time, assuming that all scans left are as large as the first."""
+        if self._is_estimated:
             return
-        segmenter = self.segmenter
+        self._is_estimated = True
+        segmenter = first.segmenter()
         if self.count:
-            self.report(0, self.count, str(estimate_prediction(segmenter, first, self.left + 1) or ""))
-
-    def _prepared(self, task: _Task) -> tuple[Volume, str, tuple[str, ...]] | None:
-        """The arguments of `_carry_out`; None if the case was done before. Moves a changed output out of the way."""
-        if not self.config.overwrite and self._is_done(task):
-            return None
-        note = task.notes.read(task.case.name)
-        make_way(task, note, task.notes.folder, self.inputs, self.config.overwrite)
-        volume, digest = task.case.read_image_and_digest()
-        warnings = self.model.compared_with(volume, task.case.modality_evidence(volume))
-        return self.model.arranged(volume), digest, warnings
+            self.report(0, self.count, str(estimate_prediction(segmenter, first.volume, self.left + 1) or ""))
 
     def _is_done(self, task: _Task) -> bool:
         note = task.notes.find(task.case.name, model=self.model.sha256)
-        files = [task.output, *([task.preview] if self.config.preview else []), *task.probabilities]
-        if note is None or note.sizes is None or not all(file.exists() for file in files):
+        if note is None or note.sizes is None or not self._is_by_the_same(note.expert):
+            return False
+        preview = [task.preview] if self.config.preview else []
+        if not all(file.exists() for file in [task.output, *preview, *task.probabilities_of(note.sizes.voxels)]):
             return False
         return note.output == digest_of_file(task.output) and note.input == task.case.image_digest()
 
-    def _carry_out(self, task: _Task, volume: Volume, digest: str, warnings: tuple[str, ...]) -> None:
-        segmenter = self.segmenter
+    def _is_by_the_same(self, expert: ChosenExpert | None) -> bool:
+        """Whether an expert is the one that would segment a scan now, as far as that is known without the scan."""
+        if self.config.expert is None or expert is None:
+            return expert is None or expert.by == "router"
+        return expert.name == self.config.expert
+
+    def _carry_out(self, task: _Task, ready: _Ready) -> None:
+        volume, segmenter = ready.volume, ready.segmenter()
         with self.model.predicting():
             label_map, reasons = segmenter.predict_explained(volume)
         if task.notes.path(task.case.name).exists():
             task.preview.unlink(missing_ok=True)  # of an earlier prediction
-        note = _Note(input=digest, model=self.model.sha256, output=None)
+        note = _Note(input=ready.digest, model=self.model.sha256, output=None)
         task.notes.write(task.case.name, note)  # from now on the output counts as written by handful
         write_prediction(task.output, label_map, task.case, self.config, self.model)
         if self.config.preview:
             write_preview(task.preview, volume, label_map, segmenter, reasons, task.case.name)
         if task.probabilities:
-            write_probabilities(task.probabilities, volume, segmenter)
+            write_probabilities(task.probabilities_of(segmenter.labels.values), volume, segmenter)
         done = replace(
             note,
             output=digest_of_file(task.output),
             fitted_on=digest_of(volume.array) in self.model.fitted_on.values(),
             sizes=LabelSizes.of(label_map),
-            warnings=warnings,
+            warnings=ready.warnings,
+            expert=ready.expert,
         )
         task.notes.write(task.case.name, done)
 
@@ -465,12 +547,16 @@ def _task(case: Case, out: Path, config: PredictConfig, labels: Labels) -> _Task
     name = label_map_name(case)
     _require_dicom(case, config)
     output = out / (name if config.format == "auto" else f"{case.name}{SEGMENTATION}")
-    probabilities = probability_files(out / PROBABILITIES, case.name, labels) if config.probabilities else ()
-    return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png", tuple(probabilities))
+    files = probability_files(out / PROBABILITIES, case.name, labels) if config.probabilities else []
+    probabilities = dict(zip(labels.values, files, strict=False))
+    return _Task(case, output, Notes(out / NOTES, _Note), out / "previews" / f"{case.name}.png", probabilities)
 
 
 def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: PredictConfig, started: datetime) -> None:
-    """Write run.json (facts about the run, without paths or names) and failures.json (failed cases with reasons)."""
+    """Write run.json (facts about the run, without paths) and failures.json (failed cases with reasons).
+
+    Only for a model with experts, run.json names the cases, each with its expert.
+    """
     failures = out / "failures.json"
     if result.failures:
         write_json(failures, [{"case": failure.case, "reason": failure.reason} for failure in result.failures])
@@ -493,6 +579,7 @@ def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: Pre
                 "skipped": len(result.skipped),
                 "failed": len(result.failures),
             },
+            **({"experts": {name: vars(one) for name, one in result.experts.items()}} if result.experts else {}),
         },
     )
 

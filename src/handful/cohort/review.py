@@ -90,6 +90,7 @@ def review_folder(
         cohort, labelled = cohort.absolute(), (labelled or cohort).absolute()
         config = replace(config, cache=config.cache and config.cache.absolute())
     saved = open_model(model)
+    saved.require_single_task("a review")
     files = _label_maps(predictions)
     support, fitted_on, unread = _support(saved, labelled or cohort)
     cases = [case for case in cohort.cases if case.name not in fitted_on]

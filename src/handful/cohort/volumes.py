@@ -47,12 +47,15 @@ class LabelSizes:
 
 
 def write_volumes(path: Path, sizes: Iterable[tuple[str, LabelSizes]], labels: Labels) -> None:
-    """Write one line per case and label; a label that is absent has the size 0."""
+    """Write one line per case and label; a label that is absent has the size 0.
+
+    Labels that were not looked for, those of other experts, have no line.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     for case, size in sizes:
-        rows = (_row(case, value, name, size) for value, name in labels.as_dict().items())
+        rows = (_row(case, value, name, size) for value, name in labels.as_dict().items() if value in size.voxels)
         table.writerows([spreadsheet_text(entry) for entry in row] for row in rows)
     write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
 

@@ -26,7 +26,7 @@ from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import LabelError, SettingsError
 from handful.jobs.progress import Run
 from handful.jobs.scratch import zeros
-from handful.methods.explained import Explained, SliceConfidence, SupportPicture
+from handful.methods.explained import Explained, Route, SliceConfidence, SupportPicture
 from handful.prompts.prompts import Prompts
 from handful.tuning.loop import TrainConfig
 
@@ -39,8 +39,9 @@ UNPROMPTED = -1024.0
 """Logit of a label that has no prompt in a slice."""
 
 
-Held = Literal["pictures", "masks", "embeddings", "names"]
-"""Small pictures of labelled slices, their masks, embeddings of their regions, and names of the cases."""
+Held = Literal["pictures", "masks", "embeddings", "names", "sums"]
+"""Small pictures of labelled slices, their masks, embeddings of their regions, names of the cases, and sums of
+embeddings over all cases."""
 SHOWING: frozenset[Held] = frozenset({"pictures", "masks"})
 """What must be protected like the scans and their labels."""
 
@@ -130,6 +131,15 @@ class Segmenter(nn.Module, ABC):
         self.eval()
         stack = self.slicer.view(volume)
         return _margins(self, stack, stack.of(prediction.array))
+
+    @property
+    def experts(self) -> Mapping[str, Segmenter]:
+        """The segmenters of several tasks by name, one of which segments each scan; empty for a single task."""
+        return {}
+
+    def route(self, volume: Volume) -> Route:
+        """Which of the experts segments a scan. Raises UnsupportedInput if none can, SettingsError without experts."""
+        raise SettingsError(f"{type(self).__name__} has no experts; use it as it is")
 
     def promptable(self) -> PromptableSegmenter | None:
         """The same model with prompts as input; None if it takes none."""

@@ -1,4 +1,4 @@
-"""A prediction with its confidence and the labelled slices that it is based on."""
+"""A prediction with its confidence, the labelled slices that it is based on, and the expert that made it."""
 
 from __future__ import annotations
 
@@ -45,3 +45,18 @@ class Explained(NamedTuple):
     label_map: LabelMap
     reasons: SliceConfidence | None = None
     """None if the segmenter does not compare slices."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """The expert for a scan."""
+
+    expert: str
+    """Its name."""
+    margin: float | None
+    """Its score minus the best score of another expert; below 0 if that one cannot segment the scan, None if there is
+    no other."""
+    scores: dict[str, float]
+    """The score of each expert."""
+    passed_over: tuple[str, ...] = ()
+    """A sentence for each expert with a better score that cannot segment the scan."""

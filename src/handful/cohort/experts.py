@@ -1,0 +1,146 @@
+"""Continual learning: a method is fitted on a new task and becomes one more expert of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from handful.backbones.base import Backbone
+from handful.checkpoint.experts import MergedLabels, require_name, save_experts, with_experts
+from handful.checkpoint.model import SavedModel, open_model
+from handful.checkpoint.record import RECORD
+from handful.cohort.fit import FitConfig, FitResult, fingerprint_of, fit_to_folder, past_result
+from handful.data.cases import Case
+from handful.data.support import SupportSet
+from handful.errors import CheckpointError, InputError, SettingsError
+from handful.jobs.atomic import remove_leftovers
+from handful.jobs.digests import digest_of, digest_of_json
+from handful.jobs.lock import locked
+from handful.jobs.progress import Report, silent
+from handful.methods.base import Method
+from handful.methods.router import Router, features_of_volume
+
+
+def fit_expert(
+    name: str,
+    method: Method,
+    support: SupportSet,
+    backbone: Backbone,
+    out: Path,
+    *,
+    expert: str,
+    add_to: Path | None = None,
+    scans: Sequence[Case] = (),
+    config: FitConfig | None = None,
+    report: Report = silent,
+) -> FitResult:
+    """Fit `method`, called `name` in METHODS, and save it into `out` as an expert, added to those of `add_to`.
+
+    `expert` is its name. The model `add_to` stays as it is: its files are copied. A router picks the expert of each
+    scan at prediction, by ridge regression on pooled embeddings (after EvoSAM, arXiv 2503.06236). It keeps sums over
+    the scans of each task, so that earlier scans are not needed again. A model without experts has no such sums: then
+    `scans` must contain the cases that it was fitted on, and it becomes an expert with the name of its folder.
+
+    Labels with the same name have the same value in the predictions, that of the earlier model; a new label whose value
+    another label has gets the lowest free one. `FitResult.decisions` says which.
+
+    Raises SettingsError for a name that is taken or impossible, CheckpointError if `add_to` has another backbone or
+    `out` contains something else, InputError if scans of `add_to` are missing.
+    """
+    config = config or FitConfig()
+    require_name(expert)
+    earlier = _earlier(add_to, expert, out, backbone, config)
+    parts = [*([one, model.sha256] for one, model in earlier.items()), [expert]]
+    fingerprint = digest_of_json([parts, fingerprint_of(name, method, support, backbone, config)])
+    if _is_there(out, fingerprint, config.overwrite):
+        return _with_changes(past_result(open_model(out).expert(expert)), open_model(out), expert)
+    own = out.with_name(f"{out.name}.{expert}")
+    with locked(out.with_name(f"{out.name}.experts"), remove_empty=True):
+        remove_leftovers(out.parent, lambda found: found == out.name)
+        result = fit_to_folder(name, method, support, backbone, own, config, report)
+        report(0, 1, "adding the scans to the sums of the router")
+        router = Router.of(expert, _features((facts.case for facts in support.facts), backbone))
+        if add_to is not None:
+            router = _router_of(open_model(add_to), next(iter(earlier)), scans, backbone).joined(router)
+        save_experts(out, {**earlier, expert: open_model(own)}, router, {"fingerprint": fingerprint})
+        shutil.rmtree(own)
+    return _with_changes(dataclasses.replace(result, anew=True), open_model(out), expert)
+
+
+def expert_name(folder: Path) -> str:
+    """A name for an expert, made from the name of a folder."""
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", folder.absolute().name).strip("-_")[:64]
+    return name or "expert"
+
+
+def _earlier(
+    add_to: Path | None, expert: str, out: Path, backbone: Backbone, config: FitConfig
+) -> dict[str, SavedModel]:
+    """The experts of the earlier model, after all checks that need no scan."""
+    if add_to is None:
+        return {}
+    if out.resolve() == add_to.resolve():
+        raise SettingsError(f"{out} is the model to which the expert is added, and stays as it is; name another folder")
+    model = open_model(add_to)
+    earlier = with_experts(model, expert_name(add_to))
+    if expert in earlier:
+        raise SettingsError(
+            f"{add_to} has an expert {expert!r} already (experts: {', '.join(earlier)}); name the new one with --expert"
+        )
+    record = model.record
+    if (record.backbone_sha256, record.backbone_input) != (backbone.digest(), backbone.input_description()):
+        raise CheckpointError(
+            f"{add_to} was fitted on backbone {record.backbone!r}, and this is {backbone.name!r}, but the router "
+            f"compares embeddings of one backbone; add --backbone {record.backbone}"
+        )
+    if config.anonymous and not record.anonymous:
+        raise SettingsError(f"{add_to} has the names of its cases; leave out --anonymous, or fit it again with it")
+    return earlier
+
+
+def _is_there(out: Path, fingerprint: str, overwrite: bool) -> bool:
+    """Whether this very model lies in `out`. Raises CheckpointError for another one that may not be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not (out / RECORD).exists():
+        raise CheckpointError(f"{out} exists and is no model; name another folder")
+    if not overwrite and open_model(out).record.provenance.get("fingerprint") != fingerprint:
+        raise CheckpointError(f"{out} contains another model; name another folder, or add --overwrite")
+    return not overwrite
+
+
+def _router_of(model: SavedModel, name: str, scans: Sequence[Case], backbone: Backbone) -> Router:
+    """The router of the earlier model; that of a model without experts from the scans that it was fitted on."""
+    if model.record.experts:
+        return model.router()
+    wanted = set(model.fitted_on.values())
+    found = {digest: case for case in scans for digest in [digest_of(case.read_image().array)] if digest in wanted}
+    if missing := sorted(case for case, digest in model.fitted_on.items() if digest not in found) or not wanted:
+        names = ", ".join(missing[:5]) if isinstance(missing, list) else "its cases are not recorded"
+        raise InputError(
+            f"{model.folder} has no sums for a router, which are made once from the scans that it was fitted on, but "
+            f"these are missing ({names}); name their folder with --from-input, or fit it again with --expert NAME"
+        )
+    return Router.of(name, _features((found[digest] for digest in sorted(found)), backbone))
+
+
+def _features(cases: Iterable[Case], backbone: Backbone) -> torch.Tensor:
+    return torch.cat([features_of_volume(case.read_image(), backbone) for case in cases])
+
+
+def _with_changes(result: FitResult, model: SavedModel, expert: str) -> FitResult:
+    """The result with a sentence on each label and all scans that the new expert shares with earlier ones."""
+    merged = MergedLabels.of({name: one.record.labels for name, one in model.experts.items()})
+    own = set(model.experts[expert].fitted_on.values())
+    shared = [
+        f"{count} scans are also those of the expert {name}: the router cannot tell the two tasks apart by them, so "
+        "name the expert with --expert at prediction"
+        for name, one in model.experts.items()
+        if name != expert and (count := len(own & set(one.fitted_on.values())))
+    ]
+    return dataclasses.replace(result, decisions=(*result.decisions, *merged.changes[expert], *shared))
