@@ -83,11 +83,14 @@ class Record:
 def describe_support(support: SupportSet) -> dict[str, object]:
     """The provenance of a support set: names of the cases, SHA-256 of voxels and labels; no paths and no patients.
 
+    For scribbles the share of labelled voxels on the labelled slices, too.
+
     If there are unlabelled scans, their names and the SHA-256 of their voxels as well.
     """
     described: dict[str, object] = {}
     described["support"] = [
         {"case": facts.case.name, "image_sha256": facts.image_sha256, "labels_sha256": facts.labels_sha256}
+        | ({"scribbles": round(facts.labelled_share, 6)} if facts.scribbled else {})
         for facts in support.facts
     ]
     if support.unlabelled:

@@ -101,6 +101,7 @@ def fit_to_folder(
             provenance["dice_left_out"] = left_out
             taken = _taken_from(backbone, method)
             notes = (*sequence_note(support, segmenter.slicer), *intensity_notes(support, method.slicer))
+            notes += _scribble_note(support)
             decisions = (*notes, *taken, *segmenter.decisions)
             provenance["decisions"] = list(decisions)
             if segmenter.reliability:
@@ -174,6 +175,17 @@ def _fit(
         if not _leaves_out(config, method, support, cost):
             return segmenter, {}
         return segmenter, mean_of_labels(score_left_out(method, held, backbone, run.report))
+
+
+def _scribble_note(support: SupportSet) -> tuple[str, ...]:
+    """A sentence on labels that are scribbles, if there are any."""
+    if not support.scribbled:
+        return ()
+    shares = [facts.labelled_share for facts in support.scribbled]
+    return (
+        f"the labels of {len(shares)} of {len(support.facts)} cases are scribbles: {sum(shares) / len(shares):.1%} of "
+        "the pixels of their labelled slices. Their Dice is not estimated, since strokes do not show the edges",
+    )
 
 
 def _taken_from(backbone: Backbone, method: Method) -> list[str]:

@@ -32,6 +32,8 @@ SAMPLE = 200_000
 """Voxels that percentiles are taken from, about."""
 IN_MEMORY = 2**30
 """Bytes of scans that are held in memory at most; more are held in a temporary file."""
+SCRIBBLED = 0.5
+"""Share of labelled pixels below which the labels of a slice, or of the labelled slices of a case, are scribbles."""
 ALIGNED = 64
 """Bytes that arrays in that file start at a multiple of."""
 
@@ -66,10 +68,15 @@ class SupportFacts:
     """Number of voxels of each value of the reference above 0."""
     complete: bool
     """Whether every voxel is labelled, if only as background."""
+    labelled_share: float
+    """Share of the voxels on the labelled slices that are labelled, of the plane in which it is largest."""
     in_largest_piece: dict[int, float]
-    """Fraction of each label's voxels in its largest connected piece; unless `complete`, in that of their slice."""
+    """Fraction of each label's voxels in its largest connected piece; unless `complete`, in that of their slice.
+
+    Empty for scribbles, which do not show in how many pieces a label is.
+    """
     extent: Block | None
-    """The smallest box that holds all labels; None where there are none."""
+    """The smallest box that holds all labels, for scribbles all strokes; None where there are none."""
 
     @classmethod
     def of(cls, case: Case, labels: Labels) -> SupportFacts:
@@ -79,7 +86,9 @@ class SupportFacts:
         valid_mask = reference.array != IGNORE
         values, counts = np.unique(reference.array, return_counts=True)
         labelled = valid_mask.any(axis=(1, 2)), valid_mask.any(axis=(0, 2)), valid_mask.any(axis=(0, 1))
-        complete = bool(valid_mask.all())
+        complete, share = bool(valid_mask.all()), _labelled_share(valid_mask)
+        largest = _in_largest_piece(reference, labels.values, None if complete else labelled)
+        inside = np.isin(reference.array, labels.values)
         evidence = case.modality_evidence(volume)
         shift = evidence.shift if evidence.is_ct else None
         return cls(
@@ -98,9 +107,15 @@ class SupportFacts:
             labelled=labelled,
             voxels={int(value): int(count) for value, count in zip(values, counts, strict=True) if value > 0},
             complete=complete,
-            in_largest_piece=_in_largest_piece(reference, labels.values, None if complete else labelled),
-            extent=_extent(np.isin(reference.array, labels.values)),
+            labelled_share=share,
+            in_largest_piece={} if share < SCRIBBLED else largest,
+            extent=_extent(valid_mask if share < SCRIBBLED and inside.any() else inside),
         )
+
+    @property
+    def scribbled(self) -> bool:
+        """Whether the labels are scribbles: most pixels of the labelled slices are unlabelled."""
+        return self.labelled_share < SCRIBBLED
 
     def labelled_slices(self, slicer: Slicer) -> int:
         """Number of slices, as the slicer cuts them, on which somebody labelled something."""
@@ -124,6 +139,11 @@ class LabelledSlices:
     """Number of labels."""
     valid_mask: Bool[Tensor, "n h w"]
     """False where nobody labelled: neither background nor label."""
+
+    @property
+    def scribbled(self) -> Bool[Tensor, " n"]:
+        """Which slices have scribbles, not whole masks."""
+        return self.valid_mask.flatten(1).float().mean(dim=1) < SCRIBBLED
 
     @property
     def count(self) -> int:
@@ -237,6 +257,27 @@ class SupportSet:
         """Names of the sequences, which all cases have in the same order; empty for grey and colour scans."""
         return self.facts[0].sequences
 
+    @property
+    def scribbled(self) -> tuple[SupportFacts, ...]:
+        """The cases whose labels are scribbles."""
+        return tuple(facts for facts in self.facts if facts.scribbled)
+
+    def with_whole_masks(self) -> SupportSet:
+        """The cases whose labels are whole masks, for methods that copy or prompt with masks.
+
+        Raises LabelError if some label is in none of them.
+        """
+        if not self.scribbled:
+            return self
+        whole = tuple(facts for facts in self.facts if not facts.scribbled)
+        for value, name in self.labels.as_dict().items():
+            if not any(value in facts.voxels for facts in whole):
+                raise LabelError(
+                    f"this method needs whole masks, but {len(self.scribbled)} of {len(self.facts)} cases have scribbles "
+                    f"and no other one has the label {name!r}; outline it in one case, or fit unet or self-training"
+                )
+        return replace(self, cases=tuple(facts.case for facts in whole), known_facts=whole)
+
     def without_names(self) -> SupportSet:
         """The same cases with numbers as their names and as those of their patients, in the order of the cases."""
         facts = tuple(
@@ -347,6 +388,18 @@ def require_reference(case: Case, geometry: Geometry | None = None) -> LabelMap:
     if not (reference.array != IGNORE).any():
         raise LabelError(f"support case {case.name!r} has no labelled slice; list some in its .slices.json")
     return reference
+
+
+def _labelled_share(valid_mask: NDArray[np.bool_]) -> float:
+    """See `SupportFacts`. Planes in which a slice is a single line of voxels do not count."""
+    found = []
+    for axis in range(3):
+        size = valid_mask.size // valid_mask.shape[axis]
+        others = tuple(length for place, length in enumerate(valid_mask.shape) if place != axis)
+        if min(others) > 1 or max(valid_mask.shape) == 1:
+            counts = np.count_nonzero(valid_mask, axis=tuple(place for place in range(3) if place != axis))
+            found.append(float(counts.sum() / (size * max(1, np.count_nonzero(counts)))))
+    return max(found, default=1.0)
 
 
 def _in_largest_piece(

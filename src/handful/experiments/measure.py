@@ -16,6 +16,7 @@ import numpy as np
 from handful.backbones.base import Backbone
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort
+from handful.data.scribbles import WIDTH, scribbled
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
@@ -63,6 +64,8 @@ class Fingerprints:
             "support": [self._of_case(case) for case in support],
             "unseen": [self._of_case(case) for case in unseen],
         }
+        if trial.configuration.scribbles:
+            parts["scribbles"] = [WIDTH, trial.split]
         if pool := trial.pool(cohort):
             parts["unlabelled"] = [self._of_case(replace(case, reference=None)) for case in pool]
         return digest_of_json(parts)
@@ -100,6 +103,8 @@ def fit(trial: Trial, backbone: Backbone) -> Fit:
         raise InputError(f"{trial.folder} has no labelled case; put label maps into its labels/ folder")
     method, _ = trial.configuration.build(trial.split)
     cases, _ = trial.divide(cohort)
+    if trial.configuration.scribbles:
+        cases = [scribbled(case, trial.split) for case in cases]
     support = SupportSet(tuple(cases), cohort.labels, unlabelled=UnlabelledScans.of(tuple(trial.pool(cohort))))
     memory, began = PeakMemory(backbone.device), time.perf_counter()
     segmenter = method.fit(support, backbone)

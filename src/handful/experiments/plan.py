@@ -69,6 +69,10 @@ class Configuration:
     """
     jitter: float = 0.05
     """Maximum error of each side of an annotator's box, as a fraction of the box."""
+    scribbles: bool = False
+    """Learn from simulated scribbles, made from the references of the labelled cases, in place of whole masks."""
+    shots: tuple[int, ...] | None = None
+    """Those of the plan's numbers of labelled cases that this configuration is fitted on; None: all."""
 
     def __post_init__(self) -> None:
         kinds = (*get_args(PromptKind), *BY_SLICE)
@@ -173,6 +177,7 @@ class Trial:
             self.configuration.method,
             method_settings(method),
             (self.configuration.unlabelled, self.most_cases) if method.uses_unlabelled else None,
+            self.configuration.scribbles,
         )
         return json.dumps(parts, sort_keys=True)
 
@@ -270,7 +275,8 @@ def trials(plan: Plan) -> tuple[list[Trial], list[str]]:
         for shots in order
         for name in plan.data
         if shots in possible[name]
-        for configuration in plan.configurations
+        for configuration, settings in plan.configurations.items()
+        if settings.shots is None or shots in settings.shots
     ]
     return planned_trials, left_out
 

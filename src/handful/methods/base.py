@@ -249,6 +249,9 @@ class Method(ABC):
     whole_slices: ClassVar[bool] = False
     """Whether the method is never cropped by default, because users prompt whole slices."""
 
+    needs_whole_masks: ClassVar[bool] = False
+    """Whether it copies or prompts with masks, so that scribbles are of no use to it."""
+
     @abstractmethod
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> Segmenter:  # noqa: B008
         """A segmenter for the labels of the support set. The backbone and the support set are not changed."""

@@ -20,6 +20,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
 from handful.jobs.digests import Digest, digest_of
 from handful.methods.base import CHUNK
+from handful.methods.stacks import least_of_stroke
 from handful.tuning.augment import moved_and_relit
 from handful.tuning.sampling import noise_like
 
@@ -40,6 +41,8 @@ class EncodedSupport:
     """The labels without the background (v, l, s, s): inside or outside, or the fraction of each cell inside."""
     valid_mask: Bool[Tensor, "v s s"]
     """False where the slice is unlabelled or padded."""
+    scribbled: Bool[Tensor, " v"]
+    """Which rows are of slices with scribbles, not whole masks."""
     cases: Int[Tensor, " v"]
     """Index of the case in `names` and in the support set."""
     slices: Int[Tensor, " v"]
@@ -151,6 +154,7 @@ def encode_support(
     stored: list[Tensor] = []
     regions, truth = SparseMaps(), SparseMaps()
     valid: list[Tensor] = []
+    scribbled: list[Tensor] = []
     origin: list[tuple[int, int, int]] = []
     for case in labelled:
         names.append(case.case)
@@ -163,11 +167,12 @@ def encode_support(
                 encode = backbone.encode_uncached if view else backbone.encode
                 image = with_pixels(backbone, slices, encode(slices.to(backbone.device)), pixels)
                 images.append(image.to(torch.float16))
+            scribbled.append(case.scribbled[list(rows)])
             for number, row in enumerate(rows):  # one at a time: the masks of all labels take memory
                 masks, known = case.masks([row]), valid_mask[number : number + 1]
                 if grid is not None:
                     masks = F.grid_sample(masks, grid[number : number + 1], align_corners=False)
-                shares, inside, seen = _in_model_frame(backbone, masks, known, target, side)
+                shares, inside, seen = _in_model_frame(backbone, masks, known, target, side, bool(case.scribbled[row]))
                 regions.add(shares)
                 truth.add(inside)
                 valid.append(seen)
@@ -175,7 +180,16 @@ def encode_support(
     source = EncodedOnUse(backbone, stored) if learns else StoredEmbeddings(ImageEmbeddings.cat(images))
     cases, indices, numbers = torch.tensor(origin).unbind(1)
     return EncodedSupport(
-        source, regions, truth, torch.stack(valid), cases, indices, numbers, tuple(names), digest.hex()
+        source,
+        regions,
+        truth,
+        torch.stack(valid),
+        torch.cat(scribbled),
+        cases,
+        indices,
+        numbers,
+        tuple(names),
+        digest.hex(),
     )
 
 
@@ -240,14 +254,35 @@ def _in_model_frame(
     valid_mask: Bool[Tensor, "1 h w"],
     target: Literal["hard", "soft"],
     side: int,
+    scribbled: bool,
 ) -> tuple[Float[Tensor, "c f f"], Tensor, Bool[Tensor, "s s"]]:
     """Area fractions per class at the resolution of the features; labels and valid mask in a frame of that side."""
     valid = valid_mask[:, None].to(masks)
     labels = masks.mul_(valid)
-    truth = backbone.to_model_frame(labels, side)[0]
+    truth, known = framed_labels(backbone, labels, valid, side, torch.tensor([scribbled]))
     background = backbone.to_model_frame(valid - labels.sum(dim=1, keepdim=True), backbone.feature_side)
     return (
         torch.cat([backbone.to_model_frame(labels, backbone.feature_side), background], dim=1)[0],
-        truth >= 0.5 if target == "hard" else truth,
-        backbone.to_model_frame(valid, side)[0, 0] >= 0.5,
+        truth[0] >= 0.5 if target == "hard" else truth[0],
+        known[0],
     )
+
+
+def framed_labels(
+    backbone: Backbone,
+    masks: Float[Tensor, "n k h w"],
+    valid: Float[Tensor, "n 1 h w"],
+    side: int,
+    scribbled: Bool[Tensor, " n"],
+) -> tuple[Float[Tensor, "n k s s"], Bool[Tensor, "n s s"]]:
+    """Area fractions of labels in the model frame of that side, and which of its cells count as labelled.
+
+    `masks` are 0 outside of `valid`. A cell is labelled if half of it is. A stroke is thinner than a cell may be: there
+    it is labelled from half of what a stroke of one pixel covers, and the fractions are those of its labelled part.
+    """
+    truth, known = backbone.to_model_frame(masks, side), backbone.to_model_frame(valid, side)
+    if not scribbled.any():
+        return truth, known[:, 0] >= 0.5
+    rows = scribbled[:, None, None, None]
+    least = torch.where(rows, least_of_stroke((valid.shape[-2], valid.shape[-1]), side), 0.5)
+    return torch.where(rows, truth / known.clamp_min(1e-6), truth), (known >= least)[:, 0]

@@ -37,9 +37,11 @@ def score_left_out(
     """Scores of every labelled case from fits without its patient, in at most `folds` fits.
 
     A patient who is the only one with some label stays in every fit and gets no score, so there are no scores for a
-    single patient. Unlabelled voxels are ignored, and so are labels that are in neither label map.
+    single patient. Unlabelled voxels are ignored, and so are labels that are in neither label map. Cases with scribbles
+    get no score, since a Dice needs whole masks.
     """
     groups = [group for group in _groups(support, folds) if _others(support, group) is not None]
+    groups = [group for group in groups if not all(_is_scribbled(support, case) for case in group)]
     scores: list[LeftOutScore] = []
     for number, group in enumerate(groups):
         report(number, len(groups), f"fitting without {', '.join(case.name for case in group)}")
@@ -60,14 +62,17 @@ def score_group(
         names = ", ".join(case.name for case in group)
         raise LabelError(f"without {names} some label is in no case; label it in another case")
     segmenter = method.fit(others, backbone, run)
-    return [score for case in group for score in _scores(case, support, segmenter.predict(case.read_image()).array)]
+    scored = [case for case in group if not _is_scribbled(support, case)]
+    return [score for case in scored for score in _scores(case, support, segmenter.predict(case.read_image()).array)]
 
 
 def one_left_out(support: SupportSet) -> list[Case] | None:
     """The cases of a quarter of the patients, at least one, without whom every label is still in some case.
 
-    None if there are none, as for a single patient.
+    None if there are none, as for a single patient, and if all labels are scribbles.
     """
+    if len(support.scribbled) == len(support.facts):
+        return None
     patients = len({case.patient or case.name for case in support.cases})
     groups = _groups(support, min(4, patients))
     return next((group for group in groups if _others(support, group) is not None), None)
@@ -102,6 +107,10 @@ def _others(support: SupportSet, group: Sequence[Case]) -> SupportSet | None:
     if not all(any(value in entry.voxels for entry in facts) for value in support.labels.values):
         return None
     return replace(support, cases=tuple(entry.case for entry in facts), known_facts=facts)
+
+
+def _is_scribbled(support: SupportSet, case: Case) -> bool:
+    return any(facts.case.name == case.name for facts in support.scribbled)
 
 
 def _scores(case: Case, support: SupportSet, predicted: NDArray[np.integer]) -> Iterator[LeftOutScore]:

@@ -26,12 +26,12 @@ from handful.errors import SettingsError
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, Work
-from handful.methods.encoded_support import fingerprint
+from handful.methods.encoded_support import fingerprint, framed_labels
 from handful.tuning.adapters import add_adapters
 from handful.tuning.augment import augmented
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.lora import add_lora, merge_lora
-from handful.tuning.losses import dice_ce, whole_batch
+from handful.tuning.losses import dice_ce, whole_batch, with_scribbles
 from handful.tuning.sampling import BalancedSampler
 from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
 
@@ -153,14 +153,16 @@ class _EncoderLoss:
         self.sampler = BalancedSampler(torch.cat([labelled.present() for labelled in support]), batch)
 
     def __call__(self, step: int, generator: torch.Generator) -> Tensor:
-        images, targets, valid_masks = [], [], []
+        images, targets, valid_masks, scribbled = [], [], [], []
         for case, rows in self._by_case(self.sampler.sample(generator)).items():
             image, target, valid_mask = self._view(self.support[case], rows, generator)
             images.append(image)
             targets.append(target)
             valid_masks.append(valid_mask)
+            scribbled.append(self.support[case].scribbled[rows])
         logits = self.network(ImageEmbeddings.cat(images))
-        return dice_ce(*whole_batch(logits, torch.cat(targets).to(logits), torch.cat(valid_masks).to(logits.device)))
+        batch = logits, torch.cat(targets).to(logits), torch.cat(valid_masks).to(logits.device)
+        return with_scribbles(lambda *whole: dice_ce(*whole_batch(*whole)), *batch, torch.cat(scribbled))
 
     def _by_case(self, chosen: Int[Tensor, " b"]) -> dict[int, list[int]]:
         """Rows grouped by case, since the slices of a case have the same size."""
@@ -178,9 +180,9 @@ class _EncoderLoss:
         slices, masks, valid_mask = augmented(
             labelled.slices[rows], labelled.masks(rows), labelled.valid_mask[rows], generator
         )
-        target = own.to_model_frame(masks * valid_mask[:, None], own.mask_side) >= 0.5
-        valid = own.to_model_frame(valid_mask[:, None].to(masks), own.mask_side)[:, 0] >= 0.5
-        return own.encode_exact(slices.to(own.device)), target.to(masks), valid
+        known = valid_mask[:, None].to(masks)
+        target, valid = framed_labels(own, masks * known, known, own.mask_side, labelled.scribbled[rows])
+        return own.encode_exact(slices.to(own.device)), (target >= 0.5).to(masks), valid
 
 
 def _digest(support: Sequence[LabelledSlices]) -> str:

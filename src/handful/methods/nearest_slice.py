@@ -33,6 +33,7 @@ class NearestSlice(Method):
 
     when = "a baseline that every method should beat"
     minutes = "seconds"
+    needs_whole_masks = True
 
     slicer: Slicer = Slicer()
     """Slice plane and intensity window, used for fitting and predicting."""
@@ -40,6 +41,7 @@ class NearestSlice(Method):
     """Basis of the comparison: 'pixels' compares thumbnails of the slices, 'embedding' the backbone's embeddings."""
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> NearestSliceSegmenter:  # noqa: B008
+        support = support.with_whole_masks()
         slicer = self.resolved_slicer(support)
         signatures: list[Tensor] = []
         classes: list[Tensor] = []

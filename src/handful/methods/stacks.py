@@ -41,6 +41,8 @@ class StackedSupport:
     first: Int[Tensor, " v"]
     """Row of the first slice of the same case."""
     last: Int[Tensor, " v"]
+    scribbled: Bool[Tensor, " v"]
+    """Which slices have scribbles, not whole masks."""
 
     @classmethod
     def of(cls, support: SupportSet, slicer: Slicer, side: int, depth: int) -> StackedSupport:
@@ -48,21 +50,25 @@ class StackedSupport:
         slices: list[Tensor] = []
         classes: list[Tensor] = []
         ends: list[tuple[int, int]] = []
+        scribbled: list[Tensor] = []
         for scan in support.scans(slicer):
             labelled, view = scan.labelled(), scan.view
-            valid_mask = _class_numbers(labelled, side)
+            numbers, strokes = class_numbers(labelled, side), labelled.scribbled
             if depth == 1:
                 slices.append(_in_square(labelled.slices, side))
             else:
                 slices.append(slices_in_square(view, range(len(view)), side))
-                every = torch.full((len(view), side, side), UNKNOWN, dtype=valid_mask.dtype)
-                every[list(labelled.index)] = valid_mask
-                valid_mask = every
+                every = torch.full((len(view), side, side), UNKNOWN, dtype=numbers.dtype)
+                every[list(labelled.index)] = numbers
+                of_slice = torch.zeros(len(view), dtype=torch.bool)
+                of_slice[list(labelled.index)] = strokes
+                numbers, strokes = every, of_slice
             start = sum(map(len, classes))
-            classes.append(valid_mask)
-            ends += [(start, start + len(valid_mask) - 1)] * len(valid_mask)
+            classes.append(numbers)
+            scribbled.append(strokes)
+            ends += [(start, start + len(numbers) - 1)] * len(numbers)
         first, last = torch.tensor(ends).unbind(1)
-        return cls(with_equal_channels(slices), torch.cat(classes), first, last)
+        return cls(with_equal_channels(slices), torch.cat(classes), first, last, torch.cat(scribbled))
 
     @property
     def labelled(self) -> Int[Tensor, " r"]:
@@ -100,13 +106,20 @@ def _in_square(slices: Float[Tensor, "n c h w"], side: int) -> Float[Tensor, "n 
     return into_square(slices, side).clamp(0, 1).half()
 
 
-def _class_numbers(labelled: LabelledSlices, side: int) -> Int[Tensor, "n s s"]:
-    """What covers most of each pixel of the square; UNKNOWN where any of it is not labelled."""
+def class_numbers(labelled: LabelledSlices, side: int) -> Int[Tensor, "n s s"]:
+    """What covers most of each pixel of the square; UNKNOWN where any of it is not labelled.
+
+    A stroke of a scribble is thinner than a pixel of the square may be: there, what covers most of the labelled part.
+    """
     found = []
-    for classes, known in zip(
-        torch.split(labelled.classes, CHUNK), torch.split(labelled.valid_mask, CHUNK), strict=True
+    thinnest = least_of_stroke(labelled.grid.size, side)
+    for classes, known, strokes in zip(
+        torch.split(labelled.classes, CHUNK),
+        torch.split(labelled.valid_mask, CHUNK),
+        torch.split(labelled.scribbled, CHUNK),
+        strict=True,
     ):
-        most = into_square((classes == 0)[:, None].float(), side)[:, 0]
+        most = into_square(((classes == 0) & (known | ~strokes[:, None, None]))[:, None].float(), side)[:, 0]
         winner = torch.zeros(most.shape, dtype=torch.int16)
         for first in range(1, labelled.labels + 1, LABELS_AT_ONCE):  # each label needs memory
             numbers = torch.arange(first, min(first + LABELS_AT_ONCE, labelled.labels + 1), dtype=classes.dtype)
@@ -114,8 +127,14 @@ def _class_numbers(labelled: LabelledSlices, side: int) -> Int[Tensor, "n s s"]:
             share, place = shares.max(dim=1)
             winner = torch.where(share > most, (first + place).to(torch.int16), winner)
             most = torch.maximum(most, share)
-        found.append(winner.masked_fill(into_square(known[:, None].float(), side)[:, 0] < 0.999, UNKNOWN))
+        least = torch.where(strokes, thinnest, 0.999)[:, None, None]
+        found.append(winner.masked_fill(into_square(known[:, None].float(), side)[:, 0] < least, UNKNOWN))
     return torch.cat(found)
+
+
+def least_of_stroke(size: tuple[int, int], side: int) -> float:
+    """Share of a pixel of the square from which a stroke labels it: half of what a stroke of one pixel covers."""
+    return 0.5 / max(1.0, max(size) / side)
 
 
 def with_equal_channels(slices: Sequence[Tensor]) -> Tensor:

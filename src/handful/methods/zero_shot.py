@@ -26,6 +26,7 @@ class ZeroShot(Method):
 
     when = "a first impression of a backbone"
     minutes = "seconds"
+    needs_whole_masks = True
 
     slicer: Slicer = Slicer()
     """Slice plane and intensity window, used for fitting and predicting."""
@@ -55,6 +56,7 @@ class ZeroShot(Method):
         return replace(self, multimask=when == "always" and not self.box_crop)
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> ZeroShotSegmenter:  # noqa: B008
+        support = support.with_whole_masks()
         slicer = self.resolved_slicer(support)
         prompter = TransferredPrompts.of(support.slices(slicer), self.prompt, self.seed)
         return ZeroShotSegmenter(self.promptable(support.labels, backbone, slicer), prompter)

@@ -7,6 +7,8 @@ one number, lower is better.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -75,6 +77,47 @@ def dice_ce(
     entropy = entropies.sum(dim=1, keepdim=True)
     loss: Tensor = overlap(logits, target, valid_mask[:, None]) + _known_mean(entropy, valid_mask)
     return loss
+
+
+def partial_ce(
+    logits: Float[Tensor, "n k h w"], target: Float[Tensor, "n k h w"], valid_mask: Bool[Tensor, "n h w"]
+) -> Float[Tensor, ""]:
+    """Cross entropy of the labelled pixels alone, of one softmax over {background with logit 0, labels}.
+
+    It is averaged over the pixels of each class, then over the classes that have any, so that a long stroke counts as
+    much as a short one. After the partial cross entropy of Tang et al., "On regularized losses for weakly-supervised
+    CNN segmentation" (ECCV 2018), with each class by itself as in SAM-CLNet (arXiv 2312.00312).
+    """
+    logits = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).float()
+    target = torch.cat([(1 - target.sum(dim=1, keepdim=True)).clamp_min(0), target], dim=1) * valid_mask[:, None]
+    of_class = target.sum(dim=(0, 2, 3))
+    entropies = -(target * logits.log_softmax(dim=1)).sum(dim=(0, 2, 3)) / of_class.clamp_min(1e-6)
+    return entropies.sum() / (of_class > 0).sum().clamp_min(1)
+
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def with_scribbles(
+    whole: Loss,
+    logits: Float[Tensor, "n k h w"],
+    target: Float[Tensor, "n k h w"],
+    valid_mask: Bool[Tensor, "n h w"],
+    scribbled: Bool[Tensor, " n"],
+    partial: Loss = partial_ce,
+) -> Float[Tensor, ""]:
+    """The loss `whole` of slices with whole masks, and `partial` of scribbled ones, each by its number of slices.
+
+    A Dice is not defined on scribbles: it needs the size of the label.
+    """
+    share = float(scribbled.float().mean())
+    if share == 0:
+        return whole(logits, target, valid_mask)
+    rows = scribbled.to(logits.device)
+    loss = share * partial(logits[rows], target[rows], valid_mask[rows])
+    if share == 1:
+        return loss
+    return loss + (1 - share) * whole(logits[~rows], target[~rows], valid_mask[~rows])
 
 
 def whole_batch(

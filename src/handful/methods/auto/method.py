@@ -136,15 +136,23 @@ class Auto(Wrapper):
         if self._trained(choice.method).train.iterations is None:
             speed = self._speed(support, slicer, backbone, run)
             trained = with_training(choice, speed, self.budget_minutes)
-            choice = trained or dataclasses.replace(choice, method=_untrained(backbone)[0]).because(
-                f"there is no time for {FEWEST_STEPS} training steps within {self.budget_minutes:g} minutes"
-            )
-        found = self._checked(choice, support, slicer, backbone, run) if self.check else None
+            choice = trained or self._without_time(choice, support, backbone)
+        checks = self.check and not support.scribbled
+        found = self._checked(choice, support, slicer, backbone, run) if checks else None
         if found and found.seconds_per_step and choice.steps:
             choice = paced(choice, found.seconds_per_step, 60 * self.budget_minutes - (time.monotonic() - began))
         if speed and choice.steps:
             choice = choice.because(training_reason(choice, speed.side, self.budget_minutes))
+        if support.scribbled:
+            return choice.because("not checked, because scribbles show no Dice")
         return after_check(choice, found) if self.check else choice
+
+    def _without_time(self, choice: Choice, support: SupportSet, backbone: Backbone) -> Choice:
+        """The choice if there is no time to train; scribbles are learned from in any case, as nothing else can."""
+        reason = f"there is no time for {FEWEST_STEPS} training steps within {self.budget_minutes:g} minutes"
+        if support.scribbled:
+            return dataclasses.replace(choice, steps=FEWEST_STEPS).because(f"{reason}, but scribbles need a training")
+        return dataclasses.replace(choice, method=_untrained(backbone)[0]).because(reason)
 
     def _checked(
         self, choice: Choice, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run

@@ -34,7 +34,7 @@ from handful.methods.encoded_support import (
 from handful.methods.learned import Learned
 from handful.tuning.early_stopping import EarlyStopping
 from handful.tuning.loop import TrainConfig, train
-from handful.tuning.losses import dice_ce, fading, whole_batch
+from handful.tuning.losses import dice_ce, fading, whole_batch, with_scribbles
 from handful.tuning.sampling import BalancedSampler
 from handful.tuning.trainable import load_trainable_state, trainable_state
 
@@ -237,7 +237,12 @@ class _HeadLoss:
     def loss(self, rows: Tensor, image: ImageEmbeddings, rare_class_weight: float = 0.0) -> Tensor:
         logits = against_background(self.head(image))
         batch = logits, self.encoded.target[rows].to(logits), self.encoded.valid_mask[rows].to(logits.device)
-        return dice_ce(*(whole_batch(*batch) if self.method.dice == "batch" else batch), rare_class_weight)
+
+        def whole(logits: Tensor, target: Tensor, valid_mask: Tensor) -> Tensor:
+            part = logits, target, valid_mask
+            return dice_ce(*(whole_batch(*part) if self.method.dice == "batch" else part), rare_class_weight)
+
+        return with_scribbles(whole, *batch, self.encoded.scribbled[rows])
 
     @torch.no_grad()
     def held_out_loss(self, rows: Tensor) -> float:

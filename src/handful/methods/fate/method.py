@@ -54,6 +54,7 @@ class Fate(Method):
 
     when = "no time to train, or one labelled case"
     minutes = "seconds"
+    needs_whole_masks = True
 
     slicer: Slicer = Slicer()
     """Slice plane and intensity window, used for fitting and predicting."""
@@ -139,6 +140,7 @@ class Fate(Method):
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> FateSegmenter:  # noqa: B008
         memory_backbone = _with_memory(backbone)
+        support = support.with_whole_masks()
         slicer = self.resolved_slicer(support)
         parts = []
         shown = slice(1, 2) if slicer.neighbours else slice(0, 1) if slicer.sequences else slice(None)

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -36,7 +37,7 @@ from handful.methods.base import Held, Method, Segmenter, Work, below, labelled_
 from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint, noisy, views_to_keep
 from handful.methods.few_shot_prompts.tokens import Tokens, class_embeddings
 from handful.tuning.loop import TrainConfig, train
-from handful.tuning.losses import dice_bce, dice_ce, dice_focal, fading, whole_batch
+from handful.tuning.losses import bce, dice_bce, dice_ce, dice_focal, fading, partial_ce, whole_batch, with_scribbles
 from handful.tuning.sampling import BalancedSampler, integer, noise_like
 from handful.tuning.trainable import freeze_all_but, load_trainable_state, trainable_state
 
@@ -285,6 +286,12 @@ class _Episodes:
         tokens = tokens + self.noise * noise_like(tokens, generator)
         logits = self.decoder(image, tokens.to(image.main))
         batch = logits, self.encoded.target[rows].to(logits), self.encoded.valid_mask[rows].to(logits.device)
+        of_strokes = partial_ce if self.method.background else bce
+        return with_scribbles(partial(self._whole, step), *batch, self.encoded.scribbled[rows], of_strokes)
+
+    def _whole(self, step: int, logits: Tensor, target: Tensor, valid_mask: Tensor) -> Tensor:
+        """The loss of slices with whole masks."""
+        batch = logits, target, valid_mask
         if self.method.dice == "batch":
             batch = whole_batch(*batch)
         if self.method.background:

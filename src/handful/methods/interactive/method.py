@@ -65,6 +65,7 @@ class Interactive(Method):
 
     when = "you correct results by clicks and boxes"
     minutes = "1 to 2 min"
+    needs_whole_masks = True
     whole_slices = True
 
     slicer: Slicer = Slicer()
@@ -112,6 +113,7 @@ class Interactive(Method):
             raise SettingsError(f"mask_prompts must be a probability in [0, 1], got {self.mask_prompts}")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> InteractiveSegmenter:  # noqa: B008
+        support = support.with_whole_masks()
         slicer = self.resolved_slicer(support)
         network = self._network(backbone)
         places: list[_Places] = []

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from handful.methods.know_sam.mixing import exchanged, most_certain
@@ -14,7 +14,7 @@ from handful.methods.know_sam.networks import KnowSamNetworks, distance, entropy
 from handful.methods.self_training.pool import Pool
 from handful.methods.stacks import StackedSupport
 from handful.methods.unet.training import LabelledViews, Views, masks_of
-from handful.tuning.losses import dice_ce, whole_batch
+from handful.tuning.losses import dice_ce, whole_batch, with_scribbles
 from handful.tuning.sampling import BalancedSampler
 from handful.tuning.views import UNKNOWN, moved, relit
 
@@ -59,7 +59,7 @@ class KnowSamLoss:
 
     def __call__(self, step: int, generator: Generator) -> Tensor:
         self.networks.train()
-        slices, classes = self.views.of(self.sampler, generator)
+        slices, classes, scribbled = self.views.of(self.sampler, generator)
         if len(self.pool):
             further = self._unlabelled(generator)
             most = max(slices.shape[1], further.shape[1])
@@ -68,19 +68,25 @@ class KnowSamLoss:
         first, second, fused = self.networks(slices)
         sam = self.sam(slices, fused)
         agreement = self.weights.agreement_at(step)
-        loss = self._supervised(sam, classes) + self._supervised(fused, classes)
+        loss = self._supervised(sam, classes, scribbled) + self._supervised(fused, classes, scribbled)
         for own, other in ((first, second), (second, first)):
-            loss = loss + 0.5 * self._of_network(own, other, sam, classes, agreement)
+            loss = loss + 0.5 * self._of_network(own, other, sam, classes, scribbled, agreement)
         if len(self.pool) and step >= self.weights.mixing_from:
-            loss = loss + self._mixed(slices, classes, fused, sam, agreement)
+            loss = loss + self._mixed(slices, classes, scribbled, fused, sam, agreement)
         return loss
 
     def _of_network(
-        self, own: Tensor, other: Tensor, sam: Tensor, classes: Int[Tensor, "h s s"], agreement: float
+        self,
+        own: Tensor,
+        other: Tensor,
+        sam: Tensor,
+        classes: Int[Tensor, "h s s"],
+        scribbled: Bool[Tensor, " h"],
+        agreement: float,
     ) -> Tensor:
         """The loss of one of the two networks."""
         weights = self.weights
-        loss = self._supervised(own, classes) + weights.certainty * entropy(with_background(own)).mean()
+        loss = self._supervised(own, classes, scribbled) + weights.certainty * entropy(with_background(own)).mean()
         loss = loss + weights.distillation * distance(own, sam, weights.temperature)
         return loss + agreement * disagreement(own, other)
 
@@ -88,6 +94,7 @@ class KnowSamLoss:
         self,
         slices: Float[Tensor, "b c s s"],
         classes: Int[Tensor, "h s s"],
+        scribbled: Bool[Tensor, " h"],
         fused: Float[Tensor, "b k s s"],
         sam: Float[Tensor, "b k s s"],
         agreement: float,
@@ -100,17 +107,20 @@ class KnowSamLoss:
         targets = torch.cat(exchanged(classes, pseudo_labels, *chosen))
         first, second, fused = self.networks(shown)
         agreed = with_background(fused[self.half :].detach()).argmax(dim=1)
-        loss = self._supervised(fused, targets)
+        strokes = torch.cat([scribbled, torch.zeros_like(scribbled)])
+        loss = self._supervised(fused, targets, strokes)
         for own, other in ((first, second), (second, first)):
-            both = disagreement(own, other) + self._supervised(own[self.half :], agreed)
+            both = disagreement(own, other) + self._supervised(own[self.half :], agreed, strokes[self.half :])
             certainty = self.weights.certainty * entropy(with_background(own)).mean()
-            loss = loss + 0.5 * (self._supervised(own, targets) + certainty + agreement * both)
+            loss = loss + 0.5 * (self._supervised(own, targets, strokes) + certainty + agreement * both)
         return loss
 
-    def _supervised(self, logits: Float[Tensor, "b k s s"], classes: Int[Tensor, "h s s"]) -> Tensor:
-        """Dice and cross entropy of the first slices, as many as have classes, where these are known."""
-        target = masks_of(classes[:, None], self.labels)[:, :, 0]
-        return dice_ce(*whole_batch(logits[: len(classes)], target, classes != UNKNOWN))
+    def _supervised(
+        self, logits: Float[Tensor, "b k s s"], classes: Int[Tensor, "h s s"], scribbled: Bool[Tensor, " h"]
+    ) -> Tensor:
+        """The loss of the first slices, as many as have classes, where these are known."""
+        batch = logits[: len(classes)], masks_of(classes[:, None], self.labels)[:, :, 0], classes != UNKNOWN
+        return with_scribbles(lambda *whole: dice_ce(*whole_batch(*whole)), *batch, scribbled)
 
     def _unlabelled(self, generator: Generator) -> Float[Tensor, "h c s s"]:
         """Views of unlabelled slices, more strongly changed."""

@@ -32,6 +32,7 @@ from handful.methods.self_training.training import Mixture, SelfTrainingLoss
 from handful.methods.stacks import StackedSupport
 from handful.methods.unet.method import UNet, UNetSegmenter
 from handful.methods.unet.network import NetPlan
+from handful.methods.unet.scribbles import accepted_masks
 from handful.tuning.loop import TrainConfig, train
 
 STEPS = 4000
@@ -95,12 +96,14 @@ class SelfTraining(UNet):
         with support.held() as held:
             plan = self.plan(held, slicer, backbone)
             stacked, pool = StackedSupport.of(held, slicer, plan.side, 1), Pool.of(held, slicer, plan.side)
-            name = self.fingerprint(plan, stacked, f"{pool.digest()} {held.unlabelled.labels_digest}")
+            masks = accepted_masks(held, slicer, stacked, backbone)
+            further = f"{pool.digest()} {held.unlabelled.labels_digest}"
+            name = self.fingerprint(plan, stacked, further, *((masks.classes,) if masks else ()))
             run = dataclasses.replace(run, scratch=run.scratch and run.scratch / name)
             initial = self._initial_labels(held, pool, slicer, backbone, run.part("first labels"))
         net = self.net(plan, len(support.labels)).to(backbone.device)
         config, teacher = self.training(plan), copy.deepcopy(net).requires_grad_(False)
-        supervised = self.loss(net, stacked, len(support.labels), config.steps)
+        supervised = self.loss(net, stacked, len(support.labels), config.steps, masks)
         gate = self._gate(pool, initial, config.steps, run)
         one_piece = labels_in_one_piece(stacked, len(support.labels))
         mixture = self.mixture(config.steps)
@@ -110,7 +113,8 @@ class SelfTraining(UNet):
         learned = (
             gate.summary() if gate else ("there are no scans without labels, so it learned from labelled ones only",)
         )
-        decisions, reliability = (self.described(plan, config), *learned), gate.of_cases() if gate else {}
+        strokes = (masks.described(backbone),) if masks else ()
+        decisions, reliability = (self.described(plan, config), *strokes, *learned), gate.of_cases() if gate else {}
         return UNetSegmenter(support.labels, slicer, backbone, net, decisions, reliability)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
@@ -122,6 +126,7 @@ class SelfTraining(UNet):
         slicer, count = self.resolved_slicer(support), len(support.unlabelled)
         slices = count * sum(len(slicer.grid(facts.geometry)) for facts in support.facts) // len(support.facts)
         first = self.first_method() if count else None
+        first = None if first and support.scribbled and first.needs_whole_masks else first
         before = first.with_slicer(slicer).work(support, backbone) if first else ()
         (own,) = super().work(support, backbone)
         assert isinstance(own.method, SelfTraining)
@@ -149,7 +154,7 @@ class SelfTraining(UNet):
         if support.unlabelled.labels:
             return labels_at_hand(support, pool, slicer)
         method = self.first_method()
-        if method is None:
+        if method is None or (support.scribbled and method.needs_whole_masks):
             return None
         seeded = method.seeded(self.train.seed) if method.trains else method
         return initial_labels(seeded, support, pool, slicer, backbone, run)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from handful.data.pieces import ONE_PIECE, keep_largest_pieces, shares_in_largest_piece
 from handful.data.slicing import Slicer, SliceView
-from handful.data.support import SupportSet
+from handful.data.support import LabelledSlices, SupportSet
 from handful.data.volume import Volume
 from handful.jobs.digests import digest_of
 from handful.methods.base import has_signal
@@ -38,7 +38,7 @@ class Pool:
 
     @classmethod
     def of(cls, support: SupportSet, slicer: Slicer, side: int) -> Pool:
-        """The slices of the unlabelled scans, and those of labelled scans on which nobody labelled anything."""
+        """The slices of the unlabelled scans, and those of labelled scans without whole masks."""
         most = max(1, MOST_SLICES // (len(support.cases) + len(support.unlabelled)))
         names: list[str] = []
         places: list[int] = []
@@ -78,7 +78,7 @@ def scans_of(support: SupportSet) -> Iterator[tuple[str, Volume]]:
 
 
 def _views(support: SupportSet, slicer: Slicer) -> Iterator[tuple[str, SliceView, Sequence[int]]]:
-    """Each scan, and the numbers of its slices without any label."""
+    """Each scan, and the numbers of its slices without any label, or with scribbles."""
     for name, volume in support.unlabelled:
         view = slicer.view(volume)
         yield name, view, range(len(view))
@@ -86,20 +86,26 @@ def _views(support: SupportSet, slicer: Slicer) -> Iterator[tuple[str, SliceView
         return
     for scan in support.scans(slicer):
         if not scan.facts.complete:
-            labelled = set(scan.labelled().index)
+            labelled = set(_with_whole_masks(scan.labelled()))
             yield scan.facts.case.name, scan.view, [n for n in range(len(scan.view)) if n not in labelled]
 
 
+def _with_whole_masks(labelled: LabelledSlices) -> list[int]:
+    """Numbers of the slices whose labels are whole masks."""
+    return [number for number, part in zip(labelled.index, labelled.scribbled.tolist(), strict=True) if not part]
+
+
 def labels_in_one_piece(stacked: StackedSupport, labels: int) -> tuple[int, ...]:
-    """Class numbers of the labels that are one piece on the labelled slices of every case."""
+    """Class numbers of the labels that are one piece on the labelled slices of every case; scribbles do not count."""
     classes = stacked.classes.numpy()
     shares = [
-        shares_in_largest_piece(classes[(stacked.first == first).numpy()], range(1, labels + 1), per_slice=True)
+        shares_in_largest_piece(
+            classes[((stacked.first == first) & ~stacked.scribbled).numpy()], range(1, labels + 1), per_slice=True
+        )
         for first in sorted(set(stacked.first.tolist()))
     ]
-    return tuple(
-        number for number in range(1, labels + 1) if all(of_case.get(number, 1.0) >= ONE_PIECE for of_case in shares)
-    )
+    found = {number: [of_case[number] for of_case in shares if number in of_case] for number in range(1, labels + 1)}
+    return tuple(number for number, of_label in found.items() if of_label and min(of_label) >= ONE_PIECE)
 
 
 def largest_pieces(classes: Int[Tensor, "b s s"], numbers: Sequence[int]) -> Int[Tensor, "b s s"]:

@@ -73,21 +73,22 @@ class SelfTrainingLoss:
         if not len(rows):
             return self.supervised(step, generator)
         self.student.train()
-        clean, clean_classes = self.views.of(self.clean, generator)
-        mixed, mixed_classes, labelled = self._mixed(rows, step, generator)
+        clean, clean_classes, scribbled = self.views.of(self.clean, generator)
+        mixed, mixed_classes, labelled, partly = self._mixed(rows, step, generator)
         slices = torch.cat([clean, mixed])
         classes = torch.cat([clean_classes, mixed_classes])
         known = classes != UNKNOWN
         own = torch.cat([torch.ones_like(clean_classes, dtype=torch.bool), labelled])
         exits = self.student.exits(slices[:, :, None])
         masks = masks_of(classes[:, None], self.supervised.labels)
-        loss = exits_loss(exits, masks, (known & own)[:, None])
+        strokes = torch.cat([scribbled, partly])
+        loss = exits_loss(exits, masks, (known & own)[:, None], scribbled=strokes)
         return loss + self.mixture.weight_at(step) * exits_loss(exits, masks, (known & ~own)[:, None])
 
     def _mixed(
         self, rows: Int[Tensor, " r"], step: int, generator: Generator
-    ) -> tuple[Float[Tensor, "b c s s"], Int[Tensor, "b s s"], Tensor]:
-        """Mixed slices, their classes, and where they are of the labelled slice."""
+    ) -> tuple[Float[Tensor, "b c s s"], Int[Tensor, "b s s"], Tensor, Tensor]:
+        """Mixed slices, their classes, where they are of the labelled slice, and for which this one is scribbled."""
         chosen = rows[torch.randint(len(rows), (self.mixed,), generator=generator)]
         slices = self.pool.slices[chosen].float()
         grids = self.views.grids(self.mixed, slices.shape[-1], generator)
@@ -95,13 +96,14 @@ class SelfTrainingLoss:
         inside = self._on_device(moved(torch.ones_like(slices[:, :1]), grids)[:, 0] >= 0.999)
         classes = self._pseudo_labels(self._on_device(plain), chosen, grids, step).masked_fill(~inside, UNKNOWN)
         shown = self._on_device(relit(plain, generator, self.mixture.strength))
-        partners, partner_classes = self.views.of(self.partners, generator)
+        partners, partner_classes, scribbled = self.views.of(self.partners, generator)
         shown, partners = _with_equal_channels(shown, partners)
         labelled = self._on_device(labelled_parts(self.mixed, slices.shape[-1], generator))
         return (
             torch.where(labelled[:, None], partners, shown),
             torch.where(labelled, partner_classes, classes),
             labelled,
+            scribbled,
         )
 
     def _pseudo_labels(

@@ -35,9 +35,11 @@ def chosen_side(support: SupportSet, slicer: Slicer, most: int) -> int:
     needed: list[float] = []
     for scan in support.scans(slicer):
         edges.append(max(scan.view.size))
+        if scan.facts.scribbled:
+            continue  # strokes are thinner than what they are in
         needed.append(edges[-1] * min(1.0, THIN / thickness(scan.classes, support.labels)))
     longest = median(edges)
-    wanted = max(SMALLEST, _rounded_up(max(min(longest, PLENTY), min(longest, max(needed)))))
+    wanted = max(SMALLEST, _rounded_up(max(min(longest, PLENTY), min(longest, max(needed, default=0.0)))))
     return min(wanted, LARGEST, max(32, most // 16 * 16))
 
 

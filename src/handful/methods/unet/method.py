@@ -42,6 +42,7 @@ from handful.methods.base import (
 from handful.methods.stacks import StackedSupport, blocks
 from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror
 from handful.methods.unet.network import LARGEST, SMALLEST, Encoder, Net, NetPlan, PlainNet, PretrainedNet, StackShape
+from handful.methods.unet.scribbles import AcceptedMasks, ScribbleLoss, accepted_masks
 from handful.methods.unet.simclr import contrastive_slices, pretrain_encoder
 from handful.methods.unet.training import Augmentation, NetLoss, Views
 from handful.tuning.loop import TrainConfig, train
@@ -142,19 +143,24 @@ class UNet(Method):
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> UNetSegmenter:  # noqa: B008
         slicer = self.resolved_slicer(support)
         simclr = self.pretrain == "simclr"
-        with support.held() if simclr or self.side is None else nullcontext(support) as held:
+        rereads = simclr or self.side is None or support.scribbled
+        with support.held() if rereads else nullcontext(support) as held:
             plan = self.plan(held, slicer, backbone)
             stacked = StackedSupport.of(held, slicer, plan.side, plan.depth)
+            masks = accepted_masks(held, slicer, stacked, backbone)
             slices = contrastive_slices(held, slicer, plan.side) if simclr else torch.zeros(0)
         net = self.net(plan, len(support.labels)).to(backbone.device)
         config = self.training(plan)
-        first, then = _phases(self, config, run, self.fingerprint(plan, stacked, slices))
+        first, then = _phases(
+            self, config, run, self.fingerprint(plan, stacked, *((slices, masks.classes) if masks else (slices,)))
+        )
         if isinstance(net, PlainNet) and simclr:
             pretrain_encoder(net, slices, self.contrast_batch, self.contrast, first)
-        loss = self.loss(net, stacked, len(support.labels), config.steps)
+        loss = self.loss(net, stacked, len(support.labels), config.steps, masks)
         train(net, loss, config, then, rates={"encoder.": self.encoder_rate})
         net.drop_training_state()
-        return UNetSegmenter(support.labels, slicer, backbone, net, (self.described(plan, config),))
+        decisions = (self.described(plan, config), *((masks.described(backbone),) if masks else ()))
+        return UNetSegmenter(support.labels, slicer, backbone, net, decisions)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         """As of each method; a step of SimCLR counts by its number of slices, which are shown in two views."""
@@ -165,7 +171,8 @@ class UNet(Method):
             settings["channels"] = plan.channels
         contrast = 2 * self.contrast_batch * self.contrast.steps // self.batch if self.pretrain == "simclr" else 0
         method = dataclasses.replace(self, pretrain="none", **settings)
-        return (Work.of(method, support, steps=config.steps + contrast),)
+        strokes = sum(facts.labelled_slices(self.resolved_slicer(support)) for facts in support.scribbled)
+        return (Work.of(method, support, encoded=strokes, steps=config.steps + contrast),)
 
     def needs_backbone(self, learned: Mapping[str, Tensor]) -> bool:
         return False
@@ -221,14 +228,15 @@ class UNet(Method):
         bending = (ELASTIC if self.augmentation == "nnunet" else 0.0) if self.elastic is None else self.elastic
         return Views(augmentation=self.augmentation, elastic=bending, mirror=plan.mirror)
 
-    def loss(self, net: Net, stacked: StackedSupport, labels: int, steps: int) -> NetLoss:
-        """The loss on labelled slices in a training of so many steps."""
-        return NetLoss(net, stacked, labels, self.views(net.plan), self.batch, self.rare_class_weight, steps)
+    def loss(self, net: Net, stacked: StackedSupport, labels: int, steps: int, masks: AcceptedMasks | None) -> NetLoss:
+        """The loss on labelled slices in a training of so many steps; `masks` are those of scribbled slices."""
+        parts = net, stacked, labels, self.views(net.plan), self.batch, self.rare_class_weight, steps
+        return NetLoss(*parts) if masks is None else ScribbleLoss(*parts, masks.classes)
 
-    def fingerprint(self, plan: NetPlan, stacked: StackedSupport, further: Tensor | str) -> str:
+    def fingerprint(self, plan: NetPlan, stacked: StackedSupport, *further: Tensor | str) -> str:
         """Names the fit by all that decides its result, so that only its own half-done work is taken up again."""
         settings = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
-        return digest_of(f"{settings}:{plan}", stacked.digest(), further)[:16]
+        return digest_of(f"{settings}:{plan}", stacked.digest(), *further)[:16]
 
     def _encoder(self) -> Encoder:
         if self.encoder is not None:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from handful.methods.stacks import StackedSupport
 from handful.methods.unet.network import Net
 from handful.tuning.augment import augmented
-from handful.tuning.losses import dice_ce, fading
+from handful.tuning.losses import dice_ce, fading, partial_ce
 from handful.tuning.sampling import BalancedSampler
 from handful.tuning.views import UNKNOWN, Moves, moved, moved_classes, random_grids, relit
 
@@ -33,9 +33,12 @@ class Views:
     mirror: bool
 
     def of(
-        self, stacks: Float[Tensor, "b c d s s"], classes: Int[Tensor, "b d s s"], labels: int, generator: Generator
-    ) -> tuple[Float[Tensor, "b c d s s"], Float[Tensor, "b k d s s"], Bool[Tensor, "b d s s"]]:
-        """Another view of stacks, all slices of one moved alike; the masks of the labels, and where they are known."""
+        self, stacks: Float[Tensor, "b c d s s"], classes: Int[Tensor, "b m s s"], labels: int, generator: Generator
+    ) -> tuple[Float[Tensor, "b c d s s"], Float[Tensor, "b k m s s"], Bool[Tensor, "b m s s"]]:
+        """Another view of stacks, all slices of one moved alike; the masks of the labels, and where they are known.
+
+        `classes` are one map per slice, or several.
+        """
         if self.augmentation == "always":
             return self._fully_augmented(stacks, classes, labels, generator)
         size, depth = (stacks.shape[-2], stacks.shape[-1]), stacks.shape[2]
@@ -45,15 +48,15 @@ class Views:
         return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), masks_of(classes, labels), classes != UNKNOWN
 
     def _fully_augmented(
-        self, stacks: Float[Tensor, "b c d s s"], classes: Int[Tensor, "b d s s"], labels: int, generator: Generator
-    ) -> tuple[Float[Tensor, "b c d s s"], Float[Tensor, "b k d s s"], Bool[Tensor, "b d s s"]]:
+        self, stacks: Float[Tensor, "b c d s s"], classes: Int[Tensor, "b m s s"], labels: int, generator: Generator
+    ) -> tuple[Float[Tensor, "b c d s s"], Float[Tensor, "b k m s s"], Bool[Tensor, "b m s s"]]:
         depth = stacks.shape[2]
         maps = torch.cat([masks_of(classes, labels), (classes != UNKNOWN).float()[:, None]], dim=1)
         everywhere = torch.ones(len(stacks), *stacks.shape[-2:], dtype=torch.bool)
         shown, maps, _ = augmented(stacks.flatten(1, 2), maps.flatten(1, 2), everywhere, generator)
         if self.elastic:
             shown, maps = _deformed(shown, maps, self.elastic, generator)
-        maps = rearrange(maps, "b (m d) h w -> b m d h w", d=depth)
+        maps = rearrange(maps, "b (m d) h w -> b m d h w", d=classes.shape[1])
         # a pixel is known where nothing unknown was mixed into it; outside of the slice all is unknown
         return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), maps[:, :-1], maps[:, -1] >= 0.999
 
@@ -66,12 +69,17 @@ class LabelledViews:
 
     def of(
         self, sampler: BalancedSampler, generator: Generator
-    ) -> tuple[Float[Tensor, "b c s s"], Int[Tensor, "b s s"]]:
-        """Another view of the slices that the sampler chooses, and their class numbers, on the device."""
-        stacks, classes = self.stacked.around(sampler.sample(generator), 1)
+    ) -> tuple[Float[Tensor, "b c s s"], Int[Tensor, "b s s"], Bool[Tensor, " b"]]:
+        """Another view of the slices that the sampler chooses, their class numbers, and which are scribbled.
+
+        All are on the device.
+        """
+        rows = sampler.sample(generator)
+        stacks, classes = self.stacked.around(rows, 1)
         grids = self.grids(len(stacks), stacks.shape[-1], generator)
         shown = relit(moved(stacks[:, :, 0], grids), generator)
-        return shown.to(self.device), moved_classes(classes, grids)[:, 0].long().to(self.device)
+        found = moved_classes(classes, grids)[:, 0].long().to(self.device)
+        return shown.to(self.device), found, self.stacked.scribbled[rows].to(self.device)
 
     def grids(self, n: int, side: int, generator: Generator) -> Float[Tensor, "n s s 2"]:
         """Where each pixel of n views comes from."""
@@ -115,19 +123,44 @@ def exits_loss(
     masks: Float[Tensor, "b k d s s"],
     valid_mask: Bool[Tensor, "b d s s"],
     rare_class_weight: float = 0.0,
+    scribbled: Bool[Tensor, " b"] | None = None,
 ) -> Float[Tensor, ""]:
     """Dice and cross entropy of each exit, finest first, each with half the weight of the one before.
 
-    The Dice is that of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none. A
+    Scribbled slices have the partial cross entropy of each exit, enlarged to the size of the strokes. The Dice of the
+    others is that of the whole batch, as nnU-Net has it for slices: many hold but a sliver of a label, or none. A
     coarser exit learns the share of each of its pixels that a label covers, where all of the pixel is known.
     """
-    losses, weights = [], [0.5**place for place in range(len(exits))]
+    if scribbled is not None and (share := float(scribbled.float().mean())):
+        strokes = _strokes_loss([logits[scribbled] for logits in exits], masks[scribbled], valid_mask[scribbled])
+        if share == 1:
+            return strokes
+        whole = [logits[~scribbled] for logits in exits], masks[~scribbled], valid_mask[~scribbled]
+        return share * strokes + (1 - share) * exits_loss(*whole, rare_class_weight)
+    losses = []
     for logits in exits:
         target, shown = coarser_target(masks, valid_mask, (logits.shape[-3], logits.shape[-2], logits.shape[-1]))
         found = rearrange(logits, "b k d h w -> 1 k (b d h) w")
         target = rearrange(target, "b k d h w -> 1 k (b d h) w")
         losses.append(dice_ce(found, target, rearrange(shown, "b d h w -> 1 (b d h) w"), rare_class_weight))
-    return (torch.stack(losses) * losses[0].new_tensor(weights)).sum() / sum(weights)
+    return _of_exits(losses)
+
+
+def _strokes_loss(
+    exits: Sequence[Float[Tensor, "b k _ _ _"]], masks: Float[Tensor, "b k d s s"], valid_mask: Bool[Tensor, "b d s s"]
+) -> Float[Tensor, ""]:
+    target, known = rearrange(masks, "b k d h w -> b k (d h) w"), rearrange(valid_mask, "b d h w -> b (d h) w")
+    losses = []
+    for logits in exits:
+        enlarged = F.interpolate(logits.float(), masks.shape[-3:], mode="trilinear", align_corners=False)
+        losses.append(partial_ce(rearrange(enlarged, "b k d h w -> b k (d h) w"), target, known))
+    return _of_exits(losses)
+
+
+def _of_exits(losses: Sequence[Float[Tensor, ""]]) -> Float[Tensor, ""]:
+    """The weighted mean of the losses of all exits."""
+    weights = [0.5**place for place in range(len(losses))]
+    return (torch.stack(list(losses)) * losses[0].new_tensor(weights)).sum() / sum(weights)
 
 
 def coarser_target(

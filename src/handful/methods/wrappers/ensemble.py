@@ -41,6 +41,7 @@ class Ensemble(Wrapper):
 
     when = "1 to 5 labelled cases, and different methods that correct each other"
     minutes = "10 to 16 min"
+    needs_whole_masks = True
 
     slicer: Slicer = Slicer()
     """Slice plane and intensity window of all three members, used for fitting and predicting."""
@@ -67,6 +68,7 @@ class Ensemble(Wrapper):
         return self.unet.uses_unlabelled
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> EnsembleSegmenter:  # noqa: B008
+        support.with_whole_masks()  # before two members are fitted in vain
         members, three_planes = self._members_for(support)
         return EnsembleSegmenter(self.fit_members(members, support, backbone, run), three_planes)
 

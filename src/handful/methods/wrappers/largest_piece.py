@@ -79,6 +79,8 @@ class OnePiece:
         several: dict[int, float] = {}
         for value in support.labels.values:
             shown = [facts for facts in support.facts if value in facts.in_largest_piece]
+            if not shown:
+                continue
             volumes = [facts for facts in shown if facts.complete and len(slicer.grid(facts.geometry)) > 1]
             lowest = min(facts.in_largest_piece[value] for facts in volumes or shown)
             if lowest < ONE_PIECE:

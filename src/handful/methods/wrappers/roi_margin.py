@@ -43,7 +43,12 @@ class Decision:
 
 
 def region_is_large(support: SupportSet, slicer: Slicer) -> Decision | None:
-    """The decision not to crop if even the smallest window is most of a slice; None if the scans have to be read."""
+    """The decision not to crop if it needs no reading; None if the scans have to be read.
+
+    That is the case if even the smallest window is most of a slice, and if some labels are scribbles.
+    """
+    if support.scribbled:
+        return Decision(None, "no crop: scribbles do not show how far the labels reach")
     share = _share(support, slicer)
     if _least(support) * share <= MOST_OF_SLICE:
         return None
