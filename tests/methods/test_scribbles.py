@@ -24,8 +24,8 @@ from handful.methods.unet.scribbles import covering, inconsistency, points_along
 from handful.methods.unet.training import exits_loss
 from handful.methods.wrappers.largest_piece import OnePiece
 from handful.methods.wrappers.roi_margin import region_is_large
-from handful.tuning.losses import dice_ce, partial_ce, with_scribbles
 from handful.tuning.loop import TrainConfig
+from handful.tuning.losses import dice_ce, partial_ce, with_scribbles
 from phantoms import LABELS, phantom, phantom_case, support_set
 from scores import mean_dice
 

@@ -273,8 +273,9 @@ class SupportSet:
         for value, name in self.labels.as_dict().items():
             if not any(value in facts.voxels for facts in whole):
                 raise LabelError(
-                    f"this method needs whole masks, but {len(self.scribbled)} of {len(self.facts)} cases have scribbles "
-                    f"and no other one has the label {name!r}; outline it in one case, or fit unet or self-training"
+                    f"this method needs whole masks, but {len(self.scribbled)} of {len(self.facts)} cases "
+                    f"have scribbles, and no other one has the label {name!r}; outline it in one case, or fit unet or "
+                    "self-training"
                 )
         return replace(self, cases=tuple(facts.case for facts in whole), known_facts=whole)
 
