@@ -65,7 +65,7 @@ class Fingerprints:
             "unseen": [self._of_case(case) for case in unseen],
         }
         if trial.configuration.scribbles:
-            parts["scribbles"] = [WIDTH, trial.split]
+            parts["scribbles"] = f"width {WIDTH}, seed {trial.split}"
         if pool := trial.pool(cohort):
             parts["unlabelled"] = [self._of_case(replace(case, reference=None)) for case in pool]
         return digest_of_json(parts)
