@@ -25,6 +25,7 @@ from measure import Section, Table, short
 PARTS = {
     "start-up": "start_up",
     "encode-decode": "encode_decode",
+    "fast": "fast",
     "against-transformers": "against_transformers",
     "all-labels": "all_labels",
     "cache": "embedding_cache",

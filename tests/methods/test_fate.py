@@ -511,7 +511,7 @@ def most_held(segmenter: FateSegmenter, volume: Volume, monkeypatch: pytest.Monk
 
 
 def test_half_the_bits_move_no_more_than_borders(handful_tiny: MemoryBackbone, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("handful.tuning.precision.has_bfloat16", lambda device: True)  # emulated where it is not
+    monkeypatch.setattr("handful.jobs.precision.has_bfloat16", lambda device: True)  # emulated where it is not
     image, _ = phantom(7)
     exact = Fate().fit(support_set(2), handful_tiny)
     coarse = Fate(precision="bfloat16").restore(exact.labels, exact.slicer, handful_tiny, exact.learned())

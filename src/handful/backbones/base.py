@@ -22,6 +22,7 @@ from handful.backbones.families import Family
 from handful.backbones.framing import PixelPolicy
 from handful.errors import SettingsError
 from handful.jobs.digests import digest_of, digest_of_json, digest_of_tensors
+from handful.jobs.precision import Precision, computing_in
 from handful.prompts.prompts import Prompts
 
 MOST_AT_ONCE = 3
@@ -147,6 +148,8 @@ class Backbone(nn.Module, ABC):
     """Cells along the main feature level."""
     most_at_once: int = MOST_AT_ONCE
     """Channels of a slice up to which they are encoded together; 1 where each is always encoded on its own."""
+    precision: Precision = "float32"
+    """What `encode` computes in, where this backbone computes. All else is in float32: weights, training, decoding."""
     channels: int
     """Width of the main feature level, of prompt tokens and of the mask decoder."""
 
@@ -161,7 +164,9 @@ class Backbone(nn.Module, ABC):
 
         They carry no gradients.
         """
-        return self._embedded(slices).to(torch.float16).to(torch.float32)
+        with computing_in(self.precision, self.device.type):
+            embeddings = self._embedded(slices)
+        return embeddings.to(torch.float16).to(torch.float32)
 
     @final
     @torch.no_grad()
@@ -267,16 +272,22 @@ class Backbone(nn.Module, ABC):
         Two backbones with one digest give the same answers.
         """
         weights = digest_of_tensors(sorted(self.state_dict().items()))
-        if (self.family.pixels, self.side) == self.usual_input and self.most_at_once == MOST_AT_ONCE:
+        if (self.family.pixels, self.side) == self.usual_input and not self._unusual():
             return weights
         return digest_of(weights, digest_of_json(self.input_description()))
 
     @final
     def input_description(self) -> dict[str, object]:
-        """The side of the square input, the pixel policy, and whether channels are averaged, as plain JSON content."""
+        """The side of the square input, the pixel policy, and what is unusual in encoding, as plain JSON content."""
         pixels = self.family.pixels
-        averaged = {} if self.most_at_once == MOST_AT_ONCE else {"channels": "average"}
-        return {"side": self.side, **asdict(pixels), "mean": list(pixels.mean), "std": list(pixels.std), **averaged}
+        usual = {"side": self.side, **asdict(pixels), "mean": list(pixels.mean), "std": list(pixels.std)}
+        return {**usual, **self._unusual()}
+
+    def _unusual(self) -> dict[str, object]:
+        """Whether channels are averaged, and the precision if it is not float32."""
+        averaged: dict[str, object] = {} if self.most_at_once == MOST_AT_ONCE else {"channels": "average"}
+        precision = self.plain.precision
+        return averaged if precision == "float32" else {**averaged, "precision": precision}
 
 
 class MemoryBackbone(Backbone):

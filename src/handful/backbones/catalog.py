@@ -42,14 +42,17 @@ def load_backbone(name: str | Path, *, download: bool = True) -> Backbone:
     authors' key names. 'FAMILY:' before it, one of FAMILIES, says which pixels it was trained on, where the weights do
     not show that: 'medsam:/path/medsam_vit_b.pth'. '@SIZE' after it is the side of the square input in pixels:
     'sam2.1-hiera-tiny@512'. '+average' at the end is for scans with several sequences: each is encoded on its own, and
-    the embeddings are averaged. The hub's cache and offline mode are honoured; without `download`, weights that are not
-    in that cache are an error. No code of a folder is run. Raises SettingsError for an unknown name, a family that
-    cannot be in these weights or a wrong size, CheckpointError for weights that cannot be had or read.
+    the embeddings are averaged. '+fast' at the end encodes in bfloat16 on devices that compute in it. The hub's cache
+    and offline mode are honoured; without `download`, weights that are not in that cache are an error. No code of a
+    folder is run. Raises SettingsError for an unknown name, a family that cannot be in these weights or a wrong size,
+    CheckpointError for weights that cannot be had or read.
     """
     wanted = BackboneName.of(name)
     backbone = _loaded(name, wanted, download)
     if wanted.average:
         backbone.most_at_once = 1
+    if wanted.fast:
+        backbone.precision = "bfloat16"
     return backbone
 
 

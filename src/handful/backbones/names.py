@@ -122,13 +122,15 @@ if (Path(SMALL.source) / "model.safetensors").is_file():  # its weights are stil
 
 @dataclass(frozen=True)
 class BackboneName:
-    """A backbone's name in its parts: [family:]source[@image size][+average]."""
+    """A backbone's name in its parts: [family:]source[@image size][+average][+fast]."""
 
     source: str
     family: str | None = None
     image_size: int | None = None
     average: bool = False
     """Whether each channel of a slice is encoded on its own, and the embeddings are averaged."""
+    fast: bool = False
+    """Whether slices are encoded in bfloat16, on devices that compute in it."""
 
     @classmethod
     def of(cls, name: str | Path) -> BackboneName:
@@ -136,18 +138,19 @@ class BackboneName:
         text = str(name)
         if text in BACKBONES or checked_path(text).exists():
             return cls(text)
-        found = re.fullmatch(rf"(?:({'|'.join(FAMILIES)}):)?(.+?)(?:@(\d+))?(\+average)?", text, re.DOTALL)
+        found = re.fullmatch(rf"(?:({'|'.join(FAMILIES)}):)?(.+?)(?:@(\d+))?(\+average)?(\+fast)?", text, re.DOTALL)
         if found is None:
             return cls(text)
-        family, source, size, average = found.groups()
+        family, source, size, average, fast = found.groups()
         if size is not None:
             require_side(int(size))
-        return cls(source, family, None if size is None else int(size), average is not None)
+        return cls(source, family, None if size is None else int(size), average is not None, fast is not None)
 
     def __str__(self) -> str:
         family = f"{self.family}:" if self.family else ""
         size = f"@{self.image_size}" if self.image_size else ""
-        return f"{family}{self.source}{size}{'+average' if self.average else ''}"
+        options = f"{'+average' if self.average else ''}{'+fast' if self.fast else ''}"
+        return f"{family}{self.source}{size}{options}"
 
     @property
     def absolute(self) -> str:

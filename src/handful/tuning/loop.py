@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from handful.errors import SettingsError
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of, digest_of_tensors
+from handful.jobs.precision import Precision, computing_in
 from handful.jobs.progress import Run
-from handful.tuning.precision import Precision, computing_in
 
 CHECKPOINT = "train.safetensors"
 """Name of the file with the state of an unfinished training."""

@@ -27,6 +27,7 @@ from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
+from handful.jobs.precision import Precision, computing_in
 from handful.jobs.progress import Run
 from handful.methods.base import (
     Held,
@@ -42,7 +43,6 @@ from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.fate.propagation import ConfidenceNotes, PropagationOrder, StackPropagation
 from handful.methods.fate.recall import MemoryUse, SlicePredictions, SupportRecall
 from handful.methods.fate.support_bank import Retrieval, Similarity, SupportBank, bank_of
-from handful.tuning.precision import Precision, computing_in
 
 FARTHEST = 6
 """Largest distance in slices between a memory and the slice it is used for; SAM 2 has no code for larger ones."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from handful.tuning.precision import computing_in
+from handful.jobs.precision import computing_in
 
 
 @pytest.mark.parametrize(
