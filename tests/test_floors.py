@@ -15,7 +15,16 @@ FLOORS = [
 ]
 """Rooms by floor, the lowest first, as the map has them."""
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-SHARED_BY_METHODS = ("base", "encoded_support", "explained", "learned", "online", "promptable", "stacks")
+SHARED_BY_METHODS = (
+    "base",
+    "class_tokens",
+    "encoded_support",
+    "explained",
+    "learned",
+    "online",
+    "promptable",
+    "stacks",
+)
 """Modules of `handful.methods` that any method may import."""
 
 

@@ -66,6 +66,7 @@ from .methods.nearest_slice import NearestSlice as NearestSlice
 from .methods.promptable import oracle as oracle
 from .methods.self_training.method import SelfTraining as SelfTraining
 from .methods.unet.method import UNet as UNet
+from .methods.volume_adapter.method import VolumeAdapter as VolumeAdapter
 from .methods.wrappers.ensemble import Ensemble as Ensemble
 from .methods.zero_shot import ZeroShot as ZeroShot
 from .prompts.prompts import Prompts as Prompts

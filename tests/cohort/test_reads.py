@@ -30,6 +30,7 @@ QUICK = {
     "lora": {"train.iterations": 1},
     "self-training": {"train.iterations": 1},
     "unet": {"train.iterations": 1},
+    "volume-adapter": {"train.iterations": 1},
 }
 WRAPPED = [
     ("nearest-slice", {"roi_margin": "auto"}),

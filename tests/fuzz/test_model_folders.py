@@ -47,6 +47,7 @@ MORE: dict[str, dict[str, Any]] = {
     "auto-sam-unet": {"views": 1, **SMALL},
     "know-sam": NET,
     "self-training": {"initial": "none", **NET},
+    "volume-adapter": {"rank": 2, "width": 2, "depth": 3, **SMALL},
     "ensemble": {f"auto_sam_unet.{key}": value for key, value in ({"views": 1} | SMALL).items()}
     | {f"unet.{key}": value for key, value in NET.items()},
 }

@@ -24,6 +24,7 @@ ON_HANDFUL_TINY = {
     "few-shot-prompts": {"train.learning_rate": 2e-3},
     "know-sam": {"sam_rate": 2e-3},
     "lora": {"train.learning_rate": 2e-3},
+    "volume-adapter": {"train.learning_rate": 2e-3},
     "zero-shot": {"multimask": False},
 }
 ON_SAM_2 = {
@@ -34,6 +35,7 @@ ON_SAM_2 = {
     "few-shot-prompts": {"train.learning_rate": 3e-4},
     "know-sam": {"sam_rate": 3e-4},
     "lora": {"train.learning_rate": 3e-4},
+    "volume-adapter": {"train.learning_rate": 3e-4},
 }
 
 

@@ -52,6 +52,7 @@ QUICK: dict[str, Lesson | str] = {
     "nearest-slice": Lesson("nearest-slice", {}),
     "self-training": Lesson("self-training", UNET),
     "unet": Lesson("unet", UNET),
+    "volume-adapter": Lesson("volume-adapter", {"batch": 1, "depth": 3, "train.iterations": 16}, "handful_tiny"),
     "zero-shot": Lesson("zero-shot", {}, "handful_tiny"),
 }
 """One a method, or the fixture in which it is learned."""
@@ -70,6 +71,12 @@ LONG = {
     "lora": Lesson("lora", {"train.iterations": 160, "train.learning_rate": 1e-2}),
     "lora, adapter": Lesson("lora", {"variant": "adapter", "train.iterations": 160, "train.learning_rate": 1e-2}),
     "unet, stacks": Lesson("unet", STACKS),
+    "volume-adapter, prompt generator": Lesson(
+        "volume-adapter", {"head": "prompt-generator", "batch": 1, "train.iterations": 40}, "handful_tiny"
+    ),
+    "volume-adapter, attention": Lesson(
+        "volume-adapter", {"adapter": "attention", "batch": 1, "train.iterations": 40}, "handful_tiny"
+    ),
 }
 
 

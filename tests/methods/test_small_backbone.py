@@ -40,7 +40,11 @@ def test_a_method_segments_with_it(name: str, small: Backbone):
 
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
-    [("lora", STEPS | {"rank": 2}, "no attention"), ("know-sam", NET, "no transformer block")],
+    [
+        ("lora", STEPS | {"rank": 2}, "no attention"),
+        ("know-sam", NET, "no transformer block"),
+        ("volume-adapter", STEPS, "no transformer block"),
+    ],
 )
 def test_methods_that_tune_attention_layers_say_that_it_has_none(
     method: str, settings: dict[str, object], message: str, small: Backbone

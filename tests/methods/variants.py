@@ -180,6 +180,20 @@ VARIANTS: dict[str, Variant] = {
         NET | {"initial": "none", "train.iterations": 6, "mirror": True},
         exempt=NO_ENCODER | OWN_LABELS | INSIDE,
     ),
+    "volume-adapter": Variant(
+        "volume-adapter", STEPS | {"rank": 2, "width": 4, "depth": 3}, exempt=OWN_ENCODER | NEIGHBOURS
+    ),
+    "volume-adapter, prompt generator": Variant(
+        "volume-adapter",
+        STEPS | {"rank": 2, "width": 4, "head": "prompt-generator"},
+        "sam2",
+        exempt=OWN_ENCODER | NEIGHBOURS,
+    ),
+    "volume-adapter, attention": Variant(
+        "volume-adapter",
+        STEPS | {"width": 4, "depth": 4, "adapter": "attention", "head": "multi-layer", "clicks": 0},
+        exempt=OWN_ENCODER | NEIGHBOURS | INSIDE,
+    ),
     "zero-shot": Variant("zero-shot", {}, seed=None),
     "zero-shot, points": Variant(
         "zero-shot", {"prompt": "points-3"}, seed="seed", exempt={"falls": "it trains nothing", "killed": "likewise"}

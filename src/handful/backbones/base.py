@@ -152,6 +152,8 @@ class Backbone(nn.Module, ABC):
     """What `encode` computes in, where this backbone computes. All else is in float32: weights, training, decoding."""
     channels: int
     """Width of the main feature level, of prompt tokens and of the mask decoder."""
+    reach: int = 0
+    """Slices on either side of a slice that its embeddings depend on; they are encoded in one call, in their order."""
 
     @abstractmethod
     def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:

@@ -205,6 +205,11 @@ class SliceView:
         """Slices from `start` up to `stop` or the last one, values in [0, 1]."""
         return self.take(range(len(self))[start:stop])
 
+    def around(self, number: int, reach: int) -> tuple[Float[Tensor, "n c h w"], int]:
+        """A slice with up to `reach` slices on either side, fewer at the ends of the volume, and its place in them."""
+        start = max(0, number - reach)
+        return self.cut(start, number + reach + 1), number - start
+
     def take(self, index: Sequence[int]) -> Float[Tensor, "n c h w"]:
         """The slices of these numbers, values in [0, 1]."""
         chosen = np.asarray(index, dtype=np.intp)

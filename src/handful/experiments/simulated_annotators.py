@@ -10,7 +10,9 @@ import torch
 from scipy import ndimage
 from torch import Generator, Tensor
 
+from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.data.cases import Case
+from handful.data.slicing import SliceView
 from handful.data.volume import LabelMap
 from handful.errors import InputError, SettingsError
 from handful.experiments.plan import BY_SLICE, CLICKS, Configuration
@@ -23,8 +25,8 @@ from handful.prompts.simulation import CAREFUL, simulate
 
 CERTAIN = 10.0
 """Logit of a pixel inside an object that was taken as it is."""
-Answer = Callable[[PromptableSegmenter, Tensor, Tensor], Tensor]
-"""Returns logits (k, h, w) for one slice (1, c, h, w) and the true masks (k, h, w) of the labels that it contains."""
+Answer = Callable[[PromptableSegmenter, SliceView, int, Tensor], Tensor]
+"""Returns logits (k, h, w) for one slice of a stack and the true masks (k, h, w) of the labels that it contains."""
 
 
 def segmentation_function(segmenter: Segmenter, configuration: Configuration, split: int) -> Callable[[Case], LabelMap]:
@@ -68,15 +70,21 @@ def _segment_slices(segmenter: PromptableSegmenter, case: Case, answer: Answer) 
         for number in torch.nonzero(masks.flatten(1).any(dim=1))[:, 0].tolist():
             present = masks[number].flatten(1).any(dim=1)
             logits = torch.full(masks[number].shape, UNPROMPTED)[None]
-            logits[0, present] = answer(segmenter, stack.take([number]), masks[number, present]).cpu()
+            logits[0, present] = answer(segmenter, stack, number, masks[number, present]).cpu()
             yield [number], to_classes(logits)
 
     return assemble_label_map(stack, segmenter.labels, predictions())
 
 
-def _best_objects(segmenter: PromptableSegmenter, slices: Tensor, truth: Tensor) -> Tensor:
+def _encoded(encoder: Backbone, stack: SliceView, number: int) -> ImageEmbeddings:
+    """Embeddings of one slice, with the neighbours that they depend on."""
+    slices, place = stack.around(number, encoder.reach)
+    return encoder.encode(slices.to(encoder.device))[place]
+
+
+def _best_objects(segmenter: PromptableSegmenter, stack: SliceView, number: int, truth: Tensor) -> Tensor:
     """For each label, the object of the "everything" mode that is most like it."""
-    objects = everything(slices, segmenter.backbone).masks.cpu()
+    objects = everything(stack.take([number]), segmenter.backbone).masks.cpu()
     if not len(objects):
         return torch.full(truth.shape, UNPROMPTED)
     both = (objects[None] & truth[:, None]).sum(dim=(2, 3))
@@ -86,12 +94,12 @@ def _best_objects(segmenter: PromptableSegmenter, slices: Tensor, truth: Tensor)
 
 
 def _by_boxes(
-    segmenter: PromptableSegmenter, slices: Tensor, truth: Tensor, jitter: float, generator: Generator
+    segmenter: PromptableSegmenter, stack: SliceView, number: int, truth: Tensor, jitter: float, generator: Generator
 ) -> Tensor:
     """One box around each connected piece of each label."""
     encoder = segmenter.encoder
     assert encoder is not None, "segmentation_function has checked it"
-    image, found = encoder.encode(slices.to(encoder.device)), []
+    image, found = _encoded(encoder, stack, number), []
     for mask in truth.numpy():
         numbered, count = ndimage.label(mask)
         pieces = torch.from_numpy(np.stack([numbered == number for number in range(1, count + 1)]))[None]
@@ -101,12 +109,12 @@ def _by_boxes(
 
 
 def _by_clicks(
-    segmenter: PromptableSegmenter, slices: Tensor, truth: Tensor, clicks: int, generator: Generator
+    segmenter: PromptableSegmenter, stack: SliceView, number: int, truth: Tensor, clicks: int, generator: Generator
 ) -> Tensor:
     """One click in the middle of each label, then corrections of the largest errors."""
     encoder = segmenter.encoder
     assert encoder is not None, "segmentation_function has checked it"
-    image, masks = encoder.encode(slices.to(encoder.device)), truth[None]
+    image, masks = _encoded(encoder, stack, number), truth[None]
 
     def decode(prompts: Prompts) -> Tensor:
         return segmenter.decode(image, prompts)

@@ -23,6 +23,7 @@ from handful.methods.online import OnlineLearner
 from handful.methods.self_training.method import SelfTraining
 from handful.methods.settings import listed, read_settings
 from handful.methods.unet.method import UNet
+from handful.methods.volume_adapter.method import VolumeAdapter
 from handful.methods.wrappers.base import MethodWrapper
 from handful.methods.wrappers.ensemble import Ensemble
 from handful.methods.wrappers.largest_piece import LargestPiece
@@ -44,6 +45,7 @@ METHODS: dict[str, type[Method]] = {
     "nearest-slice": NearestSlice,
     "self-training": SelfTraining,
     "unet": UNet,
+    "volume-adapter": VolumeAdapter,
     "zero-shot": ZeroShot,
 }
 WRAPPERS: dict[str, type[Any]] = {

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from handful.backbones.base import Backbone, ImageEmbeddings, PromptEmbeddings
+from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.decoder import single_mask_parts, without_multimask
 from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
@@ -26,6 +26,7 @@ from handful.errors import SettingsError
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, Work
+from handful.methods.class_tokens import ClassTokens
 from handful.methods.encoded_support import fingerprint, framed_labels
 from handful.tuning.adapters import add_adapters
 from handful.tuning.augment import augmented
@@ -118,8 +119,7 @@ class LoraNetwork(nn.Module):
         generator = torch.Generator().manual_seed(method.train.seed)
         add = add_lora if method.variant == "lora" else add_adapters
         decoder: Any = self.own.mask_decoder
-        scale = float(decoder.mask_tokens.weight.std())  # new tokens have the magnitude of the decoder's own
-        self.tokens = ClassTokens(classes, backbone.channels, scale, generator).to(backbone.device)
+        self.tokens = ClassTokens(classes, decoder, generator)
         parts = nn.ModuleList(add(self.own.image_encoder, method.rank, generator))
         self.trained = nn.ModuleDict({"encoder": parts, "mask_decoder": decoder, "tokens": self.tokens})
         """The modules to be trained; all others belong to the original backbone."""
@@ -130,18 +130,6 @@ class LoraNetwork(nn.Module):
         """Logits of each label in the model frame, minus those of the background (the last class)."""
         logits = self.own.decode_square(image, self.tokens(len(image))).logits
         return logits[:, :-1] - logits[:, -1:]
-
-
-class ClassTokens(nn.Module):
-    """One learned prompt token per class, used instead of prompts."""
-
-    def __init__(self, classes: int, channels: int, scale: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(scale * torch.randn(classes, channels, generator=generator))
-
-    def forward(self, slices: int) -> PromptEmbeddings:
-        """The same prompts for each of n slices."""
-        return PromptEmbeddings(self.weight[None, :, None].expand(slices, -1, -1, -1))
 
 
 class _EncoderLoss:

@@ -30,6 +30,18 @@ def blocks(count: int, depth: int) -> Iterator[tuple[range, list[int]]]:
         yield kept, window
 
 
+def windows(count: int, depth: int) -> Iterator[tuple[range, range]]:
+    """Numbers of the slices to be segmented, and of the stack of up to `depth` slices that they are encoded in.
+
+    A quarter of the stack on either side is context; there is less of it at the ends of the volume.
+    """
+    margin = (depth + 1) // 4
+    step = depth - 2 * margin
+    for start in range(0, count, step):
+        kept = range(start, min(start + step, count))
+        yield kept, range(max(0, start - margin), min(kept.stop + margin, count))
+
+
 @dataclass(frozen=True, eq=False)
 class StackedSupport:
     """The support's slices in a square; where stacks are wanted, those without labels too."""

@@ -92,7 +92,8 @@ class SliceEmbeddings:
 
     @torch.no_grad()
     def _encoded(self, number: int) -> ImageEmbeddings:
-        return self.backbone.encode(self.pixels(number)).to(torch.float16)
+        slices, place = self.stack.around(number, self.backbone.reach)
+        return self.backbone.encode(slices.to(self.backbone.device))[place].to(torch.float16)
 
     def _store(self, number: int, image: ImageEmbeddings) -> None:
         self._stored[number] = image
