@@ -41,7 +41,7 @@ def segmentation_function(segmenter: Segmenter, configuration: Configuration, sp
     if promptable is None or (by_slice and promptable.encoder is None):
         raise SettingsError(
             f"{configuration.method} does not take the prompts of the annotator {configuration.annotator!r}; "
-            "boxes, points and everything are for zero-shot, clicks for interactive and zero-shot"
+            "boxes, points and everything are for zero-shot, clicks for interactive, volume-adapter and zero-shot"
         )
     if by_slice:
         return lambda case: _segment_slices(promptable, case, _answer(configuration, Generator().manual_seed(split)))

@@ -40,7 +40,7 @@ class VolumeAdapter(Method):
     """Adapts the encoder to volumes: neighbouring slices are encoded as a stack. Needs no prompts, but takes them."""
 
     when = "comparison with MA-SAM, 3DSAM-adapter and AutoProSAM; on a GPU"
-    minutes = "15 min"
+    minutes = "5 min"
 
     slicer: Slicer = Slicer()
     """Slice plane and intensity window, used for fitting and predicting."""
