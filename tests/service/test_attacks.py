@@ -39,6 +39,8 @@ ROUTES = [
     ("POST", "/api/cases"),
     ("PUT", "/api/labels"),
     ("DELETE", "/api/job"),
+    ("POST", "/api/jobs/{odd}/dismiss"),
+    ("POST", "/api/jobs/{n}/dismiss"),
     ("GET", "/api/export/{odd}"),
     ("GET", "/{odd}"),
     ("GET", "/info/"),

@@ -33,6 +33,8 @@ def test_failures_stay_after_other_jobs_until_they_are_dismissed(client: TestCli
     assert problems(client) == []
     assert client.post("/api/jobs/9/dismiss").status_code == 400
     ended(cohort, 4, "segment", result=FAILED)
+    ended(cohort, 5, "learn", state="running", pid=1, started=9e9)
+    assert client.post("/api/jobs/5/dismiss").status_code == 400
     assert [one["job"] for one in problems(client)] == [4]
 
 

@@ -97,11 +97,12 @@ class Jobs:
         return next((job for job in jobs if job.kind == kind and job.state in ("done", "failed")), None)
 
     def dismiss(self, number: int) -> None:
-        """Do not list what went wrong in a job any longer. Raises InputError if there is no such job."""
-        file = self._file(number)
-        if not file.is_file():
-            raise InputError(f"there is no job {number}")
-        replace(Job.read(file), dismissed=True).write(file)
+        """Do not list what went wrong in a job any longer. Raises InputError unless the job is there and has ended."""
+        file = next((one for one in self._files() if one == self._file(number)), None)
+        job = Job.read(file) if file else None
+        if file is None or job is None or job.state == "running":
+            raise InputError("there is no such job, or it is still running")
+        replace(job, dismissed=True).write(file)
 
     def start(self, kind: Kind, options: dict[str, Any]) -> Job:
         """Start a job. Raises BusyError while another one runs."""

@@ -1,4 +1,4 @@
-"""Contours of structures (RTSTRUCT) as label maps, on the grid of the scan that they were drawn on."""
+"""Contours of structures (RTSTRUCT) as label maps, on the grid of the scan that they were made on."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ class Contours:
         if not (points.min() >= -1 and (points <= grid.shape).all() and -0.5 <= index < last + 0.5):
             raise GeometryMismatch(
                 f"{self.path}: a contour of {self.names[number]!r} lies outside its scan of {grid.shape} voxels; take "
-                "the scan that it was drawn on"
+                "the scan that it was made on"
             )
         off = float(np.abs(points[:, axis] - round(float(index))).max())
         if off > _OFF_SLICE:
             raise GeometryMismatch(
                 f"{self.path}: a contour of {self.names[number]!r} lies up to {off:.2g} slices off the slices of its "
-                "scan; take the scan that it was drawn on"
+                "scan; take the scan that it was made on"
             )
 
     def _require_every_slice(self, number: int, slices: Sequence[int]) -> None:
@@ -91,7 +91,7 @@ class Contours:
         if len(gaps) and gaps.min() > 1:
             raise GeometryMismatch(
                 f"{self.path}: contours of {self.names[number]!r} leave slices of the scan out (at least "
-                f"{gaps.min() - 1} between two); interpolate them in the program that drew them"
+                f"{gaps.min() - 1} between two); interpolate them in the program that made them"
             )
 
     def _inside(self, number: int, contours: Sequence[NDArray[Any]], size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
@@ -105,7 +105,7 @@ class Contours:
                 if len(earlier) > _MOST_OVERLAPPING or any(0 < n < min(whole, len(pixels)) for n, whole in shared):
                     raise LabelError(
                         f"{self.path}: contours of {self.names[number]!r} cross each other in a slice; correct them in "
-                        "the program that drew them, or convert them to DICOM-SEG"
+                        "the program that made them, or convert them to DICOM-SEG"
                     )
             earlier.append(pixels)
             covered |= inside
@@ -149,15 +149,15 @@ def read_contours(path: Path) -> Contours:
             for number in [_known(where, structure, named)]
             for contour in structure.get("ContourSequence") or ()
         ]
-        drawn = {number for number, _ in points}
-        if not drawn:
+        closed = {number for number, _ in points}
+        if not closed:
             raise LabelError(f"{where}: has no contour; export it again")
         # numbers from 1, since voxels of value 0 are background
-        numbers = {number: one for one, number in enumerate(sorted(drawn), start=1)}
+        numbers = {number: one for one, number in enumerate(sorted(closed), start=1)}
         frame, series = _references(dataset)
         return Contours(
             path,
-            {numbers[number]: named[number] for number in sorted(drawn)},
+            {numbers[number]: named[number] for number in sorted(closed)},
             frame,
             series,
             [(numbers[number], corners) for number, corners in points],
