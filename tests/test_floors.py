@@ -144,6 +144,7 @@ def test_nothing_above_methods_imports_a_class_of_a_method():
         "promptable",
         "router",
         "settings",
+        "volume_prompts",
     )
     wrong = [
         f"{own}: {module}"

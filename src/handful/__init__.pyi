@@ -3,6 +3,7 @@
 from .backbones.cached import cached as cached
 from .backbones.catalog import load_backbone as load_backbone
 from .backbones.names import BACKBONES as BACKBONES
+from .backbones.sam_med3d import load_sam_med3d as load_sam_med3d
 from .checkpoint.model import load as load
 from .checkpoint.model import save as save
 from .cohort.archive import predict_archive as predict_archive
@@ -67,6 +68,9 @@ from .methods.promptable import oracle as oracle
 from .methods.self_training.method import SelfTraining as SelfTraining
 from .methods.unet.method import UNet as UNet
 from .methods.volume_adapter.method import VolumeAdapter as VolumeAdapter
+from .methods.volume_prompts import VolumeClick as VolumeClick
+from .methods.volume_prompts import segment_object as segment_object
+from .methods.volume_prompts import volume_oracle as volume_oracle
 from .methods.wrappers.ensemble import Ensemble as Ensemble
 from .methods.zero_shot import ZeroShot as ZeroShot
 from .prompts.prompts import Prompts as Prompts

@@ -243,3 +243,84 @@ def random_state(shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[s
         else:
             state[name] = noise / max(noise[0].numel() if noise.dim() > 1 else 100, 16) ** 0.5
     return state
+
+
+def sam_med3d(
+    side: int = 128,
+    width: int = 768,
+    depth: int = 12,
+    heads: int = 12,
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11),
+    channels: int = 384,
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of SAM-Med3D's weights; patches of 16 voxels and windows of 14 tokens, as published."""
+    grid, shapes = side // 16, dict[str, tuple[int, ...]]()
+
+    def layer(name: str, *shape: int, bias: int | None = None) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, (shape[0] if bias is None else bias,)
+
+    shapes["image_encoder.pos_embed"] = (1, grid, grid, grid, width)
+    layer("image_encoder.patch_embed.proj", width, 1, 16, 16, 16)
+    for number in range(depth):
+        block, reach = f"image_encoder.blocks.{number}", grid if number in global_blocks else 14
+        for norm in ("norm1", "norm2"):
+            layer(f"{block}.{norm}", width)
+        layer(f"{block}.attn.qkv", 3 * width, width)
+        layer(f"{block}.attn.proj", width, width)
+        for axis in "dhw":
+            shapes[f"{block}.attn.rel_pos_{axis}"] = (2 * reach - 1, width // heads)
+        layer(f"{block}.mlp.lin1", 4 * width, width)
+        layer(f"{block}.mlp.lin2", width, 4 * width)
+    shapes["image_encoder.neck.0.weight"] = (channels, width, 1, 1, 1)
+    shapes["image_encoder.neck.2.weight"] = (channels, channels, 3, 3, 3)
+    for norm in (1, 3):
+        layer(f"image_encoder.neck.{norm}", channels)
+    _sam_med3d_prompts(shapes, channels)
+    _sam_med3d_decoder(shapes, channels)
+    return shapes
+
+
+def _sam_med3d_prompts(shapes: dict[str, tuple[int, ...]], channels: int) -> None:
+    shapes["prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"] = (3, channels // 3)
+    for name in ("point_embeddings.0", "point_embeddings.1", "not_a_point_embed", "no_mask_embed"):
+        shapes[f"prompt_encoder.{name}.weight"] = (1, channels)
+    for number, shape in (
+        (0, (4, 1, 2, 2, 2)),
+        (1, (4,)),
+        (3, (16, 4, 2, 2, 2)),
+        (4, (16,)),
+        (6, (channels, 16, 1, 1, 1)),
+    ):
+        shapes[f"prompt_encoder.mask_downscaling.{number}.weight"] = shape
+        shapes[f"prompt_encoder.mask_downscaling.{number}.bias"] = shape[:1]
+
+
+def _sam_med3d_decoder(shapes: dict[str, tuple[int, ...]], channels: int) -> None:
+    def layer(name: str, *shape: int, bias: int | None = None) -> None:
+        full = f"mask_decoder.{name}"
+        shapes[f"{full}.weight"], shapes[f"{full}.bias"] = shape, (shape[0] if bias is None else bias,)
+
+    def attention(name: str, inner: int) -> None:
+        for part in "qkv":
+            layer(f"{name}.{part}_proj", inner, channels)
+        layer(f"{name}.out_proj", channels, inner)
+
+    for number in range(2):
+        block = f"transformer.layers.{number}"
+        attention(f"{block}.self_attn", channels)
+        attention(f"{block}.cross_attn_token_to_image", channels // 2)
+        attention(f"{block}.cross_attn_image_to_token", channels // 2)
+        for norm in range(1, 5):
+            layer(f"{block}.norm{norm}", channels)
+        layer(f"{block}.mlp.lin1", 2048, channels)
+        layer(f"{block}.mlp.lin2", channels, 2048)
+    attention("transformer.final_attn_token_to_image", channels // 2)
+    layer("transformer.norm_final_attn", channels)
+    shapes["mask_decoder.iou_token.weight"], shapes["mask_decoder.mask_tokens.weight"] = (1, channels), (4, channels)
+    layer("output_upscaling.0", channels, channels // 4, 2, 2, 2, bias=channels // 4)
+    layer("output_upscaling.1", channels // 4)
+    layer("output_upscaling.3", channels // 4, channels // 8, 2, 2, 2, bias=channels // 8)
+    heads = [(f"output_hypernetworks_mlps.{number}", channels, channels // 8) for number in range(4)]
+    for name, hidden, out in (*heads, ("iou_prediction_head", 256, 4)):
+        for number, (into, outof) in enumerate(((channels, hidden), (hidden, hidden), (hidden, out))):
+            layer(f"{name}.layers.{number}", outof, into)

@@ -34,6 +34,8 @@ from handful.backbones.tiny_vit import TinyVit
 from handful.errors import CheckpointError, SettingsError
 
 SUFFIXES = (".pth", ".pt", ".safetensors")
+TRAINED = ("model", "model_state_dict")
+"""Keys under which a training saves the weights."""
 
 State = Mapping[str, Tensor]
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -47,7 +49,7 @@ def load_official(path: Path, family: str | None = None, image_size: int | None 
     weights do not show it. Raises CheckpointError for a file that needs more than tensors unpickled, and for any other
     model; SettingsError for a family that cannot be in this file.
     """
-    return from_official_state(_read(path), str(path), family, image_size)
+    return from_official_state(read_state(path), str(path), family, image_size)
 
 
 def from_official_state(state: State, name: str, family: str | None = None, image_size: int | None = None) -> Backbone:
@@ -83,6 +85,8 @@ def _family(state: State, name: str, wanted: str | None) -> Family:
 
 def _family_by_keys(state: State) -> str | None:
     """The family that a file belongs to unless its user says otherwise; None for any other model."""
+    if _is_of_volumes(state):
+        return None
     if {"image_encoder.pos_embed", "mask_decoder.mask_tokens.weight"} <= state.keys():
         return "sam-med2d" if any(".Adapter." in key for key in state) else "sam"
     if {"image_encoder.patch_embed.seq.0.c.weight", "mask_decoder.mask_tokens.weight"} <= state.keys():
@@ -98,14 +102,14 @@ def _sam(state: State, name: str) -> SamModel:
     width = adapter_width(shapes)
     if width is not None:
         add_sam_med2d_adapters(model, width)
-    return _filled(model, from_sam(state), name)
+    return filled(model, from_sam(state), name)
 
 
 def _mobile_sam(state: State, name: str) -> SamModel:
     shapes = _shapes(state)
     model = SamModel(mobile_sam_config(shapes))
     model.vision_encoder = TinyVit(tiny_vit_shape(shapes))
-    return _filled(model, from_mobile_sam(state), name)
+    return filled(model, from_mobile_sam(state), name)
 
 
 def _sam2(state: State, name: str, family: Family, image_size: int | None) -> Backbone:
@@ -116,17 +120,20 @@ def _sam2(state: State, name: str, family: Family, image_size: int | None) -> Ba
     shapes, translated = _shapes(state), from_sam2(state)
     if not any(key.startswith("memory_attention.") for key in state):
         image = Sam2Model(Sam2Config(**sam2_image_config(shapes, side)))
-        return Sam2Backbone(_filled(image, translated, name), name, family, usual)
+        return Sam2Backbone(filled(image, translated, name), name, family, usual)
     video = Sam2VideoModel(sam2_video_config(shapes, side))
-    return Sam2VideoBackbone(_filled(video, translated, name), name, family, usual)
+    return Sam2VideoBackbone(filled(video, translated, name), name, family, usual)
 
 
 def _shapes(state: State) -> dict[str, tuple[int, ...]]:
     return {key: tuple(tensor.shape) for key, tensor in state.items()}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    """The state dict of a file: flat, or under 'model' as a training saves it; 'module.' of a multi-GPU run dropped."""
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict of a file: flat, or under a key of TRAINED; 'module.' of a multi-GPU run is dropped.
+
+    Raises CheckpointError for a file that holds anything else, or needs more than tensors unpickled.
+    """
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     try:
@@ -138,8 +145,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); fetch it again") from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
+    for key in TRAINED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path} holds no state dict, but {type(content).__name__}")
     alien = [str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
@@ -167,8 +175,11 @@ def _empty_dict(*_: object) -> dict[object, object]:
     return {}
 
 
-def _filled(model: _Model, state: State, name: str) -> _Model:
-    """The model with these weights: each of them, and no other."""
+def filled(model: _Model, state: State, name: str) -> _Model:
+    """The model with these weights: each of them, and no other.
+
+    Raises CheckpointError if they do not fit; `name` is that of the file.
+    """
     wanted = model.state_dict()
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     misshapen = sorted(key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape)
@@ -180,7 +191,13 @@ def _filled(model: _Model, state: State, name: str) -> _Model:
     return model
 
 
+def _is_of_volumes(state: State) -> bool:
+    return "image_encoder.pos_embed" in state and state["image_encoder.pos_embed"].dim() == 5
+
+
 def _described(state: State) -> str:
+    if _is_of_volumes(state):
+        return "SAM-Med3D, a model of volumes (load_sam_med3d reads it)"
     foreign = {
         "image_encoder.trunk.body.": "EdgeTAM (a RepViT encoder)",
         "vision_encoder.": "a model in transformers' layout (give its folder, with config.json)",

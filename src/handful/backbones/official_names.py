@@ -25,6 +25,11 @@ def from_sam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _with_two_projections(out)
 
 
+def from_sam_med3d(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A SAM-Med3D state dict under transformers' names for SAM; keys that have no place there keep theirs."""
+    return _renamed({key: tensor for key, tensor in state.items() if key not in UNUSED}, SAM)
+
+
 def from_mobile_sam(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A MobileSAM state dict under the names of a SamModel whose `vision_encoder` is a TinyVit.
 

@@ -69,6 +69,13 @@ class SliceGrid:
         ]
         return places[0], places[1], places[2]
 
+    def voxel_of(self, number: int, row: float, column: float) -> tuple[float, float, float]:
+        """The indices i, j, k in the stored array of a place in a slice; the inverse of `place_of`."""
+        indices = [0.0, 0.0, 0.0]
+        for place, (axis, at) in enumerate(zip(self._stored_axes, (number, row, column), strict=True)):
+            indices[axis] = self._shape[place] - 1 - at if self._flips[place] else at
+        return indices[0], indices[1], indices[2]
+
     def block(self, rows: tuple[int, int], columns: tuple[int, int]) -> Block:
         """The voxels of a window in all slices; `rows` and `columns` are (start, stop), without the stop."""
         ranges = [slice(0, 0)] * 3

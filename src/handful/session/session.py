@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float, Integer, Num
 from numpy.typing import NDArray
 from torch import Tensor
 
+from handful.backbones.sam_med3d import SamMed3d
 from handful.data.cases import Case
 from handful.data.files import write_label_map
 from handful.data.slice_grid import SliceGrid
@@ -35,6 +36,7 @@ from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
 from handful.methods.online import CorrectedObject, OnlineLearner, PromptedObject
 from handful.methods.promptable import Source, resolve_source
+from handful.methods.volume_prompts import VolumeClick, segment_object
 from handful.session.embeddings import SliceEmbeddings
 from handful.session.predictors import Predictor
 from handful.session.propagation import merged, propagated
@@ -310,6 +312,30 @@ class Session:
                 if not state.accepted:
                     index = np.searchsorted(self.labels.values, values[number]) + 1
                     below = np.where(values[number] > 0, index, 0).astype(np.uint16)
+                    steps[number] = state.with_proposal(below, self._predictor.backbone)
+            return self._commit(steps)
+
+    def prompt_volume(self, model: SamMed3d, label: int | str) -> tuple[int, ...]:
+        """Segment a label in the whole scan with a model of volumes, prompted with the clicks for it on all slices.
+
+        Masks from prompts stay in front of the result, and accepted slices are unchanged. This is one step for `undo`.
+        Returns the changed slices. Raises SettingsError without a positive click, UnsupportedInput for a picture and
+        for a scan with colours or several sequences, InputError for clicks too far from each other.
+        """
+        with self._lock:
+            index = self._index(label)
+            clicks = [
+                VolumeClick(self.grid.voxel_of(number, y, x), positive)
+                for number, state in enumerate(self._states)
+                if index in state.prompted
+                for x, y, positive in state.prompted[index].points
+            ]
+            mask = self._embeddings.stack.of(segment_object(model, self.volume, clicks))
+            steps = {}
+            for number, state in enumerate(self._states):
+                if not state.accepted:
+                    found = np.where(mask[number], index + 1, 0).astype(np.uint16)
+                    below = merged(state.proposed(), found, [index])
                     steps[number] = state.with_proposal(below, self._predictor.backbone)
             return self._commit(steps)
 
