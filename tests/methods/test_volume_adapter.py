@@ -12,13 +12,16 @@ import tiny_models
 from handful.backbones.base import Backbone
 from handful.backbones.decoder import without_multimask
 from handful.data.cases import Case
+from handful.data.scribbles import scribbled
 from handful.data.slicing import Slicer
 from handful.data.support import LabelledScan, SupportSet
 from handful.data.volume import LabelMap, Volume
 from handful.errors import SettingsError
+from handful.jobs.progress import Run
 from handful.methods.stacks import windows
 from handful.methods.volume_adapter.encoder import tapped_blocks
 from handful.methods.volume_adapter.method import VolumeAdapter, VolumeSegmenter
+from handful.methods.volume_adapter.network import VolumeNetwork
 from handful.methods.volume_adapter.training import StackedScan
 from handful.prompts.prompts import Prompts
 from handful.session.session import Session, SessionConfig
@@ -121,6 +124,16 @@ def test_stacks_hold_labelled_slices_and_their_neighbours_alone() -> None:
     assert [len(rows) for rows in stacked.stacks] == [2, 3, 3, 3, 3, 2]
     assert torch.equal(stacked.slices, labelled.slices)
     assert torch.equal(stacked.classes, labelled.classes)
+
+
+def test_scribbles_are_learned_from_without_clicks(sam: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    support = SupportSet((scribbled(phantom_case(0), 0, 1),), LABELS)
+    monkeypatch.setattr(VolumeNetwork, "clicked", None)
+    losses: list[str] = []
+    run = Run(report=lambda step, total, note: losses.append(note))
+    VolumeAdapter(train=TrainConfig(iterations=2, learning_rate=1e-3)).fit(support, sam, run)
+    assert len(losses) == 2
+    assert all(float(note.removeprefix("loss ")) > 0 for note in losses)
 
 
 def test_all_slices_of_a_stack_are_moved_alike() -> None:

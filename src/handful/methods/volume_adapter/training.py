@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
@@ -13,14 +14,12 @@ from torch import Generator, Tensor
 from handful.backbones.base import ImageEmbeddings
 from handful.data.support import LabelledScan
 from handful.jobs.digests import digest_of
+from handful.methods.encoded_support import framed_labels
 from handful.methods.volume_adapter.network import VolumeNetwork
 from handful.prompts.heuristics import inside_points
-from handful.tuning.augment import augmented
-from handful.tuning.losses import dice_bce, dice_ce, whole_batch
+from handful.tuning.augment import moved_and_relit
+from handful.tuning.losses import dice_bce, dice_ce, whole_batch, with_scribbles
 from handful.tuning.sampling import BalancedSampler
-
-KNOWN = 0.999
-"""Share of a moved pixel that must be labelled for its label to count."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +31,8 @@ class StackedScan:
     """0 for the background, 1 + its index for a label."""
     valid_mask: Bool[Tensor, "m h w"]
     """False where nobody has labelled anything, as on all of a slice without labels."""
+    scribbled: Bool[Tensor, " m"]
+    """Which slices have scribbles, not whole masks."""
     labels: int
     present: Bool[Tensor, "r k"]
     """Which label is on which of the labelled slices."""
@@ -47,10 +48,11 @@ class StackedScan:
         row_of = {number: row for row, number in enumerate(near)}
         rows = [row_of[number] for number in labelled.index]
         classes = torch.zeros(len(near), *labelled.classes.shape[1:], dtype=labelled.classes.dtype)
-        valid_mask = torch.zeros(classes.shape, dtype=torch.bool)
-        classes[rows], valid_mask[rows] = labelled.classes, labelled.valid_mask
+        valid_mask, scribbled = torch.zeros(classes.shape, dtype=torch.bool), torch.zeros(len(near), dtype=torch.bool)
+        classes[rows], valid_mask[rows], scribbled[rows] = labelled.classes, labelled.valid_mask, labelled.scribbled
         stacks = tuple(range(row_of[numbers[0]], row_of[numbers[-1]] + 1) for numbers in around)
-        return cls(scan.view.take(near), classes, valid_mask, labelled.labels, labelled.present(), stacks)
+        slices = scan.view.take(near)
+        return cls(slices, classes, valid_mask, scribbled, labelled.labels, labelled.present(), stacks)
 
     def view(
         self, rows: range, generator: Generator
@@ -59,11 +61,12 @@ class StackedScan:
         part, depth = slice(rows.start, rows.stop), len(rows)
         numbers = torch.arange(1, self.labels + 1, dtype=self.classes.dtype)[:, None, None]
         masks = (self.classes[part][:, None] == numbers).float()
-        maps = torch.cat([masks, self.valid_mask[part][:, None].float()], dim=1)
-        everywhere = torch.ones(1, *maps.shape[-2:], dtype=torch.bool)
-        shown, maps, _ = augmented(_as_channels(self.slices[part]), _as_channels(maps), everywhere, generator)
-        shown, maps = (rearrange(one, "1 (d c) h w -> d c h w", d=depth) for one in (shown, maps))
-        return shown, maps[:, :-1], maps[:, -1] >= KNOWN
+        everywhere = torch.ones(1, *masks.shape[-2:], dtype=torch.bool)
+        shown, _, grid = moved_and_relit(_as_channels(self.slices[part]), everywhere, generator)
+        moved = F.grid_sample(_as_channels(masks), grid, align_corners=False)
+        known = F.grid_sample(self.valid_mask[None, part].float(), grid, mode="nearest", align_corners=False)[0] > 0
+        shown, moved = (rearrange(one, "1 (d c) h w -> d c h w", d=depth) for one in (shown, moved))
+        return shown, moved * known[:, None], known
 
 
 class StackLoss:
@@ -79,17 +82,16 @@ class StackLoss:
         encoder, parts, by_clicks = self.network.encoder, [], []
         for number in self.sampler.sample(generator).tolist():
             scan, rows = self.stacks[number]
+            scribbled = scan.scribbled[rows.start : rows.stop]
             slices, masks, known = scan.view(rows, generator)
-            masks = masks * known[:, None]
-            target = (encoder.to_model_frame(masks, encoder.mask_side) >= 0.5).float().to(encoder.device)
-            valid = encoder.to_model_frame(known[:, None].float(), encoder.mask_side)[:, 0] >= 0.5
-            valid = valid.to(encoder.device)
+            framed, valid = framed_labels(encoder, masks, known[:, None].float(), encoder.mask_side, scribbled)
+            target, valid = (framed >= 0.5).float().to(encoder.device), valid.to(encoder.device)
             image = encoder.encode_exact(slices.to(encoder.device))
-            parts.append((self.network(self.network.prompted(image)), target, valid))
-            if self.clicks and bool((masks >= 0.5).any()):
-                by_clicks.append(self._click_loss(image, masks >= 0.5, target, valid, generator))
-        logits, targets, valid_masks = (torch.cat(one) for one in zip(*parts, strict=True))
-        loss = dice_ce(*whole_batch(logits, targets, valid_masks))
+            parts.append((self.network(self.network.prompted(image)), target, valid, scribbled))
+            inside = (masks >= 0.5) & ~scribbled[:, None, None, None]
+            if self.clicks and bool(inside.any()):
+                by_clicks.append(self._click_loss(image, inside, target, valid, generator))
+        loss = _automatic_loss(*(torch.cat(one) for one in zip(*parts, strict=True)))
         return loss + self.clicks * torch.stack(by_clicks).mean() if by_clicks else loss
 
     def _click_loss(
@@ -102,6 +104,20 @@ class StackLoss:
         chosen = present.to(found.device)
         known = repeat(valid, "n h w -> n k h w", k=masks.shape[1])
         return dice_bce(found[chosen][:, None], target[chosen][:, None], known[chosen])
+
+
+def _automatic_loss(
+    logits: Float[Tensor, "n k s s"],
+    target: Float[Tensor, "n k s s"],
+    valid: Bool[Tensor, "n s s"],
+    scribbled: Bool[Tensor, " n"],
+) -> Float[Tensor, ""]:
+    """Dice of the batch and cross entropy, and partial cross entropy of scribbles, on the slices that have labels."""
+    labelled = valid.flatten(1).any(dim=1)
+    rows = labelled if bool(labelled.any()) else torch.ones_like(labelled)
+    return with_scribbles(
+        lambda *whole: dice_ce(*whole_batch(*whole)), logits[rows], target[rows], valid[rows], scribbled[rows.cpu()]
+    )
 
 
 def digest(support: Iterable[StackedScan]) -> str:
