@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import os
 import subprocess
@@ -77,13 +78,17 @@ def fit_model(folder: Path, method: str) -> Path:
 
 
 def predict(command: list[str], first: int | None) -> dict[str, float]:
-    """Run `handful predict` in a process; peaks of memory and of temporary files, every 20 ms, and its seconds."""
+    """Run `handful predict` in a process; peaks of memory and of temporary files, and its seconds."""
     child = [sys.executable, __file__, "--child", "--first", str(first or 0), "--", *command]
     began, peak, temporary = time.perf_counter(), 0.0, 0.0
     process = subprocess.Popen(child)
-    while process.poll() is None:
-        peak, temporary = max(peak, anonymous_mib(process.pid)), max(temporary, temporary_mib(process.pid))
-        time.sleep(0.02)
+    for round_ in itertools.count():
+        peak = max(peak, anonymous_mib(process.pid))
+        if round_ % 10 == 0:
+            temporary = max(temporary, temporary_mib(process.pid))
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
     if process.returncode:
         raise SystemExit(process.returncode)
     usage = os.times()

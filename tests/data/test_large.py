@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
+import dicom_series as made
 from handful.data.files import read_label_map, read_volume, write_label_map, write_volume
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import DamagedFile, InputError
@@ -73,6 +74,22 @@ def test_a_large_scan_has_the_same_voxels_and_digests_as_a_small_one(
     assert list(folder.iterdir()) == []
     place = file_of(read.array)
     assert (place is not None and place.stem == "a") == (name in IN_PLACE)
+
+
+def test_a_large_dicom_series_has_the_same_voxels_as_a_small_one(tmp_path: Path, request: pytest.FixtureRequest):
+    images = made.series(RescaleSlope=1, RescaleIntercept=-1000)
+    for data in images[1:]:
+        pixels = data.pixel_array.copy() + 5
+        pixels[: 3 if data is images[1] else None] = -2000
+        made.set_pixels(data, pixels)
+        data.add_new("PixelPaddingValue", "SS", -2000)
+    folder = made.write(tmp_path / "series", images)
+    small = read_volume(folder)
+    request.getfixturevalue("large")
+    read = read_volume(folder)
+    np.testing.assert_array_equal(read.array, small.array, strict=True)
+    assert file_of(read.array) is None
+    assert np.count_nonzero(read.array == read.array.min()) > read.array[0, :, :, 2].size  # padded
 
 
 def test_writing_into_a_scan_leaves_its_file_as_it_is(large: Path, tmp_path: Path):

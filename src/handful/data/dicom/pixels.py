@@ -16,6 +16,7 @@ from handful.data.dicom.headers import Header
 from handful.data.dicom.sources import Bounded, refusing
 from handful.data.dicom.stack import Stack
 from handful.errors import DamagedFile
+from handful.jobs.scratch import zeros
 
 # fmt: off
 _TAGS = [
@@ -44,8 +45,8 @@ def read_voxels(path: Path, stack: Stack, max_bytes: int) -> NDArray[Any]:
     _require_bounded(path, stack, max_bytes)
     first, _ = stack.slices[0]
     dtype = _dtype(stack)
-    voxels = np.empty((first.samples, len(stack.slices), first.rows, first.columns), dtype)
-    padded = np.zeros(voxels.shape[1:], bool) if any(header.padding for header, _ in stack.slices) else None
+    voxels = zeros((first.samples, len(stack.slices), first.rows, first.columns), dtype)
+    padded = zeros(voxels.shape[1:], bool) if any(header.padding for header, _ in stack.slices) else None
     place = {(id(header), id(frame)): index for index, (header, frame) in enumerate(stack.slices)}
     for header in {id(header): header for header, _ in stack.slices}.values():
         for frame, stored in zip(header.frames, _stored(path, header), strict=True):
@@ -60,7 +61,10 @@ def read_voxels(path: Path, stack: Stack, max_bytes: int) -> NDArray[Any]:
     if inverted:
         voxels = voxels.max() - voxels + voxels.min()
     if padded is not None and padded.any() and not padded.all():
-        voxels[:, padded] = voxels[:, ~padded].min()
+        slices = np.moveaxis(voxels, 1, 0)
+        lowest = min(one[:, ~where].min() for one, where in zip(slices, padded, strict=True) if not where.all())
+        for one, where in zip(slices, padded, strict=True):
+            one[:, where] = lowest
     return voxels.transpose(0, 3, 2, 1)
 
 
