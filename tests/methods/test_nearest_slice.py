@@ -7,7 +7,7 @@ import torch
 from handful.backbones.base import Backbone
 from handful.data.cases import Case
 from handful.data.support import SupportSet
-from handful.data.volume import IGNORE
+from handful.data.volume import IGNORE, Geometry, Volume
 from handful.methods.nearest_slice import NearestSlice, signature
 from phantoms import LABELS, phantom, support_set
 
@@ -43,3 +43,15 @@ def test_only_labelled_slices_are_copied_from(sam: Backbone):
     case = Case(name="one", image=image, reference=dataclasses.replace(reference, array=valid_mask), labels=LABELS)
     found = NearestSlice().fit(SupportSet((case,), LABELS), sam).predict(image)
     assert all(np.array_equal(found.array[:, j], reference.array[:, 2]) for j in range(6))
+
+
+@pytest.mark.parametrize(("side", "most"), [(512, 8), (1024, 2), (1500, 1), (3000, 1)])
+def test_of_large_slices_few_are_in_memory_at_once(sam: Backbone, side: int, most: int):
+    segmenter = NearestSlice().fit(support_set(1), sam)
+    voxels = np.broadcast_to(np.arange(side, dtype=np.int16), (1, 10, side, side)).transpose(
+        0, 2, 3, 1
+    )
+    stack = segmenter.slicer.view(Volume(voxels, Geometry((side, side, 10), np.eye(4))))
+    assert stack.size == (side, side)
+    numbers, logits = next(iter(segmenter.logits_of(stack)))
+    assert len(numbers) == len(logits) == most

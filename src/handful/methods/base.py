@@ -35,6 +35,8 @@ CHUNK = 8
 """Number of slices per forward pass; larger numbers need more memory and are not faster on a CPU."""
 MAPS = 128
 """Most maps of labels per forward pass, if that is more than those of one slice."""
+PIXELS = CHUNK * 512**2
+"""Most pixels of slices per forward pass, if that is more than those of one slice."""
 UNPROMPTED = -1024.0
 """Logit of a label that has no prompt in a slice."""
 
@@ -75,7 +77,7 @@ class Segmenter(nn.Module, ABC):
 
     def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
         """Numbers of slices and their logits; a slice that is not among them has no label."""
-        count = at_once(len(self.labels))
+        count = at_once(len(self.labels), stack.size)
         for start in range(0, len(stack), count):
             numbers = range(len(stack))[start : start + count]
             slices = stack.take(numbers).to(self.backbone.device)
@@ -226,7 +228,7 @@ class PromptableSegmenter(nn.Module, ABC):
     def logits_of(self, stack: SliceView, prompts: Prompts) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
         """Numbers of the slices that have a prompt, and their logits."""
         chosen = torch.nonzero(prompts.is_prompted().any(dim=1))[:, 0].tolist()
-        count = at_once(len(self.labels))
+        count = at_once(len(self.labels), stack.size)
         for start in range(0, len(chosen), count):
             numbers = chosen[start : start + count]
             slices = stack.take(numbers).to(self.backbone.device)
@@ -359,9 +361,12 @@ class Work:
         return cls(method, largest, len(support.labels), encoded, steps, sequences=support.sequences)
 
 
-def at_once(labels: int) -> int:
-    """The number of slices whose maps of all labels are in memory together: fewer than CHUNK for many labels."""
-    return max(1, min(CHUNK, MAPS // labels))
+def at_once(labels: int, size: tuple[int, int] = (512, 512)) -> int:
+    """The number of slices whose maps of all labels are in memory together.
+
+    It is CHUNK, or fewer for many labels or for slices of more than 512 x 512 pixels; `size` is their rows and columns.
+    """
+    return max(1, min(CHUNK, MAPS // labels, PIXELS // (size[0] * size[1])))
 
 
 def labelled_slices(method: Method, support: SupportSet) -> int:
@@ -439,7 +444,7 @@ def _margins(segmenter: Segmenter, stack: SliceView, classes: NDArray[np.integer
     values = segmenter.labels.values
     total, count = np.zeros(len(values)), np.zeros(len(values))
     numbers = np.flatnonzero(np.isin(classes, values).any(axis=(1, 2)))
-    slices = at_once(len(values))
+    slices = at_once(len(values), stack.size)
     for start in range(0, len(numbers), slices):
         chosen = numbers[start : start + slices]
         logits: Tensor = segmenter(stack.take(chosen.tolist()).to(segmenter.backbone.device)).float()
