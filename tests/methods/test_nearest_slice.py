@@ -48,9 +48,7 @@ def test_only_labelled_slices_are_copied_from(sam: Backbone):
 @pytest.mark.parametrize(("side", "most"), [(512, 8), (1024, 2), (1500, 1), (3000, 1)])
 def test_of_large_slices_few_are_in_memory_at_once(sam: Backbone, side: int, most: int):
     segmenter = NearestSlice().fit(support_set(1), sam)
-    voxels = np.broadcast_to(np.arange(side, dtype=np.int16), (1, 10, side, side)).transpose(
-        0, 2, 3, 1
-    )
+    voxels = np.broadcast_to(np.arange(side, dtype=np.int16), (1, 10, side, side)).transpose(0, 2, 3, 1)
     stack = segmenter.slicer.view(Volume(voxels, Geometry((side, side, 10), np.eye(4))))
     assert stack.size == (side, side)
     numbers, logits = next(iter(segmenter.logits_of(stack)))
