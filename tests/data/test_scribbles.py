@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from handful.data.checks import check_case
 from handful.data.files import read_cohort, write_label_map
 from handful.data.scribbles import scribbled, scribbles_of
 from handful.data.volume import IGNORE, LabelMap
@@ -112,3 +113,11 @@ def test_a_named_background_makes_empty_voxels_unlabelled(labels: dict[str, obje
     assert read is not None
     assert (read.array == strokes.array).all()
     assert cohort.labels == strokes.labels
+
+
+def test_a_check_names_scribbles():
+    notes = [
+        [finding.message for finding in check_case(case)] for case in (scribbled(phantom_case(0), 0), phantom_case(0))
+    ]
+    assert any("the labels are scribbles" in message for message in notes[0])
+    assert not any("scribbles" in message for message in notes[1])

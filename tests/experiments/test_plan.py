@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from handful.backbones.base import Backbone
 from handful.data.files import read_cohort
 from handful.errors import InputError, SettingsError
+from handful.experiments.measure import Fingerprints, fit
 from handful.experiments.plan import Configuration, DataSet, Plan, compare_plan, read_plan, trials
 from handful.experiments.run import run_experiment
 
@@ -166,3 +168,23 @@ def test_a_folder_without_labels_cannot_be_compared(folder: Path):
 )
 def test_the_plans_that_come_with_handful_can_be_read(path: Path):
     assert read_plan(path, Path("data")).configurations
+
+
+def test_a_configuration_may_have_fewer_numbers_of_shots(make_plan: Callable[..., Plan]):
+    configurations = {"all": Configuration(method="fate"), "most": Configuration(method="fate", shots=(2,))}
+    planned, _ = trials(make_plan(configurations=configurations))
+    assert [(trial.configuration_name, trial.shots) for trial in planned] == [("all", 1), ("all", 2), ("most", 2)]
+
+
+def test_scribbles_replace_the_masks_that_are_learned_from(make_plan: Callable[..., Plan], sam: Backbone):
+    short = {"encoder": "none", "channels": 4, "side": 32, "train.iterations": 1}
+    configurations = {
+        name: Configuration(method="unet", settings=short, scribbles=name == "scribbles")
+        for name in ("masks", "scribbles")
+    }
+    masks, scribbles = trials(make_plan(configurations=configurations, shots=(1,)))[0]
+    prints = Fingerprints()
+    assert prints.of(masks, sam, "") != prints.of(scribbles, sam, "")
+    assert masks.fit != scribbles.fit
+    said = [" ".join(fit(trial, sam).segmenter.decisions) for trial in (masks, scribbles)]
+    assert ["learned from scribbles" in one for one in said] == [False, True]

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from handful.backbones.base import Backbone
+from handful.checkpoint.record import describe_support
+from handful.curation.quality import QualityConfig, predict_quality
 from handful.data.cases import Case
 from handful.data.scribbles import scribbled
 from handful.data.slicing import Slicer
@@ -20,7 +22,8 @@ from handful.methods.self_training.pool import Pool, labels_in_one_piece
 from handful.methods.stacks import UNKNOWN, StackedSupport, class_numbers
 from handful.methods.unet.choice import chosen_side
 from handful.methods.unet.method import UNet
-from handful.methods.unet.scribbles import covering, inconsistency, points_along
+from handful.methods.unet.network import Encoder, NetPlan, StackShape
+from handful.methods.unet.scribbles import covering, inconsistency, points_along, second_side
 from handful.methods.unet.training import exits_loss
 from handful.methods.wrappers.largest_piece import OnePiece
 from handful.methods.wrappers.roi_margin import region_is_large
@@ -129,6 +132,19 @@ def test_two_scales_that_agree_cost_nothing():
     assert inconsistency(logits, other) > 0.05
 
 
+@pytest.mark.parametrize(("side", "second"), [(128, 64), (144, 64), (160, 64), (256, 128), (96, 48)])
+def test_the_second_scale_is_one_that_the_net_can_halve(side: int, second: int):
+    plan = NetPlan.of([StackShape(1, (side, side), 1.0)], side, 1)
+    assert second_side(plan) == second
+
+
+@pytest.mark.parametrize("encoder", ["none", "imagenet"])
+def test_a_net_takes_a_smaller_square(encoder: Encoder):
+    plan = NetPlan.of([StackShape(1, (128, 128), 1.0)], 128, 1, 2, encoder)
+    net = UNet(encoder=encoder, channels=2).net(plan, 1, pretrained=False).train()
+    assert net.exits(torch.rand(1, 1, 1, 64, 64))[0].shape == (1, 1, 1, 64, 64)
+
+
 # The coverage rule.
 
 
@@ -199,6 +215,29 @@ def test_a_fit_says_that_it_learned_from_scribbles(sam: Backbone):
     assert "scribbles" in said
     assert "masks that" in said
     assert "scribbles" not in " ".join(SMALL.fit(support_set(1), sam).decisions)
+
+
+def test_the_record_has_the_share_of_labelled_pixels():
+    support = SupportSet((scribbled(phantom_case(0), 0, 1), phantom_case(1)), LABELS)
+    strokes, whole = describe_support(support)["support"]  # type: ignore[misc]
+    assert strokes["scribbles"] == pytest.approx(support.facts[0].labelled_share, abs=1e-6)
+    assert "scribbles" not in whole
+
+
+def test_a_quality_is_estimated_by_whole_masks_alone(sam: Backbone):
+    segmenter, case = SMALL.fit(scribbled_set(1), sam), phantom_case(3)
+    prediction = segmenter.predict(case.read_image())
+    config = QualityConfig(reverse="none", confidence=False)
+    with pytest.raises(LabelError, match="an estimate of the quality needs whole masks"):
+        predict_quality(segmenter, scribbled_set(1), [(case, prediction)], config=config)
+    mixed = SupportSet((scribbled(phantom_case(0), 0, 1), phantom_case(5)), LABELS)
+    whole = SupportSet((phantom_case(5),), LABELS)
+    one, other = (
+        predict_quality(segmenter, support, [(case, prediction)], config=config) for support in (mixed, whole)
+    )
+    assert [label.signals.consistency for label in one[0].labels] == pytest.approx(
+        [label.signals.consistency for label in other[0].labels], nan_ok=True
+    )
 
 
 def test_the_same_seed_gives_the_same_net(sam: Backbone):

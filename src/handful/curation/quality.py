@@ -32,6 +32,7 @@ from handful.methods.explained import SliceConfidence
 
 Refit = Callable[[SupportSet], Segmenter]
 """Fits the same method on other cases."""
+ESTIMATE = "an estimate of the quality"
 UNSURE = 0.5
 """Agreement in training below which a case is flagged."""
 
@@ -104,8 +105,9 @@ def predict_quality(
     fitted on the others, and compared with its reference. Otherwise, the predicted Dice is the plain mean of the
     signals. Results are in the order of `predicted`.
 
-    Raises LabelError if the labels of a prediction or of the support set differ from the segmenter's, GeometryMismatch
-    if a prediction is not on the grid of its image.
+    Cases with scribbles are left out. Raises LabelError if some label is in no other case, or if the labels of a
+    prediction or of the support set differ from the segmenter's, GeometryMismatch if a prediction is not on the grid of
+    its image.
     """
     pairs = list(predicted)
     with estimating_quality(segmenter, support, config) as estimator:
@@ -131,6 +133,7 @@ def estimating_quality(
             f"the model has the labels {segmenter.labels.as_dict()}, but the labelled cases have "
             f"{support.labels.as_dict()}; give the cases that it was fitted on"
         )
+    support = support.with_whole_masks(ESTIMATE)
     slicer = support.resolve(segmenter.slicer)
     references = tuple(_Reference.of(case, support.labels, slicer) for case in support.cases)
     with _caching(segmenter.backbone, config.cache) as backbone:
@@ -187,7 +190,7 @@ class QualityEstimator:
 
     def calibrated(self, support: SupportSet, refit: Refit, report: Report = silent) -> Calibration | None:
         """The calibration from leaving out each support case in turn; None for too few cases."""
-        if len(support.cases) < LEAST_CASES:
+        if len(support.with_whole_masks(ESTIMATE).cases) < LEAST_CASES:
             return None
         return calibrate(self.left_out(support, refit, report), self.segmenter.labels)
 
@@ -197,6 +200,7 @@ class QualityEstimator:
         A case is passed over if it is the only one with some label.
         """
         compared: list[Compared] = []
+        support = support.with_whole_masks(ESTIMATE)
         for number, case in enumerate(support.cases):
             others = tuple(other for other in support.cases if other is not case)
             references = tuple(reference for place, reference in enumerate(self.references) if place != number)

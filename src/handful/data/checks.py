@@ -14,6 +14,7 @@ from handful.data.cases import Case
 from handful.data.formats import is_scan, read_geometry, read_notes
 from handful.data.label_values import doubt_about_values
 from handful.data.modality import ModalityEvidence
+from handful.data.support import SCRIBBLED, labelled_share
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import reason_of
 from handful.jobs.progress import Report, silent
@@ -70,6 +71,9 @@ def _checked(case: Case) -> tuple[list[Finding], ModalityEvidence | None]:
         findings += [Finding(case.name, "warning", message) for message in doubts]
         findings += [Finding(case.name, "note", message) for message in _notes(case, volume)]
         reference = case.read_reference()
+        if reference is not None and (share := labelled_share(reference.array != IGNORE)) < SCRIBBLED:
+            message = f"the labels are scribbles: {share:.2%} of the pixels of the labelled slices"
+            findings.append(Finding(case.name, "note", message))
         if reference is not None:
             findings += [Finding(case.name, "warning", message) for message in _doubts_about_labels(case, reference)]
     except Exception as error:  # as above

@@ -86,7 +86,7 @@ class SupportFacts:
         valid_mask = reference.array != IGNORE
         values, counts = np.unique(reference.array, return_counts=True)
         labelled = valid_mask.any(axis=(1, 2)), valid_mask.any(axis=(0, 2)), valid_mask.any(axis=(0, 1))
-        complete, share = bool(valid_mask.all()), _labelled_share(valid_mask)
+        complete, share = bool(valid_mask.all()), labelled_share(valid_mask)
         largest = _in_largest_piece(reference, labels.values, None if complete else labelled)
         inside = np.isin(reference.array, labels.values)
         evidence = case.modality_evidence(volume)
@@ -262,10 +262,10 @@ class SupportSet:
         """The cases whose labels are scribbles."""
         return tuple(facts for facts in self.facts if facts.scribbled)
 
-    def with_whole_masks(self) -> SupportSet:
+    def with_whole_masks(self, what: str = "this method") -> SupportSet:
         """The cases whose labels are whole masks, for methods that copy or prompt with masks.
 
-        Raises LabelError if some label is in none of them.
+        Raises LabelError if some label is in none of them; `what` needs them, in the words of its message.
         """
         if not self.scribbled:
             return self
@@ -273,9 +273,9 @@ class SupportSet:
         for value, name in self.labels.as_dict().items():
             if not any(value in facts.voxels for facts in whole):
                 raise LabelError(
-                    f"this method needs whole masks, but {len(self.scribbled)} of {len(self.facts)} cases "
-                    f"have scribbles, and no other one has the label {name!r}; outline it in one case, or fit unet or "
-                    "self-training"
+                    f"{what} needs whole masks, but {len(self.scribbled)} of {len(self.facts)} cases have scribbles, "
+                    f"and no other one has the label {name!r}; outline it in one case. unet and self-training learn "
+                    "from scribbles"
                 )
         return replace(self, cases=tuple(facts.case for facts in whole), known_facts=whole)
 
@@ -391,8 +391,11 @@ def require_reference(case: Case, geometry: Geometry | None = None) -> LabelMap:
     return reference
 
 
-def _labelled_share(valid_mask: NDArray[np.bool_]) -> float:
-    """See `SupportFacts`. Planes in which a slice is a single line of voxels do not count."""
+def labelled_share(valid_mask: NDArray[np.bool_]) -> float:
+    """Share of the voxels (i, j, k) on the labelled slices that are labelled, of the plane in which it is largest.
+
+    Planes in which a slice is a single line of voxels do not count. 1 if no voxel is labelled.
+    """
     found = []
     for axis in range(3):
         size = valid_mask.size // valid_mask.shape[axis]

@@ -292,13 +292,15 @@ class Annotations:
 
 
 def _take_over(session: Session, case: Case) -> None:
-    """The labels of the case as accepted slices; unlabelled slices stay open."""
+    """The labels of the case as accepted slices; unlabelled and scribbled slices stay open and empty."""
     reference = case.read_reference(session.volume.geometry)
     assert reference is not None
     known = session.grid.of(reference.array != IGNORE)
-    shown = np.where(reference.array == IGNORE, 0, reference.array)
+    whole = [number for number in range(len(session)) if known[number].all()]
+    shown = np.zeros_like(reference.array)
+    session.grid.of(shown)[whole] = session.grid.of(reference.array)[whole]
     session.propose_map(LabelMap(shown, reference.geometry, session.labels))
-    session.accept_all([number for number in range(len(session)) if known[number].all()])
+    session.accept_all(whole)
 
 
 def _known_only(label_map: LabelMap, grid: SliceGrid, accepted: Sequence[int]) -> LabelMap:

@@ -237,7 +237,7 @@ class PretrainedNet(Net):
     def exits(self, stacks: Float[Tensor, "b c 1 s s"]) -> list[Float[Tensor, "b k 1 _ _"]]:
         # with the channels of a pixel side by side in memory, a training step takes about two thirds of the time
         slices = stacks[:, :, 0].contiguous(memory_format=torch.channels_last)
-        shown = IMAGENET_PIXELS.encoder_input(self.colours(slices), self.plan.side)
+        shown = IMAGENET_PIXELS.encoder_input(self.colours(slices), slices.shape[-1])
         skips = [self.full(self.standardised(slices)), *self.encoder(shown)]
         now = skips.pop()
         found: list[Tensor] = []

@@ -23,7 +23,7 @@ from handful.backbones.names import BackboneName
 from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
 from handful.methods.stacks import UNKNOWN, StackedSupport
-from handful.methods.unet.network import SMALLEST, Net
+from handful.methods.unet.network import Net, NetPlan
 from handful.methods.unet.training import NetLoss, Views, exits_loss
 from handful.prompts.prompts import PADDING, Prompts
 from handful.tuning.losses import fading
@@ -36,8 +36,10 @@ POINTS = 8
 """Points along a stroke that the backbone is prompted with."""
 MASKS_WEIGHT = 0.5
 """Of the accepted masks in the loss; that of strokes is 1."""
-SCALE = 0.5
-"""The smaller scale; SAM-CLNet has 0.3, of a larger picture."""
+SMALLER = 0.5
+"""The second scale, or a little less; SAM-CLNet has 0.3, of a larger picture."""
+SMALLEST = 64
+"""Pixels along the square at the second scale, below which it is left out."""
 CONSISTENCY_WEIGHT = 0.5
 STRUCTURE = 0.85
 """Share of structural similarity in the consistency; the rest is the absolute difference."""
@@ -80,7 +82,7 @@ class AcceptedMasks:
         """One sentence for the user."""
         name = BackboneName.of(backbone.name).without_folders
         masks = f"{self.accepted} of {self.offered} masks that {name} made from them and that cover them"
-        return f"learned from scribbles, from {masks}, and from agreement of two scales"
+        return f"learned from scribbles, and from {masks}"
 
 
 def accepted_masks(
@@ -132,12 +134,19 @@ class ScribbleLoss(NetLoss):
         accepted = valid_mask[:, depth:]
         if accepted.any():
             loss = loss + MASKS_WEIGHT * exits_loss(exits, masks[:, :, depth:], accepted, weight)
-        if scribbled.any() and SCALE * self.net.plan.side >= SMALLEST:
+        side = second_side(self.net.plan)
+        if scribbled.any() and side >= SMALLEST:
             ramp = min(1.0, (step + 1) / (RAMP * self.steps))
-            smaller = F.interpolate(shown[scribbled].flatten(1, 2), scale_factor=SCALE, mode="area")
+            smaller = F.interpolate(shown[scribbled].flatten(1, 2), (side, side), mode="area")
             other = self.net.exits(rearrange(smaller, "b (c d) h w -> b c d h w", d=depth))[0]
             loss = loss + CONSISTENCY_WEIGHT * ramp * inconsistency(exits[0][scribbled], other)
         return loss
+
+
+def second_side(plan: NetPlan) -> int:
+    """Pixels along the square at the second scale: as many as the stages of the net can halve."""
+    granule = 2 ** (len(plan.strides) - 1)
+    return int(SMALLER * plan.side) // granule * granule
 
 
 def inconsistency(large: Float[Tensor, "b k d h w"], small: Float[Tensor, "b k d m n"]) -> Float[Tensor, ""]:
