@@ -145,7 +145,7 @@ class ScribbleLoss(NetLoss):
 
 def second_side(plan: NetPlan) -> int:
     """Pixels along the square at the second scale: as many as the stages of the net can halve."""
-    granule = 2 ** (len(plan.strides) - 1)
+    granule = 1 << (len(plan.strides) - 1)
     return int(SMALLER * plan.side) // granule * granule
 
 
