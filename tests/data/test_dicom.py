@@ -466,7 +466,10 @@ def test_dicom_is_left_out_where_several_sequences_are_named(tmp_path: Path, vol
     cohort = read_cohort(tmp_path)
     assert [case.name for case in cohort.cases] == ["b"]
     assert [one.file for one in cohort.left_out] == ["images/a_0000", "images/a_0001"]
-    assert "not read from DICOM; convert each series to NIfTI" in cohort.left_out[0].reason
+    assert "not read from DICOM: convert each series to NIfTI" in cohort.left_out[0].reason
+    (tmp_path / "images" / "b_0000.nii.gz").unlink()
+    (tmp_path / "images" / "b_0001.nii.gz").rename(tmp_path / "images" / "b.nii.gz")
+    assert [one.file for one in read_cohort(tmp_path).left_out] == ["images/a_0000", "images/a_0001"]
     with pytest.raises(UnsupportedInput, match=r"names 2 sequences \(T1, T2\)"):
         read_cohort(tmp_path / "images" / "a_0000", channels=("T1", "T2"))
     assert len(read_cohort(tmp_path / "images" / "a_0000", channels=("red", "green", "blue")).cases) == 1

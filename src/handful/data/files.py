@@ -37,7 +37,7 @@ from handful.data.inventory import (
     list_label_maps,
     list_surroundings,
 )
-from handful.data.sequence_layout import NUMBERED, Image, StatedChannels, are_numbered, grouped, not_in_dicom
+from handful.data.sequence_layout import AS_NIFTI, NUMBERED, Image, StatedChannels, are_numbered, grouped, not_in_dicom
 from handful.data.sequences import SequenceFiles
 from handful.data.volume import Labels
 from handful.errors import HandfulError, InputError, UnsupportedInput
@@ -333,6 +333,8 @@ def _paired(folder: Path, layout: tuple[str, str], facts: _Facts) -> _Layout:
             )
         image_of = grouped(images, facts.channels)
     elif are_numbered(images.scans, labels.scans, facts.channels):
+        for path in images.dicom:
+            images.leave_out(path, f"a DICOM series next to scans with several sequences; {AS_NIFTI}")
         image_of = grouped(images, facts.channels)
     else:
         image_of = _with_dicom(images, facts.channels)

@@ -14,6 +14,12 @@ NUMBERED = re.compile(r"(.+)_([0-9]{4})", re.DOTALL)
 """The name of a file of one sequence in nnU-Net's layout: name of the case, and number of the sequence."""
 PICTURES = (".png", ".tif", ".tiff", ".bmp", ".jpg", ".jpeg")
 
+AS_NIFTI = (
+    "sequences are not read from DICOM: convert each series to NIfTI (for example with dcm2niix), and name the files "
+    "CASE_0000.nii.gz, CASE_0001.nii.gz"
+)
+"""Why DICOM series next to scans with several sequences are left out, and how to use them."""
+
 Image = Path | SequenceFiles
 
 
@@ -66,11 +72,8 @@ def not_in_dicom(stated: StatedChannels) -> str | None:
     """Why DICOM series are left out, if names state several sequences; three colours are those of DICOM pictures."""
     if not stated.sequences or {name[:1].lower() for name in stated.names} == set("rgb"):
         return None
-    return (
-        f"a DICOM series, but {stated.where} names {len(stated.names)} sequences ({', '.join(stated.names)}), which "
-        "are not read from DICOM; convert each series to NIfTI (for example with dcm2niix), and name the files "
-        "CASE_0000.nii.gz, CASE_0001.nii.gz"
-    )
+    names = ", ".join(stated.names)
+    return f"a DICOM series, but {stated.where} names {len(stated.names)} sequences ({names}); {AS_NIFTI}"
 
 
 def grouped(images: Listing, stated: StatedChannels) -> dict[str, Image]:
