@@ -88,16 +88,29 @@ in brackets are over all splits of each."""
 VOTERS = ("AutoSAM U-Net", BASELINE, NARROW, "FATE, three planes", "FATE, ROI crop", "U-Net, three seeds")
 """Configurations of the plans that an ensemble is set beside: its members, and as many U-Nets."""
 
-SUMMARY = {
-    ("msd_hippocampus", 1): "hippocampus, MR",
-    ("msd_hippocampus", 4): "hippocampus, MR",
-    ("acdc", 1): "heart, cine MR",
-    ("acdc", 5): "heart, cine MR",
-    ("chaos_mr_t2", 4): "abdomen, MR",
-    ("openkbp", 4): "head and neck, CT",
-    ("kvasir_seg", 4): "polyps, colonoscopy",
+CONTENTS = {
+    "cxr_covid": "lungs and heart, X-ray",
+    "camus": "left ventricle, ultrasound",
+    "chaos_mr_t2": "abdominal organs, MR",
+    "acdc": "heart, cine MR",
+    "msd_hippocampus": "hippocampus, MR",
+    "drishti_gs": "optic disc and cup, fundus",
+    "openkbp": "head and neck, CT",
+    "dsb2018": "cell nuclei, microscopy",
+    "kvasir_seg": "polyps, colonoscopy",
+    "busi": "breast lesions, ultrasound",
 }
-"""Data set and number of labelled cases of each row of README.md, with its title."""
+"""What the scans of each data set show."""
+SUMMARY = (
+    ("msd_hippocampus", 1),
+    ("msd_hippocampus", 4),
+    ("acdc", 1),
+    ("acdc", 5),
+    ("chaos_mr_t2", 4),
+    ("openkbp", 4),
+    ("kvasir_seg", 4),
+)
+"""Data set and number of labelled cases of each row of the summary."""
 FATE_AND_FLOOR = ("nearest slice", "FATE", "FATE, ROI crop")
 BASELINE_METHOD = "unet"
 COLUMNS = {
@@ -107,7 +120,7 @@ COLUMNS = {
     BASELINE_METHOD: (BASELINE, NARROW),
     "ensemble": ("ensemble",),
 }
-"""Columns of README.md: the method as people type it, and its configurations in the plans, the default form first."""
+"""Columns of the summary: the method as people type it, and its configurations in the plans, the default form first."""
 
 SPLITS = 3
 """Random splits of the labelled cases that the plans ask for."""
@@ -186,7 +199,7 @@ def summary(evidence: Evidence, words: Sequence[str]) -> str:
     A difference over fewer than three splits has no interval, which would say next to nothing.
     """
     rows = []
-    for (data_set, n), title in SUMMARY.items():
+    for data_set, n in SUMMARY:
         found = shared({method: _default_form(evidence, data_set, names, n) for method, names in COLUMNS.items()})
         ours = next((method for method in ("ensemble", "auto-sam-unet") if method in found), None)
         if BASELINE_METHOD not in found or ours is None:
@@ -195,7 +208,7 @@ def summary(evidence: Evidence, words: Sequence[str]) -> str:
         means = [f"{estimate(found[method]).mean:.2f}" if method in found else "–" for method in COLUMNS]
         splits = _splits(found[ours])
         shown = signed(gap) if splits >= SPLITS else f"{gap.mean:+.3f}"
-        rows.append((title, str(n), *means, f"`{ours}` {shown}", str(splits)))
+        rows.append((CONTENTS[data_set], str(n), *means, f"`{ours}` {shown}", str(splits)))
     heads = ("scans", "labelled", *(f"`{method}`" for method in COLUMNS), "minus `unet` [95 % interval]", "splits")
     return table(heads, rows) if rows else UNMEASURED
 
@@ -582,15 +595,17 @@ def semi_supervised(evidence: Evidence, words: Sequence[str]) -> str:
 
 def cohort(evidence: Evidence, words: Sequence[str]) -> str:
     """Mean Dice of each configuration with few labelled and many unlabelled cases, with its interval where there are
-    three splits."""
-    places = sorted({(name, n) for pool in evidence.timed for name, _, n in pool.scores})
+    three splits. Configurations that were measured nowhere have no column."""
+    places = {(name, n) for pool in evidence.timed for name, _, n in pool.scores}
+    measured = {one for pool in evidence.timed for _, one, _ in pool.scores}
+    columns = [one for one in COHORT if one in measured]
     rows = []
-    for name, n in places:
-        found = {one: scores_of(evidence.timed, name, one, n) for one in COHORT}
+    for name, n in sorted(places, key=lambda place: (list(CONTENTS).index(place[0]), place)):
+        found = {one: scores_of(evidence.timed, name, one, n) for one in columns}
         cells = [_with_interval(scores) if scores else "–" for scores in found.values()]
-        measured = next(scores for scores in found.values() if scores)
-        rows.append((name, str(n), str(len({case for _, case in measured})), *cells, str(_splits(measured))))
-    return table(("data set", "labelled", "test cases", *COHORT, "splits"), rows) if rows else UNMEASURED
+        cases = next(scores for scores in found.values() if scores)
+        rows.append((CONTENTS[name], str(n), str(len({case for _, case in cases})), *cells, str(_splits(cases))))
+    return table(("scans", "labelled", "test cases", *columns, "splits"), rows) if rows else UNMEASURED
 
 
 def _with_interval(scores: Scores) -> str:

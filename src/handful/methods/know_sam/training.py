@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 from handful.methods.know_sam.mixing import exchanged, most_certain
 from handful.methods.know_sam.networks import KnowSamNetworks, distance, entropy, with_background
 from handful.methods.self_training.pool import Pool
-from handful.methods.stacks import StackedSupport
+from handful.methods.stacks import StackedSupport, with_equal_channels
 from handful.methods.unet.training import LabelledViews, Views, masks_of
 from handful.tuning.losses import dice_ce, whole_batch, with_scribbles
 from handful.tuning.sampling import BalancedSampler
@@ -61,10 +61,7 @@ class KnowSamLoss:
         self.networks.train()
         slices, classes, scribbled = self.views.of(self.sampler, generator)
         if len(self.pool):
-            further = self._unlabelled(generator)
-            most = max(slices.shape[1], further.shape[1])
-            slices, further = (part.expand(-1, most, -1, -1) for part in (slices, further))
-            slices = torch.cat([slices, further])
+            slices = with_equal_channels([slices, self._unlabelled(generator)])
         first, second, fused = self.networks(slices)
         sam = self.sam(slices, fused)
         agreement = self.weights.agreement_at(step)

@@ -16,6 +16,7 @@ from handful.methods.base import CHUNK
 from handful.methods.self_training.gate import Classes, Gate, combined_probabilities
 from handful.methods.self_training.mixing import labelled_parts
 from handful.methods.self_training.pool import Pool, largest_pieces
+from handful.methods.stacks import with_equal_channels
 from handful.methods.unet.network import Net
 from handful.methods.unet.training import LabelledViews, NetLoss, exits_loss, masks_of
 from handful.tuning.sampling import BalancedSampler
@@ -75,7 +76,7 @@ class SelfTrainingLoss:
         self.student.train()
         clean, clean_classes, scribbled = self.views.of(self.clean, generator)
         mixed, mixed_classes, labelled, partly = self._mixed(rows, step, generator)
-        slices = torch.cat([clean, mixed])
+        slices = with_equal_channels([clean, mixed])
         classes = torch.cat([clean_classes, mixed_classes])
         known = classes != UNKNOWN
         own = torch.cat([torch.ones_like(clean_classes, dtype=torch.bool), labelled])
@@ -97,7 +98,7 @@ class SelfTrainingLoss:
         classes = self._pseudo_labels(self._on_device(plain), chosen, grids, step).masked_fill(~inside, UNKNOWN)
         shown = self._on_device(relit(plain, generator, self.mixture.strength))
         partners, partner_classes, scribbled = self.views.of(self.partners, generator)
-        shown, partners = _with_equal_channels(shown, partners)
+        shown, partners = with_equal_channels([shown, partners]).chunk(2)
         labelled = self._on_device(labelled_parts(self.mixed, slices.shape[-1], generator))
         return (
             torch.where(labelled[:, None], partners, shown),
@@ -136,9 +137,3 @@ class SelfTrainingLoss:
 
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(next(self.student.parameters()).device)
-
-
-def _with_equal_channels(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Both; a grey one becomes colour where the other is."""
-    most = max(one.shape[1], other.shape[1])
-    return one.expand(-1, most, -1, -1), other.expand(-1, most, -1, -1)
