@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from handful.backbones.base import Backbone
+import tiny_models
 from handful.data.files import read_cohort
 from handful.errors import InputError, SettingsError
 from handful.experiments.measure import Fingerprints, fit
@@ -176,7 +176,8 @@ def test_a_configuration_may_have_fewer_numbers_of_shots(make_plan: Callable[...
     assert [(trial.configuration_name, trial.shots) for trial in planned] == [("all", 1), ("all", 2), ("most", 2)]
 
 
-def test_scribbles_replace_the_masks_that_are_learned_from(make_plan: Callable[..., Plan], sam: Backbone):
+def test_scribbles_replace_the_masks_that_are_learned_from(make_plan: Callable[..., Plan]):
+    sam = tiny_models.tiny_sam(side=64)
     short = {"encoder": "none", "channels": 4, "side": 32, "train.iterations": 1}
     configurations = {
         name: Configuration(method="unet", settings=short, scribbles=name == "scribbles")
