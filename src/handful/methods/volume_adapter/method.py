@@ -171,7 +171,7 @@ class VolumeSegmenter(Segmenter):
         """Numbers of slices of a stack and their logits, few enough for the memory; `first` is the stack's first."""
         encoder = self.network.encoder
         image = self.network.prompted(encoder.encode_exact(slices))
-        count = at_once(len(self.labels))
+        count = at_once(len(self.labels), image.size)
         for start in range(kept.start, kept.stop, count):
             numbers = range(start, min(start + count, kept.stop))
             rows = slice(numbers.start - first, numbers.stop - first)
