@@ -40,7 +40,7 @@ def test_poor_unstable_and_repeated_masks_are_left_out(monkeypatch: pytest.Monke
     soft = other.roll(30, dims=1) / 12
     poor = square.roll(30, dims=1)
     logits = torch.stack([moved, square, soft, poor, other, torch.full((64, 64), -9.0)])[None]
-    iou = torch.tensor([[0.8, 0.9, 0.95, 0.3, 0.85, 0.99]])
+    iou = torch.tensor([[0.8, 0.9, 0.95, 0.2, 0.85, 0.99]])
     answer = MaskPrediction(logits, iou, None, torch.zeros(1, 6, 128))
     monkeypatch.setattr(type(backbone), "decode_square", lambda *_, **__: answer)
     found = everything(torch.rand(1, 1, 64, 64), backbone, EverythingConfig(points=1))
@@ -64,7 +64,7 @@ def test_of_many_masks_each_is_compared_with_all_better_ones():
 
 
 def test_thresholds_are_those_of_the_backbone_unless_given():
-    assert EverythingConfig(least_stability=0.5).thresholds(load_backbone("handful-tiny")) == (0.6, 0.5)
+    assert EverythingConfig(least_stability=0.5).thresholds(load_backbone("handful-tiny")) == (0.3, 0.5)
     assert EverythingConfig().thresholds(tiny_models.tiny_sam()) == (0.88, 0.95)
 
 

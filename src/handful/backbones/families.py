@@ -60,12 +60,14 @@ EMBEDDED = BackboneDefaults(
     top_k=5,
     window=1,
     multimask="never",
-    least_iou=0.6,
-    least_stability=0.85,
+    least_iou=0.3,
+    least_stability=0.6,
 )
 """handful-tiny and handful-small: few parameters, trained on synthetic anatomy, with one mask per prompt.
 
-Under the thresholds of SAM's authors, "everything" keeps hardly a mask of them."""
+Under the thresholds of SAM's authors, "everything" keeps no mask of a real image. Those here kept 27 to 41 masks of a
+grid of 12 × 12 points, on one picture each of nuclei, breast, heart and lungs.
+"""
 
 FAMILIES: dict[str, Family] = {
     "sam": Family(architecture="sam", pixels=PADDED),

@@ -19,14 +19,14 @@ Points = Annotated[int, typer.Option(help="Points along each side of the grid, u
 LeastIou = Annotated[
     float | None,
     typer.Option(
-        help="Smallest predicted IoU of a mask. Default: 0.6 for handful-tiny and handful-small, 0.88 for others.",
+        help="Smallest predicted IoU of a mask. Default: 0.3 for handful-tiny and handful-small, 0.88 for others.",
         show_default=False,
     ),
 ]
 LeastStability = Annotated[
     float | None,
     typer.Option(
-        help="Smallest IoU of a mask at two thresholds. Default: 0.85 for handful-tiny and handful-small, 0.95 for "
+        help="Smallest IoU of a mask at two thresholds. Default: 0.6 for handful-tiny and handful-small, 0.95 for "
         "others.",
         show_default=False,
     ),
