@@ -33,7 +33,7 @@ HANDFUL = "from handful.cli import main; main()"
 
 def write_scan(path: Path, slices: int) -> None:
     """Something like a ball in noise, int16, written slice by slice."""
-    with gzip.open(path, "wb", compresslevel=1) if path.name.endswith(".gz") else path.open("wb") as file:
+    with gzip.open(path, "wb", compresslevel=0) if path.name.endswith(".gz") else path.open("wb") as file:
         file.write(header_of(path.name, slices))
         noise = np.random.default_rng(0).integers(0, 40, (SIDE, SIDE), dtype=np.int16)
         y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
@@ -72,7 +72,7 @@ def fit_model(folder: Path, method: str) -> Path:
 
     labelled, model = folder / "labelled", folder / "model"
     write_phantom_cohort(labelled, cases=2)
-    options = ["--set", "train.iterations=1"] if method == "few-shot-prompts" else []
+    options = ["--set", "train.iterations=1", "--set", "views=1"] if method == "few-shot-prompts" else []
     fit = ["fit", method, "-i", str(labelled), "-o", str(model), "--no-cache", "-q", *options]
     subprocess.run([sys.executable, "-c", HANDFUL, *fit], check=True, stdout=subprocess.DEVNULL)
     return model
