@@ -76,8 +76,9 @@ class OnlineTrial(Trial):
         rows = [sequence.annotate(cases[number]) for number in order]
         line = self.key() | {
             "cases": [cases[number].name for number in order],
-            "start_dice": [[round(dice, 4) for dice in row.start] for row in rows],
-            "dice_after": [[[round(dice, 4) for dice in after] for after in row.after] for row in rows],
+            "at_start": [[round(dice, 4) for dice in row.start] for row in rows],
+            "after_prompts": [[[round(dice, 4) for dice in after] for after in row.after] for row in rows],
+            "dice_first": [round(fmean(after[0] for after in row.after), 4) for row in rows],
             "core_s": round(time.process_time() - began, 1),
         }
         return [line]
@@ -158,7 +159,7 @@ def prompts_to(start: float, after: Iterable[float], level: float) -> int | None
 
 def _per_scan(line: Line, of: Callable[[int | None], float], level: float, from_scan: int) -> dict[str, float]:
     """{scan: mean over its objects} of the scans from `from_scan` on."""
-    rows = zip(line["cases"], line["start_dice"], line["dice_after"], strict=True)
+    rows = zip(line["cases"], line["at_start"], line["after_prompts"], strict=True)
     means = {
         name: fmean(of(prompts_to(start, after, level)) for start, after in zip(starts, afters, strict=True))
         for name, starts, afters in rows

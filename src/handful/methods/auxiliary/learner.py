@@ -1,6 +1,7 @@
 """An auxiliary network that learns from corrected objects while the backbone stays frozen, after AuxOL.
 
-Huang et al., *Auxiliary online learning* (IEEE TMI 2025, arXiv 2406.00956), reconstructed from descriptions.
+Huang et al., *Improving Segment Anything on the Fly: Auxiliary Online Learning and Adaptive Fusion for Medical Image
+Segmentation* (IEEE TMI 2025, arXiv 2406.00956). A reconstruction from a description.
 """
 
 from __future__ import annotations
