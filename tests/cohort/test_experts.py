@@ -329,6 +329,29 @@ def test_the_same_fit_again_is_already_done_and_another_needs_overwrite(
     assert digests(tmp_path / "m") == before
 
 
+def test_a_fit_that_was_stopped_before_its_model_was_written_goes_on(
+    first: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class KilledError(Exception):
+        pass
+
+    def killed(*arguments: object) -> None:
+        raise KilledError
+
+    task, out = negatives(range(1)), tmp_path / "m"
+    with monkeypatch.context() as patched:
+        patched.setattr("handful.cohort.experts.save_experts", killed)
+        with pytest.raises(KilledError):
+            nearest(task, backbone, out, "negatives", first)
+    assert not out.exists()
+    half_done = tmp_path / "m.partial" / "expert" / "segmenter.json"
+    assert half_done.exists()
+    other = build_method("nearest-slice", {"roi_margin": "none", "similarity": "embedding"})
+    fit_expert("nearest-slice", other, task, backbone, out, expert="negatives", add_to=first)  # not the half-done one
+    assert open_model(out).expert("negatives").record.settings["similarity"] == "embedding"
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 def test_scans_of_two_tasks_are_reported(first: Path, backbone: Backbone, tmp_path: Path):
     result = nearest(scans(range(1, 3)), backbone, tmp_path / "m", "again", first)
     assert any(line.startswith("1 scans are also those of the expert scans") for line in result.decisions)

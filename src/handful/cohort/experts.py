@@ -14,13 +14,21 @@ from handful.backbones.base import Backbone
 from handful.checkpoint.experts import MergedLabels, require_name, save_experts, with_experts
 from handful.checkpoint.model import SavedModel, open_model
 from handful.checkpoint.record import RECORD
-from handful.cohort.fit import FitConfig, FitResult, fingerprint_of, fit_to_folder, past_result
+from handful.cohort.fit import (
+    FINGERPRINT,
+    FitConfig,
+    FitResult,
+    fingerprint_of,
+    fit_to_folder,
+    past_result,
+    require_ours,
+)
 from handful.data.cases import Case
 from handful.data.support import SupportSet
 from handful.errors import CheckpointError, InputError, SettingsError
 from handful.jobs.atomic import remove_leftovers
 from handful.jobs.digests import digest_of, digest_of_json
-from handful.jobs.lock import locked
+from handful.jobs.lock import LOCK, locked
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Method
 from handful.methods.router import Router, features_of_volume
@@ -57,19 +65,24 @@ def fit_expert(
     earlier = _earlier(add_to, expert, out, backbone, config)
     parts = [*([one, model.sha256] for one, model in earlier.items()), [expert]]
     fingerprint = digest_of_json([parts, fingerprint_of(name, method, support, backbone, config)])
-    if _is_there(out, fingerprint, config.overwrite):
-        return _with_changes(past_result(open_model(out).expert(expert)), open_model(out), expert)
-    own = out.with_name(f"{out.name}.{expert}")
-    with locked(out.with_name(f"{out.name}.experts"), remove_empty=True):
+    scratch = out.with_name(f"{out.name}.partial")
+    require_ours(scratch, FINGERPRINT, LOCK)
+    own = scratch / "expert"
+    with locked(scratch, remove_empty=True):
         remove_leftovers(out.parent, lambda found: found == out.name)
-        result = fit_to_folder(name, method, support, backbone, own, config, report)
-        report(0, 1, "adding the scans to the sums of the router")
-        router = Router.of(expert, _features((facts.case for facts in support.facts), backbone))
-        if add_to is not None:
-            router = _router_of(open_model(add_to), next(iter(earlier)), scans, backbone).joined(router)
-        save_experts(out, {**earlier, expert: open_model(own)}, router, {"fingerprint": fingerprint})
-        shutil.rmtree(own)
-    return _with_changes(dataclasses.replace(result, anew=True), open_model(out), expert)
+        done = _is_there(out, fingerprint, config.overwrite)
+        if done:
+            result = past_result(open_model(out).expert(expert))
+        else:
+            of_own = dataclasses.replace(config, overwrite=True)  # a model that a stopped fit left
+            result = dataclasses.replace(fit_to_folder(name, method, support, backbone, own, of_own, report), anew=True)
+            report(0, 1, "adding the scans to the sums of the router")
+            router = Router.of(expert, _features((facts.case for facts in support.facts), backbone))
+            if add_to is not None:
+                router = _router_of(open_model(add_to), next(iter(earlier)), scans, backbone).joined(router)
+            save_experts(out, {**earlier, expert: open_model(own)}, router, {"fingerprint": fingerprint})
+        shutil.rmtree(own, ignore_errors=True)
+    return _with_changes(result, open_model(out), expert)
 
 
 def expert_name(folder: Path) -> str:

@@ -87,8 +87,8 @@ def fit_to_folder(
     if config.anonymous:
         support = _anonymous(name, method, support)
     scratch = out.with_name(f"{out.name}.partial")
-    _require_ours(scratch, FINGERPRINT, LOCK)
-    _require_ours(out, RECORD)
+    require_ours(scratch, FINGERPRINT, LOCK)
+    require_ours(out, RECORD)
     with locked(scratch, remove_empty=True):
         try:
             provenance = _provenance(name, method, support, backbone)
@@ -217,7 +217,7 @@ def dice_on_support(segmenter: Segmenter, support: SupportSet) -> dict[str, floa
     return found
 
 
-def _require_ours(folder: Path, *marks: str) -> None:
+def require_ours(folder: Path, *marks: str) -> None:
     """Refuses a folder of other things before anything is computed."""
     holds_something = checked_path(folder).exists() and (not folder.is_dir() or any(folder.iterdir()))
     if holds_something and not any((folder / mark).exists() for mark in marks):
