@@ -1,6 +1,17 @@
 """The tables of the study of continual learning."""
 
-from reproduction.studies.continual import ROUTED, tables
+from pathlib import Path
+
+import pytest
+
+import small_cohort
+import tiny_models
+from handful.backbones.base import Backbone
+from reproduction.studies import continual
+from reproduction.studies.continual import ROUTED, DiceTrial, NaiveTrial, RoutingTrial, tables
+
+COMMON = {"set": "continual", "digest": "0", "shots": 1, "split": 0, "most_unseen": 1}
+NET = "unet:side=32,channels=4,batch=2,train.iterations=2"
 
 
 def routing(split: int, wrong: str | None = None) -> dict[str, object]:
@@ -28,3 +39,45 @@ def test_what_earlier_tasks_lose_is_the_change_since_they_were_learned():
     text = tables([line])
     assert "| unet, one net | forward | 0 | acdc | acdc 0.700 | – | – |" in text
     assert "| unet, one net | forward | 0 | cxr | acdc 0.300, cxr 0.900 | -0.400 | – |" in text
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two data sets of phantoms."""
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("one", "two"):
+        small_cohort.write_cohort(folder / name, cases=3)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    return tiny_models.tiny_sam(side=64)
+
+
+def test_an_expert_segments_as_before_after_another_was_added(
+    data: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(continual, "ORDERS", {"forward": ("one", "two")})
+    trial = DiceTrial(data=data, order="forward", configuration="nearest-slice", scratch=None, **COMMON)
+    (line,) = trial.results(backbone)
+    first, second = line["steps"]
+    assert second["own"]["one"] == first["own"]["one"]
+    assert second["own"].keys() == second["routed"].keys() == {"one", "two"}
+    assert "| nearest-slice, experts | forward | 0 | two |" in tables([line])
+
+
+def test_one_net_is_trained_on_the_tasks_one_after_the_other(
+    data: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(continual, "ORDERS", {"forward": ("one", "two")})
+    (line,) = NaiveTrial(data=data, order="forward", configuration=NET, **COMMON).results(backbone)
+    assert [step["own"].keys() for step in line["steps"]] == [{"one"}, {"one", "two"}]
+
+
+def test_unseen_scans_of_every_data_set_are_routed(data: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(continual, "ROUTED", ("one", "two"))
+    (line,) = RoutingTrial(data=data, **COMMON).results(backbone)
+    (picked,) = line["picked"]
+    assert {name: len(found) for name, found in picked.items()} == {"one": 1, "two": 1}
+    assert all(expert in ("one", "two") for found in picked.values() for expert in found.values())
