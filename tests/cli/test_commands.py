@@ -181,7 +181,7 @@ def test_a_folder_in_gives_a_folder_out(cohort: Path, model: Path, tmp_path: Pat
     result = handful("predict", model, "-i", cohort, "-o", tmp_path / "p", "--json")
     assert result.exit_code == 0
     nothing: list[object] = []
-    done = {"output": str(tmp_path / "p"), "done": ALL} | dict.fromkeys(
+    done = {"output": str(tmp_path / "p"), "done": ALL, "experts": {}} | dict.fromkeys(
         ("skipped", "failures", "left_out", "warnings", "empty"), nothing
     )
     assert json.loads(result.stdout) == done

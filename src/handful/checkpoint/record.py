@@ -90,9 +90,10 @@ def describe_support(support: SupportSet) -> dict[str, object]:
     described: dict[str, object] = {}
     described["support"] = [
         {"case": facts.case.name, "image_sha256": facts.image_sha256, "labels_sha256": facts.labels_sha256}
-        | ({"scribbles": round(facts.labelled_share, 6)} if facts.scribbled else {})
         for facts in support.facts
     ]
+    if support.scribbled:
+        described["scribbles"] = {facts.case.name: round(facts.labelled_share, 6) for facts in support.scribbled}
     if support.unlabelled:
         pairs = zip(support.unlabelled.cases, support.unlabelled.digests, strict=True)
         described["unlabelled"] = [{"case": case.name, "image_sha256": digest} for case, digest in pairs]
@@ -155,6 +156,7 @@ class _Provenance(TypedDict, total=False):
 
     fingerprint: str
     support: list[dict[str, str]]
+    scribbles: dict[str, float]
     unlabelled: list[dict[str, str]]
     decisions: list[str]
     reliability: dict[str, float]

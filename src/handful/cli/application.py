@@ -29,7 +29,7 @@ from handful.cli import (
     serve,
     suggest,
 )
-from handful.cli.terminal import Commands, raise_terminated, stopped_by_signals
+from handful.cli.terminal import Commands, raise_interrupted, raise_terminated, stopped_by_signals
 
 EPILOG = """Exit codes: 0 success, 1 error, 2 wrong usage, 3 finished but some cases failed or files were left out,
 130 stopped by Ctrl-C, 143 stopped by SIGTERM.
@@ -96,5 +96,7 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     with stopped_by_signals():
         signal.signal(signal.SIGTERM, raise_terminated)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # shells let it be ignored in the background
+            signal.signal(signal.SIGINT, raise_interrupted)
         tune_allocator()
         app()

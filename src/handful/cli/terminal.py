@@ -42,7 +42,8 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _signals_that_count():
+                return super().invoke(ctx)
         except KeyboardInterrupt as stop:
             print_note("stopped; run the same command again to resume")
             raise typer.Exit(TERMINATED if isinstance(stop, Terminated) else INTERRUPTED) from None
@@ -70,9 +71,31 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, with which schedulers end a process; everything is kept, as after Ctrl-C."""
 
 
+_received: list[type[KeyboardInterrupt]] = []
+"""What the signals raised that have come so far."""
+
+
 def raise_terminated(signal: int, frame: object) -> None:
     """A handler of SIGTERM."""
+    _received.append(Terminated)
     raise Terminated
+
+
+def raise_interrupted(signal: int, frame: object) -> None:
+    """A handler of Ctrl-C."""
+    _received.append(KeyboardInterrupt)
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _signals_that_count() -> Iterator[None]:
+    """Libraries in C may raise an error of their own in place of what a signal raises; then the signal counts."""
+    try:
+        yield
+    except Exception as error:
+        if _received:
+            raise _received[-1] from error
+        raise
 
 
 @contextmanager
