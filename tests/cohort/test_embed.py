@@ -31,3 +31,23 @@ def test_embeddings_that_cannot_be_stored_are_an_error(cohort: Cohort, backbone:
     (tmp_path / "a file").touch()
     with pytest.warns(UserWarning, match="no longer cached"), pytest.raises(OSError, match="a file"):
         embed_cohort(cohort.cases[:1], backbone, tmp_path / "a file" / "cache")
+
+
+def test_a_repeated_job_encodes_as_many_slices_in_a_call_as_one_that_was_not_stopped(
+    cohort: Cohort, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    calls = list[int]()
+    encode = type(backbone)._encode
+    monkeypatch.setattr(
+        type(backbone), "_encode", lambda self, slices: calls.append(len(slices)) or encode(self, slices)
+    )
+    case = cohort.cases[:1]
+    whole = embed_cohort(case, backbone, tmp_path)
+    undisturbed = [count for count in calls if count > 1]
+    stored = {file: file.read_bytes() for file in sorted(tmp_path.glob("*.safetensors"))}
+    next(iter(stored)).unlink()
+    calls.clear()
+    assert embed_cohort(case, backbone, tmp_path).computed == 1
+    assert len(stored) == whole.computed
+    assert max(calls) in undisturbed, "a slice alone would differ in the last bit"
+    assert {file: file.read_bytes() for file in sorted(tmp_path.glob("*.safetensors"))} == stored

@@ -66,6 +66,7 @@ class CachedBackbone(Backbone):
         self.most_at_once = backbone.most_at_once
         self.cache = EmbeddingCache(folder, max_bytes)
         self._weights: tuple[object, str] = (None, "")
+        self._together = False
         self.eval()
 
     @property
@@ -88,6 +89,18 @@ class CachedBackbone(Backbone):
             yield
         finally:
             self.cache.paused = before
+
+    def encode_together(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+        """As `encode`, but if one slice is missing, all are encoded in one call, as if none had been stored.
+
+        The number of slices in a call can change the last bit of an embedding. So a job that was stopped between two
+        slices of a call stores the same bits when it is repeated.
+        """
+        self._together = True
+        try:
+            return self.encode(slices)
+        finally:
+            self._together = False
 
     @property
     def image_encoder(self) -> nn.Module:  # type: ignore[override]
@@ -120,9 +133,10 @@ class CachedBackbone(Backbone):
         rows = [self.cache.get(key) for key in keys]
         missing = [i for i, row in enumerate(rows) if row is None]
         if missing:
-            fresh = self.inner.encode(slices[missing]).to(torch.float16).to("cpu")
-            for place, i in enumerate(missing):
-                row = tuple(level[place] for level in fresh.features)
+            encoded = list(range(len(rows))) if self._together else missing
+            fresh = self.inner.encode(slices[encoded]).to(torch.float16).to("cpu")
+            for i in missing:
+                row = tuple(level[encoded.index(i)] for level in fresh.features)
                 self.cache.put(keys[i], row)
                 rows[i] = row
         levels = zip(*[row for row in rows if row is not None], strict=True)

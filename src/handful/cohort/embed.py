@@ -105,7 +105,7 @@ class _Encoding:
         try:
             view = self.slicer.view(case.read_image())
             for start in range(0, len(view), CHUNK):
-                caching.encode(view.cut(start, start + CHUNK).to(caching.device))
+                caching.encode_together(view.cut(start, start + CHUNK).to(caching.device))
                 if caching.cache.problem is not None:
                     break
         except Exception as error:  # any error concerns this case only: it is listed, and the others continue
