@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 from transformers import (
@@ -197,3 +199,11 @@ def _random(model: nn.Module, seed: int) -> nn.Module:
         shared = model.prompt_encoder.shared_embedding.positional_embedding
         model.shared_image_embedding.positional_embedding.copy_(shared)
     return model
+
+
+@torch.no_grad()
+def moved(parts: Iterable[nn.Module]) -> None:
+    """Change weights as a training might."""
+    for part in parts:
+        for parameter in part.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))

@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from handful.errors import SettingsError
 from handful.tuning.adapters import add_adapters
-from tiny_models import tiny_sam, tiny_sam2
+from tiny_models import moved, tiny_sam, tiny_sam2
 
 SLICES = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
 everywhere = pytest.mark.parametrize("tiny", [tiny_sam, tiny_sam2])
@@ -16,13 +16,6 @@ everywhere = pytest.mark.parametrize("tiny", [tiny_sam, tiny_sam2])
 
 def rng(seed: int = 0) -> Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@torch.no_grad()
-def moved(part: nn.Module) -> None:
-    """Weights as a training might leave them."""
-    for parameter in part.parameters():
-        parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng(3)))
 
 
 @torch.no_grad()
@@ -43,7 +36,7 @@ def test_gradients_reach_the_adapters_and_nothing_else(tiny: Callable) -> None:
     backbone = tiny(side=64)
     parts = add_adapters(backbone.image_encoder, 4, rng())
     for part in parts:
-        moved(part)
+        moved([part])
     backbone.encode_exact(SLICES).main.square().mean().backward()
     adapters = {id(p) for part in parts for p in part.parameters()}
     assert {id(p) for p in backbone.parameters() if p.grad is not None} == adapters
@@ -55,14 +48,14 @@ def test_each_of_a_blocks_two_adapters_changes_the_result(place: int) -> None:
     before = seen(backbone)
     parts = add_adapters(backbone.image_encoder, 4, rng())
     assert len(parts) == 2 * len(backbone.image_encoder.layers)
-    moved(parts[place])
+    moved([parts[place]])
     assert not torch.allclose(seen(backbone), before, atol=1e-3)
 
 
 def test_the_encoders_own_weights_stay_as_they_are() -> None:
     backbone, plain = tiny_sam2(side=64), tiny_sam2(side=64)
     for part in add_adapters(backbone.image_encoder, 4, rng()):
-        moved(part)
+        moved([part])
     kept = {id(p) for p in backbone.parameters() if not p.requires_grad}
     own = [p for p in backbone.parameters() if id(p) in kept]
     assert len(own) == len(list(plain.parameters()))

@@ -9,6 +9,7 @@ from torch import Generator, Tensor, nn
 import tiny_models
 from handful.errors import SettingsError
 from handful.tuning.depth import DepthConvolution, add_depth_attention, add_depth_convolutions
+from tiny_models import moved
 
 STACK = torch.rand(3, 1, 64, 64, generator=torch.Generator().manual_seed(0))
 everywhere = pytest.mark.parametrize("tiny", [tiny_models.tiny_sam, tiny_models.tiny_sam2])
@@ -17,14 +18,6 @@ either = pytest.mark.parametrize("add", [add_depth_convolutions, add_depth_atten
 
 def rng(seed: int = 0) -> Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@torch.no_grad()
-def moved(parts: list[nn.Module]) -> None:
-    """Weights as a training might leave them."""
-    for part in parts:
-        for parameter in part.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng(3)))
 
 
 @torch.no_grad()

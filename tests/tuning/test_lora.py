@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 
 from handful.errors import SettingsError
 from handful.tuning.lora import LowRankQkv, add_lora, merge_lora, unmerge_lora
-from tiny_models import tiny_sam, tiny_sam2
+from tiny_models import moved, tiny_sam, tiny_sam2
 
 SLICES = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
 everywhere = pytest.mark.parametrize("tiny", [tiny_sam, tiny_sam2])
@@ -16,14 +16,6 @@ everywhere = pytest.mark.parametrize("tiny", [tiny_sam, tiny_sam2])
 
 def rng(seed: int = 0) -> Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@torch.no_grad()
-def moved(parts: list[nn.Module]) -> None:
-    """Weights as a training might leave them."""
-    for part in parts:
-        for parameter in part.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=rng(3)))
 
 
 @torch.no_grad()

@@ -125,7 +125,7 @@ class CachedBackbone(Backbone):
         return self.cache.misses
 
     def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
-        """Only the missing slices are encoded, in one call; there are no gradients."""
+        """The missing slices are encoded in one call, without gradients; with `encode_together` all slices are."""
         if self.cache.paused:
             return self.inner.encode(slices)
         _refuse_training(self.inner)

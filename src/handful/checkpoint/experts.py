@@ -153,13 +153,14 @@ def _require_one_backbone(models: Mapping[str, SavedModel]) -> None:
 
 def _joined_provenance(models: Mapping[str, SavedModel]) -> dict[str, Any]:
     """Cases of all experts, each named EXPERT/CASE, and their decisions."""
-    joined: dict[str, Any] = {"support": [], "unlabelled": [], "decisions": [], "reliability": {}}
+    joined: dict[str, Any] = {"support": [], "unlabelled": [], "decisions": [], "reliability": {}, "scribbles": {}}
     for name, model in models.items():
         past = model.record.provenance
         for key in ("support", "unlabelled"):
             joined[key] += [scan | {"case": f"{name}/{scan.get('case', '?')}"} for scan in past.get(key, [])]
         joined["decisions"] += [f"{name}: {line}" for line in past.get("decisions", [])]
-        joined["reliability"] |= {f"{name}/{case}": value for case, value in past.get("reliability", {}).items()}
+        for key in ("reliability", "scribbles"):
+            joined[key] |= {f"{name}/{case}": value for case, value in past.get(key, {}).items()}
     return {key: value for key, value in joined.items() if value}
 
 

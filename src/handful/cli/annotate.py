@@ -13,6 +13,7 @@ from handful.cli.terminal import one_line, print_json, print_lines, progress, st
 from handful.errors import InputError
 
 if TYPE_CHECKING:
+    from handful.data.volume import LabelMap, Volume
     from handful.session.simulated_annotator import AnnotationResult
 
 LEVELS = (0.85, 0.90)
@@ -54,16 +55,14 @@ def annotate(
     The table shows the mean Dice per slice after each click. NoC@0.85 is the mean number of clicks that reach a Dice
     of 0.85; slices that never reach it count as the maximum number of clicks.
     """
-    from handful.cohort.choice import open_source
-    from handful.data.files import read_label_map, read_volume
+    _require_free(out, image, reference, overwrite)
+    volume, truth = _read(image, reference)
+    from handful.cohort.choice import open_source  # seconds; a wrong file is reported before
     from handful.methods.catalog import online_learner
     from handful.methods.promptable import labels_of
     from handful.session.session import Session
     from handful.session.simulated_annotator import annotate_scan
 
-    _require_free(out, image, reference, overwrite)
-    volume = read_volume(image)
-    truth = read_label_map(reference, grid=volume.geometry)
     model = open_source(source, device, cache)
     labels, learner = None if labels_of(model) else truth.labels, online_learner() if learn else None
     with Session(volume, model, labels, learner=learner) as session:
@@ -77,6 +76,13 @@ def annotate(
     else:
         _print_table(result)
         print_lines(f"label map: {out}")
+
+
+def _read(image: Path, reference: Path) -> tuple[Volume, LabelMap]:
+    from handful.data.files import read_label_map, read_volume
+
+    volume = read_volume(image)
+    return volume, read_label_map(reference, grid=volume.geometry)
 
 
 def _require_free(out: Path, image: Path, reference: Path, overwrite: bool) -> None:

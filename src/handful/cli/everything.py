@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import WARNING, exit_on, print_failures, print_json, print_lines, print_note, progress
+from handful.cli.terminal import WARNING, exit_on, print_failures, print_json, print_lines, print_note, progress, some
 
 if TYPE_CHECKING:
     from handful.cohort.everything import FindMasksConfig, FindMasksResult
@@ -116,5 +116,4 @@ def _print(out: Path, result: FindMasksResult) -> None:
     print_lines(f"{len(result.done)} {cases} segmented{before}{failed}, {count}: {out}", highlight=True)
     if result.empty:
         hint = "lower --least-iou or --least-stability, or take more --points"
-        names = f"{', '.join(result.empty[:5])}{', ...' if len(result.empty) > 5 else ''}"
-        print_note(f"no mask was found in {len(result.empty)} cases ({names}); {hint}", lead=WARNING)
+        print_note(f"no mask was found in {len(result.empty)} cases ({some(result.empty)}); {hint}", lead=WARNING)

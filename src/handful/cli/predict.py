@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import WARNING, exit_on, print_failures, print_json, print_lines, print_note, progress
+from handful.cli.terminal import WARNING, exit_on, print_failures, print_json, print_lines, print_note, progress, some
 
 
 class Format(StrEnum):
@@ -273,5 +273,5 @@ def _print(out: Path, result: CohortResult) -> None:
         unlike_them = "unlike those that the model was fitted on: see warnings.json"
         print_note(f"{unlike} {subject} {unlike_them}", lead=WARNING)
     if result.empty:
-        print_note(f"no label was found in {len(result.empty)} cases: {', '.join(result.empty[:5])}", lead=WARNING)
+        print_note(f"no label was found in {len(result.empty)} cases: {some(result.empty)}", lead=WARNING)
     print_failures(result.failures)

@@ -13,10 +13,13 @@ from handful.data.cases import Case
 from handful.data.inputs import Inputs
 from handful.errors import InputError
 from handful.evaluation.evaluate import Failure
+from handful.jobs.atomic import write_json
 from handful.jobs.digests import digest_of_file
 from handful.jobs.executors import Executor, Lost
 from handful.jobs.progress import Report
 
+FAILURES = "failures.json"
+"""Name in an output folder."""
 CLAIMS = "claims"
 """Folder of locks in the folder of notes, one per case that a worker of a cluster works on."""
 
@@ -58,6 +61,14 @@ def carried_out(executor: Executor, work: Callable[[Case], Outcome], cases: Sequ
         tuple(name for name in names if found[name].kind == "skipped"),
         tuple(Failure(name, found[name].reason) for name in names if found[name].kind == "failed"),
     )
+
+
+def write_failures(out: Path, failures: Sequence[Failure]) -> None:
+    """Write `out`/failures.json, the failed cases with their reasons; without failures there is no such file."""
+    if failures:
+        write_json(out / FAILURES, [{"case": failure.case, "reason": failure.reason} for failure in failures])
+    else:
+        (out / FAILURES).unlink(missing_ok=True)
 
 
 @runtime_checkable

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from handful.backbones.base import Backbone
-from handful.cohort.case_jobs import CLAIMS, Outcome, Outcomes, carried_out, make_way
+from handful.cohort.case_jobs import CLAIMS, FAILURES, Outcome, Outcomes, carried_out, make_way, write_failures
 from handful.cohort.choice import DEFAULT_BACKBONE, named_backbone
 from handful.cohort.predict import label_map_name
 from handful.data.cases import Case
@@ -34,7 +34,7 @@ from handful.jobs.workers import executor_for, require_workers
 from handful.methods.everything import EverythingConfig, NumberedMask, label_everything
 from handful.reports.overlay import write_overlay
 
-TABLE, RUN, FAILURES, PREVIEWS = "masks.csv", "run.json", "failures.json", "previews"
+TABLE, RUN, PREVIEWS = "masks.csv", "run.json", "previews"
 """Names in an output folder."""
 COLUMNS = ("case", "label", "plane", "slice", "pixels", "visible", "area", "unit", "predicted_iou", "stability")
 
@@ -246,11 +246,7 @@ def _table(notes: dict[str, _Note]) -> str:
 
 def _write_records(out: Path, config: FindMasksConfig, result: FindMasksResult) -> None:
     """Write run.json (facts about the run, without paths or names) and failures.json (failed cases with reasons)."""
-    failures = out / FAILURES
-    if result.failures:
-        write_json(failures, [{"case": failure.case, "reason": failure.reason} for failure in result.failures])
-    else:
-        failures.unlink(missing_ok=True)
+    write_failures(out, result.failures)
     if result.done or result.failures or not (out / RUN).exists():
         counts = {"done": len(result.done), "skipped": len(result.skipped), "failed": len(result.failures)}
         settings = asdict(config.masks)

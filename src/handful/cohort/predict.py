@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from handful.checkpoint.model import SavedModel, open_model
-from handful.cohort.case_jobs import CLAIMS, Outcome, Outcomes, carried_out, make_way
+from handful.cohort.case_jobs import CLAIMS, Outcome, Outcomes, carried_out, make_way, write_failures
 from handful.cohort.probabilities import probability_files, write_probabilities
 from handful.cohort.volumes import LabelSizes, write_volumes
 from handful.data.cases import Case
@@ -557,11 +557,7 @@ def _write_notes(out: Path, model: SavedModel, result: CohortResult, config: Pre
 
     Only for a model with experts, run.json names the cases, each with its expert.
     """
-    failures = out / "failures.json"
-    if result.failures:
-        write_json(failures, [{"case": failure.case, "reason": failure.reason} for failure in result.failures])
-    else:
-        failures.unlink(missing_ok=True)
+    write_failures(out, result.failures)
     record = model.record
     write_json(
         out / RUN,

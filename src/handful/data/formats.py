@@ -36,7 +36,7 @@ from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume, requ
 from handful.errors import DamagedFile, HandfulError, InputError, LabelError, SettingsError, UnsupportedInput
 from handful.jobs.atomic import replacing
 from handful.jobs.digests import Digest
-from handful.jobs.files import checked_path, text_of
+from handful.jobs.files import checked_path, open_file, text_of
 from handful.jobs.scratch import converted
 
 
@@ -338,6 +338,7 @@ def _format(path: Path, choice: SeriesChoice = ONLY_SERIES) -> _Format:
         return _dicom(choice)
     if path.is_dir():
         raise UnsupportedInput(f"{path}: a folder without DICOM files; give a scan, or a folder with one DICOM series")
+    open_file(path).close()  # a missing file is named as such
     raise UnsupportedInput(f"{path}: unknown file format; handful reads DICOM and {', '.join(SUFFIXES)}")
 
 
