@@ -115,6 +115,9 @@ def test_missing_file_folder_and_unknown_suffix_have_different_messages(tmp_path
     (tmp_path / "folder.nii").mkdir()
     with pytest.raises(InputError, match=r"folder\.nii: a folder without DICOM files"):
         read_volume(tmp_path / "folder.nii")
+    with pytest.raises(InputError, match=r"notes\.txt: no such file"):
+        read_volume(tmp_path / "notes.txt")
+    (tmp_path / "notes.txt").write_text("no scan")
     with pytest.raises(UnsupportedInput, match=r"notes\.txt: unknown file format; handful reads DICOM and \.nii\.gz, "):
         read_volume(tmp_path / "notes.txt")
 
