@@ -9,10 +9,11 @@ import torch
 from torch import Generator, Tensor
 
 from handful.backbones.base import Backbone
+from handful.data.cases import Case
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
-from handful.data.volume import IGNORE
+from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.nearest_slice import NearestSlice
@@ -20,6 +21,7 @@ from handful.methods.self_training.gate import PATIENCE, ROUNDS, Gate, combined_
 from handful.methods.self_training.initial import INITIAL, initial_labels, initial_method
 from handful.methods.self_training.method import SelfTraining
 from handful.methods.self_training.mixing import labelled_parts
+from handful.methods.self_training.polarity import of_other_polarity
 from handful.methods.self_training.pool import Pool, labels_in_one_piece, largest_pieces
 from handful.methods.self_training.training import Mixture
 from handful.methods.stacks import StackedSupport
@@ -88,6 +90,64 @@ def test_unlabelled_scans_help(sam: Backbone):
         return float(np.mean([mean_dice(segmenter.predict(image), truth) for image, truth in unseen]))
 
     assert score(method) > score(replace(method, unlabelled_weight=0, supervised=0.9)) + 0.01
+
+
+# Pictures of two kinds.
+
+
+def dot(seed: int, negative: bool = False) -> Case:
+    """A picture of a light disc on a dark ground, or its negative."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:32, :32]
+    disc = (rows - rng.integers(10, 22)) ** 2 + (columns - rng.integers(10, 22)) ** 2 < 40
+    grey = 20 + 200 * disc + rng.normal(0, 4, disc.shape)
+    geometry = Geometry((32, 32, 1), np.eye(4), unit="pixel")
+    labels = Labels((1,), ("disc",))
+    image = Volume((255 - grey if negative else grey)[None, :, :, None].astype(np.float32), geometry)
+    return Case(f"dot-{seed}", image, LabelMap(disc[:, :, None].astype(np.int16), geometry, labels), labels)
+
+
+def dots(negatives: int) -> SupportSet:
+    unlabelled = tuple(dot(10 + seed, negative=seed < negatives) for seed in range(8))
+    return SupportSet((dot(0), dot(1)), Labels((1,), ("disc",)), unlabelled=UnlabelledScans.of(unlabelled))
+
+
+def test_a_fit_says_how_many_pictures_are_negatives_of_the_labelled_ones(sam: Backbone):
+    mixed = [line for line in SMALL.fit(dots(3), sam).decisions if "negatives" in line]
+    assert len(mixed) == 1
+    assert mixed[0].startswith("3 of 8 unlabelled pictures")
+    assert not any("negatives" in line for line in SMALL.fit(dots(0), sam).decisions)
+
+
+@pytest.mark.learning
+def test_negatives_of_labelled_pictures_are_segmented(sam: Backbone):
+    method = replace(SMALL, channels=8, train=TrainConfig(iterations=120, learning_rate=5e-3, ema=0.95))
+    unseen = [dot(seed, negative=True) for seed in range(40, 46)]
+
+    def score(support: SupportSet) -> float:
+        segmenter = method.fit(support, sam)
+        return float(np.mean([mean_dice(segmenter.predict(c.read_image()), c.read_reference()) for c in unseen]))
+
+    assert score(dots(3)) > 0.7
+    assert score(dots(1)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "expected"),
+    [
+        ([0.05, 0.1], [0.05] * 6 + [0.7, 0.9], 2),
+        ([0.7, 0.9], [0.8] * 6 + [0.1, 0.2], 2),
+        ([0.05, 0.1], [0.05] * 7 + [0.9], 0),  # a single one
+        ([0.05, 0.7], [0.05] * 6 + [0.7, 0.9], 0),  # both kinds are labelled
+        ([0.3, 0.45], [0.4] * 6 + [0.6, 0.7], 0),  # brighter, but no other kind
+        ([0.05] * 2, [0.05] * 98 + [0.9] * 2, 0),  # too few
+    ],
+)
+def test_pictures_of_the_other_polarity_are_counted(labelled: list[float], unlabelled: list[float], expected: int):
+    def slices(levels: list[float]) -> Tensor:
+        return torch.tensor(levels)[:, None, None, None].expand(-1, 3, 4, 4)
+
+    assert of_other_polarity(slices(labelled), slices(unlabelled)) == expected
 
 
 # Pieces.

@@ -63,6 +63,15 @@ def test_a_stronger_view_is_further_away():
     assert far[1] < far[2]
 
 
+def test_negatives_are_a_share_of_the_same_views():
+    slices = torch.rand(400, 1, 8, 8, generator=rng())
+    plain, some = relit(slices, rng(5)), relit(slices, rng(5), inverted=0.3)
+    negative = (some == 1 - plain).flatten(1).all(1)
+    kept = (some == plain).flatten(1).all(1)
+    assert bool((negative ^ kept).all())
+    assert 0.2 < float(negative.float().mean()) < 0.4
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_one_generator_gives_one_view(channels: int):
     slices = torch.rand(6, channels, 32, 32, generator=rng())

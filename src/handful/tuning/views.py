@@ -76,10 +76,13 @@ def moved_classes(classes: Int[Tensor, "n d h w"], grids: Float[Tensor, "n h w 2
     return found.to(classes.dtype) + UNKNOWN
 
 
-def relit(slices: Float[Tensor, "n c h w"], generator: Generator, strength: float = 1.0) -> Float[Tensor, "n c h w"]:
+def relit(
+    slices: Float[Tensor, "n c h w"], generator: Generator, strength: float = 1.0, inverted: float = 0.0
+) -> Float[Tensor, "n c h w"]:
     """The slices, in [0, 1], with other grey values; all channels of a slice alike but for noise and tint.
 
-    `strength` multiplies how far and how often: 1 for labelled slices, more for the strong view of a pupil.
+    `strength` multiplies how far and how often: 1 for labelled slices, more for the strong view of a pupil. `inverted`
+    is the share of the slices that become negatives: 1 minus each value.
     """
     n, channels, h, w = slices.shape
 
@@ -96,7 +99,10 @@ def relit(slices: Float[Tensor, "n c h w"], generator: Generator, strength: floa
     if channels == 3:
         lit = lit * (amount(0.3, 0.1) * torch.randn(n, 3, 1, 1, generator=generator)).exp()
     lit = lit + amount(0.2, 0.1).abs() * torch.randn(slices.shape, generator=generator)
-    return _softened(lit, strength, generator)
+    lit = _softened(lit, strength, generator)
+    if not inverted:
+        return lit
+    return torch.where(_some(n, inverted, generator)[:, None, None, None] > 0, 1 - lit, lit)
 
 
 def _softened(slices: Float[Tensor, "n c h w"], strength: float, generator: Generator) -> Float[Tensor, "n c h w"]:

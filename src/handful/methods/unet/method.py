@@ -156,7 +156,7 @@ class UNet(Method):
         )
         if isinstance(net, PlainNet) and simclr:
             pretrain_encoder(net, slices, self.contrast_batch, self.contrast, first)
-        loss = self.loss(net, stacked, len(support.labels), config.steps, masks)
+        loss = self.loss(net, stacked, len(support.labels), self.views(net.plan), config.steps, masks)
         train(net, loss, config, then, rates={"encoder.": self.encoder_rate})
         net.drop_training_state()
         decisions = (self.described(plan, config), *((masks.described(backbone),) if masks else ()))
@@ -228,9 +228,11 @@ class UNet(Method):
         bending = (ELASTIC if self.augmentation == "nnunet" else 0.0) if self.elastic is None else self.elastic
         return Views(augmentation=self.augmentation, elastic=bending, mirror=plan.mirror)
 
-    def loss(self, net: Net, stacked: StackedSupport, labels: int, steps: int, masks: AcceptedMasks | None) -> NetLoss:
+    def loss(
+        self, net: Net, stacked: StackedSupport, labels: int, views: Views, steps: int, masks: AcceptedMasks | None
+    ) -> NetLoss:
         """The loss on labelled slices in a training of so many steps; `masks` are those of scribbled slices."""
-        parts = net, stacked, labels, self.views(net.plan), self.batch, self.rare_class_weight, steps
+        parts = net, stacked, labels, views, self.batch, self.rare_class_weight, steps
         return NetLoss(*parts) if masks is None else ScribbleLoss(*parts, masks.classes)
 
     def fingerprint(self, plan: NetPlan, stacked: StackedSupport, *further: Tensor | str) -> str:

@@ -31,6 +31,8 @@ class Views:
     elastic: float
     """Strongest bending, as a share of the side."""
     mirror: bool
+    inverted: float = 0.0
+    """Share of the slices that become negatives."""
 
     def of(
         self, stacks: Float[Tensor, "b c d s s"], classes: Int[Tensor, "b m s s"], labels: int, generator: Generator
@@ -43,7 +45,7 @@ class Views:
             return self._fully_augmented(stacks, classes, labels, generator)
         size, depth = (stacks.shape[-2], stacks.shape[-1]), stacks.shape[2]
         grids = random_grids(len(stacks), size, Moves(elastic=self.elastic, mirror=self.mirror), generator)
-        shown = relit(moved(stacks.flatten(1, 2), grids), generator)
+        shown = relit(moved(stacks.flatten(1, 2), grids), generator, inverted=self.inverted)
         classes = moved_classes(classes, grids)
         return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), masks_of(classes, labels), classes != UNKNOWN
 
@@ -77,7 +79,7 @@ class LabelledViews:
         rows = sampler.sample(generator)
         stacks, classes = self.stacked.around(rows, 1)
         grids = self.grids(len(stacks), stacks.shape[-1], generator)
-        shown = relit(moved(stacks[:, :, 0], grids), generator)
+        shown = relit(moved(stacks[:, :, 0], grids), generator, inverted=self.views.inverted)
         found = moved_classes(classes, grids)[:, 0].long().to(self.device)
         return shown.to(self.device), found, self.stacked.scribbled[rows].to(self.device)
 

@@ -1,0 +1,45 @@
+"""Unlabelled pictures that are dark on light where the labelled ones are light on dark, or the other way round.
+
+Stained sections beside fluorescence images are an example. A U-Net that has only seen one kind finds nothing in the
+other, and its own labels of it are noise. Negatives of the training slices show it both kinds.
+"""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+GAP = 0.4
+"""Difference in median brightness, from 0 to 1, above which two pictures are of different kinds."""
+LEAST_SHARE = 0.05
+"""Share of the unlabelled pictures from which on the other kind counts."""
+NEGATIVES = 0.3
+"""Share of the training slices that become negatives if the other kind counts."""
+
+
+def of_other_polarity(labelled: Float[Tensor, "v c s s"], unlabelled: Float[Tensor, "u c s s"]) -> int:
+    """Number of unlabelled pictures whose brightness is across the middle from that of all labelled ones, and far off.
+
+    All values are from 0 to 1. 0 if there are too few of these pictures to be learned from.
+    """
+    own, other = _brightness(labelled), _brightness(unlabelled)
+    if own.max() < 0.5:
+        count = int(((other > 0.5) & (other > own.max() + GAP)).sum())
+    elif own.min() > 0.5:
+        count = int(((other < 0.5) & (other < own.min() - GAP)).sum())
+    else:
+        count = 0
+    return count if count >= max(2, LEAST_SHARE * len(other)) else 0
+
+
+def polarity_note(count: int, unlabelled: int) -> str:
+    """One sentence for the user on so many of the unlabelled pictures."""
+    return (
+        f"{count} of {unlabelled} unlabelled pictures are light where the labelled ones are dark and dark where these "
+        "are light, so some training slices are shown as negatives; label one of these pictures for better masks"
+    )
+
+
+def _brightness(slices: Float[Tensor, "v c s s"]) -> Float[Tensor, " v"]:
+    """The median value of each slice, which is that of its background in most pictures."""
+    return slices.float().mean(dim=1).flatten(1).median(dim=1).values
