@@ -238,16 +238,21 @@ def _bar() -> Iterator[Callable[[str, int, int, str], None]]:
 
 
 def _plain_lines(title: str) -> Report:
+    """Lines with the time left, at the speed since the job, or its current part, began or was resumed."""
     began = last = time.monotonic()
+    first, before, size = 0, 0, 0
 
     def report(step: int, total: int, note: str) -> None:
-        nonlocal last
+        nonlocal began, last, first, before, size
         now = time.monotonic()
+        if (step < before or total != size) and (size or step > 1):  # another part of the job, or a resumed one
+            began, first = now, step
+        before, size = step, total
         if step == 0 and note:
             print(f"{title}: {visible(note)}", file=sys.stderr, flush=True)
         elif step and (step == total or now - last > PLAIN_EVERY_S):
             last = now
-            left = (now - began) / step * (total - step)
+            left = (now - began) / max(1, step - first) * (total - step)
             print(f"{title}: {step} of {total}, {one_line(note)}, {left:.0f} s left", file=sys.stderr, flush=True)
 
     return report
