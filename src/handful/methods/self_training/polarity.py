@@ -1,7 +1,7 @@
 """Unlabelled pictures that are dark on light where the labelled ones are light on dark, or the other way round.
 
-Stained sections beside fluorescence images are an example. A U-Net that has only seen one kind finds nothing in the
-other, and its own labels of it are noise. Negatives of the training slices show it both kinds.
+Stained sections among fluorescence images are an example. A U-Net that was trained on one kind finds nothing in the
+other, and its own labels of it are noise. So it is trained on negatives of some slices as well.
 """
 
 from __future__ import annotations
