@@ -6,6 +6,7 @@ import numpy as np
 
 from handful.data.cases import Case
 from handful.data.support import SupportSet
+from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 
 LABELS = Labels((1, 3), ("ball", "egg"))
@@ -71,6 +72,24 @@ def sequence_support(n: int = 2, names: tuple[str, ...] = ("T1", "FLAIR")) -> Su
 def support_set(n: int = 3) -> SupportSet:
     """The first n phantoms, all slices labelled."""
     return SupportSet(tuple(phantom_case(seed) for seed in range(n)), LABELS)
+
+
+def dot(seed: int, negative: bool = False) -> Case:
+    """A picture of a light disc on a dark ground, or its negative."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:32, :32]
+    disc = (rows - rng.integers(10, 22)) ** 2 + (columns - rng.integers(10, 22)) ** 2 < 40
+    grey = 20 + 200 * disc + rng.normal(0, 4, disc.shape)
+    geometry = Geometry((32, 32, 1), np.eye(4), unit="pixel")
+    labels = Labels((1,), ("disc",))
+    image = Volume((255 - grey if negative else grey)[None, :, :, None].astype(np.float32), geometry)
+    return Case(f"dot-{seed}", image, LabelMap(disc[:, :, None].astype(np.int16), geometry, labels), labels)
+
+
+def dots(negatives: int) -> SupportSet:
+    """Two labelled discs and eight without labels, of which some are negatives."""
+    unlabelled = tuple(dot(10 + seed, negative=seed < negatives) for seed in range(8))
+    return SupportSet((dot(0), dot(1)), Labels((1,), ("disc",)), unlabelled=UnlabelledScans.of(unlabelled))
 
 
 def _inside(at: np.ndarray, centre: np.ndarray, radii: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from handful.methods.know_sam.training import KnowSamLoss, Weights, disagreement
 from handful.methods.self_training.pool import Pool
 from handful.methods.stacks import StackedSupport
 from handful.tuning.loop import TrainConfig
-from phantoms import phantom_case, support_set
+from phantoms import dots, phantom_case, support_set
 
 SIDE = 32
 QUICK = TrainConfig(iterations=8, learning_rate=2e-3, ema=0.9)
@@ -212,3 +212,8 @@ def test_the_fused_answer_needs_no_backbone_and_stores_none_of_it(sam: Backbone)
 def test_settings_that_cannot_be_are_refused(settings: dict[str, float], message: str):
     with pytest.raises(SettingsError, match=message):
         KnowSam(**settings)  # type: ignore[arg-type]
+
+
+def test_pictures_that_are_negatives_of_the_labelled_ones_are_noted(sam: Backbone):
+    notes = [[line for line in SMALL.fit(dots(count), sam).decisions if "negatives" in line] for count in (3, 0)]
+    assert [len(lines) for lines in notes] == [1, 0]

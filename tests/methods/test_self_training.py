@@ -9,11 +9,10 @@ import torch
 from torch import Generator, Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.cases import Case
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
-from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
+from handful.data.volume import IGNORE
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.nearest_slice import NearestSlice
@@ -27,7 +26,7 @@ from handful.methods.self_training.training import Mixture
 from handful.methods.stacks import StackedSupport
 from handful.tuning.loop import TrainConfig
 from methods.variants import support as partly_labelled
-from phantoms import LABELS, phantom, phantom_case, support_set
+from phantoms import LABELS, dot, dots, phantom, phantom_case, support_set
 from scores import mean_dice
 
 SIDE = 32
@@ -93,23 +92,6 @@ def test_unlabelled_scans_help(sam: Backbone):
 
 
 # Pictures of two kinds.
-
-
-def dot(seed: int, negative: bool = False) -> Case:
-    """A picture of a light disc on a dark ground, or its negative."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:32, :32]
-    disc = (rows - rng.integers(10, 22)) ** 2 + (columns - rng.integers(10, 22)) ** 2 < 40
-    grey = 20 + 200 * disc + rng.normal(0, 4, disc.shape)
-    geometry = Geometry((32, 32, 1), np.eye(4), unit="pixel")
-    labels = Labels((1,), ("disc",))
-    image = Volume((255 - grey if negative else grey)[None, :, :, None].astype(np.float32), geometry)
-    return Case(f"dot-{seed}", image, LabelMap(disc[:, :, None].astype(np.int16), geometry, labels), labels)
-
-
-def dots(negatives: int) -> SupportSet:
-    unlabelled = tuple(dot(10 + seed, negative=seed < negatives) for seed in range(8))
-    return SupportSet((dot(0), dot(1)), Labels((1,), ("disc",)), unlabelled=UnlabelledScans.of(unlabelled))
 
 
 def test_a_fit_says_how_many_pictures_are_negatives_of_the_labelled_ones(sam: Backbone):

@@ -28,6 +28,7 @@ from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, Work, below, mean_of_probabilities
 from handful.methods.know_sam.networks import KnowSamNetworks, SamBranch
 from handful.methods.know_sam.training import KnowSamLoss, Weights
+from handful.methods.self_training.polarity import with_negatives
 from handful.methods.self_training.pool import Pool
 from handful.methods.stacks import StackedSupport
 from handful.methods.unet.method import RATES, UNet, require_sequences
@@ -128,12 +129,13 @@ class KnowSam(Method):
             mixing_from=round(self.mixing * config.steps),
             steps=config.steps,
         )
-        loss = KnowSamLoss(networks, stacked, pool, labels, unet.views(plan), self.batch, weights)
+        views, negatives = with_negatives(unet.views(plan), held, stacked, pool)
+        loss = KnowSamLoss(networks, stacked, pool, labels, views, self.batch, weights)
         scratch = run.scratch and run.scratch / name
         train(networks, loss, config, dataclasses.replace(run, scratch=scratch), rates=method._rates(plan, config))
         networks.drop_training_state(keep_sam=self.answer == "sam")
         of_scans = f"{len(pool.names)} unlabelled scans" if len(pool) else "no unlabelled scans, since there are none"
-        decisions = (f"two of: {unet.described(plan, config)}", f"learned from {of_scans}")
+        decisions = (f"two of: {unet.described(plan, config)}", *negatives, f"learned from {of_scans}")
         return KnowSamSegmenter(support.labels, slicer, backbone, networks, decisions)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:

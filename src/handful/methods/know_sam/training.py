@@ -124,7 +124,8 @@ class KnowSamLoss:
         rows = torch.randint(len(self.pool), (self.half,), generator=generator)
         slices = self.pool.slices[rows].float()
         grids = self.views.grids(self.half, slices.shape[-1], generator)
-        return relit(moved(slices, grids), generator, self.weights.strength).to(self.views.device)
+        inverted = self.views.views.inverted
+        return relit(moved(slices, grids), generator, self.weights.strength, inverted).to(self.views.device)
 
 
 def disagreement(own: Float[Tensor, "b k s s"], other: Float[Tensor, "b k s s"]) -> Tensor:

@@ -27,11 +27,10 @@ from handful.jobs.progress import Run
 from handful.methods.base import Method, Work
 from handful.methods.self_training.gate import Gate
 from handful.methods.self_training.initial import initial_labels, initial_method, labels_at_hand
-from handful.methods.self_training.polarity import NEGATIVES, of_other_polarity, polarity_note
+from handful.methods.self_training.polarity import with_negatives
 from handful.methods.self_training.pool import Pool, labels_in_one_piece
 from handful.methods.self_training.training import Mixture, SelfTrainingLoss
 from handful.methods.stacks import StackedSupport
-from handful.methods.unet.choice import are_pictures
 from handful.methods.unet.method import UNet, UNetSegmenter
 from handful.methods.unet.network import NetPlan
 from handful.methods.unet.scribbles import accepted_masks
@@ -105,8 +104,7 @@ class SelfTraining(UNet):
             initial = self._initial_labels(held, pool, slicer, backbone, run.part("first labels"))
         net = self.net(plan, len(support.labels)).to(backbone.device)
         config, teacher = self.training(plan), copy.deepcopy(net).requires_grad_(False)
-        others = of_other_polarity(stacked.slices, pool.slices) if are_pictures(held) and len(pool) else 0
-        views = dataclasses.replace(self.views(plan), inverted=NEGATIVES if others else 0.0)
+        views, negatives = with_negatives(self.views(plan), held, stacked, pool)
         supervised = self.loss(net, stacked, len(support.labels), views, config.steps, masks)
         gate = self._gate(pool, initial, config.steps, run)
         one_piece = labels_in_one_piece(stacked, len(support.labels))
@@ -117,7 +115,6 @@ class SelfTraining(UNet):
         learned = (
             gate.summary() if gate else ("there are no scans without labels, so it learned from labelled ones only",)
         )
-        negatives = (polarity_note(others, len(pool)),) if others else ()
         strokes = (masks.described(backbone),) if masks else ()
         decisions = (self.described(plan, config), *negatives, *strokes, *learned)
         return UNetSegmenter(support.labels, slicer, backbone, net, decisions, gate.of_cases() if gate else {})

@@ -6,8 +6,16 @@ other, and its own labels of it are noise. So it is trained on negatives of some
 
 from __future__ import annotations
 
+import dataclasses
+
 from jaxtyping import Float
 from torch import Tensor
+
+from handful.data.support import SupportSet
+from handful.methods.self_training.pool import Pool
+from handful.methods.stacks import StackedSupport
+from handful.methods.unet.choice import are_pictures
+from handful.methods.unet.training import Views
 
 GAP = 0.4
 """Difference in median brightness, from 0 to 1, above which two pictures are of different kinds."""
@@ -32,12 +40,19 @@ def of_other_polarity(labelled: Float[Tensor, "v c s s"], unlabelled: Float[Tens
     return count if count >= max(2, LEAST_SHARE * len(other)) else 0
 
 
-def polarity_note(count: int, unlabelled: int) -> str:
-    """One sentence for the user on so many of the unlabelled pictures."""
-    return (
-        f"{count} of {unlabelled} unlabelled pictures are light where the labelled ones are dark and dark where these "
-        "are light, so some training slices are shown as negatives; label one of these pictures for better masks"
+def with_negatives(
+    views: Views, support: SupportSet, stacked: StackedSupport, pool: Pool
+) -> tuple[Views, tuple[str, ...]]:
+    """The views of a training, with negatives if unlabelled pictures are of the other kind, and a note if so."""
+    count = of_other_polarity(stacked.slices, pool.slices) if are_pictures(support) and len(pool) else 0
+    if not count:
+        return views, ()
+    note = (
+        f"{count} of {len(pool)} unlabelled pictures are light where the labelled ones are dark and dark where these "
+        "are light, so some training slices are shown as negatives; for better masks, label one of these pictures: "
+        "handful suggest lists pictures unlike the labelled ones"
     )
+    return dataclasses.replace(views, inverted=NEGATIVES), (note,)
 
 
 def _brightness(slices: Float[Tensor, "v c s s"]) -> Float[Tensor, " v"]:
