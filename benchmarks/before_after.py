@@ -1,6 +1,6 @@
 """The speed and memory of two versions, measured in turn: a commit before, and this working tree.
 
-    python benchmarks/before_after.py --before COMMIT [--rounds 3] [--only commands pieces memory] [--json FILE]
+    python benchmarks/before_after.py --before COMMIT [--rounds 3] [--only commands pieces memory] [--out FILE]
 
 The commit is checked out into a temporary git worktree. Each round measures both versions, one after the other, and
 starts with the other version than the round before. Both run the same commands and the same calls, in processes of
@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -106,7 +106,8 @@ def checked_out(commit: str, folder: Path) -> Iterator[Path]:
 def measured(arguments: argparse.Namespace, versions: tuple[Version, Version], folder: Path) -> list[Section]:
     """A section for each part."""
     cohort = folder / "cohort"
-    subprocess.run([sys.executable, __file__, "--child", "cohort", str(ROOT), str(cohort)], check=True)
+    command = [sys.executable, __file__, "--child", "cohort", str(ROOT), str(cohort)]
+    subprocess.run(command, check=True, env=versions[1].environment)
     measures: dict[str, Callable[[Version], Figures]] = {
         "commands": lambda version: commands(version, cohort),
         "pieces": lambda version: version.answer("pieces", str(cohort)),
@@ -291,9 +292,18 @@ def main() -> None:
             versions = (Version("before", tree, folder / "before"), Version("after", ROOT, folder / "after"))
             print(f"before: {arguments.before}, cores: {len(os.sched_getaffinity(0))}, load: {os.getloadavg()[0]:.1f}")
             sections = measured(arguments, versions, folder)
-    if arguments.json:
-        found = {"before": arguments.before, "parts": [dataclasses.asdict(section) for section in sections]}
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    if arguments.out:
+        arguments.out.write_text("".join(lines_of(sections, arguments.before)), encoding="utf-8")
+
+
+def lines_of(sections: Sequence[Section], commit: str) -> Iterator[str]:
+    """A line of JSON for each row of the tables; figures are [median, least, most]."""
+    for section in sections:
+        for table in section.tables:
+            for row in table.rows:
+                cells = dict(zip(("what", *table.columns[1:]), row, strict=True))
+                found = {key: dataclasses.astuple(c) if isinstance(c, Spread) else c for key, c in cells.items()}
+                yield json.dumps({"commit": commit, "table": table.title} | found) + "\n"
 
 
 def _child(part: str, tree: str, cohort: str) -> None:
@@ -313,7 +323,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--before", metavar="COMMIT", help="the version to compare with")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--json", type=Path, help="also write all figures to this file")
+    parser.add_argument("--out", type=Path, help="file of JSON lines, written anew")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if not arguments.child and not arguments.before:
