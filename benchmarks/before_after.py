@@ -7,7 +7,7 @@ starts with the other version than the round before. Both run the same commands 
 their own, on the same synthetic scans; what is timed exists in both versions. Figures are core-seconds (user and system
 time of all threads) but for memory. Ratios are of the two versions in the same round.
 
-* commands: `import torch` alone, `import handful`, help, and `handful predict` of one scan of 96 x 88 x 12 voxels with
+* commands: `import torch` alone, `import handful`, help, and `handful predict` of one scan of 96 x 88 x 20 voxels with
   handful-tiny. The floor of a command is an empty Python for help and import, and `import torch` for predict.
 * pieces: an encode of handful-tiny, one volume of FATE, and training steps of few-shot prompts, AutoSAM and the U-Net
   in their default configuration (one view, float32, no crop). A step is the difference of two fits of different length,
@@ -115,12 +115,12 @@ def measured(arguments: argparse.Namespace, versions: tuple[Version, Version], f
     }
     sections = []
     for part in arguments.only:
+        floors = operations(versions[1], cohort) if part == "pieces" else {}
         found: dict[str, list[Figures]] = defaultdict(list)
         for turn in range(1 if part == "memory" else arguments.rounds):
             for version in versions if turn % 2 == 0 else versions[::-1]:
                 print(f"{part}, round {turn + 1}, {version.name}", file=sys.stderr, flush=True)
                 found[version.name].append(measures[part](version))
-        floors = operations(versions[1], cohort) if part == "pieces" else {}
         sections.append(compared(part, *(found[version.name] for version in versions), floors))
         show(part, sections[-1])
     return sections
