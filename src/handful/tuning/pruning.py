@@ -155,7 +155,7 @@ class Sampler:
 
     def observe(self, losses: Float[Tensor, "b d"]) -> None:
         """Losses of the samples taken last: one column per class and one for samples without any; nan is unknown."""
-        values = losses.detach().cpu().numpy().astype(np.float64)
+        values = losses.detach().cpu().float().numpy().astype(np.float64)
         self._journal.write(self._next - 1, values.tolist())
         self._learn(values)
 
