@@ -33,8 +33,10 @@ check: $(READY)
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --clean
 
+# BEFORE=commit also measures that version and this one in turn.
 bench: $(READY)
 	$(VENV)/bin/python benchmarks/run.py
+	$(if $(BEFORE),$(VENV)/bin/python benchmarks/before_after.py --before $(BEFORE))
 
 # Rewrites docs/evidence/claims.md and all tables from reproduction/results. DATA=folder measures what is missing first, which may take
 # days and goes on where it was stopped; PART="acdc fate" takes some of it.

@@ -16,7 +16,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table as RichTable
+
 HERE = Path(__file__).parent
+WIDTH = 160
+"""Columns of text where the output goes to a file."""
 
 
 @dataclass(frozen=True)
@@ -122,3 +127,23 @@ def peak_mib() -> float:
 def short(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
+def show(name: str, section: Section) -> int:
+    """Print a section; the number of its checks that failed."""
+    out = console()
+    out.rule(name)
+    for table in section.tables:
+        shown = RichTable(*table.columns, title=table.title, title_justify="left")
+        for row in table.rows:
+            shown.add_row(*[short(cell) if isinstance(cell, float) else str(cell) for cell in row])
+        out.print(shown)
+    for note in section.notes:
+        out.print(note)
+    for check in section.checks:
+        out.print(f"[green]holds[/]  {check.what}" if check.holds else f"[red]FAILS[/]  {check.what}")
+    return sum(not check.holds for check in section.checks)

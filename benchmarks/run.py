@@ -13,30 +13,25 @@ import importlib
 import json
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table as RichTable
-
-from measure import Section, Table, short
+from measure import Section, console, show
 
 PARTS = {
     "start-up": "start_up",
     "encode-decode": "encode_decode",
     "fast": "fast",
     "against-transformers": "against_transformers",
+    "peers": "peers",
     "all-labels": "all_labels",
     "cache": "embedding_cache",
     "allocator": "allocator",
     "peak-memory": "peak_memory",
     "label-memory": "label_memory",
     "multi-region": "multi_region",
+    "gpu": "gpu",
 }
-
-WIDTH = 160
-"""Columns of text where the output goes to a file."""
 
 
 def main() -> int:
@@ -44,20 +39,20 @@ def main() -> int:
     # Waiting threads that spin would count as work; read when torch is first imported, here and in child processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     machine = _machine()
-    console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    out = console()
+    out.print(", ".join(f"{name} {value}" for name, value in machine.items()))
     sections: dict[str, Section] = {}
     seconds: dict[str, float] = {}
+    failed = 0
     for name in arguments.only:
         began = time.perf_counter()
         sections[name] = importlib.import_module(PARTS[name]).measure(arguments.rounds)
         seconds[name] = time.perf_counter() - began
-        _print(console, name, sections[name], seconds[name])
+        failed += show(f"{name} ({seconds[name]:.0f} s)", sections[name])
     if arguments.json:
         found = {name: dataclasses.asdict(section) | {"seconds": seconds[name]} for name, section in sections.items()}
         arguments.json.write_text(json.dumps({"machine": machine, "parts": found}, indent=2) + "\n", encoding="utf-8")
-    failed = [check.what for section in sections.values() for check in section.checks if not check.holds]
-    console.print(f"{sum(seconds.values()):.0f} s in all; {len(failed)} of the checks failed")
+    out.print(f"{sum(seconds.values()):.0f} s in all; {failed} of the checks failed")
     return 1 if failed else 0
 
 
@@ -76,23 +71,6 @@ def _machine() -> dict[str, str | int | float]:
         "load": round(os.getloadavg()[0], 1),
         "allocator tuned": str(tuned),
     }
-
-
-def _print(console: Console, name: str, section: Section, seconds: float) -> None:
-    console.rule(f"{name} ({seconds:.0f} s)")
-    for table in section.tables:
-        console.print(_rich(table))
-    for note in section.notes:
-        console.print(note)
-    for check in section.checks:
-        console.print(f"[green]holds[/]  {check.what}" if check.holds else f"[red]FAILS[/]  {check.what}")
-
-
-def _rich(table: Table) -> RichTable:
-    shown = RichTable(*table.columns, title=table.title, title_justify="left")
-    for row in table.rows:
-        shown.add_row(*[short(cell) if isinstance(cell, float) else str(cell) for cell in row])
-    return shown
 
 
 def _arguments() -> argparse.Namespace:

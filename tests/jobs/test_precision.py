@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from handful.jobs.precision import computing_in
+from handful.jobs.precision import computing_in, has_bfloat16
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,11 @@ def test_bfloat16_is_for_processors_that_have_it(
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_it, raising=False)
     with computing_in(asked, "cpu"):  # type: ignore[arg-type]
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == computed
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_mps_has_bfloat16_from_macos_14_on(new: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.backends.mps, "is_macos_or_newer", lambda major, minor: new and (major, minor) == (14, 0))
+    assert has_bfloat16("mps") == new
+    assert computing_in("bfloat16", "mps")._enabled == new
+    assert not computing_in("float32", "mps")._enabled

@@ -51,7 +51,10 @@ OwnBackbone = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option("-d", "--device", help="auto, cpu, cuda or mps; auto uses CUDA where it is available.")
+    str,
+    typer.Option(
+        "-d", "--device", help="auto, cpu, cuda or mps (Apple's GPUs; untried). auto: the first of cuda, mps and cpu."
+    ),
 ]
 Settings = Annotated[
     list[str],

@@ -19,7 +19,8 @@ class PeakMemory:
     """Peak memory from the creation of this object on: of this process, or of PyTorch on a CUDA device.
 
     On Linux, freed memory is returned first and the peak is reset, so that earlier work does not count. Where this is
-    not possible, `mib` is the peak since the start of the process.
+    not possible, `mib` is the peak since the start of the process. Memory that PyTorch holds on an MPS device is not
+    counted: PyTorch keeps no peak of it.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -56,7 +57,8 @@ def is_lack_of_memory(error: Exception) -> bool:
     """Whether PyTorch could not allocate memory, of the CPU or of a GPU."""
     if not isinstance(error, RuntimeError):
         return False
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    messages = ("can't allocate memory", "MPS backend out of memory")
+    return type(error).__name__ == "OutOfMemoryError" or any(message in str(error) for message in messages)
 
 
 class AllocationLimit(TorchFunctionMode):

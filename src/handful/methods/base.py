@@ -453,6 +453,6 @@ def _margins(segmenter: Segmenter, stack: SliceView, classes: NDArray[np.integer
             inside = torch.from_numpy(np.ascontiguousarray(classes[chosen] == value)).to(likely.device)
             others = torch.cat([likely[:, : index + 1], likely[:, index + 2 :]], dim=1).amax(dim=1)
             margin = (likely[:, index + 1] - others).clamp_min(0)
-            total[index] += float(margin[inside].double().sum())
+            total[index] += float(margin[inside].cpu().numpy().sum(dtype=np.float64))
             count[index] += int(inside.sum())
     return {value: float(total[i] / count[i]) for i, value in enumerate(values) if count[i]}

@@ -155,7 +155,7 @@ class Sampler:
 
     def observe(self, losses: Float[Tensor, "b d"]) -> None:
         """Losses of the samples taken last: one column per class and one for samples without any; nan is unknown."""
-        values = losses.detach().cpu().double().numpy()
+        values = losses.detach().cpu().float().numpy().astype(np.float64)
         self._journal.write(self._next - 1, values.tolist())
         self._learn(values)
 
@@ -176,7 +176,7 @@ class Sampler:
         else:
             kept, weights = self._cbdp(rng)
         order = rng.permutation(len(kept))
-        return Draw(torch.from_numpy(kept[order]), torch.from_numpy(weights[order]).float())
+        return Draw(torch.from_numpy(kept[order]), torch.from_numpy(weights[order].astype(np.float32)))
 
     def _draw(self) -> Draw:
         step, self._next = self._next, self._next + 1

@@ -230,7 +230,7 @@ class FateSegmenter(Segmenter):
         """Per label, the mean over its voxels of the Dice by the slice's predicted IoU, times chance of presence."""
         scores = reasons or self.predict_explained(volume).reasons
         assert scores is not None
-        dice = np.nan_to_num((2 * scores.iou / (1 + scores.iou) * scores.object_score.sigmoid()).double().numpy())
+        dice = np.nan_to_num((2 * scores.iou / (1 + scores.iou) * scores.object_score.sigmoid()).numpy())
         classes = self.slicer.view(volume).of(prediction.array)
         areas = np.stack([(classes == value).sum(axis=(1, 2)) for value in self.labels.values], axis=1)
         pairs = zip(self.labels.values, (areas * dice).sum(axis=0), areas.sum(axis=0), strict=True)
