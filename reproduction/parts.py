@@ -81,6 +81,7 @@ _SETTINGS = (
     "top_k=9 allow_empty=true diverse=true fuse=true second_sweep=true largest_piece=auto start=best "
     "absent_below=-2 absent_below=-4 roi_margin=1.2 roi_margin=1.4 roi_margin=1.7 roi_margin=1.4,absent_below=-2"
 )
+_OF_SMALL = "msd_hippocampus acdc chaos_mr_t2 busi camus cxr_covid drishti_gs kvasir_seg dsb2018"
 _FEW = "--data {data} --shots 4 --splits 0 --cases 6 --slices 4 --people 1"
 
 PARTS: dict[str, Part] = {
@@ -107,6 +108,14 @@ PARTS: dict[str, Part] = {
     "pruning": study(
         "interactive",
         "interactive pruning --data {data} --shots 4 --sets chaos_mr_t2 --seeds 0 1 2 --iterations 200",
+    ),
+    "foundation-small": study(
+        "foundation_small",
+        *(
+            "foundation --data {data} --sets " + _OF_SMALL + " --splits 0 --cases 6 --parts prompts memory "
+            f"--backbone {backbone}"
+            for backbone in ("handful-small", "handful-tiny")
+        ),
     ),
     "auto-sam-speed": benchmark("auto_sam_speed"),
     "suggest": study(

@@ -369,6 +369,12 @@ def foundation(evidence: Evidence, words: Sequence[str]) -> str:
     return foundation_study.table_of(" ".join(words), lines) if lines else UNMEASURED
 
 
+def foundation_small(evidence: Evidence, words: Sequence[str]) -> str:
+    """The same of a few cases, on which both embedded models were measured."""
+    lines = evidence.raw("foundation_small")
+    return foundation_study.table_of(" ".join(words), lines) if lines else UNMEASURED
+
+
 def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
     """The heads and few-shot prompts beside the U-Nets, two tables a data set of which there is a curve."""
     configurations = (
@@ -665,6 +671,7 @@ TABLES: dict[str, Render] = {
     "fate_configurations": fate_configurations,
     "few_shot": few_shot,
     "foundation": foundation,
+    "foundation_small": foundation_small,
     "auto_sam": auto_sam,
     "ensemble": ensemble,
     "rates": rates,

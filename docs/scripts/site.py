@@ -31,6 +31,7 @@ INCLUDED = {
     "CODE_OF_CONDUCT.md": "code_of_conduct.md",
     "CHANGELOG.md": "changelog.md",
     "src/handful/backbones/weights/handful-tiny/README.md": "evidence/handful_tiny_card.md",
+    "src/handful/backbones/weights/handful-small/README.md": "evidence/handful_small_card.md",
 }
 """Files of the repository that are pages of the site, with their place on it."""
 GENERATED = {

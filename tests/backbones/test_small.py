@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 import tiny_models
 from handful.backbones.base import MemoryBackbone
 from handful.backbones.catalog import load_backbone
-from handful.backbones.names import BACKBONES
 from handful.backbones.small import SmallBackbone, SmallShape, load_small, save_small, small_model
 from handful.errors import CheckpointError, SettingsError
 from handful.methods.auto_sam.heads import CnnHead, LinearHead, UNetHead
@@ -98,10 +97,19 @@ def test_heads_that_are_trained_on_it_answer_at_the_side_of_its_masks(with_slice
     assert head(image).shape[-1] == (head.pixels if with_slices else backbone.mask_side)
 
 
-def test_it_is_listed_only_where_its_weights_are():
-    assert ("handful-small" in BACKBONES) == (
-        Path(str(BACKBONES["handful-tiny"].source)).parent / "handful-small" / "model.safetensors"
-    ).is_file()
+def test_its_own_weights_segment_a_box_and_recall_a_labelled_slice():
+    backbone = load_backbone("handful-small")
+    rows, columns = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    discs = [((rows - y) ** 2 + (columns - x) ** 2 < 500) for y, x in ((50, 60), (70, 66))]
+    slices = torch.stack([0.2 + 0.6 * disc.float() for disc in discs])[:, None]
+    image = backbone.encode(slices)
+    box = torch.tensor([[[37.0, 27.0, 83.0, 73.0]]])
+    none = torch.zeros(1, 1, 0, 2), torch.zeros(1, 1, 0, dtype=torch.long)
+    logits = backbone.decode(image[[0]], backbone.embed(Prompts(*none, box), image.size))
+    recalled = backbone.recall(image[[1]], backbone.memorize(image[[0]], torch.where(discs[0], 10.0, -10.0)[None]))
+    found = [logits[0, 0] > 0, backbone.to_image_frame(backbone.decode_recalled(recalled).logits, image.size)[0, 0] > 0]
+    for mask, disc in zip(found, discs, strict=True):
+        assert 2 * int((mask & disc).sum()) > 0.7 * int(mask.sum() + disc.sum())
 
 
 def _copy(folder: Path, target: Path, **changes: object) -> Path:

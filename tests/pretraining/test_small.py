@@ -50,6 +50,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path):
     pretrain_small(SHORT, tmp_path / "killed", Run(scratch))
     for file in ("model.safetensors", "metrics.jsonl", "validation.jsonl", "curves.png"):
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "killed" / file).read_bytes()
+    assert not scratch.exists()
 
     backbone = load_backbone(tmp_path / "whole")
     assert isinstance(backbone, SmallBackbone)
@@ -110,6 +111,8 @@ def test_the_alignment_makes_features_like_those_of_handful_tiny(tmp_path: Path)
         if steps > 5:
             with pytest.raises(KeyboardInterrupt):
                 pretrain_small(config, out, Run(out / "partial", kill, save_every_s=0.0))
+        out.mkdir(exist_ok=True)
+        (out / "STOP").touch()  # so that half-done work is kept, and with it the aligned model
         pretrain_small(config, out)
         (aligned[steps],) = (out / "partial").glob("*/aligned")
         far[steps] = float(unlike(load_backbone(aligned[steps]).encode(slices), wanted))

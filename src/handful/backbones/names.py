@@ -74,6 +74,12 @@ BACKBONES: dict[str, BackboneEntry] = {
         licence="Apache-2.0",
         family="handful-tiny",
     ),
+    "handful-small": BackboneEntry(
+        description="SAM 2's decoder and memory on EfficientNet-Lite, half trained, 256 pixels; comes with handful",
+        source=Path(__file__).parent / "weights" / "handful-small",
+        licence="Apache-2.0",
+        family="handful-small",
+    ),
     "sam-vit-base": _sam("base", "94 M"),
     "sam-vit-large": _sam("large", "312 M"),
     "sam-vit-huge": _sam("huge", "641 M"),
@@ -108,16 +114,6 @@ BACKBONES: dict[str, BackboneEntry] = {
         family="sam2",
     ),
 }
-
-
-SMALL = BackboneEntry(
-    description="SAM 2's decoder and memory on EfficientNet-Lite, pre-trained on synthetic anatomy, 256 pixels",
-    source=Path(__file__).parent / "weights" / "handful-small",
-    licence="Apache-2.0",
-    family="handful-small",
-)
-if (Path(SMALL.source) / "model.safetensors").is_file():  # its weights are still in training
-    BACKBONES["handful-small"] = SMALL
 
 
 @dataclass(frozen=True)

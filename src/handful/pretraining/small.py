@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -92,7 +93,8 @@ def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None) -> Pa
 
     The folder holds config.json and model.safetensors (half precision, the moving average of the weights, rewritten at
     every validation), metrics.jsonl (training) and validation.jsonl (fixed synthetic episodes). A killed run with the
-    same config continues from `run.scratch`. Training ends early, with these files, when a file named STOP is in `out`.
+    same config continues from `run.scratch`, which is removed at the end. Training ends early, with these files, when a
+    file named STOP is in `out`.
 
     Raises:
         SettingsError: `start` holds weights of another shape.
@@ -126,6 +128,8 @@ def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None) -> Pa
     history = train(main, loss, config.train, run, stop, {TRUNK: config.trunk_rate}, teacher.model)
     _record(config, teacher, len(history.losses), out)
     log.plot(out / "curves.png")
+    if run.scratch and len(history.losses) == config.train.steps:
+        shutil.rmtree(run.scratch.parent, ignore_errors=True)
     return out
 
 
