@@ -103,7 +103,7 @@ def test_a_fit_says_how_many_pictures_are_negatives_of_the_labelled_ones(sam: Ba
 
 @pytest.mark.learning
 def test_negatives_of_labelled_pictures_are_segmented(sam: Backbone):
-    method = replace(SMALL, channels=8, train=TrainConfig(iterations=120, learning_rate=5e-3, ema=0.95))
+    method = replace(SMALL, train=TrainConfig(iterations=60, learning_rate=1e-2, ema=0.9))
     unseen = [dot(seed, negative=True) for seed in range(40, 46)]
 
     def score(support: SupportSet) -> float:

@@ -25,10 +25,11 @@ NEGATIVES = 0.3
 """Share of the training slices that become negatives if the other kind counts."""
 
 
-def of_other_polarity(labelled: Float[Tensor, "v c s s"], unlabelled: Float[Tensor, "u c s s"]) -> int:
+def of_other_polarity(labelled: Float[Tensor, "v c s s"], unlabelled: Float[Tensor, "u d s s"]) -> int:
     """Number of unlabelled pictures whose brightness is across the middle from that of all labelled ones, and far off.
 
-    All values are from 0 to 1. 0 if there are too few of these pictures to be learned from.
+    All values are from 0 to 1; some pictures may be grey and others in colour. 0 if there are too few of these pictures
+    to be learned from.
     """
     own, other = _brightness(labelled), _brightness(unlabelled)
     if own.max() < 0.5:
