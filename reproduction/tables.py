@@ -375,6 +375,26 @@ def foundation_small(evidence: Evidence, words: Sequence[str]) -> str:
     return foundation_study.table_of(" ".join(words), lines) if lines else UNMEASURED
 
 
+def speed(evidence: Evidence, words: Sequence[str]) -> str:
+    """The part of benchmarks/before_after.py that `words` name."""
+    lines = [line for line in evidence.raw("before_after") if line["table"].startswith(words[0])]
+    if not lines:
+        return UNMEASURED
+    columns = [name for name in lines[0] if name not in ("commit", "table", "what")]
+    rows = [[line["what"], *[_spread(line[column]) for column in columns]] for line in lines]
+    return table(["", *columns], rows)
+
+
+def _spread(cell: str | float | Sequence[float]) -> str:
+    """A figure with three digits, or a median with its range."""
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, int | float):
+        return f"{cell:.0f}" if cell >= 100 else f"{cell:.3g}"
+    median, least, most = (_spread(value) for value in cell)
+    return median if least == most else f"{median} [{least}, {most}]"
+
+
 def auto_sam(evidence: Evidence, words: Sequence[str]) -> str:
     """The heads and few-shot prompts beside the U-Nets, two tables a data set of which there is a curve."""
     configurations = (
@@ -672,6 +692,7 @@ TABLES: dict[str, Render] = {
     "few_shot": few_shot,
     "foundation": foundation,
     "foundation_small": foundation_small,
+    "speed": speed,
     "auto_sam": auto_sam,
     "ensemble": ensemble,
     "rates": rates,

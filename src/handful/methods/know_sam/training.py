@@ -16,7 +16,7 @@ from handful.methods.stacks import StackedSupport, with_equal_channels
 from handful.methods.unet.training import LabelledViews, Views, masks_of
 from handful.tuning.losses import dice_ce, whole_batch, with_scribbles
 from handful.tuning.sampling import BalancedSampler
-from handful.tuning.views import UNKNOWN, moved, relit
+from handful.tuning.views import UNKNOWN, moved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +124,7 @@ class KnowSamLoss:
         rows = torch.randint(len(self.pool), (self.half,), generator=generator)
         slices = self.pool.slices[rows].float()
         grids = self.views.grids(self.half, slices.shape[-1], generator)
-        inverted = self.views.views.inverted
-        return relit(moved(slices, grids), generator, self.weights.strength, inverted).to(self.views.device)
+        return self.views.relit(moved(slices, grids), generator, self.weights.strength).to(self.views.device)
 
 
 def disagreement(own: Float[Tensor, "b k s s"], other: Float[Tensor, "b k s s"]) -> Tensor:

@@ -96,7 +96,7 @@ class SelfTrainingLoss:
         plain = moved(slices, grids)
         inside = self._on_device(moved(torch.ones_like(slices[:, :1]), grids)[:, 0] >= 0.999)
         classes = self._pseudo_labels(self._on_device(plain), chosen, grids, step).masked_fill(~inside, UNKNOWN)
-        shown = relit(plain, generator, self.mixture.strength, self.views.views.inverted)
+        shown = self.views.relit(plain, generator, self.mixture.strength)
         partners, partner_classes, scribbled = self.views.of(self.partners, generator)
         shown, partners = with_equal_channels([self._on_device(shown), partners]).chunk(2)
         labelled = self._on_device(labelled_parts(self.mixed, slices.shape[-1], generator))

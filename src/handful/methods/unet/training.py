@@ -79,9 +79,15 @@ class LabelledViews:
         rows = sampler.sample(generator)
         stacks, classes = self.stacked.around(rows, 1)
         grids = self.grids(len(stacks), stacks.shape[-1], generator)
-        shown = relit(moved(stacks[:, :, 0], grids), generator, inverted=self.views.inverted)
+        shown = self.relit(moved(stacks[:, :, 0], grids), generator)
         found = moved_classes(classes, grids)[:, 0].long().to(self.device)
         return shown.to(self.device), found, self.stacked.scribbled[rows].to(self.device)
+
+    def relit(
+        self, slices: Float[Tensor, "n c s s"], generator: Generator, strength: float = 1.0
+    ) -> Float[Tensor, "n c s s"]:
+        """Slices with other grey values, as many of them negatives as the views have; also unlabelled ones."""
+        return relit(slices, generator, strength, self.views.inverted)
 
     def grids(self, n: int, side: int, generator: Generator) -> Float[Tensor, "n s s 2"]:
         """Where each pixel of n views comes from."""
