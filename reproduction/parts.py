@@ -91,6 +91,9 @@ PARTS: dict[str, Part] = {
     "time": timed_plan("time"),
     "fate": plan("fate"),
     "cohort": plan("cohort", circumstances="--workers 1"),
+    "first-command": study(
+        "first_command", "first_command --data {data} --before 878ff8a --command 'fit few-shot-prompts'"
+    ),
     "zero-shot": plan("zero_shot"),
     "fate-settings": study(
         "label_efficiency",

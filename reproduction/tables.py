@@ -634,6 +634,24 @@ def cohort(evidence: Evidence, words: Sequence[str]) -> str:
     return table(("scans", "labelled", "test cases", *columns, "splits"), rows) if rows else UNMEASURED
 
 
+def first_command(evidence: Evidence, words: Sequence[str]) -> str:
+    """What the first command of the README gave before and gives now, on the same cases of one split."""
+    lines = evidence.raw("first_command")
+    rows = []
+    for name in [name for name in CONTENTS if any(line["set"] == name for line in lines)]:
+        before = [line for line in lines if line["set"] == name]
+        shots = len(before[0]["support"])
+        after = {key: dice for key, dice in scores_of(evidence.timed, name, "auto", shots).items() if key[0] == 0}
+        cases = {line["case"] for line in before}
+        if cases != {case for _, case in after}:
+            raise ValueError(f"first_command.jsonl and cohort.parquet have other test cases of {name}")
+        old = fmean(fmean(line["dice"] for line in before if line["case"] == case) for case in sorted(cases))
+        new = fmean(after.values())
+        rows.append((CONTENTS[name], str(shots), str(len(cases)), f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}"))
+    header = ("scans", "labelled", "test cases", "before", "now", "difference")
+    return table(header, rows) if rows else UNMEASURED
+
+
 def _with_interval(scores: Scores) -> str:
     found = estimate(scores, 1.0)
     return interval(found) if _splits(scores) >= SPLITS else f"{found.mean:.3f}"
@@ -705,4 +723,5 @@ TABLES: dict[str, Render] = {
     "quality": quality,
     "semi_supervised": semi_supervised,
     "cohort": cohort,
+    "first_command": first_command,
 }

@@ -1,0 +1,44 @@
+"""An earlier version's first command is measured on given cases, and compared with today's on the same ones."""
+
+from pathlib import Path
+
+import pytest
+
+from reproduction import tables
+from reproduction.evidence import Evidence, Pool
+from reproduction.parts import ROOT
+from reproduction.studies.first_command import measured
+from small_cohort import write_cohort
+
+
+def test_the_version_fits_the_labelled_cases_and_is_scored_on_the_others(tmp_path: Path):
+    data = write_cohort(tmp_path / "data", cases=4)
+    lines = measured(ROOT, "fit nearest-slice", data, ["case-0", "case-3"], ["case-1", "case-2"], tmp_path / "work")
+    assert sorted({line["case"] for line in lines}) == ["case-1", "case-2"]
+    assert {line["label"] for line in lines} == {1, 3}
+    assert all(0.2 < line["dice"] < 1 for line in lines)
+    assert sorted(path.name for path in (tmp_path / "work/cohort/labels").iterdir()) == [
+        "case-0.nii.gz",
+        "case-3.nii.gz",
+    ]
+    assert not list((tmp_path / "work/scans/labels").iterdir()), "references of test cases are not there"
+
+
+def evidence(*cases: str) -> Evidence:
+    now, shown = Pool("cohort"), {"set": "busi", "support": ["x", "y"], "label": 1}
+    for case, dice in (("a", 0.8), ("b", 0.6)):
+        now.add(("busi", "auto", 2), "dice", 0, case, dice)
+        now.add(("busi", "auto", 2), "dice", 1, case, 0.1)
+    lines = tuple(shown | {"case": case, "dice": dice} for case, dice in zip(cases, (0.5, 0.4), strict=True))
+    return Evidence(timed=(now,), lines={"first_command": lines})
+
+
+def test_the_table_compares_the_same_cases_of_one_split():
+    assert "| breast lesions, ultrasound | 2 | 2 | 0.450 | 0.700 | +0.250 |" in tables.first_command(
+        evidence("a", "b"), []
+    )
+
+
+def test_other_test_cases_are_no_comparison():
+    with pytest.raises(ValueError, match="other test cases of busi"):
+        tables.first_command(evidence("a", "c"), [])
