@@ -26,7 +26,7 @@ from handful.methods.cost import estimate_fit, estimate_prediction
 from material import sam2_tiny, support, tiny
 from measure import Section, Table, show
 
-LARGE = (96, 88, 4)
+LARGE = (96, 88, 2)
 """Shape of the two scans for large encoders; those for handful-tiny have 12 slices."""
 SLICES = 16
 """The predicted scan has so many times the slices of a labelled one, for large encoders a quarter of that."""
@@ -53,9 +53,9 @@ TRIALS = (
     Trial("few-shot-prompts", tiny),
     Trial("fate", tiny),
     Trial("unet", tiny, settings={"train.iterations": 300}),
-    Trial("few-shot-prompts", _sam2, LARGE, {"train.iterations": 100}),
-    Trial("few-shot-prompts", sam_vit_b, LARGE, {"train.iterations": 100}),
-    Trial("auto-sam", sam_vit_b, LARGE, {"train.iterations": 100}),
+    Trial("few-shot-prompts", _sam2, LARGE, {"train.iterations": 30}),
+    Trial("few-shot-prompts", sam_vit_b, LARGE, {"train.iterations": 30}),
+    Trial("auto-sam", sam_vit_b, LARGE, {"train.iterations": 30}),
 )
 
 

@@ -48,6 +48,20 @@ def test_grey_is_the_same_as_three_equal_channels(backbone: Backbone) -> None:
     torch.testing.assert_close(backbone.encode(grey).main, backbone.encode(grey.repeat(1, 3, 1, 1)).main)
 
 
+def test_a_large_square_is_encoded_for_few_slices_at_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    slices = _slices(5, (60, 50))
+    whole = backbone.encode(slices)
+    counts = []
+    handle = backbone.image_encoder.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
+    monkeypatch.setattr("handful.backbones.base.ENCODED_PIXELS", 2 * backbone.side**2 + 1)
+    parts = backbone.encode(slices)
+    handle.remove()
+    assert counts == [2, 2, 1]
+    assert parts.size == whole.size
+    for level, other in zip(parts.features, whole.features, strict=True):
+        torch.testing.assert_close(level, other, atol=2e-3, rtol=2e-3)
+
+
 @pytest.mark.parametrize("size", [(45, 70), (131, 90), (300, 200)])
 def test_a_mask_comes_back_from_the_square_where_it_was(backbone: Backbone, size: tuple[int, int]) -> None:
     h, w = size

@@ -25,6 +25,9 @@ from handful.jobs.digests import digest_of, digest_of_json, digest_of_tensors
 from handful.jobs.precision import Precision, computing_in
 from handful.prompts.prompts import Prompts
 
+ENCODED_PIXELS = 2**20
+"""Pixels of the encoder's square, of all slices that are encoded at once: 16 slices at 256 pixels, one at 1,024. More
+would take gigabytes and hardly less time."""
 MOST_AT_ONCE = 3
 """Channels that an image encoder takes at once, as if they were colours."""
 
@@ -166,9 +169,10 @@ class Backbone(nn.Module, ABC):
 
         They carry no gradients.
         """
+        together = max(1, len(slices) if self.reach else ENCODED_PIXELS // self.side**2)
         with computing_in(self.precision, self.device.type):
-            embeddings = self._embedded(slices)
-        return embeddings.to(torch.float16).to(torch.float32)
+            parts = [self._embedded(part).to(torch.float16) for part in torch.split(slices, together)]
+        return ImageEmbeddings.cat(parts).to(torch.float32)
 
     @final
     @torch.no_grad()
