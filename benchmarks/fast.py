@@ -37,8 +37,10 @@ def measure(rounds: int) -> Section:
 
 
 def sam_vit_b() -> Backbone:
-    """SAM ViT-B with random weights of usual size: with SamConfig's 1e-10, numbers become so small that a processor takes
-    eight times as long for them."""
+    """SAM ViT-B with random weights of usual size.
+
+    SamConfig's own 1e-10 makes numbers so small that a processor takes eight times as long for them.
+    """
     torch.manual_seed(0)
     config = SamConfig(vision_config=SamVisionConfig(initializer_range=0.02), initializer_range=0.02)
     return SamBackbone(SamModel(config), "SAM ViT-B, random weights").eval()
