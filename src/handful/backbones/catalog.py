@@ -1,6 +1,6 @@
 """Loading of backbones: those of the catalogue, and others from the Hugging Face hub, a folder or a file.
 
-The modules of a model are imported when it is loaded: all of them together would take a second more.
+The modules of a model are imported when it is loaded, those of other models are not.
 """
 
 from __future__ import annotations

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from transformers import EdgeTamVideoModel
 
 from handful.backbones.base import ImageEmbeddings, Memory
 from handful.backbones.families import FAMILIES, Family
 from handful.backbones.sam2_video import Sam2VideoBackbone
-
-if TYPE_CHECKING:
-    from transformers import EdgeTamVideoModel
 
 
 class EdgeTamBackbone(Sam2VideoBackbone):

@@ -15,7 +15,7 @@ from handful.backbones.families import Family
 from handful.backbones.framing import PixelPolicy, points_in_square
 from handful.prompts.prompts import Prompts
 
-if TYPE_CHECKING:  # each takes a part of a second to import, and only one is used
+if TYPE_CHECKING:  # only the one that is loaded is imported
     from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers import SamModel
 
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.families import FAMILIES, PADDED, Family
 from handful.backbones.prompted import PromptedBackbone
-
-if TYPE_CHECKING:
-    from transformers import SamModel
 
 DECODER_EPS = 1e-5
 """Of the mask decoder's layer norms when SAM was trained; transformers builds them with 1e-6."""

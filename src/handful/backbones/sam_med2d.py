@@ -6,15 +6,11 @@ the resolution and one back, a skip connection and a norm.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from transformers import SamModel
+from transformers import SamModel
 
 
 def add_sam_med2d_adapters(model: SamModel, inner: int) -> None:
