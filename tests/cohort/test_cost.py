@@ -39,6 +39,10 @@ def test_slices_from_the_middle_of_a_scan_are_predicted_to_estimate_the_rest(
     assert predicted[1:] == [scan.array.size // slices, scan.array.size // slices * min(slices, costs.MANY_PREDICTED)]
     assert many.seconds == pytest.approx(40 * slices / min(slices, costs.MANY_PREDICTED))
     assert str(many) == f"{40 * slices} slices in 40 cases, about {duration(many.seconds)} to segment on this CPU"
+    assert estimate_prediction(segmenter, scan, -(-2 * costs.ONE_IN // slices))
+    assert predicted[3:] == [scan.array.size // slices, 2 * scan.array.size // slices]  # one slice in ONE_IN
+    assert estimate_prediction(segmenter, scan, costs.ONE_IN // slices)
+    assert predicted[5:] == [scan.array.size // slices]
 
 
 def test_so_few_slices_are_predicted_without_an_estimate(backbone: Backbone, monkeypatch: pytest.MonkeyPatch):

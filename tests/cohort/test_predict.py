@@ -11,6 +11,7 @@ from PIL import Image
 import small_cohort
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
+from handful.cohort import predict as predicting
 from handful.cohort.fit import fit_to_folder
 from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort, predict_file, support_among
 from handful.data.cases import Case, Cohort
@@ -119,6 +120,17 @@ def test_a_stopped_run_goes_on_to_the_bytes_of_an_undisturbed_one(model: Path, c
     assert small_cohort.files_below(tmp_path / "stopped") == small_cohort.files_below(tmp_path / "whole")
     for name in FILES:
         assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_nothing_is_predicted_to_estimate_a_silent_job(
+    model: Path, cohort: Cohort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    estimated: list[int] = []
+    monkeypatch.setattr(predicting, "estimate_prediction", lambda _, __, cases: estimated.append(cases))
+    predict_cohort(model, cohort.cases, tmp_path / "silent")
+    assert not estimated
+    predict_cohort(model, cohort.cases, tmp_path / "loud", report=lambda *_: None)
+    assert estimated == [len(cohort.cases)]
 
 
 def test_a_changed_input_is_done_again_whatever_its_date(model: Path, own: Path, tmp_path: Path):

@@ -1,4 +1,7 @@
-"""Loading of backbones: those of the catalogue, and others from the Hugging Face hub, a folder or a file."""
+"""Loading of backbones: those of the catalogue, and others from the Hugging Face hub, a folder or a file.
+
+The modules of a model are imported when it is loaded, those of other models are not.
+"""
 
 from __future__ import annotations
 
@@ -8,31 +11,27 @@ from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import hf_hub_download, snapshot_download
-from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 from transformers.utils import logging
 
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
-from handful.backbones.edgetam import EdgeTamBackbone
 from handful.backbones.families import FAMILIES, Architecture, Family
-from handful.backbones.folder_config import CONFIGS, FolderConfig, model_type, read_folder_config
-from handful.backbones.names import BACKBONES, BackboneEntry, BackboneName
-from handful.backbones.official import SUFFIXES, load_official
+from handful.backbones.folder_config import CONFIGS, HANDFUL_SMALL, FolderConfig, model_type, read_folder_config
+from handful.backbones.names import BACKBONES, SUFFIXES, BackboneEntry, BackboneName
 from handful.backbones.resizing import resize_sam, resized_sam2
-from handful.backbones.sam import SamBackbone
-from handful.backbones.sam2 import Sam2Backbone
-from handful.backbones.sam2_video import Sam2VideoBackbone
-from handful.backbones.small import KIND, load_small
 from handful.errors import CheckpointError, HandfulError, SettingsError
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of_file
 from handful.jobs.files import checked_path
 
-Model = TypeVar("Model", SamModel, Sam2Model, Sam2VideoModel, EdgeTamVideoModel)
+if TYPE_CHECKING:
+    from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
+
+    Model = TypeVar("Model", SamModel, Sam2Model, Sam2VideoModel, EdgeTamVideoModel)
 
 
 def load_backbone(name: str | Path, *, download: bool = True) -> Backbone:
@@ -137,6 +136,8 @@ def _in_hub_cache(entry: BackboneEntry, file: str, download: bool) -> str:
 
 
 def _from_file(path: Path, name: str, wanted: BackboneName) -> Backbone:
+    from handful.backbones.official import load_official
+
     backbone = load_official(path, wanted.family, wanted.image_size)
     backbone.name = name
     _require_clear_family(backbone, wanted)
@@ -173,23 +174,45 @@ def _from_folder(folder: Path, name: str, wanted: BackboneName) -> Backbone:
 
 
 def _built(folder: Path, name: str, wanted: BackboneName) -> Backbone:
-    if model_type(folder) == KIND:
+    if model_type(folder) == HANDFUL_SMALL:
+        from handful.backbones.small import load_small
+
         family = FAMILIES[wanted.family or "handful-small"]
         _require_architecture(family, "sam2", name)
         return load_small(folder, name, wanted.image_size, family)
     read = read_folder_config(folder, name)
     family = _family_of(read, name, wanted)
     if read.kind == "sam":
-        sam = _model(SamModel, folder, read, name)
-        usual_side = int(sam.config.vision_config.image_size)
-        if wanted.image_size is not None:
-            resize_sam(sam, wanted.image_size)
-        return SamBackbone(sam, name, family, usual_side)
+        return _sam(folder, read, name, wanted, family)
     if read.kind == "edgetam_video":
+        from transformers import EdgeTamVideoModel
+
+        from handful.backbones.edgetam import EdgeTamBackbone
+
         return EdgeTamBackbone(*_sam2_model(_model(EdgeTamVideoModel, folder, read, name), name, wanted, family))
     if read.holds_memory:
+        from transformers import Sam2VideoModel
+
+        from handful.backbones.sam2_video import Sam2VideoBackbone
+
         return Sam2VideoBackbone(*_sam2_model(_model(Sam2VideoModel, folder, read, name), name, wanted, family))
+    from transformers import Sam2Model
+
+    from handful.backbones.sam2 import Sam2Backbone
+
     return Sam2Backbone(*_sam2_model(_model(Sam2Model, folder, read, name), name, wanted, family))
+
+
+def _sam(folder: Path, read: FolderConfig, name: str, wanted: BackboneName, family: Family) -> Backbone:
+    from transformers import SamModel
+
+    from handful.backbones.sam import SamBackbone
+
+    model = _model(SamModel, folder, read, name)
+    usual_side = int(model.config.vision_config.image_size)
+    if wanted.image_size is not None:
+        resize_sam(model, wanted.image_size)
+    return SamBackbone(model, name, family, usual_side)
 
 
 def _sam2_model(model: Model, name: str, wanted: BackboneName, family: Family) -> tuple[Model, str, Family, int]:

@@ -34,6 +34,8 @@ CONFIGS: dict[str, type[PreTrainedConfig]] = {
     "edgetam_video": EdgeTamVideoConfig,
 }
 """The models that handful knows, by their model_type."""
+HANDFUL_SMALL = "handful_small"
+"""The `model_type` of handful-small, whose folder is none of transformers."""
 _DROPPED = re.compile(
     r"auto_map|custom_.*|trust_remote_code|_?attn_implementation.*|_?experts_implementation.*|use_kernels|kernel_config"
     r"|quantization_config|torch_dtype|dtype|_name_or_path|name_or_path|_commit_hash|base_model_.*_plan|pretrained"

@@ -10,6 +10,8 @@ from handful.backbones.families import FAMILIES
 from handful.errors import SettingsError
 from handful.jobs.files import checked_path
 
+SUFFIXES = (".pth", ".pt", ".safetensors")
+"""Of checkpoint files in their authors' format."""
 STEP = 32
 """Sides are multiples of this many pixels: Hiera's coarsest level has one cell per 32 pixels."""
 

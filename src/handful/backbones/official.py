@@ -33,7 +33,6 @@ from handful.backbones.sam_med2d import add_sam_med2d_adapters
 from handful.backbones.tiny_vit import TinyVit
 from handful.errors import CheckpointError, SettingsError
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
 TRAINED = ("model", "model_state_dict")
 """Keys under which a training saves the weights."""
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
 from handful.backbones.decoder import decode_with_tokens, no_mask, score_tokens
 from handful.backbones.families import Family
 from handful.backbones.framing import PixelPolicy, points_in_square
 from handful.prompts.prompts import Prompts
+
+if TYPE_CHECKING:  # only the one that is loaded is imported
+    from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 
 
 class PromptedBackbone(Backbone):

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 
-_Sam2 = TypeVar("_Sam2", Sam2Model, Sam2VideoModel, EdgeTamVideoModel)
+if TYPE_CHECKING:
+    from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
+
+    _Sam2 = TypeVar("_Sam2", Sam2Model, Sam2VideoModel, EdgeTamVideoModel)
 
 
 def resize_sam(model: SamModel, side: int) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel
 
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.families import FAMILIES, STRETCHED, Family
 from handful.backbones.hiera import without_waste
 from handful.backbones.prompted import PromptedBackbone
+
+if TYPE_CHECKING:
+    from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel
 
 
 class Sam2Backbone(PromptedBackbone):

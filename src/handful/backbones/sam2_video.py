@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from transformers import EdgeTamVideoModel, Sam2VideoModel
 from transformers.models.sam2_video.modeling_sam2_video import get_1d_sine_pe
 
 from handful.backbones.base import ImageEmbeddings, MaskPrediction, Memory, MemoryBackbone, PromptEmbeddings
@@ -21,6 +21,9 @@ from handful.backbones.memory_attention import attend, computes_faster
 from handful.backbones.sam2 import Sam2Backbone
 from handful.errors import SettingsError
 from handful.prompts.prompts import PADDING
+
+if TYPE_CHECKING:
+    from transformers import EdgeTamVideoModel, Sam2VideoModel
 
 ABSENT = -1024.0
 """Mask logit of an object that is absent from the slice by its score, as in SAM 2."""

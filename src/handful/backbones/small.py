@@ -23,6 +23,7 @@ from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoPosition
 
 from handful.backbones.efficientnet import EfficientNetLite, Size
 from handful.backbones.families import FAMILIES, STRETCHED, Family
+from handful.backbones.folder_config import HANDFUL_SMALL
 from handful.backbones.names import require_side
 from handful.backbones.sam2_head import head_and_memory
 from handful.backbones.sam2_video import Sam2VideoBackbone
@@ -30,8 +31,6 @@ from handful.errors import CheckpointError, SettingsError
 from handful.jobs.atomic import write_atomically
 from handful.jobs.json_file import read_json
 
-KIND = "handful_small"
-"""The `model_type` in config.json."""
 STRIDE = 16
 """Pixels along a cell of the main features."""
 FINER = 8
@@ -149,7 +148,7 @@ def save_small(model: Sam2VideoModel, shape: SmallShape, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     side = int(model.prompt_encoder.input_image_size)
     state = {name: tensor.detach().half().contiguous() for name, tensor in model.state_dict().items()}
-    config = {"model_type": KIND, "side": side, **asdict(shape)}
+    config = {"model_type": HANDFUL_SMALL, "side": side, **asdict(shape)}
     write_atomically(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     write_atomically(folder / "model.safetensors", save(state, metadata={"format": "pt"}))
 

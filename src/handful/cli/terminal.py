@@ -212,8 +212,10 @@ def progress(title: str, quiet: bool = False) -> Iterator[Report]:
 
     A note at step 0 is printed on a line of its own. `quiet` reports nothing.
     """
+    from handful.jobs.progress import silent
+
     if quiet:
-        yield lambda step, total, note: None
+        yield silent
     elif stderr().is_terminal:
         with _bar() as report:
             yield lambda step, total, note: report(title, step, total, note)

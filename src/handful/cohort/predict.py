@@ -464,12 +464,15 @@ class _CaseWork:
         _ = self.segmenters.loaded
 
     def _load(self, first: _Ready) -> None:
-        """Load the segmenter, and report the expected time, assuming that all scans left are as large as the first."""
+        """Load the segmenter, and report the expected time, assuming that all scans left are as large as the first.
+
+        A silent job is not estimated.
+        """
         if self._is_estimated:
             return
         self._is_estimated = True
         segmenter = first.segmenter()
-        if self.count:
+        if self.count and self.report is not silent:
             self.report(0, self.count, str(estimate_prediction(segmenter, first.volume, self.left + 1) or ""))
 
     def _is_done(self, task: _Task) -> bool:

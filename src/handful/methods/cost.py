@@ -40,7 +40,9 @@ PREDICTED = 3
 WORTH_ESTIMATING = 4
 """Slices of a prediction below which its time is not estimated."""
 MANY_PREDICTED = 8
-"""Slices of a scan of the user whose prediction is timed, where one is fast."""
+"""Most slices of a scan of the user whose prediction is timed in a second try, where one is fast."""
+ONE_IN = 20
+"""Slices of a prediction for each slice of the second try."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,9 @@ def estimate_prediction(segmenter: Segmenter, scan: Volume, cases: int) -> Cost 
         if len(grid) * cases < WORTH_ESTIMATING:
             return None
         seconds = _seconds_to_predict(segmenter, scan, grid, 1)
-        if seconds < FAST_S < seconds * len(grid) * cases:
-            seconds = _seconds_to_predict(segmenter, scan, grid, MANY_PREDICTED)
+        several = min(MANY_PREDICTED, len(grid) * cases // ONE_IN)
+        if several > 1 and seconds < FAST_S < seconds * len(grid) * cases:
+            seconds = _seconds_to_predict(segmenter, scan, grid, several)
     except Exception:  # the scan fails with its reason when its turn comes
         return None
     return Cost(cases, len(grid) * cases, seconds * len(grid) * cases, segmenter.backbone.device.type, "segment")
