@@ -7,16 +7,14 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from transformers import SamConfig, SamModel
 
 from handful.backbones import sam2_video
 from handful.backbones.base import ImageEmbeddings, Memory, PromptEmbeddings
 from handful.backbones.decoder import no_mask
 from handful.backbones.prompted import PromptedBackbone
-from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.tuning.losses import dice_ce, whole_batch
-from material import sam2_video_tiny, tiny
+from material import sam2_video_tiny, sam_vit_b, tiny
 from measure import Check, Section, Spread, Table, interleaved
 
 SQUARE = 2048
@@ -24,7 +22,7 @@ CLOSE = 1e-4
 
 
 def measure(rounds: int) -> Section:
-    small, large = tiny(), sam_vit_b()
+    small, large = tiny(), sam_vit_b(layers=1)
     assert isinstance(small, PromptedBackbone)
     pairs = {
         "SAM 2 memory attention, 512 px, 9 memories": recalls(sam2_video_tiny(512)),
@@ -48,12 +46,6 @@ def measure(rounds: int) -> Section:
         "transformers and handful in turn", ("", "transformers, core-s", "handful, core-s", "ratio"), tuple(rows)
     )
     return Section((table,), tuple(checks), (f"mm: {SQUARE}³ in fp32, {rate} GFLOP a core-second.",))
-
-
-def sam_vit_b() -> SamBackbone:
-    """SAM's decoder at its true size, with random weights; one layer of the encoder, which is not used."""
-    torch.manual_seed(0)
-    return SamBackbone(SamModel(SamConfig(vision_config={"num_hidden_layers": 1})), "SAM ViT-B, random weights")
 
 
 def recalls(backbone: Sam2VideoBackbone) -> tuple[Callable[[], Tensor], Callable[[], Tensor]]:

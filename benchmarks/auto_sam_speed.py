@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import SamConfig, SamModel
 
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.sam import SamBackbone
@@ -29,6 +28,7 @@ from handful.jobs.allocator import tune_allocator
 from handful.methods.auto_sam.heads import Head, against_background
 from handful.methods.auto_sam.method import AutoSam
 from handful.tuning.losses import dice_ce
+from material import sam_vit_b
 from measure import Timing, interleaved, short
 
 PIXELS = 224
@@ -43,7 +43,7 @@ def main() -> None:
     tune_allocator()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    backbone = vit_b(arguments.side)
+    backbone = sam_vit_b(arguments.side)
     batch = Batch.random(backbone, arguments.batch, arguments.classes)
     times = interleaved(variants(backbone, batch, arguments.classes), arguments.rounds)
     print(
@@ -75,12 +75,6 @@ class Batch:
         drawn = torch.randint(classes, (count, 1, side, side))
         target = (drawn == torch.arange(1, classes)[:, None, None]).float()
         return cls(slices, seen(backbone, slices), target, torch.ones(count, side, side, dtype=torch.bool))
-
-
-def vit_b(side: int) -> SamBackbone:
-    """94 million random weights, for slices laid into `side` × `side` pixels."""
-    config = SamConfig(vision_config={"image_size": side}, prompt_encoder_config={"image_size": side})
-    return SamBackbone(SamModel(config), f"SAM ViT-B at {side}, random weights")
 
 
 def variants(backbone: SamBackbone, batch: Batch, classes: int) -> dict[str, Callable[[], object]]:

@@ -17,13 +17,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fast import sam_vit_b
 from handful.backbones.base import Backbone
 from handful.jobs.allocator import tune_allocator
 from handful.jobs.progress import Run
 from handful.methods.catalog import build_method
 from handful.methods.cost import estimate_fit, estimate_prediction
-from material import sam2_tiny, support, tiny
+from material import sam2_tiny, sam_vit_b, support, tiny
 from measure import Section, Table, show
 
 LARGE = (96, 88, 2)

@@ -7,12 +7,9 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from transformers import SamConfig, SamModel, SamVisionConfig
 
-from handful.backbones.base import Backbone
-from handful.backbones.sam import SamBackbone
 from handful.jobs.precision import computing_in, has_bfloat16
-from material import sam2_tiny, slices, tiny
+from material import sam2_tiny, sam_vit_b, slices, tiny
 from measure import Check, Section, Spread, Table, interleaved
 
 
@@ -34,13 +31,3 @@ def measure(rounds: int) -> Section:
     columns = ("", "slices", "float32, core-s", "+fast, core-s", "ratio", "difference / norm")
     native = Check("this processor computes in bfloat16", has_bfloat16("cpu"))
     return Section((Table("encoders in both precisions, in turn", columns, tuple(rows)),), (native,))
-
-
-def sam_vit_b() -> Backbone:
-    """SAM ViT-B with random weights of usual size.
-
-    SamConfig's own 1e-10 makes numbers so small that a processor takes eight times as long for them.
-    """
-    torch.manual_seed(0)
-    config = SamConfig(vision_config=SamVisionConfig(initializer_range=0.02), initializer_range=0.02)
-    return SamBackbone(SamModel(config), "SAM ViT-B, random weights").eval()

@@ -6,11 +6,12 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel
+from transformers import Sam2Config, Sam2Model, Sam2VideoConfig, Sam2VideoModel, SamConfig, SamModel
 
 from handful.backbones.base import Backbone, PromptEmbeddings
 from handful.backbones.catalog import load_backbone
 from handful.backbones.names import BACKBONES
+from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.data.cases import Case
@@ -29,6 +30,19 @@ def tiny() -> Backbone:
     model = Sam2VideoModel(tiny_config(256))
     initialise(model)
     return Sam2VideoBackbone(model, "handful-tiny, random weights")
+
+
+def sam_vit_b(side: int = 1024, layers: int = 12) -> SamBackbone:
+    """SAM ViT-B, 94 million parameters, with random weights of usual size, and of its encoder so many layers.
+
+    SamConfig's own 1e-10 makes numbers so small that a processor takes eight times as long for them.
+    """
+    torch.manual_seed(0)
+    vision = {"image_size": side, "num_hidden_layers": layers, "initializer_range": 0.02}
+    if layers < 12:
+        vision["global_attn_indexes"] = []
+    model = SamModel(SamConfig(vision_config=vision, prompt_encoder_config={"image_size": side}))
+    return SamBackbone(model, f"SAM ViT-B at {side}, random weights")
 
 
 def sam2_tiny(side: int = 512) -> Backbone:

@@ -18,13 +18,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table as RichTable
-from transformers import SamConfig, SamModel
 
 from handful.backbones.base import Backbone, ImageEmbeddings
-from handful.backbones.sam import SamBackbone
 from handful.methods.interactive.network import InteractiveNetwork
 from handful.prompts.prompts import Prompts
-from material import slices, tiny
+from material import sam_vit_b, slices, tiny
 from measure import Cell, Check, Section, Spread, Table, Timing, interleaved
 
 COUNTS = (1, 4, 8, 13)
@@ -39,7 +37,7 @@ def main() -> int:
     parser.add_argument("--regions", type=int, nargs="+", default=list(COUNTS), help="regions of a slice")
     parser.add_argument("--out", type=Path, help="file of JSON lines, written anew")
     arguments = parser.parse_args()
-    backbone = (sam_vit_b() if arguments.true_size else tiny()).to(arguments.device)
+    backbone = (sam_vit_b(layers=1) if arguments.true_size else tiny()).to(arguments.device)
     times = timed(backbone, arguments.regions, arguments.rounds)
     section = compare(backbone, arguments.regions, times)
     if arguments.out:
@@ -111,13 +109,6 @@ def compare(backbone: Backbone, counts: Sequence[int], times: Mapping[str, Timin
 def faster(one: Timing, other: Timing) -> Spread:
     """How many times the wall time of `one` is that of `other`; of neighbours in one round, for the load changes."""
     return Spread.of([its / mine for mine, its in zip(one.wall, other.wall, strict=True)])
-
-
-def sam_vit_b() -> Backbone:
-    """SAM's decoder and prompt encoder at true size behind an image encoder of one layer, all with random weights."""
-    torch.manual_seed(0)
-    config = SamConfig(vision_config={"num_hidden_layers": 1, "global_attn_indexes": []})
-    return SamBackbone(SamModel(config), "decoder of SAM ViT-B, random weights")
 
 
 def clicks(count: int) -> Prompts:

@@ -19,11 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import SamConfig, SamModel
 
 from handful.backbones.base import Backbone
 from handful.backbones.official import from_official_state
-from material import sam2_tiny
+from material import sam2_tiny, sam_vit_b
 from measure import Cell, Check, Section, Spread, Table, interleaved
 
 SIDE = 1024
@@ -133,7 +132,7 @@ def sam2_features(model: Any, pixels: Tensor) -> Tensor:
 
 
 PEERS: dict[str, tuple[Callable[[], nn.Module], Callable[[Any, Tensor], Tensor], Callable[[], nn.Module]]] = {
-    "segment-anything": (segment_anything, sam_features, lambda: SamModel(SamConfig()).vision_encoder.eval()),
+    "segment-anything": (segment_anything, sam_features, lambda: sam_vit_b(SIDE).model.vision_encoder.eval()),
     "sam2": (sam2, sam2_features, lambda: sam2_tiny(SIDE).model.vision_encoder.eval()),
 }
 """Of each package: its model, the encoder's features in it, and the encoder of transformers."""

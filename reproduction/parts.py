@@ -134,6 +134,8 @@ PARTS: dict[str, Part] = {
         "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored left_out "
         "--configurations unet:train.iterations=4000,side=128 "
         "self-training:initial=none,side=128,train.iterations=4500",
+        "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored val "
+        "--configurations self-training:initial=none,side=128,train.iterations=10500",
     ),
     "multi-region": benchmark("multi_region"),
     "what-trains": benchmark("what_trains"),
