@@ -169,10 +169,13 @@ class Backbone(nn.Module, ABC):
 
         They carry no gradients.
         """
-        together = max(1, len(slices) if self.reach else ENCODED_PIXELS // self.side**2)
         with computing_in(self.precision, self.device.type):
-            parts = [self._embedded(part).to(torch.float16) for part in torch.split(slices, together)]
-        return ImageEmbeddings.cat(parts).to(torch.float32)
+            parts = [self._embedded(part) for part in torch.split(slices, self._at_once(len(slices)))]
+        return ImageEmbeddings.cat([part.to(torch.float16).to(torch.float32) for part in parts])
+
+    def _at_once(self, count: int) -> int:
+        """How many of so many slices are encoded at once."""
+        return max(1, count if self.reach else ENCODED_PIXELS // self.side**2)
 
     @final
     @torch.no_grad()
