@@ -54,7 +54,6 @@ TRIALS = (
     Trial("unet", tiny, settings={"train.iterations": 300}),
     Trial("few-shot-prompts", _sam2, LARGE, {"train.iterations": 30}),
     Trial("few-shot-prompts", sam_vit_b, LARGE, {"train.iterations": 30}),
-    Trial("auto-sam", sam_vit_b, LARGE, {"train.iterations": 30}),
 )
 
 

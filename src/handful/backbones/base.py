@@ -27,7 +27,7 @@ from handful.prompts.prompts import Prompts
 
 ENCODED_PIXELS = 2**20
 """Pixels of the encoder's square, of all slices that are encoded at once: 16 slices at 256 pixels, one at 1,024. More
-would take gigabytes and hardly less time."""
+would take gigabytes and, on a CPU, no less time."""
 MOST_AT_ONCE = 3
 """Channels that an image encoder takes at once, as if they were colours."""
 
