@@ -22,6 +22,7 @@ PARTS = {
     "start-up": "start_up",
     "encode-decode": "encode_decode",
     "fast": "fast",
+    "int8": "int8",
     "against-transformers": "against_transformers",
     "peers": "peers",
     "all-labels": "all_labels",

@@ -51,10 +51,10 @@ def timed_plan(name: str) -> Part:
     return Part((f"{_run_of(name)} --workers 1", _copy_of(name)), times=_table_of(name))
 
 
-def study(result: str, *commands: str) -> Part:
+def study(result: str, *commands: str, needs: str = "") -> Part:
     """Studies that add lines to a file."""
     start, out = "python -m reproduction.studies.", f"--out reproduction/results/{result}.jsonl"
-    return Part(tuple(f"{start}{command} {out}" for command in commands))
+    return Part(tuple(f"{start}{command} {out}" for command in commands), needs)
 
 
 def benchmark(name: str) -> Part:
@@ -136,6 +136,11 @@ PARTS: dict[str, Part] = {
         "self-training:initial=none,side=128,train.iterations=4500",
         "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored val "
         "--configurations self-training:initial=none,side=128,train.iterations=10500",
+    ),
+    "nnunet": study(
+        "nnunet",
+        "nnunet --python runs/nnunet/bin/python --data {data} --sets msd_hippocampus --configurations 3d_fullres",
+        needs="nnU-Net v2 in runs/nnunet: python -m venv runs/nnunet, and runs/nnunet/bin/pip install nnunetv2",
     ),
     "multi-region": benchmark("multi_region"),
     "what-trains": benchmark("what_trains"),

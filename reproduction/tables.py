@@ -30,6 +30,7 @@ from reproduction.studies import fate_settings as fate_study
 from reproduction.studies import foundation as foundation_study
 from reproduction.studies import interactive_tables
 from reproduction.studies import intervals as intervals_study
+from reproduction.studies import nnunet as nnunet_study
 from reproduction.studies import quality as quality_study
 from reproduction.studies import semi_supervised as semi_supervised_study
 from reproduction.studies import suggest as suggest_study
@@ -619,6 +620,12 @@ def semi_supervised(evidence: Evidence, words: Sequence[str]) -> str:
     return semi_supervised_study.tables(lines) if lines else UNMEASURED
 
 
+def nnunet(evidence: Evidence, words: Sequence[str]) -> str:
+    """nnU-Net itself, on the cases of the table of cohorts."""
+    lines = list(evidence.raw("nnunet"))
+    return nnunet_study.tables(lines) if lines else UNMEASURED
+
+
 def cohort(evidence: Evidence, words: Sequence[str]) -> str:
     """Mean Dice of each configuration with few labelled and many unlabelled cases, with its interval where there are
     three splits. Configurations that were measured nowhere have no column."""
@@ -722,6 +729,7 @@ TABLES: dict[str, Render] = {
     "suggest": suggest,
     "quality": quality,
     "semi_supervised": semi_supervised,
+    "nnunet": nnunet,
     "cohort": cohort,
     "first_command": first_command,
 }
