@@ -110,7 +110,8 @@ def _pruned(
     configuration: str, own: list[Line], by_configuration: dict[str, list[Line]], measures: list[str], organs: list[str]
 ) -> list[str]:
     last = measures[-1]
-    row = [configuration.partition("pruning.rule=")[2] or configuration, *[_mean(_all(own, key)) for key in measures]]
+    rule = configuration.partition("pruning.rule=")[2] or f"none, {own[0]['steps']} steps"
+    row = [rule, *[_mean(_all(own, key)) for key in measures]]
     row += [_mean([d for x in own for d in x["labels"][o][last] if d is not None]) for o in organs]
     rarest = [x["labels"][_rarest(x["held"])][last] for x in own]
     row.append(_mean([d for one in rarest for d in one if d is not None]))
