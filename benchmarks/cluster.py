@@ -140,6 +140,17 @@ def write_material(folder: Path, cases: int) -> tuple[Path, Path]:
     return scans, model
 
 
+def finished(out: Path) -> set[str]:
+    """Names of the cases whose notes tell the digest of the label map; a case without it is segmented again."""
+    notes = (out / ".handful").glob("phantom*.json")
+    return {path.stem for path in notes if json.loads(path.read_text("utf-8"))["output"]}
+
+
+def file_time(out: Path, name: str) -> int:
+    """When the label map of a case was written."""
+    return (out / f"{name}.nii.gz").stat().st_mtime_ns
+
+
 def with_kills(cluster: Cluster, scans: Path, model: Path, out: Path, kills: int) -> tuple[int, int]:
     """Predict until the command succeeds; kill a process after each share of the cases. Returns runs and kills."""
     count, done, runs, rng = len(list(scans.iterdir())), 0, 0, random.Random(0)
@@ -149,8 +160,8 @@ def with_kills(cluster: Cluster, scans: Path, model: Path, out: Path, kills: int
         runs += 1
         client = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while client.poll() is None:
-            for path in out.glob("[!.]*.nii.gz"):
-                assert written.setdefault(path.name, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, path.name
+            written |= {name: file_time(out, name) for name in finished(out) - written.keys()}
+            assert all(file_time(out, name) == then for name, then in written.items())
             if done < kills and len(written) >= (done + 1) * count // (kills + 1):
                 victim = ("worker", "client", "worker", "scheduler")[done % 4]
                 if victim == "worker":

@@ -40,6 +40,8 @@ STUDY_PLANS = ("fate",)
 """Plans that measure again, label by label, what lines of a study hold; their tables come before these lines."""
 TIMED_PLANS = ("cohort",)
 """Plans whose fits take a given time and may learn from unlabelled scans; compared with nothing but themselves."""
+CHOICE_PLANS = ("planes",)
+"""Plans that decided a default, on splits that nothing else reports; compared with nothing but themselves."""
 PROMPT_PLANS = ("zero_shot",)
 """Plans of prompts from the reference, compared with nothing but themselves."""
 FIRST = "first by name"
@@ -95,6 +97,8 @@ class Evidence:
     """Tables of experiments."""
     timed: tuple[Pool, ...] = ()
     """Tables of TIMED_PLANS."""
+    choices: tuple[Pool, ...] = ()
+    """Tables of CHOICE_PLANS."""
     prompted: tuple[Result, ...] = ()
     """Rows of PROMPT_PLANS."""
     studies: tuple[Pool, ...] = ()
@@ -123,9 +127,10 @@ def read_evidence(folder: Path) -> Evidence:
     tables = {name: _table(path) for name, path in paths.items() if name not in PROMPT_PLANS}
     asked = lines.get("interactive", ())
     return Evidence(
-        plans=tuple(pool for name, pool in tables.items() if name not in (*STUDY_PLANS, *TIMED_PLANS)),
+        plans=tuple(pool for name, pool in tables.items() if name not in (*STUDY_PLANS, *TIMED_PLANS, *CHOICE_PLANS)),
         prompted=tuple(row for name in PROMPT_PLANS if name in paths for row in read_results(paths[name])),
         timed=tuple(pool for name, pool in tables.items() if name in TIMED_PLANS),
+        choices=tuple(pool for name, pool in tables.items() if name in CHOICE_PLANS),
         studies=(
             *[pool for name, pool in tables.items() if name in STUDY_PLANS],
             *_pools_of_lines(lines.get("few_shot_prompts", ()), lines.get("label_efficiency", ())),

@@ -91,6 +91,7 @@ PARTS: dict[str, Part] = {
     "time": timed_plan("time"),
     "fate": plan("fate"),
     "cohort": plan("cohort", circumstances="--workers 1"),
+    "planes": plan("planes", circumstances="--workers 1"),
     "first-command": study(
         "first_command", "first_command --data {data} --before 878ff8a --command 'fit few-shot-prompts'"
     ),

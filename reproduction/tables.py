@@ -620,6 +620,19 @@ def semi_supervised(evidence: Evidence, words: Sequence[str]) -> str:
     return semi_supervised_study.tables(lines) if lines else UNMEASURED
 
 
+def planes(evidence: Evidence, words: Sequence[str]) -> str:
+    """A U-Net on one plane, and on several with as many training steps in all."""
+    rows = []
+    for name, configuration, n in sorted({key for pool in evidence.choices for key in pool.scores}):
+        scores = scores_of(evidence.choices, name, configuration, n)
+        of_splits = [
+            fmean(dice for (one, _), dice in scores.items() if one == split) for split in sorted({s for s, _ in scores})
+        ]
+        each = ", ".join(f"{mean:.3f}" for mean in of_splits)
+        rows.append((CONTENTS[name], str(n), configuration, f"{fmean(of_splits):.3f}", each))
+    return table(("scans", "labelled", "U-Net on", "Dice", "of each split"), rows) if rows else UNMEASURED
+
+
 def nnunet(evidence: Evidence, words: Sequence[str]) -> str:
     """nnU-Net itself, on the cases of the table of cohorts."""
     lines = list(evidence.raw("nnunet"))
@@ -729,6 +742,7 @@ TABLES: dict[str, Render] = {
     "suggest": suggest,
     "quality": quality,
     "semi_supervised": semi_supervised,
+    "planes": planes,
     "nnunet": nnunet,
     "cohort": cohort,
     "first_command": first_command,

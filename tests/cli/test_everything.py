@@ -32,7 +32,7 @@ def test_a_scan_without_masks_is_named_with_what_may_help(
     strict = ("--points", "1", "--least-iou", "1", "--no-preview", "-q", "--cases", "case-0", "--backbone", backbone)
     result = handful("everything", "-i", cohort, "-o", tmp_path / "masks", *strict)
     assert result.exit_code == 0, result.output
-    assert "no mask was found in 1 cases (case-0); lower --least-iou" in result.stderr
+    assert "no mask was found in 1 case (case-0); lower --least-iou" in result.stderr
     assert not (tmp_path / "masks" / "previews").exists()
 
 

@@ -240,3 +240,10 @@ def row(label: int, status: str, dice: float) -> Result:
         handful="0.1.0",
         trial="cd",
     )
+
+
+def test_planes_are_compared_split_by_split():
+    pool = Pool("planes")
+    for split, dice in ((5, 0.8), (6, 0.6)):
+        pool.add(("msd_hippocampus", "one plane", 4), "dice", split, "a", dice)
+    assert "| hippocampus, MR | 4 | one plane | 0.700 | 0.800, 0.600 |" in tables.planes(Evidence(choices=(pool,)), [])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from handful.cli import options
-from handful.cli.terminal import by_reason, exit_on, print_json, progress, some, stdout, table, visible
+from handful.cli.terminal import by_reason, counted, exit_on, print_json, progress, some, stdout, table, visible
 
 if TYPE_CHECKING:
     from handful.data.cases import Cohort
@@ -53,7 +53,7 @@ def _print(cohort: Cohort, count: int, findings: list[Finding], broken: list[str
     console = stdout()
     labelled = sum(case.reference is not None for case in cohort.cases)
     names = ", ".join(f"{value} {name}" for value, name in cohort.labels.as_dict().items()) if cohort.labels else "none"
-    console.print(Text(visible(f"{cohort.name}: {count} cases checked, {labelled} labelled; labels: {names}")))
+    console.print(Text(visible(f"{cohort.name}: {counted(count)} checked, {labelled} labelled; labels: {names}")))
     if findings or cohort.left_out:
         listed = table("cases", "severity", "finding")
         for (severity, message), cases in _by_message(findings).items():
@@ -61,9 +61,9 @@ def _print(cohort: Cohort, count: int, findings: list[Finding], broken: list[str
         for reason, files in by_reason(cohort.left_out).items():
             listed.add_row(Text(some(files)), Text("left out", style=COLOURS["error"]), Text(visible(reason)))
         console.print(listed)
-    left_out = f"; {len(cohort.left_out)} files are left out" if cohort.left_out else ""
-    usable = f"{len(broken)} of {count} cases cannot be used" if broken else f"all {count} cases can be used"
-    console.print(f"{usable}{left_out}" if broken or left_out else "all cases can be used")
+    left_out = f"; left out: {counted(len(cohort.left_out), 'file')}" if cohort.left_out else ""
+    usable = f"{len(broken)} of {counted(count)} cannot be used" if broken else "all cases can be used"
+    console.print(f"{usable}{left_out}")
 
 
 def _by_message(findings: list[Finding]) -> dict[tuple[str, str], list[str]]:

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import WARNING, exit_on, print_failures, print_json, print_lines, print_note, progress, some
+from handful.cli.terminal import (
+    WARNING,
+    counted,
+    exit_on,
+    print_failures,
+    print_json,
+    print_lines,
+    print_note,
+    progress,
+    some,
+)
 
 if TYPE_CHECKING:
     from handful.cohort.everything import FindMasksConfig, FindMasksResult
@@ -116,4 +126,4 @@ def _print(out: Path, result: FindMasksResult) -> None:
     print_lines(f"{len(result.done)} {cases} segmented{before}{failed}, {count}: {out}", highlight=True)
     if result.empty:
         hint = "lower --least-iou or --least-stability, or take more --points"
-        print_note(f"no mask was found in {len(result.empty)} cases ({some(result.empty)}); {hint}", lead=WARNING)
+        print_note(f"no mask was found in {counted(len(result.empty))} ({some(result.empty)}); {hint}", lead=WARNING)

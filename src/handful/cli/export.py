@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_json, print_left_out, print_lines, progress
+from handful.cli.terminal import counted, exit_on, print_json, print_left_out, print_lines, progress
 
 export = typer.Typer(
     help="Compare with nnU-Net: write its data set and import its predictions. Simulate scribbles for experiments.",
@@ -114,7 +114,7 @@ def scribbles(
         print_json(found | {"failures": [*failures, *written.failures], "left_out": cohort.left_out})
     else:
         print_lines(
-            f"simulated scribbles of {len(written.cases)} cases: {out}",
+            f"simulated scribbles of {counted(len(written.cases))}: {out}",
             f"{written.labelled:.2%} of the voxels are labelled, all others have the value {written.ignore}",
             f"next: handful fit unet -i {out} -o model",
         )

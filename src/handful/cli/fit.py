@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_json, print_lines, print_note, progress
+from handful.cli.terminal import counted, exit_on, print_json, print_lines, print_note, progress
 
 if TYPE_CHECKING:
     from handful.backbones.base import Backbone
@@ -211,7 +211,7 @@ def _print_result(
     if json:
         print_json(made | _as_json(result, seconds, cohort))
         return
-    took = f"fitted {made['method']} on {len(cast('list[str]', made['cases']))} cases in {seconds:.0f} s"
+    took = f"fitted {made['method']} on {counted(len(cast('list[str]', made['cases'])))} in {seconds:.0f} s"
     next_step = f"next: handful predict {made['model']} -i {folder} -o predictions"
     first = f"{took if result.anew else 'already fitted'}: {made['model']}"
     print_lines(first, *result.decisions, *_learned(result), next_step)

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import WARNING, exit_on, print_failures, print_json, print_lines, print_note, progress, some
+from handful.cli.terminal import (
+    WARNING,
+    counted,
+    exit_on,
+    print_failures,
+    print_json,
+    print_lines,
+    print_note,
+    progress,
+    some,
+)
 
 
 class Format(StrEnum):
@@ -263,8 +273,7 @@ def _content(out: Path, result: CohortResult) -> dict[str, object]:
 def _print(out: Path, result: CohortResult) -> None:
     before = f", {len(result.skipped)} already segmented" if result.skipped else ""
     failed = f", {len(result.failures)} failed" if result.failures else ""
-    cases = "case" if len(result.done) == 1 else "cases"
-    print_lines(f"{len(result.done)} {cases} segmented{before}{failed}: {out}", highlight=True)
+    print_lines(f"{counted(len(result.done))} segmented{before}{failed}: {out}", highlight=True)
     if counts := Counter(one.name for one in result.experts.values()):
         numbers = ", ".join(f"{name} ({count})" for name, count in sorted(counts.items()))
         print_lines(f"experts: {numbers}; run.json has the expert of each case")
@@ -273,5 +282,5 @@ def _print(out: Path, result: CohortResult) -> None:
         unlike_them = "unlike those that the model was fitted on: see warnings.json"
         print_note(f"{unlike} {subject} {unlike_them}", lead=WARNING)
     if result.empty:
-        print_note(f"no label was found in {len(result.empty)} cases: {some(result.empty)}", lead=WARNING)
+        print_note(f"no label was found in {counted(len(result.empty))}: {some(result.empty)}", lead=WARNING)
     print_failures(result.failures)

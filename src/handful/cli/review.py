@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_failures, print_json, print_lines, progress
+from handful.cli.terminal import counted, exit_on, print_failures, print_json, print_lines, progress
 
 if TYPE_CHECKING:
     from handful.curation.quality import CaseQuality
@@ -99,7 +99,8 @@ def _print(out: Path, result: ReviewResult) -> None:
     calibration = "calibrated on" if result.calibration else "not calibrated; based on"
     before = f" ({len(result.skipped)} of them before)" if result.skipped else ""
     failed = f", {len(result.failures)} failed" if result.failures else ""
-    lines = [f"{len(result.cases)} cases estimated{before}{failed}; {calibration} {len(result.support)} labelled cases"]
+    labelled = counted(len(result.support), "labelled case")
+    lines = [f"{counted(len(result.cases))} estimated{before}{failed}; {calibration} {labelled}"]
     if result.cases:
         lines.append("check these first:")
     lines += [_line(case) for case in result.cases[:FIRST]]

@@ -145,6 +145,11 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(map(one_line, shown))
 
 
+def counted(number: int, noun: str = "case") -> str:
+    """The number and the noun, in the plural where there is not exactly one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def visible(text: str) -> str:
     """The text with control characters as escapes, as `handful.jobs.plain_text.visible`."""
     from handful.jobs import plain_text
