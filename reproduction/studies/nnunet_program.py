@@ -4,10 +4,10 @@
 
 Needs nnunetv2 and nothing of handful. The raw data set is in WORK_FOLDER/raw. The last two words are core-minutes of
 training and the seed. Plans, network, loss, augmentation and rates are nnU-Net's own, but for the number of steps:
-epochs of 25 steps, as many as the time allows by the length of three trial steps, over which nnU-Net's polynomial rate
-falls to zero. One batch is validated in each epoch in place of 50, which changes nothing in the weights. Label maps of
-imagesTs are written to WORK_FOLDER/predicted, by the last weights with nnU-Net's mirrored predictions averaged, and
-WORK_FOLDER/times.json.
+epochs of 25 steps (one of fewer, in little time), as many as the time allows by the length of three trial steps, over
+which nnU-Net's polynomial rate falls to zero. One batch is validated in each epoch in place of 50, which changes
+nothing in the weights. Label maps of imagesTs are written to WORK_FOLDER/predicted, by the last weights with nnU-Net's
+mirrored predictions averaged, and WORK_FOLDER/times.json.
 """
 
 from __future__ import annotations
@@ -59,8 +59,9 @@ def main(folder: Path, dataset: int, configuration: str, minutes: float, seed: i
     step_core_s = (time.process_time() - began) / TRIAL_STEPS
 
     trainer = get_trainer_from_args(str(dataset), configuration, "all", device=cpu)
-    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = STEPS_PER_EPOCH, 1
-    trainer.num_epochs = max(1, round(minutes * 60 / step_core_s / STEPS_PER_EPOCH))
+    steps = max(1, round(minutes * 60 / step_core_s))
+    trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch = min(steps, STEPS_PER_EPOCH), 1
+    trainer.num_epochs = max(1, round(steps / STEPS_PER_EPOCH))
     began = time.process_time()
     trainer.run_training()
     fit_core_s = time.process_time() - began
@@ -74,7 +75,7 @@ def main(folder: Path, dataset: int, configuration: str, minutes: float, seed: i
     cases = len(list((folder / "predicted").glob("*.nii.gz")))
     planned = trainer.configuration_manager
     times = {
-        "steps": trainer.num_epochs * STEPS_PER_EPOCH,
+        "steps": trainer.num_epochs * trainer.num_iterations_per_epoch,
         "step_core_s": round(step_core_s, 3),
         "fit_core_s": round(fit_core_s, 1),
         "predict_core_s": round((time.process_time() - began) / cases, 2),
