@@ -39,8 +39,8 @@ def measure(rounds: int) -> Section:
         whole, single = Spread.of(encode.core), Spread.of(layers["float32"].core)
         faster = layers["float32"].over(layers["int8"])
         best = whole.median / (whole.median - single.median + Spread.of(layers["int8"].core).median)
-        halves = (Spread.of(layers[name].core) for name in ("bfloat16", "int8"))
-        rows.append((backbone.name, whole, single, *halves, faster, f"{best:.2f} times faster"))
+        shorter = (Spread.of(layers[name].core) for name in ("bfloat16", "int8"))
+        rows.append((backbone.name, whole, single, *shorter, faster, f"{best:.2f} times faster"))
     return Section((Table("linear layers of an encode at 1024 px, in turn", COLUMNS, tuple(rows)),))
 
 

@@ -30,8 +30,7 @@ from handful.evaluation.results import read_results
 from reproduction.markdown import table
 from reproduction.parts import RESULTS
 from reproduction.scoring import reference_of
-from reproduction.studies.first_command import divide
-from reproduction.studies.semi_supervised import SemiSupervisedTrial
+from reproduction.studies import first_command, semi_supervised
 from reproduction.study import Line, Study, Trial
 
 PROGRAM = Path(__file__).with_name("nnunet_program.py")
@@ -66,19 +65,9 @@ class NnunetTrial(Trial):
     def divide(self) -> tuple[SupportSet, Sequence[Case]]:
         """The labelled and the test cases."""
         if self.set == BENCHMARK:
-            trial = SemiSupervisedTrial(
-                data=self.data,
-                set=self.set,
-                digest="",
-                configuration="",
-                labelled="3",
-                scored="val",
-                seed=0,
-                scratch=None,
-            )
-            return trial.divide()
-        rows = read_results(RESULTS / "cohort.parquet")
-        labelled, tested = divide([row for row in rows if row.data_set == self.set and row.split == self.split])
+            return semi_supervised.divide(self.folder, labelled="3", scored="val")
+        rows = [row for row in read_results(RESULTS / "cohort.parquet") if row.data_set == self.set]
+        labelled, tested = first_command.divide([row for row in rows if row.split == self.split])
         cohort = read_cohort(self.folder)
         assert cohort.labels is not None
         cases = {case.name: case for case in cohort.cases}
@@ -126,14 +115,24 @@ def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
 
 def tables(lines: list[Line]) -> str:
     """Mean Dice over test cases and labels, and what the training and a prediction took."""
-    header = ["data set", "nnU-Net", "test cases", "Dice", "steps of a batch", "core-minutes", "core-s a prediction"]
+    header = [
+        "data set",
+        "nnU-Net",
+        "test cases",
+        "Dice",
+        "steps",
+        "patches a step",
+        "core-min",
+        "core-s a prediction",
+    ]
     rows = [
         [
             line["set"],
             line["configuration"],
             str(len(line["dice"])),
             f"{mean_dice(line):.3f}",
-            f"{line['steps']} of {line['batch']}",
+            str(line["steps"]),
+            str(line["batch"]),
             f"{line['fit_core_s'] / 60:.0f}",
             f"{line['predict_core_s']:.1f}",
         ]

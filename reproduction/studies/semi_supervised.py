@@ -65,7 +65,7 @@ class SemiSupervisedTrial(Trial):
     scratch: Path | None
 
     def results(self, backbone: Backbone) -> list[Line]:
-        support, scored = self.divide()
+        support, scored = divide(self.folder, self.labelled, self.scored)
         name, settings = parse(self.configuration)
         method = build(name, {"roi_margin": "auto", "largest_piece": "auto", **settings}, self.seed)
         scratch = self.scratch and self.scratch / digest_of_json(self.key())[:16]
@@ -86,22 +86,23 @@ class SemiSupervisedTrial(Trial):
         }
         return [line]
 
-    def divide(self) -> tuple[SupportSet, list[Case]]:
-        """The labelled frames with the images of all that are not scored, and the frames to score."""
-        splits: dict[str, list[str]] = json.loads((self.folder / "splits.json").read_text("utf-8"))["labelled"]
-        cohort = read_cohort(self.folder / "train")
-        assert cohort.labels is not None
-        labelled = [_with_patient(case) for case in cohort.cases if case.name in splits[self.labelled]]
-        scored = self._scored(cohort, splits)
-        taken = {case.name for case in [*labelled, *scored]}
-        unlabelled = tuple(case for case in cohort.cases if case.name not in taken)
-        return SupportSet(tuple(labelled), cohort.labels, unlabelled=UnlabelledScans.of(unlabelled)), scored
 
-    def _scored(self, cohort: Cohort, splits: dict[str, list[str]]) -> list[Case]:
-        if self.scored == "val":
-            return list(read_cohort(self.folder / "val").cases)
-        names = set(splits[MOST_LABELLED]) - set(splits[self.labelled])
-        return [case for case in cohort.cases if case.name in names]
+def divide(folder: Path, labelled: str, scored: str) -> tuple[SupportSet, list[Case]]:
+    """The labelled frames with the images of all that are not scored, and the frames to score."""
+    splits: dict[str, list[str]] = json.loads((folder / "splits.json").read_text("utf-8"))["labelled"]
+    cohort = read_cohort(folder / "train")
+    assert cohort.labels is not None
+    few = [_with_patient(case) for case in cohort.cases if case.name in splits[labelled]]
+    tests = list(read_cohort(folder / "val").cases) if scored == "val" else _left_out(cohort, splits, labelled)
+    taken = {case.name for case in [*few, *tests]}
+    unlabelled = tuple(case for case in cohort.cases if case.name not in taken)
+    return SupportSet(tuple(few), cohort.labels, unlabelled=UnlabelledScans.of(unlabelled)), tests
+
+
+def _left_out(cohort: Cohort, splits: dict[str, list[str]], labelled: str) -> list[Case]:
+    """Frames of the seven labelled patients who are not among the labelled few."""
+    names = set(splits[MOST_LABELLED]) - set(splits[labelled])
+    return [case for case in cohort.cases if case.name in names]
 
 
 def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:

@@ -52,6 +52,6 @@ def test_label_maps_are_scored_with_the_values_of_the_cohort(
 
 def test_the_table_has_a_row_for_each_training():
     line = {"set": "busi", "configuration": "2d", "steps": 50, "batch": 2, "fit_core_s": 60.0, "predict_core_s": 1.5}
-    assert "| busi | 2d | 2 | 0.750 | 50 of 2 | 1 | 1.5 |" in tables(
+    assert "| busi | 2d | 2 | 0.750 | 50 | 2 | 1 | 1.5 |" in tables(
         [line | {"dice": {"a": {"lesion": 0.5}, "b": {"lesion": 1.0}}}]
     )

@@ -121,9 +121,8 @@ def _print_json(out: Path, result: FindMasksResult, left_out: tuple[object, ...]
 def _print(out: Path, result: FindMasksResult) -> None:
     before = f", {len(result.skipped)} already segmented" if result.skipped else ""
     failed = f", {len(result.failures)} failed" if result.failures else ""
-    cases = "case" if len(result.done) == 1 else "cases"
-    count = f"{sum(result.masks.values())} masks in all"
-    print_lines(f"{len(result.done)} {cases} segmented{before}{failed}, {count}: {out}", highlight=True)
+    count = f"{counted(sum(result.masks.values()), 'mask')} in all"
+    print_lines(f"{counted(len(result.done))} segmented{before}{failed}, {count}: {out}", highlight=True)
     if result.empty:
         hint = "lower --least-iou or --least-stability, or take more --points"
         print_note(f"no mask was found in {counted(len(result.empty))} ({some(result.empty)}); {hint}", lead=WARNING)

@@ -146,8 +146,10 @@ def some(names: Sequence[str]) -> str:
 
 
 def counted(number: int, noun: str = "case") -> str:
-    """The number and the noun, in the plural where there is not exactly one."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """The number and the noun, as `handful.jobs.plain_text.counted`."""
+    from handful.jobs import plain_text
+
+    return plain_text.counted(number, noun)
 
 
 def visible(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Names of cases and labels, which may be any text, made harmless for terminals and spreadsheets."""
+"""Text for people: numbers with nouns, and names, which may be any text, made harmless for terminals and tables."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import unicodedata
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _DIRECTIONS = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Marks that turn the direction of text, so that a name reads as another one."""
+
+
+def counted(number: int, noun: str = "case") -> str:
+    """The number and the noun, in the plural where there is not exactly one."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def visible(text: str) -> str:

@@ -25,6 +25,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import HandfulError
+from handful.jobs.plain_text import counted
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, Work
 from handful.tuning.loop import TrainConfig
@@ -56,9 +57,8 @@ class Cost:
     job: Literal["encode", "segment"]
 
     def __str__(self) -> str:
-        cases = f"{self.cases} case{'s' if self.cases > 1 else ''}"
-        slices = f"{self.slices} slice{'s' if self.slices > 1 else ''}"
-        return f"{slices} in {cases}, about {duration(self.seconds)} to {self.job} on {_place(self.device)}"
+        slices = f"{counted(self.slices, 'slice')} in {counted(self.cases)}"
+        return f"{slices}, about {duration(self.seconds)} to {self.job} on {_place(self.device)}"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from handful.curation.quality import CaseQuality, LabelQuality
 from handful.curation.signals import SIGNALS
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers_of, write_atomically
-from handful.jobs.plain_text import spreadsheet_text
+from handful.jobs.plain_text import counted, spreadsheet_text
 from handful.reports.markup import Element, card, element, page, paragraph
 from handful.reports.page_style import STYLE
 
@@ -107,7 +107,7 @@ def _cards(result: ReviewResult, rows: Sequence[tuple[str, LabelQuality]]) -> It
 
 
 def _explanation(result: ReviewResult) -> str:
-    support = f"{len(result.support)} labelled {'case' if len(result.support) == 1 else 'cases'}"
+    support = counted(len(result.support), "labelled case")
     if result.calibration is None:
         return (
             "The predicted Dice is estimated without references of these cases: it is the plain mean of several "

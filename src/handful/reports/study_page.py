@@ -13,6 +13,7 @@ from handful.evaluation.results import LARGER_IS_BETTER, TITLES, Result
 from handful.evaluation.statistics import Comparison
 from handful.evaluation.study import Picture, Study
 from handful.jobs.atomic import write_atomically
+from handful.jobs.plain_text import counted
 from handful.reports.charts import Curve, Style, box_chart, curve_chart, swatch
 from handful.reports.markup import Content, Element, card, element, page, paragraph
 from handful.reports.page_style import STYLE
@@ -74,7 +75,7 @@ def _design(study: Study) -> str:
     backbones = ", ".join(dict.fromkeys(row.backbone for row in study.results))
     return (
         f"Each configuration was fitted on {_listed(shots)} labelled {'case' if shots == [1] else 'cases'} "
-        f"({splits} random {'split' if splits == 1 else 'splits'}), and tested on cases of other patients. "
+        f"({counted(splits, 'random split')}), and tested on cases of other patients. "
         f"Backbone: {backbones}."
     )
 
@@ -255,7 +256,7 @@ def _tests(study: Study) -> list[Content]:
     for data_set in study.data_sets:
         for family in study.comparisons(data_set):
             numbers = sorted({pair.n for pair in family})
-            n = f"{numbers[0]} cases" if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} cases"
+            n = counted(numbers[0]) if len(numbers) == 1 else f"{numbers[0]} to {numbers[-1]} cases"
             content.append(element("h3", None, f"{data_set}, {study.shared_shots(data_set)} labelled, {n}"))
             content.append(_matrix(family))
     return content

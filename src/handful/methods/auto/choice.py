@@ -14,6 +14,7 @@ from torch import Tensor
 
 from handful.data.support import SupportSet
 from handful.errors import SettingsError
+from handful.jobs.plain_text import counted
 from handful.methods.learned import Learned
 
 SELF_TRAINING, UNET = "self-training", "unet"
@@ -110,7 +111,7 @@ class Choice:
 
 def preferred_method(situation: Situation) -> Choice:
     """The method for a number of labelled cases and unlabelled scans, if there is time for a training."""
-    labelled = f"{situation.labelled} labelled case{'s' if situation.labelled > 1 else ''}"
+    labelled = counted(situation.labelled, "labelled case")
     if situation.unlabelled >= ENOUGH_UNLABELLED:
         choice = Choice(method=SELF_TRAINING)
         return choice.because(f"{labelled} and {situation.unlabelled} unlabelled scans, so the unlabelled are used too")
