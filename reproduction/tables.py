@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
+from handful.evaluation.evaluate import Estimate
 from handful.evaluation.results import TITLES, case_scores
 from handful.evaluation.thirds import thirds
 from reproduction.evidence import (
@@ -208,7 +210,7 @@ def summary(evidence: Evidence, words: Sequence[str]) -> str:
         gap = estimate({key: found[ours][key] - value for key, value in found[BASELINE_METHOD].items()}, 1.0)
         means = [f"{estimate(found[method]).mean:.2f}" if method in found else "–" for method in COLUMNS]
         splits = _splits(found[ours])
-        shown = signed(gap) if splits >= SPLITS else f"{gap.mean:+.3f}"
+        shown = _signed_with_interval(gap, splits)
         rows.append((CONTENTS[data_set], str(n), *means, f"`{ours}` {shown}", str(splits)))
     heads = ("scans", "labelled", *(f"`{method}`" for method in COLUMNS), "minus `unet` [95 % interval]", "splits")
     return table(heads, rows) if rows else UNMEASURED
@@ -648,33 +650,51 @@ def cohort(evidence: Evidence, words: Sequence[str]) -> str:
     rows = []
     for name, n in sorted(places, key=lambda place: (list(CONTENTS).index(place[0]), place)):
         found = {one: scores_of(evidence.timed, name, one, n) for one in columns}
-        cells = [_with_interval(scores) if scores else "–" for scores in found.values()]
-        cases = next(scores for scores in found.values() if scores)
-        rows.append((CONTENTS[name], str(n), str(len({case for _, case in cases})), *cells, str(_splits(cases))))
-    return table(("scans", "labelled", "test cases", *columns, "splits"), rows) if rows else UNMEASURED
+        widest = max(found.values(), key=_splits)
+        cells = [_with_interval(scores, _splits(widest)) if scores else "–" for scores in found.values()]
+        rows.append((CONTENTS[name], str(n), _cases(widest), *cells, str(_splits(widest))))
+    return table(("scans", "labelled", "test cases a split", *columns, "splits"), rows) if rows else UNMEASURED
 
 
 def first_command(evidence: Evidence, words: Sequence[str]) -> str:
-    """What the first command of the README gave before and gives now, on the same cases of one split."""
+    """What the first command of the README gave before and gives now, on the same cases, with intervals where there are
+    three splits."""
     lines = evidence.raw("first_command")
     rows = []
     for name in [name for name in CONTENTS if any(line["set"] == name for line in lines)]:
-        before = [line for line in lines if line["set"] == name]
-        shots = len(before[0]["support"])
-        after = {key: dice for key, dice in scores_of(evidence.timed, name, "auto", shots).items() if key[0] == 0}
-        cases = {line["case"] for line in before}
-        if cases != {case for _, case in after}:
+        labels: dict[tuple[int, str], list[float]] = {}
+        for line in lines:
+            if line["set"] == name:
+                labels.setdefault((line["split"], line["case"]), []).append(line["dice"])
+        before = {key: fmean(dice) for key, dice in labels.items()}
+        shots = len(next(line["support"] for line in lines if line["set"] == name))
+        splits = {split for split, _ in before}
+        found = scores_of(evidence.timed, name, "auto", shots)
+        after = {key: dice for key, dice in found.items() if key[0] in splits}
+        if before.keys() != after.keys():
             raise ValueError(f"first_command.jsonl and cohort.parquet have other test cases of {name}")
-        old = fmean(fmean(line["dice"] for line in before if line["case"] == case) for case in sorted(cases))
-        new = fmean(after.values())
-        rows.append((CONTENTS[name], str(shots), str(len(cases)), f"{old:.3f}", f"{new:.3f}", f"{new - old:+.3f}"))
-    header = ("scans", "labelled", "test cases", "before", "now", "difference")
+        gain = estimate({key: after[key] - before[key] for key in before}, 1.0)
+        cells = (_with_interval(before), _with_interval(after), _signed_with_interval(gain, len(splits)))
+        rows.append((CONTENTS[name], str(shots), _cases(before), *cells, str(len(splits))))
+    header = ("scans", "labelled", "test cases a split", "before", "now", "difference", "splits")
     return table(header, rows) if rows else UNMEASURED
 
 
-def _with_interval(scores: Scores) -> str:
+def _cases(scores: Scores) -> str:
+    """How many cases a split has, such as "8" or "7 to 8"."""
+    sizes = Counter(split for split, _ in scores).values()
+    return f"{min(sizes)}" + (f" to {max(sizes)}" if max(sizes) > min(sizes) else "")
+
+
+def _with_interval(scores: Scores, most: int = 0) -> str:
+    """A mean, with its interval where there are three splits; the number of splits where others have more."""
     found = estimate(scores, 1.0)
-    return interval(found) if _splits(scores) >= SPLITS else f"{found.mean:.3f}"
+    few = f" ({count(_splits(scores), 'split')})" if _splits(scores) < most else ""
+    return (interval(found) if _splits(scores) >= SPLITS else f"{found.mean:.3f}") + few
+
+
+def _signed_with_interval(gap: Estimate, splits: int) -> str:
+    return signed(gap) if splits >= SPLITS else f"{gap.mean:+.3f}"
 
 
 def intervals(evidence: Evidence) -> str:

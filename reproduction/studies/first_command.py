@@ -2,9 +2,9 @@
 
     python -m reproduction.studies.first_command --before COMMIT --command "fit few-shot-prompts" --data FOLDER
 
-The labelled and the test cases are those of `auto` in the results of reproduction/plans/cohort.toml, split 0. COMMIT is
-checked out into a temporary git worktree. Its command line fits and predicts in processes of their own; today's
-`handful evaluate` scores the label maps. A stopped run continues with the next data set.
+The labelled and the test cases are those of `auto` in the results of reproduction/plans/cohort.toml, of each split.
+COMMIT is checked out into a temporary git worktree. Its command line fits and predicts in processes of their own;
+today's `handful evaluate` scores the label maps. A stopped run continues with the next split.
 """
 
 from __future__ import annotations
@@ -36,29 +36,34 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of data sets")
     parser.add_argument("--command", required=True, help="what its README says to type first, without -i and -o")
     parser.add_argument("--sets", nargs="*", default=[], help="names of data sets; all that were measured by default")
+    parser.add_argument("--splits", nargs="*", type=int, default=[], help="all that were measured by default")
     parser.add_argument("--out", type=Path, default=RESULTS / "first_command.jsonl")
     arguments = parser.parse_args()
     commit = _printed("git", "rev-parse", "--short=7", arguments.before).strip()
-    rows = [row for row in read_results(RESULTS / "cohort.parquet") if row.configuration == AFTER and row.split == 0]
+    splits: dict[tuple[str, int], list[Result]] = {}
+    for row in read_results(RESULTS / "cohort.parquet"):
+        if row.configuration == AFTER:
+            splits.setdefault((row.data_set, row.split), []).append(row)
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "source"
         _printed("git", "worktree", "add", "--quiet", "--detach", str(source), commit)
         try:
-            for name in arguments.sets or sorted({row.data_set for row in rows}):
-                key = {"set": name, "command": arguments.command, "commit": commit, "split": 0}
-                if not any(key.items() <= line.items() for line in read_lines(arguments.out)):
-                    divided = divide([row for row in rows if row.data_set == name])
-                    lines = measured(source, arguments.command, arguments.data / name, *divided, Path(folder) / name)
+            for (name, split), rows in sorted(splits.items(), key=lambda item: (item[0][1], item[0][0])):
+                wanted = name in (arguments.sets or [name]) and split in (arguments.splits or [split])
+                key = {"set": name, "command": arguments.command, "commit": commit, "split": split}
+                if wanted and not any(key.items() <= line.items() for line in read_lines(arguments.out)):
+                    work = Path(folder) / f"{name}_{split}"
+                    lines = measured(source, arguments.command, arguments.data / name, *divide(rows), work)
                     add(arguments.out, [key | line for line in lines])
         finally:
             _printed("git", "worktree", "remove", "--force", str(source))
 
 
 def add(out: Path, lines: Sequence[Line]) -> None:
-    """Writes the lines of a data set to the file, and prints their mean."""
+    """Writes the lines of a split to the file, and prints their mean."""
     with out.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
-    print(lines[0]["set"], f"{fmean(line['dice'] for line in lines):.3f}", flush=True)
+    print(lines[0]["set"], lines[0]["split"], f"{fmean(line['dice'] for line in lines):.3f}", flush=True)
 
 
 def divide(rows: Sequence[Result]) -> tuple[list[str], list[str]]:

@@ -24,21 +24,36 @@ def test_the_version_fits_the_labelled_cases_and_is_scored_on_the_others(tmp_pat
     assert not list((tmp_path / "work/scans/labels").iterdir()), "references of test cases are not there"
 
 
-def evidence(*cases: str) -> Evidence:
+def evidence(*cases: str, splits: int = 1) -> Evidence:
     now, shown = Pool("cohort"), {"set": "busi", "support": ["x", "y"], "label": 1}
-    for case, dice in (("a", 0.8), ("b", 0.6)):
-        now.add(("busi", "auto", 2), "dice", 0, case, dice)
-        now.add(("busi", "auto", 2), "dice", 1, case, 0.1)
-    lines = tuple(shown | {"case": case, "dice": dice} for case, dice in zip(cases, (0.5, 0.4), strict=True))
-    return Evidence(timed=(now,), lines={"first_command": lines})
+    lines = []
+    for split in range(3):
+        for case, dice in (("a", 0.8), ("b", 0.6)):
+            now.add(("busi", "auto", 2), "dice", split, case, dice - 0.1 * split)
+        for case, dice in zip(cases, (0.5, 0.4), strict=True):
+            lines.append(shown | {"split": split, "case": case, "dice": dice})
+    return Evidence(timed=(now,), lines={"first_command": tuple(line for line in lines if line["split"] < splits)})
 
 
 def test_the_table_compares_the_same_cases_of_one_split():
-    assert "| breast lesions, ultrasound | 2 | 2 | 0.450 | 0.700 | +0.250 |" in tables.first_command(
+    assert "| breast lesions, ultrasound | 2 | 2 | 0.450 | 0.700 | +0.250 | 1 |" in tables.first_command(
         evidence("a", "b"), []
     )
+
+
+def test_three_splits_have_an_interval():
+    row = tables.first_command(evidence("a", "b", splits=3), []).splitlines()[-1]
+    assert "| 0.600 [" in row
+    assert "| +0.150 [" in row
+    assert row.endswith("| 3 |")
 
 
 def test_other_test_cases_are_no_comparison():
     with pytest.raises(ValueError, match="other test cases of busi"):
         tables.first_command(evidence("a", "c"), [])
+
+
+def test_a_configuration_with_fewer_splits_than_others_says_so():
+    three = evidence("a", "b").timed[0]
+    three.add(("busi", "FATE", 2), "dice", 0, "a", 0.5)
+    assert "| 0.500 (1 split) | 3 |" in tables.cohort(Evidence(timed=(three,)), [])
