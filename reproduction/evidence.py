@@ -97,6 +97,8 @@ class Evidence:
     """Tables of experiments."""
     timed: tuple[Pool, ...] = ()
     """Tables of TIMED_PLANS."""
+    decided: tuple[Result, ...] = ()
+    """A row of each of their fits that decided something by itself."""
     choices: tuple[Pool, ...] = ()
     """Tables of CHOICE_PLANS."""
     prompted: tuple[Result, ...] = ()
@@ -130,6 +132,7 @@ def read_evidence(folder: Path) -> Evidence:
         plans=tuple(pool for name, pool in tables.items() if name not in (*STUDY_PLANS, *TIMED_PLANS, *CHOICE_PLANS)),
         prompted=tuple(row for name in PROMPT_PLANS if name in paths for row in read_results(paths[name])),
         timed=tuple(pool for name, pool in tables.items() if name in TIMED_PLANS),
+        decided=tuple(_decided(row for name in TIMED_PLANS if name in paths for row in read_results(paths[name]))),
         choices=tuple(pool for name, pool in tables.items() if name in CHOICE_PLANS),
         studies=(
             *[pool for name, pool in tables.items() if name in STUDY_PLANS],
@@ -226,6 +229,12 @@ def shared(found: Mapping[str, Scores]) -> dict[str, Scores]:
 
 def _read_lines(path: Path) -> tuple[Line, ...]:
     return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+
+
+def _decided(rows: Iterable[Result]) -> list[Result]:
+    """A row of each fit with decisions, by split."""
+    found = {row.trial: row for row in rows if row.decisions}
+    return sorted(found.values(), key=lambda row: row.split)
 
 
 def _table(path: Path) -> Pool:

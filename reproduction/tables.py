@@ -656,6 +656,21 @@ def cohort(evidence: Evidence, words: Sequence[str]) -> str:
     return table(("scans", "labelled", "test cases a split", *columns, "splits"), rows) if rows else UNMEASURED
 
 
+def reasons(evidence: Evidence, words: Sequence[str]) -> str:
+    """What a configuration said of its fit, word by word, on the first split of each data set that has it."""
+    (configuration,) = words
+    said: dict[str, tuple[str, ...]] = {}
+    for row in evidence.decided:
+        if row.configuration == configuration:
+            said.setdefault(row.data_set, row.decided)
+    lists = [
+        "\n".join((f"*{what}*", "", *(f"* {sentence}" for sentence in said[name])))
+        for name, what in CONTENTS.items()
+        if name in said
+    ]
+    return "\n\n".join(lists) or UNMEASURED
+
+
 def first_command(evidence: Evidence, words: Sequence[str]) -> str:
     """What the first command of the README gave before and gives now, on the same cases, with intervals where there are
     three splits."""
@@ -766,4 +781,5 @@ TABLES: dict[str, Render] = {
     "nnunet": nnunet,
     "cohort": cohort,
     "first_command": first_command,
+    "reasons": reasons,
 }

@@ -26,12 +26,21 @@ def test_a_table_comes_back_as_it_was_written(suffix: str, tmp_path: Path):
     assert [row.hd95 for row in found][::2] == [row.hd95 for row in rows][::2]
 
 
-def test_a_table_of_an_earlier_version_lacks_the_properties_of_objects(tmp_path: Path):
+def test_a_table_of_an_earlier_version_lacks_properties_of_objects_and_decisions(tmp_path: Path):
     write_results([result(size_share=0.25)], tmp_path / "now.csv")
     head, row = (line.split(",") for line in (tmp_path / "now.csv").read_text().splitlines())
     assert read_results(tmp_path / "now.csv")[0].size_share == 0.25
-    (tmp_path / "then.csv").write_text("\n".join(",".join(line[:-3]) for line in (head, row)) + "\n")
+    (tmp_path / "then.csv").write_text("\n".join(",".join(line[:-4]) for line in (head, row)) + "\n")
     assert math.isnan(read_results(tmp_path / "then.csv")[0].size_share)
+    assert read_results(tmp_path / "then.csv")[0].decided == ()
+
+
+def test_decisions_are_sentences(tmp_path: Path):
+    write_results([result(decisions='["chosen: unet, in \\"time\\"", "no crop"]')], tmp_path / "results.csv")
+    assert read_results(tmp_path / "results.csv")[0].decided == ('chosen: unet, in "time"', "no crop")
+    write_results([result(decisions='"no crop"')], tmp_path / "results.csv")
+    with pytest.raises(DamagedFile, match="decisions must be a list"):
+        read_results(tmp_path / "results.csv")
 
 
 def test_pandas_and_people_read_the_header(tmp_path: Path):

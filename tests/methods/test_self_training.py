@@ -258,6 +258,32 @@ def test_nothing_found_anywhere_is_no_agreement():
     assert dice(nothing, nothing) == 0.0
 
 
+def volumes_of_nothing_but(middle: range, cases: int, slices: int) -> tuple[Pool, Tensor]:
+    """A pool of volumes, and labels that are a square in the `middle` of each volume's slices."""
+    case = torch.arange(cases).repeat_interleave(slices)
+    number = torch.arange(slices).repeat(cases)
+    names = tuple(f"case-{one}" for one in range(cases))
+    pool = Pool(names, tuple(range(cases)), torch.zeros(cases * slices, 1, SIDE, SIDE).half(), case, number)
+    labels = torch.zeros(len(pool), SIDE, SIDE, dtype=torch.int16)
+    labels[(number >= middle.start) & (number < middle.stop), :16, :16] = 1
+    return pool, labels
+
+
+def test_of_many_volumes_few_slices_are_checked_that_are_not_the_outermost_ones():
+    pool, first = volumes_of_nothing_but(range(2, 6), cases=192, slices=8)
+    gate = checked(Gate(pool, 0.4, 0, 80, first, None), 80, first, first)
+    assert pool.number[gate.rows].tolist() == [2, 6] * 192
+    assert set(gate.of_cases().values()) == {1.0}
+    assert gate.reliable(79).all()
+
+
+def test_volumes_that_show_nothing_in_the_slices_that_are_checked_count_as_the_others():
+    pool, first = volumes_of_nothing_but(range(2, 6), cases=192, slices=8)
+    first[(pool.case > 50) & (pool.number != 4)] = 0
+    gate = checked(Gate(pool, 0.4, 0, 80, first, None), 80, opinion(pool, 8) * (first > 0), first)
+    assert set(gate.of_cases().values()) == {0.4}
+
+
 def test_noise_is_not_learned_from_once_there_was_time_to_agree():
     pool = pool_of(cohort())
     first = opinion(pool, 16)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.studies import result
+from handful.evaluation.results import write_results
 from reproduction import tables
-from reproduction.evidence import Evidence, Pool
+from reproduction.evidence import Evidence, Pool, read_evidence
 from reproduction.parts import ROOT
 from reproduction.studies.first_command import measured
 from small_cohort import write_cohort
@@ -57,3 +59,17 @@ def test_a_configuration_with_fewer_splits_than_others_says_so():
     three = evidence("a", "b").timed[0]
     three.add(("busi", "FATE", 2), "dice", 0, "a", 0.5)
     assert "| 0.500 (1 split) | 3 |" in tables.cohort(Evidence(timed=(three,)), [])
+
+
+def test_reasons_are_quoted_from_the_first_split_that_has_them(tmp_path: Path):
+    auto = {"configuration": "auto", "data_set": "busi"}
+    rows = [
+        result(**auto, split=0, trial="a"),
+        result(**auto, split=2, trial="c", decisions='["chosen: fate"]'),
+        result(**auto, split=1, trial="b", decisions='["chosen: unet", "no crop"]'),
+        result(configuration="FATE", data_set="busi", trial="d", decisions='["no crop at all"]'),
+    ]
+    write_results(rows, tmp_path / "cohort.parquet")
+    assert tables.reasons(read_evidence(tmp_path), ["auto"]) == (
+        "*breast lesions, ultrasound*\n\n* chosen: unet\n* no crop"
+    )

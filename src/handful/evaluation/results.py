@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -81,12 +82,21 @@ class Result:
     """As `size_share`: of its boundary."""
     contrast: float = math.nan
     """As `size_share`."""
+    decisions: str = ""
+    """What the fit decided by itself, as a JSON list of sentences; empty if it decided nothing or that is unknown."""
+
+    @property
+    def decided(self) -> tuple[str, ...]:
+        """The sentences of `decisions`."""
+        return tuple(map(str, json.loads(self.decisions))) if self.decisions else ()
 
 
 COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
 _KINDS = get_type_hints(Result)
 FEATURES = ("size_share", "complexity", "contrast")
-"""The columns that describe the object; tables of earlier versions lack them."""
+"""The columns that describe the object."""
+_YOUNGER = (*FEATURES, "decisions")
+"""Columns that tables of earlier versions lack."""
 MEASURES = ("dice", "iou", "hd95", "assd", "surface_dice")
 """The columns that reports can show and test."""
 LARGER_IS_BETTER = ("dice", "iou", "surface_dice")
@@ -127,7 +137,7 @@ def read_results(path: Path) -> tuple[Result, ...]:
         read = _read_parquet
     try:
         return tuple(
-            Result(**{name: _value(name, row[name]) for name in COLUMNS if name in row or name not in FEATURES})
+            Result(**{name: _value(name, row[name]) for name in COLUMNS if name in row or name not in _YOUNGER})
             for row in read(path)
         )
     except InputError:
@@ -188,6 +198,8 @@ def _arrow(name: str) -> Any:
 
 def _value(name: str, cell: Any) -> Any:
     kind = _KINDS[name]
+    if name == "decisions" and cell and not isinstance(json.loads(cell), list):
+        raise ValueError(f"decisions must be a list, got {cell}")
     if kind is float:
         return math.nan if cell in ("", None) else float(cell)
     if kind is int:

@@ -136,10 +136,11 @@ def measure(trial: Trial, fitted: Fit) -> Outcome:
         "support": json.dumps([case.name for case in fitted.support]),
         "device": backbone.device.type,
         "handful": version("handful"),
+        "decisions": json.dumps(fitted.segmenter.decisions, ensure_ascii=False) if fitted.segmenter.decisions else "",
     }
     rows = [row for case in scored for row in case.rows]
     pictures = _pictures(scored, fitted.segmenter, trial.pictures)
-    return {"shared": shared, "rows": rows, "pictures": pictures, "decisions": list(fitted.segmenter.decisions)}
+    return {"shared": shared, "rows": rows, "pictures": pictures}
 
 
 @dataclass(frozen=True, eq=False)

@@ -179,11 +179,12 @@ def read_study(out: Path) -> Study:
             failed.append(Failure(entry.name, str(outcome["failure"])))
             continue
         done += 1
-        results += _results(manifest.title, entry, outcome)
+        rows = [*_results(manifest.title, entry, outcome)]
+        results += rows
         pictures += _pictures(entry, outcome)
-        if sentences := outcome.get("decisions"):
+        if rows and rows[0].decided:
             about = (entry.data_set, entry.configuration, entry.shots, entry.split)
-            decisions.append(Decisions(*about, tuple(sentences)))
+            decisions.append(Decisions(*about, rows[0].decided))
     return Study(
         title=manifest.title,
         results=tuple(results),
@@ -226,7 +227,7 @@ def _results(title: str, entry: Entry, outcome: Mapping[str, Any]) -> Iterator[R
         "trial": entry.digest,
     }
     for row in outcome["rows"]:
-        values = {**outcome["shared"], **row, **about}
+        values = {"decisions": "", **outcome["shared"], **row, **about}
         values |= {name: math.nan for name in ("hd95", "assd", *FEATURES) if values.get(name) is None}
         yield Result(**{name: values[name] for name in COLUMNS})
 

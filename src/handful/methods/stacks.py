@@ -104,8 +104,12 @@ class StackedSupport:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Numbers below `count`, all or `most` of them at even distances."""
-    return torch.linspace(0, count - 1, min(most, count)).round().long().tolist()
+    """Numbers below `count`, all or `most` of them: the middle of each of as many equal parts.
+
+    The first and the last slice of a volume are not among few of many, because they often show nothing of interest.
+    """
+    parts = min(most, count)
+    return [(2 * part + 1) * count // (2 * parts) for part in range(parts)]
 
 
 def slices_in_square(view: SliceView, index: Sequence[int], side: int) -> Float[Tensor, "n c s s"]:

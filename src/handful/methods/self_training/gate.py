@@ -79,16 +79,27 @@ class Gate:
             return
         own, other = (torch.cat([classes_of(part) for part in self._slices()]) for classes_of in (student, teacher))
         third = next(one for one in (self.initial, self._before, other) if one is not None)
-        cases = self.pool.case[self.rows]
-        found = []
-        for case in range(len(self.pool.names)):
-            here = cases == case
-            found.append(round(dice(own[here], other[here]) * dice(other[here], third[here]), 4))
-        self.checks.append(Reliability(step, tuple(found)))
+        self.checks.append(Reliability(step, self._of_cases(own, other, third)))
         self._before = other
         if self._file:
             note = json.dumps([[one.step, one.of_case] for one in self.checks])
             write_atomically(self._file, save({"teacher": other.contiguous()}, metadata={"checks": note}))
+
+    def _of_cases(self, own: Classes, other: Classes, third: Classes) -> tuple[float, ...]:
+        """Agreement on each case. A case that shows nothing in the few of its slices that are checked gets the median
+        of the others."""
+        cases = self.pool.case[self.rows]
+        found: list[float | None] = []
+        for case in range(len(self.pool.names)):
+            here = cases == case
+            is_part = int(here.sum()) < int((self.pool.case == case).sum())
+            if is_part and not any(bool(one[here].any()) for one in (own, other, third)):
+                found.append(None)
+            else:
+                found.append(round(dice(own[here], other[here]) * dice(other[here], third[here]), 4))
+        known = [one for one in found if one is not None]
+        median = float(np.median(known)) if known else 0.0
+        return tuple(median if one is None else one for one in found)
 
     def at(self, step: int) -> Reliability | None:
         """What the last check up to this step found."""
