@@ -19,6 +19,7 @@ from handful.methods.auto.choice import (
     SMALLEST_SIDE,
     UNET,
     Choice,
+    Rival,
     Situation,
     Speed,
     on_ladder,
@@ -27,7 +28,7 @@ from handful.methods.auto.choice import (
     training_reason,
     with_training,
 )
-from handful.methods.auto.method import NOTE, Auto, after_check
+from handful.methods.auto.method import NOTE, Auto, after_check, after_training
 from handful.methods.left_out import one_left_out
 from handful.methods.self_training.method import SelfTraining
 from handful.methods.unet.method import UNet
@@ -164,10 +165,33 @@ def test_a_resumed_fit_keeps_its_choice(sam: Backbone, tmp_path: Path):
 
 @pytest.mark.parametrize(("steps", "method"), [(600, "fate"), (3000, SELF_TRAINING)])
 def test_a_long_training_is_not_given_up_for_a_score_of_its_first_steps(steps: int, method: str):
-    found = Check(("case",), {SELF_TRAINING: 0.68, "fate": 0.84}, 0.1)
-    assert after_check(Choice(method=SELF_TRAINING, steps=steps), found).method == method
-    failed = Check(("case",), {SELF_TRAINING: 0.1, "fate": 0.84}, 0.1)
-    assert after_check(Choice(method=SELF_TRAINING, steps=steps), failed).method == "fate"
+    found = Check(("case",), {SELF_TRAINING: 0.45, "fate": 0.84, "nearest-slice": 0.6}, 0.1)
+    choice = after_check(Choice(method=SELF_TRAINING, steps=steps), found)
+    assert choice.method == method
+    assert choice.rival == (Rival(method="fate", dice=0.84, cases=("case",)) if steps == 3000 else None)
+    assert Choice.unpack(choice.pack()) == choice
+
+
+@pytest.mark.parametrize(("dice", "method"), [(0.83, "fate"), (0.84, SELF_TRAINING)])
+def test_a_long_training_is_compared_when_it_is_done(dice: float, method: str):
+    rival = Rival(method="fate", dice=0.84, cases=("case",))
+    choice = after_training(Choice(method=SELF_TRAINING, steps=3000, rival=rival), rival, dice)
+    assert (choice.method, choice.rival) == (method, None)
+    assert f"self-training has a Dice of {dice:.2f} on case after its whole training" in choice.reasons[-1]
+
+
+@pytest.mark.parametrize(("dice", "method"), [(0.0, UNET), (1.0, "nearest-slice")])
+def test_a_fit_compares_the_trained_method_on_the_cases_of_the_check(
+    sam: Backbone, tmp_path: Path, dice: float, method: str
+):
+    support, run = support_set(3), Run(scratch=tmp_path)
+    AUTO.fit(support, sam, run)
+    (note,) = tmp_path.glob(f"**/{NOTE}")
+    rival = Rival(method="nearest-slice", dice=dice, cases=(support.cases[0].name,))
+    note.write_text(Choice(method=UNET, steps=4, rival=rival).to_json(), "utf-8")
+    segmenter = AUTO.fit(support, sam, run)
+    assert (segmenter.choice.method, segmenter.choice.rival) == (method, None)
+    assert segmenter.decisions[0] == f"chosen: {method}"
 
 
 def test_a_quarter_of_the_patients_is_left_out():

@@ -16,7 +16,7 @@ from handful.data.volume import IGNORE
 from handful.errors import LabelError
 from handful.evaluation.metrics import overlap
 from handful.jobs.progress import Report, Run, silent
-from handful.methods.base import Method
+from handful.methods.base import Method, Segmenter
 
 FOLDS = 8
 """Maximum number of fits; with more labelled patients, several are left out at a time."""
@@ -24,7 +24,7 @@ FOLDS = 8
 
 @dataclass(frozen=True)
 class LeftOutScore:
-    """Dice of one label of a case, from a fit without its patient; 0 if the label is missed or a false positive."""
+    """Dice of one label of a case; 0 if the label is missed or a false positive."""
 
     case: str
     label: str
@@ -61,8 +61,12 @@ def score_group(
     if others is None:
         names = ", ".join(case.name for case in group)
         raise LabelError(f"without {names} some label is in no case; label it in another case")
-    segmenter = method.fit(others, backbone, run)
-    scored = [case for case in group if not _is_scribbled(support, case)]
+    return scores_on(group, method.fit(others, backbone, run), support)
+
+
+def scores_on(cases: Sequence[Case], segmenter: Segmenter, support: SupportSet) -> list[LeftOutScore]:
+    """Scores of a segmenter on cases of the support set; none for cases with scribbles."""
+    scored = [case for case in cases if not _is_scribbled(support, case)]
     return [score for case in scored for score in _scores(case, support, segmenter.predict(case.read_image()).array)]
 
 

@@ -32,9 +32,8 @@ RELATIVE_COST = {SELF_TRAINING: 1.8, UNET: 1.0}
 """Time of a training step relative to one of the U-Net on labelled slices, averaged over the training."""
 SHARE_OF_FINAL_FIT = 0.7
 """Share of the time that is planned for the final fit; the rest is for the check and for reading."""
-CLEARLY, BY_FAR = 0.05, 0.2
-"""Differences in Dice by which a method without training must be better in the check to be preferred: `BY_FAR` if the
-chosen method will train for `COMFORTABLE_STEPS` or more, since it trains only a part of them in the check."""
+CLEARLY = 0.05
+"""Difference in Dice by which a method without training must be better in the check to be preferred."""
 LADDER = (1, 1.1, 1.2, 1.4, 1.6, 1.8, 2, 2.3, 2.6, 3, 3.5, 4, 4.5, 5, 5.6, 6.3, 7, 8, 9)
 """Steps are one of these times a power of ten, so that small differences in speed change nothing, and little time is
 left unused."""
@@ -72,6 +71,17 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Rival:
+    """A method without training that was better in the check than the first steps of a long training."""
+
+    method: str
+    dice: float
+    """Mean Dice on the cases that were left out of its fit."""
+    cases: tuple[str, ...]
+    """Names of these cases."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """A method, and the settings of a training that the user did not set."""
 
@@ -83,6 +93,8 @@ class Choice:
     """Pixels along the square; None leaves the choice to the method."""
     reasons: tuple[str, ...] = ()
     """One sentence each."""
+    rival: Rival | None = None
+    """What takes the place of the chosen method if that is worse even after its training."""
 
     def because(self, reason: str) -> Choice:
         """The same choice with one more reason."""

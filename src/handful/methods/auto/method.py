@@ -24,13 +24,13 @@ from handful.jobs.digests import digest_of_json
 from handful.jobs.progress import Run, silent
 from handful.methods.auto.check import Check, Stopwatch, scores_of
 from handful.methods.auto.choice import (
-    BY_FAR,
     CLEARLY,
     COMFORTABLE_STEPS,
     FEWEST_STEPS,
     SELF_TRAINING,
     UNET,
     Choice,
+    Rival,
     Situation,
     Speed,
     paced,
@@ -40,6 +40,7 @@ from handful.methods.auto.choice import (
 )
 from handful.methods.base import Held, Method, Segmenter, Work, below
 from handful.methods.fate.method import Fate
+from handful.methods.left_out import mean_dice, scores_on
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.self_training.method import SelfTraining
 from handful.methods.unet.method import UNet
@@ -98,8 +99,12 @@ class Auto(Wrapper):
             choice = _noted(run.scratch) or self._choice(held, slicer, backbone, run)
             if run.scratch:
                 write_atomically(run.scratch / NOTE, choice.to_json().encode())
-            method = self._built(choice, slicer)
-            return AutoSegmenter(method.fit(held, backbone, run.part(choice.method)), choice)
+            segmenter = self._built(choice, slicer).fit(held, backbone, run.part(choice.method))
+            if (rival := choice.rival) is not None:
+                choice = after_training(choice, rival, self._own_dice(rival, segmenter, held))
+                if choice.method == rival.method:
+                    segmenter = self._built(choice, slicer).fit(held, backbone, run.part(choice.method))
+            return AutoSegmenter(segmenter, choice)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         """None, since it is unknown before the choice; the fit takes about `budget_minutes`."""
@@ -167,6 +172,11 @@ class Auto(Wrapper):
         }
         return scores_of(choice.method, short.steps, candidates, support, backbone, run)
 
+    def _own_dice(self, rival: Rival, segmenter: Segmenter, support: SupportSet) -> float:
+        """Mean Dice of the trained method on the cases that the rival was scored on."""
+        cases = [case for case in support.cases if case.name in rival.cases]
+        return mean_dice(scores_on(cases, segmenter, support))
+
     def _speed(self, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run) -> Speed:
         """The time of a training step, measured on a few of them."""
         unet = self.unet.with_slicer(slicer)
@@ -227,10 +237,27 @@ def after_check(choice: Choice, found: Check | None) -> Choice:
     if found is None:
         return choice.because("not checked, because no labelled patient can be left out")
     best = found.best()
-    margin = BY_FAR if (choice.steps or 0) >= COMFORTABLE_STEPS else CLEARLY
-    replaced = best != choice.method and found.dice[best] > found.dice[choice.method] + margin
+    is_better = best != choice.method and found.dice[best] > found.dice[choice.method] + CLEARLY
+    is_early = (choice.steps or 0) >= COMFORTABLE_STEPS
+    final, then = choice, ""
+    if is_better and is_early:
+        final = dataclasses.replace(choice, rival=Rival(method=best, dice=found.dice[best], cases=found.cases))
+        then = f"; {choice.method} is compared again after its whole training"
+    elif is_better:
+        final = Choice(method=best, reasons=choice.reasons)
+        then = f"; so {best} is used in place of {choice.method}"
     short = f" ({choice.method} with a shorter training)" if choice.steps else ""
     scores = ", ".join(f"{name} {dice:.2f}" for name, dice in found.dice.items())
-    final = Choice(method=best, reasons=choice.reasons) if replaced else choice
-    instead = f"; so {best} is used in place of {choice.method}" if replaced else ""
-    return final.because(f"Dice on {', '.join(found.cases)}, left out{short}: {scores}{instead}")
+    return final.because(f"Dice on {', '.join(found.cases)}, left out{short}: {scores}{then}")
+
+
+def after_training(choice: Choice, rival: Rival, dice: float) -> Choice:
+    """The choice after a long training with this Dice on the rival's cases, which it has learned from.
+
+    A training that is worse on cases that it knows than the rival on cases left out has come to nothing.
+    """
+    compared = f"{choice.method} has a Dice of {dice:.2f} on {', '.join(rival.cases)} after its whole training"
+    if dice >= rival.dice:
+        return dataclasses.replace(choice, rival=None).because(f"{compared}, so it is kept")
+    replaced = Choice(method=rival.method, reasons=choice.reasons)
+    return replaced.because(f"{compared}, so {rival.method} is used in its place")
