@@ -18,7 +18,7 @@ CLAIMS_PAGE = Path("docs") / "evidence" / "claims.md"
 VERDICTS = {
     "holds": "hold",
     "holds in part": "hold in part",
-    "mixed": "are mixed",
+    "mixed": "have mixed results",
     "refuted here": "are refuted here",
     "undecided": "are undecided",
     "not tested here": "could not be tested",

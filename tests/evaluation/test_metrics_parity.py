@@ -122,7 +122,7 @@ def test_the_two_surface_definitions_are_within_a_voxels_diagonal_in_hausdorff_d
 
 
 def test_on_random_blobs_ours_is_the_stricter_definition_and_by_how_much():
-    """The figures of docs/experiments.md: they differ by far more than 1e-6, so scores of the two must not be mixed."""
+    """The figures of docs/explanation/scores.md: they differ by far more than 1e-6, so the two must not be mixed."""
     apart = []
     for seed in range(60):
         prediction, reference, spacing = blobs(seed)

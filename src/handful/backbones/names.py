@@ -77,7 +77,7 @@ BACKBONES: dict[str, BackboneEntry] = {
         family="handful-tiny",
     ),
     "handful-small": BackboneEntry(
-        description="SAM 2's decoder and memory on EfficientNet-Lite, half trained, 256 pixels; comes with handful",
+        description="SAM 2's decoder and memory on EfficientNet-Lite, partly trained, 256 pixels; comes with handful",
         source=Path(__file__).parent / "weights" / "handful-small",
         licence="Apache-2.0",
         family="handful-small",

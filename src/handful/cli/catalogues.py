@@ -50,7 +50,7 @@ def _list_methods(json: bool) -> None:
         return
     rows = [(one.name, one.summary, one.when, "yes" if one.trains else "no", one.minutes) for one in methods]
     _print_table(("method", "what it does", "when to use it", "trains", "time to fit"), rows)
-    note = "time: four or five labelled cases, handful-tiny, two CPU cores; settings: handful list methods NAME"
+    note = "time: four or five labelled cases, handful-tiny, one or two CPU cores; settings: handful list methods NAME"
     stdout().print(note, style="dim")
 
 

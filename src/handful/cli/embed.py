@@ -22,7 +22,9 @@ def embed(
     plane: Annotated[
         str, typer.Option(help="auto, axial, coronal or sagittal: the slice plane that the method will use.")
     ] = "auto",
-    window: Annotated[str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none.")] = "auto",
+    window: Annotated[
+        str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none or each.")
+    ] = "auto",
     channels: options.Channels = "",
     device: options.Device = "auto",
     workers: options.Workers = 1,

@@ -57,7 +57,9 @@ def everything(
     most_overlap: MostOverlap = 0.7,
     cases: options.Cases = "",
     plane: Annotated[str, typer.Option(help="auto, axial, coronal or sagittal: the plane of the slices.")] = "auto",
-    window: Annotated[str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none.")] = "auto",
+    window: Annotated[
+        str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none or each.")
+    ] = "auto",
     series: options.Series = None,
     slice_tolerance: options.SliceTolerance = None,
     channels: options.Channels = "",

@@ -99,7 +99,9 @@ def fit(
     boxes: Boxes = None,
     backbone: options.Backbone = "handful-tiny",
     settings: options.Settings = [],  # noqa: B006
-    config: Annotated[Path | None, typer.Option(help="TOML file of settings; --set goes before it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML file of settings; where both set the same, --set counts.")
+    ] = None,
     minutes: Minutes = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training.")] = None,
     device: options.Device = "auto",

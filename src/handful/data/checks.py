@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -113,7 +114,10 @@ def _notes(case: Case, volume: Volume) -> Iterator[str]:
     # voxels, 16-bit labels, and a second copy of the labels while they are written
     needed = volume.array.nbytes + 4 * int(np.prod(volume.geometry.shape))
     if needed > 2**30:
-        yield f"large scan: {volume.geometry.shape} voxels need about {needed / 2**30:.1f} GiB of memory"
+        yield (
+            f"large scan: {volume.geometry.shape} voxels need about {needed / 2**30:.1f} GiB for temporary files in "
+            f"{tempfile.gettempdir()}; TMPDIR names another folder"
+        )
 
 
 def _doubts_about_labels(case: Case, reference: LabelMap) -> Iterator[str]:

@@ -39,7 +39,7 @@ DEEPEST = 64
 class VolumeAdapter(Method):
     """Adapts the encoder to volumes: neighbouring slices are encoded as a stack. Needs no prompts, but takes them."""
 
-    when = "comparison with MA-SAM, 3DSAM-adapter and AutoProSAM; on a GPU"
+    when = "comparison with MA-SAM, 3DSAM-adapter, AutoProSAM and Med-SA; on a GPU"
     minutes = "5 min"
 
     slicer: Slicer = Slicer()
