@@ -156,6 +156,36 @@ def test_labels_by_hand_are_taken_over_and_put_aside_before_they_are_replaced(
     assert np.array_equal(found.array[known], truth.array[known])
 
 
+def test_labels_that_another_program_changed_are_put_aside_and_originals_kept(
+    client: TestClient, case: str, cohort: Path
+):
+    shown = phantom(0)[0].geometry
+    originals = cohort / ".handful" / "service" / "originals"
+    file = cohort / "labels" / "scan_0.nii.gz"
+
+    def finished(number: int) -> None:
+        step(client, case, kind="accept", slice=number)
+
+    def by_another_program(voxel: tuple[int, int, int]) -> bytes:
+        array = np.zeros(shown.shape, np.int16)
+        array[voxel] = 1
+        write_label_map(file, LabelMap(array, shown, Labels.of({1: "ball", 2: "box"})))
+        return file.read_bytes()
+
+    finished(0)
+    finished(1)
+    assert not originals.exists()  # the service has written all of it
+    first, listed = by_another_program((0, 0, 0)), file.with_name("scan_0.slices.json").read_bytes()
+    finished(2)
+    second = by_another_program((1, 1, 1))
+    finished(3)
+    assert (originals / "scan_0.nii.gz").read_bytes() == first
+    assert (originals / "scan_0.slices.json").read_bytes() == listed
+    (other,) = originals.glob("*.scan_0.nii.gz")
+    assert other.read_bytes() == second
+    assert file.read_bytes() not in (first, second)
+
+
 def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client: TestClient, case: str, cohort: Path):
     bits, _ = mask(tuple(client.get(f"/api/cases/{case}").json()["size"]), slice(0, 2), slice(0, 2))
     step(client, case, kind="paint", slice=1, label=1, mask=bits)

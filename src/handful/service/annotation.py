@@ -23,11 +23,13 @@ from handful.backbones.base import Backbone
 from handful.backbones.catalog import open_backbone
 from handful.cohort.predict import label_map_name
 from handful.data.cases import Case
-from handful.data.files import read_label_map, write_label_map
+from handful.data.files import read_label_map, stem, write_label_map
+from handful.data.inventory import SIDECAR
 from handful.data.slice_grid import SliceGrid
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_atomically, write_json
+from handful.jobs.digests import digest_of_file
 from handful.methods.catalog import online_learner
 from handful.service.workspace import Workspace, id_of
 from handful.session.session import Session
@@ -229,7 +231,7 @@ class Annotations:
                 opened.session.close()
             folder = self.workspace.folder / "labels"
             folder.mkdir(exist_ok=True)
-            self._put_aside(case, self.workspace.session(case_id) / "labels.txt")
+            self._put_aside(case)
             if self.workspace.session(case_id).is_dir():
                 shutil.rmtree(self.workspace.session(case_id))  # its steps are of other labels
             (folder / f"{case.name}.slices.json").unlink(missing_ok=True)
@@ -269,8 +271,7 @@ class Annotations:
         folder.mkdir(exist_ok=True)
         target = folder / label_map_name(opened.case)
         sidecar = folder / f"{opened.case.name}.slices.json"
-        ours = self.workspace.session(id_of(opened.case)) / "labels.txt"
-        self._put_aside(opened.case, ours)
+        self._put_aside(opened.case)
         grid = opened.grid
         finished = {grid.index_in_array(number) for number in session.accepted}
         if not finished:
@@ -280,15 +281,30 @@ class Annotations:
         _list_slices(sidecar, grid.axis, sorted(finished & _listed(sidecar)))
         write_label_map(target, _known_only(session.export(), grid, session.accepted))
         _list_slices(sidecar, grid.axis, sorted(finished))
-        ours.write_text(target.name, "utf-8")
+        write_atomically(self._written(opened.case), digest_of_file(target).encode())
 
-    def _put_aside(self, case: Case, ours: Path) -> None:
-        reference = case.reference
-        if ours.is_file() or not isinstance(reference, Path) or not reference.exists():
-            return
-        aside = self.workspace.own / "originals"
-        aside.mkdir(exist_ok=True)
-        os.replace(reference, aside / reference.name)
+    def _written(self, case: Case) -> Path:
+        """The file with the SHA-256 of the label map that the service has written for a case."""
+        return self.workspace.session(id_of(case)) / "labels.txt"
+
+    def _put_aside(self, case: Case) -> None:
+        """Move label maps of a case that the service did not write, or that were changed since, to `originals`.
+
+        Their lists of labelled slices are copied. What lies in `originals` already is kept.
+        """
+        note = self._written(case)
+        written = note.read_text("utf-8") if note.is_file() else ""
+        own = self.workspace.folder / "labels" / label_map_name(case)
+        for file in {case.reference, own}:
+            if not isinstance(file, Path) or not file.is_file() or (digest := digest_of_file(file)) == written:
+                continue
+            aside = self.workspace.own / "originals" / file.name
+            aside.parent.mkdir(exist_ok=True)
+            if aside.exists():
+                aside = aside.with_name(f"{digest[:12]}.{file.name}")
+            if (listed := file.with_name(f"{stem(file)}{SIDECAR}")).is_file():
+                shutil.copyfile(listed, aside.with_name(f"{stem(aside)}{SIDECAR}"))
+            os.replace(file, aside)
 
 
 def _take_over(session: Session, case: Case) -> None:
