@@ -5,6 +5,7 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -306,11 +307,37 @@ def test_names_of_labels_can_be_added_and_the_work_is_kept(client: TestClient, c
     for names, part in (
         (["ball"], "is in use already"),
         (["ball", "box", "Ball"], "name of its own"),
+        (["ball", "box", "ignore"], "meaning of its own"),
         ([], "name of its own"),
     ):
         answer = client.put("/api/labels", json={"names": names})
         assert answer.status_code == 400
         assert part in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "values", "ignore"),
+    [
+        ({"background": 0, "ball": 1, "ignore": 2}, (1, 3, 4), 2),
+        ({"0": "background", "1": "ball"}, (1, 2, 3), None),
+        ({"1": "ball", "2": "background"}, (1, 3, 4), 0),
+    ],
+)
+def test_no_label_gets_the_value_of_unlabelled_voxels_or_of_background(
+    client: TestClient, cohort: Path, stated: dict[str, Any], values: tuple[int, ...], ignore: int | None
+):
+    (cohort / "dataset.json").write_text(json.dumps({"labels": stated}))
+    answer = client.put("/api/labels", json={"names": ["ball", "box", "ring"]})
+    assert answer.json()["labels"] == dict(zip(map(str, values), ("ball", "box", "ring"), strict=True))
+    step(client, id_of(client, "scan_0"), kind="accept", slice=2)
+    found = read_cohort(cohort)
+    assert found.labels is not None
+    assert (found.labels.values, found.cases[0].ignore) == (values, ignore)
+    reference = found.cases[0].read_reference()
+    assert reference is not None
+    known = reference.array[reference.array != IGNORE]
+    assert (known.size, set(known)) == (reference.array.size // 6, {0})  # one of six slices, all background
+    assert client.get(f"/api/cases/{id_of(client, 'scan_0')}/overlay.png").status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -235,7 +235,7 @@ class Annotations:
             if self.workspace.session(case_id).is_dir():
                 shutil.rmtree(self.workspace.session(case_id))  # its steps are of other labels
             (folder / f"{case.name}.slices.json").unlink(missing_ok=True)
-            write_label_map(folder / label_map_name(case), label_map)
+            write_label_map(folder / label_map_name(case), _as_in_files(label_map, case))
         finally:
             self._free(case_id)
 
@@ -279,7 +279,8 @@ class Annotations:
             sidecar.unlink(missing_ok=True)
             return
         _list_slices(sidecar, grid.axis, sorted(finished & _listed(sidecar)))
-        write_label_map(target, _known_only(session.export(), grid, session.accepted))
+        finished_only = _known_only(session.export(), grid, session.accepted)
+        write_label_map(target, _as_in_files(finished_only, opened.case))
         _list_slices(sidecar, grid.axis, sorted(finished))
         write_atomically(self._written(opened.case), digest_of_file(target).encode())
 
@@ -325,6 +326,14 @@ def _known_only(label_map: LabelMap, grid: SliceGrid, accepted: Sequence[int]) -
     target, source = grid.of(array), grid.of(label_map.array)
     for number in accepted:
         target[number] = source[number]
+    return LabelMap(array, label_map.geometry, label_map.labels)
+
+
+def _as_in_files(label_map: LabelMap, case: Case) -> LabelMap:
+    """The label map with background of the value that it has in the files of the cohort."""
+    if case.background == 0:
+        return label_map
+    array = np.where(label_map.array == 0, case.background, label_map.array).astype(label_map.array.dtype)
     return LabelMap(array, label_map.geometry, label_map.labels)
 
 
