@@ -27,6 +27,7 @@ from torch import Tensor
 from handful.backbones.sam_med3d import SamMed3d
 from handful.data.cases import Case
 from handful.data.files import write_label_map
+from handful.data.formats import require_known
 from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer
 from handful.data.support import AcceptedSlices
@@ -303,8 +304,12 @@ class Session:
         return self.propose_map(chosen.predict(self.volume))
 
     def propose_map(self, label_map: LabelMap) -> tuple[int, ...]:
-        """Propose a label map on the grid of the scan, such as an earlier prediction; otherwise as `propose`."""
+        """Propose a label map on the grid of the scan, such as an earlier prediction; otherwise as `propose`.
+
+        Raises LabelError for a value that is no label of this session; unlabelled voxels count as background.
+        """
         self.volume.geometry.require_same(label_map.geometry, "the scan and the proposed label map")
+        require_known(label_map.array, self.labels, "the proposed label map")
         values = self._embeddings.stack.of(label_map.array)
         with self._lock:
             steps = {}
