@@ -104,8 +104,12 @@ class StackedSupport:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Numbers below `count`, all or `most` of them at even distances."""
-    return torch.linspace(0, count - 1, min(most, count)).round().long().tolist()
+    """Numbers below `count`: all, or `most` of them, those in the middle of as many equal parts.
+
+    The ends of a scan seldom hold a label, so a few slices of it must not be its ends.
+    """
+    parts = min(most, count)
+    return [(2 * part + 1) * count // (2 * parts) for part in range(parts)]
 
 
 def slices_in_square(view: SliceView, index: Sequence[int], side: int) -> Float[Tensor, "n c s s"]:

@@ -98,7 +98,8 @@ class SelfTraining(UNet):
             plan = self.plan(held, slicer, backbone)
             stacked, pool = StackedSupport.of(held, slicer, plan.side, 1), Pool.of(held, slicer, plan.side)
             masks = accepted_masks(held, slicer, stacked, backbone)
-            further = f"{pool.digest()} {held.unlabelled.labels_digest}"
+            made_by = "" if self.initial == "none" else backbone.digest()
+            further = f"{pool.digest()} {held.unlabelled.labels_digest} {made_by}"
             name = self.fingerprint(plan, stacked, further, *((masks.classes,) if masks else ()))
             run = dataclasses.replace(run, scratch=run.scratch and run.scratch / name)
             initial = self._initial_labels(held, pool, slicer, backbone, run.part("first labels"))
