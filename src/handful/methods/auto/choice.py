@@ -121,11 +121,14 @@ def preferred_method(situation: Situation) -> Choice:
     )
 
 
-def with_training(choice: Choice, speed: Speed, minutes: float) -> Choice | None:
-    """The choice with as many steps, on slices as large, as there is time for; None if that is too little to train."""
+def with_training(choice: Choice, speed: Speed, minutes: float, smallest: int = SMALLEST_SIDE) -> Choice | None:
+    """The choice with as many steps, on slices as large, as there is time for; None if that is too little to train.
+
+    Slices are reduced to `smallest` pixels along the square at most.
+    """
     available = 60 * minutes * SHARE_OF_FINAL_FIT / RELATIVE_COST[choice.method]
     side = speed.side
-    while available / speed.at(side) < COMFORTABLE_STEPS and side - GRANULE >= SMALLEST_SIDE:
+    while available / speed.at(side) < COMFORTABLE_STEPS and side - GRANULE >= smallest:
         side -= GRANULE
     steps = on_ladder(min(available / speed.at(side), MOST_STEPS[choice.method]))
     if steps < FEWEST_STEPS:
