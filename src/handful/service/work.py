@@ -37,8 +37,8 @@ EVERY_S = 0.5
 """Seconds between two notes of the progress."""
 
 
-class CancelledError(Exception):
-    """The job is to end."""
+class CancelledError(BaseException):
+    """The job is to end. It is no Exception, which would count as a failure of the case that is worked on."""
 
 
 class Worker:
@@ -120,7 +120,7 @@ class Worker:
         }
 
     def _reviewed(self, cohort: Cohort) -> float | None:
-        """Estimate the quality of each segmentation; the mean Dice, None if there is nothing to compare with."""
+        """Estimate the quality of each segmentation; the mean Dice, None if none can be estimated."""
         config = ReviewConfig(device=self.device, cache=self._cache)
         try:
             result = review_folder(
@@ -143,7 +143,8 @@ class Worker:
             for quality in result.cases
         }
         write_json(self.workspace.own / "quality.json", qualities)
-        return round(fmean(label.predicted_dice for quality in result.cases for label in quality.labels), 4)
+        estimates = [label.predicted_dice for quality in result.cases for label in quality.labels]
+        return round(fmean(estimates), 4) if estimates else None
 
     def _suggest(self) -> dict[str, Any]:
         cohort = self.workspace.cohort()
