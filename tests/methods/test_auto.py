@@ -60,6 +60,16 @@ def test_unlabelled_scans_are_used_if_there_are_enough(unlabelled: int, method: 
     assert f"{unlabelled or 'no'} unlabelled scans" in choice.reasons[0]
 
 
+def test_uncertain_labels_are_learned_from_however_few():
+    support = with_unlabelled(support_set(2), 1)
+    scans = replace(support.unlabelled, labels={"phantom-20": phantom(20)[1]})
+    choice = preferred_method(Situation.of(replace(support, unlabelled=scans)))
+    assert (choice.method, choice.reasons) == (
+        SELF_TRAINING,
+        ("2 labelled cases and 1 with uncertain labels, so these are used too",),
+    )
+
+
 def test_scans_that_are_labelled_in_part_count_as_unlabelled_too():
     whole, part = (Situation.of(with_unlabelled(cases, 3)) for cases in (support_set(2), partly_labelled()))
     assert (whole.labelled, whole.patients, whole.unlabelled) == (2, 2, 3)

@@ -87,8 +87,9 @@ class Worker:
         method = build_method(name, settings)
         support = self.workspace.support()
         unused = set(cohort.labels.names if cohort.labels else ()) - set(support.labels.names)
+        failures: list[Failure] = []
         if method.uses_unlabelled:
-            support = replace(support, unlabelled=choose_unlabelled(cohort, support))
+            support = replace(support, unlabelled=choose_unlabelled(cohort, support, failures=failures))
         config = FitConfig(overwrite=True)
         result = fit_to_folder(name, method, support, self._backbone(), self.workspace.model, config, self.report)
         return {
@@ -99,6 +100,7 @@ class Worker:
             "dice_left_out": dict(result.dice_left_out),
             "dice_on_support": dict(result.dice_on_support),
             "not_learned": [*result.not_learned, *sorted(unused)],
+            "failures": _listed(failures),
         }
 
     def _segment(self) -> dict[str, Any]:

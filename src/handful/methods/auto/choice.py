@@ -50,12 +50,19 @@ class Situation:
     """Labelled cases."""
     unlabelled: int
     """Unlabelled scans."""
+    uncertain: int = 0
+    """Unlabelled scans with uncertain labels, such as masks made from boxes."""
 
     @classmethod
     def of(cls, support: SupportSet) -> Situation:
         patients = {case.patient or case.name for case in support.cases}
         partly = sum(not facts.complete for facts in support.facts)
-        return cls(patients=len(patients), labelled=len(support.cases), unlabelled=len(support.unlabelled) + partly)
+        return cls(
+            patients=len(patients),
+            labelled=len(support.cases),
+            unlabelled=len(support.unlabelled) + partly,
+            uncertain=len(support.unlabelled.labels),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +119,9 @@ class Choice:
 def preferred_method(situation: Situation) -> Choice:
     """The method for a number of labelled cases and unlabelled scans, if there is time for a training."""
     labelled = counted(situation.labelled, "labelled case")
+    if situation.uncertain:
+        choice = Choice(method=SELF_TRAINING)
+        return choice.because(f"{labelled} and {situation.uncertain} with uncertain labels, so these are used too")
     if situation.unlabelled >= ENOUGH_UNLABELLED:
         choice = Choice(method=SELF_TRAINING)
         return choice.because(f"{labelled} and {situation.unlabelled} unlabelled scans, so the unlabelled are used too")

@@ -91,6 +91,10 @@ class Auto(Wrapper):
     def uses_unlabelled(self) -> bool:
         return True
 
+    @property
+    def uses_uncertain_labels(self) -> bool:
+        return True
+
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> AutoSegmenter:  # noqa: B008
         slicer = self.resolved_slicer(support)
         with support.held() as held:

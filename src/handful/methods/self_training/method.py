@@ -84,6 +84,10 @@ class SelfTraining(UNet):
     def uses_unlabelled(self) -> bool:
         return True
 
+    @property
+    def uses_uncertain_labels(self) -> bool:
+        return True
+
     def first_method(self) -> Method | None:
         """The method that makes the first labels; None where the U-Net's own come first."""
         return initial_method(self.initial, self.initial_settings)
