@@ -392,6 +392,16 @@ def test_with_learning_a_finished_slice_teaches_all_cases_also_after_a_restart(c
     first.act(case, lambda session: session.accept(2) or [2])
     last = learned(first, 0)
     assert learned(first, 2) == last != nothing
+    other = opened(first, 1)  # open since before
+    first.act(other, lambda session: session.undo())
+    assert learned(first, 1) == last
+    first.act(other, lambda session: [session.click(3, "ball", (12, 12)).number])
+    first.act(other, lambda session: session.accept(3) or [3])
+    last, before = learned(first, 1), last
+    assert last != before
+    first.act(case, lambda session: [session.click(4, "ball", (9, 9)).number])
+    first.act(case, lambda session: session.undo())  # takes back a click, and nothing that was learned
+    assert learned(first, 0) == last
     first.close()
     again = annotation.Annotations(workspace.Workspace(cohort), "handful-tiny", "cpu", learning=True)
     assert learned(again, 1) == last

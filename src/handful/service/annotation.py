@@ -204,6 +204,7 @@ class Annotations:
             opened.working += 1
         try:
             with opened.lock:
+                opened.session.learner = self._learner  # another case may have been learned from since
                 before, learner = opened.session.accepted, opened.session.learner
                 changed = list(action(opened.session))
                 if opened.session.accepted != before or set(changed) & set(before):
@@ -256,7 +257,7 @@ class Annotations:
         folder = self.workspace.session(case_id)
         fresh = not any(folder.glob("step-*.npz"))
         session.keep_in(folder)
-        session.learner = self._learner  # another case may have been learned from since
+        session.learner = self._learner  # not what was learned when this case was open before
         if fresh and case.reference is not None:
             _take_over(session, case)
         return OpenCase(case, session, annotator, 0.0)
