@@ -107,7 +107,11 @@ def test_predict_writes_segmentations_of_dicom_scans_and_resumes(
     types = {one.SegmentLabel: one.SegmentedPropertyTypeCodeSequence[0].CodeMeaning for one in segments}
     assert types["egg"] == "Own egg"
     assert planted(tmp_path / "out" / ".handful") == []
-    assert handful(*command, "--cases", "dicom").stdout.startswith("0 cases segmented, 1 already segmented")
+    again_with = (*command, "--cases", "dicom", "--terms", terms)
+    assert handful(*again_with).stdout.startswith("0 cases segmented, 1 already segmented")
+    assert handful(*again_with, "--format", "dicom-labelmap").stdout.startswith("1 case segmented")
+    assert dcmread(tmp_path / "out" / "dicom.dcm").SegmentationType == "LABELMAP"
+    assert handful(*command, "--cases", "dicom").stdout.startswith("1 case segmented")  # with the usual terms
 
 
 def test_the_name_of_the_output_makes_a_segmentation(model: Path, scan: Path, tmp_path: Path, handful: Handful):

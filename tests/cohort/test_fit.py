@@ -1,6 +1,8 @@
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +110,28 @@ def test_a_stopped_fit_goes_on_to_the_bytes_of_an_undisturbed_one(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "whole"]
     for name in small_cohort.files_below(tmp_path / "whole"):
         assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_half_done_work_of_a_fit_killed_after_its_model_was_saved_is_removed(
+    support: SupportSet, backbone: Backbone, tmp_path: Path
+):
+    def fit(iterations: int, **options: Any) -> bool:
+        return fit_to_folder(
+            "few-shot-prompts", few_shot(iterations), support, backbone, tmp_path / "m", **options
+        ).anew
+
+    stopped = {"config": FitConfig(save_every_s=0.0, overwrite=True), "report": stop_at(2)}
+    with pytest.raises(KeyboardInterrupt):
+        fit(4, **stopped)
+    shutil.copytree(tmp_path / "m.partial", tmp_path / "copy")
+    assert fit(4)
+    (tmp_path / "copy").rename(tmp_path / "m.partial")
+    assert not fit(4)
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+    with pytest.raises(KeyboardInterrupt):
+        fit(5, **stopped)
+    assert not fit(4)
+    assert (tmp_path / "m.partial" / "training").exists()  # that of the other fit
 
 
 def test_half_done_work_of_another_fit_is_dropped(support: SupportSet, backbone: Backbone, tmp_path: Path):

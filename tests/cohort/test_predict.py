@@ -365,6 +365,23 @@ def test_probabilities_are_written_for_each_label(model: Path, own: Path, tmp_pa
     assert ((probability > 0.5) == (read_label_map(tmp_path / "out" / "case-2.nii.gz").array == 3)).all()
 
 
+def test_no_probabilities_of_another_model_stay(
+    model: Path, cohort: Cohort, support: SupportSet, backbone: Backbone, tmp_path: Path
+):
+    other, out = tmp_path / "other", tmp_path / "out"
+    fit_to_folder("nearest-slice", NearestSlice(similarity="embedding"), support, backbone, other)
+    cases, with_all = cohort.cases[:1], PredictConfig(probabilities=True)
+    predict_cohort(other, cases, tmp_path / "expected", with_all)
+    predict_cohort(model, cases, out, with_all)
+    predict_cohort(other, cases, out)
+    assert not list((out / "probabilities").iterdir())
+    assert predict_cohort(other, cases, out, with_all).done == NAMES[:1]
+    files = [f"probabilities/case-0_label{value}.nii.gz" for value in (1, 3)]
+    assert [(out / file).read_bytes() for file in files] == [
+        (tmp_path / "expected" / file).read_bytes() for file in files
+    ]
+
+
 def test_scans_unlike_those_of_the_model_are_listed(model: Path, own: Path, tmp_path: Path):
     image = read_volume(own / "images" / "case-2.nii.gz")
     affine = image.geometry.affine.copy()

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from handful.backbones.base import Backbone
+from handful.data.cases import Case
 from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
 from handful.errors import SettingsError
@@ -34,7 +36,7 @@ from handful.methods.self_training.method import SelfTraining
 from handful.methods.unet.method import UNet
 from handful.tuning.loop import TrainConfig
 from methods.variants import support as partly_labelled
-from phantoms import phantom_case, support_set
+from phantoms import LABELS, phantom, phantom_case, support_set
 
 QUICK = TrainConfig(iterations=4, learning_rate=2e-3, ema=0.9)
 SMALL = {"encoder": "none", "channels": 4, "batch": 2, "side": 32, "train": QUICK}
@@ -57,6 +59,16 @@ def test_unlabelled_scans_are_used_if_there_are_enough(unlabelled: int, method: 
     choice = preferred_method(situation)
     assert choice.method == method
     assert f"{unlabelled or 'no'} unlabelled scans" in choice.reasons[0]
+
+
+def test_uncertain_labels_are_learned_from_however_few():
+    support = with_unlabelled(support_set(2), 1)
+    scans = replace(support.unlabelled, labels={"phantom-20": phantom(20)[1]})
+    choice = preferred_method(Situation.of(replace(support, unlabelled=scans)))
+    assert (choice.method, choice.reasons) == (
+        SELF_TRAINING,
+        ("2 labelled cases and 1 with uncertain labels, so these are used too",),
+    )
 
 
 def test_scans_that_are_labelled_in_part_count_as_unlabelled_too():
@@ -134,6 +146,19 @@ def test_self_training_is_fitted_where_scans_are_unlabelled(sam: Backbone):
     assert len(segmenter.reliability) == ENOUGH_UNLABELLED
 
 
+def test_a_side_that_is_set_is_timed_and_kept_and_the_reason_names_it(sam: Backbone):
+    settings = SMALL | {"side": 64, "train": replace(QUICK, iterations=None)}
+    trained = SelfTraining(initial="none", **settings)
+    method = replace(AUTO, check=False, self_training=trained, budget_minutes=100_000)  # enough on any machine
+    support = with_unlabelled(support_set(1), ENOUGH_UNLABELLED)
+    choice = method._choice(support, method.resolved_slicer(support), sam, Run())
+    assert (choice.method, choice.side) == (SELF_TRAINING, None)
+    assert "steps on 64 × 64 pixels" in choice.reasons[-1]
+    choice = with_training(Choice(method=UNET), Speed(side=256, seconds=2.0), 30, smallest=256)
+    assert choice is not None
+    assert choice.side is None
+
+
 def test_a_single_patient_cannot_be_left_out_and_that_is_said(sam: Backbone):
     segmenter = AUTO.fit(support_set(1), sam)
     assert segmenter.choice.method == UNET
@@ -199,6 +224,17 @@ def test_a_quarter_of_the_patients_is_left_out():
     assert group is not None
     assert len(group) == 1
     assert one_left_out(support_set(1)) is None
+
+
+def test_a_healthy_patient_is_not_left_out_since_it_has_no_dice():
+    image, truth = phantom(9)
+    nothing = replace(truth, array=np.zeros_like(truth.array))
+    healthy = Case("a-healthy-one", image, nothing, LABELS, patient="a")
+    support = SupportSet((healthy, *support_set(2).cases), LABELS)
+    group = one_left_out(support)
+    assert group is not None
+    assert [case.name for case in group] == ["phantom-0"]
+    assert one_left_out(SupportSet((healthy, *support_set(1).cases), LABELS)) is None
 
 
 def test_wrong_settings_are_refused():

@@ -23,11 +23,12 @@ from handful.methods.self_training.mixing import labelled_parts
 from handful.methods.self_training.polarity import of_other_polarity
 from handful.methods.self_training.pool import Pool, labels_in_one_piece, largest_pieces
 from handful.methods.self_training.training import Mixture
-from handful.methods.stacks import StackedSupport
+from handful.methods.stacks import StackedSupport, evenly
 from handful.tuning.loop import TrainConfig
 from methods.variants import support as partly_labelled
 from phantoms import LABELS, dot, dots, phantom, phantom_case, support_set
 from scores import mean_dice
+from tiny_models import tiny_sam
 
 SIDE = 32
 QUICK = TrainConfig(iterations=10, learning_rate=2e-3, ema=0.9)
@@ -56,6 +57,17 @@ def test_the_pool_holds_unlabelled_scans_and_the_unlabelled_slices_of_labelled_o
     assert set(part.names) == {"phantom-0", "phantom-1"}
     assert sorted(part.number[part.case == 0].tolist()) == [0, 1, 5]
     assert not len(pool_of(support_set(1)))
+
+
+def test_few_slices_of_a_scan_are_not_its_ends():
+    assert (evenly(3, 5), evenly(6, 4), evenly(10, 2), evenly(10, 1)) == ([0, 1, 2], [0, 2, 3, 5], [2, 7], [5])
+
+
+def test_first_labels_of_another_backbone_are_not_taken_up(tmp_path: Path):
+    method = replace(SMALL, initial="nearest-slice", train=replace(QUICK, iterations=2))
+    for seed in (0, 1):
+        method.fit(cohort(unlabelled=1), tiny_sam(seed, side=64), Run(scratch=tmp_path))
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_without_unlabelled_scans_it_learns_from_labelled_ones_and_says_so(sam: Backbone):

@@ -5,6 +5,7 @@ import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,6 +157,36 @@ def test_labels_by_hand_are_taken_over_and_put_aside_before_they_are_replaced(
     assert np.array_equal(found.array[known], truth.array[known])
 
 
+def test_labels_that_another_program_changed_are_put_aside_and_originals_kept(
+    client: TestClient, case: str, cohort: Path
+):
+    shown = phantom(0)[0].geometry
+    originals = cohort / ".handful" / "service" / "originals"
+    file = cohort / "labels" / "scan_0.nii.gz"
+
+    def finished(number: int) -> None:
+        step(client, case, kind="accept", slice=number)
+
+    def by_another_program(voxel: tuple[int, int, int]) -> bytes:
+        array = np.zeros(shown.shape, np.int16)
+        array[voxel] = 1
+        write_label_map(file, LabelMap(array, shown, Labels.of({1: "ball", 2: "box"})))
+        return file.read_bytes()
+
+    finished(0)
+    finished(1)
+    assert not originals.exists()  # the service has written all of it
+    first, listed = by_another_program((0, 0, 0)), file.with_name("scan_0.slices.json").read_bytes()
+    finished(2)
+    second = by_another_program((1, 1, 1))
+    finished(3)
+    assert (originals / "scan_0.nii.gz").read_bytes() == first
+    assert (originals / "scan_0.slices.json").read_bytes() == listed
+    (other,) = originals.glob("*.scan_0.nii.gz")
+    assert other.read_bytes() == second
+    assert file.read_bytes() not in (first, second)
+
+
 def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client: TestClient, case: str, cohort: Path):
     bits, _ = mask(tuple(client.get(f"/api/cases/{case}").json()["size"]), slice(0, 2), slice(0, 2))
     step(client, case, kind="paint", slice=1, label=1, mask=bits)
@@ -276,11 +307,37 @@ def test_names_of_labels_can_be_added_and_the_work_is_kept(client: TestClient, c
     for names, part in (
         (["ball"], "is in use already"),
         (["ball", "box", "Ball"], "name of its own"),
+        (["ball", "box", "ignore"], "meaning of its own"),
         ([], "name of its own"),
     ):
         answer = client.put("/api/labels", json={"names": names})
         assert answer.status_code == 400
         assert part in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "values", "ignore"),
+    [
+        ({"background": 0, "ball": 1, "ignore": 2}, (1, 3, 4), 2),
+        ({"0": "background", "1": "ball"}, (1, 2, 3), None),
+        ({"1": "ball", "2": "background"}, (1, 3, 4), 0),
+    ],
+)
+def test_no_label_gets_the_value_of_unlabelled_voxels_or_of_background(
+    client: TestClient, cohort: Path, stated: dict[str, Any], values: tuple[int, ...], ignore: int | None
+):
+    (cohort / "dataset.json").write_text(json.dumps({"labels": stated}))
+    answer = client.put("/api/labels", json={"names": ["ball", "box", "ring"]})
+    assert answer.json()["labels"] == dict(zip(map(str, values), ("ball", "box", "ring"), strict=True))
+    step(client, id_of(client, "scan_0"), kind="accept", slice=2)
+    found = read_cohort(cohort)
+    assert found.labels is not None
+    assert (found.labels.values, found.cases[0].ignore) == (values, ignore)
+    reference = found.cases[0].read_reference()
+    assert reference is not None
+    known = reference.array[reference.array != IGNORE]
+    assert (known.size, set(known)) == (reference.array.size // 6, {0})  # one of six slices, all background
+    assert client.get(f"/api/cases/{id_of(client, 'scan_0')}/overlay.png").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -335,6 +392,16 @@ def test_with_learning_a_finished_slice_teaches_all_cases_also_after_a_restart(c
     first.act(case, lambda session: session.accept(2) or [2])
     last = learned(first, 0)
     assert learned(first, 2) == last != nothing
+    other = opened(first, 1)  # open since before
+    first.act(other, lambda session: session.undo())
+    assert learned(first, 1) == last
+    first.act(other, lambda session: [session.click(3, "ball", (12, 12)).number])
+    first.act(other, lambda session: session.accept(3) or [3])
+    last, before = learned(first, 1), last
+    assert last != before
+    first.act(case, lambda session: [session.click(4, "ball", (9, 9)).number])
+    first.act(case, lambda session: session.undo())  # takes back a click, and nothing that was learned
+    assert learned(first, 0) == last
     first.close()
     again = annotation.Annotations(workspace.Workspace(cohort), "handful-tiny", "cpu", learning=True)
     assert learned(again, 1) == last

@@ -12,11 +12,14 @@ import uvicorn
 from fastapi.testclient import TestClient
 
 import dicom_series as made
+import tiny_models
 from handful.data.files import read_cohort, read_label_map, read_volume, write_label_map, write_volume
 from handful.data.slicing import Slicer
 from handful.data.volume import LabelMap, Labels
 from handful.service.app import ServiceConfig, create_app
+from handful.service.monai import _from_clicks
 from handful.service.security import Access
+from handful.session.session import Session, SessionConfig
 from phantoms import phantom
 
 LABELS = Labels.of({1: "ball", 2: "egg"})
@@ -75,6 +78,15 @@ def test_clicks_in_voxels_segment_the_voxels_they_are_in(named: TestClient, tmp_
     for name, value in (("ball", 1), ("egg", 2)):
         assert found.array[tuple(clicks[name][0])] == value
     assert found.array[tuple(clicks["background"][0])] == 0
+
+
+def test_a_request_takes_back_all_clicks_of_the_one_before_however_many():
+    quiet = SessionConfig(background=False, history=2)
+    with Session(phantom(0)[0], tiny_models.tiny_sam(side=64), LABELS, config=quiet) as session:
+        _from_clicks(session, clicks_on(0))
+        assert session.prompted
+        found = _from_clicks(session, {})
+        assert (session.prompted, found.array.any()) == ((), False)
 
 
 @pytest.mark.parametrize("voxel", [[0, 0, 999], [-1, 0, 0], [0, 0], "x", [None, 1, 2]])

@@ -49,3 +49,17 @@ def test_the_first_sequence_is_displayed_and_a_finished_slice_is_a_label(client:
     assert [one.name for one in read.cases] == ["scan"]
     assert read.cases[0].read_image().sequences == ("T1", "FLAIR")
     assert not read.left_out
+
+
+def test_sequences_are_added_one_after_the_other(client: TestClient, cohort: Path, tmp_path: Path) -> None:
+    image, _ = sequence_phantom(1)
+    answers = []
+    for number, channel in enumerate(image.array):
+        file = tmp_path / f"other_{number:04d}.nii.gz"
+        write_volume(file, Volume(channel[None], image.geometry))
+        answers.append(client.post("/api/cases", files={"file": (file.name, file.read_bytes())}))
+    assert answers[0].status_code == 400
+    assert "other_0000.nii.gz was added, but is no case yet: the sequence other_0001" in answers[0].json()["error"]
+    assert answers[1].status_code == 200, answers[1].text
+    assert answers[1].json()["id"] in [case["id"] for case in client.get("/api/state").json()["cases"]]
+    assert [one.name for one in read_cohort(cohort).cases] == ["other", "scan"]

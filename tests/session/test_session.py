@@ -615,6 +615,12 @@ def test_steps_with_fewer_labels_are_read_and_those_with_others_refused(
         Session(scan[0], handful_tiny, Labels.of({2: "ring"}), config=QUIET).keep_in(tmp_path)
 
 
+def test_a_proposed_value_that_is_no_label_is_refused(session: Session, scan: Scan):
+    other = LabelMap(np.full(scan[1].array.shape, 2, np.int16), scan[1].geometry, Labels.of({2: "other"}))
+    with pytest.raises(LabelError, match="values that are not labels: 2"):
+        session.propose_map(other)
+
+
 def test_a_proposed_label_map_leaves_accepted_slices(session: Session, scan: Scan, truth: np.ndarray):
     session.accept(1)
     changed = session.propose_map(scan[1])

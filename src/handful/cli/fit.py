@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import counted, exit_on, print_json, print_lines, print_note, progress
+from handful.cli.terminal import counted, exit_on, print_failures, print_json, print_lines, print_note, progress
 
 if TYPE_CHECKING:
     from handful.backbones.base import Backbone
     from handful.cohort.fit import FitConfig, FitResult
     from handful.data.cases import Cohort
     from handful.data.support import SupportSet
+    from handful.evaluation.evaluate import Failure
     from handful.jobs.progress import Report
     from handful.methods.base import Method
 
@@ -139,7 +140,7 @@ def fit(
     built = _build(method, UNCROPPED * anonymous + settings, config, seed, minutes)
     cohort = options.cohort_in(input, channels=options.names_in(channels))
     labelled, failures = options.support_in(cohort, cases, shots, split, labels)
-    support = _with_unlabelled(labelled, cohort, built, unlabelled, boxes)
+    support, unread = _with_unlabelled(labelled, cohort, built, unlabelled, boxes)
     model = named_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
     began = time.monotonic()
     with progress(f"fitting {method}", quiet) as report:
@@ -147,7 +148,7 @@ def fit(
         result = _fitted(task, method, built, support, model, out, limits, report, boxes)
     made = {"model": out, "method": method, "backbone": backbone, "cases": [case.name for case in support.cases]}
     _print_result(json, made, result, time.monotonic() - began, cohort, input)
-    exit_on(cohort.left_out, failures)
+    exit_on(cohort.left_out, failures, unread)
 
 
 @dataclass(frozen=True)
@@ -249,20 +250,21 @@ def _dice(by_label: Mapping[str, float]) -> str:
 
 def _with_unlabelled(
     support: SupportSet, cohort: Cohort, method: Method, folder: str | None, boxes: Path | None
-) -> SupportSet:
-    """The support with the unlabelled scans that the method uses."""
+) -> tuple[SupportSet, list[Failure]]:
+    """The support with the unlabelled scans that the method uses, and those that cannot be read, which are printed."""
     from handful.cohort.choice import choose_unlabelled
     from handful.errors import SettingsError
 
+    if boxes is not None and not method.uses_uncertain_labels:
+        raise SettingsError("only self-training and auto learn from boxes; fit one of them, or leave out --boxes")
     if method.uses_unlabelled:
-        return replace(support, unlabelled=choose_unlabelled(cohort, support, folder))
-    if boxes is not None:
-        raise SettingsError(
-            "boxes are for methods that use unlabelled pictures; fit self-training or auto, or leave out --boxes"
-        )
+        failures: list[Failure] = []
+        support = replace(support, unlabelled=choose_unlabelled(cohort, support, folder, failures))
+        print_failures(failures)
+        return support, failures
     if folder is not None:
         print_note("this method uses labelled scans only; --unlabelled changes nothing")
-    return support
+    return support, []
 
 
 def _with_boxes(

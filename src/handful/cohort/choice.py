@@ -82,23 +82,27 @@ def choose_labels(labels: Labels, wanted: Sequence[str]) -> Labels:
     return Labels.of({value: name for value, name in known.items() if value in chosen})
 
 
-def choose_unlabelled(cohort: Cohort, support: SupportSet, folder: str | None = None) -> UnlabelledScans:
+def choose_unlabelled(
+    cohort: Cohort, support: SupportSet, folder: str | None = None, failures: list[Failure] | None = None
+) -> UnlabelledScans:
     """Scans whose images are learned from: those of the cohort without labels, or all in `folder`; none for "none".
 
-    A scan of the support is never among them. InputError where the folder holds no scans.
+    A scan of the support is never among them. Those that cannot be read are added to `failures`; without this list,
+    none is read here. Raises InputError if the folder holds no scans.
     """
     if folder == "none":
         return UnlabelledScans()
     if folder is None:
-        return UnlabelledScans.of(tuple(case for case in cohort.cases if case.reference is None))
-    known = {file for case in support.cases for file in _files(case)}
-    return UnlabelledScans.of(
-        tuple(
-            case
-            for case in read_cohort(Path(folder), default_channels=support.sequences).cases
-            if known.isdisjoint(_files(case))
-        )
-    )
+        cases = tuple(case for case in cohort.cases if case.reference is None)
+    else:
+        known = {file for case in support.cases for file in _files(case)}
+        read = read_cohort(Path(folder), default_channels=support.sequences).cases
+        cases = tuple(case for case in read if known.isdisjoint(_files(case)))
+    if failures is None:
+        return UnlabelledScans.of(cases)
+    scans, errors = UnlabelledScans.of_readable(cases)
+    failures += [Failure.of(case, errors[case.name]) for case in cases if case.name in errors]
+    return scans
 
 
 def _files(case: Case) -> set[Path]:

@@ -95,6 +95,8 @@ def fit_to_folder(
             remove_leftovers(out.parent, lambda name: name == out.name)
             saved = _fitted_before(out, str(provenance["fingerprint"]), backbone, config.overwrite)
             if saved is not None:
+                if _noted(scratch) == provenance["fingerprint"]:  # left by a kill just after the model was saved
+                    shutil.rmtree(scratch / TRAINING, ignore_errors=True)
                 return past_result(saved)
             training = _begin(scratch, str(provenance["fingerprint"]))
             segmenter, left_out = _fit(method, support, backbone, Run(training, report, config.save_every_s), config)
@@ -269,10 +271,16 @@ def _fitted_before(out: Path, fingerprint: str, backbone: Backbone, overwrite: b
 
 def _begin(scratch: Path, fingerprint: str) -> Path:
     """The folder of half-done work, emptied where that was another fit's."""
-    note, training = scratch / FINGERPRINT, scratch / TRAINING
-    if not note.exists() or note.read_text("utf-8") != fingerprint:
+    training = scratch / TRAINING
+    if _noted(scratch) != fingerprint:
         if training.exists():
             shutil.rmtree(training)
-        write_atomically(note, fingerprint.encode())
+        write_atomically(scratch / FINGERPRINT, fingerprint.encode())
     training.mkdir(exist_ok=True)
     return training
+
+
+def _noted(scratch: Path) -> str | None:
+    """The fingerprint of the fit whose half-done work is there; None without any."""
+    note = scratch / FINGERPRINT
+    return note.read_text("utf-8") if note.exists() else None

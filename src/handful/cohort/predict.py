@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import version
@@ -14,7 +14,7 @@ from typing import Literal
 
 from handful.checkpoint.model import SavedModel, open_model
 from handful.cohort.case_jobs import CLAIMS, Outcome, Outcomes, carried_out, make_way, write_failures
-from handful.cohort.probabilities import probability_files, write_probabilities
+from handful.cohort.probabilities import probability_files, remove_probabilities, write_probabilities
 from handful.cohort.volumes import LabelSizes, write_volumes
 from handful.data.cases import Case
 from handful.data.dicom.segmentation import Encoding, Maker, SegmentationStyle, write_segmentation
@@ -29,7 +29,7 @@ from handful.errors import HandfulError, InputError, SettingsError, UnsupportedI
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_json
 from handful.jobs.devices import choose_device
-from handful.jobs.digests import digest_of, digest_of_file
+from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.executors import Serial
 from handful.jobs.files import checked_path
 from handful.jobs.lock import claimed, locked
@@ -162,7 +162,8 @@ def predict_cohort(
     Each scan is compared with those that the model was fitted on before it is segmented: differences are reported and
     listed in `out`/warnings.json; a colour scan fails if the model was fitted on grey ones, and the other way round.
 
-    A case is skipped if its input, its output and the model are unchanged since it was segmented (compared by SHA-256).
+    A case is skipped if its input, its output and the model are unchanged since it was segmented (compared by SHA-256),
+    and for DICOM segmentations format and terms.
     An output that was changed by hand is moved to .handful/changed before its case is segmented again. A file that
     handful did not write is not replaced: its case fails. With `overwrite`, it is moved there, too. Scans and label
     maps of the input are never replaced nor moved: those of `cases`, and `inputs`, such as `Cohort.files`.
@@ -222,8 +223,9 @@ def predict_file(
     with saved.predicting():
         label_map, reasons = segmenter.predict_explained(volume)
     preview = out.with_name(f"{stem(out)}.preview.png")
-    if config.overwrite:
-        preview.unlink(missing_ok=True)  # of an earlier prediction
+    if config.overwrite:  # those of an earlier prediction
+        preview.unlink(missing_ok=True)
+        remove_probabilities(out.parent / PROBABILITIES, stem(out))
     write_prediction(out, label_map, case, config, saved)
     if config.preview:
         write_preview(preview, volume, label_map, segmenter, reasons, stem(out))
@@ -272,6 +274,8 @@ class _Note:
     """Properties in which the scan is unlike those that the model was fitted on."""
     expert: ChosenExpert | None = None
     """None for a model without experts."""
+    style: str | None = None
+    """Digest of format and terms of a DICOM segmentation; None for other formats, which have no such options."""
 
 
 @dataclass(frozen=True)
@@ -476,7 +480,7 @@ class _CaseWork:
             self.report(0, self.count, str(estimate_prediction(segmenter, first.volume, self.left + 1) or ""))
 
     def _is_done(self, task: _Task) -> bool:
-        note = task.notes.find(task.case.name, model=self.model.sha256)
+        note = task.notes.find(task.case.name, model=self.model.sha256, style=_style_of(self.config))
         if note is None or note.sizes is None or not self._is_by_the_same(note.expert):
             return False
         preview = [task.preview] if self.config.preview else []
@@ -494,9 +498,11 @@ class _CaseWork:
         volume, segmenter = ready.volume, ready.segmenter()
         with self.model.predicting():
             label_map, reasons = segmenter.predict_explained(volume)
-        if task.notes.path(task.case.name).exists():
-            task.preview.unlink(missing_ok=True)  # of an earlier prediction
-        note = _Note(input=ready.digest, model=self.model.sha256, output=None)
+        if task.notes.path(task.case.name).exists():  # those of an earlier prediction
+            task.preview.unlink(missing_ok=True)
+            remove_probabilities(self.out / PROBABILITIES, task.case.name)
+        style = _style_of(self.config)
+        note = _Note(input=ready.digest, model=self.model.sha256, output=None, style=style)
         task.notes.write(task.case.name, note)  # from now on the output counts as written by handful
         write_prediction(task.output, label_map, task.case, self.config, self.model)
         if self.config.preview:
@@ -526,6 +532,13 @@ def _for_file(config: PredictConfig, out: Path) -> PredictConfig:
     if instead := WRITTEN_AS.get(suffix):
         raise UnsupportedInput(f"{out}: {suffix} cannot store a label map; name it {stem(out)}{instead}")
     return config
+
+
+def _style_of(config: PredictConfig) -> str | None:
+    """Identifies how a label map is written as DICOM; None for other formats."""
+    if config.format == "auto":
+        return None
+    return digest_of_json([config.format, {name: asdict(term) for name, term in config.terms.items()}])
 
 
 def _require_dicom(case: Case, config: PredictConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,14 @@ from handful.methods.base import Segmenter
 def probability_files(folder: Path, name: str, labels: Labels) -> list[Path]:
     """The files of a case in a folder, in the order of the labels."""
     return [folder / f"{name}_label{value}.nii.gz" for value in labels.values]
+
+
+def remove_probabilities(folder: Path, name: str) -> None:
+    """Remove the files of a case, whatever the labels of the model that they are from."""
+    own = re.compile(rf"{re.escape(name)}_label[0-9]+\.nii\.gz")
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if own.fullmatch(file.name):
+            file.unlink()
 
 
 def write_probabilities(files: Sequence[Path], volume: Volume, segmenter: Segmenter) -> None:

@@ -230,6 +230,15 @@ def _content(file: Path) -> dict[str, Any]:
     return content
 
 
+def stated_values(folder: Path) -> tuple[Labels | None, int | None, int]:
+    """The values that dataset.json in a folder states: the labels, the value of unlabelled voxels, that of background.
+
+    (None, None, 0) without such a file. Raises InputError if it is not correct.
+    """
+    file = folder / "dataset.json"
+    return _read_labels(file, _content(file))
+
+
 def _stated_channels(file: Path, content: Mapping[str, Any]) -> StatedChannels:
     """The names of channels, as nnU-Net ("channel_names") or MSD ("modality") has them: {"0": name}, list or name."""
     channels = content.get("channel_names", content.get("modality"))

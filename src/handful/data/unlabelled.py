@@ -22,6 +22,21 @@ class UnlabelledScans:
     labels: Mapping[str, LabelMap] = field(default_factory=dict)
     """Uncertain labels by name of the case, such as masks made from boxes, on the grid of the whole scan. Either all
     cases have some, or none has."""
+    known_digests: tuple[str, ...] | None = field(default=None, repr=False)
+    """`digests` where they are known already, so that no file is read for them again."""
+
+    @classmethod
+    def of_readable(cls, cases: tuple[Case, ...]) -> tuple[UnlabelledScans, dict[str, Exception]]:
+        """The images of those cases that can be read, and the errors of the others by name; reads each file once."""
+        digests: dict[str, str] = {}
+        errors: dict[str, Exception] = {}
+        for case in cases:
+            try:
+                digests[case.name] = digest_of(case.read_image().array)
+            except Exception as error:  # any error concerns this case only
+                errors[case.name] = error
+        scans = cls.of(tuple(case for case in cases if case.name in digests))
+        return replace(scans, known_digests=tuple(digests.values())), errors
 
     @classmethod
     def of(cls, cases: tuple[Case, ...]) -> UnlabelledScans:
@@ -61,6 +76,8 @@ class UnlabelledScans:
     @cached_property
     def digests(self) -> tuple[str, ...]:
         """SHA-256 of the voxels of each image as they are stored; reads each file once."""
+        if self.known_digests is not None:
+            return self.known_digests
         return tuple(digest_of(case.read_image().array) for case in self.cases)
 
     @cached_property

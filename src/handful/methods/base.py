@@ -320,6 +320,11 @@ class Method(ABC):
         return False
 
     @property
+    def uses_uncertain_labels(self) -> bool:
+        """Whether a fit learns from uncertain labels of the unlabelled scans, such as masks made from boxes."""
+        return False
+
+    @property
     def trains(self) -> bool:
         """Whether a fit depends on a random seed."""
         try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from handful.backbones.base import Backbone
 from handful.data.cases import Case
-from handful.data.support import SupportSet, require_reference
+from handful.data.support import SupportFacts, SupportSet, require_reference
 from handful.data.volume import IGNORE
 from handful.errors import LabelError
 from handful.evaluation.metrics import overlap
@@ -73,12 +73,12 @@ def scores_on(cases: Sequence[Case], segmenter: Segmenter, support: SupportSet) 
 def one_left_out(support: SupportSet) -> list[Case] | None:
     """The cases of a quarter of the patients, at least one, without whom every label is still in some case.
 
-    None if there are none, as for a single patient, and if all labels are scribbles.
+    One of them shows a label in whole masks, since there is no Dice without. None if there are no such patients, as for
+    a single one, and if all labels are scribbles.
     """
-    if len(support.scribbled) == len(support.facts):
-        return None
+    shown = {facts.case.name for facts in support.facts if not facts.scribbled and _holds_any(facts, support)}
     patients = len({case.patient or case.name for case in support.cases})
-    groups = _groups(support, min(4, patients))
+    groups = [group for group in _groups(support, min(4, patients)) if any(case.name in shown for case in group)]
     return next((group for group in groups if _others(support, group) is not None), None)
 
 
@@ -111,6 +111,10 @@ def _others(support: SupportSet, group: Sequence[Case]) -> SupportSet | None:
     if not all(any(value in entry.voxels for entry in facts) for value in support.labels.values):
         return None
     return replace(support, cases=tuple(entry.case for entry in facts), known_facts=facts)
+
+
+def _holds_any(facts: SupportFacts, support: SupportSet) -> bool:
+    return any(value in facts.voxels for value in support.labels.values)
 
 
 def _is_scribbled(support: SupportSet, case: Case) -> bool:

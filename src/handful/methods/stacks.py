@@ -104,9 +104,9 @@ class StackedSupport:
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Numbers below `count`, all or `most` of them: the middle of each of as many equal parts.
+    """Numbers below `count`: all, or `most` of them, those in the middle of as many equal parts.
 
-    The first and the last slice of a volume are not among few of many, because they often show nothing of interest.
+    The ends of a scan seldom hold a label, so a few slices of it must not be its ends.
     """
     parts = min(most, count)
     return [(2 * part + 1) * count // (2 * parts) for part in range(parts)]

@@ -23,11 +23,13 @@ from handful.backbones.base import Backbone
 from handful.backbones.catalog import open_backbone
 from handful.cohort.predict import label_map_name
 from handful.data.cases import Case
-from handful.data.files import read_label_map, write_label_map
+from handful.data.files import read_label_map, stem, write_label_map
+from handful.data.inventory import SIDECAR
 from handful.data.slice_grid import SliceGrid
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_atomically, write_json
+from handful.jobs.digests import digest_of_file
 from handful.methods.catalog import online_learner
 from handful.service.workspace import Workspace, id_of
 from handful.session.session import Session
@@ -202,6 +204,7 @@ class Annotations:
             opened.working += 1
         try:
             with opened.lock:
+                opened.session.learner = self._learner  # another case may have been learned from since
                 before, learner = opened.session.accepted, opened.session.learner
                 changed = list(action(opened.session))
                 if opened.session.accepted != before or set(changed) & set(before):
@@ -229,11 +232,11 @@ class Annotations:
                 opened.session.close()
             folder = self.workspace.folder / "labels"
             folder.mkdir(exist_ok=True)
-            self._put_aside(case, self.workspace.session(case_id) / "labels.txt")
+            self._put_aside(case)
             if self.workspace.session(case_id).is_dir():
                 shutil.rmtree(self.workspace.session(case_id))  # its steps are of other labels
             (folder / f"{case.name}.slices.json").unlink(missing_ok=True)
-            write_label_map(folder / label_map_name(case), label_map)
+            write_label_map(folder / label_map_name(case), _as_in_files(label_map, case))
         finally:
             self._free(case_id)
 
@@ -254,7 +257,7 @@ class Annotations:
         folder = self.workspace.session(case_id)
         fresh = not any(folder.glob("step-*.npz"))
         session.keep_in(folder)
-        session.learner = self._learner  # another case may have been learned from since
+        session.learner = self._learner  # not what was learned when this case was open before
         if fresh and case.reference is not None:
             _take_over(session, case)
         return OpenCase(case, session, annotator, 0.0)
@@ -269,8 +272,7 @@ class Annotations:
         folder.mkdir(exist_ok=True)
         target = folder / label_map_name(opened.case)
         sidecar = folder / f"{opened.case.name}.slices.json"
-        ours = self.workspace.session(id_of(opened.case)) / "labels.txt"
-        self._put_aside(opened.case, ours)
+        self._put_aside(opened.case)
         grid = opened.grid
         finished = {grid.index_in_array(number) for number in session.accepted}
         if not finished:
@@ -278,17 +280,33 @@ class Annotations:
             sidecar.unlink(missing_ok=True)
             return
         _list_slices(sidecar, grid.axis, sorted(finished & _listed(sidecar)))
-        write_label_map(target, _known_only(session.export(), grid, session.accepted))
+        finished_only = _known_only(session.export(), grid, session.accepted)
+        write_label_map(target, _as_in_files(finished_only, opened.case))
         _list_slices(sidecar, grid.axis, sorted(finished))
-        ours.write_text(target.name, "utf-8")
+        write_atomically(self._written(opened.case), digest_of_file(target).encode())
 
-    def _put_aside(self, case: Case, ours: Path) -> None:
-        reference = case.reference
-        if ours.is_file() or not isinstance(reference, Path) or not reference.exists():
-            return
-        aside = self.workspace.own / "originals"
-        aside.mkdir(exist_ok=True)
-        os.replace(reference, aside / reference.name)
+    def _written(self, case: Case) -> Path:
+        """The file with the SHA-256 of the label map that the service has written for a case."""
+        return self.workspace.session(id_of(case)) / "labels.txt"
+
+    def _put_aside(self, case: Case) -> None:
+        """Move label maps of a case that the service did not write, or that were changed since, to `originals`.
+
+        Their lists of labelled slices are copied. What lies in `originals` already is kept.
+        """
+        note = self._written(case)
+        written = note.read_text("utf-8") if note.is_file() else ""
+        own = self.workspace.folder / "labels" / label_map_name(case)
+        for file in {case.reference, own}:
+            if not isinstance(file, Path) or not file.is_file() or (digest := digest_of_file(file)) == written:
+                continue
+            aside = self.workspace.own / "originals" / file.name
+            aside.parent.mkdir(exist_ok=True)
+            if aside.exists():
+                aside = aside.with_name(f"{digest[:12]}.{file.name}")
+            if (listed := file.with_name(f"{stem(file)}{SIDECAR}")).is_file():
+                shutil.copyfile(listed, aside.with_name(f"{stem(aside)}{SIDECAR}"))
+            os.replace(file, aside)
 
 
 def _take_over(session: Session, case: Case) -> None:
@@ -309,6 +327,14 @@ def _known_only(label_map: LabelMap, grid: SliceGrid, accepted: Sequence[int]) -
     target, source = grid.of(array), grid.of(label_map.array)
     for number in accepted:
         target[number] = source[number]
+    return LabelMap(array, label_map.geometry, label_map.labels)
+
+
+def _as_in_files(label_map: LabelMap, case: Case) -> LabelMap:
+    """The label map with background of the value that it has in the files of the cohort."""
+    if case.background == 0:
+        return label_map
+    array = np.where(label_map.array == 0, case.background, label_map.array).astype(label_map.array.dtype)
     return LabelMap(array, label_map.geometry, label_map.labels)
 
 

@@ -113,6 +113,7 @@ class Jobs:
             now = time.time()
             job = Job(number=last.number + 1 if last else 1, kind=kind, options=options, started=now, part_started=now)
             file = self._file(job.number)
+            self._process = None  # until it has one, nobody may judge the new job by the process of the last one
             job.write(file)
             command = [sys.executable, "-m", "handful.service.work", str(self.cohort), str(file)]
             command += [self.backbone, self.device]
@@ -126,13 +127,7 @@ class Jobs:
             job = self.latest()
             if job is None or job.state != "running":
                 raise InputError("no job is running")
-            if self._process is not None and self._process.poll() is None:
-                self._process.terminate()
-                try:
-                    self._process.wait(GRACE_S)
-                except subprocess.TimeoutExpired:
-                    self._process.kill()
-                    self._process.wait()
+            self.close()
             job = Job.read(self._file(job.number))
             if job.state == "running":
                 job = replace(job, state="cancelled", ended=time.time())
@@ -140,10 +135,14 @@ class Jobs:
             return job
 
     def close(self) -> None:
-        """End the running job for good; it can be started again later."""
+        """End the process of the running job, if there is one; the job can be started again later."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
-            self._process.wait(GRACE_S)
+            try:
+                self._process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
 
     def _is_alive(self, job: Job) -> bool:
         if self._process is not None:

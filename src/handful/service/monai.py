@@ -396,23 +396,26 @@ def _passing(workspace: Workspace, name: str) -> Iterator[Path]:
 
 
 def _from_clicks(session: Session, params: Mapping[str, Any]) -> LabelMap:
-    """The segmentation from all clicks of a request: by slice, then carried to the other slices."""
-    while session.undo():
-        pass
+    """The segmentation from all clicks of a request: by slice, then carried to the other slices.
+
+    It is one step of the session, which the next request takes back.
+    """
+    session.undo()
     points = {name: params.get(name) or [] for name in session.labels.names}
     if params.get("label") in points:  # the form of one label at a time
         points[str(params["label"])] = params.get("foreground") or []
     background = params.get("background") or []
-    for name, voxels in points.items():
-        inside = _by_slice(session, voxels)
-        outside = _by_slice(session, background)
-        for number, places in inside.items():
-            for place in places:
-                session.click(number, name, place)
-            for place in outside.get(number, []):
-                session.click(number, name, place, positive=False)
-    if session.prompted and len(session) > 1:
-        session.propagate()
+    with session.one_step():
+        for name, voxels in points.items():
+            inside = _by_slice(session, voxels)
+            outside = _by_slice(session, background)
+            for number, places in inside.items():
+                for place in places:
+                    session.click(number, name, place)
+                for place in outside.get(number, []):
+                    session.click(number, name, place, positive=False)
+        if session.prompted and len(session) > 1:
+            session.propagate()
     return session.export()
 
 

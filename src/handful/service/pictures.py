@@ -10,7 +10,6 @@ from PIL import Image, ImageColor
 from scipy import ndimage
 
 from handful.data.cases import Case
-from handful.data.files import read_label_map
 from handful.data.label_colours import label_colours
 from handful.data.slicing import Slicer
 from handful.data.volume import Volume
@@ -37,15 +36,15 @@ def overlay(workspace: Workspace, case: Case) -> bytes:
 
     Raises InputError if there is no result.
     """
-    file, labels = workspace.result(case), workspace.labels()
-    if file is None or labels is None:
+    label_map = workspace.read_result(case)
+    if label_map is None:
         raise InputError("this case has no segmentation yet; segment it first")
     view = Slicer().for_display().view(workspace.read_image(case))
-    classes = view.of(read_label_map(file, labels).array)
+    classes = view.of(label_map.array)
     number = int((classes > 0).sum(axis=(1, 2)).argmax())
     grey = view.take([number])[0].numpy()
     picture = np.broadcast_to(grey.transpose(1, 2, 0), (*grey.shape[1:], 3)).copy()
-    for value, _, colour in label_colours(labels):
+    for value, _, colour in label_colours(label_map.labels):
         inside = classes[number] == value
         edge = inside & ~ndimage.binary_erosion(inside)
         for part, opacity in ((inside, FILL), (edge, 1.0)):

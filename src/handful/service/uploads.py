@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import unicodedata
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PurePath, PurePosixPath, PureWindowsPath
 from typing import BinaryIO
 
 from handful.data.dicom.sources import DICOM_SUFFIXES
@@ -20,7 +20,8 @@ SINGLE = tuple(suffix for suffix in SUFFIXES if suffix not in (".mhd", ".nhdr"))
 def store_scan(workspace: Workspace, name: str, content: BinaryIO) -> str:
     """Keep a scan as a case of the cohort; returns its id. It is read first, so that nothing else gets there.
 
-    Raises InputError for a name that is none or is there already, and the errors of `read_volume`.
+    Raises InputError for a name that is none or is there already, and the errors of `read_volume`; also for a file that
+    is no case by itself, such as the first of two sequences, which is kept.
     """
     file = workspace.folder / "images" / safe_name(name)
     if any(stem(other) == stem(file) for other in file.parent.iterdir()):
@@ -29,7 +30,12 @@ def store_scan(workspace: Workspace, name: str, content: BinaryIO) -> str:
         with temporary.open("wb") as target:
             shutil.copyfileobj(content, target, 2**20)
         read_volume(temporary)
-    return next(id_of(case) for case in workspace.cohort().cases if case.image == file)
+    cohort = workspace.cohort()
+    for case in cohort.cases:
+        if file in case.files:
+            return id_of(case)
+    reason = next((one.reason for one in cohort.left_out if PurePath(one.file).name == file.name), "it is not read")
+    raise InputError(f"{file.name} was added, but is no case yet: {reason}")
 
 
 def safe_name(name: str) -> str:

@@ -37,8 +37,8 @@ EVERY_S = 0.5
 """Seconds between two notes of the progress."""
 
 
-class CancelledError(Exception):
-    """The job is to end."""
+class CancelledError(BaseException):
+    """The job is to end. It is no Exception, which would count as a failure of the case that is worked on."""
 
 
 class Worker:
@@ -87,8 +87,9 @@ class Worker:
         method = build_method(name, settings)
         support = self.workspace.support()
         unused = set(cohort.labels.names if cohort.labels else ()) - set(support.labels.names)
+        failures: list[Failure] = []
         if method.uses_unlabelled:
-            support = replace(support, unlabelled=choose_unlabelled(cohort, support))
+            support = replace(support, unlabelled=choose_unlabelled(cohort, support, failures=failures))
         config = FitConfig(overwrite=True)
         result = fit_to_folder(name, method, support, self._backbone(), self.workspace.model, config, self.report)
         return {
@@ -99,6 +100,7 @@ class Worker:
             "dice_left_out": dict(result.dice_left_out),
             "dice_on_support": dict(result.dice_on_support),
             "not_learned": [*result.not_learned, *sorted(unused)],
+            "failures": _listed(failures),
         }
 
     def _segment(self) -> dict[str, Any]:
@@ -120,7 +122,7 @@ class Worker:
         }
 
     def _reviewed(self, cohort: Cohort) -> float | None:
-        """Estimate the quality of each segmentation; the mean Dice, None if there is nothing to compare with."""
+        """Estimate the quality of each segmentation; the mean Dice, None if none can be estimated."""
         config = ReviewConfig(device=self.device, cache=self._cache)
         try:
             result = review_folder(
@@ -143,7 +145,8 @@ class Worker:
             for quality in result.cases
         }
         write_json(self.workspace.own / "quality.json", qualities)
-        return round(fmean(label.predicted_dice for quality in result.cases for label in quality.labels), 4)
+        estimates = [label.predicted_dice for quality in result.cases for label in quality.labels]
+        return round(fmean(estimates), 4) if estimates else None
 
     def _suggest(self) -> dict[str, Any]:
         cohort = self.workspace.cohort()

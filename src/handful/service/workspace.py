@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,10 +17,10 @@ import numpy as np
 from handful.checkpoint.record import RECORD
 from handful.cohort.choice import choose_support
 from handful.data.cases import Case, Cohort
-from handful.data.files import read_cohort, stem
+from handful.data.files import read_cohort, read_label_map, stated_values, stem
 from handful.data.formats import is_scan
 from handful.data.support import SupportSet
-from handful.data.volume import Labels, Volume
+from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import InputError, reason_of
 from handful.jobs.atomic import remove_leftovers, write_atomically, write_json
 from handful.jobs.digests import digest_of
@@ -106,7 +107,7 @@ class Workspace:
             state = self._files_now()
             if self._read is None or self._read[0] != state:
                 empty = not any((self.folder / "images").iterdir())
-                own = Cohort((), self._named_labels(), self.folder.resolve().name)
+                own = Cohort((), stated_values(self.folder)[0], self.folder.resolve().name)
                 self._read = state, own if empty else read_cohort(self.folder)
             return self._read[1]
 
@@ -165,31 +166,31 @@ class Workspace:
     def name_labels(self, names: Sequence[str]) -> Labels:
         """Names the labels 1, 2, …, in dataset.json; names that are there keep their values and can only be added to.
 
-        Raises InputError for empty or double names, and where an earlier name is left out.
+        The values of unlabelled voxels and of background keep their meaning, and no label gets them.
+
+        Raises InputError for empty or double names, "background" and "ignore", and where an earlier name is left out.
         """
         wanted = [name.strip() for name in names]
         if not wanted or not all(wanted) or len({name.lower() for name in wanted}) < len(wanted):
             raise InputError("give each label a name of its own")
+        if reserved := [name for name in wanted if name in ("background", "ignore")]:
+            raise InputError(f"{reserved[0]!r} has a meaning of its own in dataset.json; choose another name")
         with self._lock:
             known = self.labels()
             before = dict(known.as_dict()) if known else {}
             if missing := [name for name in before.values() if name not in wanted]:
                 raise InputError(f"label {missing[0]!r} is in use already; keep it in the list")
-            free = iter(set(range(1, len(before) + len(wanted) + 1)) - set(before))
+            _, ignore, background = stated_values(self.folder)
+            free = (value for value in count(1) if value not in {*before, ignore, background})
             named = before | {next(free): name for name in wanted if name not in before.values()}
             file = self.folder / "dataset.json"
             content = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}
-            content["labels"] = {"0": "background", **{str(value): name for value, name in sorted(named.items())}}
+            special = {background: "background"}
+            if ignore and "ignore" not in content:
+                special[ignore] = "ignore"
+            content["labels"] = {str(value): name for value, name in sorted((special | named).items())}
             write_json(file, content)
             return Labels.of(named)
-
-    def _named_labels(self) -> Labels | None:
-        file = self.folder / "dataset.json"
-        if not file.is_file():
-            return None
-        stated = json.loads(file.read_text("utf-8-sig")).get("labels", {})
-        values = {int(value): str(name) for value, name in stated.items() if str(value).isdigit() and int(value) > 0}
-        return Labels.of(values) if values else None
 
     def entries(self, cohort: Cohort | None = None) -> list[CaseEntry]:
         """All cases with their states."""
@@ -246,6 +247,13 @@ class Workspace:
             return case.reference
         accepted = self.accepted / id_of(case)
         return next(iter(accepted.iterdir()), None) if accepted.is_dir() else self.prediction(case)
+
+    def read_result(self, case: Case) -> LabelMap | None:
+        """The best label map of a case; None without any, or before a label has a name."""
+        if case.reference is not None:
+            return case.read_reference()
+        file, labels = self.result(case), self.labels()
+        return None if file is None or labels is None else read_label_map(file, labels)
 
     def _qualities(self) -> Mapping[str, tuple[float, tuple[str, ...]]]:
         """Predicted Dice of the worst label, and flags, by name of the case."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from handful.backbones.sam_med3d import SamMed3d
 from handful.data.cases import Case
 from handful.data.files import write_label_map
+from handful.data.formats import require_known
 from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer
 from handful.data.support import AcceptedSlices
@@ -92,7 +93,8 @@ class _Step:
     """What a step has replaced."""
 
     states: Mapping[int, SliceState]
-    learner: OnlineLearner | None
+    learner: OnlineLearner | None = None
+    """None if the step has not changed it."""
 
 
 class Session:
@@ -278,7 +280,7 @@ class Session:
     def one_step(self) -> Iterator[None]:
         """Everything in the context is one step for `undo`. Other threads wait until it ends."""
         with self._lock:
-            outermost, self._joined = self._joined is None, self._joined or _Step({}, self.learner)
+            outermost, self._joined = self._joined is None, self._joined or _Step({})
             try:
                 yield
             finally:
@@ -303,8 +305,12 @@ class Session:
         return self.propose_map(chosen.predict(self.volume))
 
     def propose_map(self, label_map: LabelMap) -> tuple[int, ...]:
-        """Propose a label map on the grid of the scan, such as an earlier prediction; otherwise as `propose`."""
+        """Propose a label map on the grid of the scan, such as an earlier prediction; otherwise as `propose`.
+
+        Raises LabelError for a value that is no label of this session; unlabelled voxels count as background.
+        """
         self.volume.geometry.require_same(label_map.geometry, "the scan and the proposed label map")
+        require_known(label_map.array, self.labels, "the proposed label map")
         values = self._embeddings.stack.of(label_map.array)
         with self._lock:
             steps = {}
@@ -540,33 +546,34 @@ class Session:
         """
         if not states:
             return ()
-        after = _Step(states, learner or self.learner)
+        after = _Step(states, None if learner is self.learner else learner)
         self._write(after)
-        before = {number: self._states[number] for number in states}
+        before = _Step({number: self._states[number] for number in states}, after.learner and self.learner)
         if self._joined is None:
-            self._undo.append(_Step(before, self.learner))
+            self._undo.append(before)
         else:
-            self._joined = replace(self._joined, states=before | dict(self._joined.states))
+            joined = self._joined
+            self._joined = _Step({**before.states, **joined.states}, joined.learner or before.learner)
         self._redo.clear()
         different = tuple(number for number, state in states.items() if state.top != self._states[number].top)
         for number, state in states.items():
             self._states[number] = state
-        self.learner = after.learner
+        self.learner = after.learner or self.learner
         return different
 
     def _swap(self, step: _Step, history: deque[_Step] | list[_Step]) -> tuple[int, ...]:
         self._write(step)
-        history.append(_Step({number: self._states[number] for number in step.states}, self.learner))
+        before = {number: self._states[number] for number in step.states}
+        history.append(_Step(before, step.learner and self.learner))
         for number, state in step.states.items():
             self._states[number] = state
-        self.learner = step.learner
+        self.learner = step.learner or self.learner
         return tuple(step.states)
 
     def _write(self, step: _Step) -> None:
         """Write a step, and the learner if it changes, into the folder of `keep_in`."""
         if self._steps:
-            changed = step.learner is not None and step.learner is not self.learner
-            self._steps.write(Saved(step.states, step.learner.packed() if step.learner and changed else None))
+            self._steps.write(Saved(step.states, step.learner.packed() if step.learner else None))
 
     def _given_masks(self, index: int) -> dict[int, NDArray[np.bool_]]:
         """{slice: mask} of a label, on the accepted slices and on those with prompts for it."""

@@ -49,12 +49,19 @@ class Situation:
     """Labelled cases."""
     unlabelled: int
     """Unlabelled scans."""
+    uncertain: int = 0
+    """Unlabelled scans with uncertain labels, such as masks made from boxes."""
 
     @classmethod
     def of(cls, support: SupportSet) -> Situation:
         patients = {case.patient or case.name for case in support.cases}
         partly = sum(not facts.complete for facts in support.facts)
-        return cls(patients=len(patients), labelled=len(support.cases), unlabelled=len(support.unlabelled) + partly)
+        return cls(
+            patients=len(patients),
+            labelled=len(support.cases),
+            unlabelled=len(support.unlabelled) + partly,
+            uncertain=len(support.unlabelled.labels),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +131,9 @@ class Choice:
 def preferred_method(situation: Situation) -> Choice:
     """The method for a number of labelled cases and unlabelled scans, if there is time for a training."""
     labelled = counted(situation.labelled, "labelled case")
+    if situation.uncertain:
+        choice = Choice(method=SELF_TRAINING)
+        return choice.because(f"{labelled} and {situation.uncertain} with uncertain labels, so these are used too")
     if situation.unlabelled >= ENOUGH_UNLABELLED:
         choice = Choice(method=SELF_TRAINING)
         return choice.because(f"{labelled} and {situation.unlabelled} unlabelled scans, so the unlabelled are used too")
@@ -133,11 +143,14 @@ def preferred_method(situation: Situation) -> Choice:
     )
 
 
-def with_training(choice: Choice, speed: Speed, minutes: float) -> Choice | None:
-    """The choice with as many steps, on slices as large, as there is time for; None if that is too little to train."""
+def with_training(choice: Choice, speed: Speed, minutes: float, smallest: int = SMALLEST_SIDE) -> Choice | None:
+    """The choice with as many steps, on slices as large, as there is time for; None if that is too little to train.
+
+    Slices are reduced to `smallest` pixels along the square at most.
+    """
     available = 60 * minutes * SHARE_OF_FINAL_FIT / RELATIVE_COST[choice.method]
     side = speed.side
-    while available / speed.at(side) < COMFORTABLE_STEPS and side - GRANULE >= SMALLEST_SIDE:
+    while available / speed.at(side) < COMFORTABLE_STEPS and side - GRANULE >= smallest:
         side -= GRANULE
     steps = on_ladder(min(available / speed.at(side), MOST_STEPS[choice.method]))
     if steps < FEWEST_STEPS:

@@ -28,6 +28,7 @@ from handful.methods.auto.choice import (
     COMFORTABLE_STEPS,
     FEWEST_STEPS,
     SELF_TRAINING,
+    SMALLEST_SIDE,
     UNET,
     Choice,
     Rival,
@@ -91,6 +92,10 @@ class Auto(Wrapper):
     def uses_unlabelled(self) -> bool:
         return True
 
+    @property
+    def uses_uncertain_labels(self) -> bool:
+        return True
+
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> AutoSegmenter:  # noqa: B008
         slicer = self.resolved_slicer(support)
         with support.held() as held:
@@ -139,8 +144,10 @@ class Auto(Wrapper):
         began = time.monotonic()
         choice, speed = preferred_method(Situation.of(support)), None
         if self._trained(choice.method).train.iterations is None:
-            speed = self._speed(support, slicer, backbone, run)
-            trained = with_training(choice, speed, self.budget_minutes)
+            timed = _unet_of(self._trained(choice.method))
+            speed = _speed(timed.with_slicer(slicer), support, slicer, backbone, run)
+            smallest = SMALLEST_SIDE if timed.side is None else timed.side
+            trained = with_training(choice, speed, self.budget_minutes, smallest)
             choice = trained or self._without_time(choice, support, backbone)
         checks = self.check and not support.scribbled
         found = self._checked(choice, support, slicer, backbone, run) if checks else None
@@ -177,16 +184,6 @@ class Auto(Wrapper):
         cases = [case for case in support.cases if case.name in rival.cases]
         return mean_dice(scores_on(cases, segmenter, support))
 
-    def _speed(self, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run) -> Speed:
-        """The time of a training step, measured on a few of them."""
-        unet = self.unet.with_slicer(slicer)
-        side = unet.plan(support, slicer, backbone).side
-        train = dataclasses.replace(unet.train, iterations=TIMED_STEPS)
-        run.report(0, TIMED_STEPS, "measuring the speed of this machine")
-        watch = Stopwatch(silent, TIMED_STEPS)
-        dataclasses.replace(unet, side=side, train=train).fit(support, backbone, Run(report=watch))
-        return Speed(side=side, seconds=max(1e-6, watch.seconds_per_step or 0.0))
-
     def _built(self, choice: Choice, slicer: Slicer) -> Method:
         if choice.method in (SELF_TRAINING, UNET):
             method = self._trained(choice.method)
@@ -219,6 +216,21 @@ class AutoSegmenter(DelegatingSegmenter):
 
     def extend(self, support: SupportSet) -> AutoSegmenter:
         return AutoSegmenter(self.inner.extend(support), self.choice)
+
+
+def _unet_of(method: UNet) -> UNet:
+    """A U-Net with the settings that self-training shares with it, or the U-Net itself."""
+    return UNet(**{field.name: getattr(method, field.name) for field in dataclasses.fields(UNet)})
+
+
+def _speed(unet: UNet, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run) -> Speed:
+    """The time of a training step, measured on a few of them."""
+    side = unet.plan(support, slicer, backbone).side
+    train = dataclasses.replace(unet.train, iterations=TIMED_STEPS)
+    run.report(0, TIMED_STEPS, "measuring the speed of this machine")
+    watch = Stopwatch(silent, TIMED_STEPS)
+    dataclasses.replace(unet, side=side, train=train).fit(support, backbone, Run(report=watch))
+    return Speed(side=side, seconds=max(1e-6, watch.seconds_per_step or 0.0))
 
 
 def _untrained(backbone: Backbone) -> list[str]:

@@ -84,6 +84,10 @@ class SelfTraining(UNet):
     def uses_unlabelled(self) -> bool:
         return True
 
+    @property
+    def uses_uncertain_labels(self) -> bool:
+        return True
+
     def first_method(self) -> Method | None:
         """The method that makes the first labels; None where the U-Net's own come first."""
         return initial_method(self.initial, self.initial_settings)
@@ -98,7 +102,8 @@ class SelfTraining(UNet):
             plan = self.plan(held, slicer, backbone)
             stacked, pool = StackedSupport.of(held, slicer, plan.side, 1), Pool.of(held, slicer, plan.side)
             masks = accepted_masks(held, slicer, stacked, backbone)
-            further = f"{pool.digest()} {held.unlabelled.labels_digest}"
+            made_by = "" if self.initial == "none" else backbone.digest()
+            further = f"{pool.digest()} {held.unlabelled.labels_digest} {made_by}"
             name = self.fingerprint(plan, stacked, further, *((masks.classes,) if masks else ()))
             run = dataclasses.replace(run, scratch=run.scratch and run.scratch / name)
             initial = self._initial_labels(held, pool, slicer, backbone, run.part("first labels"))

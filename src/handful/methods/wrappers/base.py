@@ -100,6 +100,10 @@ class MethodWrapper(Wrapper):
         return self.method.uses_unlabelled
 
     @property
+    def uses_uncertain_labels(self) -> bool:
+        return self.method.uses_uncertain_labels
+
+    @property
     def uses_all_sequences(self) -> bool:
         return self.method.uses_all_sequences
 
