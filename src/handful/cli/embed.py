@@ -23,7 +23,7 @@ def embed(
         str, typer.Option(help="auto, axial, coronal or sagittal: the slice plane that the method will use.")
     ] = "auto",
     window: Annotated[
-        str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none or each.")
+        str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none, each.")
     ] = "auto",
     channels: options.Channels = "",
     device: options.Device = "auto",

@@ -58,7 +58,7 @@ def everything(
     cases: options.Cases = "",
     plane: Annotated[str, typer.Option(help="auto, axial, coronal or sagittal: the plane of the slices.")] = "auto",
     window: Annotated[
-        str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none or each.")
+        str, typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none, each.")
     ] = "auto",
     series: options.Series = None,
     slice_tolerance: options.SliceTolerance = None,

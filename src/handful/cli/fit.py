@@ -100,9 +100,7 @@ def fit(
     boxes: Boxes = None,
     backbone: options.Backbone = "handful-tiny",
     settings: options.Settings = [],  # noqa: B006
-    config: Annotated[
-        Path | None, typer.Option(help="TOML file of settings; where both set the same, --set counts.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings; --set overrides it.")] = None,
     minutes: Minutes = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the training.")] = None,
     device: options.Device = "auto",

@@ -43,9 +43,7 @@ def suggest(
     ] = "auto",
     window: Annotated[
         str,
-        typer.Option(
-            help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none or each. Not used with --model."
-        ),
+        typer.Option(help="auto, percentile, ct-soft, ct-bone, ct-lung, ct-brain, none, each. Not used with --model."),
     ] = "auto",
     channels: options.Channels = "",
     device: options.Device = "auto",
