@@ -94,7 +94,7 @@ class App {
     this.view = view;
     if (!quietly)
       history.pushState(null, '', `#${[view, id, place.number].filter((part) => part !== undefined).join('/')}`);
-    if (view === 'label' && id) await this.label.open(id, place);
+    if (view === 'label') await (id ? this.label.open(id, place) : this.label.back());
     this.draw();
   });
   refresh = guarded(async (anyway = true) => {

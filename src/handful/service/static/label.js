@@ -28,6 +28,7 @@ export class Label {
       'pagehide',
       () => this.case && call(`cases/${this.case.id}/leave`, { method: 'POST', keepalive: true }).catch(() => {}),
     );
+    document.addEventListener('visibilitychange', () => document.hidden || this.root.hidden || this.back());
     setInterval(() => {
       if (this.case && !this.root.hidden && !document.hidden) post(`cases/${this.case.id}/stay`).catch(() => {});
     }, 25000);
@@ -279,6 +280,11 @@ export class Label {
     } catch (error) {
       if (id === this.case?.id) say(error.message, true);
     }
+  }
+  // Somebody else may have worked on the case while it was not displayed.
+  async back() {
+    this.shown = null;
+    await this.go(this.number);
   }
   pixels(number) {
     if (!this.cache.has(number)) {
