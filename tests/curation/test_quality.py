@@ -106,6 +106,16 @@ def test_a_label_that_half_of_the_support_lacks_may_well_be_absent(backbone: Bac
     assert of(judged(segmenter, support, 7, nothing), "ball").predicted_dice == 0.5
 
 
+def test_a_support_case_without_any_label_is_taken(backbone: Backbone):
+    _, reference = phantom(1)
+    healthy = replace(phantom_case(1), reference=changed(reference, np.zeros_like(reference.array)))
+    support = SupportSet((phantom_case(0), healthy), LABELS)
+    segmenter = NearestSlice().fit(support, backbone)
+    found = judged(segmenter, support, 7, phantom(7)[1])
+    alone = judged(segmenter, SupportSet((phantom_case(0),), LABELS), 7, phantom(7)[1])
+    assert [one.signals for one in found.labels] == [one.signals for one in alone.labels]
+
+
 def test_a_mask_that_leaps_from_slice_to_slice_is_less_consistent(segmenter: Segmenter, support: SupportSet):
     _, truth = phantom(7)
     gaps = truth.array.copy()

@@ -206,6 +206,9 @@ def test_a_corrected_label_map_is_noticed_by_the_fits_it_matters_to(
     run_experiment(plan, tmp_path / "out", ONE, report=told)
     assert len(told.done) == sum(case in names for names in used)
     assert len(told.done) < 4
+    (own / "labels" / f"{case}.slices.json").write_text('{"axis": 1, "labelled": [2, 3]}')  # the others are unlabelled
+    run_experiment(plan, tmp_path / "out", ONE, report=(again := Told()))
+    assert len(again.done) == len(told.done)
 
 
 def test_an_annotator_may_prompt(make_plan: Callable[..., Plan], tmp_path: Path):

@@ -6,7 +6,7 @@ Grey values are windowed by fixed numbers, so that changing one slice changes no
 import dataclasses
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -21,6 +21,7 @@ from handful.data.support import SupportSet
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.methods.fate.method import Fate, FateSegmenter, SliceConfidence
+from handful.methods.fate.recall import Neighbour, SlicePredictions
 from handful.synthesis.episodes import phantom_cohort
 from phantoms import LABELS, phantom, phantom_case, support_set
 from whole import build_whole
@@ -184,6 +185,24 @@ def test_the_first_walk_knows_nothing_of_the_other_side(video: MemoryBackbone):
     before, after = answered(segmenter, image), answered(segmenter, changed(image, 4))
     assert same(before.object_score[:4], after.object_score[:4], 1e-5)
     assert not same(before.object_score[5], after.object_score[5], 1e-6)
+
+
+def test_a_slice_uses_the_nearest_of_the_slices_that_were_predicted_before_it(
+    video: MemoryBackbone, monkeypatch: pytest.MonkeyPatch
+):
+    segmenter = fitted(video, window=2)
+    used: dict[int, set[int]] = {}
+    predict = segmenter._recall.predict
+
+    def noting(
+        image: ImageEmbeddings, retrieved: Sequence[tuple[int, ...]], numbers: Sequence[int], near: Sequence[Neighbour]
+    ) -> SlicePredictions:
+        used[numbers[0]] = {neighbour.number for neighbour in near}
+        return predict(image, retrieved, numbers, near)
+
+    monkeypatch.setattr(segmenter._recall, "predict", noting)
+    segmenter.predict(phantom(7)[0])
+    assert used == {3: set(), 2: {3}, 1: {2, 3}, 0: {1, 2}, 4: {2, 3}, 5: {3, 4}}
 
 
 def test_a_mirrored_stack_gets_the_mirrored_answer(video: MemoryBackbone):

@@ -304,6 +304,9 @@ def test_names_of_labels_can_be_added_and_the_work_is_kept(client: TestClient, c
     for again in clients(Path(client.app.state.cohort)):  # type: ignore[attr-defined]
         found = np.frombuffer(again.get(f"/api/cases/{case}/slices/1/classes").content, np.uint8)
         assert np.array_equal(found, before)
+    sent, inside = mask(tuple(client.get(f"/api/cases/{case}").json()["size"]), slice(0, 2), slice(0, 2))
+    _, after = step(client, case, kind="paint", slice=1, label=3, mask=sent)  # in the case that was open all the time
+    assert np.array_equal(after, np.where(inside.ravel(), 3, before))
     for names, part in (
         (["ball"], "is in use already"),
         (["ball", "box", "Ball"], "name of its own"),
@@ -321,6 +324,7 @@ def test_names_of_labels_can_be_added_and_the_work_is_kept(client: TestClient, c
         ({"background": 0, "ball": 1, "ignore": 2}, (1, 3, 4), 2),
         ({"0": "background", "1": "ball"}, (1, 2, 3), None),
         ({"1": "ball", "2": "background"}, (1, 3, 4), 0),
+        ({"0": "background", "1": "ball", "3": "box"}, (1, 3, 4), None),
     ],
 )
 def test_no_label_gets_the_value_of_unlabelled_voxels_or_of_background(

@@ -89,8 +89,7 @@ def test_a_first_hour_from_scans_to_exported_label_maps(address: str, cohort: Pa
         page.wait_for_function("handful.label.view.pixels")
         for number, tool in ((2, "x"), (3, "x"), (4, "b")):
             page.evaluate(f"handful.label.go({number})")
-            page.wait_for_function(f"handful.label.number === {number} && handful.label.view.classes")
-            page.wait_for_timeout(300)
+            page.wait_for_function(f"handful.label.shown === {number}")
             page.keyboard.press("1")
             page.keyboard.press(tool)
             drag(page, (0.15, 0.4), (0.45, 0.9))
@@ -111,8 +110,7 @@ def test_a_first_hour_from_scans_to_exported_label_maps(address: str, cohort: Pa
         assert page.locator(".queue li").count() == 2
         worst = page.locator(".queue li").first.get_attribute("data-case")
         page.locator(".queue li").first.locator("text=Correct").click()
-        page.wait_for_function("handful.label.view.classes")
-        page.wait_for_timeout(500)
+        page.wait_for_function("handful.label.shown !== null")
         page.keyboard.press("1")
         page.keyboard.press("b")
         drag(page, (0.2, 0.6), (0.3, 0.6))
@@ -217,7 +215,7 @@ def test_what_is_painted_with_the_mouse_or_the_keys_lies_at_that_point_of_the_pa
             page.wait_for_function(f"handful.label.case?.name === '{name}' && handful.label.view.classes")
             number, x, y = page.evaluate(BRIGHTEST)
             page.evaluate(f"handful.label.go({number})")
-            page.wait_for_function(f"handful.label.number === {number} && handful.label.view.pixels?.includes(65535)")
+            page.wait_for_function(f"handful.label.shown === {number}")
             page.keyboard.press("b")
             page.evaluate("handful.label.size = 1")
             at = page.evaluate(f"handful.label.view.event([{x}, {y}])")
@@ -248,3 +246,84 @@ BRIGHTEST = """(async () => {
   }
 })()"""
 """Slice, column and row of the brightest pixel, from what the page has got."""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_answers_that_come_late_change_no_other_slice_and_no_other_case(address: str):
+    from playwright.sync_api import Route, sync_playwright
+
+    held: list[Route] = []
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1100, "height": 800}, bypass_csp=True)
+        page.set_default_timeout(MINUTES)
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        steps: list[str] = []
+        page.on("request", lambda request: steps.append(request.url) if request.url.endswith("/actions") else None)
+
+        def dab(x: float) -> None:
+            """A dab of the brush in the middle row of the slice, at a share of its width."""
+            at = page.evaluate(
+                f"handful.label.view.event([{x} * handful.label.view.width, handful.label.view.height / 2])"
+            )
+            page.mouse.move(at["clientX"], at["clientY"])
+            page.mouse.down()
+            page.mouse.up()
+
+        def hold(path: str) -> None:
+            held.clear()
+            page.route(path, held.append, times=1)
+
+        page.goto(address)
+        page.fill("#names", "ball")
+        page.click("#saveNames")
+        page.wait_for_function("handful.state.labels.length === 1")
+        page.click("[data-case=scan_0]")
+        page.wait_for_function("handful.label.shown !== null")
+        page.evaluate("handful.label.choose('brush')")
+        page.evaluate("handful.label.go(1)")
+        page.wait_for_function("handful.label.shown === 1")
+
+        hold("**/slices/2/classes")
+        with page.expect_request("**/slices/2/classes"):
+            page.evaluate("void handful.label.go(2)")
+        dab(0.5)  # on slice 1, which is still displayed
+        held[0].continue_()
+        page.wait_for_function("handful.label.shown === 2")
+        assert steps == []
+
+        hold("**/actions")
+        dab(0.3)
+        dab(0.7)
+        held[0].continue_()
+        page.wait_for_function("!handful.label.root.classList.contains('busy') && !handful.label.view.drawn")
+        row = page.evaluate(
+            "(v => [...v.classes.slice(v.width * Math.floor(v.height / 2)).slice(0, v.width)])(handful.label.view)"
+        )
+        assert all(row[int(len(row) * share)] == 1 for share in (0.3, 0.7))
+
+        hold("**/actions")
+        page.keyboard.press("Enter")
+        page.evaluate("handful.show('label', handful.state.cases[1].id, { number: 2 })")
+        page.wait_for_function("handful.label.case?.name === 'scan_1' && handful.label.shown === 2")
+        held[0].continue_()
+        page.wait_for_function("!handful.label.root.classList.contains('busy')")
+        assert page.evaluate("[handful.label.case.accepted, handful.label.case.prompted]") == [[], []]
+        assert page.locator("#message.bad:not([hidden])").count() == 0
+
+        page.evaluate("handful.show('cases')")
+        page.evaluate(FINISHED_ELSEWHERE)
+        page.evaluate("handful.show('label')")
+        assert page.evaluate("handful.label.case.accepted") == [2]
+        browser.close()
+    assert problems == []
+
+
+FINISHED_ELSEWHERE = """fetch(`api/cases/${handful.label.case.id}/actions`, {
+  method: 'POST',
+  headers: { 'content-type': 'application/json', 'x-annotator': sessionStorage.annotator },
+  body: JSON.stringify({ kind: 'accept', slice: 2 }),
+})"""
+"""A slice is finished without the page."""

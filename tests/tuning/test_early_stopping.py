@@ -1,10 +1,11 @@
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from handful.tuning.early_stopping import EarlyStopping
-from handful.tuning.loop import TrainConfig, train
+from handful.tuning.loop import CHECKPOINT, TrainConfig, train
 
 
 def walk(losses: dict[int, float], scratch: Path | None = None) -> tuple[nn.Linear, int, EarlyStopping, list[int]]:
@@ -40,5 +41,20 @@ def test_what_was_checked_before_a_training_was_killed_is_not_checked_again(tmp_
     walk(losses, tmp_path)
     model, steps, stopping, checked = walk(losses, tmp_path)
     assert (steps, checked) == (8, [])
+    stopping.restore_best()
+    assert round(model.weight.item()) == 4
+
+
+@pytest.mark.parametrize("place", [20, -1])
+def test_a_training_with_damaged_best_weights_starts_again(tmp_path: Path, place: int) -> None:
+    losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: 2.0}
+    walk(losses, tmp_path)
+    content = bytearray((tmp_path / "best.safetensors").read_bytes())
+    content[place] ^= 1
+    (tmp_path / "best.safetensors").write_bytes(content)
+    (tmp_path / CHECKPOINT).touch()
+    with pytest.warns(UserWarning, match="damaged"):
+        model, steps, stopping, checked = walk(losses, tmp_path)
+    assert (steps, checked, (tmp_path / CHECKPOINT).exists()) == (8, [2, 4, 6, 8], False)
     stopping.restore_best()
     assert round(model.weight.item()) == 4

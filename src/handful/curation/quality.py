@@ -256,7 +256,7 @@ class QualityEstimator:
     def _reverse_dice(self, volume: Volume, prediction: LabelMap, present: Labels) -> dict[int, float]:
         if self.reverse is None:
             return {}
-        scored = (reference.scored for reference in self.references)
+        scored = (reference.scored for reference in self.references if reference.scored is not None)
         return reverse_dice(self.reverse, self.backbone, volume, prediction, present, scored)
 
     def _references(self, value: int) -> list[ShapeStatistics]:
@@ -278,7 +278,8 @@ class _Reference:
 
     shapes: dict[int, ShapeStatistics]
     """By label value, for the labels in the case."""
-    scored: ScoredSlices
+    scored: ScoredSlices | None
+    """None for a case without any label."""
 
     @classmethod
     def of(cls, case: Case, labels: Labels, slicer: Slicer) -> _Reference:
@@ -288,7 +289,7 @@ class _Reference:
         classes = view.of(reference.array)
         valid_mask, present = classes != IGNORE, [value for value in labels.values if (classes == value).any()]
         shapes = {value: ShapeStatistics.of(classes == value, valid_mask, size) for value in present}
-        return cls(shapes, ScoredSlices.of(view, classes, labels))
+        return cls(shapes, ScoredSlices.of(view, classes, labels) if present else None)
 
 
 def _require_known(case: str, prediction: LabelMap, labels: Labels) -> None:

@@ -54,7 +54,7 @@ class ScoredSlices:
 
     @classmethod
     def of(cls, view: SliceView, classes: NDArray[np.integer], labels: Labels) -> ScoredSlices:
-        """Representative slices of `view`; `classes` are the label values (n, h, w) of all its slices."""
+        """Representative slices of `view`; `classes` are the label values (n, h, w) of all its slices, not all 0."""
         chosen = _representative(classes, labels)
         return cls(view.take(chosen), np.ascontiguousarray(classes[chosen]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,8 @@ import numpy as np
 from handful.backbones.base import Backbone
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort
+from handful.data.formats import stem
+from handful.data.inventory import SIDECAR
 from handful.data.scribbles import WIDTH, scribbled
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
@@ -73,12 +75,21 @@ class Fingerprints:
     def _of_case(self, case: Case) -> list[object]:
         own = () if case.is_dicom else case.files
         files = [self._of_file(part) for part in (*own, case.reference) if isinstance(part, Path)]
+        if isinstance(case.reference, Path):
+            files += self._beside(case, case.reference)
         if case.is_dicom:
             files.append(case.image_digest())
         if any(file.suffix.lower() in _IN_TWO_FILES for file in own):
             files.append(digest_of(case.read_image().array))
         background = [case.background] if case.background else []
         return [case.name, case.patient, case.modality, case.ignore, *background, *files]
+
+    def _beside(self, case: Case, reference: Path) -> Iterator[str]:
+        """Digests of what belongs to a label map and is not in its file: voxels of a header file, labelled slices."""
+        if reference.suffix.lower() in _IN_TWO_FILES and (label_map := case.read_reference()) is not None:
+            yield digest_of(label_map.array)
+        if (listed := reference.with_name(f"{stem(reference)}{SIDECAR}")).is_file():
+            yield self._of_file(listed)
 
     def _of_file(self, path: Path) -> str:
         if path not in self._files:

@@ -218,6 +218,19 @@ class Annotations:
                 if opened.until:  # the annotator has not left meanwhile
                     opened.until = time.monotonic() + LEASE_S
 
+    def renew(self) -> None:
+        """Open the cases again that were opened before the cohort got another label; their steps are on disk."""
+        with self._lock:
+            while self._busy:
+                self._lock.wait()
+            labels = self.workspace.labels()
+            outdated = [(case_id, one) for case_id, one in self._open.items() if one.session.labels != labels]
+        for case_id, one in outdated:
+            with one.lock:
+                one.session.close()
+                again = self._opened(case_id, one.annotator)
+                one.case, one.session = again.case, again.session
+
     def replace_labels(self, case: Case, label_map: LabelMap) -> None:
         """Keep a label map of all slices from elsewhere as that of a case; the earlier one is put aside.
 

@@ -232,7 +232,9 @@ def _add_cases(app: FastAPI, service: Service) -> None:
 
     @app.put("/api/labels")
     def name_labels(labels: LabelNames) -> dict[str, Any]:
-        return {"labels": workspace.name_labels(labels.names).as_dict()}
+        named = workspace.name_labels(labels.names)
+        service.annotations.renew()
+        return {"labels": named.as_dict()}
 
     @app.post("/api/cases")
     async def add_case(request: Request) -> dict[str, str]:

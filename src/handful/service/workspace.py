@@ -166,6 +166,7 @@ class Workspace:
     def name_labels(self, names: Sequence[str]) -> Labels:
         """Names the labels 1, 2, …, in dataset.json; names that are there keep their values and can only be added to.
 
+        New ones get higher values than those, since saved sessions count the labels in the order of their values.
         The values of unlabelled voxels and of background keep their meaning, and no label gets them.
 
         Raises InputError for empty or double names, "background" and "ignore", and where an earlier name is left out.
@@ -181,7 +182,7 @@ class Workspace:
             if missing := [name for name in before.values() if name not in wanted]:
                 raise InputError(f"label {missing[0]!r} is in use already; keep it in the list")
             _, ignore, background = stated_values(self.folder)
-            free = (value for value in count(1) if value not in {*before, ignore, background})
+            free = (value for value in count(max(before, default=0) + 1) if value not in (ignore, background))
             named = before | {next(free): name for name in wanted if name not in before.values()}
             file = self.folder / "dataset.json"
             content = json.loads(file.read_text("utf-8-sig")) if file.is_file() else {}

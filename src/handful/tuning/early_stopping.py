@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from handful.jobs.atomic import write_atomically
+from handful.tuning.loop import CHECKPOINT, DAMAGE, read_checkpoint, write_checkpoint
 from handful.tuning.trainable import load_trainable_state, trainable_state
 
 
@@ -30,9 +28,7 @@ class EarlyStopping:
         self.weights: dict[str, Tensor] = {}
         self.path = scratch and scratch / "best.safetensors"
         if self.path and self.path.exists():
-            with safe_open(self.path, framework="pt") as file:
-                self.losses = {int(step): loss for step, loss in json.loads(file.metadata()["losses"]).items()}
-                self.weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            self._load(self.path)
 
     def __call__(self, step: int) -> bool:
         """Whether to end before this step: the last `patience` checks found no lower loss than an earlier one."""
@@ -51,11 +47,21 @@ class EarlyStopping:
         self.losses[step] = loss
         if self.path:
             tensors = {name: value.cpu().contiguous() for name, value in self.weights.items()}
-            write_atomically(self.path, save(tensors, metadata={"losses": json.dumps(self.losses)}))
+            write_checkpoint(self.path, {"losses": self.losses}, tensors)
 
     def restore_best(self) -> None:
         """Writes the best weights into the model."""
         load_trainable_state(self.model, self.weights)
+
+    def _load(self, path: Path) -> None:
+        """Read the file; where it is damaged, the training has to find all losses again."""
+        try:
+            note, self.weights = read_checkpoint(path)
+            self.losses = {int(step): loss for step, loss in note["losses"].items()}
+        except DAMAGE as error:
+            warnings.warn(f"{path} is damaged ({error}); the training starts from the beginning", stacklevel=3)
+            self.weights = {}
+            (path.parent / CHECKPOINT).unlink(missing_ok=True)
 
     def _best_step(self, step: int) -> int:
         """The step with the lowest loss up to this one."""

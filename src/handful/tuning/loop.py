@@ -30,6 +30,8 @@ from handful.jobs.progress import Run
 
 CHECKPOINT = "train.safetensors"
 """Name of the file with the state of an unfinished training."""
+DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError)
+"""Errors of damaged checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,9 +186,8 @@ class _State:
         for name, parameter in self.named.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-        note = json.dumps({"step": step, "losses": self.history.losses, "seconds": self.history.seconds})
-        metadata = {"note": note, "sha256": _checksum(note, tensors)}
-        write_atomically(folder / CHECKPOINT, save(tensors, metadata=metadata))
+        note = {"step": step, "losses": self.history.losses, "seconds": self.history.seconds}
+        write_checkpoint(folder / CHECKPOINT, note, tensors)
 
     def load(self, folder: Path) -> int:
         """The step to continue from; 0 if nothing was saved, or if what was saved is damaged."""
@@ -194,8 +195,8 @@ class _State:
         if not path.exists():
             return 0
         try:
-            note, tensors = _read_checkpoint(path)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            note, tensors = read_checkpoint(path)
+        except DAMAGE as error:
             warnings.warn(f"{path} is damaged ({error}); the training starts from the beginning", stacklevel=3)
             return 0
         with torch.no_grad():
@@ -214,8 +215,15 @@ class _State:
         return int(note["step"])
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The note and the tensors of a checkpoint. Raises ValueError if its checksum is wrong."""
+def write_checkpoint(path: Path, note: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors, on the CPU and contiguous, and JSON values of an unfinished training, with a checksum of both."""
+    text = json.dumps(note)
+    metadata = {"note": text, "sha256": _checksum(text, tensors)}
+    write_atomically(path, save(dict(tensors), metadata=metadata))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The note and the tensors from `write_checkpoint`. Raises one of DAMAGE if the file is damaged."""
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -68,7 +68,7 @@ class StackPropagation:
         """From the start to the first slice, then from the start to the last."""
         start = len(stack) // 2 if self.order.start == "middle" else self._best_start(stack)
         first = yield from self._propagated(stack, range(start, -1, -1), ())
-        near = first if self.order.forward_uses_reverse else first[:1]
+        near = first[::-1] if self.order.forward_uses_reverse else first[:1]  # the farthest is forgotten first
         yield from self._propagated(stack, range(start + 1, len(stack)), near)
 
     def _fused(self, stack: SliceView) -> Iterator[SlicePredictions]:

@@ -94,7 +94,7 @@ class App {
     this.view = view;
     if (!quietly)
       history.pushState(null, '', `#${[view, id, place.number].filter((part) => part !== undefined).join('/')}`);
-    if (view === 'label' && id) await this.label.open(id, place);
+    if (view === 'label') await (id ? this.label.open(id, place) : this.label.back());
     this.draw();
   });
   refresh = guarded(async (anyway = true) => {
@@ -533,6 +533,7 @@ class App {
     );
   }
   upload = guarded(async (files) => {
+    const refused = [];
     for (const file of files) {
       say(t('adding', file.name));
       const body = new FormData();
@@ -541,10 +542,11 @@ class App {
         await call('cases', { method: 'POST', body });
         say(t('added', file.name));
       } catch (error) {
-        say(`${file.name}: ${error.message}`, true);
+        refused.push(`${file.name}: ${error.message}`);
       }
     }
     await this.refresh();
+    if (refused.length) say(refused.join('\n'), true);
   });
   // Review.
   drawReview() {
@@ -639,6 +641,7 @@ class App {
     document.body.append(link);
     link.click();
     link.remove();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000); // by then the browser has begun to save it
   }
   help() {
     const box = $('#help'),

@@ -16,6 +16,7 @@ export class Label {
     this.size = 6;
     this.current = 0;
     this.number = 0;
+    this.shown = null; // the slice whose pixels and labels are displayed; null for none
     this.cache = new Map();
     this.asked = 0;
     this.build();
@@ -27,6 +28,7 @@ export class Label {
       'pagehide',
       () => this.case && call(`cases/${this.case.id}/leave`, { method: 'POST', keepalive: true }).catch(() => {}),
     );
+    document.addEventListener('visibilitychange', () => document.hidden || this.root.hidden || this.back());
     setInterval(() => {
       if (this.case && !this.root.hidden && !document.hidden) post(`cases/${this.case.id}/stay`).catch(() => {});
     }, 25000);
@@ -187,7 +189,7 @@ export class Label {
     if (this.opening !== id) return void leave(id);
     this.case = details;
     this.cache.clear();
-    this.points = null;
+    this.points = this.drag = this.shown = null;
     this.view.open(this.case);
     this.empty.hidden = true;
     this.body.hidden = false;
@@ -260,6 +262,8 @@ export class Label {
   async go(number) {
     if (!this.case) return;
     number = Math.max(0, Math.min(this.case.slices - 1, number));
+    const { id } = this.case;
+    if (number !== this.number && this.drag?.points) this.drag = null; // it was drawn on the slice before
     this.number = number;
     this.slider.value = number;
     this.points = null;
@@ -267,14 +271,20 @@ export class Label {
     const asked = ++this.asked;
     try {
       const [pixels, classes] = await Promise.all([this.pixels(number), this.classes(number)]);
-      if (asked !== this.asked) return;
+      if (asked !== this.asked || id !== this.case?.id) return;
       this.view.drawn = null;
       this.view.show(pixels, classes);
+      this.shown = number;
       for (const ahead of [1, -1, 2])
         if (number + ahead >= 0 && number + ahead < this.case.slices) this.pixels(number + ahead).catch(() => {});
     } catch (error) {
-      say(error.message, true);
+      if (id === this.case?.id) say(error.message, true);
     }
+  }
+  // Somebody else may have worked on the case while it was not displayed.
+  async back() {
+    this.shown = null;
+    await this.go(this.number);
   }
   pixels(number) {
     if (!this.cache.has(number)) {
@@ -283,21 +293,23 @@ export class Label {
       const loaded = call(`cases/${id}/slices/${number}`)
         .then((answer) => answer.arrayBuffer())
         .then((content) => (channels === 3 ? new Uint8Array(content) : new Uint16Array(content)));
-      loaded.catch(() => this.cache.delete(number));
+      loaded.catch(() => this.cache.get(number) === loaded && this.cache.delete(number));
       this.cache.set(number, loaded);
     }
     return this.cache.get(number);
   }
   async classes(number) {
-    return this.take(await call(`cases/${this.case.id}/slices/${number}/classes`));
+    const { id } = this.case;
+    return (await this.take(id, await call(`cases/${id}/slices/${number}/classes`))).classes;
   }
-  async take(answer) {
-    const meta = JSON.parse(answer.headers.get('x-meta'));
-    this.case.accepted = meta.accepted;
-    this.case.prompted = meta.prompted;
-    this.status();
-    this.changed = meta.changed;
-    return new Uint8Array(await answer.arrayBuffer());
+  // What the service answers about a case, which may no longer be the one that is open.
+  async take(id, answer) {
+    const { accepted, prompted, changed } = JSON.parse(answer.headers.get('x-meta'));
+    if (this.case?.id === id) {
+      Object.assign(this.case, { accepted, prompted });
+      this.status();
+    }
+    return { changed, classes: new Uint8Array(await answer.arrayBuffer()) };
   }
   status() {
     const finished = this.case.accepted.includes(this.number);
@@ -322,15 +334,16 @@ export class Label {
     return inOrder(async () => {
       this.root.classList.add('busy');
       try {
-        const classes = await this.take(await call(`cases/${id}/actions`, { method: 'POST', json: action }));
-        if (id !== this.case.id) return;
+        const answer = await call(`cases/${id}/actions`, { method: 'POST', json: action }),
+          { changed, classes } = await this.take(id, answer);
+        if (id !== this.case?.id) return;
         if (number === this.number) {
           this.view.drawn = null;
           this.view.classes = classes;
           this.view.renderClasses();
         }
-        if (['undo', 'redo'].includes(step.kind) && this.changed.length && !this.changed.includes(this.number))
-          await this.go(this.changed[0]);
+        if (['undo', 'redo'].includes(step.kind) && changed.length && !changed.includes(this.number))
+          await this.go(changed[0]);
       } catch (error) {
         this.view.drawn = null;
         this.view.renderClasses();
@@ -435,7 +448,7 @@ export class Label {
       return;
     }
     const positive = !(event.altKey || event.button === 2);
-    if (!this.view.inside(at)) return;
+    if (!this.view.inside(at) || this.shown !== this.number) return;
     if (this.tool === 'click') return void this.act({ kind: 'click', points: [at], positive });
     if (this.tool === 'fill') return void this.fill(at, positive);
     if (this.tool === 'polygon') {
@@ -503,9 +516,10 @@ export class Label {
     this.preset.value = 'own';
     this.view.render();
   }
+  // The mask of the current label, with strokes that the service has not answered yet.
   mask() {
     const own = this.current + 1;
-    return Uint8Array.from(this.view.classes, (value) => (value === own ? 1 : 0));
+    return Uint8Array.from(this.view.drawn ?? this.view.classes, (value) => (value === own ? 1 : 0));
   }
   stroke([ax, ay], [bx, by]) {
     const steps = Math.max(1, Math.ceil(Math.hypot(bx - ax, by - ay) / Math.max(1, this.size / 3))),
@@ -523,7 +537,8 @@ export class Label {
   }
   preview(mask) {
     const own = this.current + 1;
-    this.view.drawn = Uint8Array.from(this.view.classes, (value, i) => (mask[i] ? own : value === own ? 0 : value));
+    const before = this.view.drawn ?? this.view.classes;
+    this.view.drawn = Uint8Array.from(before, (value, i) => (mask[i] ? own : value === own ? 0 : value));
     this.view.renderClasses();
   }
   add(area, positive) {

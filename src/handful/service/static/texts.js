@@ -193,7 +193,8 @@ export const T = {
     ],
   ],
 };
-export const t = (key, ...parts) => parts.reduce((text, part, i) => text.replaceAll(`{${i}}`, part), T[key] ?? key);
+// The text of a key; parts stand in it as they are, whatever characters they have.
+export const t = (key, ...parts) => (T[key] ?? key).replace(/\{(\d)\}/g, (mark, i) => parts[i] ?? mark);
 // A name that lines may be broken in, after marks that names are made of.
 export const breakable = (name) => name.replace(/[_.-]+/g, '$&\u200b');
 export const duration = (seconds) =>
