@@ -4,23 +4,29 @@ import json
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
+from PIL import Image
 
 import dicom_series as made
 import tiny_models
+from handful.checkpoint.model import save
 from handful.data.files import read_cohort, read_label_map, read_volume, write_label_map, write_volume
+from handful.data.made_for import MadeFor
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels
+from handful.methods.nearest_slice import NearestSlice
 from handful.service.app import ServiceConfig, create_app
 from handful.service.monai import _from_clicks
 from handful.service.security import Access
 from handful.session.session import Session, SessionConfig
-from phantoms import phantom
+from phantoms import dot, phantom
 
 LABELS = Labels.of({1: "ball", 2: "egg"})
 
@@ -146,6 +152,27 @@ def test_a_viewer_of_dicom_names_a_scan_by_its_series(named: TestClient, cohort:
     shape = read_label_map(tmp_path / "found.nii.gz", LABELS).geometry.shape
     assert shape == read_volume(cohort / "images" / "ct").geometry.shape
     assert named.post("/infer/handful-clicks?image=1.2.3", data={"params": "{}"}).status_code == 404
+
+
+@pytest.mark.parametrize("fitted_on", [1, 3])
+def test_the_learned_model_refuses_colour_where_it_was_fitted_on_grey_and_the_reverse(
+    named: TestClient, cohort: Path, tmp_path: Path, fitted_on: int
+):
+    case = dot(0)
+    image = case.read_image()
+    fitted = replace(case, image=replace(image, array=np.repeat(image.array, fitted_on, axis=0)))
+    support = SupportSet((fitted,), case.labels)
+    method = NearestSlice()
+    segmenter, kind = method.fit(support, tiny_models.tiny_sam(side=64)), MadeFor.of(support, support.resolve(Slicer()))
+    model = cohort / ".handful" / "service" / "model"
+    save(segmenter, model, method_name="nearest-slice", method=method, provenance={}, made_for=kind)
+    Image.new("RGB" if fitted_on == 1 else "L", (32, 32)).save(tmp_path / "scan.png")
+    sent = {"files": ("scan.png", (tmp_path / "scan.png").read_bytes())}
+    session = named.put("/session/", files=sent).json()["session_id"]
+    answer = named.post(f"/infer/handful?session_id={session}&output=image", data={"params": "{}"})
+    assert answer.status_code == 400, answer.text
+    there, here = ("grey", "colour") if fitted_on == 1 else ("colour", "grey")
+    assert f"fitted on {there} scans, and this one is {here}" in answer.json()["error"]
 
 
 def test_parts_that_are_not_offered_say_so(named: TestClient):

@@ -26,7 +26,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.datastructures import FormData, UploadFile
 
 from handful.backbones.base import Backbone
-from handful.checkpoint.model import open_model
+from handful.checkpoint.model import SavedModel, open_model
 from handful.data.cases import Case
 from handful.data.dicom.series import series_uid
 from handful.data.files import read_label_map, read_volume, write_label_map
@@ -130,9 +130,14 @@ class MonaiLabel:
         return {"image": image, "label": image}
 
     def infer(self, model: str, volume: Volume, key: str, params: Mapping[str, Any]) -> LabelMap:
-        """The segmentation of a scan by the learned model, or from clicks."""
+        """The segmentation of a scan by the learned model, or from clicks.
+
+        Raises UnsupportedInput for a scan that the learned model cannot be used for, such as one in colour.
+        """
         if model == LEARNED:
-            return self._learned().predict(volume)
+            saved = open_model(self.workspace.model)
+            usable = saved.arranged(volume)
+            return self._segmenter_of(saved).predict(usable)
         if model != CLICKS:
             raise HTTPException(404, f"there is no model {model}")
         labels = self.workspace.labels()
@@ -200,8 +205,8 @@ class MonaiLabel:
             raise HTTPException(404, "there is no such session")
         return next(folder.iterdir())
 
-    def _learned(self) -> Segmenter:
-        saved = open_model(self.workspace.model)
+    def _segmenter_of(self, saved: SavedModel) -> Segmenter:
+        """The segmenter of the model, loaded once."""
         with self._lock:
             if self._segmenter is None or self._segmenter[0] != saved.sha256:
                 self._segmenter = saved.sha256, saved.open(self.device)
