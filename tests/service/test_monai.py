@@ -142,6 +142,28 @@ def test_a_label_map_without_a_header_is_that_of_the_scan(named: TestClient, coh
     assert np.array_equal(found.array, truth.array)
 
 
+@pytest.mark.parametrize("name", ["label.nii.gz", "label.nrrd", "label.bin"])
+def test_a_label_map_without_any_label_says_that_all_is_background(
+    named: TestClient, cohort: Path, tmp_path: Path, name: str
+):
+    truth = reference(0)
+    empty = LabelMap(np.zeros_like(truth.array), truth.geometry, LABELS)
+    if name == "label.bin":
+        (tmp_path / name).write_bytes(empty.array.astype(np.uint8).tobytes())
+    else:
+        write_label_map(tmp_path / name, empty)
+    info = {"label_info": [{"name": "Segment 1", "idx": 1}]}  # the viewer's own name of a label that it did not use
+    answer = named.put(
+        f"/datastore/label?image={ids(named)['scan_0']}",
+        data={"params": json.dumps(info)},
+        files={"label": (name, (tmp_path / name).read_bytes())},
+    )
+    assert answer.status_code == 200, answer.text
+    found = next(one for one in read_cohort(cohort).cases if one.name == "scan_0").read_reference()
+    assert found is not None
+    assert (found.array == 0).all()
+
+
 def test_a_viewer_of_dicom_names_a_scan_by_its_series(named: TestClient, cohort: Path, tmp_path: Path):
     series = made.series(5)
     made.write(cohort / "images" / "ct", series)
