@@ -20,8 +20,8 @@ class UnlabelledScans:
     windows: tuple[Callable[[Volume], Block], ...] = ()
     """The blocks to which each scan is cropped, one after the other."""
     labels: Mapping[str, LabelMap] = field(default_factory=dict)
-    """Uncertain labels by name of the case, such as masks made from boxes, on the grid of the whole scan. Either all
-    cases have some, or none has."""
+    """Uncertain labels by name of the case, such as masks made from boxes, on the grid of the whole scan. Voxels of
+    value IGNORE are unknown. Either all cases have some, or none has."""
     known_digests: tuple[str, ...] | None = field(default=None, repr=False)
     """`digests` where they are known already, so that no file is read for them again."""
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from handful.jobs.atomic import write_atomically
 from handful.methods.base import CHUNK
 from handful.methods.self_training.pool import Pool
-from handful.methods.stacks import evenly
+from handful.methods.stacks import UNKNOWN, evenly
 
 MOST_CHECKED = 384
 """Slices of the pool that are checked, of each case at least two."""
@@ -58,7 +58,7 @@ class Gate:
     ) -> None:
         """The first check is at step `first` of `steps`; `initial` has the first labels of all slices of the pool.
 
-        Without them the teacher's labels are compared with those of the check before.
+        Pixels whose first label is UNKNOWN are left out of the comparison with the first labels. Without them the teacher's labels are compared with those of the check before.
         """
         self.pool, self.threshold = pool, threshold
         self.first, self.every = first, max(1, (steps - first) // ROUNDS)
@@ -88,15 +88,15 @@ class Gate:
     def _of_cases(self, own: Classes, other: Classes, third: Classes) -> tuple[float, ...]:
         """Agreement on each case. A case that shows nothing in the few of its slices that are checked gets the median
         of the others."""
-        cases = self.pool.case[self.rows]
+        cases, compared = self.pool.case[self.rows], other.masked_fill(third == UNKNOWN, 0)
         found: list[float | None] = []
         for case in range(len(self.pool.names)):
             here = cases == case
             is_part = int(here.sum()) < int((self.pool.case == case).sum())
-            if is_part and not any(bool(one[here].any()) for one in (own, other, third)):
+            if is_part and not any(bool((one[here] > 0).any()) for one in (own, other, third)):
                 found.append(None)
             else:
-                found.append(round(dice(own[here], other[here]) * dice(other[here], third[here]), 4))
+                found.append(round(dice(own[here], other[here]) * dice(compared[here], third[here]), 4))
         known = [one for one in found if one is not None]
         median = float(np.median(known)) if known else 0.0
         return tuple(median if one is None else one for one in found)
@@ -155,10 +155,14 @@ def dice(one: Classes, other: Classes) -> float:
 def combined_probabilities(
     teacher: Float[Tensor, "b l s s"], initial: Classes, reliability: Float[Tensor, " b"]
 ) -> Float[Tensor, "b l s s"]:
-    """Probabilities of teacher and first labels together, by the reliability of each slice's case."""
+    """Probabilities of teacher and first labels together, by the reliability of each slice's case.
+
+    Those of the teacher alone where the first label is UNKNOWN.
+    """
     labels = teacher.shape[1]
-    first = torch.nn.functional.one_hot(initial.long(), labels).movedim(-1, 1).to(teacher)
+    first = torch.nn.functional.one_hot(initial.long().clamp_min(0), labels).movedim(-1, 1).to(teacher)
     weight = reliability[:, None, None, None].to(teacher)
+    weight = torch.where((initial == UNKNOWN)[:, None], torch.ones_like(weight), weight)
     return weight * teacher + (1 - weight) * first
 
 
