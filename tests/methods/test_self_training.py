@@ -341,7 +341,7 @@ def test_a_single_case_without_agreement_is_left_out():
     student[pool.case == 1] = 0
     gate = checked(Gate(pool, 0.5, 0, 80, first, None), 80, student, first)
     assert torch.equal(gate.reliable(79), pool.case != 1)
-    assert "1 of them were left out" in gate.summary()[0]
+    assert "1 of 4 left out in the end" in gate.summary()[0]
 
 
 def test_without_first_labels_the_teacher_is_compared_with_itself_earlier():

@@ -293,7 +293,7 @@ def test_the_time_of_a_method_is_estimated_before_it_learns(client: TestClient, 
     step(client, case, kind="accept", slice=3)
     answer = client.post("/api/cost", json={"method": "fate"})
     assert answer.status_code == 200, answer.text
-    assert "1 slices to encode" in answer.json()["cost"]
+    assert "1 slice to encode" in answer.json()["cost"]
     assert client.post("/api/cost", json={"method": "magic"}).status_code == 400
 
 

@@ -277,7 +277,7 @@ def test_a_scan_that_cannot_be_read_is_no_next_sample_and_is_listed(named: TestC
             assert sample["id"] == known[f"scan_{int(file.name[5]) + 1}"]
     refused = named.post("/activelearning/next", json={})
     assert refused.status_code == 400
-    assert "none of the 3 scans without labels can be read; the first: " in refused.json()["error"]
+    assert "no scan without labels of 3 can be read; the first: " in refused.json()["error"]
     state = named.get("/api/state").json()["cases"]
     assert all("scan_" in case["unreadable"] for case in state)
     for file, content in whole.items():

@@ -30,6 +30,7 @@ from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_atomically, write_json
 from handful.jobs.digests import digest_of_file
+from handful.jobs.plain_text import counted
 from handful.methods.catalog import online_learner
 from handful.service.workspace import Workspace, id_of
 from handful.session.session import Session
@@ -350,6 +351,8 @@ def unpacked(bits: bytes, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """A mask from 8 pixels per byte. Raises InputError for another number of pixels."""
     count = size[0] * size[1]
     if len(bits) != (count + 7) // 8:
-        raise InputError(f"a mask of {len(bits)} bytes for a slice of {size[1]} by {size[0]} pixels; send one bit each")
+        raise InputError(
+            f"a mask of {counted(len(bits), 'byte')} for a slice of {size[1]} by {size[0]} pixels; send one bit each"
+        )
     found = np.unpackbits(np.frombuffer(bits, np.uint8), count=count)
     return found.reshape(size).astype(bool)

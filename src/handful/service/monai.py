@@ -98,7 +98,7 @@ class MonaiLabel:
         case = next((case for case in candidates if self.workspace.is_readable(case)), None)
         if case is None and candidates:
             reason = self.workspace.unreadable(candidates)[id_of(candidates[0])]
-            raise InputError(f"none of the {len(candidates)} scans without labels can be read; the first: {reason}")
+            raise InputError(f"no scan without labels of {len(candidates)} can be read; the first: {reason}")
         return {} if case is None else _sample(case)
 
     def datastore(self) -> dict[str, Any]:

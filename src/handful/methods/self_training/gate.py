@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from handful.jobs.atomic import write_atomically
+from handful.jobs.plain_text import counted
 from handful.methods.base import CHUNK
 from handful.methods.self_training.pool import Pool
 from handful.methods.stacks import UNKNOWN, evenly
@@ -58,7 +59,8 @@ class Gate:
     ) -> None:
         """The first check is at step `first` of `steps`; `initial` has the first labels of all slices of the pool.
 
-        Pixels whose first label is UNKNOWN are left out of the comparison with the first labels. Without them the teacher's labels are compared with those of the check before.
+        Pixels whose first label is UNKNOWN are left out of the comparison with the first labels. Without first labels,
+        the teacher's labels are compared with those of the check before.
         """
         self.pool, self.threshold = pool, threshold
         self.first, self.every = first, max(1, (steps - first) // ROUNDS)
@@ -123,16 +125,17 @@ class Gate:
         if not self.checks:
             return ()
         last, fewer = self.checks[-1], sum(value < self.threshold for value in self.checks[-1].of_case)
+        scans = counted(len(last.of_case), "unlabelled scan")
         sources = "teacher and U-Net" if self.initial is None else "first labels, teacher and U-Net"
         agreement = f"{sources} agree with a median Dice of {last.median:.2f}"
         if self._is_active(last) and last.median < self.threshold:
             paused = next(one for one in self.checks if self._is_active(one) and one.median < self.threshold)
             return (
-                f"the {len(last.of_case)} unlabelled scans were left out after step {paused.step}: {agreement}, "
+                f"left out {scans} after step {paused.step}: {agreement}, "
                 f"less than {self.threshold:g}; label more cases, or fit another method",
             )
-        left_out = f", {fewer} of them were left out in the end" if fewer else ""
-        return (f"learned from {len(last.of_case)} unlabelled scans: {agreement}{left_out}",)
+        left_out = f", {fewer} of {len(last.of_case)} left out in the end" if fewer else ""
+        return (f"learned from {scans}: {agreement}{left_out}",)
 
     def _is_active(self, found: Reliability) -> bool:
         """Whether there was time for the predictions to come to agree."""
