@@ -237,7 +237,7 @@ class Annotations:
             if self.workspace.session(case_id).is_dir():
                 shutil.rmtree(self.workspace.session(case_id))  # its steps are of other labels
             (folder / f"{case.name}.slices.json").unlink(missing_ok=True)
-            write_label_map(folder / label_map_name(case), _as_in_files(label_map, case))
+            write_label_map(folder / label_map_name(case), as_in_files(label_map, case))
         finally:
             self._free(case_id)
 
@@ -282,7 +282,7 @@ class Annotations:
             return
         _list_slices(sidecar, grid.axis, sorted(finished & _listed(sidecar)))
         finished_only = _known_only(session.export(), grid, session.accepted)
-        write_label_map(target, _as_in_files(finished_only, opened.case))
+        write_label_map(target, as_in_files(finished_only, opened.case))
         _list_slices(sidecar, grid.axis, sorted(finished))
         write_atomically(self._written(opened.case), digest_of_file(target).encode())
 
@@ -331,7 +331,7 @@ def _known_only(label_map: LabelMap, grid: SliceGrid, accepted: Sequence[int]) -
     return LabelMap(array, label_map.geometry, label_map.labels)
 
 
-def _as_in_files(label_map: LabelMap, case: Case) -> LabelMap:
+def as_in_files(label_map: LabelMap, case: Case) -> LabelMap:
     """The label map with background of the value that it has in the files of the cohort."""
     if case.background == 0:
         return label_map
