@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -109,6 +110,7 @@ class Annotations:
         """Cases that are being opened, or whose labels are being replaced, with the annotator who waits for that."""
         self._lock = threading.Condition(threading.RLock())
         self._loading = threading.Lock()
+        self._teaching = threading.Lock()
 
     @property
     def backbone(self) -> Backbone:
@@ -199,12 +201,18 @@ class Annotations:
                 found.session.close()
             self._open.clear()
 
-    def act(self, opened: OpenCase, action: Callable[[Session], Sequence[int]]) -> list[int]:
-        """Carry out a step; returns the slices it changed. Finished slices are written into `labels/`."""
+    def act(self, opened: OpenCase, action: Callable[[Session], Sequence[int]], may_teach: bool = True) -> list[int]:
+        """Carry out a step; returns the slices it changed. Finished slices are written into `labels/`.
+
+        With learning, steps that may teach (those that finish a slice, undo or redo) wait for each other across all
+        cases, so that each continues from the one before. Other steps set `may_teach` to False, so as not to wait.
+        """
+        is_taught = may_teach and self._learner is not None
+        turn: AbstractContextManager[Any] = self._teaching if is_taught else nullcontext()
         with self._lock:
             opened.working += 1
         try:
-            with opened.lock:
+            with opened.lock, turn:
                 opened.session.learner = self._learner  # another case may have been learned from since
                 before, learner = opened.session.accepted, opened.session.learner
                 changed = list(action(opened.session))
