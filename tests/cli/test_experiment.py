@@ -49,13 +49,13 @@ def test_a_plan_becomes_a_table_and_a_report(plan: Path, cohort: Path, tmp_path:
     assert (again["fits"], again["done"], again["missing"], again["failed"]) == (4, 4, [], [])
 
     status = handful("experiment", "status", out)
-    assert "Two ways: 4 of 4 fits are done" in status.stdout
+    assert "Two ways: 4 of 4 fits done" in status.stdout
     next((out / "trials").iterdir()).unlink()
     assert len(json.loads(handful("experiment", "status", out, "--json").stdout)["missing"]) == 1
 
     files = json.loads(handful("experiment", "report", out, "--latex", "--json").stdout)["files"]
     assert {Path(file).name for file in files} >= {"results.csv", "tables.md", "tables.tex", "report.html"}
-    assert "Not complete: 3 of 4 fits are done." in (out / "report.html").read_text()
+    assert "Not complete: 3 of 4 fits done." in (out / "report.html").read_text()
 
     elsewhere = ("experiment", "run", plan, "-o", tmp_path / "elsewhere", "--data", cohort.parent, "--workers", "1")
     result = handful(*elsewhere, "--known", out / "results.csv")

@@ -30,7 +30,7 @@ def test_the_support_is_chosen_as_by_fit(cohort: Path, backbone: Path, tmp_path:
 def test_export_prints_the_next_command(cohort: Path, tmp_path: Path, handful: Handful):
     result = handful("export", "nnunet", "-i", cohort, "-o", tmp_path, "--cases", "case-1", "--number", "12")
     assert result.exit_code == 0, result.output
-    assert "1 training cases, 0 test cases" in result.stdout
+    assert "1 training case, 0 test cases" in result.stdout
     assert "nnUNetv2_plan_and_preprocess -d 12 --verify_dataset_integrity" in result.stdout
     assert not (tmp_path / "Dataset012_handful" / "imagesTs").exists()
 

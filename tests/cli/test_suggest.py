@@ -23,7 +23,7 @@ def test_suggest_teaches_by_an_example(handful: Handful):
 def test_suggestions_are_listed_and_written(half: Path, backbone: Path, tmp_path: Path, handful: Handful):
     result = handful("suggest", "-i", half, "-o", tmp_path / "s", "--backbone", backbone, "--count", "3")
     assert result.exit_code == 0, result.output
-    assert "3 of 12 unlabelled slices; 12 slices are labelled" in result.stdout
+    assert "3 of 12 unlabelled slices; 12 labelled slices" in result.stdout
     assert "represents" in result.stdout
     assert "(0 to 5)" in result.stdout
     assert "24 slices in 4 cases, about" in result.stderr
@@ -45,7 +45,7 @@ def test_fewer_candidates_than_requested_are_reported(half: Path, backbone: Path
     chosen = ("--backbone", backbone, "--whole-cases", "--count", "5", "-q")
     result = handful("suggest", "-i", half, "-o", tmp_path / "s", *chosen)
     assert result.exit_code == 0, result.output
-    assert "5 requested, but only 2 cases are unlabelled" in result.stdout
+    assert "5 requested, found 2 unlabelled cases" in result.stdout
 
 
 def test_a_broken_scan_is_named_and_exits_with_3(half: Path, backbone: Path, tmp_path: Path, handful: Handful):

@@ -354,7 +354,7 @@ def test_a_fit_that_was_stopped_before_its_model_was_written_goes_on(
 
 def test_scans_of_two_tasks_are_reported(first: Path, backbone: Backbone, tmp_path: Path):
     result = nearest(scans(range(1, 3)), backbone, tmp_path / "m", "again", first)
-    assert any(line.startswith("1 scans are also those of the expert scans") for line in result.decisions)
+    assert any(line.startswith("1 scan in common with the expert scans") for line in result.decisions)
 
 
 @pytest.mark.parametrize("damage", ["missing", "record", "weights", "router", "name", "values", "method"])

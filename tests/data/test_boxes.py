@@ -1,5 +1,6 @@
 """Boxes in a CSV file."""
 
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,13 @@ def test_boxes_are_read_by_name_and_by_value_in_any_order_of_columns(tmp_path: P
     text = f"\ufefflabel,case,y_min,x_min,y_max,x_max,note\nball,lesion-2,2,1,4,3,sure\n{BALL},lesion-2,0,0,5,5.5,\n"
     found = read_boxes(written(tmp_path, text), CASES, LABELS)
     assert found == {"lesion-2": [Box(BALL, 1, 2, 3, 4), Box(BALL, 0, 0, 5.5, 5)]}
+
+
+@pytest.mark.parametrize(("there", "here"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_match_in_any_unicode_form(tmp_path: Path, there: str, here: str):
+    case = replace(CASES[0], name=unicodedata.normalize(there, "läsion-1"))
+    text = HEADER + f"{unicodedata.normalize(here, case.name)},ball,0,0,1,1\n"
+    assert read_boxes(written(tmp_path, text), [case], LABELS) == {case.name: [Box(BALL, 0, 0, 1, 1)]}
 
 
 @pytest.mark.parametrize(

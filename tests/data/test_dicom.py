@@ -249,7 +249,7 @@ IRREGULAR = {
         lambda images: images[:2] + images[3:],
         ["1 of 6 slices are missing", "between slice1 and slice2 the gap is 6 mm", "slice 2 "],
     ),
-    "double position": (lambda images: [*images, made.series()[2]], ["1 positions are double", "slice2", "slice6"]),
+    "double position": (lambda images: [*images, made.series()[2]], ["double positions (1)", "slice2", "slice6"]),
     "every position twice": (every_twice, ["2 images at each of 6 positions"]),
     "0.1 mm off": (moved(2, (0, 0, 0.1)), ["slice2 is 0.1 mm off", "0.03 mm are allowed", "--slice-tolerance"]),
     "0.1 mm sideways": (moved(2, (0.1, 0, 0)), ["slice2 is 0.1 mm off"]),

@@ -198,7 +198,7 @@ def test_a_shear_within_rounding_is_kept_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "finding"),
     [
-        (1.5, "63 voxels are not whole numbers, for example 1.5; threshold the map"),
+        (1.5, "values that are not whole numbers in 63 voxels, for example 1.5; threshold the map"),
         (-2, "label value -2 in 63 voxels, slices 2 of the last axis; labels are whole numbers from 0"),
         (
             7,

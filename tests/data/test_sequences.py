@@ -12,12 +12,21 @@ from PIL import Image
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort, read_volume, write_label_map, write_volume
 from handful.data.made_for import MadeFor
-from handful.data.slicing import Slicer
+from handful.data.slicing import ALL_SEQUENCES, Slicer
 from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import Geometry, Volume
 from handful.errors import GeometryMismatch, InputError, SettingsError, UnsupportedInput
-from phantoms import LABELS, SHAPE, geometry, phantom_case, sequence_case, sequence_phantom, sequence_support
+from phantoms import (
+    LABELS,
+    SHAPE,
+    geometry,
+    phantom_case,
+    sequence_case,
+    sequence_phantom,
+    sequence_support,
+    support_set,
+)
 
 NAMES = ("T1", "FLAIR")
 
@@ -301,6 +310,28 @@ def test_scans_are_arranged_as_the_model_was_fitted() -> None:
     ):
         with pytest.raises(UnsupportedInput, match="the model was fitted on T1, FLAIR, and this scan has"):
             kind.require_usable(other)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "unlabelled", "reason"),
+    [
+        (sequence_support(1), phantom_case(4), "T1, FLAIR are needed, and this scan has one"),
+        (sequence_support(1), sequence_case(4, ("T1", "T2")), "no sequence 'FLAIR'"),
+        (support_set(1), sequence_case(4), "has the sequences T1, FLAIR, and the labelled scans have one"),
+    ],
+)
+def test_an_unlabelled_scan_with_other_sequences_is_named(labelled: SupportSet, unlabelled: Case, reason: str) -> None:
+    fine = replace(labelled.cases[0], name="fine")
+    support = replace(labelled, unlabelled=UnlabelledScans.of((fine, replace(unlabelled, name="odd one"))))
+    slicer = Slicer(sequences=ALL_SEQUENCES) if labelled.sequences else Slicer()
+    views = support.unlabelled_views(slicer)
+    assert next(views)[0] == "fine"
+    with pytest.raises(UnsupportedInput, match=rf"unlabelled case 'odd one': .*{reason}"):
+        next(views)
+    if labelled.sequences:
+        cropped = support.unlabelled.cropped(lambda scan: support.resolve(slicer).view(scan).grid.block((0, 8), (0, 8)))
+        with pytest.raises(UnsupportedInput, match="unlabelled case 'odd one': "):
+            list(cropped)
 
 
 def test_held_cases_and_unlabelled_scans_keep_their_sequences(raw: Path) -> None:

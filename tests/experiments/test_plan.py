@@ -101,7 +101,7 @@ def test_shots_that_leave_no_test_patient_are_left_out_and_reported(make_plan: C
     found, left_out = trials(make_plan(shots=(1, 5, 8)))
     assert {trial.shots for trial in found} == {1}
     assert left_out == [
-        f"phantoms with {n} labelled: only 5 patients have labels, so none is left to score; take at most 4"
+        f"phantoms with {n} labelled: only 5 labelled patients, so none is left to score; take at most 4"
         for n in (5, 8)
     ]
 

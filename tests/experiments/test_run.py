@@ -412,7 +412,7 @@ def test_status_knows_what_is_missing_and_the_report_what_is_there(make_plan: Ca
     found = experiment_status(tmp_path)
     assert [one.name for one in found.missing] == ["phantoms, nearest, 1 labelled, split 0"]
     assert found.left_out == (
-        "phantoms with 9 labelled: only 5 patients have labels, so none is left to score; take at most 4",
+        "phantoms with 9 labelled: only 5 labelled patients, so none is left to score; take at most 4",
     )
     assert {path.name for path in write_experiment_report(tmp_path, with_latex=True)} >= {
         "results.csv",

@@ -262,7 +262,7 @@ def test_stacks_and_the_other_augmentation_learn_from_scribbles(method: UNet, sa
 def test_self_training_learns_from_scribbles_with_labels_of_its_own(sam: Backbone):
     method = SelfTraining(encoder="none", channels=4, batch=2, side=32, train=TrainConfig(iterations=4, ema=0.9))
     said = " ".join(method.fit(scribbled_set(1), sam).decisions)
-    assert "learned from 1 unlabelled scans" in said
+    assert "learned from 1 unlabelled scan:" in said
 
 
 LESSONS: dict[str, dict[str, object]] = {

@@ -17,13 +17,13 @@ from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.self_training.gate import PATIENCE, ROUNDS, Gate, combined_probabilities, dice
-from handful.methods.self_training.initial import INITIAL, initial_labels, initial_method
+from handful.methods.self_training.initial import INITIAL, initial_labels, initial_method, labels_at_hand
 from handful.methods.self_training.method import SelfTraining
 from handful.methods.self_training.mixing import labelled_parts
 from handful.methods.self_training.polarity import of_other_polarity
 from handful.methods.self_training.pool import Pool, labels_in_one_piece, largest_pieces
 from handful.methods.self_training.training import Mixture
-from handful.methods.stacks import StackedSupport, evenly
+from handful.methods.stacks import UNKNOWN, StackedSupport, evenly
 from handful.tuning.loop import TrainConfig
 from methods.variants import support as partly_labelled
 from phantoms import LABELS, dot, dots, phantom, phantom_case, support_set
@@ -211,6 +211,27 @@ def test_first_labels_are_the_methods_own_predictions_and_are_made_once(
     assert torch.equal(again, found)
 
 
+def test_voxels_of_uncertain_labels_that_are_ignored_are_unknown():
+    case = phantom_case(20)
+    reference = case.read_reference()
+    array = reference.array.copy()
+    array[: len(array) // 2] = IGNORE
+    support = replace(
+        support_set(1), unlabelled=UnlabelledScans((case,), labels={case.name: replace(reference, array=array)})
+    )
+    slicer, pool = support.resolve(Slicer()), pool_of(support)
+    whole = replace(support, unlabelled=UnlabelledScans((case,), labels={case.name: reference}))
+    found, known = (labels_at_hand(one, pool, slicer) for one in (support, whole))
+    view = slicer.view(case.read_image())
+    ignored = torch.from_numpy(view.of(array)[pool.number.numpy()] == IGNORE)
+    shares = torch.nn.functional.interpolate(ignored[None].float(), (SIDE, SIDE), mode="area")[0]
+    assert (found[shares == 1] == UNKNOWN).all()
+    assert (known != UNKNOWN).all()
+    seen = found != UNKNOWN
+    assert seen.float().mean() > 0.4
+    assert torch.equal(found[seen], known[seen])
+
+
 def test_a_method_for_the_first_labels_is_chosen_by_name():
     assert initial_method("none", {}) is None
     method = initial_method("unet", {"side": "64", "train": {"iterations": 7}})
@@ -260,6 +281,12 @@ def test_reliability_is_the_agreement_of_all_three():
     assert dice(small, first) == pytest.approx(2 * 64 / (64 + 256))
     agreed = checked(Gate(pool, 0.4, 0, 80, first, None), 80, first, first)
     assert set(agreed.of_cases().values()) == {1.0}
+    first[:, 8:] = UNKNOWN
+    first[:, :8, 8:] = UNKNOWN
+    assert set(checked(Gate(pool, 0.4, 0, 80, first, None), 80, small, small).of_cases().values()) == {1.0}
+    large = opinion(pool, 16)
+    assert set(checked(Gate(pool, 0.4, 0, 80, first, None), 80, large, large).of_cases().values()) == {1.0}
+    first = large
     one_apart = checked(Gate(pool, 0.4, 0, 80, first, None), 80, small, first)
     assert set(one_apart.of_cases().values()) == {0.4}
     assert set(one_apart.of_cases()) == set(pool.names)
@@ -314,7 +341,7 @@ def test_a_single_case_without_agreement_is_left_out():
     student[pool.case == 1] = 0
     gate = checked(Gate(pool, 0.5, 0, 80, first, None), 80, student, first)
     assert torch.equal(gate.reliable(79), pool.case != 1)
-    assert "1 of them were left out" in gate.summary()[0]
+    assert "1 of 4 left out in the end" in gate.summary()[0]
 
 
 def test_without_first_labels_the_teacher_is_compared_with_itself_earlier():
@@ -343,6 +370,10 @@ def test_opinions_are_weighed_by_reliability():
     shares = combined_probabilities(teacher, first, torch.tensor([1.0, 0.0]))
     assert torch.allclose(shares[0], teacher[0])
     assert torch.equal(shares[1, 2], torch.ones(4, 4))
+    first[1, 0] = UNKNOWN
+    shares = combined_probabilities(teacher, first, torch.tensor([1.0, 0.0]))
+    assert torch.allclose(shares[1, :, 0], teacher[1, :, 0])
+    assert torch.equal(shares[1, 2, 1:], torch.ones(3, 4))
 
 
 def test_the_segmenter_tells_how_reliable_each_case_was(sam: Backbone):

@@ -123,6 +123,17 @@ def test_the_alignment_makes_features_like_those_of_handful_tiny(tmp_path: Path)
         torch.testing.assert_close(own, other, atol=1e-3, rtol=1e-3)
 
 
+def test_without_scratch_the_alignment_of_another_configuration_is_not_taken_up(tmp_path: Path):
+    (tmp_path / "STOP").touch()
+    weights = []
+    for rate in (1e-3, 3e-3):
+        settings = TrainConfig(iterations=1, learning_rate=rate, warmup=0.0)
+        pretrain_small(replace(SHORT, shape=SmallShape(), alignment=settings), tmp_path, Run())
+        weights.append((tmp_path / "model.safetensors").read_bytes())
+        assert not (tmp_path / "aligned").exists()
+    assert weights[0] != weights[1]
+
+
 def test_models_of_several_sides_share_every_weight():
     shape = SmallShape(channels=64)
     source, other = small_model(shape, 64), small_model(shape, 96)

@@ -75,7 +75,7 @@ def test_the_report_contains_all_of_a_study(tmp_path: Path):
     assert sections == ["curves", "table", "tests", "labels", "worst", "failures", "cost", "origin"]
     assert [attributes["href"] for attributes in page.named("a")] == [f"#{key}" for key in sections]
     assert page.says("handful experiment run plan.toml -o out")
-    assert page.says("Not complete: 27 of 30 fits are done.")
+    assert page.says("Not complete: 27 of 30 fits done.")
     assert page.says("upper bounds for that amount of work, not automatic results")
     assert page.says("case-9 spleen missed")
     assert page.says("case-9 kidney false_positive")

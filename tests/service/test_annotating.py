@@ -17,6 +17,7 @@ from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import DamagedFile
 from handful.service import annotation, workspace
+from handful.session.session import Session
 from phantoms import phantom
 from service.conftest import clients
 
@@ -293,7 +294,7 @@ def test_the_time_of_a_method_is_estimated_before_it_learns(client: TestClient, 
     step(client, case, kind="accept", slice=3)
     answer = client.post("/api/cost", json={"method": "fate"})
     assert answer.status_code == 200, answer.text
-    assert "1 slices to encode" in answer.json()["cost"]
+    assert "1 slice to encode" in answer.json()["cost"]
     assert client.post("/api/cost", json={"method": "magic"}).status_code == 400
 
 
@@ -376,6 +377,34 @@ def test_files_that_are_not_read_are_listed(client: TestClient, cohort: Path):
 def test_an_unknown_case_is_not_found(client: TestClient, case: str):
     for path in ("", "/slices/0", "/thumbnail.png", "/overlay.png", "/image.nii.gz"):
         assert client.get(f"/api/cases/0123456789abcdef{path}").status_code == 404
+
+
+def test_with_learning_slices_finished_at_the_same_time_both_teach(cohort: Path):
+    (cohort / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "ball": 1}}))
+    annotations = annotation.Annotations(workspace.Workspace(cohort), "handful-tiny", "cpu", learning=True)
+    one, other = (annotations.open(workspace.id_of(case), "one") for case in annotations.workspace.cohort().cases[:2])
+    for case in (one, other):
+        annotations.act(case, lambda session: [session.click(2, "ball", (10, 10)).number], may_teach=False)
+    nothing, known = one.session.learner.packed(), []
+
+    def second(session: Session) -> list[int]:
+        known.append(session.learner.packed())
+        session.accept(2)
+        return [2]
+
+    thread = threading.Thread(target=annotations.act, args=(other, second))
+
+    def first(session: Session) -> list[int]:
+        thread.start()
+        thread.join(1)  # it waits for this step
+        session.accept(2)
+        return [2]
+
+    annotations.act(one, first)
+    thread.join()
+    assert known == [one.session.learner.packed()]
+    assert known != [nothing]
+    annotations.close()
 
 
 def test_with_learning_a_finished_slice_teaches_all_cases_also_after_a_restart(cohort: Path):

@@ -1,6 +1,7 @@
 """What the page exports: label maps, DICOM segmentations of DICOM series, and the reasons for what is left out."""
 
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from fastapi.testclient import TestClient
 
 import dicom_series
 from handful.data.cases import Case
-from handful.data.files import write_label_map
+from handful.data.files import read_label_map, read_volume, write_label_map
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.service.app import ServiceConfig, create_app
 from handful.service.security import Access
@@ -57,6 +58,25 @@ def test_a_dicom_series_gets_a_dicom_segmentation_and_other_scans_a_reason(cohor
     assert found is not None
     assert np.array_equal(found.array, array)
     assert exported(client, "nifti").namelist() == ["labels/series.nii.gz", "dataset.json"]
+
+
+def test_segmentations_have_the_background_that_dataset_json_states(client: TestClient, cohort: Path, tmp_path: Path):
+    stated = {"labels": {"1": "liver", "2": "spleen", "3": "background"}}
+    (cohort / "dataset.json").write_text(json.dumps(stated))
+    geometry = read_volume(cohort / "images" / "scan_0.nii.gz").geometry
+    array = np.zeros(geometry.shape, np.int16)
+    array[3:9, 4:12] = 1
+    by_hand, predicted = np.where(array == 0, 3, array), array
+    predictions = cohort / ".handful" / "service" / "predictions"
+    for folder, voxels, name in ((cohort / "labels", by_hand, "scan_0"), (predictions, predicted, "scan_1")):
+        folder.mkdir()
+        write_label_map(folder / f"{name}.nii.gz", LabelMap(voxels.astype(np.int16), geometry, LABELS))
+    archive = exported(client, "nifti")
+    assert archive.namelist() == ["labels/scan_0.nii.gz", "labels/scan_1.nii.gz", "dataset.json"]
+    archive.extractall(tmp_path)
+    known = Labels.of({1: "liver", 2: "spleen", 3: "background"})
+    for name in ("scan_0", "scan_1"):
+        assert np.array_equal(read_label_map(tmp_path / "labels" / f"{name}.nii.gz", known).array, by_hand), name
 
 
 def test_without_dicom_the_page_offers_none(client: TestClient):

@@ -4,23 +4,29 @@ import json
 import threading
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import uvicorn
 from fastapi.testclient import TestClient
+from PIL import Image
 
 import dicom_series as made
 import tiny_models
+from handful.checkpoint.model import save
 from handful.data.files import read_cohort, read_label_map, read_volume, write_label_map, write_volume
+from handful.data.made_for import MadeFor
 from handful.data.slicing import Slicer
+from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels
+from handful.methods.nearest_slice import NearestSlice
 from handful.service.app import ServiceConfig, create_app
 from handful.service.monai import _from_clicks
 from handful.service.security import Access
 from handful.session.session import Session, SessionConfig
-from phantoms import phantom
+from phantoms import dot, phantom
 
 LABELS = Labels.of({1: "ball", 2: "egg"})
 
@@ -136,6 +142,28 @@ def test_a_label_map_without_a_header_is_that_of_the_scan(named: TestClient, coh
     assert np.array_equal(found.array, truth.array)
 
 
+@pytest.mark.parametrize("name", ["label.nii.gz", "label.nrrd", "label.bin"])
+def test_a_label_map_without_any_label_says_that_all_is_background(
+    named: TestClient, cohort: Path, tmp_path: Path, name: str
+):
+    truth = reference(0)
+    empty = LabelMap(np.zeros_like(truth.array), truth.geometry, LABELS)
+    if name == "label.bin":
+        (tmp_path / name).write_bytes(empty.array.astype(np.uint8).tobytes())
+    else:
+        write_label_map(tmp_path / name, empty)
+    info = {"label_info": [{"name": "Segment 1", "idx": 1}]}  # the viewer's own name of a label that it did not use
+    answer = named.put(
+        f"/datastore/label?image={ids(named)['scan_0']}",
+        data={"params": json.dumps(info)},
+        files={"label": (name, (tmp_path / name).read_bytes())},
+    )
+    assert answer.status_code == 200, answer.text
+    found = next(one for one in read_cohort(cohort).cases if one.name == "scan_0").read_reference()
+    assert found is not None
+    assert (found.array == 0).all()
+
+
 def test_a_viewer_of_dicom_names_a_scan_by_its_series(named: TestClient, cohort: Path, tmp_path: Path):
     series = made.series(5)
     made.write(cohort / "images" / "ct", series)
@@ -146,6 +174,27 @@ def test_a_viewer_of_dicom_names_a_scan_by_its_series(named: TestClient, cohort:
     shape = read_label_map(tmp_path / "found.nii.gz", LABELS).geometry.shape
     assert shape == read_volume(cohort / "images" / "ct").geometry.shape
     assert named.post("/infer/handful-clicks?image=1.2.3", data={"params": "{}"}).status_code == 404
+
+
+@pytest.mark.parametrize("fitted_on", [1, 3])
+def test_the_learned_model_refuses_colour_where_it_was_fitted_on_grey_and_the_reverse(
+    named: TestClient, cohort: Path, tmp_path: Path, fitted_on: int
+):
+    case = dot(0)
+    image = case.read_image()
+    fitted = replace(case, image=replace(image, array=np.repeat(image.array, fitted_on, axis=0)))
+    support = SupportSet((fitted,), case.labels)
+    method = NearestSlice()
+    segmenter, kind = method.fit(support, tiny_models.tiny_sam(side=64)), MadeFor.of(support, support.resolve(Slicer()))
+    model = cohort / ".handful" / "service" / "model"
+    save(segmenter, model, method_name="nearest-slice", method=method, provenance={}, made_for=kind)
+    Image.new("RGB" if fitted_on == 1 else "L", (32, 32)).save(tmp_path / "scan.png")
+    sent = {"files": ("scan.png", (tmp_path / "scan.png").read_bytes())}
+    session = named.put("/session/", files=sent).json()["session_id"]
+    answer = named.post(f"/infer/handful?session_id={session}&output=image", data={"params": "{}"})
+    assert answer.status_code == 400, answer.text
+    there, here = ("grey", "colour") if fitted_on == 1 else ("colour", "grey")
+    assert f"fitted on {there} scans, and this one is {here}" in answer.json()["error"]
 
 
 def test_parts_that_are_not_offered_say_so(named: TestClient):
@@ -228,7 +277,7 @@ def test_a_scan_that_cannot_be_read_is_no_next_sample_and_is_listed(named: TestC
             assert sample["id"] == known[f"scan_{int(file.name[5]) + 1}"]
     refused = named.post("/activelearning/next", json={})
     assert refused.status_code == 400
-    assert "none of the 3 scans without labels can be read; the first: " in refused.json()["error"]
+    assert "no scan without labels of 3 can be read; the first: " in refused.json()["error"]
     state = named.get("/api/state").json()["cases"]
     assert all("scan_" in case["unreadable"] for case in state)
     for file, content in whole.items():

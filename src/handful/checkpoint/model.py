@@ -246,9 +246,15 @@ class SavedModel:
         return kind.differences(volume, evidence)
 
     def arranged(self, volume: Volume) -> Volume:
-        """The scan with its sequences in the order of those that the model was fitted on; see `MadeFor.arranged`."""
+        """The scan with its sequences in the order of those that the model was fitted on; see `MadeFor.arranged`.
+
+        Raises UnsupportedInput if the model cannot be used for it, as `compared_with` does.
+        """
         kind = self.record.made_for
-        return volume if kind is None else kind.arranged(volume)
+        if kind is None:
+            return volume
+        kind.require_usable(volume)
+        return kind.arranged(volume)
 
     @property
     def sequences(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import one_line, print_json, print_lines, progress, stdout
+from handful.cli.terminal import counted, one_line, print_json, print_lines, progress, stdout
 from handful.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ def _print_table(result: AnnotationResult) -> None:
     stdout().print(table)
     seconds = result.seconds
     stdout().print(
-        f"simulated annotator: {len(seconds)} clicks, {median(seconds):.3f} s per click (median), {sum(seconds):.1f} s",
+        f"simulated annotator: {counted(len(seconds), 'click')}, {median(seconds):.3f} s per click (median), "
+        f"{sum(seconds):.1f} s",
         highlight=False,
     )
 

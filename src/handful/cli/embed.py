@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_failures, print_json, print_lines, progress
+from handful.cli.terminal import counted, exit_on, print_failures, print_json, print_lines, progress
 
 
 def embed(
@@ -56,7 +56,7 @@ def embed(
         counts = {"cache": folder, "slices": result.slices, "computed": result.computed}
         print_json(counts | {"mib": round(result.mib, 1), "failures": result.failures, "left_out": cohort.left_out})
     else:
-        text = f"{result.slices} slices, {result.computed} newly encoded; {result.mib:.1f} MiB in {folder}"
+        text = f"{counted(result.slices, 'slice')}, {result.computed} newly encoded; {result.mib:.1f} MiB in {folder}"
         print_lines(text, highlight=True)
     print_failures(result.failures)
     exit_on(result.failures, cohort.left_out)

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import exit_on, print_failures, print_json, print_left_out, print_lines, print_note, stdout
+from handful.cli.terminal import (
+    counted,
+    exit_on,
+    print_failures,
+    print_json,
+    print_left_out,
+    print_lines,
+    print_note,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from handful.cohort.overlays import OverlayResult
@@ -69,7 +78,7 @@ def evaluate(
     else:
         print_table(report, stdout())
         if drawn and drawn.written:
-            print_lines(f"{len(drawn.written)} pictures: {overlays}", highlight=True)
+            print_lines(f"{counted(len(drawn.written), 'picture')}: {overlays}", highlight=True)
     without_picture = drawn.failures if drawn else ()
     print_failures(without_picture)
     exit_on(report.failures, truth.left_out, without_picture)

@@ -10,6 +10,7 @@ import typer
 from handful.cli import options
 from handful.cli.terminal import (
     command_line,
+    counted,
     exit_on,
     one_line,
     print_failures,
@@ -150,7 +151,7 @@ def carry_out(plan: Plan, out: Path, config: ExperimentConfig, latex: bool, json
     if json:
         print_json(_content(result) | {"files": paths, "files_left_out": files})
     else:
-        print_lines(f"{len(result.done)} of {result.trials} fits are done: {out}", f"report: {paths[-1]}")
+        print_lines(f"{len(result.done)} of {counted(result.trials, 'fit')} done: {out}", f"report: {paths[-1]}")
     exit_on(result.failed, files)
 
 
@@ -158,7 +159,7 @@ def _print(status: ExperimentStatus) -> None:
     from rich.text import Text
 
     console = stdout()
-    console.print(Text(f"{one_line(status.title)}: {len(status.done)} of {status.trials} fits are done"))
+    console.print(Text(f"{one_line(status.title)}: {len(status.done)} of {counted(status.trials, 'fit')} done"))
     fits = table("data set", "configuration", "done", "missing")
     done = [(entry.data_set, entry.configuration) for entry in status.done]
     missing = [(entry.data_set, entry.configuration) for entry in status.missing]

@@ -48,7 +48,7 @@ def nnunet(
         unread = {"failures": failures, "tests_left_out": exported.left_out, "left_out": cohort.left_out}
         print_json(cases_written | {"values": exported.values, "ignore": exported.ignore} | unread)
     else:
-        counts = f"{len(exported.training)} training cases, {len(exported.tests)} test cases"
+        counts = f"{counted(len(exported.training), 'training case')}, {counted(len(exported.tests), 'test case')}"
         print_lines(
             f"{counts}: {exported.folder}",
             f"next: nnUNetv2_plan_and_preprocess -d {number} --verify_dataset_integrity",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from handful.cli import options
-from handful.cli.terminal import Commands, print_json, print_lines
+from handful.cli.terminal import Commands, counted, print_json, print_lines
 
 if TYPE_CHECKING:
     from handful.checkpoint.model import ModelContent
@@ -40,7 +40,7 @@ def inspect(
 def _lines(content: ModelContent) -> Iterator[str]:
     if content.experts:
         yield f"labels: {', '.join(f'{value} {name}' for value, name in content.labels.items())}"
-        yield f"router: {content.tensors} tensors, {content.bytes / 1e6:.1f} MB"
+        yield f"router: {counted(content.tensors, 'tensor')}, {content.bytes / 1e6:.1f} MB"
     else:
         yield from _of_task(content)
     for name, expert in content.experts.items():
@@ -61,7 +61,7 @@ def _of_task(content: ModelContent) -> Iterator[str]:
     yield f"slices: {_listed(content.slicer)}"
     yield f"settings: {_listed(content.settings)}"
     yield f"made for: {_made_for(content)}"
-    yield f"weights: {content.tensors} tensors, {content.bytes / 1e6:.1f} MB"
+    yield f"weights: {counted(content.tensors, 'tensor')}, {content.bytes / 1e6:.1f} MB"
 
 
 def _made_for(content: ModelContent) -> str:

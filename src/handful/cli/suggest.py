@@ -9,6 +9,7 @@ import typer
 
 from handful.cli import options
 from handful.cli.terminal import (
+    counted,
     exit_on,
     one_line,
     print_failures,
@@ -121,9 +122,10 @@ def _print(result: SuggestResult, count: int, files: tuple[Path, ...]) -> None:
             Text(one_line(suggestion.reason)),
         )
         listed.add_row(str(rank), *row)
-    console, kind = stdout(), "cases" if result.whole_cases else "slices"
+    console, kind = stdout(), "unlabelled case" if result.whole_cases else "unlabelled slice"
+    candidates = counted(result.candidates, kind)
     console.print(listed)
     if result.candidates < count:
-        console.print(f"{count} requested, but only {result.candidates} {kind} are unlabelled", highlight=False)
-    total = f"{len(result.suggestions)} of {result.candidates} unlabelled {kind}; {result.labelled} slices are labelled"
+        console.print(f"{count} requested, found {candidates}", highlight=False)
+    total = f"{len(result.suggestions)} of {candidates}; {counted(result.labelled, 'labelled slice')}"
     print_lines(total, *files)

@@ -29,6 +29,7 @@ from handful.errors import CheckpointError, InputError, SettingsError
 from handful.jobs.atomic import remove_leftovers
 from handful.jobs.digests import digest_of, digest_of_json
 from handful.jobs.lock import LOCK, locked
+from handful.jobs.plain_text import counted
 from handful.jobs.progress import Report, silent
 from handful.methods.base import Method
 from handful.methods.router import Router, features_of_volume
@@ -151,8 +152,8 @@ def _with_changes(result: FitResult, model: SavedModel, expert: str) -> FitResul
     merged = MergedLabels.of({name: one.record.labels for name, one in model.experts.items()})
     own = set(model.experts[expert].fitted_on.values())
     shared = [
-        f"{count} scans are also those of the expert {name}: the router cannot tell the two tasks apart by them, so "
-        "name the expert with --expert at prediction"
+        f"{counted(count, 'scan')} in common with the expert {name}: the router cannot tell the two tasks apart by "
+        "that, so name the expert with --expert at prediction"
         for name, one in model.experts.items()
         if name != expert and (count := len(own & set(one.fitted_on.values())))
     ]

@@ -21,6 +21,7 @@ from handful.jobs.atomic import remove_leftovers, write_atomically
 from handful.jobs.digests import digest_of_json
 from handful.jobs.files import checked_path
 from handful.jobs.lock import LOCK, locked
+from handful.jobs.plain_text import counted
 from handful.jobs.progress import Report, Run, silent
 from handful.methods.base import Method, Segmenter
 from handful.methods.catalog import method_settings, settings_from_backbone
@@ -185,8 +186,8 @@ def _scribble_note(support: SupportSet) -> tuple[str, ...]:
         return ()
     shares = [facts.labelled_share for facts in support.scribbled]
     return (
-        f"the labels of {len(shares)} of {len(support.facts)} cases are scribbles: {sum(shares) / len(shares):.1%} of "
-        "the pixels of their labelled slices. Their Dice is not estimated, since strokes do not show the edges",
+        f"the labels of {len(shares)} of {counted(len(support.facts))} are scribbles: {sum(shares) / len(shares):.1%} "
+        "of the pixels of their labelled slices. Their Dice is not estimated, since strokes do not show the edges",
     )
 
 

@@ -27,6 +27,7 @@ from handful.jobs.executors import Lost, Serial
 from handful.jobs.files import checked_path
 from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES, Notes
+from handful.jobs.plain_text import counted
 from handful.jobs.progress import Report, silent
 from handful.jobs.workers import executor_for, require_workers
 from handful.methods.base import Segmenter
@@ -110,7 +111,7 @@ def review_folder(
             work = _Work(out, files, segmenter.slicer, segmenter.labels, key, saved, support, config, quality)
             with estimating_quality(segmenter, support, quality) as estimator:
                 names = tuple(case.name for case in support.cases)
-                report(0, len(cases), f"{len(cases)} cases, compared with {len(names)} labelled ones")
+                report(0, len(cases), f"{counted(len(cases))}, compared with {counted(len(names), 'labelled one')}")
                 return _reviewed(work, _calibrated(work, estimator, refit, report), cases, report, unread)
 
 

@@ -128,7 +128,7 @@ def suggest(
             failures.append(Failure.of(case, error))
         report(number, len(cohort.cases), case.name)
     if not encoded:
-        raise InputError(f"none of the {len(failures)} cases can be used; the first failed with: {failures[0].reason}")
+        raise InputError(f"no case of {len(failures)} can be used; the first failed with: {failures[0].reason}")
     pool = Pool.of(cohort.name, encoded, config.whole_cases)
     return SuggestResult(
         suggestions=tuple(_suggestion(pool, choice) for choice in choose(pool, config.count)),
@@ -234,4 +234,4 @@ def _images(cohort: Cohort) -> Iterator[Volume]:
                 yield volume
         if readable:
             return
-    raise InputError(f"none of the {len(reasons)} cases can be read; the first failed with: {reasons[0]}")
+    raise InputError(f"no case of {len(reasons)} can be read; the first failed with: {reasons[0]}")

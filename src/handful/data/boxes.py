@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,18 +32,19 @@ class Box:
 def read_boxes(path: Path, cases: Sequence[Case], labels: Labels) -> dict[str, list[Box]]:
     """The boxes of each case, from a CSV file with the columns COLUMNS; a label is a name or a value.
 
+    Names of cases match in any Unicode form, since some systems compose the letters of file names and others do not.
     Raises InputError for a file that is not such a table and for a case that is not among `cases`, LabelError for an
     unknown label. Each error names the line.
     """
-    names = {case.name for case in cases}
+    names = {unicodedata.normalize("NFC", case.name): case.name for case in cases}
     found: dict[str, list[Box]] = {}
     for line, row in _rows(path):
         where = f"{path}, line {line}"
-        case = (row["case"] or "").strip()
+        case = unicodedata.normalize("NFC", (row["case"] or "").strip())
         if case not in names:
             hint = did_you_mean(case, names)
             raise InputError(f"{where}: there is no unlabelled case {case!r}; {hint}boxes are for unlabelled pictures")
-        found.setdefault(case, []).append(_box(row, labels, where))
+        found.setdefault(names[case], []).append(_box(row, labels, where))
     if not found:
         raise InputError(f"{path} has no boxes; write one line per box with {', '.join(COLUMNS)}")
     return found

@@ -18,6 +18,7 @@ from handful.data.volume import Geometry, LabelMap, Labels, Volume, require_fini
 from handful.data.voxel_order import in_order_of
 from handful.errors import InputError, SettingsError
 from handful.jobs.digests import Digest, digest_of, digest_of_file
+from handful.jobs.plain_text import counted
 
 HEADERS = (".mhd", ".nhdr")
 """Suffixes of header files whose voxels are in a second file."""
@@ -204,8 +205,8 @@ class Cohort:
         candidates = self._labelled_patients(seed)
         if not 1 <= shots <= len(candidates):
             raise SettingsError(
-                f"cohort {self.name!r}: cannot choose {shots} labelled patients, there are {len(candidates)}; "
-                "choose fewer"
+                f"cohort {self.name!r}: cannot choose {counted(shots, 'labelled patient')}, there are "
+                f"{len(candidates)}; choose fewer"
             )
         chosen = list(candidates)[:shots]
         others = [case for case in self.cases if _patient(case) not in chosen]

@@ -37,6 +37,7 @@ from handful.errors import DamagedFile, HandfulError, InputError, LabelError, Se
 from handful.jobs.atomic import replacing
 from handful.jobs.digests import Digest
 from handful.jobs.files import checked_path, open_file, text_of
+from handful.jobs.plain_text import counted
 from handful.jobs.scratch import converted
 
 
@@ -222,7 +223,7 @@ def require_known(classes: NDArray[Any], labels: Labels, what: str) -> None:
     unknown = [value for value in np.unique(classes).tolist() if value not in known]
     if unknown:
         places = "; ".join(_where(classes, value) for value in unknown[:5])
-        more = f"; and {len(unknown) - 5} more values" if len(unknown) > 5 else ""
+        more = f"; and {counted(len(unknown) - 5, 'more value')}" if len(unknown) > 5 else ""
         doubt = " (are these grey levels or instance ids?)" if len(unknown) > MOST_VALUES else ""
         raise LabelError(
             f"{what}: values that are not labels: {places}{more}{doubt}. The labels are 0 and {labels.as_dict()}; "
@@ -439,7 +440,7 @@ def _whole_numbers(array: NDArray[Any], path: Path) -> NDArray[Any]:
     if array.dtype.kind == "f" and (off := np.abs(array - whole) > 1e-3).any():
         values = ", ".join(f"{value:.6g}" for value in np.unique(array[off])[:5])
         raise LabelError(
-            f"{path}: {int(off.sum())} voxels are not whole numbers, for example {values}; "
+            f"{path}: values that are not whole numbers in {counted(int(off.sum()), 'voxel')}, for example {values}; "
             "threshold the map, or resample it with nearest-neighbour interpolation"
         )
     lowest, highest = int(whole.min()), int(whole.max())
@@ -455,7 +456,7 @@ def _where(classes: NDArray[Any], value: int) -> str:
     equal = classes == value
     slices = np.flatnonzero(equal.any(axis=(0, 1)))
     listed = ", ".join(str(index) for index in slices[:5]) + (", ..." if len(slices) > 5 else "")
-    return f"{value} in {int(equal.sum())} voxels, slices {listed} of the last axis"
+    return f"{value} in {counted(int(equal.sum()), 'voxel')}, slices {listed} of the last axis"
 
 
 def _apply_sidecar(classes: NDArray[Any], path: Path) -> None:

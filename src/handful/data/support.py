@@ -22,9 +22,9 @@ from handful.data.modality import ModalityEvidence
 from handful.data.pieces import shares_in_largest_piece
 from handful.data.slice_grid import Block, SliceGrid, best_plane
 from handful.data.slicing import Slicer, SliceView, WindowChoice, suggested_window, window_of_hounsfield
-from handful.data.unlabelled import UnlabelledScans
+from handful.data.unlabelled import UnlabelledScans, naming
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
-from handful.errors import InputError, LabelError, SettingsError
+from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput
 from handful.jobs.digests import digest_of
 from handful.jobs.files import reserved
 
@@ -330,6 +330,22 @@ class SupportSet:
             volume = facts.case.read_image()
             reference = require_reference(facts.case, volume.geometry)
             yield LabelledScan(facts, slicer.view(volume), reference, self.labels)
+
+    def unlabelled_views(self, slicer: Slicer) -> Iterator[tuple[str, SliceView]]:
+        """Name and slices of each unlabelled scan, one volume in memory at a time.
+
+        Raises UnsupportedInput, with the name of the case, for a scan without the sequences of the labelled ones.
+        """
+        slicer = self.resolve(slicer)
+        for name, volume in self.unlabelled:
+            with naming(name):
+                if volume.sequences and not self.sequences:
+                    raise UnsupportedInput(
+                        f"it has the sequences {', '.join(volume.sequences)}, and the labelled scans have one; put it "
+                        "into a cohort of its own"
+                    )
+                view = slicer.view(volume)
+            yield name, view
 
     def slices(self, slicer: Slicer) -> Iterator[LabelledSlices]:
         """The labelled slices, case by case, so that one volume is in memory at a time."""

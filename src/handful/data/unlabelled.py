@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from handful.data.cases import Case
 from handful.data.slice_grid import Block, cropped_label_map, cropped_volume
 from handful.data.volume import LabelMap, Volume
+from handful.errors import UnsupportedInput
 from handful.jobs.digests import digest_of
 
 
@@ -20,8 +22,8 @@ class UnlabelledScans:
     windows: tuple[Callable[[Volume], Block], ...] = ()
     """The blocks to which each scan is cropped, one after the other."""
     labels: Mapping[str, LabelMap] = field(default_factory=dict)
-    """Uncertain labels by name of the case, such as masks made from boxes, on the grid of the whole scan. Either all
-    cases have some, or none has."""
+    """Uncertain labels by name of the case, such as masks made from boxes, on the grid of the whole scan. Voxels of
+    value IGNORE are unknown. Either all cases have some, or none has."""
     known_digests: tuple[str, ...] | None = field(default=None, repr=False)
     """`digests` where they are known already, so that no file is read for them again."""
 
@@ -53,11 +55,12 @@ class UnlabelledScans:
         return len(self.cases)
 
     def __iter__(self) -> Iterator[tuple[str, Volume]]:
-        """Name and image of each case; reads its file."""
+        """Name and image of each case; reads its file. Errors of the windows name the case."""
         for case in self.cases:
             volume = case.read_image()
-            for window in self.windows:
-                volume = cropped_volume(volume, window(volume))
+            with naming(case.name):
+                for window in self.windows:
+                    volume = cropped_volume(volume, window(volume))
             yield case.name, volume
 
     def with_labels(self) -> Iterator[tuple[str, Volume, LabelMap]]:
@@ -84,3 +87,12 @@ class UnlabelledScans:
     def labels_digest(self) -> str:
         """SHA-256 of the uncertain labels; "" without any."""
         return digest_of(*(self.labels[name].array for name in sorted(self.labels))) if self.labels else ""
+
+
+@contextmanager
+def naming(case: str) -> Iterator[None]:
+    """Put the name of an unlabelled case in front of the reason why its scan is not supported."""
+    try:
+        yield
+    except UnsupportedInput as error:
+        raise UnsupportedInput(f"unlabelled case {case!r}: {error}") from error

@@ -11,6 +11,7 @@ from jaxtyping import Integer, Num
 from numpy.typing import NDArray
 
 from handful.errors import GeometryMismatch, LabelError, UnsupportedInput
+from handful.jobs.plain_text import counted
 from handful.jobs.scratch import blocks
 
 IGNORE = -1
@@ -108,7 +109,7 @@ class Volume:
             )
         if self.sequences and len(set(self.sequences)) != self.array.shape[0]:
             raise UnsupportedInput(
-                f"{self.array.shape[0]} channels, but the sequences are {', '.join(self.sequences)}; "
+                f"{counted(self.array.shape[0], 'channel')}, but the sequences are {', '.join(self.sequences)}; "
                 "give each channel its own name"
             )
         if self.array.shape[1:] != self.geometry.shape:

@@ -19,6 +19,7 @@ from handful.data.files import read_cohort
 from handful.errors import HandfulError, InputError, SettingsError, did_you_mean
 from handful.evaluation.results import MEASURES
 from handful.jobs.files import text_of
+from handful.jobs.plain_text import counted
 from handful.methods.base import Method
 from handful.methods.catalog import METHODS, build_method, method_settings
 from handful.methods.promptable import PromptKind
@@ -231,7 +232,7 @@ def compare_plan(
     patients = _patients_with_labels(cohort) if cohort.labels else 0
     if patients < 2:
         raise InputError(
-            f"{folder} has {patients} labelled patients; a comparison needs at least two, better ten or more"
+            f"{folder} has {counted(patients, 'labelled patient')}; a comparison needs at least two, better ten or more"
         )
     chosen = tuple(sorted(METHODS)) if "all" in methods else tuple(dict.fromkeys(methods or COMPARED))
     return Plan(
@@ -263,7 +264,7 @@ def trials(plan: Plan) -> tuple[list[Trial], list[str]]:
         planned = sorted(set(data_set.shots or plan.shots))
         possible[name] = [n for n in planned if n < patients[name]]
         left_out += [
-            f"{name} with {n} labelled: only {patients[name]} patients have labels, so none is left to score; "
+            f"{name} with {n} labelled: only {counted(patients[name], 'labelled patient')}, so none is left to score; "
             f"take at most {patients[name] - 1}"
             for n in planned
             if n >= patients[name]

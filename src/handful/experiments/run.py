@@ -19,6 +19,7 @@ from handful.jobs.atomic import remove_leftovers
 from handful.jobs.executors import Lost, cores
 from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES
+from handful.jobs.plain_text import counted
 from handful.jobs.progress import Report, silent
 from handful.jobs.workers import executor_for, require_workers
 
@@ -104,7 +105,7 @@ def run_experiment(
         included = {task.digest: task for task in tasks if config.includes(task.trial)}
         todo = [task for task in included.values() if not is_done(out, task.digest)]
         if todo:
-            report(0, len(todo), f"{len(todo)} of {len(included)} fits to do")
+            report(0, len(todo), f"{len(todo)} of {counted(len(included), 'fit')} to do")
         with closing(_outcomes(_jobs(todo), config, out)) as outcomes:
             for number, (task, failure) in enumerate(outcomes, start=1):
                 report(number, len(todo), f"{task.trial.name}{': ' + failure if failure else ''}")

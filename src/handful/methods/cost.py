@@ -76,7 +76,8 @@ class FitCost:
     device: str
 
     def __str__(self) -> str:
-        parts = [f"{self.encoded} slices to encode"] * (self.encoded > 0) + [f"{self.steps} steps"] * (self.steps > 0)
+        parts = [f"{counted(self.encoded, 'slice')} to encode"] * (self.encoded > 0)
+        parts += [counted(self.steps, "step")] * (self.steps > 0)
         work = f" ({', '.join(parts)})" if parts else ""
         then = "" if self.predict_s is None else f", then {duration(self.predict_s)} to predict one scan"
         return f"about {duration(self.fit_s)} to fit on {_place(self.device)}{work}{then}"

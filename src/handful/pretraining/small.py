@@ -142,7 +142,7 @@ def _align(
     """
     main = backbones[config.sides[-1]].model
     folder = (run.scratch or out) / "aligned"
-    if not (folder / "model.safetensors").exists():
+    if run.scratch is None or not (folder / "model.safetensors").exists():
         tiny = {side: load_backbone(f"handful-tiny@{side}") for side in config.sides}
         reference = _imagenet(config)
         take_head(main, tiny[config.sides[-1]], Generator().manual_seed(settings.seed))
@@ -164,6 +164,8 @@ def _align(
         train(main, loss, settings, replace(run, scratch=scratch), None, {TRUNK: config.trunk_rate})
         save_small(main, config.shape, folder)
     main.load_state_dict(load_small(folder, str(folder)).model.state_dict())
+    if run.scratch is None:  # nothing is resumed, and another configuration must not find it
+        shutil.rmtree(folder)
 
 
 class _Steps:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from handful.evaluation.evaluate import Estimate
+from handful.jobs.plain_text import counted
 from handful.reports.markup import Attributes, Element, element
 
 COLOURS = 10
@@ -239,5 +240,5 @@ def _box(name: str, style: Style, values: np.ndarray, y: float, left: float, rig
     for value in np.unique(np.round(values[(values < near.min()) | (values > near.max())], 3)):
         place = left + float(value) * (right - left)
         group.append(element("circle", {"class": "mark", "cx": place, "cy": y, "r": 1.8}))
-    group[0].text = f"{name}: median {middle:.3f}, quartiles {q1:.3f} and {q3:.3f}, {len(values)} values"
+    group[0].text = f"{name}: median {middle:.3f}, quartiles {q1:.3f} and {q3:.3f}, {counted(len(values), 'value')}"
     return group

@@ -10,6 +10,7 @@ from handful.evaluation.evaluate import Estimate
 from handful.evaluation.results import FEATURES, LARGER_IS_BETTER, TITLES
 from handful.evaluation.study import MARGIN, Study
 from handful.evaluation.thirds import thirds
+from handful.jobs.plain_text import counted
 
 FEATURE_TITLES = {
     "size_share": "size of the object",
@@ -110,9 +111,10 @@ def _note(study: Study) -> str:
     splits = len({row.split for row in study.results})
     interval = "95 % t interval over splits" if splits > 1 else "one split, so no interval"
     return (
-        f"Means over test cases and {splits} splits [{interval}]. A missed or false positive label counts as 0, in "
-        "distances as the image diagonal. p: two-sided Wilcoxon signed-rank test over cases, with Holm's correction "
-        f"within a table. A method matches another where the interval of the difference lies above −{MARGIN}."
+        f"Means over test cases and {counted(splits, 'split')} [{interval}]. A missed or false positive label counts "
+        "as 0, in distances as the image diagonal. p: two-sided Wilcoxon signed-rank test over cases, with Holm's "
+        "correction within a table. A method matches another where the interval of the difference lies above "
+        f"−{MARGIN}."
     )
 
 

@@ -84,7 +84,7 @@ def _notes(study: Study) -> list[str]:
     notes = []
     if study.done < study.trials:
         notes.append(
-            f"Not complete: {study.done} of {study.trials} fits are done. Run the same command again to resume."
+            f"Not complete: {study.done} of {counted(study.trials, 'fit')} done. Run the same command again to resume."
         )
     if study.annotators:
         names = ", ".join(name for name in study.configurations if name in study.annotators)
@@ -274,7 +274,9 @@ def _matrix(family: Sequence[Comparison]) -> Element:
                 cells.append(element("td"))
                 continue
             shading = {"class": "sure"} if pair.p_holm < SIGNIFICANT else {}
-            details = f"{first} minus {second}: {pair.n} cases, {_range(pair.difference)}, p = {pair.p:.3g} uncorrected"
+            details = (
+                f"{first} minus {second}: {counted(pair.n)}, {_range(pair.difference)}, p = {pair.p:.3g} uncorrected"
+            )
             p = element("small", None, _p(pair.p_holm))
             cells.append(element("td", {**shading, "title": details}, _signed(pair.difference.mean), p))
         rows.append(element("tr", None, element("th", {"scope": "row"}, first), *cells))

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,6 +31,7 @@ from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_atomically, write_json
 from handful.jobs.digests import digest_of_file
+from handful.jobs.plain_text import counted
 from handful.methods.catalog import online_learner
 from handful.service.workspace import Workspace, id_of
 from handful.session.session import Session
@@ -108,6 +110,7 @@ class Annotations:
         """Cases that are being opened, or whose labels are being replaced, with the annotator who waits for that."""
         self._lock = threading.Condition(threading.RLock())
         self._loading = threading.Lock()
+        self._teaching = threading.Lock()
 
     @property
     def backbone(self) -> Backbone:
@@ -198,12 +201,18 @@ class Annotations:
                 found.session.close()
             self._open.clear()
 
-    def act(self, opened: OpenCase, action: Callable[[Session], Sequence[int]]) -> list[int]:
-        """Carry out a step; returns the slices it changed. Finished slices are written into `labels/`."""
+    def act(self, opened: OpenCase, action: Callable[[Session], Sequence[int]], may_teach: bool = True) -> list[int]:
+        """Carry out a step; returns the slices it changed. Finished slices are written into `labels/`.
+
+        With learning, steps that may teach (those that finish a slice, undo or redo) wait for each other across all
+        cases, so that each continues from the one before. Other steps set `may_teach` to False, so as not to wait.
+        """
+        is_taught = may_teach and self._learner is not None
+        turn: AbstractContextManager[Any] = self._teaching if is_taught else nullcontext()
         with self._lock:
             opened.working += 1
         try:
-            with opened.lock:
+            with opened.lock, turn:
                 opened.session.learner = self._learner  # another case may have been learned from since
                 before, learner = opened.session.accepted, opened.session.learner
                 changed = list(action(opened.session))
@@ -249,7 +258,7 @@ class Annotations:
             if self.workspace.session(case_id).is_dir():
                 shutil.rmtree(self.workspace.session(case_id))  # its steps are of other labels
             (folder / f"{case.name}.slices.json").unlink(missing_ok=True)
-            write_label_map(folder / label_map_name(case), _as_in_files(label_map, case))
+            write_label_map(folder / label_map_name(case), as_in_files(label_map, case))
         finally:
             self._free(case_id)
 
@@ -294,7 +303,7 @@ class Annotations:
             return
         _list_slices(sidecar, grid.axis, sorted(finished & _listed(sidecar)))
         finished_only = _known_only(session.export(), grid, session.accepted)
-        write_label_map(target, _as_in_files(finished_only, opened.case))
+        write_label_map(target, as_in_files(finished_only, opened.case))
         _list_slices(sidecar, grid.axis, sorted(finished))
         write_atomically(self._written(opened.case), digest_of_file(target).encode())
 
@@ -343,7 +352,7 @@ def _known_only(label_map: LabelMap, grid: SliceGrid, accepted: Sequence[int]) -
     return LabelMap(array, label_map.geometry, label_map.labels)
 
 
-def _as_in_files(label_map: LabelMap, case: Case) -> LabelMap:
+def as_in_files(label_map: LabelMap, case: Case) -> LabelMap:
     """The label map with background of the value that it has in the files of the cohort."""
     if case.background == 0:
         return label_map
@@ -363,6 +372,8 @@ def unpacked(bits: bytes, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
     """A mask from 8 pixels per byte. Raises InputError for another number of pixels."""
     count = size[0] * size[1]
     if len(bits) != (count + 7) // 8:
-        raise InputError(f"a mask of {len(bits)} bytes for a slice of {size[1]} by {size[0]} pixels; send one bit each")
+        raise InputError(
+            f"a mask of {counted(len(bits), 'byte')} for a slice of {size[1]} by {size[0]} pixels; send one bit each"
+        )
     found = np.unpackbits(np.frombuffer(bits, np.uint8), count=count)
     return found.reshape(size).astype(bool)

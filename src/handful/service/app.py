@@ -58,6 +58,10 @@ class ServiceConfig:
     """Whether masks from prompts also depend on the slices that were finished before."""
 
 
+MAY_TEACH = ("accept", "undo", "redo")
+"""Kinds of steps that may change what was learned from finished slices."""
+
+
 class Action(BaseModel):
     """One step of an annotator on one slice, or on the whole scan."""
 
@@ -303,7 +307,7 @@ def _add_annotation(app: FastAPI, service: Service) -> None:
     @app.post("/api/cases/{case_id}/actions")
     def act(case_id: str, action: Action, annotator: Annotator = "") -> Response:
         opened = annotations.open(case_id, annotator)
-        changed = annotations.act(opened, lambda session: carry_out(session, action))
+        changed = annotations.act(opened, lambda session: carry_out(session, action), action.kind in MAY_TEACH)
         return _segmentation(opened, action.slice, changed)
 
     @app.get("/api/cases/{case_id}/segmentation.nii.gz")

@@ -12,11 +12,12 @@ from handful.checkpoint.model import SavedModel, open_model
 from handful.cohort.choice import choose_support
 from handful.data.cases import Case
 from handful.data.dicom.segmentation import Maker, SegmentationStyle, write_segmentation
-from handful.data.files import read_label_map
+from handful.data.files import read_label_map, write_label_map
 from handful.data.nnunet import export_nnunet
 from handful.data.volume import IGNORE
 from handful.errors import HandfulError, InputError
 from handful.jobs.atomic import replacing, write_atomically
+from handful.service.annotation import as_in_files
 from handful.service.workspace import Workspace
 
 Form = Literal["nifti", "nnunet", "dicom-seg", "report"]
@@ -57,23 +58,44 @@ def _files(workspace: Workspace, form: Form) -> Iterator[tuple[str, Path]]:
             if file.is_file():
                 yield str(file.relative_to(folder)), file
         return
+    yield from _label_maps(workspace)
+
+
+def _label_maps(workspace: Workspace) -> Iterator[tuple[str, Path]]:
+    """The label map of each case with its list of labelled slices, all with the values that dataset.json states."""
+    folder = _emptied(workspace.own / "exports" / "labels")
     for case in workspace.cohort().cases:
-        label_map = workspace.result(case)
-        if label_map is not None:
-            yield f"labels/{label_map.name}", label_map
-            sidecar = label_map.with_name(f"{case.name}.slices.json")
-            if sidecar.is_file():
-                yield f"labels/{sidecar.name}", sidecar
+        file = workspace.result(case)
+        if file is None:
+            continue
+        yield f"labels/{file.name}", _with_background(workspace, case, file, folder)
+        sidecar = file.with_name(f"{case.name}.slices.json")
+        if sidecar.is_file():
+            yield f"labels/{sidecar.name}", sidecar
     if (workspace.folder / "dataset.json").is_file():
         yield "dataset.json", workspace.folder / "dataset.json"
 
 
-def _dicom_segmentations(workspace: Workspace) -> Iterator[tuple[str, Path]]:
-    """A DICOM segmentation of each series with a result, and the reasons why others have none."""
-    folder = workspace.own / "exports" / "dicom-seg"
+def _with_background(workspace: Workspace, case: Case, file: Path, folder: Path) -> Path:
+    """The result of a case; a segmentation has background 0, and is written again if the cohort has another one."""
+    label_map = None if case.reference is not None or case.background == 0 else workspace.read_result(case)
+    if label_map is None:
+        return file
+    write_label_map(folder / file.name, as_in_files(label_map, case))
+    return folder / file.name
+
+
+def _emptied(folder: Path) -> Path:
+    """The folder, without anything in it."""
     if folder.is_dir():
         shutil.rmtree(folder)
     folder.mkdir()
+    return folder
+
+
+def _dicom_segmentations(workspace: Workspace) -> Iterator[tuple[str, Path]]:
+    """A DICOM segmentation of each series with a result, and the reasons why others have none."""
+    folder = _emptied(workspace.own / "exports" / "dicom-seg")
     model = open_model(workspace.model) if workspace.has_model else None
     left_out = []
     for case in workspace.cohort().cases:

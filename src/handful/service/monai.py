@@ -23,15 +23,16 @@ import numpy as np
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse
+from numpy.typing import NDArray
 from starlette.datastructures import FormData, UploadFile
 
 from handful.backbones.base import Backbone
-from handful.checkpoint.model import open_model
+from handful.checkpoint.model import SavedModel, open_model
 from handful.data.cases import Case
 from handful.data.dicom.series import series_uid
 from handful.data.files import read_label_map, read_volume, write_label_map
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
-from handful.errors import BusyError, HandfulError, InputError
+from handful.errors import BusyError, HandfulError, InputError, LabelError
 from handful.methods.base import Segmenter
 from handful.service.annotation import Annotations
 from handful.service.jobs import Job, Jobs
@@ -97,7 +98,7 @@ class MonaiLabel:
         case = next((case for case in candidates if self.workspace.is_readable(case)), None)
         if case is None and candidates:
             reason = self.workspace.unreadable(candidates)[id_of(candidates[0])]
-            raise InputError(f"none of the {len(candidates)} scans without labels can be read; the first: {reason}")
+            raise InputError(f"no scan without labels of {len(candidates)} can be read; the first: {reason}")
         return {} if case is None else _sample(case)
 
     def datastore(self) -> dict[str, Any]:
@@ -109,17 +110,20 @@ class MonaiLabel:
         return {"name": "cohort", "description": "", "objects": objects}
 
     def save_label(self, image: str, name: str, content: UploadFile, params: Mapping[str, Any]) -> dict[str, str]:
-        """Keep a label map as that of a case; names of its labels may come with it, and tell its values."""
+        """Keep a label map as that of a case; names of its labels may come with it, and tell its values.
+
+        One without any label says that all of the scan is background.
+        """
         case, labels = self.case(image), self.workspace.labels()
         if labels is None:
             raise InputError("no label has a name yet; name them on the page first")
         with _passing(self.workspace, name if name == RAW else safe_name(name)) as file:
             with file.open("wb") as target:
                 shutil.copyfileobj(content.file, target)
-            found = _raw(file, case.read_geometry()) if file.suffix == ".bin" else read_label_map(file)
+            found = _raw(file, case.read_geometry()) if file.suffix == ".bin" else _label_map(file, labels)
         case.read_geometry().require_same(found.geometry, "the scan and the label map")
         stated = {int(one["idx"]): str(one["name"]) for one in params.get("label_info", []) if "idx" in one}
-        names = {value: stated.get(value, labels.as_dict().get(value, "")) for value in found.labels.values}
+        names = {value: stated.get(value, labels.as_dict().get(value, "")) for value in _values_in(found.array)}
         value_of = {known: value for value, known in labels.as_dict().items()}
         if unknown := [f"{value} ({named})" for value, named in names.items() if named not in value_of]:
             raise InputError(f"values that are no label: {', '.join(unknown)}; labels are {list(value_of)}")
@@ -130,9 +134,14 @@ class MonaiLabel:
         return {"image": image, "label": image}
 
     def infer(self, model: str, volume: Volume, key: str, params: Mapping[str, Any]) -> LabelMap:
-        """The segmentation of a scan by the learned model, or from clicks."""
+        """The segmentation of a scan by the learned model, or from clicks.
+
+        Raises UnsupportedInput for a scan that the learned model cannot be used for, such as one in colour.
+        """
         if model == LEARNED:
-            return self._learned().predict(volume)
+            saved = open_model(self.workspace.model)
+            usable = saved.arranged(volume)
+            return self._segmenter_of(saved).predict(usable)
         if model != CLICKS:
             raise HTTPException(404, f"there is no model {model}")
         labels = self.workspace.labels()
@@ -200,8 +209,8 @@ class MonaiLabel:
             raise HTTPException(404, "there is no such session")
         return next(folder.iterdir())
 
-    def _learned(self) -> Segmenter:
-        saved = open_model(self.workspace.model)
+    def _segmenter_of(self, saved: SavedModel) -> Segmenter:
+        """The segmenter of the model, loaded once."""
         with self._lock:
             if self._segmenter is None or self._segmenter[0] != saved.sha256:
                 self._segmenter = saved.sha256, saved.open(self.device)
@@ -419,13 +428,25 @@ def _from_clicks(session: Session, params: Mapping[str, Any]) -> LabelMap:
     return session.export()
 
 
+def _label_map(file: Path, labels: Labels) -> LabelMap:
+    """The label map in a file, with its own values; one without any label has `labels`."""
+    try:
+        return read_label_map(file)
+    except LabelError:
+        return read_label_map(file, labels)  # refused again for any other reason
+
+
+def _values_in(array: NDArray[Any]) -> list[int]:
+    """The values above 0, in ascending order."""
+    return [int(value) for value in np.unique(array) if value > 0]
+
+
 def _raw(file: Path, geometry: Geometry) -> LabelMap:
     """A label map of one byte per voxel of the scan. Raises InputError for another number of bytes."""
     array = np.fromfile(file, np.uint8)
     if array.size != math.prod(geometry.shape):
         raise InputError(f"{array.size} bytes for a scan of {geometry.shape} voxels; send one byte per voxel")
-    values = [int(value) for value in np.unique(array) if value]
-    labels = Labels.of({value: str(value) for value in values or [1]})
+    labels = Labels.of({value: str(value) for value in _values_in(array) or [1]})
     return LabelMap(array.reshape(geometry.shape, order="F").astype(np.int16), geometry, labels)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from handful.data.dicom.sources import Bounded, Source, is_dicom_start, refusing
 from handful.errors import DamagedFile, UnsupportedInput
+from handful.jobs.plain_text import counted
 
 ENCODINGS = {
     **{f"1.2.840.10008.1.2{end}": "native" for end in ("", ".1", ".2")},
@@ -234,7 +235,7 @@ def frames_of(source: Source, dataset: Any, where: str) -> tuple[Frame, ...]:
     shared = list(dataset.get("SharedFunctionalGroupsSequence") or ())[:1]
     own = list(dataset.get("PerFrameFunctionalGroupsSequence") or ())
     if own and len(own) != count:
-        raise DamagedFile(f"{where}: {count} frames, but {len(own)} descriptions of frames; export the file again")
+        raise DamagedFile(f"{where}: {counted(count, 'frame')}, but descriptions of {len(own)}; export the file again")
     if not own and count > 1:
         raise UnsupportedInput(
             f"{where}: {count} frames without positions (a film or several views); export single frames as pictures"
@@ -290,7 +291,9 @@ def _numbers(places: Sequence[Any], keyword: str, count: int, where: str) -> tup
         if not values:
             continue
         if len(values) != count:
-            raise DamagedFile(f"{where}: {keyword} has {len(values)} values, not {count}; correct the header")
+            raise DamagedFile(
+                f"{where}: {keyword} has {counted(len(values), 'value')}, not {count}; correct the header"
+            )
         if not all(map(math.isfinite, values)):
             raise DamagedFile(f"{where}: {keyword} is {_listed(values)}, not finite; correct the header")
         return values

@@ -18,6 +18,7 @@ from handful.data.dicom.series import SeriesChoice, dicom_frame_of_reference, op
 from handful.data.dicom.sources import Bounded, Source, is_dicom_start, refusing
 from handful.data.volume import Geometry
 from handful.errors import DamagedFile, GeometryMismatch, HandfulError, LabelError, UnsupportedInput
+from handful.jobs.plain_text import counted
 
 _OFF_GRID = 0.25
 """Voxels that a frame may be off the grid of the scan."""
@@ -388,7 +389,7 @@ def _count_pairs(before: NDArray[Any], values: Any) -> Iterator[tuple[tuple[int,
 def _overlapping(path: Path, names: Mapping[int, str], overlaps: Mapping[tuple[int, int], int]) -> str:
     pairs: Sequence[tuple[tuple[int, int], int]] = sorted(overlaps.items(), key=lambda item: -item[1])[:3]
     listed = "; ".join(
-        f"{names.get(one)!r} and {names.get(other)!r} in {count} voxels" for (one, other), count in pairs
+        f"{names.get(one)!r} and {names.get(other)!r} in {counted(count, 'voxel')}" for (one, other), count in pairs
     )
     return (
         f"{path}: segments overlap ({listed}), but a voxel has one label; export them without overlap (3D "

@@ -19,6 +19,7 @@ from handful.data.verified import MAX_BYTES
 from handful.data.volume import Geometry
 from handful.errors import HandfulError, InputError, UnsupportedInput
 from handful.jobs.digests import Digest
+from handful.jobs.plain_text import counted
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,9 @@ def _read_folder(path: Path, sources: Sequence[Source]) -> _Folder:
             series.setdefault(found.series, []).append(found)
     if not series:
         listed = "; ".join(f"{name} is {what}" for name, what in left_out[:5])
-        raise UnsupportedInput(f"{path}: no DICOM image among {len(sources)} files ({listed}); check the folder")
+        raise UnsupportedInput(
+            f"{path}: no DICOM image in {counted(len(sources), 'file')} ({listed}); check the folder"
+        )
     return _Folder(series, left_out)
 
 
@@ -193,11 +196,11 @@ def _lines(folder: _Folder) -> Iterator[tuple[str, str]]:
     patients = list(dict.fromkeys(headers[0].patient for headers in folder.series.values()))
     for uid, headers in sorted(folder.series.items(), key=lambda item: (item[1][0].number or 0, item[0])):
         first = headers[0]
-        count = sum(len(header.frames) for header in headers)
+        images = counted(sum(len(header.frames) for header in headers), "image")
         more = ", scout" if any(header.is_scout for header in headers) else ""
         more += f", patient {patients.index(first.patient) + 1} of {len(patients)}" if len(patients) > 1 else ""
         number = "no number" if first.number is None else f"number {first.number}"
         yield (
             uid,
-            f"{number}: {first.description or 'no description'!r}, {first.modality}, {count} images{more}, {uid}",
+            f"{number}: {first.description or 'no description'!r}, {first.modality}, {images}{more}, {uid}",
         )

@@ -189,7 +189,7 @@ def _require_no_doubles(path: Path, slices: Sequence[Slice], gaps: NDArray[Any])
         )
     first = pairs[0]
     raise UnsupportedInput(
-        f"{path}: {len(pairs)} positions are double, for example that of {slices[first][1].name} and "
+        f"{path}: double positions ({len(pairs)}), for example that of {slices[first][1].name} and "
         f"{slices[first + 1][1].name}; remove one file of each pair"
     )
 

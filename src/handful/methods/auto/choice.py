@@ -137,10 +137,8 @@ def preferred_method(situation: Situation) -> Choice:
     if situation.unlabelled >= ENOUGH_UNLABELLED:
         choice = Choice(method=SELF_TRAINING)
         return choice.because(f"{labelled} and {situation.unlabelled} unlabelled scans, so the unlabelled are used too")
-    few = f"only {situation.unlabelled}" if situation.unlabelled else "no"
-    return Choice(method=UNET).because(
-        f"{labelled} and {few} unlabelled scans, so a U-Net learns from the labels alone"
-    )
+    few = f"only {counted(situation.unlabelled, 'unlabelled scan')}" if situation.unlabelled else "no unlabelled scans"
+    return Choice(method=UNET).because(f"{labelled} and {few}, so a U-Net learns from the labels alone")
 
 
 def with_training(choice: Choice, speed: Speed, minutes: float, smallest: int = SMALLEST_SIDE) -> Choice | None:
@@ -168,7 +166,7 @@ def training_reason(choice: Choice, side: int, minutes: float) -> str:
     """The size of a training, in one phrase; `side` is the number of pixels that the method chooses."""
     reduced = f" (reduced from {side}, because there is no time for more)" if choice.side else ""
     chosen = choice.side or side
-    return f"{choice.steps:,} training steps on {chosen} × {chosen} pixels{reduced}, within {minutes:g} minutes"
+    return f"{choice.steps:,} training steps on {chosen} × {chosen} pixels{reduced}, within {minutes:g} min"
 
 
 def on_ladder(steps: float) -> int:

@@ -161,7 +161,7 @@ class Auto(Wrapper):
 
     def _without_time(self, choice: Choice, support: SupportSet, backbone: Backbone) -> Choice:
         """The choice if there is no time to train; scribbles are learned from in any case, as nothing else can."""
-        reason = f"there is no time for {FEWEST_STEPS} training steps within {self.budget_minutes:g} minutes"
+        reason = f"there is no time for {FEWEST_STEPS} training steps within {self.budget_minutes:g} min"
         if support.scribbled:
             return dataclasses.replace(choice, steps=FEWEST_STEPS).because(f"{reason}, but scribbles need a training")
         return dataclasses.replace(choice, method=_untrained(backbone)[0]).because(reason)

@@ -24,6 +24,7 @@ from handful.data.support import SupportSet
 from handful.data.volume import Labels
 from handful.errors import SettingsError
 from handful.jobs.digests import digest_of
+from handful.jobs.plain_text import counted
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, Work, below, mean_of_probabilities
 from handful.methods.know_sam.networks import KnowSamNetworks, SamBranch
@@ -134,7 +135,9 @@ class KnowSam(Method):
         scratch = run.scratch and run.scratch / name
         train(networks, loss, config, dataclasses.replace(run, scratch=scratch), rates=method._rates(plan, config))
         networks.drop_training_state(keep_sam=self.answer == "sam")
-        of_scans = f"{len(pool.names)} unlabelled scans" if len(pool) else "no unlabelled scans, since there are none"
+        of_scans = (
+            counted(len(pool.names), "unlabelled scan") if len(pool) else "no unlabelled scans, since there are none"
+        )
         decisions = (f"two of: {unet.described(plan, config)}", *negatives, f"learned from {of_scans}")
         return KnowSamSegmenter(support.labels, slicer, backbone, networks, decisions)
 

@@ -21,9 +21,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from handful.jobs.atomic import write_atomically
+from handful.jobs.plain_text import counted
 from handful.methods.base import CHUNK
 from handful.methods.self_training.pool import Pool
-from handful.methods.stacks import evenly
+from handful.methods.stacks import UNKNOWN, evenly
 
 MOST_CHECKED = 384
 """Slices of the pool that are checked, of each case at least two."""
@@ -58,7 +59,8 @@ class Gate:
     ) -> None:
         """The first check is at step `first` of `steps`; `initial` has the first labels of all slices of the pool.
 
-        Without them the teacher's labels are compared with those of the check before.
+        Pixels whose first label is UNKNOWN are left out of the comparison with the first labels. Without first labels,
+        the teacher's labels are compared with those of the check before.
         """
         self.pool, self.threshold = pool, threshold
         self.first, self.every = first, max(1, (steps - first) // ROUNDS)
@@ -88,15 +90,15 @@ class Gate:
     def _of_cases(self, own: Classes, other: Classes, third: Classes) -> tuple[float, ...]:
         """Agreement on each case. A case that shows nothing in the few of its slices that are checked gets the median
         of the others."""
-        cases = self.pool.case[self.rows]
+        cases, compared = self.pool.case[self.rows], other.masked_fill(third == UNKNOWN, 0)
         found: list[float | None] = []
         for case in range(len(self.pool.names)):
             here = cases == case
             is_part = int(here.sum()) < int((self.pool.case == case).sum())
-            if is_part and not any(bool(one[here].any()) for one in (own, other, third)):
+            if is_part and not any(bool((one[here] > 0).any()) for one in (own, other, third)):
                 found.append(None)
             else:
-                found.append(round(dice(own[here], other[here]) * dice(other[here], third[here]), 4))
+                found.append(round(dice(own[here], other[here]) * dice(compared[here], third[here]), 4))
         known = [one for one in found if one is not None]
         median = float(np.median(known)) if known else 0.0
         return tuple(median if one is None else one for one in found)
@@ -123,16 +125,17 @@ class Gate:
         if not self.checks:
             return ()
         last, fewer = self.checks[-1], sum(value < self.threshold for value in self.checks[-1].of_case)
+        scans = counted(len(last.of_case), "unlabelled scan")
         sources = "teacher and U-Net" if self.initial is None else "first labels, teacher and U-Net"
         agreement = f"{sources} agree with a median Dice of {last.median:.2f}"
         if self._is_active(last) and last.median < self.threshold:
             paused = next(one for one in self.checks if self._is_active(one) and one.median < self.threshold)
             return (
-                f"the {len(last.of_case)} unlabelled scans were left out after step {paused.step}: {agreement}, "
+                f"left out {scans} after step {paused.step}: {agreement}, "
                 f"less than {self.threshold:g}; label more cases, or fit another method",
             )
-        left_out = f", {fewer} of them were left out in the end" if fewer else ""
-        return (f"learned from {len(last.of_case)} unlabelled scans: {agreement}{left_out}",)
+        left_out = f", {fewer} of {len(last.of_case)} left out in the end" if fewer else ""
+        return (f"learned from {scans}: {agreement}{left_out}",)
 
     def _is_active(self, found: Reliability) -> bool:
         """Whether there was time for the predictions to come to agree."""
@@ -155,10 +158,14 @@ def dice(one: Classes, other: Classes) -> float:
 def combined_probabilities(
     teacher: Float[Tensor, "b l s s"], initial: Classes, reliability: Float[Tensor, " b"]
 ) -> Float[Tensor, "b l s s"]:
-    """Probabilities of teacher and first labels together, by the reliability of each slice's case."""
+    """Probabilities of teacher and first labels together, by the reliability of each slice's case.
+
+    Those of the teacher alone where the first label is UNKNOWN.
+    """
     labels = teacher.shape[1]
-    first = torch.nn.functional.one_hot(initial.long(), labels).movedim(-1, 1).to(teacher)
+    first = torch.nn.functional.one_hot(initial.long().clamp_min(0), labels).movedim(-1, 1).to(teacher)
     weight = reliability[:, None, None, None].to(teacher)
+    weight = torch.where((initial == UNKNOWN)[:, None], torch.ones_like(weight), weight)
     return weight * teacher + (1 - weight) * first
 
 

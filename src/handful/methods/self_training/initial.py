@@ -16,7 +16,7 @@ from handful.backbones.base import Backbone
 from handful.backbones.framing import into_square
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
-from handful.data.volume import LabelMap, Labels
+from handful.data.volume import IGNORE, LabelMap, Labels
 from handful.errors import SettingsError, did_you_mean
 from handful.jobs.atomic import write_atomically
 from handful.jobs.progress import Run
@@ -29,6 +29,7 @@ from handful.methods.lora import Lora
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.self_training.pool import Pool, scans_of
 from handful.methods.settings import read_settings
+from handful.methods.stacks import UNKNOWN
 from handful.methods.unet.method import UNet
 from handful.methods.wrappers.ensemble import Ensemble
 
@@ -83,7 +84,7 @@ def initial_labels(
 
 
 def labels_at_hand(support: SupportSet, pool: Pool, slicer: Slicer) -> Int[Tensor, "v s s"]:
-    """Class numbers that the uncertain labels of the unlabelled scans give the slices of the pool."""
+    """Class numbers that the uncertain labels of the unlabelled scans give the slices of the pool, or UNKNOWN."""
     found: dict[int, Tensor] = {}
     for place, (_, volume, label_map) in enumerate(support.unlabelled.with_labels()):
         if place in pool.places:
@@ -93,16 +94,18 @@ def labels_at_hand(support: SupportSet, pool: Pool, slicer: Slicer) -> Int[Tenso
 
 
 def _classes(pool: Pool, case: int, view: SliceView, label_map: LabelMap, labels: Labels) -> Int[Tensor, "n s s"]:
-    """Class numbers of the slices of one case of the pool."""
+    """Class numbers of the slices of one case of the pool; UNKNOWN where a voxel is IGNORE."""
     values = view.of(label_map.array)[pool.number[pool.case == case].numpy()]
-    classes = torch.from_numpy(np.searchsorted([0, *labels.values], values))
+    classes = torch.from_numpy(np.where(values == IGNORE, UNKNOWN, np.searchsorted([0, *labels.values], values)))
     return _in_square(classes, len(labels), pool.slices.shape[-1])
 
 
 def _in_square(classes: Int[Tensor, "n h w"], labels: int, side: int) -> Int[Tensor, "n s s"]:
-    """What covers most of each pixel of the square."""
+    """What covers most of each pixel of the square; UNKNOWN where any of it is."""
     parts = []
     for some in torch.split(classes.long(), CHUNK):
-        shares = F.one_hot(some, labels + 1).movedim(-1, 1).float()
-        parts.append(into_square(shares, side).argmax(dim=1).to(torch.int16))
+        known = (some != UNKNOWN)[:, None]
+        shares = into_square((F.one_hot(some.clamp_min(0), labels + 1).movedim(-1, 1) * known).float(), side)
+        unknown = shares.sum(dim=1) < 0.999
+        parts.append(shares.argmax(dim=1).masked_fill(unknown, UNKNOWN).to(torch.int16))
     return torch.cat(parts)

@@ -79,8 +79,7 @@ def scans_of(support: SupportSet) -> Iterator[tuple[str, Volume]]:
 
 def _views(support: SupportSet, slicer: Slicer) -> Iterator[tuple[str, SliceView, Sequence[int]]]:
     """Each scan, and the numbers of its slices without any label, or with scribbles."""
-    for name, volume in support.unlabelled:
-        view = slicer.view(volume)
+    for name, view in support.unlabelled_views(slicer):
         yield name, view, range(len(view))
     if support.unlabelled.labels:  # only what has uncertain labels is learned from
         return

@@ -95,7 +95,7 @@ class SelfTrainingLoss:
         grids = self.views.grids(self.mixed, slices.shape[-1], generator)
         plain = moved(slices, grids)
         inside = self._on_device(moved(torch.ones_like(slices[:, :1]), grids)[:, 0] >= 0.999)
-        classes = self._pseudo_labels(self._on_device(plain), chosen, grids, step).masked_fill(~inside, UNKNOWN)
+        classes = self._pseudo_labels(self._on_device(plain), chosen, grids, inside, step)
         shown = self.views.relit(plain, generator, self.mixture.strength)
         partners, partner_classes, scribbled = self.views.of(self.partners, generator)
         shown, partners = with_equal_channels([self._on_device(shown), partners]).chunk(2)
@@ -108,15 +108,17 @@ class SelfTrainingLoss:
         )
 
     def _pseudo_labels(
-        self, slices: Float[Tensor, "b c s s"], rows: Int[Tensor, " b"], grids: Tensor, step: int
+        self, slices: Float[Tensor, "b c s s"], rows: Int[Tensor, " b"], grids: Tensor, inside: Tensor, step: int
     ) -> Int[Tensor, "b s s"]:
+        """Classes of moved slices; UNKNOWN outside of them. The teacher alone counts where no first label is known."""
         shares = self._shares(self.teacher, slices)
         found = self.gate.at(step)
         if self.initial is not None and found is not None:
-            initial = moved_classes(self.initial[rows][:, None], grids)[:, 0].clamp_min(0)
+            initial = self._on_device(moved_classes(self.initial[rows][:, None], grids)[:, 0])
+            initial = torch.where(inside, initial, initial.clamp_min(0))
             reliability = torch.tensor(found.of_case)[self.pool.case[rows]]
-            shares = combined_probabilities(shares, self._on_device(initial), reliability)
-        return largest_pieces(shares.argmax(dim=1), self.one_piece)
+            shares = combined_probabilities(shares, initial, reliability)
+        return largest_pieces(shares.argmax(dim=1), self.one_piece).masked_fill(~inside, UNKNOWN)
 
     def _classes(self, slices: Float[Tensor, "b c s s"]) -> Classes:
         """The teacher's labels of slices as they are, on the CPU."""

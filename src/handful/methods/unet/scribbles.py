@@ -22,6 +22,7 @@ from handful.backbones.framing import into_square
 from handful.backbones.names import BackboneName
 from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
+from handful.jobs.plain_text import counted
 from handful.methods.stacks import UNKNOWN, StackedSupport
 from handful.methods.unet.network import Net, NetPlan
 from handful.methods.unet.training import NetLoss, Views, exits_loss
@@ -81,7 +82,7 @@ class AcceptedMasks:
     def described(self, backbone: Backbone) -> str:
         """One sentence for the user."""
         name = BackboneName.of(backbone.name).without_folders
-        masks = f"{self.accepted} of {self.offered} masks that {name} made from them and that cover them"
+        masks = f"{self.accepted} of {counted(self.offered, 'mask')} that {name} made from them and that cover them"
         return f"learned from scribbles, and from {masks}"
 
 

@@ -28,8 +28,8 @@ def contrastive_slices(support: SupportSet, slicer: Slicer, side: int) -> Float[
     """Slices with any signal of all scans, labelled or not; evenly spaced where there are more than can be held."""
     most = max(1, MOST_SLICES // (len(support.cases) + len(support.unlabelled)))
     found = []
-    for volume in chain((case.read_image() for case in support.cases), (image for _, image in support.unlabelled)):
-        view = slicer.view(volume)
+    labelled = (slicer.view(case.read_image()) for case in support.cases)
+    for view in chain(labelled, (view for _, view in support.unlabelled_views(slicer))):
         slices = slices_in_square(view, evenly(len(view), most), side)
         found.append(slices[has_signal(slices)])
     return with_equal_channels(found)
