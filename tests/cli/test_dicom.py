@@ -52,7 +52,7 @@ def test_predict_refuses_to_guess_a_series_and_takes_the_chosen_one(
     assert refused.exit_code == 3
     (failure,) = json.loads((tmp_path / "out" / "failures.json").read_text())
     assert "2 series; choose one with --series" in failure["reason"]
-    assert "number 9: 'series 9', CT, 1 images" in failure["reason"]
+    assert "number 9: 'series 9', CT, 1 image" in failure["reason"]
     assert made.IDENTITY not in failure["reason"] + refused.output
     assert handful(*arguments, "--series", "1").exit_code == 0
     assert "1 already segmented" in handful(*arguments, "--series", "1").stdout

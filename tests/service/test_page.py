@@ -110,7 +110,7 @@ def test_a_first_hour_from_scans_to_exported_label_maps(address: str, cohort: Pa
         assert page.locator(".queue li").count() == 2
         worst = page.locator(".queue li").first.get_attribute("data-case")
         page.locator(".queue li").first.locator("text=Correct").click()
-        page.wait_for_function("handful.label.shown !== null")
+        page.wait_for_function(f"handful.label.case?.name === '{worst}' && handful.label.shown !== null")
         page.keyboard.press("1")
         page.keyboard.press("b")
         drag(page, (0.2, 0.6), (0.3, 0.6))
@@ -274,7 +274,7 @@ def test_answers_that_come_late_change_no_other_slice_and_no_other_case(address:
 
         def hold(path: str) -> None:
             held.clear()
-            page.route(path, held.append, times=1)
+            page.route(path, lambda route: held.append(route), times=1)
 
         page.goto(address)
         page.fill("#names", "ball")
