@@ -205,7 +205,7 @@ def test_where_no_scan_can_be_read_the_first_reason_is_given(
     shutil.rmtree(own / "labels")
     for scan in (own / "images").iterdir():
         scan.write_bytes(b"no scan")
-    with pytest.raises(InputError, match=r"none of the 4 cases.*case-0"):
+    with pytest.raises(InputError, match=r"the first of 4 cases failed.*case-0"):
         suggest(read_cohort(own), backbone, config=SuggestConfig(slicer=slicer))
 
 

@@ -212,11 +212,11 @@ def test_empty_reference_is_a_warning(case: Case, label_map: LabelMap) -> None:
     assert (finding.severity, "contains no label" in finding.message) == ("warning", True)
 
 
-def test_huge_volume_is_noted_with_the_memory_it_needs(geometry: Geometry) -> None:
+def test_huge_volume_is_noted_with_the_space_it_needs(geometry: Geometry) -> None:
     grid = Geometry((1024, 1024, 400), geometry.affine)
     voxels = np.broadcast_to(np.array([0, 1] * 200, dtype=np.int8), (1, *grid.shape))  # strides of 0: no memory
     (finding,) = check_case(Case("big", Volume(voxels, grid)))
-    assert "need about 2.0 GiB of memory" in finding.message
+    assert "need about 2.0 GiB for temporary files" in finding.message
 
 
 def test_damaged_image_is_an_error_that_ends_the_checks(tmp_path: Path) -> None:

@@ -315,7 +315,7 @@ def test_overlapping_segments_are_refused_with_the_way_out(tmp_path: Path):
     pixels[1, 4:7, 4:7, 1] = 1
     segmentation(images, pixels, ["liver", "spleen"]).save_as(tmp_path / "seg.dcm")
     folder = made.write(tmp_path / "scan", images)
-    with pytest.raises(LabelError, match=r"'liver' and 'spleen' in 1 voxels.*Overwrite all"):
+    with pytest.raises(LabelError, match=r"'liver' and 'spleen' in 1 voxel.*Overwrite all"):
         read_label_map(tmp_path / "seg.dcm", grid=read_volume(folder).geometry)
 
 
@@ -332,7 +332,7 @@ def changed(path: Path, **values: Any) -> Path:
     [
         ({"SegmentationType": "FRACTIONAL"}, UnsupportedInput, "without fractions"),
         ({"SOPClassUID": made.CT}, UnsupportedInput, "not a segmentation"),
-        ({"NumberOfFrames": 3}, DamagedFile, "3 frames, but 7 descriptions"),
+        ({"NumberOfFrames": 3}, DamagedFile, "3 frames, but descriptions of 7"),
         ({"Rows": 60000, "Columns": 60000}, DamagedFile, "truncated"),
         ({"PixelData": b"\0\0"}, DamagedFile, "truncated"),
         ({"Rows": 7}, DamagedFile, "does not fit its pixels"),

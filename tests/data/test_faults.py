@@ -260,7 +260,7 @@ def test_one_voxel_out_of_range_is_refused_as_a_label(tmp_path: Path, geometry: 
     array = np.zeros(geometry.shape, dtype=np.uint32)
     array[0, 0, 0] = 2**31
     nib.Nifti1Image(array, geometry.affine).to_filename(tmp_path / "a.nii.gz")
-    with pytest.raises(LabelError, match="label value 2147483648 in 1 voxels, slices 0"):
+    with pytest.raises(LabelError, match="label value 2147483648 in 1 voxel, slices 0"):
         read_label_map(tmp_path / "a.nii.gz")
 
 

@@ -25,6 +25,7 @@ from handful.data.volume import IGNORE, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError, reason_of
 from handful.evaluation.evaluate import Failure
 from handful.jobs.digests import digest_of
+from handful.jobs.plain_text import counted
 from handful.jobs.progress import Report, silent
 from handful.methods.base import CHUNK, Segmenter, has_signal
 from handful.methods.cost import estimate, grids_of
@@ -128,7 +129,9 @@ def suggest(
             failures.append(Failure.of(case, error))
         report(number, len(cohort.cases), case.name)
     if not encoded:
-        raise InputError(f"no case of {len(failures)} can be used; the first failed with: {failures[0].reason}")
+        raise InputError(
+            f"no case can be used; the first of {counted(len(failures), 'case')} failed with: {failures[0].reason}"
+        )
     pool = Pool.of(cohort.name, encoded, config.whole_cases)
     return SuggestResult(
         suggestions=tuple(_suggestion(pool, choice) for choice in choose(pool, config.count)),
@@ -234,4 +237,4 @@ def _images(cohort: Cohort) -> Iterator[Volume]:
                 yield volume
         if readable:
             return
-    raise InputError(f"no case of {len(reasons)} can be read; the first failed with: {reasons[0]}")
+    raise InputError(f"no case can be read; the first of {counted(len(reasons), 'case')} failed with: {reasons[0]}")
