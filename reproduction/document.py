@@ -5,24 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from reproduction.claims import CLAIMS, MEASURED_ON, PAPERS, Claim, exactly
 from reproduction.evidence import FIRST, NARROW, OF_UNSEEN_CASES, Evidence
 from reproduction.markdown import MARKED, table, with_tables
 from reproduction.parts import PARTS, ROOT
 from reproduction.tables import TABLES, intervals, matches
-from reproduction.verdicts import ERROR, SURE, VOTES, Figure, Finding
+from reproduction.verdicts import ERROR, SURE, VOTES, Figure, Finding, Verdict
 
 CLAIMS_PAGE = Path("docs") / "evidence" / "claims.md"
-
-VERDICTS = {
-    "holds": "hold",
-    "holds in part": "hold in part",
-    "mixed": "have mixed results",
-    "refuted here": "are refuted here",
-    "undecided": "are undecided",
-    "not tested here": "could not be tested",
-}
 
 HEAD = f"""# The claims of the papers
 
@@ -89,10 +81,10 @@ def claims_table(evidence: Evidence, words: Sequence[str]) -> str:
 
 
 def verdicts(evidence: Evidence, words: Sequence[str]) -> str:
-    """How many claims hold, in a sentence."""
+    """How many claims have each verdict, in a sentence."""
     found = [claim.figures(evidence).verdict for claim in CLAIMS]
-    counts = [f"{found.count(verdict)} {words}" for verdict, words in VERDICTS.items() if verdict in found]
-    return f"Of {len(CLAIMS)} claims, {', '.join(counts[:-1])} and {counts[-1]}."
+    counts = [f"*{verdict}* {found.count(verdict)}" for verdict in get_args(Verdict) if verdict in found]
+    return f"Verdicts on {len(CLAIMS)} claims: {', '.join(counts)}."
 
 
 def verdict_of(claim: Claim, finding: Finding) -> str:

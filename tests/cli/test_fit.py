@@ -21,9 +21,9 @@ def test_boxes_are_refused_where_a_method_would_not_learn_from_them(name: str, s
     support = support_set(1)
     cohort = Cohort(support.cases, support.labels, "phantoms")
     with pytest.raises(SettingsError, match="only self-training and auto learn from boxes"):
-        _with_unlabelled(support, cohort, build_method(name, settings), None, Path("boxes.csv"))
+        _with_unlabelled(support, cohort, build_method(name, settings), None, Path("boxes.csv"), quiet=True)
     for learning in ("self-training", "auto"):
-        found = _with_unlabelled(support, cohort, build_method(learning, {}), None, Path("boxes.csv"))
+        found = _with_unlabelled(support, cohort, build_method(learning, {}), None, Path("boxes.csv"), quiet=True)
         assert found == (support, [])
 
 
@@ -34,7 +34,7 @@ def test_an_unlabelled_scan_that_cannot_be_read_is_listed_and_the_others_are_use
     (tmp_path / "bad.nii.gz").write_bytes(b"no scan")
     cases = (*support.cases, Case("bad", tmp_path / "bad.nii.gz"), replace(good, reference=None))
     cohort = Cohort(cases, support.labels, "phantoms")
-    found, failures = _with_unlabelled(support, cohort, build_method("self-training", {}), None, None)
+    found, failures = _with_unlabelled(support, cohort, build_method("self-training", {}), None, None, quiet=True)
     assert [failure.case for failure in failures] == ["bad"]
     assert "bad" in capsys.readouterr().err
     assert [case.name for case in found.unlabelled.cases] == [good.name]

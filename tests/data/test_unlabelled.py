@@ -47,3 +47,12 @@ def test_crops_follow_one_another_and_leave_the_digests_alone():
     assert np.array_equal(labels.array, case.read_reference().array[2:, :, 4:-2])
     labels.geometry.require_same(volume.geometry, "labels and image")
     assert cropped.digests == plain.digests
+
+
+def test_scans_that_cannot_be_read_are_told_and_reading_is_reported():
+    missing, reports = Case("gone", Path("no such file.nii.gz")), []
+    cases = (phantom_case(0), missing, phantom_case(1))
+    scans, errors = UnlabelledScans.of_readable(cases, lambda *report: reports.append(report))
+    assert [case.name for case in scans.cases] == ["phantom-0", "phantom-1"]
+    assert list(errors) == ["gone"]
+    assert reports == [(1, 3, "phantom-0"), (2, 3, "gone"), (3, 3, "phantom-1")]

@@ -138,7 +138,7 @@ def fit(
     built = _build(method, UNCROPPED * anonymous + settings, config, seed, minutes)
     cohort = options.cohort_in(input, channels=options.names_in(channels))
     labelled, failures = options.support_in(cohort, cases, shots, split, labels)
-    support, unread = _with_unlabelled(labelled, cohort, built, unlabelled, boxes)
+    support, unread = _with_unlabelled(labelled, cohort, built, unlabelled, boxes, quiet)
     model = named_backbone(backbone, device, None if no_cache else cache or options.embeddings_of(input))
     began = time.monotonic()
     with progress(f"fitting {method}", quiet) as report:
@@ -247,7 +247,7 @@ def _dice(by_label: Mapping[str, float]) -> str:
 
 
 def _with_unlabelled(
-    support: SupportSet, cohort: Cohort, method: Method, folder: str | None, boxes: Path | None
+    support: SupportSet, cohort: Cohort, method: Method, folder: str | None, boxes: Path | None, quiet: bool
 ) -> tuple[SupportSet, list[Failure]]:
     """The support with the unlabelled scans that the method uses, and those that cannot be read, which are printed."""
     from handful.cohort.choice import choose_unlabelled
@@ -257,7 +257,9 @@ def _with_unlabelled(
         raise SettingsError("only self-training and auto learn from boxes; fit one of them, or leave out --boxes")
     if method.uses_unlabelled:
         failures: list[Failure] = []
-        support = replace(support, unlabelled=choose_unlabelled(cohort, support, folder, failures))
+        with progress("reading unlabelled scans", quiet) as report:
+            scans = choose_unlabelled(cohort, support, folder, failures, report)
+        support = replace(support, unlabelled=scans)
         print_failures(failures)
         return support, failures
     if folder is not None:

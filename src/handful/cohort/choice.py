@@ -16,6 +16,7 @@ from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import Labels
 from handful.errors import InputError, LabelError, SettingsError, did_you_mean
 from handful.evaluation.evaluate import Failure
+from handful.jobs.progress import Report, silent
 from handful.methods.base import Segmenter
 
 DEFAULT_BACKBONE = "handful-tiny"
@@ -83,7 +84,11 @@ def choose_labels(labels: Labels, wanted: Sequence[str]) -> Labels:
 
 
 def choose_unlabelled(
-    cohort: Cohort, support: SupportSet, folder: str | None = None, failures: list[Failure] | None = None
+    cohort: Cohort,
+    support: SupportSet,
+    folder: str | None = None,
+    failures: list[Failure] | None = None,
+    report: Report = silent,
 ) -> UnlabelledScans:
     """Scans whose images are learned from: those of the cohort without labels, or all in `folder`; none for "none".
 
@@ -100,7 +105,7 @@ def choose_unlabelled(
         cases = tuple(case for case in read if known.isdisjoint(_files(case)))
     if failures is None:
         return UnlabelledScans.of(cases)
-    scans, errors = UnlabelledScans.of_readable(cases)
+    scans, errors = UnlabelledScans.of_readable(cases, report)
     failures += [Failure.of(case, errors[case.name]) for case in cases if case.name in errors]
     return scans
 

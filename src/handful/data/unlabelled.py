@@ -12,6 +12,7 @@ from handful.data.slice_grid import Block, cropped_label_map, cropped_volume
 from handful.data.volume import LabelMap, Volume
 from handful.errors import UnsupportedInput
 from handful.jobs.digests import digest_of
+from handful.jobs.progress import Report, silent
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,15 +29,18 @@ class UnlabelledScans:
     """`digests` where they are known already, so that no file is read for them again."""
 
     @classmethod
-    def of_readable(cls, cases: tuple[Case, ...]) -> tuple[UnlabelledScans, dict[str, Exception]]:
+    def of_readable(
+        cls, cases: tuple[Case, ...], report: Report = silent
+    ) -> tuple[UnlabelledScans, dict[str, Exception]]:
         """The images of those cases that can be read, and the errors of the others by name; reads each file once."""
         digests: dict[str, str] = {}
         errors: dict[str, Exception] = {}
-        for case in cases:
+        for number, case in enumerate(cases, start=1):
             try:
                 digests[case.name] = digest_of(case.read_image().array)
             except Exception as error:  # any error concerns this case only
                 errors[case.name] = error
+            report(number, len(cases), case.name)
         scans = cls.of(tuple(case for case in cases if case.name in digests))
         return replace(scans, known_digests=tuple(digests.values())), errors
 

@@ -236,6 +236,8 @@ class Annotations:
             outdated = [(case_id, one) for case_id, one in self._open.items() if one.session.labels != labels]
         for case_id, one in outdated:
             with one.lock:
+                if self._open.get(case_id) is not one:  # it was closed meanwhile
+                    continue
                 one.session.close()
                 again = self._opened(case_id, one.annotator)
                 one.case, one.session = again.case, again.session

@@ -89,7 +89,9 @@ class Worker:
         unused = set(cohort.labels.names if cohort.labels else ()) - set(support.labels.names)
         failures: list[Failure] = []
         if method.uses_unlabelled:
-            support = replace(support, unlabelled=choose_unlabelled(cohort, support, failures=failures))
+            support = replace(
+                support, unlabelled=choose_unlabelled(cohort, support, failures=failures, report=self.report)
+            )
         config = FitConfig(overwrite=True)
         result = fit_to_folder(name, method, support, self._backbone(), self.workspace.model, config, self.report)
         return {
