@@ -12,7 +12,7 @@ from handful.backbones.base import Backbone
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
-from handful.data.volume import IGNORE
+from handful.data.volume import IGNORE, Labels
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.methods.nearest_slice import NearestSlice
@@ -230,6 +230,21 @@ def test_voxels_of_uncertain_labels_that_are_ignored_are_unknown():
     seen = found != UNKNOWN
     assert seen.float().mean() > 0.4
     assert torch.equal(found[seen], known[seen])
+
+
+def test_uncertain_labels_that_are_not_learned_are_background():
+    case = phantom_case(20)
+    reference = case.read_reference()
+    one = Labels.of({LABELS.values[1]: LABELS.names[1]})
+    support = replace(
+        support_set(1), labels=one, unlabelled=UnlabelledScans((case,), labels={case.name: reference}), known_facts=None
+    )
+    all_labels = replace(support_set(1), unlabelled=support.unlabelled)
+    slicer, pool = support.resolve(Slicer()), pool_of(support)
+    found, known = labels_at_hand(support, pool, slicer), labels_at_hand(all_labels, pool, slicer)
+    assert (known == 1).any()
+    assert (found[known == 1] != 1).float().mean() > 0.9
+    assert ((found == 1) == (known == 2)).float().mean() > 0.99
 
 
 def test_a_method_for_the_first_labels_is_chosen_by_name():

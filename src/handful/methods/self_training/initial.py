@@ -14,6 +14,7 @@ from torch import Tensor
 
 from handful.backbones.base import Backbone
 from handful.backbones.framing import into_square
+from handful.data.label_values import renumbered
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels
@@ -94,9 +95,10 @@ def labels_at_hand(support: SupportSet, pool: Pool, slicer: Slicer) -> Int[Tenso
 
 
 def _classes(pool: Pool, case: int, view: SliceView, label_map: LabelMap, labels: Labels) -> Int[Tensor, "n s s"]:
-    """Class numbers of the slices of one case of the pool; UNKNOWN where a voxel is IGNORE."""
+    """Class numbers of the slices of one case of the pool: UNKNOWN where a voxel is IGNORE, 0 for other labels."""
     values = view.of(label_map.array)[pool.number[pool.case == case].numpy()]
-    classes = torch.from_numpy(np.where(values == IGNORE, UNKNOWN, np.searchsorted([0, *labels.values], values)))
+    classes = renumbered(values, {value: number for number, value in enumerate(labels.values, start=1)})
+    classes = torch.from_numpy(np.where(values == IGNORE, UNKNOWN, classes))
     return _in_square(classes, len(labels), pool.slices.shape[-1])
 
 
