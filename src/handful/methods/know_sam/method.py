@@ -47,7 +47,7 @@ class KnowSam(Method):
     """Trains two U-Nets, a network that fuses them, and a SAM, on labelled slices and on unlabelled scans."""
 
     when = "comparison with KnowSAM; few labelled cases and at least 10 unlabelled scans"
-    minutes = "30 to 120 min"
+    minutes = "up to hours"
 
     slicer: Slicer = Slicer()
     """Slice plane and intensity window, used for fitting and predicting."""

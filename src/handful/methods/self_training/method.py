@@ -45,7 +45,7 @@ class SelfTraining(UNet):
     """Trains a U-Net on the labelled slices, and on the unlabelled scans of the cohort with labels of its own."""
 
     when = "1 to 10 labelled cases and at least 10 unlabelled scans"
-    minutes = "30 to 90 min"
+    minutes = "up to hours"
 
     initial: str = "ensemble"
     """Method that makes the first labels of the unlabelled scans: ensemble, auto-sam, auto-sam-unet, fate,
