@@ -98,6 +98,39 @@ def test_first_nnunet_lists_images_without_their_channel(tmp_path: Path, put) ->
     assert read_cohort(tmp_path).cases[0].image == tmp_path / "imagesTr" / "a_0000.nii.gz"
 
 
+def test_listed_label_maps_of_one_name_in_several_folders_belong_to_their_cases(tmp_path: Path, put) -> None:
+    put("p1/scan.nii.gz", "p2/scan.nii.gz", "p1_labels/seg.nii.gz", "p2_labels/seg.nii.gz")
+    listed = {name: {"images": [f"{name}/scan.nii.gz"], "label": f"{name}_labels/seg.nii.gz"} for name in ("p1", "p2")}
+    _say(tmp_path, channel_names={"0": "MR"}, labels={"background": 0, "ball": 1, "egg": 3}, dataset=listed)
+    assert [case.reference for case in read_cohort(tmp_path).cases] == [
+        tmp_path / f"{name}_labels" / "seg.nii.gz" for name in ("p1", "p2")
+    ]
+    (tmp_path / "p1_labels" / "seg_slices.json").write_text('{"axis": 2, "labelled": [1]}')
+    cohort = read_cohort(tmp_path)
+    assert [case.reference is None for case in cohort.cases] == [True, False]
+    assert "move it to p1_labels/seg.slices.json" in cohort.left_out[0].reason
+
+
+def test_a_list_of_slices_next_to_a_listed_image_is_left_out_with_the_label_map(tmp_path: Path, put) -> None:
+    put("imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+    training = [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]
+    _say(tmp_path, labels={"0": "background", "1": "ball", "3": "egg"}, training=training)
+    (tmp_path / "imagesTr" / "a.slices.json").write_text('{"axis": 2, "labelled": [1]}')
+    cohort = read_cohort(tmp_path)
+    assert cohort.cases[0].reference is None
+    assert "move it to labelsTr/a.slices.json" in cohort.left_out[0].reason
+
+
+@pytest.mark.parametrize("name", ["../../a", "a/b", ".a", "a\\b", "x" * 250])
+def test_a_listed_case_whose_name_no_output_can_have_is_left_out(tmp_path: Path, put, name: str) -> None:
+    put("imagesTr/a.nii.gz", "imagesTr/b.nii.gz")
+    listed = {name: {"images": ["imagesTr/a.nii.gz"]}, "b": {"images": ["imagesTr/b.nii.gz"]}}
+    _say(tmp_path, channel_names={"0": "MR"}, labels={"background": 0, "ball": 1}, dataset=listed)
+    cohort = read_cohort(tmp_path)
+    assert [case.name for case in cohort.cases] == ["b"]
+    assert any("name" in one.reason and one.file.startswith("dataset.json") for one in cohort.left_out)
+
+
 @pytest.mark.parametrize("image", ["../a.nii.gz", "/a.nii.gz"])
 def test_list_that_leads_out_of_the_folder_is_refused(tmp_path: Path, image: str) -> None:
     _say(tmp_path, labels={"ball": 1}, training=[{"image": image}])

@@ -36,6 +36,7 @@ from handful.data.inventory import (
     list_folder,
     list_label_maps,
     list_surroundings,
+    problem_of_name,
 )
 from handful.data.sequence_layout import AS_NIFTI, NUMBERED, Image, StatedChannels, are_numbered, grouped, not_in_dicom
 from handful.data.sequences import SequenceFiles
@@ -426,20 +427,21 @@ def _listed_layout(folder: Path, facts: _Facts, entries: list[Any], key: str) ->
     if problems and not pairs:
         raise problems[0]
     used = {path for _, image, label in pairs for path in (*_files_of(image), label) if path is not None}
-    wrong: list[Path] = []
+    labels = {label for _, _, label in pairs if label is not None}
+    right = {label.with_name(f"{stem(label)}{SIDECAR}") for label in labels}
     for place in sorted({path.parent for path in used}):
         listing = list_folder(place, folder)
-        right = {f"{stem(path)}{SIDECAR}" for path in used}
-        wrong += [path for path in listing.sidecars if path.name not in right]
         for path in (*listing.scans.values(), *listing.dicom):
             if path not in used:
                 listing.leave_out(path, f'not in "{key}" of dataset.json; add it, or remove the file')
         layout.left_out += listing.left_out
-    labels = Listing(folder, folder, {case_name(label): label for _, _, label in pairs if label})
-    leave_out_sidecars(wrong, labels)
-    layout.left_out += labels.left_out
-    kept = set(labels.scans.values())
-    layout.pairs = [(name, image, label if label in kept else None) for name, image, label in pairs]
+        here = {label for label in labels if label.parent == place}
+        meant = Listing(folder, folder, {case_name(label): label for label in sorted(here or labels)})
+        known = set(meant.scans.values())
+        leave_out_sidecars([path for path in listing.sidecars if path not in right], meant)
+        layout.left_out += meant.left_out
+        labels -= known - set(meant.scans.values())
+    layout.pairs = [(name, image, label if label in labels else None) for name, image, label in pairs]
     return layout
 
 
@@ -472,7 +474,9 @@ def _listed(folder: Path, facts: _Facts, entry: Any) -> _Pair:
             f'{file}: {len(files)} images in {_short(entry)}, but "channel_names" names '
             f"{len(facts.channels.names)}; name each sequence"
         )
-    name = str(entry.get("name") or case_name(files[0]))
+    name = unicodedata.normalize("NFC", str(entry.get("name") or case_name(files[0])))
+    if problem := problem_of_name(name):
+        raise InputError(f"{file}: case {name!r}: {problem}")
     scan = (
         SequenceFiles(files, facts.channels.sequences)
         if several

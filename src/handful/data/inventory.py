@@ -81,6 +81,21 @@ def case_name(path: str | Path) -> str:
     return unicodedata.normalize("NFC", stem(path))
 
 
+def problem_of_name(name: str) -> str | None:
+    """Why the outputs of a case cannot have its name; None if they can."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "the name is not UTF-8; rename it"
+    if "\\" in name:
+        return "the name has a backslash, which other systems take for a folder; rename it"
+    if "/" in name or "\0" in name or name.startswith("."):
+        return "the name is that of a folder or of a hidden file; rename it"
+    if size > LONGEST:
+        return f"a name of {size} bytes, which is too long for the names of outputs; shorten it to {LONGEST}"
+    return None
+
+
 def left_out(path: Path, reason: str, root: Path) -> LeftOut:
     """A file that is left out, by its name relative to the cohort's folder."""
     name = str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
@@ -219,14 +234,8 @@ def _unusable(path: Path) -> str | None:
         return f"a pointer of DVC to a file that is not here; {_FETCH}"
     if not (path.is_file() or path.is_dir()):
         return "neither a file nor a folder; remove it"
-    try:
-        size = len(case_name(path).encode())
-    except UnicodeEncodeError:
-        return "the name is not UTF-8; rename it"
-    if "\\" in path.name:
-        return "the name has a backslash, which other systems take for a folder; rename it"
-    if size > LONGEST:
-        return f"a name of {size} bytes, which is too long for the names of outputs; shorten it to {LONGEST}"
+    if problem := problem_of_name(case_name(path)):
+        return problem
     if path.is_file() and path.stat().st_size < _POINTER_BYTES and _start(path).startswith(_POINTERS):
         return f"a pointer to a file that is not here; {_FETCH}"
     return None
