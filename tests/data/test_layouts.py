@@ -230,12 +230,14 @@ def test_references_are_found_in_a_cohort_and_in_a_folder_of_label_maps(tmp_path
         assert (found.folder, found.labels, found.ignore) == (tmp_path / "labels", Labels.of({1: "ball"}), 2)
 
 
-def test_references_without_scans_are_found_without_their_names(tmp_path: Path, put) -> None:
+def test_references_without_scans_have_the_values_that_dataset_json_states(tmp_path: Path, put) -> None:
     put("labels/a.nii.gz")
-    _say(tmp_path, labels={"background": 0, "ball": 1})
+    _say(tmp_path, labels={"ball": 1, "background": 3})
     found = find_references(tmp_path)
-    assert (found.folder, found.labels) == (tmp_path / "labels", None)
-    assert found.problem
+    assert (found.folder, found.problem) == (tmp_path / "labels", None)
+    assert (found.labels, found.ignore, found.background) == (Labels((1,), ("ball",)), 0, 3)
+    (tmp_path / "dataset.json").write_text("{")
+    assert "not valid JSON" in str(find_references(tmp_path).problem)
 
 
 @pytest.mark.realdata

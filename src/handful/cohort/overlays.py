@@ -23,7 +23,12 @@ class OverlayResult:
 
 
 def write_overlays(
-    report: Report, scans: Cohort, out: Path, labels: Labels | None = None, ignore: int | None = None
+    report: Report,
+    scans: Cohort,
+    out: Path,
+    labels: Labels | None = None,
+    ignore: int | None = None,
+    background: int = 0,
 ) -> OverlayResult:
     """Write `out`/CASE.png for every case of the report that has a scan and did not fail.
 
@@ -43,8 +48,8 @@ def write_overlays(
             picture = out / f"{name}.png"
             inputs.require_not_among(picture)
             volume = case.read_image()
-            prediction = read_label_map(str(files.prediction), labels, grid=volume.geometry)
-            reference = read_label_map(files.reference, labels, ignore, grid=volume.geometry)
+            prediction = read_label_map(str(files.prediction), labels, None, background, grid=volume.geometry)
+            reference = read_label_map(files.reference, labels, ignore, background, grid=volume.geometry)
             write_overlay(picture, volume, prediction, reference, case=name)
             written.append(name)
         except Exception as error:  # any error concerns this picture only

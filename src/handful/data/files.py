@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
@@ -180,6 +181,8 @@ class References:
     """None if no dataset.json names them."""
     ignore: int | None = None
     """Value of unlabelled voxels."""
+    background: int = 0
+    """Value of voxels that are labelled as background."""
     problem: str | None = None
     """Why the label names are unknown although there is a dataset.json."""
     left_out: tuple[LeftOut, ...] = ()
@@ -189,7 +192,7 @@ class References:
 def find_references(folder: Path) -> References:
     """The label maps of a cohort or in a folder of label maps, with the label names from its dataset.json.
 
-    The scans need not be there. If dataset.json cannot be used, only the label names are missing; see `problem`.
+    The scans need not be there. If dataset.json cannot be used, the meaning of the values is missing; see `problem`.
     """
     checked_path(folder)
     inside = [folder / name for name in ("labels", "labelsTr") if (folder / name).is_dir()]
@@ -198,10 +201,12 @@ def find_references(folder: Path) -> References:
     if not (maps.parent / "dataset.json").is_file():
         return References(maps, left_out=left_out)
     try:
-        cohort = read_cohort(maps.parent)
+        stated = stated_values(maps.parent)
     except HandfulError as error:
         return References(maps, problem=str(error), left_out=left_out)
-    return References(maps, cohort.labels, cohort.cases[0].ignore, left_out=cohort.left_out)
+    with suppress(HandfulError):  # without scans there is no cohort
+        left_out = read_cohort(maps.parent).left_out
+    return References(maps, *stated, left_out=left_out)
 
 
 def _read_facts(folder: Path, channels: Sequence[str], default: Sequence[str]) -> _Facts:

@@ -200,12 +200,14 @@ def evaluate_folders(
     tolerance_mm: float = 1.0,
     labels: Labels | None = None,
     ignore: int | None = None,
+    background: int = 0,
 ) -> Report:
     """Score every label map in `references` against the one of the same stem in `predictions`.
 
     A prediction that is missing, unreadable or on another grid is listed as a failure, and the labels of its reference
     count as missed. An unreadable reference is listed as a failure and has no rows. Without `labels`, every value in
-    any reference is a label. `ignore` is the value of unlabelled voxels in the reference files.
+    any reference is a label. `ignore` is the value of unlabelled voxels in the reference files, `background` that of
+    voxels labelled as background in all files; in predictions, 0 is background, too.
     """
     truth, predicted = _by_name(references), _by_name(predictions)
     if not truth:
@@ -214,8 +216,8 @@ def evaluate_folders(
     pairs = [
         _Pair(
             case,
-            partial(_read_reference, path, predicted.get(case), labels, ignore),
-            partial(_read_prediction, case, predicted, predictions, path, labels),
+            partial(_read_reference, path, predicted.get(case), labels, ignore, background),
+            partial(_read_prediction, case, predicted, predictions, path, labels, background),
         )
         for case, path in truth.items()
     ]
@@ -321,18 +323,22 @@ def _reference(case: Case) -> LabelMap:
     return reference
 
 
-def _read_reference(path: Path, prediction: Path | None, labels: Labels, ignore: int | None) -> LabelMap:
+def _read_reference(
+    path: Path, prediction: Path | None, labels: Labels, ignore: int | None, background: int
+) -> LabelMap:
     try:
         grid = _common_grid(path, prediction)
     except HandfulError:  # then the prediction fails when it is read
         grid = None
-    return read_label_map(path, labels, ignore, grid=grid)
+    return read_label_map(path, labels, ignore, background, grid=grid)
 
 
-def _read_prediction(case: str, files: Mapping[str, Path], folder: Path, reference: Path, labels: Labels) -> LabelMap:
+def _read_prediction(
+    case: str, files: Mapping[str, Path], folder: Path, reference: Path, labels: Labels, background: int
+) -> LabelMap:
     if case not in files:
         raise InputError(f"no prediction of case {case!r} in {folder}; its labels count as missed")
-    return read_label_map(files[case], labels, grid=_common_grid(reference, files[case]))
+    return read_label_map(files[case], labels, None, background, grid=_common_grid(reference, files[case]))
 
 
 def _union(reference: Labels, prediction: Labels) -> Labels:
