@@ -144,6 +144,15 @@ def test_padding_becomes_the_lowest_value_of_the_others(tmp_path: Path):
     assert any("PixelPaddingValue" in note for note in read_notes(folder))
 
 
+def test_no_value_of_a_colour_is_padding(tmp_path: Path):
+    pixels = np.full((8, 10, 3), (0, 200, 100), np.uint8)
+    pixels[0, 0] = (50, 60, 70)
+    data = made.image(pixels, position=None, modality="US")
+    data.add_new("PixelPaddingValue", "US", 0)
+    array = read_volume(made.write(tmp_path / "picture", [data])).array
+    np.testing.assert_array_equal(array[..., 0], pixels.transpose(2, 1, 0))
+
+
 def test_compressed_negative_values_and_colours_are_right(tmp_path: Path):
     images = made.series(3, dtype=np.uint16)
     for data in images:
@@ -254,6 +263,10 @@ IRREGULAR = {
     "0.1 mm off": (moved(2, (0, 0, 0.1)), ["slice2 is 0.1 mm off", "0.03 mm are allowed", "--slice-tolerance"]),
     "0.1 mm sideways": (moved(2, (0.1, 0, 0)), ["slice2 is 0.1 mm off"]),
     "gantry tilt": (lambda images: shifted(images, (0, 3 * np.tan(np.deg2rad(15)), 0)), ["tilt", "15.00 degrees"]),
+    "mosaics": (
+        lambda images: [changed(0, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])(images)[0]],
+        ["mosaics of Siemens", "slice0", "dcm2niix"],
+    ),
     "scout": (with_scout, ["slice6 is a scout", "another orientation"]),
     "last three 30 mm away": (lambda images: shifted(images, (0, 0, 27), start=3), ["9 of 15 slices", "30 mm"]),
     "no position in one": (changed(4, ImagePositionPatient=None), ["no ImagePositionPatient in slice4"]),

@@ -46,6 +46,7 @@ def stack(path: Path, headers: Sequence[Header], tolerance: float | None = None)
     Raises UnsupportedInput or DamagedFile, with the files concerned, if the slices do not lie on one regular grid.
     """
     slices = [(header, frame) for header in headers for frame in header.frames]
+    _require_no_mosaic(path, headers)
     _require_one_patient(path, headers)
     _require_equal(path, slices)
     if len(slices) == 1 and slices[0][1].position is None:
@@ -62,6 +63,15 @@ def stack(path: Path, headers: Sequence[Header], tolerance: float | None = None)
     affine[:3, 3] = positions[0]
     shape = (slices[0][0].columns, slices[0][0].rows, len(slices))
     return Stack(tuple(slices), Geometry(shape, _LPS_TO_RAS @ affine), is_picture=False)
+
+
+def _require_no_mosaic(path: Path, headers: Sequence[Header]) -> None:
+    """Raise UnsupportedInput for pictures that hold many slices, whose places only Siemens' private elements state."""
+    if mosaics := [(header, header.frames[0]) for header in headers if header.is_mosaic]:
+        raise UnsupportedInput(
+            f"{path}: mosaics of Siemens, many slices side by side in one picture: {_names(mosaics)}; convert the series "
+            "with dcm2niix, and use its file"
+        )
 
 
 def _require_one_patient(path: Path, headers: Sequence[Header]) -> None:
