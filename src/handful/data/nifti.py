@@ -79,7 +79,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
 
 
 def header_of(geometry: Geometry, dtype: np.dtype[Any]) -> Any:
-    """The header of a new file of voxels of this type on a grid, with the fields that place them as in `write_nifti`."""
+    """The header of a new file of voxels on a grid; the fields that place them are those of `write_nifti`."""
     header = (nib.Nifti1Header if max(geometry.shape) < 2**15 else nib.Nifti2Header)()
     header.set_data_dtype(dtype)
     header.set_data_shape(geometry.shape)

@@ -69,8 +69,8 @@ def _require_no_mosaic(path: Path, headers: Sequence[Header]) -> None:
     """Raise UnsupportedInput for pictures that hold many slices, whose places only Siemens' private elements state."""
     if mosaics := [(header, header.frames[0]) for header in headers if header.is_mosaic]:
         raise UnsupportedInput(
-            f"{path}: mosaics of Siemens, many slices side by side in one picture: {_names(mosaics)}; convert the series "
-            "with dcm2niix, and use its file"
+            f"{path}: mosaics of Siemens, many slices side by side in one picture: {_names(mosaics)}; convert the "
+            "series with dcm2niix, and use its file"
         )
 
 
