@@ -362,6 +362,16 @@ def test_segments_become_the_labels_of_their_name_and_others_are_refused(tmp_pat
     assert read_label_map(out).labels.as_dict() == {1: "liver", 2: "my tumour", 3: "spleen"}
 
 
+def test_strokes_in_segments_are_scribbles_if_dataset_json_names_the_background(tmp_path: Path):
+    folder = made.write(tmp_path / "scan", made.series(5))
+    label_map = blobs(read_volume(folder).geometry, Labels((1, 2, 5), ("liver", "background", "spleen")))
+    write_segmentation(tmp_path / "a.dcm", label_map, folder)
+    labels = Labels((3, 4), ("spleen", "liver"))
+    found = read_label_map(tmp_path / "a.dcm", labels, 0, 9, grid=label_map.geometry).array
+    meaning = {0: IGNORE, 1: 4, 2: 0, 5: 3}
+    np.testing.assert_array_equal(found, np.vectorize(meaning.get)(label_map.array))
+
+
 def test_a_cohort_has_segmentations_as_labels(tmp_path: Path):
     for case in ("a", "b"):
         folder = made.write(tmp_path / "cohort" / "images" / case, made.series(5, series=f"1.2.{ord(case)}"))

@@ -344,6 +344,24 @@ def test_segments_are_labels_by_name(tmp_path: Path):
         read_label_map(tmp_path / "a.seg.nrrd", Labels((1, 2), ("liver", "spleen")))
 
 
+def test_strokes_in_segments_are_scribbles_if_dataset_json_names_the_background(tmp_path: Path):
+    labels = Labels((1,), ("liver",))
+    file = segmentation(tmp_path / "a.seg.nrrd", {1: "liver", 2: "background"})
+    by_slice = [np.unique(part).tolist() for part in read_label_map(file, labels, 0, 3).array.transpose(2, 0, 1)]
+    assert by_slice == [[IGNORE], [IGNORE, 1], [IGNORE, 0]]
+    with pytest.raises(LabelError, match="segment 2 is 'background', which is no label"):
+        read_label_map(file, labels)
+    alone = segmentation(tmp_path / "b.seg.nrrd", {1: "background", 2: "background"})
+    assert np.unique(read_label_map(alone, labels, 0, 3).array).tolist() == [IGNORE, 0]
+
+
+def test_segments_without_a_voxel_are_labels(tmp_path: Path):
+    file = segmentation(tmp_path / "a.seg.nrrd", {1: "liver", 2: "spleen"})
+    header = file.read_bytes().partition(b"\n\n")[0]
+    file.write_bytes(header + b"\n\n" + gzip.compress(bytes(60)))
+    assert read_label_map(file).labels.names == ("liver", "spleen")
+
+
 def test_overlapping_segments_are_refused_with_the_way_out(tmp_path: Path):
     file = segmentation(tmp_path / "a.seg.nrrd", {1: "liver", 2: "lesion"}, {2: 1})
     with pytest.raises(UnsupportedInput, match=r"overlapping segments of 3D Slicer in 2 layers.*export .* label map"):
