@@ -268,6 +268,12 @@ def test_bmp_whose_size_contradicts_its_pixels_is_refused(tmp_path: Path) -> Non
             read_volume(tmp_path / "b.bmp")
 
 
+def test_tiff_of_single_bits_takes_no_more_memory_than_allowed(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64), bool))
+    with pytest.raises(DamagedFile, match=r"a\.tif: 4,096 bytes, but 1,000 are allowed"):
+        read_volume(tmp_path / "a.tif", max_bytes=1000)
+
+
 def grey_bmp(path: Path, numbers: np.ndarray, bits: int, palette: list[int], compression: int = 0) -> None:
     """A BMP whose pixels are numbers of grey colours, upper row first."""
     digits = (numbers[:, :, None] >> np.arange(bits - 1, -1, -1) & 1).reshape(len(numbers), -1).astype(np.uint8)

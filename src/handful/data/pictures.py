@@ -181,8 +181,8 @@ def _decoded(path: Path, content: bytes, max_bytes: int) -> _Picture:
 
 def _decoded_tiff(content: bytes, path: Path, max_bytes: int) -> _Picture:
     header = read_tiff_header(BytesIO(content), path)
-    if header.nbytes > max_bytes:
-        raise DamagedFile(f"{path}: {header.nbytes:,} bytes, but {max_bytes:,} are allowed; cut it into tiles")
+    if header.memory > max_bytes:
+        raise DamagedFile(f"{path}: {header.memory:,} bytes, but {max_bytes:,} are allowed; cut it into tiles")
     palette = None
     if header.photometric == PALETTE:
         wide = np.array(header.colormap, np.uint16).reshape(3, -1).T

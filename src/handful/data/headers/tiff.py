@@ -78,8 +78,13 @@ class TiffHeader:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the decoded picture."""
+        """Bytes of the decompressed picture; its pixels may share bytes."""
         return self.height * -(-self.width * self.samples * self.bits // 8)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the pixels in memory, where each sample has bytes of its own."""
+        return self.height * self.width * self.samples * -(-self.bits // 8)
 
     @property
     def greatest_ratio(self) -> int:
