@@ -203,6 +203,13 @@ def test_voxels_that_a_header_names_belong_to_it(own: Path):
     assert left_out(read_cohort(own)).keys() == {"images/e.raw"}
 
 
+def test_dicom_pictures_are_cases_by_their_whole_names(tmp_path: Path):
+    names = ["1.2.840.1.1", "1.2.840.1.2", "CR.0001", "CR.0002"]
+    pictures = [dicom_series.image(dicom_series.voxels(1)[0], position=None, series=f"1.9.{n}") for n in range(4)]
+    dicom_series.write(tmp_path / "images", pictures, names)
+    assert [case.name for case in read_cohort(tmp_path).cases] == names
+
+
 def test_dicom_is_listed_where_it_is_not_read(own: Path, volume: Volume):
     dicom_series.write(own / "labels" / "c", dicom_series.series(2))
     assert "labels are read from a DICOM-SEG file" in left_out(read_cohort(own))["labels/c"]

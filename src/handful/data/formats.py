@@ -185,11 +185,16 @@ def write_volume(path: str | Path, volume: Volume) -> None:
 
 
 def stem(path: str | Path) -> str:
-    """The file name without its suffix, which may be a double one: 'a' for 'a.nii.gz' and 'a.seg.nrrd'."""
+    """The file name without its suffix, which may be a double one: 'a' for 'a.nii.gz' and 'a.seg.nrrd'.
+
+    Digits are no suffix: names of DICOM files are often UIDs, or end in a number ('IM.0001').
+    """
     name = Path(path).name
     if name.lower().endswith(SEGMENTATION):
         return name[: -len(SEGMENTATION)]
-    return name[: -len(suffix)] if (suffix := _suffix(name)) else Path(path).stem
+    if suffix := _suffix(name):
+        return name[: -len(suffix)]
+    return name if Path(name).suffix[1:].isdigit() else Path(name).stem
 
 
 def is_scan(path: Path) -> bool:
