@@ -102,9 +102,10 @@ def test_listed_label_maps_of_one_name_in_several_folders_belong_to_their_cases(
     put("p1/scan.nii.gz", "p2/scan.nii.gz", "p1_labels/seg.nii.gz", "p2_labels/seg.nii.gz")
     listed = {name: {"images": [f"{name}/scan.nii.gz"], "label": f"{name}_labels/seg.nii.gz"} for name in ("p1", "p2")}
     _say(tmp_path, channel_names={"0": "MR"}, labels={"background": 0, "ball": 1, "egg": 3}, dataset=listed)
-    assert [case.reference for case in read_cohort(tmp_path).cases] == [
-        tmp_path / f"{name}_labels" / "seg.nii.gz" for name in ("p1", "p2")
-    ]
+    files = {name: tmp_path / f"{name}_labels" / "seg.nii.gz" for name in ("p1", "p2")}
+    assert {case.name: case.reference for case in read_cohort(tmp_path).cases} == files
+    references = find_references(tmp_path)
+    assert (references.files, references.labels) == (files, Labels((1, 3), ("ball", "egg")))
     (tmp_path / "p1_labels" / "seg_slices.json").write_text('{"axis": 2, "labelled": [1]}')
     cohort = read_cohort(tmp_path)
     assert [case.reference is None for case in cohort.cases] == [True, False]

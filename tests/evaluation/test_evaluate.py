@@ -219,6 +219,13 @@ def test_folders_are_matched_by_stem(folders, label_map):
     assert report.files["ann"].prediction.endswith("ann.nii.gz")
 
 
+def test_references_may_have_other_names_than_the_predictions(folders):
+    predictions, references = folders
+    report = evaluate_folders(predictions, {"ann": references / "eve.nii.gz", "eve": references / "eve.nii.gz"})
+    assert (report.failures, {row.case for row in report.rows}) == ((), {"ann", "eve"})
+    assert report.files["ann"].reference.endswith("eve.nii.gz")
+
+
 def test_a_stated_background_is_no_label_in_references_and_predictions(folders):
     predictions, references = folders
     stated = Labels((1,), ("liver",)), 0, 2

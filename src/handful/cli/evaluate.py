@@ -64,7 +64,8 @@ def evaluate(
     if overlays and not images:
         raise typer.BadParameter("--overlays needs the scans: add -i IMAGES")
     truth = _references(references, [path for path in (out, csv, summary) if path])
-    report = evaluate_folders(predictions, truth.folder, tolerance, truth.labels, truth.ignore, truth.background)
+    maps = truth.files or truth.folder
+    report = evaluate_folders(predictions, maps, tolerance, truth.labels, truth.ignore, truth.background)
     fitted_on = [] if with_support else sorted(support_among(predictions))
     if fitted_on:
         print_note(f"excluded, because the model was fitted on them: {', '.join(fitted_on)}")

@@ -9,7 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -187,6 +187,8 @@ class References:
     """Why the label names are unknown although there is a dataset.json."""
     left_out: tuple[LeftOut, ...] = ()
     """Files of the cohort, or of the folder of label maps, that are not read."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """The label maps by the name of their case, if dataset.json lists them; they may be in other folders."""
 
 
 def find_references(folder: Path) -> References:
@@ -197,16 +199,31 @@ def find_references(folder: Path) -> References:
     checked_path(folder)
     inside = [folder / name for name in ("labels", "labelsTr") if (folder / name).is_dir()]
     maps = inside[0] if inside else folder
+    listed = _lists_cases(folder / "dataset.json")
+    root = folder if inside or listed else folder.parent
     left_out = tuple(list_label_maps(maps, folder).left_out)
-    if not (maps.parent / "dataset.json").is_file():
+    if not (root / "dataset.json").is_file():
         return References(maps, left_out=left_out)
     try:
-        stated = stated_values(maps.parent)
+        stated = stated_values(root)
     except HandfulError as error:
         return References(maps, problem=str(error), left_out=left_out)
+    files: dict[str, Path] = {}
     with suppress(HandfulError):  # without scans there is no cohort
-        left_out = read_cohort(maps.parent).left_out
-    return References(maps, *stated, left_out=left_out)
+        cohort = read_cohort(root)
+        left_out = cohort.left_out
+        if listed:
+            files = {case.name: case.reference for case in cohort.cases if isinstance(case.reference, Path)}
+    return References(maps, *stated, left_out=left_out, files=files)
+
+
+def _lists_cases(file: Path) -> bool:
+    """Whether a dataset.json lists the files of each case."""
+    try:
+        content = _content(file)
+    except HandfulError:
+        return False
+    return isinstance(content.get("training"), list) or isinstance(content.get("dataset"), dict)
 
 
 def _read_facts(folder: Path, channels: Sequence[str], default: Sequence[str]) -> _Facts:
