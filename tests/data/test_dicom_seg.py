@@ -348,6 +348,18 @@ def test_other_objects_and_damaged_files_are_refused(values: Any, error: type[Ex
     assert made.IDENTITY not in str(caught.value)
 
 
+def test_frames_that_are_far_apart_take_no_more_memory_than_allowed(tmp_path: Path):
+    folder, out = made.write(tmp_path / "scan", made.series(5)), tmp_path / "seg.dcm"
+    written(folder, out)
+    data = dcmread(out)
+    data.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0].ImagePositionPatient = [-12.5, 7.25, 60_040]
+    data.save_as(out)
+    with pytest.raises(
+        DamagedFile, match=r"its frames span \(10, 8, (19999|20000)\) voxels, .* but 1,000,000 are allowed"
+    ):
+        read_label_map(out, max_bytes=1_000_000)
+
+
 def test_segments_become_the_labels_of_their_name_and_others_are_refused(tmp_path: Path):
     folder, out = made.write(tmp_path / "scan", made.series(5)), tmp_path / "seg.dcm"
     truth = written(folder, out)
