@@ -133,6 +133,13 @@ def test_labels_are_left_out_while_their_list_of_slices_has_a_wrong_name(own: Pa
     assert find_references(own).left_out == (one,)
 
 
+def test_a_list_of_slices_without_label_map_is_not_that_of_a_case_with_a_shorter_name(own: Path):
+    (own / "labels" / "a1.slices.json").write_text('{"axis": 2, "labelled": [1]}')
+    cohort = read_cohort(own)
+    assert "without a label map of its name" in left_out(cohort)["labels/a1.slices.json"]
+    assert [case.reference is None for case in cohort.cases] == [False, False]
+
+
 @pytest.mark.parametrize("place", ["images", "."])
 def test_a_list_of_slices_in_another_folder_is_listed(own: Path, place: str):
     (own / place / "a.slices.json").write_text('{"axis": 2, "labelled": [1]}')

@@ -285,6 +285,11 @@ def _start(path: Path, size: int = 64) -> bytes:
 
 
 def _meant(sidecar: str, scans: dict[str, Path]) -> str | None:
-    """The case whose name a side-car file starts with, the longest one; None if there is none."""
+    """The case whose name a side-car file starts with, the longest one; None if there is none.
+
+    The name must end there: a list of case10 is not that of case1.
+    """
     lower = unicodedata.normalize("NFC", sidecar).lower()
-    return max((name for name in scans if lower.startswith(name.lower())), key=len, default=None)
+    rest = {name: lower.removeprefix(name.lower()) for name in scans if lower.startswith(name.lower())}
+    own = [name for name, more in rest.items() if more.startswith("slice") or not more[:1].isalnum()]
+    return max(own, key=len, default=None)
