@@ -252,6 +252,13 @@ def every_twice(images: list[Any]) -> list[Any]:
     return [*images, *made.series()]
 
 
+def one_file_of_two_echoes(images: list[Any]) -> list[Any]:
+    data = made.enhanced([1.0] * 4)
+    for index, frame in enumerate(data.PerFrameFunctionalGroupsSequence):
+        frame.PlanePositionSequence[0].ImagePositionPatient = [0.0, 0.0, 3.0 * (index % 2)]
+    return [data]
+
+
 NAMES = [f"slice{index}" for index in range(12)]
 IRREGULAR = {
     "missing slice": (
@@ -259,6 +266,7 @@ IRREGULAR = {
         ["1 of 6 slices are missing", "between slice1 and slice2 the gap is 6 mm", "slice 2 "],
     ),
     "double position": (lambda images: [*images, made.series()[2]], ["double positions (1)", "slice2", "slice6"]),
+    "every position twice in one file": (one_file_of_two_echoes, ["2 images at each of 2 positions", "split the file"]),
     "every position twice": (every_twice, ["2 images at each of 6 positions"]),
     "0.1 mm off": (moved(2, (0, 0, 0.1)), ["slice2 is 0.1 mm off", "0.03 mm are allowed", "--slice-tolerance"]),
     "0.1 mm sideways": (moved(2, (0.1, 0, 0)), ["slice2 is 0.1 mm off"]),

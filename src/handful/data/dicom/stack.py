@@ -192,15 +192,18 @@ def _require_no_doubles(path: Path, slices: Sequence[Slice], gaps: NDArray[Any])
         return
     pairs = np.flatnonzero(same)
     groups = len(slices) - len(pairs)
+    in_one_file = len({id(header) for header, _ in slices}) == 1
+    split = "split the file, for example with dcm2niix, and use one of its parts"
     if len(slices) % groups == 0 and len(slices) // groups > 1 and len(pairs) > 1:
+        remedy = split if in_one_file else "put the files of one of them into a folder of their own"
         raise UnsupportedInput(
             f"{path}: {len(slices) // groups} images at each of {groups} positions (time points, echoes, b-values or "
-            "a copy of each file); put the files of one of them into a folder of their own"
+            f"a copy of each file); {remedy}"
         )
     first = pairs[0]
     raise UnsupportedInput(
         f"{path}: double positions ({len(pairs)}), for example that of {slices[first][1].name} and "
-        f"{slices[first + 1][1].name}; remove one file of each pair"
+        f"{slices[first + 1][1].name}; {split if in_one_file else 'remove one file of each pair'}"
     )
 
 
