@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dicom_series
 from handful.data.checks import check_case
 from handful.data.files import find_references, read_cohort, write_label_map, write_volume
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
@@ -120,6 +121,14 @@ def test_a_list_of_slices_next_to_a_listed_image_is_left_out_with_the_label_map(
     cohort = read_cohort(tmp_path)
     assert cohort.cases[0].reference is None
     assert "move it to labelsTr/a.slices.json" in cohort.left_out[0].reason
+
+
+def test_listed_folders_of_dicom_are_cases_by_their_whole_names(tmp_path: Path) -> None:
+    names = ["patient.A", "patient.B"]
+    for number, name in enumerate(names):
+        dicom_series.write(tmp_path / "scans" / name, dicom_series.series(2, series=f"1.2.{number}"))
+    _say(tmp_path, training=[{"image": f"scans/{name}"} for name in names])
+    assert [case.name for case in read_cohort(tmp_path).cases] == names
 
 
 @pytest.mark.parametrize("name", ["../../a", "a/b", ".a", "a\\b", "x" * 250])

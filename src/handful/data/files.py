@@ -416,8 +416,7 @@ def _with_dicom(images: Listing, stated: StatedChannels) -> dict[str, Image]:
 
 
 def _add_dicom(images: dict[str, Image], path: Path) -> None:
-    name = unicodedata.normalize("NFC", path.name) if path.is_dir() else case_name(path)
-    if (other := images.setdefault(name, path)) != path:
+    if (other := images.setdefault(case_name(path), path)) != path:
         raise InputError(f"two images for one case: {other} and {path}; remove one of them")
 
 

@@ -77,8 +77,12 @@ class Listing:
 
 
 def case_name(path: str | Path) -> str:
-    """The name of the case that a file belongs to: its stem, with letters composed (Unicode NFC) as on most systems."""
-    return unicodedata.normalize("NFC", stem(path))
+    """The name of the case that a file belongs to: its stem, with letters composed (Unicode NFC) as on most systems.
+
+    A folder has no suffix.
+    """
+    path = Path(path)
+    return unicodedata.normalize("NFC", path.name if path.is_dir() else stem(path))
 
 
 def problem_of_name(name: str) -> str | None:
