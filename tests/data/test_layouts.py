@@ -113,6 +113,21 @@ def test_listed_label_maps_of_one_name_in_several_folders_belong_to_their_cases(
     assert "move it to p1_labels/seg.slices.json" in cohort.left_out[0].reason
 
 
+def test_a_folder_of_listed_label_maps_next_to_the_images_is_not_left_out(tmp_path: Path, put) -> None:
+    put("a.nii.gz", "labels/a.nii.gz", "other/b.nii.gz")
+    _say(tmp_path, labels={"1": "ball", "3": "egg"}, training=[{"image": "a.nii.gz", "label": "labels/a.nii.gz"}])
+    assert [one.file for one in read_cohort(tmp_path).left_out] == ["other"]
+
+
+def test_a_listed_label_map_may_differ_from_its_image_in_the_suffix_alone(tmp_path: Path, put) -> None:
+    put("labels/a.mha", "labels/a.nii.gz")
+    _say(tmp_path, labels={"1": "ball", "3": "egg"}, training=[{"image": "labels/a.mha", "label": "labels/a.nii.gz"}])
+    cohort = read_cohort(tmp_path)
+    files = {"a": tmp_path / "labels" / "a.nii.gz"}
+    assert {case.name: case.reference for case in cohort.cases} == find_references(tmp_path).files == files
+    assert cohort.left_out == ()
+
+
 def test_a_list_of_slices_next_to_a_listed_image_is_left_out_with_the_label_map(tmp_path: Path, put) -> None:
     put("imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
     training = [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]

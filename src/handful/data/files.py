@@ -201,20 +201,20 @@ def find_references(folder: Path) -> References:
     maps = inside[0] if inside else folder
     listed = _lists_cases(folder / "dataset.json")
     root = folder if inside or listed else folder.parent
-    left_out = tuple(list_label_maps(maps, folder).left_out)
-    if not (root / "dataset.json").is_file():
-        return References(maps, left_out=left_out)
+    stated: tuple[Labels | None, int | None, int] = (None, None, 0)
+    problem: str | None = None
+    cohort: Cohort | None = None
     try:
         stated = stated_values(root)
     except HandfulError as error:
-        return References(maps, problem=str(error), left_out=left_out)
-    files: dict[str, Path] = {}
-    with suppress(HandfulError):  # without scans there is no cohort
-        cohort = read_cohort(root)
-        left_out = cohort.left_out
-        if listed:
-            files = {case.name: case.reference for case in cohort.cases if isinstance(case.reference, Path)}
-    return References(maps, *stated, left_out=left_out, files=files)
+        problem = str(error)
+    if problem is None and (root / "dataset.json").is_file():
+        with suppress(HandfulError):  # without scans there is no cohort
+            cohort = read_cohort(root)
+    left_out = tuple(list_label_maps(maps, folder).left_out) if cohort is None else cohort.left_out
+    cases = cohort.cases if cohort is not None and listed else ()
+    files = {case.name: case.reference for case in cases if isinstance(case.reference, Path)}
+    return References(maps, *stated, problem, left_out, files)
 
 
 def _lists_cases(file: Path) -> bool:
@@ -450,12 +450,13 @@ def _listed_layout(folder: Path, facts: _Facts, entries: list[Any], key: str) ->
     used = {path for _, image, label in pairs for path in (*_files_of(image), label) if path is not None}
     labels = {label for _, _, label in pairs if label is not None}
     right = {label.with_name(f"{stem(label)}{SIDECAR}") for label in labels}
+    folders = {str(parent) for path in used for parent in path.relative_to(folder).parents}
     for place in sorted({path.parent for path in used}):
-        listing = list_folder(place, folder)
+        listing = list_folder(place, folder, by_case=False)
         for path in (*listing.scans.values(), *listing.dicom):
             if path not in used:
                 listing.leave_out(path, f'not in "{key}" of dataset.json; add it, or remove the file')
-        layout.left_out += listing.left_out
+        layout.left_out += [one for one in listing.left_out if one.file not in folders]
         here = {label for label in labels if label.parent == place}
         meant = Listing(folder, folder, {case_name(label): label for label in sorted(here or labels)})
         known = set(meant.scans.values())

@@ -64,12 +64,13 @@ class Listing:
     root: Path
     """Folder of the cohort; names of files that are left out are relative to it."""
     scans: dict[str, Path] = field(default_factory=dict)
-    """Files of a known format, by the name of their case."""
+    """Files of a known format, by the name of their case (without `by_case`, by that of the file)."""
     dicom: list[Path] = field(default_factory=list)
     """DICOM files, archives, and folders of DICOM files."""
     sidecars: list[Path] = field(default_factory=list)
     """Files that name labelled slices, rightly named or not."""
     left_out: list[LeftOut] = field(default_factory=list)
+    by_case: bool = True
 
     def leave_out(self, path: Path, reason: str) -> None:
         """Add a file to those that are left out."""
@@ -106,9 +107,13 @@ def left_out(path: Path, reason: str, root: Path) -> LeftOut:
     return LeftOut(os.fsencode(name).decode("utf-8", "backslashreplace"), reason)
 
 
-def list_folder(folder: Path, root: Path) -> Listing:
-    """The files directly in a folder. Raises InputError if two files belong to one case."""
-    listing = Listing(folder, root)
+def list_folder(folder: Path, root: Path, by_case: bool = True) -> Listing:
+    """The files directly in a folder. Raises InputError if two files belong to one case.
+
+    Without `by_case`, scans go by the names of their files: where a list says which files are a case, an image and its
+    label map may differ in their suffix alone.
+    """
+    listing = Listing(folder, root, by_case=by_case)
     if not folder.is_dir():
         return listing
     unknown: list[Path] = []
@@ -212,7 +217,8 @@ def _classify(path: Path, listing: Listing, unknown: list[Path]) -> None:
     elif problem := _unusable(path):
         listing.leave_out(path, problem)
     elif is_scan(path):
-        if (other := listing.scans.setdefault(case_name(path), path)) != path:
+        name = case_name(path) if listing.by_case else path.name
+        if (other := listing.scans.setdefault(name, path)) != path:
             raise InputError(f"two files for one case: {other} and {path}; remove one of them")
     elif is_dicom_case(path):
         listing.dicom.append(path)

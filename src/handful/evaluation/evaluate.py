@@ -211,7 +211,8 @@ def evaluate_folders(
     any reference is a label. `ignore` is the value of unlabelled voxels in the reference files, `background` that of
     voxels labelled as background in all files; in predictions, 0 is background, too.
     """
-    truth, predicted = references if isinstance(references, Mapping) else _by_name(references), _by_name(predictions)
+    truth = references if isinstance(references, Mapping) else _by_name(references)
+    predicted = _by_name(predictions)
     if not truth:
         raise InputError(f"{references} contains no label map; references are files ending in {', '.join(SUFFIXES)}")
     labels = labels or _labels_in(truth.values(), ignore)
