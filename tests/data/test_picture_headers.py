@@ -268,6 +268,14 @@ def test_bmp_whose_size_contradicts_its_pixels_is_refused(tmp_path: Path) -> Non
             read_volume(tmp_path / "b.bmp")
 
 
+def test_picture_with_a_thumbnail_is_no_stack(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(GREY)
+        file.write(GREY[::4, ::4])
+    with pytest.raises(UnsupportedInput, match=r"a\.tif: 2 pictures of different sizes, such as a thumbnail"):
+        read_volume(tmp_path / "a.tif")
+
+
 def test_tiff_of_single_bits_takes_no_more_memory_than_allowed(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64), bool))
     with pytest.raises(DamagedFile, match=r"a\.tif: 4,096 bytes, but 1,000 are allowed"):
