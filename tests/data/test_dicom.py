@@ -259,6 +259,15 @@ def one_file_of_two_echoes(images: list[Any]) -> list[Any]:
     return [data]
 
 
+def every_twice_a_little_apart(images: list[Any]) -> list[Any]:
+    others = made.series()
+    for data in others:
+        data.ImagePositionPatient = [
+            float(part) + off for part, off in zip(data.ImagePositionPatient, (0, 0, 0.02), strict=True)
+        ]
+    return [*images, *others]
+
+
 NAMES = [f"slice{index}" for index in range(12)]
 IRREGULAR = {
     "missing slice": (
@@ -267,6 +276,7 @@ IRREGULAR = {
     ),
     "double position": (lambda images: [*images, made.series()[2]], ["double positions (1)", "slice2", "slice6"]),
     "every position twice in one file": (one_file_of_two_echoes, ["2 images at each of 2 positions", "split the file"]),
+    "every position twice, a little apart": (every_twice_a_little_apart, ["2 images at each of 6 positions"]),
     "every position twice": (every_twice, ["2 images at each of 6 positions"]),
     "0.1 mm off": (moved(2, (0, 0, 0.1)), ["slice2 is 0.1 mm off", "0.03 mm are allowed", "--slice-tolerance"]),
     "0.1 mm sideways": (moved(2, (0.1, 0, 0)), ["slice2 is 0.1 mm off"]),

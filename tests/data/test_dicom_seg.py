@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -410,11 +411,15 @@ def test_labels_in_a_segmentation_are_checked(tmp_path: Path):
     assert ["frame of reference" in one.message for one in check_case(case) if one.severity == "error"] == [True]
 
 
-def test_a_segmentation_chooses_the_series_that_it_refers_to(tmp_path: Path):
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_segmentation_chooses_the_series_that_it_refers_to(archive: bool, tmp_path: Path):
     folder = made.write(tmp_path / "images" / "a", made.series(5, series="1.2.77", number=2))
     made.write(folder / "thin", made.series(9, gap=1.5, series="1.2.78", number=3))
     (tmp_path / "labels").mkdir()
     truth = written(folder, tmp_path / "labels" / "a.dcm", series="2")
+    if archive:
+        made.zipped(folder)
+        shutil.rmtree(folder)
     (case,) = read_cohort(tmp_path).cases
     assert case.read_geometry().shape == truth.geometry.shape
     reference = case.read_reference()

@@ -580,8 +580,8 @@ def _choices(facts: _Facts, pairs: list[_Pair], chosen: SeriesChoice) -> dict[st
 
 
 def _labelled_series(image: Path, label: Path | None) -> str | None:
-    """The series of a DICOM folder that the label map refers to, if it is a DICOM segmentation."""
-    if label is None or is_scan(label) or not image.is_dir():
+    """The series of a DICOM folder or archive that the label map refers to, if it is a DICOM segmentation."""
+    if label is None or is_scan(label):
         return None
     uid = referenced_series(label)
     return uid if uid and dicom_has_series(image, uid) else None

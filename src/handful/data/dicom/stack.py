@@ -23,6 +23,8 @@ _SAME = 1e-3
 """Tolerance of direction cosines, and of pixel spacings relative to their size."""
 _WHOLE_GAP = 0.2
 """A gap this near to a whole number of slice spacings means missing slices; all others are uneven."""
+_BETWEEN = 10
+"""Times the usual gap beyond which a gap may be the one between positions of several images each."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _RESCALED = {True: "slope and intercept", False: "none"}
@@ -187,7 +189,7 @@ def _step(
 
 
 def _require_no_doubles(path: Path, slices: Sequence[Slice], gaps: NDArray[Any]) -> None:
-    same = gaps < RELATIVE_TOLERANCE * max(float(np.median(gaps)), 0.1)
+    same = _at_one_position(gaps)
     if not same.any():
         return
     pairs = np.flatnonzero(same)
@@ -205,6 +207,18 @@ def _require_no_doubles(path: Path, slices: Sequence[Slice], gaps: NDArray[Any])
         f"{path}: double positions ({len(pairs)}), for example that of {slices[first][1].name} and "
         f"{slices[first + 1][1].name}; {split if in_one_file else 'remove one file of each pair'}"
     )
+
+
+def _at_one_position(gaps: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which gaps are between images at one position; echoes and time points may be some micrometres apart."""
+    usual = float(np.median(gaps))
+    apart = gaps > _BETWEEN * usual
+    groups = np.split(np.concatenate([[0.0], np.cumsum(gaps)]), np.flatnonzero(apart) + 1)
+    if apart.any() and len(set(map(len, groups))) == 1:
+        widest = max(float(np.ptp(group)) for group in groups)
+        if widest < gaps[apart].min() / 20:
+            return np.asarray(~apart)
+    return np.asarray(gaps < RELATIVE_TOLERANCE * max(usual, 0.1))
 
 
 def _require_all_there(path: Path, slices: Sequence[Slice], heights: NDArray[Any], usual: float) -> None:
