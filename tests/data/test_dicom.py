@@ -144,6 +144,15 @@ def test_padding_becomes_the_lowest_value_of_the_others(tmp_path: Path):
     assert any("PixelPaddingValue" in note for note in read_notes(folder))
 
 
+def test_no_value_of_a_colour_is_padding(tmp_path: Path):
+    pixels = np.full((8, 10, 3), (0, 200, 100), np.uint8)
+    pixels[0, 0] = (50, 60, 70)
+    data = made.image(pixels, position=None, modality="US")
+    data.add_new("PixelPaddingValue", "US", 0)
+    array = read_volume(made.write(tmp_path / "picture", [data])).array
+    np.testing.assert_array_equal(array[..., 0], pixels.transpose(2, 1, 0))
+
+
 def test_compressed_negative_values_and_colours_are_right(tmp_path: Path):
     images = made.series(3, dtype=np.uint16)
     for data in images:
@@ -243,6 +252,22 @@ def every_twice(images: list[Any]) -> list[Any]:
     return [*images, *made.series()]
 
 
+def one_file_of_two_echoes(images: list[Any]) -> list[Any]:
+    data = made.enhanced([1.0] * 4)
+    for index, frame in enumerate(data.PerFrameFunctionalGroupsSequence):
+        frame.PlanePositionSequence[0].ImagePositionPatient = [0.0, 0.0, 3.0 * (index % 2)]
+    return [data]
+
+
+def every_twice_a_little_apart(images: list[Any]) -> list[Any]:
+    others = made.series()
+    for data in others:
+        data.ImagePositionPatient = [
+            float(part) + off for part, off in zip(data.ImagePositionPatient, (0, 0, 0.02), strict=True)
+        ]
+    return [*images, *others]
+
+
 NAMES = [f"slice{index}" for index in range(12)]
 IRREGULAR = {
     "missing slice": (
@@ -250,10 +275,16 @@ IRREGULAR = {
         ["1 of 6 slices are missing", "between slice1 and slice2 the gap is 6 mm", "slice 2 "],
     ),
     "double position": (lambda images: [*images, made.series()[2]], ["double positions (1)", "slice2", "slice6"]),
+    "every position twice in one file": (one_file_of_two_echoes, ["2 images at each of 2 positions", "split the file"]),
+    "every position twice, a little apart": (every_twice_a_little_apart, ["2 images at each of 6 positions"]),
     "every position twice": (every_twice, ["2 images at each of 6 positions"]),
     "0.1 mm off": (moved(2, (0, 0, 0.1)), ["slice2 is 0.1 mm off", "0.03 mm are allowed", "--slice-tolerance"]),
     "0.1 mm sideways": (moved(2, (0.1, 0, 0)), ["slice2 is 0.1 mm off"]),
     "gantry tilt": (lambda images: shifted(images, (0, 3 * np.tan(np.deg2rad(15)), 0)), ["tilt", "15.00 degrees"]),
+    "mosaics": (
+        lambda images: [changed(0, ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])(images)[0]],
+        ["mosaics of Siemens", "slice0", "dcm2niix"],
+    ),
     "scout": (with_scout, ["slice6 is a scout", "another orientation"]),
     "last three 30 mm away": (lambda images: shifted(images, (0, 0, 27), start=3), ["9 of 15 slices", "30 mm"]),
     "no position in one": (changed(4, ImagePositionPatient=None), ["no ImagePositionPatient in slice4"]),

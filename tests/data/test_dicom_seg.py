@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -348,6 +349,18 @@ def test_other_objects_and_damaged_files_are_refused(values: Any, error: type[Ex
     assert made.IDENTITY not in str(caught.value)
 
 
+def test_frames_that_are_far_apart_take_no_more_memory_than_allowed(tmp_path: Path):
+    folder, out = made.write(tmp_path / "scan", made.series(5)), tmp_path / "seg.dcm"
+    written(folder, out)
+    data = dcmread(out)
+    data.PerFrameFunctionalGroupsSequence[-1].PlanePositionSequence[0].ImagePositionPatient = [-12.5, 7.25, 60_040]
+    data.save_as(out)
+    with pytest.raises(
+        DamagedFile, match=r"its frames span \(10, 8, (19999|20000)\) voxels, .* but 1,000,000 are allowed"
+    ):
+        read_label_map(out, max_bytes=1_000_000)
+
+
 def test_segments_become_the_labels_of_their_name_and_others_are_refused(tmp_path: Path):
     folder, out = made.write(tmp_path / "scan", made.series(5)), tmp_path / "seg.dcm"
     truth = written(folder, out)
@@ -360,6 +373,16 @@ def test_segments_become_the_labels_of_their_name_and_others_are_refused(tmp_pat
     numbered = read_label_map(out, Labels((1, 2, 3), ("label 1", "label 2", "label 3")), grid=truth.geometry)
     assert set(np.unique(numbered.array)) == {0, 1, 2, 3}
     assert read_label_map(out).labels.as_dict() == {1: "liver", 2: "my tumour", 3: "spleen"}
+
+
+def test_strokes_in_segments_are_scribbles_if_dataset_json_names_the_background(tmp_path: Path):
+    folder = made.write(tmp_path / "scan", made.series(5))
+    label_map = blobs(read_volume(folder).geometry, Labels((1, 2, 5), ("liver", "background", "spleen")))
+    write_segmentation(tmp_path / "a.dcm", label_map, folder)
+    labels = Labels((3, 4), ("spleen", "liver"))
+    found = read_label_map(tmp_path / "a.dcm", labels, 0, 9, grid=label_map.geometry).array
+    meaning = {0: IGNORE, 1: 4, 2: 0, 5: 3}
+    np.testing.assert_array_equal(found, np.vectorize(meaning.get)(label_map.array))
 
 
 def test_a_cohort_has_segmentations_as_labels(tmp_path: Path):
@@ -388,11 +411,15 @@ def test_labels_in_a_segmentation_are_checked(tmp_path: Path):
     assert ["frame of reference" in one.message for one in check_case(case) if one.severity == "error"] == [True]
 
 
-def test_a_segmentation_chooses_the_series_that_it_refers_to(tmp_path: Path):
+@pytest.mark.parametrize("archive", [False, True])
+def test_a_segmentation_chooses_the_series_that_it_refers_to(archive: bool, tmp_path: Path):
     folder = made.write(tmp_path / "images" / "a", made.series(5, series="1.2.77", number=2))
     made.write(folder / "thin", made.series(9, gap=1.5, series="1.2.78", number=3))
     (tmp_path / "labels").mkdir()
     truth = written(folder, tmp_path / "labels" / "a.dcm", series="2")
+    if archive:
+        made.zipped(folder)
+        shutil.rmtree(folder)
     (case,) = read_cohort(tmp_path).cases
     assert case.read_geometry().shape == truth.geometry.shape
     reference = case.read_reference()

@@ -133,6 +133,13 @@ def test_labels_are_left_out_while_their_list_of_slices_has_a_wrong_name(own: Pa
     assert find_references(own).left_out == (one,)
 
 
+def test_a_list_of_slices_without_label_map_is_not_that_of_a_case_with_a_shorter_name(own: Path):
+    (own / "labels" / "a1.slices.json").write_text('{"axis": 2, "labelled": [1]}')
+    cohort = read_cohort(own)
+    assert "without a label map of its name" in left_out(cohort)["labels/a1.slices.json"]
+    assert [case.reference is None for case in cohort.cases] == [False, False]
+
+
 @pytest.mark.parametrize("place", ["images", "."])
 def test_a_list_of_slices_in_another_folder_is_listed(own: Path, place: str):
     (own / place / "a.slices.json").write_text('{"axis": 2, "labelled": [1]}')
@@ -201,6 +208,13 @@ def test_voxels_that_a_header_names_belong_to_it(own: Path):
     (own / "images" / "d.raw.gz").write_bytes(b"")
     (own / "images" / "e.raw").write_bytes(b"")
     assert left_out(read_cohort(own)).keys() == {"images/e.raw"}
+
+
+def test_dicom_pictures_are_cases_by_their_whole_names(tmp_path: Path):
+    names = ["1.2.840.1.1", "1.2.840.1.2", "CR.0001", "CR.0002"]
+    pictures = [dicom_series.image(dicom_series.voxels(1)[0], position=None, series=f"1.9.{n}") for n in range(4)]
+    dicom_series.write(tmp_path / "images", pictures, names)
+    assert [case.name for case in read_cohort(tmp_path).cases] == names
 
 
 def test_dicom_is_listed_where_it_is_not_read(own: Path, volume: Volume):
@@ -342,6 +356,24 @@ def test_segments_are_labels_by_name(tmp_path: Path):
     assert by_value.array.max() == 2
     with pytest.raises(LabelError, match="segment 2 is 'Milz', which is no label"):
         read_label_map(tmp_path / "a.seg.nrrd", Labels((1, 2), ("liver", "spleen")))
+
+
+def test_strokes_in_segments_are_scribbles_if_dataset_json_names_the_background(tmp_path: Path):
+    labels = Labels((1,), ("liver",))
+    file = segmentation(tmp_path / "a.seg.nrrd", {1: "liver", 2: "background"})
+    by_slice = [np.unique(part).tolist() for part in read_label_map(file, labels, 0, 3).array.transpose(2, 0, 1)]
+    assert by_slice == [[IGNORE], [IGNORE, 1], [IGNORE, 0]]
+    with pytest.raises(LabelError, match="segment 2 is 'background', which is no label"):
+        read_label_map(file, labels)
+    alone = segmentation(tmp_path / "b.seg.nrrd", {1: "background", 2: "background"})
+    assert np.unique(read_label_map(alone, labels, 0, 3).array).tolist() == [IGNORE, 0]
+
+
+def test_segments_without_a_voxel_are_labels(tmp_path: Path):
+    file = segmentation(tmp_path / "a.seg.nrrd", {1: "liver", 2: "spleen"})
+    header = file.read_bytes().partition(b"\n\n")[0]
+    file.write_bytes(header + b"\n\n" + gzip.compress(bytes(60)))
+    assert read_label_map(file).labels.names == ("liver", "spleen")
 
 
 def test_overlapping_segments_are_refused_with_the_way_out(tmp_path: Path):

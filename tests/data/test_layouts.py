@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dicom_series
 from handful.data.checks import check_case
 from handful.data.files import find_references, read_cohort, write_label_map, write_volume
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
@@ -96,6 +97,63 @@ def test_first_nnunet_lists_images_without_their_channel(tmp_path: Path, put) ->
     training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
     _say(tmp_path, modality={"0": "CT"}, labels={"0": "background", "1": "ball", "3": "egg"}, training=training)
     assert read_cohort(tmp_path).cases[0].image == tmp_path / "imagesTr" / "a_0000.nii.gz"
+
+
+def test_listed_label_maps_of_one_name_in_several_folders_belong_to_their_cases(tmp_path: Path, put) -> None:
+    put("p1/scan.nii.gz", "p2/scan.nii.gz", "p1_labels/seg.nii.gz", "p2_labels/seg.nii.gz")
+    listed = {name: {"images": [f"{name}/scan.nii.gz"], "label": f"{name}_labels/seg.nii.gz"} for name in ("p1", "p2")}
+    _say(tmp_path, channel_names={"0": "MR"}, labels={"background": 0, "ball": 1, "egg": 3}, dataset=listed)
+    files = {name: tmp_path / f"{name}_labels" / "seg.nii.gz" for name in ("p1", "p2")}
+    assert {case.name: case.reference for case in read_cohort(tmp_path).cases} == files
+    references = find_references(tmp_path)
+    assert (references.files, references.labels) == (files, Labels((1, 3), ("ball", "egg")))
+    (tmp_path / "p1_labels" / "seg_slices.json").write_text('{"axis": 2, "labelled": [1]}')
+    cohort = read_cohort(tmp_path)
+    assert [case.reference is None for case in cohort.cases] == [True, False]
+    assert "move it to p1_labels/seg.slices.json" in cohort.left_out[0].reason
+
+
+def test_a_folder_of_listed_label_maps_next_to_the_images_is_not_left_out(tmp_path: Path, put) -> None:
+    put("a.nii.gz", "labels/a.nii.gz", "other/b.nii.gz")
+    _say(tmp_path, labels={"1": "ball", "3": "egg"}, training=[{"image": "a.nii.gz", "label": "labels/a.nii.gz"}])
+    assert [one.file for one in read_cohort(tmp_path).left_out] == ["other"]
+
+
+def test_a_listed_label_map_may_differ_from_its_image_in_the_suffix_alone(tmp_path: Path, put) -> None:
+    put("labels/a.mha", "labels/a.nii.gz")
+    _say(tmp_path, labels={"1": "ball", "3": "egg"}, training=[{"image": "labels/a.mha", "label": "labels/a.nii.gz"}])
+    cohort = read_cohort(tmp_path)
+    files = {"a": tmp_path / "labels" / "a.nii.gz"}
+    assert {case.name: case.reference for case in cohort.cases} == find_references(tmp_path).files == files
+    assert cohort.left_out == ()
+
+
+def test_a_list_of_slices_next_to_a_listed_image_is_left_out_with_the_label_map(tmp_path: Path, put) -> None:
+    put("imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+    training = [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]
+    _say(tmp_path, labels={"0": "background", "1": "ball", "3": "egg"}, training=training)
+    (tmp_path / "imagesTr" / "a.slices.json").write_text('{"axis": 2, "labelled": [1]}')
+    cohort = read_cohort(tmp_path)
+    assert cohort.cases[0].reference is None
+    assert "move it to labelsTr/a.slices.json" in cohort.left_out[0].reason
+
+
+def test_listed_folders_of_dicom_are_cases_by_their_whole_names(tmp_path: Path) -> None:
+    names = ["patient.A", "patient.B"]
+    for number, name in enumerate(names):
+        dicom_series.write(tmp_path / "scans" / name, dicom_series.series(2, series=f"1.2.{number}"))
+    _say(tmp_path, training=[{"image": f"scans/{name}"} for name in names])
+    assert [case.name for case in read_cohort(tmp_path).cases] == names
+
+
+@pytest.mark.parametrize("name", ["../../a", "a/b", ".a", "a\\b", "x" * 250])
+def test_a_listed_case_whose_name_no_output_can_have_is_left_out(tmp_path: Path, put, name: str) -> None:
+    put("imagesTr/a.nii.gz", "imagesTr/b.nii.gz")
+    listed = {name: {"images": ["imagesTr/a.nii.gz"]}, "b": {"images": ["imagesTr/b.nii.gz"]}}
+    _say(tmp_path, channel_names={"0": "MR"}, labels={"background": 0, "ball": 1}, dataset=listed)
+    cohort = read_cohort(tmp_path)
+    assert [case.name for case in cohort.cases] == ["b"]
+    assert any("name" in one.reason and one.file.startswith("dataset.json") for one in cohort.left_out)
 
 
 @pytest.mark.parametrize("image", ["../a.nii.gz", "/a.nii.gz"])
@@ -197,12 +255,14 @@ def test_references_are_found_in_a_cohort_and_in_a_folder_of_label_maps(tmp_path
         assert (found.folder, found.labels, found.ignore) == (tmp_path / "labels", Labels.of({1: "ball"}), 2)
 
 
-def test_references_without_scans_are_found_without_their_names(tmp_path: Path, put) -> None:
+def test_references_without_scans_have_the_values_that_dataset_json_states(tmp_path: Path, put) -> None:
     put("labels/a.nii.gz")
-    _say(tmp_path, labels={"background": 0, "ball": 1})
+    _say(tmp_path, labels={"ball": 1, "background": 3})
     found = find_references(tmp_path)
-    assert (found.folder, found.labels) == (tmp_path / "labels", None)
-    assert found.problem
+    assert (found.folder, found.problem) == (tmp_path / "labels", None)
+    assert (found.labels, found.ignore, found.background) == (Labels((1,), ("ball",)), 0, 3)
+    (tmp_path / "dataset.json").write_text("{")
+    assert "not valid JSON" in str(find_references(tmp_path).problem)
 
 
 @pytest.mark.realdata

@@ -268,6 +268,47 @@ def test_bmp_whose_size_contradicts_its_pixels_is_refused(tmp_path: Path) -> Non
             read_volume(tmp_path / "b.bmp")
 
 
+def test_picture_with_a_thumbnail_is_no_stack(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        file.write(GREY)
+        file.write(GREY[::4, ::4])
+    with pytest.raises(UnsupportedInput, match=r"a\.tif: 2 pictures of different sizes, such as a thumbnail"):
+        read_volume(tmp_path / "a.tif")
+
+
+def test_tiff_of_single_bits_takes_no_more_memory_than_allowed(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64), bool))
+    with pytest.raises(DamagedFile, match=r"a\.tif: 4,096 bytes, but 1,000 are allowed"):
+        read_volume(tmp_path / "a.tif", max_bytes=1000)
+
+
+def grey_bmp(path: Path, numbers: np.ndarray, bits: int, palette: list[int], compression: int = 0) -> None:
+    """A BMP whose pixels are numbers of grey colours, upper row first."""
+    digits = (numbers[:, :, None] >> np.arange(bits - 1, -1, -1) & 1).reshape(len(numbers), -1).astype(np.uint8)
+    rows = np.packbits(np.pad(digits, ((0, 0), (0, -digits.shape[1] % 32))), axis=1).tobytes()
+    colours = b"".join(bytes((grey, grey, grey, 0)) for grey in palette)
+    sizes = (40, numbers.shape[1], -len(numbers), 1, bits, compression, len(rows), 0, 0, len(palette), 0)
+    start = struct.pack("<IHHI", 54 + len(colours) + len(rows), 0, 0, 54 + len(colours))
+    path.write_bytes(b"BM" + start + struct.pack("<IiiHHIIiiII", *sizes) + colours + rows)
+
+
+@pytest.mark.parametrize(("bits", "palette"), [(8, [0, 255]), (4, [0, 255]), (4, [0, 1, 2]), (8, [0, 1, 2])])
+def test_bmp_of_few_grey_colours_keeps_its_numbers(tmp_path: Path, bits: int, palette: list[int]) -> None:
+    numbers = RNG.integers(0, len(palette), (6, 7))
+    grey_bmp(tmp_path / "a.bmp", numbers, bits, palette)
+    np.testing.assert_array_equal(read_label_map(tmp_path / "a.bmp").array[..., 0].T, numbers)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.bmp"), np.array(palette)[numbers])
+
+
+def test_bmp_of_more_colours_than_its_palette_has_or_compressed_is_refused(tmp_path: Path) -> None:
+    grey_bmp(tmp_path / "a.bmp", np.full((6, 7), 3), 8, [0, 255])
+    with pytest.raises(DamagedFile, match=r"a\.bmp: pixels of colour 3, but the palette has 2"):
+        read_volume(tmp_path / "a.bmp")
+    grey_bmp(tmp_path / "b.bmp", np.zeros((6, 7), int), 8, [0, 255], compression=1)
+    with pytest.raises(UnsupportedInput, match=r"b\.bmp: a compressed BMP of black and white"):
+        read_volume(tmp_path / "b.bmp")
+
+
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
 @pytest.mark.parametrize("orientation", range(9))
 def test_pictures_lie_as_viewers_show_them(tmp_path: Path, name: str, orientation: int) -> None:

@@ -26,5 +26,18 @@ def test_equal_probabilities_are_equal_bytes(tmp_path: Path) -> None:
     assert set(np.unique(nib.load(tmp_path / "a.nii.gz").dataobj.get_unscaled())) == {76}
 
 
+def test_probabilities_lie_on_a_scan_of_two_transforms_in_every_viewer(tmp_path: Path) -> None:
+    scan = nib.Nifti1Image(np.zeros(SHAPE, np.int16), None)
+    scan.set_qform(geometry().affine, code=1)
+    scan.set_sform(np.diag([2.0, 2.0, 3.0, 1.0]), code=2)
+    nib.save(scan, tmp_path / "scan.nii.gz")
+    write_probability(tmp_path / "a.nii.gz", np.zeros(SHAPE), read_geometry(tmp_path / "scan.nii.gz"))
+    header, wanted = (nib.load(tmp_path / f"{name}.nii.gz").header for name in ("a", "scan"))
+    for form in ("get_qform", "get_sform"):
+        (affine, code), (own, its) = getattr(header, form)(coded=True), getattr(wanted, form)(coded=True)
+        np.testing.assert_array_equal(affine, own)
+        assert code == its
+
+
 def geometry_of(shape: tuple[int, int, int]):
     return type(geometry())(shape, geometry().affine)

@@ -164,6 +164,15 @@ def test_sequences_on_other_grids_fail_by_name(raw: Path) -> None:
         read_cohort(raw).cases[0].read_image()
 
 
+def test_a_sequence_in_another_order_of_voxels_is_turned(raw: Path) -> None:
+    volume = read_volume(raw / "imagesTr" / "case-0_0001.nii.gz")
+    affine = volume.geometry.affine @ np.diag([-1.0, 1, 1, 1])[:, [2, 1, 0, 3]]
+    affine[:3, 3] = (volume.geometry.affine @ [SHAPE[0] - 1, 0, 0, 1])[:3]
+    turned = volume.array[:, ::-1].transpose(0, 3, 2, 1)
+    write_volume(raw / "imagesTr" / "case-0_0001.nii.gz", Volume(turned, Geometry(turned.shape[1:], affine)))
+    assert same_as_phantom(read_cohort(raw))
+
+
 def test_the_digest_depends_on_names_and_on_every_file(raw: Path) -> None:
     case = read_cohort(raw).cases[0]
     volume, digest = case.read_image_and_digest()

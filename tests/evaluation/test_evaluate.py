@@ -219,6 +219,23 @@ def test_folders_are_matched_by_stem(folders, label_map):
     assert report.files["ann"].prediction.endswith("ann.nii.gz")
 
 
+def test_references_may_have_other_names_than_the_predictions(folders):
+    predictions, references = folders
+    report = evaluate_folders(predictions, {"ann": references / "eve.nii.gz", "eve": references / "eve.nii.gz"})
+    assert (report.failures, {row.case for row in report.rows}) == ((), {"ann", "eve"})
+    assert report.files["ann"].reference.endswith("eve.nii.gz")
+
+
+def test_a_stated_background_is_no_label_in_references_and_predictions(folders):
+    predictions, references = folders
+    stated = Labels((1,), ("liver",)), 0, 2
+    report = evaluate_folders(predictions, references, 1.0, *stated)
+    assert {failure.case for failure in report.failures} == {"bob"}
+    (ann,) = (row for row in report.rows if row.case == "ann")
+    counts = ann.counts
+    assert (counts.n_ref, counts.tp + counts.fp + counts.fn + counts.tn) == (27, 54)  # the liver, and the background
+
+
 def test_a_report_of_some_cases_has_their_rows_failures_and_files_only(folders):
     report = evaluate_folders(*folders)
     bob = report.only(["bob"])

@@ -80,9 +80,10 @@ def annotate(
 
 def _read(image: Path, reference: Path) -> tuple[Volume, LabelMap]:
     from handful.data.files import read_label_map, read_volume
+    from handful.data.voxel_order import in_order_of
 
     volume = read_volume(image)
-    return volume, read_label_map(reference, grid=volume.geometry)
+    return volume, in_order_of(read_label_map(reference, grid=volume.geometry), volume.geometry)
 
 
 def _require_free(out: Path, image: Path, reference: Path, overwrite: bool) -> None:

@@ -64,7 +64,8 @@ def evaluate(
     if overlays and not images:
         raise typer.BadParameter("--overlays needs the scans: add -i IMAGES")
     truth = _references(references, [path for path in (out, csv, summary) if path])
-    report = evaluate_folders(predictions, truth.folder, tolerance, truth.labels, truth.ignore)
+    maps = truth.files or truth.folder
+    report = evaluate_folders(predictions, maps, tolerance, truth.labels, truth.ignore, truth.background)
     fitted_on = [] if with_support else sorted(support_among(predictions))
     if fitted_on:
         print_note(f"excluded, because the model was fitted on them: {', '.join(fitted_on)}")
@@ -93,7 +94,7 @@ def _references(folder: Path, outputs: list[Path]) -> References:
         require_no_input(path)
     truth = find_references(folder)
     if truth.problem:
-        print_note(f"names of the labels are unknown: {truth.problem}")
+        print_note(f"the names and the meaning of the labels are unknown: {truth.problem}")
     print_left_out(truth.left_out)
     return truth
 
@@ -128,7 +129,7 @@ def _draw(report: Report, images: Path, overlays: Path, truth: References, chann
     from handful.data.files import read_cohort
 
     scans = read_cohort(images, images_only=True, channels=channels)
-    result = write_overlays(report, scans, overlays, truth.labels, truth.ignore)
+    result = write_overlays(report, scans, overlays, truth.labels, truth.ignore, truth.background)
     if result.without_scan:
         print_note(f"no picture of {', '.join(result.without_scan)}: {images} has no scan of that name")
     return result

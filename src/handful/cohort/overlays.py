@@ -9,6 +9,7 @@ from handful.data.cases import Cohort
 from handful.data.files import read_label_map
 from handful.data.inputs import Inputs
 from handful.data.volume import Labels
+from handful.data.voxel_order import in_order_of
 from handful.evaluation.evaluate import Failure, Report
 from handful.reports.overlay import write_overlay
 
@@ -23,7 +24,12 @@ class OverlayResult:
 
 
 def write_overlays(
-    report: Report, scans: Cohort, out: Path, labels: Labels | None = None, ignore: int | None = None
+    report: Report,
+    scans: Cohort,
+    out: Path,
+    labels: Labels | None = None,
+    ignore: int | None = None,
+    background: int = 0,
 ) -> OverlayResult:
     """Write `out`/CASE.png for every case of the report that has a scan and did not fail.
 
@@ -43,9 +49,10 @@ def write_overlays(
             picture = out / f"{name}.png"
             inputs.require_not_among(picture)
             volume = case.read_image()
-            prediction = read_label_map(str(files.prediction), labels, grid=volume.geometry)
-            reference = read_label_map(files.reference, labels, ignore, grid=volume.geometry)
-            write_overlay(picture, volume, prediction, reference, case=name)
+            grid = volume.geometry
+            prediction = read_label_map(str(files.prediction), labels, None, background, grid=grid)
+            reference = read_label_map(files.reference, labels, ignore, background, grid=grid)
+            write_overlay(picture, volume, in_order_of(prediction, grid), in_order_of(reference, grid), case=name)
             written.append(name)
         except Exception as error:  # any error concerns this picture only
             failures.append(Failure(name, f"no picture: {Failure.of(case, error).reason}"))

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from handful.cohort.predict import label_map_name
-from handful.data.cases import Case
+from handful.data.cases import HEADERS, Case
 from handful.data.files import write_label_map, write_volume
 from handful.data.formats import stem
 from handful.data.scribbles import WIDTH, scribbled
-from handful.data.volume import IGNORE, LabelMap, Labels
+from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers_of, replacing_folder, write_json
@@ -84,20 +84,31 @@ def _require_new(out: Path, overwrite: bool) -> None:
 
 
 def _write_case(case: Case, ignore: int, folder: Path, seed: int, width: int) -> tuple[int, int]:
-    """The scan as it is, or as NIfTI if it is DICOM or in memory, and its strokes: the labelled voxels, and all."""
+    """The scan, and its strokes: the labelled voxels, and all."""
     strokes = scribbled(case, seed, width).reference
     assert isinstance(strokes, LabelMap)
     array = np.where(strokes.array == IGNORE, ignore, strokes.array)
     name = label_map_name(case)
-    if not case.files or case.is_dicom:
-        write_volume(folder / "images" / f"{case.name}.nii.gz", case.read_image())
-    elif isinstance(case.image, Path):
-        shutil.copyfile(case.image, folder / "images" / f"{case.name}{case.image.name[len(stem(case.image)) :]}")
-    else:
-        for file in case.files:
-            shutil.copyfile(file, folder / "images" / file.name)
+    _write_scan(case, folder / "images")
     write_label_map(folder / "labels" / name, replace(strokes, array=array))
     return int(np.count_nonzero(strokes.array != IGNORE)), strokes.array.size
+
+
+def _write_scan(case: Case, folder: Path) -> None:
+    """The files of a scan under the name of its case; NIfTI if they are DICOM, or it is in memory or in two files."""
+    if case.files and not case.is_dicom and not any(file.suffix.lower() in HEADERS for file in case.files):
+        for name, file in zip(_names(case, len(case.files)), case.files, strict=True):
+            shutil.copyfile(file, folder / f"{name}{file.name[len(stem(file)) :]}")
+        return
+    volume = case.read_image()
+    parts = volume.array[:, None] if volume.sequences else volume.array[None]
+    for name, array in zip(_names(case, len(parts)), parts, strict=True):
+        write_volume(folder / f"{name}.nii.gz", Volume(array, volume.geometry))
+
+
+def _names(case: Case, count: int) -> list[str]:
+    """The names of the files of a scan, with numbers if there are several."""
+    return [case.name] if count == 1 else [f"{case.name}_{number:04d}" for number in range(count)]
 
 
 def _described(cases: Sequence[Case], labels: Labels, ignore: int, name: str) -> dict[str, Any]:

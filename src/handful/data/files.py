@@ -8,7 +8,8 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -36,6 +37,7 @@ from handful.data.inventory import (
     list_folder,
     list_label_maps,
     list_surroundings,
+    problem_of_name,
 )
 from handful.data.sequence_layout import AS_NIFTI, NUMBERED, Image, StatedChannels, are_numbered, grouped, not_in_dicom
 from handful.data.sequences import SequenceFiles
@@ -179,28 +181,49 @@ class References:
     """None if no dataset.json names them."""
     ignore: int | None = None
     """Value of unlabelled voxels."""
+    background: int = 0
+    """Value of voxels that are labelled as background."""
     problem: str | None = None
     """Why the label names are unknown although there is a dataset.json."""
     left_out: tuple[LeftOut, ...] = ()
     """Files of the cohort, or of the folder of label maps, that are not read."""
+    files: Mapping[str, Path] = field(default_factory=dict)
+    """The label maps by the name of their case, if dataset.json lists them; they may be in other folders."""
 
 
 def find_references(folder: Path) -> References:
     """The label maps of a cohort or in a folder of label maps, with the label names from its dataset.json.
 
-    The scans need not be there. If dataset.json cannot be used, only the label names are missing; see `problem`.
+    The scans need not be there. If dataset.json cannot be used, the meaning of the values is missing; see `problem`.
     """
     checked_path(folder)
     inside = [folder / name for name in ("labels", "labelsTr") if (folder / name).is_dir()]
     maps = inside[0] if inside else folder
-    left_out = tuple(list_label_maps(maps, folder).left_out)
-    if not (maps.parent / "dataset.json").is_file():
-        return References(maps, left_out=left_out)
+    listed = _lists_cases(folder / "dataset.json")
+    root = folder if inside or listed else folder.parent
+    stated: tuple[Labels | None, int | None, int] = (None, None, 0)
+    problem: str | None = None
+    cohort: Cohort | None = None
     try:
-        cohort = read_cohort(maps.parent)
+        stated = stated_values(root)
     except HandfulError as error:
-        return References(maps, problem=str(error), left_out=left_out)
-    return References(maps, cohort.labels, cohort.cases[0].ignore, left_out=cohort.left_out)
+        problem = str(error)
+    if problem is None and (root / "dataset.json").is_file():
+        with suppress(HandfulError):  # without scans there is no cohort
+            cohort = read_cohort(root)
+    left_out = tuple(list_label_maps(maps, folder).left_out) if cohort is None else cohort.left_out
+    cases = cohort.cases if cohort is not None and listed else ()
+    files = {case.name: case.reference for case in cases if isinstance(case.reference, Path)}
+    return References(maps, *stated, problem, left_out, files)
+
+
+def _lists_cases(file: Path) -> bool:
+    """Whether a dataset.json lists the files of each case."""
+    try:
+        content = _content(file)
+    except HandfulError:
+        return False
+    return isinstance(content.get("training"), list) or isinstance(content.get("dataset"), dict)
 
 
 def _read_facts(folder: Path, channels: Sequence[str], default: Sequence[str]) -> _Facts:
@@ -393,8 +416,7 @@ def _with_dicom(images: Listing, stated: StatedChannels) -> dict[str, Image]:
 
 
 def _add_dicom(images: dict[str, Image], path: Path) -> None:
-    name = unicodedata.normalize("NFC", path.name) if path.is_dir() else case_name(path)
-    if (other := images.setdefault(name, path)) != path:
+    if (other := images.setdefault(case_name(path), path)) != path:
         raise InputError(f"two images for one case: {other} and {path}; remove one of them")
 
 
@@ -426,20 +448,22 @@ def _listed_layout(folder: Path, facts: _Facts, entries: list[Any], key: str) ->
     if problems and not pairs:
         raise problems[0]
     used = {path for _, image, label in pairs for path in (*_files_of(image), label) if path is not None}
-    wrong: list[Path] = []
+    labels = {label for _, _, label in pairs if label is not None}
+    right = {label.with_name(f"{stem(label)}{SIDECAR}") for label in labels}
+    folders = {str(parent) for path in used for parent in path.relative_to(folder).parents}
     for place in sorted({path.parent for path in used}):
-        listing = list_folder(place, folder)
-        right = {f"{stem(path)}{SIDECAR}" for path in used}
-        wrong += [path for path in listing.sidecars if path.name not in right]
+        listing = list_folder(place, folder, by_case=False)
         for path in (*listing.scans.values(), *listing.dicom):
             if path not in used:
                 listing.leave_out(path, f'not in "{key}" of dataset.json; add it, or remove the file')
-        layout.left_out += listing.left_out
-    labels = Listing(folder, folder, {case_name(label): label for _, _, label in pairs if label})
-    leave_out_sidecars(wrong, labels)
-    layout.left_out += labels.left_out
-    kept = set(labels.scans.values())
-    layout.pairs = [(name, image, label if label in kept else None) for name, image, label in pairs]
+        layout.left_out += [one for one in listing.left_out if one.file not in folders]
+        here = {label for label in labels if label.parent == place}
+        meant = Listing(folder, folder, {case_name(label): label for label in sorted(here or labels)})
+        known = set(meant.scans.values())
+        leave_out_sidecars([path for path in listing.sidecars if path not in right], meant)
+        layout.left_out += meant.left_out
+        labels -= known - set(meant.scans.values())
+    layout.pairs = [(name, image, label if label in labels else None) for name, image, label in pairs]
     return layout
 
 
@@ -472,7 +496,9 @@ def _listed(folder: Path, facts: _Facts, entry: Any) -> _Pair:
             f'{file}: {len(files)} images in {_short(entry)}, but "channel_names" names '
             f"{len(facts.channels.names)}; name each sequence"
         )
-    name = str(entry.get("name") or case_name(files[0]))
+    name = unicodedata.normalize("NFC", str(entry.get("name") or case_name(files[0])))
+    if problem := problem_of_name(name):
+        raise InputError(f"{file}: case {name!r}: {problem}")
     scan = (
         SequenceFiles(files, facts.channels.sequences)
         if several
@@ -554,8 +580,8 @@ def _choices(facts: _Facts, pairs: list[_Pair], chosen: SeriesChoice) -> dict[st
 
 
 def _labelled_series(image: Path, label: Path | None) -> str | None:
-    """The series of a DICOM folder that the label map refers to, if it is a DICOM segmentation."""
-    if label is None or is_scan(label) or not image.is_dir():
+    """The series of a DICOM folder or archive that the label map refers to, if it is a DICOM segmentation."""
+    if label is None or is_scan(label):
         return None
     uid = referenced_series(label)
     return uid if uid and dicom_has_series(image, uid) else None

@@ -101,32 +101,20 @@ def read_label_map(
     {"axis": 0, 1 or 2 of the stored array, "labelled": [slice numbers]}. Without it, a slice that contains no label
     counts as labelled background.
 
-    Without `labels`, each value in the file is a label called "label <value>", or as its segment is called. The
-    segments of 3D Slicer keep their values if no name is that of one of the `labels`.
+    Without `labels`, each value in the file is a label called "label <value>", or each segment by its name. The
+    segments of 3D Slicer keep their values if no name is that of one of the `labels`. Segments called "ignore" and
+    "background" have the values `ignore` and `background`.
 
     Raises LabelError for values that are not whole numbers, negative, or not among `labels`, and for segments that
     overlap or are no label.
     """
     path = Path(path)
     with _explained(path):
-        if _is_dicom_file(path):
-            classes, geometry, names = read_segmentation(path, max_bytes, grid)
-            if labels is None:
-                labels = Labels.of(names)
-            else:
-                classes = _with_values(classes, names, labels, path)
-            _apply_sidecar(classes, path)
-            return LabelMap(classes, geometry, labels)
-        _slicer_segments(path)  # overlapping ones are refused by their cause
-        array, geometry = _format(path).read_labels(path, max_bytes)
-        if array.shape[0] != 1:
-            raise UnsupportedInput(f"{path}: labels are colours; save one channel of label numbers")
-        _require_orthogonal(path, geometry)
-        classes = _whole_numbers(array[0], path)
-        if segments := _slicer_segments(path):
-            require_known(classes, Labels.of(segments), str(path))
-            labels = labels or Labels.of({value: segments[value] for value in np.unique(classes[classes > 0]).tolist()})
-            classes = _with_names(classes, segments, labels, path)
+        classes, geometry, segments = _stored_classes(path, max_bytes, grid)
+        if segments and labels is not None:
+            classes = _with_values(classes, segments, labels, {"ignore": ignore, "background": background}, path)
+        elif segments:
+            labels = Labels.of(segments)
         if ignore is not None:
             classes[classes == ignore] = IGNORE
         classes[classes == background] = 0
@@ -197,11 +185,16 @@ def write_volume(path: str | Path, volume: Volume) -> None:
 
 
 def stem(path: str | Path) -> str:
-    """The file name without its suffix, which may be a double one: 'a' for 'a.nii.gz' and 'a.seg.nrrd'."""
+    """The file name without its suffix, which may be a double one: 'a' for 'a.nii.gz' and 'a.seg.nrrd'.
+
+    Digits are no suffix: names of DICOM files are often UIDs, or end in a number ('IM.0001').
+    """
     name = Path(path).name
     if name.lower().endswith(SEGMENTATION):
         return name[: -len(SEGMENTATION)]
-    return name[: -len(suffix)] if (suffix := _suffix(name)) else Path(path).stem
+    if suffix := _suffix(name):
+        return name[: -len(suffix)]
+    return name if Path(name).suffix[1:].isdigit() else Path(name).stem
 
 
 def is_scan(path: Path) -> bool:
@@ -370,18 +363,38 @@ def _slicer_segments(path: Path) -> dict[int, str]:
     return read_segments(path) if path.name.lower().endswith(".nrrd") else {}
 
 
-def _with_names(classes: NDArray[Any], names: Mapping[int, str], labels: Labels, path: Path) -> NDArray[Any]:
-    """As `_with_values` for segments of 3D Slicer, which keep their values if no name is that of a label."""
-    known = {_plain(name) for name in labels.names}
-    return _with_values(classes, names, labels, path) if known & set(map(_plain, names.values())) else classes
+def _stored_classes(
+    path: Path, max_bytes: int, grid: Geometry | None
+) -> tuple[NDArray[Any], Geometry, Mapping[int, str]]:
+    """The numbers in the file (i, j, k), their grid, and the names of its segments, if it has any."""
+    if _is_dicom_file(path):
+        return read_segmentation(path, max_bytes, grid)
+    segments = _slicer_segments(path)  # overlapping ones are refused by their cause
+    array, geometry = _format(path).read_labels(path, max_bytes)
+    if array.shape[0] != 1:
+        raise UnsupportedInput(f"{path}: labels are colours; save one channel of label numbers")
+    _require_orthogonal(path, geometry)
+    classes = _whole_numbers(array[0], path)
+    if segments:
+        require_known(classes, Labels.of(segments), str(path))
+    return classes, geometry, segments
 
 
-def _with_values(classes: NDArray[Any], names: Mapping[int, str], labels: Labels, path: Path) -> NDArray[Any]:
-    """The values of the labels in place of the numbers of segments of the same name."""
+def _with_values(
+    classes: NDArray[Any], names: Mapping[int, str], labels: Labels, stated: Mapping[str, int | None], path: Path
+) -> NDArray[Any]:
+    """The values of the labels in place of the numbers of segments of the same name.
+
+    Segments called "ignore" and "background" get the values `stated` for these. Numbers stay as they are if the labels
+    have no names, and in files of 3D Slicer if no name is known.
+    """
     if labels.names == tuple(f"label {value}" for value in labels.values):
-        require_known(classes, labels, str(path))
         return classes
     value_of = {_plain(name): value for value, name in labels.as_dict().items()}
+    known = value_of.keys() | stated.keys()
+    if not _is_dicom_file(path) and known.isdisjoint(map(_plain, names.values())):
+        return classes
+    value_of |= {name: value for name, value in stated.items() if value}
     numbers: dict[int, int] = {0: 0}
     for number, name in names.items():
         if _plain(name) in value_of:

@@ -64,12 +64,13 @@ class Listing:
     root: Path
     """Folder of the cohort; names of files that are left out are relative to it."""
     scans: dict[str, Path] = field(default_factory=dict)
-    """Files of a known format, by the name of their case."""
+    """Files of a known format, by the name of their case (without `by_case`, by that of the file)."""
     dicom: list[Path] = field(default_factory=list)
     """DICOM files, archives, and folders of DICOM files."""
     sidecars: list[Path] = field(default_factory=list)
     """Files that name labelled slices, rightly named or not."""
     left_out: list[LeftOut] = field(default_factory=list)
+    by_case: bool = True
 
     def leave_out(self, path: Path, reason: str) -> None:
         """Add a file to those that are left out."""
@@ -77,8 +78,27 @@ class Listing:
 
 
 def case_name(path: str | Path) -> str:
-    """The name of the case that a file belongs to: its stem, with letters composed (Unicode NFC) as on most systems."""
-    return unicodedata.normalize("NFC", stem(path))
+    """The name of the case that a file belongs to: its stem, with letters composed (Unicode NFC) as on most systems.
+
+    A folder has no suffix.
+    """
+    path = Path(path)
+    return unicodedata.normalize("NFC", path.name if path.is_dir() else stem(path))
+
+
+def problem_of_name(name: str) -> str | None:
+    """Why the outputs of a case cannot have its name; None if they can."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "the name is not UTF-8; rename it"
+    if "\\" in name:
+        return "the name has a backslash, which other systems take for a folder; rename it"
+    if "/" in name or "\0" in name or name.startswith("."):
+        return "the name is that of a folder or of a hidden file; rename it"
+    if size > LONGEST:
+        return f"a name of {size} bytes, which is too long for the names of outputs; shorten it to {LONGEST}"
+    return None
 
 
 def left_out(path: Path, reason: str, root: Path) -> LeftOut:
@@ -87,9 +107,13 @@ def left_out(path: Path, reason: str, root: Path) -> LeftOut:
     return LeftOut(os.fsencode(name).decode("utf-8", "backslashreplace"), reason)
 
 
-def list_folder(folder: Path, root: Path) -> Listing:
-    """The files directly in a folder. Raises InputError if two files belong to one case."""
-    listing = Listing(folder, root)
+def list_folder(folder: Path, root: Path, by_case: bool = True) -> Listing:
+    """The files directly in a folder. Raises InputError if two files belong to one case.
+
+    Without `by_case`, scans go by the names of their files: where a list says which files are a case, an image and its
+    label map may differ in their suffix alone.
+    """
+    listing = Listing(folder, root, by_case=by_case)
     if not folder.is_dir():
         return listing
     unknown: list[Path] = []
@@ -193,7 +217,8 @@ def _classify(path: Path, listing: Listing, unknown: list[Path]) -> None:
     elif problem := _unusable(path):
         listing.leave_out(path, problem)
     elif is_scan(path):
-        if (other := listing.scans.setdefault(case_name(path), path)) != path:
+        name = case_name(path) if listing.by_case else path.name
+        if (other := listing.scans.setdefault(name, path)) != path:
             raise InputError(f"two files for one case: {other} and {path}; remove one of them")
     elif is_dicom_case(path):
         listing.dicom.append(path)
@@ -219,14 +244,8 @@ def _unusable(path: Path) -> str | None:
         return f"a pointer of DVC to a file that is not here; {_FETCH}"
     if not (path.is_file() or path.is_dir()):
         return "neither a file nor a folder; remove it"
-    try:
-        size = len(case_name(path).encode())
-    except UnicodeEncodeError:
-        return "the name is not UTF-8; rename it"
-    if "\\" in path.name:
-        return "the name has a backslash, which other systems take for a folder; rename it"
-    if size > LONGEST:
-        return f"a name of {size} bytes, which is too long for the names of outputs; shorten it to {LONGEST}"
+    if problem := problem_of_name(case_name(path)):
+        return problem
     if path.is_file() and path.stat().st_size < _POINTER_BYTES and _start(path).startswith(_POINTERS):
         return f"a pointer to a file that is not here; {_FETCH}"
     return None
@@ -276,6 +295,11 @@ def _start(path: Path, size: int = 64) -> bytes:
 
 
 def _meant(sidecar: str, scans: dict[str, Path]) -> str | None:
-    """The case whose name a side-car file starts with, the longest one; None if there is none."""
+    """The case whose name a side-car file starts with, the longest one; None if there is none.
+
+    The name must end there: a list of case10 is not that of case1.
+    """
     lower = unicodedata.normalize("NFC", sidecar).lower()
-    return max((name for name in scans if lower.startswith(name.lower())), key=len, default=None)
+    rest = {name: lower.removeprefix(name.lower()) for name in scans if lower.startswith(name.lower())}
+    own = [name for name, more in rest.items() if more.startswith("slice") or not more[:1].isalnum()]
+    return max(own, key=len, default=None)

@@ -67,15 +67,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
         raise UnsupportedInput(
             f"{path}: NIfTI files hold one channel, this volume has {array.shape[0]}; write .png instead"
         )
-    header = (nib.Nifti1Header if max(geometry.shape) < 2**15 else nib.Nifti2Header)()
-    header.set_data_dtype(array.dtype)
-    header.set_data_shape(geometry.shape)
-    if geometry.transforms is not None and _places(geometry.transforms, geometry):
-        _set_transforms(header, geometry.transforms)
-    else:
-        header.set_xyzt_units("mm" if geometry.unit == "mm" else "unknown")
-        header.set_qform(geometry.affine, code=1)
-        header.set_sform(geometry.affine, code=1)
+    header = header_of(geometry, array.dtype)
     image_type = nib.Nifti1Image if isinstance(header, nib.Nifti1Header) else nib.Nifti2Image
     image = image_type(array[0], None, header)
     with path.open("wb") as file:
@@ -84,6 +76,20 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
                 image.to_stream(compressed)
         else:
             image.to_stream(file)
+
+
+def header_of(geometry: Geometry, dtype: np.dtype[Any]) -> Any:
+    """The header of a new file of voxels on a grid; the fields that place them are those of `write_nifti`."""
+    header = (nib.Nifti1Header if max(geometry.shape) < 2**15 else nib.Nifti2Header)()
+    header.set_data_dtype(dtype)
+    header.set_data_shape(geometry.shape)
+    if geometry.transforms is not None and _places(geometry.transforms, geometry):
+        _set_transforms(header, geometry.transforms)
+    else:
+        header.set_xyzt_units("mm" if geometry.unit == "mm" else "unknown")
+        header.set_qform(geometry.affine, code=1)
+        header.set_sform(geometry.affine, code=1)
+    return header
 
 
 def _places(transforms: NiftiTransforms, geometry: Geometry) -> bool:

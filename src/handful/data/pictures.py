@@ -21,7 +21,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from handful.data.headers.bmp import bmp_size
+from handful.data.headers.bmp import read_bmp
 from handful.data.headers.png import GREY, SIGNATURE, plain_png, read_png
 from handful.data.headers.png import PALETTE as PNG_PALETTE
 from handful.data.headers.tiff import (
@@ -181,8 +181,8 @@ def _decoded(path: Path, content: bytes, max_bytes: int) -> _Picture:
 
 def _decoded_tiff(content: bytes, path: Path, max_bytes: int) -> _Picture:
     header = read_tiff_header(BytesIO(content), path)
-    if header.nbytes > max_bytes:
-        raise DamagedFile(f"{path}: {header.nbytes:,} bytes, but {max_bytes:,} are allowed; cut it into tiles")
+    if header.memory > max_bytes:
+        raise DamagedFile(f"{path}: {header.memory:,} bytes, but {max_bytes:,} are allowed; cut it into tiles")
     palette = None
     if header.photometric == PALETTE:
         wide = np.array(header.colormap, np.uint16).reshape(3, -1).T
@@ -209,8 +209,21 @@ def _decoded_png(content: bytes, path: Path, max_bytes: int) -> _Picture:
 
 
 def _decoded_bmp(content: bytes, path: Path, max_bytes: int) -> _Picture:
-    _require_reasonable(path, *bmp_size(content, path), max_bytes)
-    return _by_pillow(path, content, "BMP")
+    bmp = read_bmp(content, path)
+    _require_reasonable(path, bmp.width, bmp.height, max_bytes)
+    mode = _identify(path, BytesIO(content), "BMP").mode
+    if bmp.bits == {"1": 1, "L": 8}.get(mode, bmp.bits) or (bmp.run_lengths and mode == "L"):
+        return _by_pillow(path, content, "BMP")
+    # where all colours are grey, Pillow takes numbers of 4 or 8 bits for pixels of 1 or 8 bits
+    if bmp.run_lengths:
+        raise UnsupportedInput(f"{path}: a compressed BMP of black and white; save it as .png")
+    size, raw_mode = (bmp.width, bmp.height), "P" if bmp.bits == 8 else f"P;{bmp.bits}"
+    direction = 1 if bmp.downwards else -1
+    image = Image.frombytes("P", size, content[bmp.offset :], "raw", raw_mode, bmp.stride, direction)
+    numbers = np.asarray(image)
+    if mode == "1" and numbers.max() > 1:
+        raise DamagedFile(f"{path}: pixels of colour {numbers.max()}, but the palette has 2; save it again")
+    return _Picture(numbers, bits=1 if mode == "1" else 8)
 
 
 def _decoded_jpeg(content: bytes, path: Path, max_bytes: int) -> _Picture:
@@ -283,7 +296,8 @@ def _png_size(path: Path) -> tuple[int, int, int]:
 
 def _bmp_size(path: Path) -> tuple[int, int, int]:
     with open_file(path) as file:
-        return *bmp_size(file.read(), path), 1
+        bmp = read_bmp(file.read(), path)
+    return bmp.width, bmp.height, 1
 
 
 def _tiff_size(path: Path) -> tuple[int, int, int]:

@@ -6,11 +6,11 @@ import gzip
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from handful.data.nifti import header_of
 from handful.data.volume import Geometry
 from handful.jobs.atomic import replacing
 
@@ -21,7 +21,7 @@ def write_probability(path: Path, probability: Float[np.ndarray[Any, Any], "i j 
     """Write values in [0, 1] as .nii.gz, completely or not at all.
 
     The voxels are stored as whole numbers from 0 to 255, and the header's slope of 1/255 makes probabilities of them
-    again in any program for NIfTI.
+    again in any program for NIfTI. They lie on their scan in every viewer, as label maps do (`write_nifti`).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     header = _header(geometry)
@@ -36,12 +36,7 @@ def write_probability(path: Path, probability: Float[np.ndarray[Any, Any], "i j 
 
 
 def _header(geometry: Geometry) -> Any:
-    kind = nib.Nifti1Image if max(geometry.shape) < 2**15 else nib.Nifti2Image
-    image = kind(np.broadcast_to(np.uint8(0), geometry.shape), geometry.affine)
-    image.header.set_xyzt_units("mm" if geometry.unit == "mm" else "unknown")
-    image.set_qform(geometry.affine, code=1)
-    image.set_sform(geometry.affine, code=1)
-    header = image.header
+    header = header_of(geometry, np.dtype(np.uint8))
     header["scl_slope"], header["scl_inter"] = 1 / STEPS, 0
     header["vox_offset"] = header.single_vox_offset
     return header

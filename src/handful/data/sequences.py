@@ -10,6 +10,7 @@ import numpy as np
 
 from handful.data.formats import read_geometry, read_volume
 from handful.data.volume import Geometry, Volume
+from handful.data.voxel_order import turned
 from handful.jobs.digests import Digest
 
 
@@ -25,20 +26,22 @@ class SequenceFiles:
     def read(self, digest: Digest | None = None) -> Volume:
         """All sequences as channels of one volume. Names and bytes of the files are added to a `digest`.
 
-        Raises GeometryMismatch if two sequences are on grids that differ by more than half a voxel.
+        Those whose voxels are stored in another order than those of the first one are turned. Raises GeometryMismatch
+        if two sequences are on grids that differ by more than half a voxel.
         """
         self._add_names(digest)
         if len(self.files) == 1:
             return read_volume(self.files[0], digest=digest, sequences=self.names)
-        first, *others = (read_volume(file, digest=digest) for file in self.files)
-        for file, name, other in zip(self.files[1:], self.names[1:], others, strict=True):
-            first.geometry.require_same(
-                other.geometry, f"sequences {self.names[0]} and {name} ({self.files[0].name}, {file.name})"
-            )
-        for file, volume in zip(self.files, (first, *others), strict=True):
+        volumes = [read_volume(file, digest=digest) for file in self.files]
+        for file, volume in zip(self.files, volumes, strict=True):
             volume.require_grey(file.name)
-        array = np.concatenate([first.array, *(other.array for other in others)])
-        return Volume(array, first.geometry, sequences=self.names)
+        grid = volumes[0].geometry
+        channels = [volumes[0].array[0]]
+        for file, name, volume in zip(self.files[1:], self.names[1:], volumes[1:], strict=True):
+            array, own = turned(volume.array[0], volume.geometry, grid)
+            grid.require_same(own, f"sequences {self.names[0]} and {name} ({self.files[0].name}, {file.name})")
+            channels.append(array)
+        return Volume(np.stack(channels), grid, sequences=self.names)
 
     def add_to(self, digest: Digest) -> None:
         """Add what `read` adds to a digest, without decoding any voxels."""

@@ -196,26 +196,31 @@ def evaluate_cases(
 
 def evaluate_folders(
     predictions: Path,
-    references: Path,
+    references: Path | Mapping[str, Path],
     tolerance_mm: float = 1.0,
     labels: Labels | None = None,
     ignore: int | None = None,
+    background: int = 0,
 ) -> Report:
     """Score every label map in `references` against the one of the same stem in `predictions`.
 
+    `references` is a folder, or the files by the names of the predictions.
+
     A prediction that is missing, unreadable or on another grid is listed as a failure, and the labels of its reference
     count as missed. An unreadable reference is listed as a failure and has no rows. Without `labels`, every value in
-    any reference is a label. `ignore` is the value of unlabelled voxels in the reference files.
+    any reference is a label. `ignore` is the value of unlabelled voxels in the reference files, `background` that of
+    voxels labelled as background in all files; in predictions, 0 is background, too.
     """
-    truth, predicted = _by_name(references), _by_name(predictions)
+    truth = references if isinstance(references, Mapping) else _by_name(references)
+    predicted = _by_name(predictions)
     if not truth:
         raise InputError(f"{references} contains no label map; references are files ending in {', '.join(SUFFIXES)}")
-    labels = labels or _labels_in(references, truth.values(), ignore)
+    labels = labels or _labels_in(truth.values(), ignore)
     pairs = [
         _Pair(
             case,
-            partial(_read_reference, path, predicted.get(case), labels, ignore),
-            partial(_read_prediction, case, predicted, predictions, path, labels),
+            partial(_read_reference, path, predicted.get(case), labels, ignore, background),
+            partial(_read_prediction, case, predicted, predictions, path, labels, background),
         )
         for case, path in truth.items()
     ]
@@ -321,18 +326,22 @@ def _reference(case: Case) -> LabelMap:
     return reference
 
 
-def _read_reference(path: Path, prediction: Path | None, labels: Labels, ignore: int | None) -> LabelMap:
+def _read_reference(
+    path: Path, prediction: Path | None, labels: Labels, ignore: int | None, background: int
+) -> LabelMap:
     try:
         grid = _common_grid(path, prediction)
     except HandfulError:  # then the prediction fails when it is read
         grid = None
-    return read_label_map(path, labels, ignore, grid=grid)
+    return read_label_map(path, labels, ignore, background, grid=grid)
 
 
-def _read_prediction(case: str, files: Mapping[str, Path], folder: Path, reference: Path, labels: Labels) -> LabelMap:
+def _read_prediction(
+    case: str, files: Mapping[str, Path], folder: Path, reference: Path, labels: Labels, background: int
+) -> LabelMap:
     if case not in files:
         raise InputError(f"no prediction of case {case!r} in {folder}; its labels count as missed")
-    return read_label_map(files[case], labels, grid=_common_grid(reference, files[case]))
+    return read_label_map(files[case], labels, None, background, grid=_common_grid(reference, files[case]))
 
 
 def _union(reference: Labels, prediction: Labels) -> Labels:
@@ -347,10 +356,11 @@ def _by_name(folder: Path) -> dict[str, Path]:
     return list_label_maps(folder, folder).scans
 
 
-def _labels_in(folder: Path, paths: Iterable[Path], ignore: int | None) -> Labels:
+def _labels_in(paths: Collection[Path], ignore: int | None) -> Labels:
     """The values in label maps. A map that cannot be read is passed over here, and becomes a failure when scored."""
     labels, _ = labels_in(paths, ignore)
     if labels is None:
+        folder = next(iter(paths)).parent
         raise LabelError(f"no label map in {folder} contains a label, and no label names are given; name the labels")
     return labels
 

@@ -77,6 +77,8 @@ class Header:
     patient: str | None
     frame_of_reference: str
     is_scout: bool
+    is_mosaic: bool
+    """Whether one picture holds many slices side by side, as Siemens stores fMRI and diffusion."""
     encoding: str
     rows: int
     columns: int
@@ -86,7 +88,7 @@ class Header:
     bits_stored: int
     signed: bool
     padding: tuple[int, int] | None
-    """Lowest and highest stored value that mean "not scanned"."""
+    """Lowest and highest stored value that mean "not scanned"; None for colours, of which no value does."""
     is_calibrated: bool
     """Whether the pixel spacing of a projection is that in the patient, not on the detector."""
     frames: tuple[Frame, ...]
@@ -176,6 +178,7 @@ def _header(source: Source, dataset: Any, encoding: str, where: str) -> Header:
     signed = bool(whole_number(dataset, "PixelRepresentation", where, least=0, default=0))
     number = _numbers([dataset], "SeriesNumber", 1, where)
     kind = dataset.get("ImageType") or ()
+    kinds = [kind] if isinstance(kind, str) else list(kind)
     return Header(
         source=source,
         series=text_of(dataset, "SeriesInstanceUID"),
@@ -184,7 +187,8 @@ def _header(source: Source, dataset: Any, encoding: str, where: str) -> Header:
         modality=text_of(dataset, "Modality") or None,
         patient=_patient(dataset),
         frame_of_reference=text_of(dataset, "FrameOfReferenceUID"),
-        is_scout="LOCALIZER" in ([kind] if isinstance(kind, str) else list(kind)),
+        is_scout="LOCALIZER" in kinds,
+        is_mosaic="MOSAIC" in kinds,
         encoding=encoding,
         rows=rows,
         columns=columns,
@@ -193,7 +197,7 @@ def _header(source: Source, dataset: Any, encoding: str, where: str) -> Header:
         bits_allocated=allocated,
         bits_stored=stored,
         signed=signed,
-        padding=_padding(dataset, signed, allocated, where),
+        padding=_padding(dataset, signed, allocated, where) if samples == 1 else None,
         is_calibrated=_is_calibrated(dataset, where),
         frames=frames_of(source, dataset, where),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def read_segmentation(
         )
     else:
         found = _header(path)
-        grid = grid or segmentation_grid(path)
+        grid = grid or _bounded(path, segmentation_grid(path), max_bytes)
         _require_every_slice(found, grid)
         parts = _placed_frames(found, grid, max_bytes)
     array = np.zeros(grid.shape, np.int32 if max(found.names) >= 2**15 else np.int16)
@@ -81,6 +82,17 @@ def read_segmentation(
     if unknown := sorted(set(np.unique(array).tolist()) - {0, *found.names}):
         raise DamagedFile(f"{path}: segments {unknown[:5]} are not described in the header; export the file again")
     return array, grid, dict(found.names)
+
+
+def _bounded(path: Path, grid: Geometry, max_bytes: int) -> Geometry:
+    """The grid. Raises DamagedFile if its voxels take too much memory: two small frames may be far apart."""
+    size = 2 * math.prod(grid.shape)
+    if size > max_bytes:
+        raise DamagedFile(
+            f"{path}: its frames span {grid.shape} voxels, {size:,} bytes, but {max_bytes:,} are allowed; read it with "
+            "its scan, or correct the positions"
+        )
+    return grid
 
 
 def _placed_frames(

@@ -23,6 +23,8 @@ _SAME = 1e-3
 """Tolerance of direction cosines, and of pixel spacings relative to their size."""
 _WHOLE_GAP = 0.2
 """A gap this near to a whole number of slice spacings means missing slices; all others are uneven."""
+_BETWEEN = 10
+"""Times the usual gap beyond which a gap may be the one between positions of several images each."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _RESCALED = {True: "slope and intercept", False: "none"}
@@ -46,6 +48,7 @@ def stack(path: Path, headers: Sequence[Header], tolerance: float | None = None)
     Raises UnsupportedInput or DamagedFile, with the files concerned, if the slices do not lie on one regular grid.
     """
     slices = [(header, frame) for header in headers for frame in header.frames]
+    _require_no_mosaic(path, headers)
     _require_one_patient(path, headers)
     _require_equal(path, slices)
     if len(slices) == 1 and slices[0][1].position is None:
@@ -62,6 +65,15 @@ def stack(path: Path, headers: Sequence[Header], tolerance: float | None = None)
     affine[:3, 3] = positions[0]
     shape = (slices[0][0].columns, slices[0][0].rows, len(slices))
     return Stack(tuple(slices), Geometry(shape, _LPS_TO_RAS @ affine), is_picture=False)
+
+
+def _require_no_mosaic(path: Path, headers: Sequence[Header]) -> None:
+    """Raise UnsupportedInput for pictures that hold many slices, whose places only Siemens' private elements state."""
+    if mosaics := [(header, header.frames[0]) for header in headers if header.is_mosaic]:
+        raise UnsupportedInput(
+            f"{path}: mosaics of Siemens, many slices side by side in one picture: {_names(mosaics)}; convert the "
+            "series with dcm2niix, and use its file"
+        )
 
 
 def _require_one_patient(path: Path, headers: Sequence[Header]) -> None:
@@ -177,21 +189,36 @@ def _step(
 
 
 def _require_no_doubles(path: Path, slices: Sequence[Slice], gaps: NDArray[Any]) -> None:
-    same = gaps < RELATIVE_TOLERANCE * max(float(np.median(gaps)), 0.1)
+    same = _at_one_position(gaps)
     if not same.any():
         return
     pairs = np.flatnonzero(same)
     groups = len(slices) - len(pairs)
+    in_one_file = len({id(header) for header, _ in slices}) == 1
+    split = "split the file, for example with dcm2niix, and use one of its parts"
     if len(slices) % groups == 0 and len(slices) // groups > 1 and len(pairs) > 1:
+        remedy = split if in_one_file else "put the files of one of them into a folder of their own"
         raise UnsupportedInput(
             f"{path}: {len(slices) // groups} images at each of {groups} positions (time points, echoes, b-values or "
-            "a copy of each file); put the files of one of them into a folder of their own"
+            f"a copy of each file); {remedy}"
         )
     first = pairs[0]
     raise UnsupportedInput(
         f"{path}: double positions ({len(pairs)}), for example that of {slices[first][1].name} and "
-        f"{slices[first + 1][1].name}; remove one file of each pair"
+        f"{slices[first + 1][1].name}; {split if in_one_file else 'remove one file of each pair'}"
     )
+
+
+def _at_one_position(gaps: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which gaps are between images at one position; echoes and time points may be some micrometres apart."""
+    usual = float(np.median(gaps))
+    apart = gaps > _BETWEEN * usual
+    groups = np.split(np.concatenate([[0.0], np.cumsum(gaps)]), np.flatnonzero(apart) + 1)
+    if apart.any() and len(set(map(len, groups))) == 1:
+        widest = max(float(np.ptp(group)) for group in groups)
+        if widest < gaps[apart].min() / 20:
+            return np.asarray(~apart)
+    return np.asarray(gaps < RELATIVE_TOLERANCE * max(usual, 0.1))
 
 
 def _require_all_there(path: Path, slices: Sequence[Slice], heights: NDArray[Any], usual: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 from handful.errors import DamagedFile
@@ -12,8 +13,29 @@ _PADDING = 3
 """Zeros that programs add to reach a multiple of four bytes."""
 
 
-def bmp_size(content: bytes, path: Path) -> tuple[int, int]:
-    """Width and height. Raises DamagedFile unless the pixels are as many as the header declares."""
+@dataclass(frozen=True)
+class Bmp:
+    """The header of a BMP file: where its pixels are, and how they are stored."""
+
+    width: int
+    height: int
+    bits: int
+    """Per pixel."""
+    offset: int
+    """First byte of the pixels."""
+    downwards: bool
+    """Whether the first row is the upper one."""
+    run_lengths: bool
+    """Whether the pixels are compressed."""
+
+    @property
+    def stride(self) -> int:
+        """Bytes of a row that is not compressed."""
+        return (self.width * self.bits + 31) // 32 * 4
+
+
+def read_bmp(content: bytes, path: Path) -> Bmp:
+    """The header. Raises DamagedFile unless the pixels are as many as it declares."""
     if len(content) < 26:
         raise _damaged(path, f"{len(content)} bytes")
     offset, header = struct.unpack_from("<II", content, 10)
@@ -24,16 +46,16 @@ def bmp_size(content: bytes, path: Path) -> tuple[int, int]:
         width, height, planes, bits, compression = struct.unpack_from("<iiHHI", content, 18)
     else:
         raise _damaged(path, f"a header of {header} bytes")
-    height = abs(height)
-    if width < 1 or height < 1 or planes != 1 or bits not in (1, 4, 8, 16, 24, 32):
-        raise _damaged(path, f"{width} x {height} pixels of {bits} bits")
-    end = offset + height * ((width * bits + 31) // 32 * 4)
+    bmp = Bmp(width, abs(height), bits, offset, height < 0, compression in _RUN_LENGTHS)
+    if width < 1 or bmp.height < 1 or planes != 1 or bits not in (1, 4, 8, 16, 24, 32):
+        raise _damaged(path, f"{width} x {bmp.height} pixels of {bits} bits")
+    end = offset + bmp.height * bmp.stride
     if offset < 14 + header or offset > len(content):
         raise _damaged(path, f"pixels from byte {offset}")
     padded = len(content) <= end + _PADDING and not any(content[end:])
-    if compression not in _RUN_LENGTHS and not (end <= len(content) and padded):
+    if not bmp.run_lengths and not (end <= len(content) and padded):
         raise _damaged(path, f"{len(content):,} bytes, must be {end:,}")
-    return width, height
+    return bmp
 
 
 def _damaged(path: Path, finding: str) -> DamagedFile:

@@ -151,9 +151,9 @@ def require_volumes(path: Path, shape: tuple[int, ...], further: tuple[int, ...]
             "of them, or correct channel_names in dataset.json (or --channels)"
         )
     raise UnsupportedInput(
-        f"{path}: {len(shape)}D, shape {shape}, but one volume is expected; if the last axis counts sequences such as "
-        "T1 and FLAIR, name them (channel_names in dataset.json, or --channels); if it is time, split it into 3D "
-        "files, one per frame"
+        f"{path}: {len(shape)}D, shape {shape}, but one volume is expected; if the last axis of a scan counts "
+        "sequences such as T1 and FLAIR, name them (channel_names in dataset.json, or --channels); if it is time, "
+        "split it into 3D files, one per frame; a label map has one label per voxel"
     )
 
 

@@ -78,8 +78,13 @@ class TiffHeader:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the decoded picture."""
+        """Bytes of the decompressed picture; its pixels may share bytes."""
         return self.height * -(-self.width * self.samples * self.bits // 8)
+
+    @property
+    def memory(self) -> int:
+        """Bytes of the pixels in memory, where each sample has bytes of its own."""
+        return self.height * self.width * self.samples * -(-self.bits // 8)
 
     @property
     def greatest_ratio(self) -> int:
@@ -95,8 +100,7 @@ def read_tiff_header(file: BufferedIOBase, path: Path) -> TiffHeader:
     """The header of a file with one picture. Raises DamagedFile or UnsupportedInput."""
     source = _Source(file, path)
     directory = source.first_directory()
-    if (pages := source.count_directories()) > 1:
-        raise UnsupportedInput(f"{path}: a stack of {pages} pictures without spacing; save it as one .nii.gz")
+    _require_one_picture(source)
     _require_no_hidden_stack(directory)
     samples = directory.one(277, 1, high=64)
     kind, bits = _sample_type(directory, samples)
@@ -172,7 +176,10 @@ class _Source:
 
     def first_directory(self) -> _Directory:
         """The directory of the first picture."""
-        offset = self.first_offset()
+        return self.directory(self.first_offset())
+
+    def directory(self, offset: int) -> _Directory:
+        """The directory at an offset."""
         count, entry, size = self._layout(offset)
         entries: dict[int, tuple[int, int, int]] = {}
         table = self.at(offset + entry, count * size)
@@ -188,17 +195,17 @@ class _Source:
         """Where the first directory is."""
         return self.number(8, "Q") if self.big else self.number(4, "I")
 
-    def count_directories(self) -> int:
-        """The number of directories, each of which points to the next one."""
-        visited: set[int] = set()
+    def directories(self) -> list[int]:
+        """The offsets of the directories, each of which points to the next one."""
+        visited: dict[int, None] = {}
         offset = self.first_offset()
         while offset:
             if offset in visited or len(visited) >= _MOST_PAGES:
                 raise self.damaged("an endless list of pictures")
-            visited.add(offset)
+            visited[offset] = None
             count, entry, size = self._layout(offset)
             offset = self.number(offset + entry + count * size, "Q" if self.big else "I")
-        return len(visited)
+        return list(visited)
 
     def _layout(self, offset: int) -> tuple[int, int, int]:
         """Number of entries of a directory, offset of the first one, and bytes of each."""
@@ -296,6 +303,20 @@ def _require_apart(directory: _Directory, stored: set[tuple[int, int]]) -> None:
     for (offset, count), (following, _) in itertools.pairwise(blocks):
         if offset + count > following:
             raise directory.source.damaged(f"strips overlap at byte {following:,}")
+
+
+def _require_one_picture(source: _Source) -> None:
+    """Raise UnsupportedInput for a stack, and for a picture with smaller copies."""
+    pages = source.directories()
+    if len(pages) < 2:
+        return
+    sizes = {(page.one(256), page.one(257)) for page in map(source.directory, pages)}
+    if len(sizes) > 1:
+        raise UnsupportedInput(
+            f"{source.path}: {len(pages)} pictures of different sizes, such as a thumbnail or the levels of a slide; "
+            "save the one that is meant as a file of its own"
+        )
+    raise UnsupportedInput(f"{source.path}: a stack of {len(pages)} pictures without spacing; save it as one .nii.gz")
 
 
 def _require_no_hidden_stack(directory: _Directory) -> None:
