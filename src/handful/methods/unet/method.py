@@ -276,16 +276,22 @@ class UNetSegmenter(Segmenter):
         parts = blocks(len(slices), self.net.plan.depth)
         return torch.cat([self._in_the_middle(slices[window], len(kept)) for kept, window in parts])
 
-    def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
-        return super().logits_of(stack) if self.net.plan.depth == 1 else self._block_by_block(stack)
+    def logits_with_context(
+        self, stack: SliceView, wanted: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+        if self.net.plan.depth == 1:
+            return super().logits_with_context(stack, wanted)
+        return self._block_by_block(stack, wanted)
 
     def learned(self) -> dict[str, Tensor]:
         return {f"net/{name}": value for name, value in trainable_state(self.net).items()} | {
             "plan": self.net.plan.pack()
         }
 
-    def _block_by_block(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Tensor]]:
+    def _block_by_block(self, stack: SliceView, wanted: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
         for kept, window in blocks(len(stack), self.net.plan.depth):
+            if set(kept).isdisjoint(wanted):
+                continue
             slices = stack.take(window).to(self.backbone.device)
             start = self.net.plan.depth // 4
             logits = self._in_the_middle(slices, len(kept))

@@ -150,8 +150,12 @@ class VolumeSegmenter(Segmenter):
             ]
         )
 
-    def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+    def logits_with_context(
+        self, stack: SliceView, wanted: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
         for kept, window in windows(len(stack), self.method.depth):
+            if set(kept).isdisjoint(wanted):
+                continue
             slices = stack.take(window).to(self.backbone.device)
             for numbers, logits in self._answers(slices, kept, window.start):
                 own = slices[numbers.start - window.start : numbers.stop - window.start]
