@@ -2,6 +2,7 @@ import pytest
 
 from handful.errors import SettingsError
 from handful.methods.catalog import METHODS, build_method, default_settings, method_settings, seed_setting
+from handful.methods.description import describe_method
 from handful.methods.few_shot_prompts.method import FewShotPrompts
 from handful.methods.interactive.method import Interactive
 from handful.methods.unet.method import UNet
@@ -87,6 +88,11 @@ def test_a_misspelt_setting_of_all_methods_is_recognised():
 @pytest.mark.parametrize("name", METHODS)
 def test_default_settings_are_what_a_method_is_built_from(name: str):
     assert build_method(name, default_settings(name)) == build_method(name, {})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_if_the_list_of_methods_says_so(name: str):
+    assert build_method(name, {}).trains == describe_method(name).trains
 
 
 def test_the_seed_has_a_setting_where_something_is_random():

@@ -335,7 +335,7 @@ class Method(ABC):
 
     @property
     def trains(self) -> bool:
-        """Whether a fit depends on a random seed."""
+        """Whether a fit learns weights, from random numbers of its seed."""
         try:
             self.seeded(0)
         except SettingsError:
