@@ -48,13 +48,17 @@ def test_grey_is_the_same_as_three_equal_channels(backbone: Backbone) -> None:
     torch.testing.assert_close(backbone.encode(grey).main, backbone.encode(grey.repeat(1, 3, 1, 1)).main)
 
 
-def test_a_large_square_is_encoded_for_few_slices_at_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    slices = _slices(5, (60, 50))
-    whole = backbone.encode(slices)
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_large_square_is_encoded_for_few_slices_at_once(
+    exact: bool, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices, encode = _slices(5, (60, 50)), backbone.encode_exact if exact else backbone.encode
+    whole = encode(slices)
     counts = []
     handle = backbone.image_encoder.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
     monkeypatch.setattr("handful.backbones.base.ENCODED_PIXELS", 2 * backbone.side**2 + 1)
-    parts = backbone.encode(slices)
+    with torch.no_grad():
+        parts = encode(slices)
     handle.remove()
     assert counts == [2, 2, 1]
     assert parts.size == whole.size
