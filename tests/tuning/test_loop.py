@@ -128,6 +128,23 @@ def test_parameters_may_learn_more_slowly_than_others() -> None:
     assert still == {"0.weight", "0.bias"}
 
 
+def test_whether_to_stop_is_decided_in_float32_as_predictions_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handful.jobs.precision.has_bfloat16", lambda device: True)  # emulated where it is not
+    model, coarse = _problem(), []
+    inner = _loss(model)
+
+    def loss(step: int, generator: Generator) -> Tensor:
+        coarse.append(torch.is_autocast_enabled("cpu"))
+        return inner(step, generator)
+
+    def stop(step: int) -> bool:
+        coarse.append(torch.is_autocast_enabled("cpu"))
+        return False
+
+    train(model, loss, replace(CONFIG, iterations=2, precision="bfloat16"), stop=stop)
+    assert coarse == [False, True, False, True]
+
+
 def test_a_teacher_is_the_moving_average_all_along(tmp_path: Path) -> None:
     def fit(run: Run) -> tuple[nn.Module, nn.Module, dict[int, Tensor]]:
         model, teacher, shown = _problem(), _problem().requires_grad_(False), {}

@@ -122,9 +122,9 @@ def train(
         with torch.random.fork_rng(devices=[]):
             seed = _step_seed(config.seed, step, rank)
             torch.manual_seed(seed)
+            if stop is not None and stop(step):  # in float32, as predictions are
+                break
             with computing_in(config.precision, device):
-                if stop is not None and stop(step):
-                    break
                 value = loss(step, torch.Generator().manual_seed(seed))
             state.update(value, step)
         step += 1
