@@ -34,6 +34,24 @@ def test_a_method_without_a_rate_of_its_own_needs_one():
         train(nn.Linear(1, 1), lambda step, generator: torch.zeros(()), TrainConfig(learning_rate=None))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iterations", -1),
+        ("learning_rate", -1e-3),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -0.1),
+        ("warmup", 5.0),
+        ("clip", 0.0),
+        ("ema", 1.0),
+        ("ema", -0.1),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_name_and_value(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"{name} must be .*, got {value}"):
+        TrainConfig(**{name: value})  # type: ignore[arg-type]
+
+
 def test_training_lowers_the_loss() -> None:
     model = _problem()
     history = train(model, _loss(model), CONFIG)
