@@ -113,10 +113,11 @@ class Fate(Method):
     second_sweep: bool = False
     """Segment every slice a second time, with the predictions of its neighbours on both sides; encodes it once more."""
     precision: Precision = "float32"
-    """Number format of encoder, memory attention and decoder in predictions; 'bfloat16' may be faster.
+    """Number format of memory attention and decoder in predictions; 'bfloat16' may be faster.
 
     It is faster for large models if the processor supports it (AVX-512 BF16, AMX, GPUs), and is replaced by float32
-    elsewhere. A few voxels along the borders differ.
+    elsewhere. A few voxels along the borders differ. The format of the encoder is that of the backbone: a backbone
+    NAME+fast encodes in bfloat16.
     """
 
     def __post_init__(self) -> None:
