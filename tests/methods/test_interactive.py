@@ -263,6 +263,18 @@ def test_a_cache_is_passed_by_where_the_encoder_learns(sam: Backbone, tmp_path: 
     assert (kept.hits, kept.misses) == (0, 0)
 
 
+def test_losses_and_annotators_are_in_float32_where_the_network_is_in_bfloat16(
+    sam: Backbone, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("handful.jobs.precision.has_bfloat16", lambda device: True)  # emulated where it is not
+    train = TrainConfig(iterations=2, learning_rate=1e-4)
+    methods = [replace(BRIEF, error_head=True, train=replace(train, precision=p)) for p in ("float32", "bfloat16")]
+    exact, coarse = (method.fit(support_set(1), sam).learned() for method in methods)
+    changed = [name for name in exact if not torch.equal(exact[name], coarse[name])]
+    assert changed
+    assert all(torch.allclose(exact[name], coarse[name], atol=1e-3) for name in exact)
+
+
 # Pruning.
 
 
