@@ -68,6 +68,10 @@ class Pruning:
         left_out = {"none": 0.0, "infobatch": self.share * BELOW_MEAN}.get(self.rule, self.share)
         return 1 - left_out * max(0.0, self.until * epochs - self.first_pruned) / epochs
 
+    def steps(self, iterations: int, batch: int, samples: int) -> int:
+        """Steps that are made where training on everything takes so many iterations."""
+        return max(1, round(iterations * self.fraction(iterations * batch / samples))) if iterations else 0
+
     @property
     def first_pruned(self) -> int:
         """The first epoch that leaves samples out."""
@@ -134,8 +138,7 @@ class Sampler:
         self.pruning, self.batch, self.seed = pruning, batch, seed
         known = holds.cpu().numpy().astype(bool)
         self.holds = np.concatenate([known, ~known.any(axis=1, keepdims=True)], axis=1)
-        epochs = iterations * batch / len(holds)
-        self.steps = max(1, round(iterations * pruning.fraction(epochs))) if iterations else 0
+        self.steps = pruning.steps(iterations, batch, len(holds))
         """Steps to be made."""
         self.annealed_from = self.steps - round((1 - pruning.until) * iterations)
         """The first step of the last phase, which sees everything."""

@@ -145,8 +145,9 @@ class Interactive(Method):
         return InteractiveSegmenter(labels, slicer, backbone, self, network, table, None)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
-        encoded = 0 if self.encoder_rank else labelled_slices(self, support) * max(1, self.views)
-        return (Work.of(self, support, encoded=encoded, steps=self.train.steps),)
+        samples = labelled_slices(self, support) * self.views
+        steps = self.pruning.steps(self.train.steps, self.batch, samples)
+        return (Work.of(self, support, encoded=0 if self.encoder_rank else samples, steps=steps),)
 
     def _network(self, backbone: Backbone) -> InteractiveNetwork:
         return InteractiveNetwork(backbone, self.encoder_rank, self.error_head, self.train.seed)
