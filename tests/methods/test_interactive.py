@@ -291,6 +291,15 @@ def test_pruning_makes_fewer_steps_and_reports_what_it_kept(rule: str, sam: Back
     assert all(len(record.kept_per_class) == 3 for record in report.epochs)
 
 
+@pytest.mark.parametrize("rule", ["none", "cbdp"])
+def test_a_fit_that_was_killed_after_its_training_reports_the_same_pruning(rule: str, sam: Backbone, tmp_path: Path):
+    method = replace(BRIEF, pruning=Pruning(rule=rule), train=TrainConfig(iterations=8))
+    first, again = (method.fit(support_set(1), sam, Run(scratch=tmp_path)).pruning_report for _ in range(2))
+    assert first is not None
+    assert first.steps > 0
+    assert again == first
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("batch", 0), ("rounds", -1), ("regions", 0), ("mask_prompts", 1.5), ("encoder_rank", -1)]
 )

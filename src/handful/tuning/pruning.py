@@ -162,7 +162,10 @@ class Sampler:
         self._journal.write(self._next - 1, values.tolist())
         self._learn(values)
 
-    def report(self) -> PruningReport:
+    def report(self, steps: int | None = None) -> PruningReport:
+        """What pruning came to in the steps so far; with `steps`, in so many, which another process may have made."""
+        if steps is not None and steps != self._next:
+            self._catch_up(steps)
         return PruningReport(tuple(self._records), self._next, self._fraction())
 
     def plan(self, epoch: int, pruned: bool = True) -> Draw:

@@ -158,7 +158,7 @@ class Interactive(Method):
         sampler = Sampler(self.pruning, regions.held, self.train.steps, self.batch, self.train.seed, journal)
         loss = CorrectionLoss(network, encoded, regions, self._annotators(), sampler)
         train(network.trained, loss, dataclasses.replace(self.train, iterations=sampler.steps), run)
-        return sampler.report()
+        return sampler.report(sampler.steps)
 
     def _annotators(self) -> SimulatedAnnotators:
         varied = self.prompts == "phpg"
