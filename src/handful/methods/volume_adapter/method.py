@@ -58,7 +58,7 @@ class VolumeAdapter(Method):
     branch with the block's own attention, and the two adapters that `lora` has with variant=adapter.
     """
     depth: int = 5
-    """Slices of a stack, from 1 (no context) to 64."""
+    """Slices of a stack, from 1 (no context) to 64; in the training, an even number is one more."""
     rank: int = 4
     """Rank of the low-rank updates, for the adapter 'convolution'."""
     width: int = 32
