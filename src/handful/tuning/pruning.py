@@ -8,7 +8,7 @@ do as well as all. The rule here is our reconstruction. `infobatch` follows Qin 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handful.errors import CheckpointError, SettingsError
+from handful.errors import CheckpointError, SettingsError, refuse_without_effect
 from handful.jobs.journal import Journal
 
 UNSEEN = 3.0
@@ -62,6 +62,9 @@ class Pruning:
         for name, least in (("warmup", 0), ("sharpness", 0), ("draws", 1)):
             if not least <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.rule == "none":
+            others = [field.name for field in fields(self) if field.name != "rule"]
+            refuse_without_effect(self, others, "no samples are left out (pruning.rule = 'none')")
 
     def fraction(self, epochs: float) -> float:
         """Share of the iterations that are made where all samples would be used `epochs` times: 1 - p (δE - w) / E."""

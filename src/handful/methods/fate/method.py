@@ -26,7 +26,7 @@ from handful.backbones.names import BACKBONES
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
-from handful.errors import SettingsError
+from handful.errors import SettingsError, refuse_without_effect
 from handful.jobs.precision import Precision, computing_in
 from handful.jobs.progress import Run
 from handful.methods.base import (
@@ -130,6 +130,11 @@ class Fate(Method):
         if self.window == 0 and (self.fuse or self.second_sweep):
             what = "fuse" if self.fuse else "second_sweep"
             raise SettingsError(f"{what} without neighbours changes nothing; set window from 1 to {FARTHEST}")
+        of_start = ("start", "forward_uses_reverse")
+        if self.window == 0:
+            refuse_without_effect(self, of_start, "with window = 0 each slice is segmented on its own")
+        if self.fuse:
+            refuse_without_effect(self, of_start, "with fuse both directions go through the whole stack")
 
     def resolved(self, backbone: Backbone) -> Fate:
         defaults = backbone.family.defaults

@@ -28,7 +28,7 @@ from handful.backbones.framing import from_square, into_square
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
-from handful.errors import SettingsError
+from handful.errors import SettingsError, refuse_without_effect
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.methods.base import (
@@ -122,6 +122,8 @@ class UNet(Method):
             raise SettingsError(f"side must be a multiple of 16 from {SMALLEST} to {LARGEST}, got {self.side}")
         if self.depth % 4:
             raise SettingsError(f"depth must be a multiple of 4, got {self.depth}")
+        if self.dims == 2:
+            refuse_without_effect(self, ("depth",), "it is for dims = 3")
         for name in ("elastic", "rare_class_weight", "encoder_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:

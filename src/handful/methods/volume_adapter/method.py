@@ -19,7 +19,7 @@ from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
-from handful.errors import SettingsError
+from handful.errors import SettingsError, refuse_without_effect
 from handful.jobs.progress import Run
 from handful.methods.base import UNPROMPTED, Method, PromptableSegmenter, Segmenter, Work, at_once, without_constant
 from handful.methods.encoded_support import fingerprint
@@ -81,6 +81,8 @@ class VolumeAdapter(Method):
             raise SettingsError(f"depth must be a number of slices from 1 to {DEEPEST}, got {self.depth}")
         if not 0 <= self.clicks <= 100:
             raise SettingsError(f"clicks must be a weight from 0 to 100, got {self.clicks}")
+        if self.adapter == "attention":
+            refuse_without_effect(self, ("rank",), "it is for the adapter 'convolution'; width is that of 'attention'")
 
     def resolved(self, backbone: Backbone) -> VolumeAdapter:
         train = self.train.filled(self.train.steps, backbone.family.defaults.decoder_rate)
