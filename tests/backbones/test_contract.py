@@ -142,6 +142,18 @@ def test_an_unused_slot_is_sams_own_not_a_point(backbone: Backbone) -> None:
     torch.testing.assert_close(token, backbone.prompt_encoder.not_a_point_embed.weight[0])
 
 
+def test_a_label_without_a_box_beside_one_with_a_box_has_unused_slots_in_place_of_corners(backbone: Backbone) -> None:
+    size, clicks = (40, 80), _points(1, 2, 3, (40, 80))
+    box = torch.tensor([[[0.0] * 4, [10.0, 7.0, 30.0, 20.0]]])
+    both = backbone.embed(Prompts(clicks.points, clicks.point_labels, box), size).sparse
+    of_points = backbone.embed(clicks, size).sparse[:, :, :3]
+    torch.testing.assert_close(both[:, :, :3], of_points)
+    corners = backbone.embed(Prompts(boxes=box[:, 1:]), size).sparse
+    torch.testing.assert_close(both[:, 1:, 3:], corners)
+    unused = backbone.prompt_encoder.not_a_point_embed.weight.expand(corners.shape[2], -1)
+    torch.testing.assert_close(both[0, 0, 3:], unused)
+
+
 def test_empty_prompts_are_refused(backbone: Backbone) -> None:
     with pytest.raises(SettingsError, match="empty prompts"):
         backbone.embed(Prompts(), (40, 80))
