@@ -13,8 +13,10 @@ HandfulError
 └── BusyError                   another process works in the same output folder
 """
 
+import dataclasses
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class HandfulError(Exception):
@@ -69,6 +71,16 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The phrase "did you mean 'X'? " with the most similar known word, for an error message; "" if none is similar."""
     near = get_close_matches(word, list(known), n=1)
     return f"did you mean {near[0]!r}? " if near else ""
+
+
+def refuse_without_effect(settings: Any, names: Iterable[str], because: str) -> None:
+    """Raise SettingsError if one of these settings of a dataclass is not at its default, since it has no effect."""
+    for field in dataclasses.fields(settings):
+        made = field.default_factory
+        default = field.default if made is dataclasses.MISSING else made()
+        value = getattr(settings, field.name)
+        if field.name in names and value != default:
+            raise SettingsError(f"{field.name} = {value!r} has no effect, because {because}; leave it out")
 
 
 def reason_of(error: Exception) -> str:

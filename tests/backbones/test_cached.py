@@ -38,6 +38,17 @@ def test_all_levels_of_sam_2_come_back(tmp_path: Path) -> None:
         assert torch.equal(one, other)
 
 
+def test_the_mean_of_several_sequences_is_stored_as_it_is_encoded_without_a_cache(tmp_path: Path) -> None:
+    inner = tiny_models.tiny_sam2()
+    backbone = cached(inner, tmp_path)
+    slices = torch.rand(2, 4, 40, 60, generator=torch.Generator().manual_seed(0))
+    plain, first, again = inner.encode(slices), backbone.encode(slices), backbone.encode(slices)
+    assert (backbone.hits, backbone.misses, len(_files(tmp_path))) == (2, 2, 2)
+    for level, one, other in zip(plain.features, first.features, again.features, strict=True):
+        assert torch.equal(level, one)
+        assert torch.equal(level, other)
+
+
 def test_of_a_batch_only_the_missing_slices_are_encoded_in_one_call(tmp_path: Path) -> None:
     inner = tiny_models.tiny_sam()
     calls: list[int] = []

@@ -48,13 +48,17 @@ def test_grey_is_the_same_as_three_equal_channels(backbone: Backbone) -> None:
     torch.testing.assert_close(backbone.encode(grey).main, backbone.encode(grey.repeat(1, 3, 1, 1)).main)
 
 
-def test_a_large_square_is_encoded_for_few_slices_at_once(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    slices = _slices(5, (60, 50))
-    whole = backbone.encode(slices)
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_large_square_is_encoded_for_few_slices_at_once(
+    exact: bool, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices, encode = _slices(5, (60, 50)), backbone.encode_exact if exact else backbone.encode
+    whole = encode(slices)
     counts = []
     handle = backbone.image_encoder.register_forward_pre_hook(lambda _, inputs: counts.append(len(inputs[0])))
     monkeypatch.setattr("handful.backbones.base.ENCODED_PIXELS", 2 * backbone.side**2 + 1)
-    parts = backbone.encode(slices)
+    with torch.no_grad():
+        parts = encode(slices)
     handle.remove()
     assert counts == [2, 2, 1]
     assert parts.size == whole.size
@@ -136,6 +140,18 @@ def test_an_unused_slot_is_sams_own_not_a_point(backbone: Backbone) -> None:
     unused = Prompts(points=torch.rand(1, 1, 1, 2), point_labels=torch.full((1, 1, 1), PADDING))
     token = backbone.embed(unused, (40, 80)).sparse[0, 0, 0]
     torch.testing.assert_close(token, backbone.prompt_encoder.not_a_point_embed.weight[0])
+
+
+def test_a_label_without_a_box_beside_one_with_a_box_has_unused_slots_in_place_of_corners(backbone: Backbone) -> None:
+    size, clicks = (40, 80), _points(1, 2, 3, (40, 80))
+    box = torch.tensor([[[0.0] * 4, [10.0, 7.0, 30.0, 20.0]]])
+    both = backbone.embed(Prompts(clicks.points, clicks.point_labels, box), size).sparse
+    of_points = backbone.embed(clicks, size).sparse[:, :, :3]
+    torch.testing.assert_close(both[:, :, :3], of_points)
+    corners = backbone.embed(Prompts(boxes=box[:, 1:]), size).sparse
+    torch.testing.assert_close(both[:, 1:, 3:], corners)
+    unused = backbone.prompt_encoder.not_a_point_embed.weight.expand(corners.shape[2], -1)
+    torch.testing.assert_close(both[0, 0, 3:], unused)
 
 
 def test_empty_prompts_are_refused(backbone: Backbone) -> None:

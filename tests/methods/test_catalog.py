@@ -2,6 +2,7 @@ import pytest
 
 from handful.errors import SettingsError
 from handful.methods.catalog import METHODS, build_method, default_settings, method_settings, seed_setting
+from handful.methods.description import describe_method
 from handful.methods.few_shot_prompts.method import FewShotPrompts
 from handful.methods.interactive.method import Interactive
 from handful.methods.unet.method import UNet
@@ -79,6 +80,47 @@ def test_a_number_out_of_range_is_refused_at_either_door(name: str, value: float
         FewShotPrompts(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("auto-sam", {"head": "linear", "shared_pass": "false"}),
+        ("auto-sam", {"head": "cnn", "token_init_std": 0.1}),
+        ("auto-sam", {"as_published": True, "shared_pass": False}),
+        ("auto-sam", {"head": "vit", "relu_out": True}),
+        ("few-shot-prompts", {"loss": "dice-focal"}),
+        ("few-shot-prompts", {"background": False, "rare_class_weight": 0}),
+        ("fate", {"window": 0, "start": "best"}),
+        ("fate", {"fuse": True, "forward_uses_reverse": False}),
+        ("interactive", {"prompts": "centre", "prompt_mix.tight_box": 0.5}),
+        ("interactive", {"prompts": "centre", "annotator.quick": 0}),
+        ("interactive", {"rounds": 0, "mask_prompts": 1}),
+        ("interactive", {"pruning.share": 0.25}),
+        ("volume-adapter", {"adapter": "attention", "rank": 8}),
+        ("unet", {"depth": 32}),
+    ],
+    ids=str,
+)
+def test_a_setting_without_effect_is_refused(method: str, settings: dict[str, object]):
+    name = list(settings)[-1].split(".")[0 if method == "interactive" and "prompts" in settings else -1]
+    with pytest.raises(SettingsError, match=f"^{name} = .* has no effect, because .*; leave it out$"):
+        build_method(method, settings)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("auto-sam", {"head": "linear", "shared_pass": True}),
+        ("few-shot-prompts", {"background": False, "loss": "dice-focal"}),
+        ("fate", {"window": 2, "start": "best"}),
+        ("interactive", {"pruning.rule": "random", "pruning.share": 0.25}),
+        ("unet", {"dims": 3, "depth": 32}),
+    ],
+    ids=str,
+)
+def test_a_setting_with_an_effect_or_at_its_default_is_taken(method: str, settings: dict[str, object]):
+    assert build_method(method, settings)
+
+
 def test_a_misspelt_setting_of_all_methods_is_recognised():
     with pytest.raises(SettingsError, match=r"did you mean 'roi_margin'.*settings are .*planes"):
         build_method("fate", {"roi_margn": 1.4})
@@ -87,6 +129,11 @@ def test_a_misspelt_setting_of_all_methods_is_recognised():
 @pytest.mark.parametrize("name", METHODS)
 def test_default_settings_are_what_a_method_is_built_from(name: str):
     assert build_method(name, default_settings(name)) == build_method(name, {})
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_trains_if_the_list_of_methods_says_so(name: str):
+    assert build_method(name, {}).trains == describe_method(name).trains
 
 
 def test_the_seed_has_a_setting_where_something_is_random():

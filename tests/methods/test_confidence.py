@@ -14,10 +14,13 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap
 from handful.evaluation.metrics import overlap
-from handful.methods.base import Segmenter
+from handful.methods.base import Method, Segmenter
 from handful.methods.fate.method import Fate
 from handful.methods.nearest_slice import NearestSlice
+from handful.methods.unet.method import UNet
+from handful.methods.volume_adapter.method import VolumeAdapter
 from handful.methods.wrappers.planes import Planes
+from handful.tuning.loop import TrainConfig
 from phantoms import LABELS, phantom, support_set
 
 
@@ -52,6 +55,29 @@ def test_the_margin_is_how_far_a_label_is_above_the_background(sam: Backbone):
     found = Sure(sam, 2.0).confidence(image, truth)
     assert found[1] == pytest.approx(2 * share - 1, abs=1e-5)
     assert found[3] == 0
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        VolumeAdapter(depth=3, width=2, clicks=0, train=TrainConfig(iterations=4, learning_rate=1.0)),
+        UNet(dims=3, depth=4, side=32, channels=2, train=TrainConfig(iterations=1, learning_rate=0.1)),
+    ],
+    ids=["volume-adapter", "3D U-Net"],
+)
+def test_slices_without_labels_are_context_for_their_neighbours(method: Method, support: SupportSet, sam: Backbone):
+    segmenter = method.fit(support, sam)
+    image, truth = phantom(7)
+    view = segmenter.slicer.view(image)
+    gaps = np.array(truth.array)
+    view.of(gaps)[[1, 3]] = 0
+    found = segmenter.confidence(image, replace(truth, array=gaps))
+    shares = np.zeros((len(LABELS), *image.geometry.shape), dtype=np.float32)
+    segmenter.add_probabilities(image, shares)
+    shares = np.concatenate([1 - shares.sum(axis=0, keepdims=True), shares])
+    for number, value in enumerate(LABELS.values, start=1):
+        margins = np.maximum(shares[number] - np.delete(shares, number, axis=0).max(axis=0), 0)
+        assert found[value] == pytest.approx(margins[gaps == value].mean(), rel=1e-3, abs=1e-5)
 
 
 def test_fate_has_a_confidence_for_the_labels_that_are_there(support: SupportSet):

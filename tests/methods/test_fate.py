@@ -534,7 +534,14 @@ def test_half_the_bits_move_no_more_than_borders(handful_tiny: MemoryBackbone, m
     image, _ = phantom(7)
     exact = Fate().fit(support_set(2), handful_tiny)
     coarse = Fate(precision="bfloat16").restore(exact.labels, exact.slicer, handful_tiny, exact.learned())
-    (one, sure), (other, less_sure) = (x.predict_explained(image) for x in (exact, coarse))
+    one, sure = exact.predict_explained(image)
+    kinds: set[torch.dtype] = set()
+    hook = handful_tiny.image_encoder.register_forward_hook(
+        lambda *found: kinds.add(found[2].fpn_hidden_states[-1].dtype)
+    )
+    other, less_sure = coarse.predict_explained(image)
+    hook.remove()
+    assert kinds == {torch.float32}  # embeddings are those that a cache has
     assert not torch.equal(sure.object_score, less_sure.object_score)
     assert torch.allclose(sure.object_score, less_sure.object_score, atol=0.5, equal_nan=True)
     assert (one.array != other.array).sum() < 0.1 * (one.array > 0).sum()

@@ -263,6 +263,18 @@ def test_a_cache_is_passed_by_where_the_encoder_learns(sam: Backbone, tmp_path: 
     assert (kept.hits, kept.misses) == (0, 0)
 
 
+def test_losses_and_annotators_are_in_float32_where_the_network_is_in_bfloat16(
+    sam: Backbone, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("handful.jobs.precision.has_bfloat16", lambda device: True)  # emulated where it is not
+    train = TrainConfig(iterations=2, learning_rate=1e-4)
+    methods = [replace(BRIEF, error_head=True, train=replace(train, precision=p)) for p in ("float32", "bfloat16")]
+    exact, coarse = (method.fit(support_set(1), sam).learned() for method in methods)
+    changed = [name for name in exact if not torch.equal(exact[name], coarse[name])]
+    assert changed
+    assert all(torch.allclose(exact[name], coarse[name], atol=1e-3) for name in exact)
+
+
 # Pruning.
 
 
@@ -277,6 +289,15 @@ def test_pruning_makes_fewer_steps_and_reports_what_it_kept(rule: str, sam: Back
     assert report.fraction < 1
     assert any(record.pruned for record in report.epochs)
     assert all(len(record.kept_per_class) == 3 for record in report.epochs)
+
+
+@pytest.mark.parametrize("rule", ["none", "cbdp"])
+def test_a_fit_that_was_killed_after_its_training_reports_the_same_pruning(rule: str, sam: Backbone, tmp_path: Path):
+    method = replace(BRIEF, pruning=Pruning(rule=rule), train=TrainConfig(iterations=8))
+    first, again = (method.fit(support_set(1), sam, Run(scratch=tmp_path)).pruning_report for _ in range(2))
+    assert first is not None
+    assert first.steps > 0
+    assert again == first
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,10 @@ def counted_encodings(backbone: Backbone) -> Iterator[list[int]]:
         hook.remove()
 
 
-@pytest.mark.parametrize("name", ["auto-sam", "auto-sam-unet", "fate", "few-shot-prompts", "interactive", "zero-shot"])
+@pytest.mark.parametrize(
+    "name",
+    ["auto-sam", "auto-sam-unet", "fate", "few-shot-prompts", "interactive", "interactive, pruned", "zero-shot"],
+)
 def test_a_fit_encodes_as_many_slices_and_takes_as_many_steps_as_the_method_counts(name: str):
     backbone = BACKBONES[VARIANTS[name].backbone]()
     method, shown, notes = VARIANTS[name].build(), support(), []
@@ -56,7 +59,7 @@ def test_a_fit_encodes_as_many_slices_and_takes_as_many_steps_as_the_method_coun
     assert work.steps == sum(note.startswith("loss") for note in notes)
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"auto"}))
+@pytest.mark.parametrize("name", [*sorted(set(METHODS) - {"auto"}), "interactive, pruned"])
 def test_every_method_has_an_estimate(name: str, video: Backbone, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cost, "MORE_STEPS", 2)
     found = estimate_fit(VARIANTS[name].build(), support(), video)

@@ -1,7 +1,9 @@
 """Simulated prompts lie where a careful person would put them."""
 
+import pytest
 import torch
 
+from handful.prompts import heuristics
 from handful.prompts.heuristics import (
     append_points,
     boxes,
@@ -24,6 +26,22 @@ def _masks() -> torch.Tensor:
     masks[0, 1, 0:2, 0:2] = True
     masks[1, 0, 19, 29] = True
     return masks
+
+
+@pytest.mark.parametrize("most", [100, 10])
+def test_of_more_pixels_than_torch_takes_at_once_those_inside_are_chosen(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heuristics, "MOST_PIXELS", most)  # 2**24: a picture of 4,100 x 4,100 pixels has more
+    masks = _masks()
+    prompts, again = (inside_points(masks, 5, _rng()) for _ in range(2))
+    assert prompts.points is not None
+    assert again.points is not None
+    assert torch.equal(prompts.points, again.points)
+    x, y = prompts.points.long().unbind(-1)
+    for n, k in masks.any(dim=(2, 3)).nonzero().tolist():
+        assert masks[n, k, y[n, k], x[n, k]].all()
+    assert len(prompts.points[0, 0].unique(dim=0)) > 1
 
 
 def test_points_lie_inside_and_absent_labels_get_padding() -> None:

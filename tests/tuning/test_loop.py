@@ -34,6 +34,24 @@ def test_a_method_without_a_rate_of_its_own_needs_one():
         train(nn.Linear(1, 1), lambda step, generator: torch.zeros(()), TrainConfig(learning_rate=None))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iterations", -1),
+        ("learning_rate", -1e-3),
+        ("learning_rate", float("nan")),
+        ("weight_decay", -0.1),
+        ("warmup", 5.0),
+        ("clip", 0.0),
+        ("ema", 1.0),
+        ("ema", -0.1),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_name_and_value(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=f"{name} must be .*, got {value}"):
+        TrainConfig(**{name: value})  # type: ignore[arg-type]
+
+
 def test_training_lowers_the_loss() -> None:
     model = _problem()
     history = train(model, _loss(model), CONFIG)
@@ -126,6 +144,23 @@ def test_parameters_may_learn_more_slowly_than_others() -> None:
     train(model, _loss(model), CONFIG, rates={"0.": 0.0})
     still = {name for name, value in model.named_parameters() if torch.equal(value, before[name])}
     assert still == {"0.weight", "0.bias"}
+
+
+def test_whether_to_stop_is_decided_in_float32_as_predictions_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handful.jobs.precision.has_bfloat16", lambda device: True)  # emulated where it is not
+    model, coarse = _problem(), []
+    inner = _loss(model)
+
+    def loss(step: int, generator: Generator) -> Tensor:
+        coarse.append(torch.is_autocast_enabled("cpu"))
+        return inner(step, generator)
+
+    def stop(step: int) -> bool:
+        coarse.append(torch.is_autocast_enabled("cpu"))
+        return False
+
+    train(model, loss, replace(CONFIG, iterations=2, precision="bfloat16"), stop=stop)
+    assert coarse == [False, True, False, True]
 
 
 def test_a_teacher_is_the_moving_average_all_along(tmp_path: Path) -> None:

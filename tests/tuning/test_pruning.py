@@ -68,6 +68,10 @@ def _with_none(holds: torch.Tensor) -> np.ndarray:
     return np.concatenate([holds.numpy(), ~holds.any(dim=1, keepdim=True).numpy()], axis=1)
 
 
+def _pruning(rule: str, **settings: float) -> Pruning:
+    return Pruning() if rule == "none" else Pruning(rule=rule, **settings)  # type: ignore[arg-type]
+
+
 def _numpy() -> np.random.Generator:
     return np.random.default_rng(0)
 
@@ -75,7 +79,7 @@ def _numpy() -> np.random.Generator:
 @pytest.mark.parametrize("rule", RULES)
 def test_the_weighted_mean_over_pruned_epochs_is_that_over_everything(rule: str) -> None:
     holds = _holds(60, 3)
-    sampler = Sampler(Pruning(rule=rule, sharpness=2.0), holds, 30, 4, 0)
+    sampler = Sampler(_pruning(rule, sharpness=2.0), holds, 30, 4, 0)
     _trained(sampler)
     value = _losses(torch.arange(60), 1)[:, 0] ** 2
     plans = [sampler.plan(epoch) for epoch in range(100, 350)]
@@ -185,7 +189,7 @@ def test_losses_are_smoothed_and_nan_is_ignored() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_a_sampler_goes_on_where_a_killed_one_stopped(rule: str, tmp_path: Path) -> None:
     def sampler(journal: Path | None) -> Sampler:
-        return Sampler(Pruning(rule=rule, draws=20), _holds(20, 3), 60, 4, 1, journal)
+        return Sampler(_pruning(rule, draws=20), _holds(20, 3), 60, 4, 1, journal)
 
     undisturbed = _trained(sampler(None))
     journal = tmp_path / "losses.jsonl"

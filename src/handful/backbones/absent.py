@@ -23,4 +23,4 @@ class AbsentBackbone(Backbone):
         raise SettingsError(f"the backbone {self.name!r} was not loaded; load the model by handful.load to use it")
 
     _encode = embed = decode_square = to_model_frame = to_image_frame = position_encoding = _absent
-    no_memory = encoding_parts = _at_once = _absent
+    no_memory = encoding_parts = _in_parts = _absent

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import final
@@ -170,12 +170,13 @@ class Backbone(nn.Module, ABC):
         They carry no gradients.
         """
         with computing_in(self.precision, self.device.type):
-            parts = [self._embedded(part) for part in torch.split(slices, self._at_once(len(slices)))]
-        return ImageEmbeddings.cat([part.to(torch.float16).to(torch.float32) for part in parts])
+            parts = [part.to(torch.float16).to(torch.float32) for part in self._in_parts(slices)]
+        return ImageEmbeddings.cat(parts)
 
-    def _at_once(self, count: int) -> int:
-        """How many of so many slices are encoded at once."""
-        return max(1, count if self.reach else ENCODED_PIXELS // self.side**2)
+    def _in_parts(self, slices: Float[Tensor, "n c h w"]) -> Iterator[ImageEmbeddings]:
+        """The embeddings of a few slices at a time, whose number bounds the memory; with `reach`, of all at once."""
+        count = len(slices) if self.reach else ENCODED_PIXELS // self.side**2
+        return (self._embedded(part) for part in torch.split(slices, max(1, count)))
 
     @final
     @torch.no_grad()
@@ -185,8 +186,13 @@ class Backbone(nn.Module, ABC):
 
     @final
     def encode_exact(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
-        """Embeddings of n slices for an encoder that is trained: not rounded, not cached, and with gradients."""
-        return self.plain._embedded(slices)
+        """Embeddings of n slices for an encoder that is trained: not rounded, not cached, and with gradients.
+
+        All slices are encoded at once where gradients are recorded, else a few at a time.
+        """
+        if torch.is_grad_enabled():
+            return self.plain._embedded(slices)
+        return ImageEmbeddings.cat(list(self.plain._in_parts(slices)))
 
     def _embedded(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         """Embeddings of slices with any number of channels."""

@@ -124,6 +124,10 @@ class CachedBackbone(Backbone):
         """Number of slices that the image encoder computed."""
         return self.cache.misses
 
+    def _embedded(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
+        """One entry per slice, whatever the number of its channels: the mean of several is rounded only once."""
+        return self._encode(slices)
+
     def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         """The missing slices are encoded in one call, without gradients; with `encode_together` all slices are."""
         if self.cache.paused:

@@ -59,11 +59,7 @@ class PromptedBackbone(Backbone):
     def embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
         """Tokens of points and boxes (unused slots are SAM's own 'not a point'); of masks, a dense map a label."""
         prompts = prompts.to(self.device)
-        n, k = prompts.shape
-        content = self.family.pixels.content(size, self.side)
-        sparse, _ = self.model.prompt_encoder(*points_in_square(prompts, size, content), None)
-        if sparse is None:
-            sparse = torch.zeros(n, k, 0, self.channels, device=self.device)
+        n, sparse = prompts.shape[0], self._tokens(prompts, size)
         if prompts.masks is None:
             return PromptEmbeddings(sparse)
         # Padding is no part of any object: it takes the mask's lowest logit.
@@ -71,6 +67,20 @@ class PromptedBackbone(Backbone):
         masks = self.to_model_frame(prompts.masks - lowest, self.mask_side) + lowest
         dense = self.model.prompt_encoder.mask_embed(rearrange(masks, "n k h w -> (n k) 1 h w"))
         return PromptEmbeddings(sparse, rearrange(dense, "(n k) c h w -> n k c h w", n=n))
+
+    def _tokens(self, prompts: Prompts, size: tuple[int, int]) -> Float[Tensor, "n k t c"]:
+        """Tokens of points, then those of boxes."""
+        content = self.family.pixels.content(size, self.side)
+        sparse: Tensor | None
+        sparse, _ = self.model.prompt_encoder(*points_in_square(prompts, size, content), None)
+        if sparse is None:
+            return torch.zeros(*prompts.shape, 0, self.channels, device=self.device)
+        if prompts.boxes is None:
+            return sparse
+        points = 0 if prompts.points is None else prompts.points.shape[2]
+        boxed = (prompts.boxes != 0).any(dim=2)[..., None, None]
+        corners = torch.where(boxed, sparse[:, :, points:], self.model.prompt_encoder.not_a_point_embed.weight)
+        return torch.cat([sparse[:, :, :points], corners], dim=2)
 
     def decode_square(
         self, image: ImageEmbeddings, prompt: PromptEmbeddings, multimask: bool = False

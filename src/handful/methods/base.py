@@ -77,9 +77,18 @@ class Segmenter(nn.Module, ABC):
 
     def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
         """Numbers of slices and their logits; a slice that is not among them has no label."""
+        return self.logits_with_context(stack, range(len(stack)))
+
+    def logits_with_context(
+        self, stack: SliceView, wanted: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+        """As `logits_of`, at least of the slices with these numbers.
+
+        Overridden where slices are segmented together with their neighbours.
+        """
         count = at_once(len(self.labels), stack.size)
-        for start in range(0, len(stack), count):
-            numbers = range(len(stack))[start : start + count]
+        for start in range(0, len(wanted), count):
+            numbers = wanted[start : start + count]
             slices = stack.take(numbers).to(self.backbone.device)
             yield numbers, without_constant(self.forward(slices), slices)
 
@@ -326,7 +335,7 @@ class Method(ABC):
 
     @property
     def trains(self) -> bool:
-        """Whether a fit depends on a random seed."""
+        """Whether a fit learns weights, from random numbers of its seed."""
         try:
             self.seeded(0)
         except SettingsError:
@@ -448,14 +457,12 @@ def _margins(segmenter: Segmenter, stack: SliceView, classes: NDArray[np.integer
     """Mean over a label's voxels of its probability minus that of the next best class, at least 0."""
     values = segmenter.labels.values
     total, count = np.zeros(len(values)), np.zeros(len(values))
-    numbers = np.flatnonzero(np.isin(classes, values).any(axis=(1, 2)))
-    slices = at_once(len(values), stack.size)
-    for start in range(0, len(numbers), slices):
-        chosen = numbers[start : start + slices]
-        logits: Tensor = segmenter(stack.take(chosen.tolist()).to(segmenter.backbone.device)).float()
-        likely = torch.cat([torch.zeros_like(logits[:, :1]), logits], dim=1).softmax(dim=1)
+    labelled = np.flatnonzero(np.isin(classes, values).any(axis=(1, 2))).tolist()
+    for numbers, logits in segmenter.logits_with_context(stack, labelled):
+        chosen = classes[list(numbers)]
+        likely = F.pad(logits.float().movedim(1, -1), (1, 0)).softmax(dim=-1).movedim(-1, 1)
         for index, value in enumerate(values):
-            inside = torch.from_numpy(np.ascontiguousarray(classes[chosen] == value)).to(likely.device)
+            inside = torch.from_numpy(np.ascontiguousarray(chosen == value)).to(likely.device)
             others = torch.cat([likely[:, : index + 1], likely[:, index + 2 :]], dim=1).amax(dim=1)
             margin = (likely[:, index + 1] - others).clamp_min(0)
             total[index] += float(margin[inside].cpu().numpy().sum(dtype=np.float64))

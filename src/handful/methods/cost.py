@@ -29,6 +29,7 @@ from handful.jobs.plain_text import counted
 from handful.jobs.progress import Run
 from handful.methods.base import Method, Segmenter, Work
 from handful.tuning.loop import TrainConfig
+from handful.tuning.pruning import Pruning
 
 STEPS, MORE_STEPS = 2, 10
 """Training steps of a timed fit, of which the first one does not count; more in a second fit where they are fast."""
@@ -289,11 +290,12 @@ def _per_slice(work: Work, segmenter: Segmenter, encoded: float) -> float:
 
 
 def _shortened(method: Method, steps: int) -> Method:
-    """The method with so many training steps, one view of each slice, and no early stopping."""
+    """The method with so many training steps, one view of each slice, no early stopping and no pruning."""
     fields = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
     settings: Any = method
     changes: dict[str, Any] = {"slicer": dataclasses.replace(method.slicer, plane="axial", window=(0.0, 1.0))}
-    changes |= {name: value for name, value in {"views": 1, "validate_from": 0}.items() if name in fields}
+    plain = {"views": 1, "validate_from": 0, "pruning": Pruning()}
+    changes |= {name: value for name, value in plain.items() if name in fields}
     if "train" in fields and isinstance(settings.train, TrainConfig):
         changes["train"] = dataclasses.replace(settings.train, iterations=steps)
     shortened: Method = dataclasses.replace(settings, **changes)

@@ -55,6 +55,15 @@ class ZeroShot(Method):
             return self
         return replace(self, multimask=when == "always" and not self.box_crop)
 
+    @property
+    def trains(self) -> bool:
+        return False
+
+    def seeded(self, further: int) -> ZeroShot:
+        if self.prompt in ("box", "points-1"):
+            raise SettingsError(f"seeds is for results of chance, and prompt = {self.prompt!r} has none; leave it out")
+        return super().seeded(further)
+
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> ZeroShotSegmenter:  # noqa: B008
         support = support.with_whole_masks()
         slicer = self.resolved_slicer(support)

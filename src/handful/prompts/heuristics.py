@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Generator, Tensor
 
 from handful.prompts.prompts import PADDING, Prompts
+
+MOST_PIXELS = 2**24
+"""Pixels among which torch chooses at once."""
 
 
 def inside_points(masks: Bool[Tensor, "n k h w"], count: int, rng: Generator) -> Prompts:
@@ -90,8 +93,20 @@ def _random_points(region: Tensor, count: int, rng: Generator) -> tuple[Float[Te
     weights = region.flatten(2).flatten(0, 1).float()
     present = weights.sum(dim=1) > 0
     weights[~present] = 1.0
-    index = torch.multinomial(weights, count, replacement=True, generator=rng).view(n, k, count)
+    index = random_pixels(weights, count, rng).view(n, k, count)
     return torch.stack([index % w, index // w], dim=-1).float(), present.view(n, k)
+
+
+def random_pixels(weights: Float[Tensor, "m p"], count: int, rng: Generator) -> Int[Tensor, "m d"]:
+    """`count` random pixels of each map, with chances as the weights; of very many, every n-th comes into question."""
+    if weights.shape[1] <= MOST_PIXELS:
+        return torch.multinomial(weights, count, replacement=True, generator=rng)
+    chosen = []
+    for weight in weights:
+        places = torch.nonzero(weight)[:, 0]
+        places = places[:: 1 + len(places) // MOST_PIXELS]
+        chosen.append(places[torch.multinomial(weight[places], count, replacement=True, generator=rng)])
+    return torch.stack(chosen)
 
 
 def _deepest(regions: Tensor) -> tuple[Float[Tensor, "n k 2"], Float[Tensor, "n k"]]:

@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Generator, Tensor
 
 from handful.errors import SettingsError
-from handful.prompts.heuristics import append_points, centre_points
+from handful.prompts.heuristics import append_points, centre_points, random_pixels
 from handful.prompts.prompt_mix import edge_band, packed
 from handful.prompts.prompts import PADDING, Prompts
 
@@ -144,7 +144,7 @@ def _random_pixels(weight: Float[Tensor, "m 1 h w"], rng: Generator) -> Float[Te
     """(x, y) of one random pixel per map, with probabilities proportional to the weights."""
     if not len(weight):
         return torch.zeros(0, 2)
-    index = torch.multinomial(weight.flatten(1), 1, generator=rng)[:, 0]
+    index = random_pixels(weight.flatten(1), 1, rng)[:, 0]
     width = weight.shape[-1]
     return torch.stack([index % width, index // width], dim=-1).float()
 

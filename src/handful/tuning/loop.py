@@ -58,6 +58,20 @@ class TrainConfig:
     seed: int = 0
     """Seed of every random choice; one seed, one result."""
 
+    def __post_init__(self) -> None:
+        if self.iterations is not None and self.iterations < 0:
+            raise SettingsError(f"iterations must be 0 or more, got {self.iterations}")
+        for name in ("learning_rate", "weight_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise SettingsError(f"{name} must be 0 or more, got {value}")
+        if not 0 <= self.warmup <= 1:
+            raise SettingsError(f"warmup must be a share of the iterations from 0 to 1, got {self.warmup}")
+        if not self.clip > 0:
+            raise SettingsError(f"clip must be above 0, got {self.clip}; a large number never clips")
+        if not 0 <= self.ema < 1:
+            raise SettingsError(f"ema must be from 0 to below 1, got {self.ema}; 0 keeps the last weights")
+
     @property
     def steps(self) -> int:
         """`iterations`; SettingsError where that is None."""
@@ -122,9 +136,9 @@ def train(
         with torch.random.fork_rng(devices=[]):
             seed = _step_seed(config.seed, step, rank)
             torch.manual_seed(seed)
+            if stop is not None and stop(step):  # in float32, as predictions are
+                break
             with computing_in(config.precision, device):
-                if stop is not None and stop(step):
-                    break
                 value = loss(step, torch.Generator().manual_seed(seed))
             state.update(value, step)
         step += 1

@@ -8,7 +8,7 @@ do as well as all. The rule here is our reconstruction. `infobatch` follows Qin 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from handful.errors import CheckpointError, SettingsError
+from handful.errors import CheckpointError, SettingsError, refuse_without_effect
 from handful.jobs.journal import Journal
 
 UNSEEN = 3.0
@@ -62,11 +62,18 @@ class Pruning:
         for name, least in (("warmup", 0), ("sharpness", 0), ("draws", 1)):
             if not least <= getattr(self, name) < math.inf:
                 raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.rule == "none":
+            others = [field.name for field in fields(self) if field.name != "rule"]
+            refuse_without_effect(self, others, "no samples are left out (pruning.rule = 'none')")
 
     def fraction(self, epochs: float) -> float:
         """Share of the iterations that are made where all samples would be used `epochs` times: 1 - p (δE - w) / E."""
         left_out = {"none": 0.0, "infobatch": self.share * BELOW_MEAN}.get(self.rule, self.share)
         return 1 - left_out * max(0.0, self.until * epochs - self.first_pruned) / epochs
+
+    def steps(self, iterations: int, batch: int, samples: int) -> int:
+        """Steps that are made where training on everything takes so many iterations."""
+        return max(1, round(iterations * self.fraction(iterations * batch / samples))) if iterations else 0
 
     @property
     def first_pruned(self) -> int:
@@ -134,8 +141,7 @@ class Sampler:
         self.pruning, self.batch, self.seed = pruning, batch, seed
         known = holds.cpu().numpy().astype(bool)
         self.holds = np.concatenate([known, ~known.any(axis=1, keepdims=True)], axis=1)
-        epochs = iterations * batch / len(holds)
-        self.steps = max(1, round(iterations * pruning.fraction(epochs))) if iterations else 0
+        self.steps = pruning.steps(iterations, batch, len(holds))
         """Steps to be made."""
         self.annealed_from = self.steps - round((1 - pruning.until) * iterations)
         """The first step of the last phase, which sees everything."""
@@ -159,7 +165,10 @@ class Sampler:
         self._journal.write(self._next - 1, values.tolist())
         self._learn(values)
 
-    def report(self) -> PruningReport:
+    def report(self, steps: int | None = None) -> PruningReport:
+        """What pruning came to in the steps so far; with `steps`, in so many, which another process may have made."""
+        if steps is not None and steps != self._next:
+            self._catch_up(steps)
         return PruningReport(tuple(self._records), self._next, self._fraction())
 
     def plan(self, epoch: int, pruned: bool = True) -> Draw:

@@ -19,6 +19,7 @@ from handful.methods.catalog import build_method, method_settings
 from handful.methods.fate.method import Fate
 from handful.methods.wrappers.roi_crop import RoiCrop, RoiCropSegmenter
 from handful.methods.wrappers.roi_window import Region, Windows, region_of
+from handful.methods.zero_shot import ZeroShot
 from phantoms import LABELS, phantom, phantom_case, support_set
 from scores import mean_dice
 from whole import build_whole
@@ -272,6 +273,20 @@ def test_without_a_crop_it_predicts_as_the_method_itself(handful_tiny: Backbone)
     assert auto.confidence(image, auto.predict(image)) == alone.confidence(image, alone.predict(image))
     again = build_whole("fate", {"roi_margin": "auto"}).restore(LABELS, auto.slicer, handful_tiny, auto.learned())
     assert np.array_equal(again.predict(image).array, alone.predict(image).array)
+
+
+@pytest.mark.parametrize("margin", [None, 1.4])
+def test_a_model_of_whole_slices_takes_the_prompts_of_its_method_one_of_crops_takes_none(
+    margin: float | None, handful_tiny: Backbone
+):
+    method = ZeroShot(box_crop=True)
+    crop = RoiCrop(method) if margin is None else RoiCrop(method, margin)
+    segmenter = crop.fit(support_set(2), handful_tiny)
+    assert isinstance(segmenter, RoiCropSegmenter)
+    assert (segmenter.cropper is None) == (margin is None)
+    promptable = segmenter.promptable()
+    assert (promptable is None) == (margin is not None)
+    assert promptable is None or promptable.encoder is None  # each box is cropped to and encoded
 
 
 def test_reasons_confidence_and_corrections_reach_the_method_inside_the_crop(handful_tiny: Backbone):

@@ -86,9 +86,9 @@ def test_two_cannot_vote(count: int):
         build_whole("unet", {"seeds": count})
 
 
-@pytest.mark.parametrize("method", ["fate", "nearest-slice"])
+@pytest.mark.parametrize("method", ["fate", "nearest-slice", "zero-shot"])
 def test_what_trains_nothing_has_no_seeds(method: str):
-    with pytest.raises(SettingsError, match=r"seeds is for methods that train.*leave it out"):
+    with pytest.raises(SettingsError, match=r"seeds is for .*leave it out"):
         build_whole(method, {"seeds": 3})
 
 

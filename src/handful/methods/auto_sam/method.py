@@ -14,7 +14,7 @@ from typing import Literal
 
 from handful.backbones.base import Backbone
 from handful.backbones.decoder import has_finer_levels
-from handful.errors import SettingsError
+from handful.errors import SettingsError, refuse_without_effect
 from handful.methods.auto_sam.heads import CnnHead, Head, LinearHead, PublishedVitHead, VitHead
 from handful.methods.auto_sam.training import HeadTraining
 
@@ -61,8 +61,13 @@ class AutoSam(HeadTraining):
         super().__post_init__()
         if not 0 <= self.token_init_std < math.inf:
             raise SettingsError(f"token_init_std must be 0 or more, got {self.token_init_std}")
-        if self.relu_out and self.head != "linear":
-            raise SettingsError(f"relu_out is for the head 'linear', but head is {self.head!r}; leave it out")
+        if self.head != "linear":
+            refuse_without_effect(self, ("relu_out",), f"it is for the head 'linear', and head is {self.head!r}")
+        of_vit, head = ("shared_pass", "token_init_std"), "it is for the head 'vit'"
+        if self.head != "vit":
+            refuse_without_effect(self, of_vit, f"{head}, and head is {self.head!r}")
+        if self.as_published:
+            refuse_without_effect(self, of_vit, f"{head} that is not as_published")
 
     def resolved(self, backbone: Backbone) -> AutoSam:
         """With the steps and the rate of the paper's heads on this backbone.

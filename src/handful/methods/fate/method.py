@@ -26,7 +26,7 @@ from handful.backbones.names import BACKBONES
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
-from handful.errors import SettingsError
+from handful.errors import SettingsError, refuse_without_effect
 from handful.jobs.precision import Precision, computing_in
 from handful.jobs.progress import Run
 from handful.methods.base import (
@@ -113,10 +113,11 @@ class Fate(Method):
     second_sweep: bool = False
     """Segment every slice a second time, with the predictions of its neighbours on both sides; encodes it once more."""
     precision: Precision = "float32"
-    """Number format of encoder, memory attention and decoder in predictions; 'bfloat16' may be faster.
+    """Number format of memory attention and decoder in predictions; 'bfloat16' may be faster.
 
     It is faster for large models if the processor supports it (AVX-512 BF16, AMX, GPUs), and is replaced by float32
-    elsewhere. A few voxels along the borders differ.
+    elsewhere. A few voxels along the borders differ. The format of the encoder is that of the backbone: a backbone
+    NAME+fast encodes in bfloat16.
     """
 
     def __post_init__(self) -> None:
@@ -129,6 +130,11 @@ class Fate(Method):
         if self.window == 0 and (self.fuse or self.second_sweep):
             what = "fuse" if self.fuse else "second_sweep"
             raise SettingsError(f"{what} without neighbours changes nothing; set window from 1 to {FARTHEST}")
+        of_start = ("start", "forward_uses_reverse")
+        if self.window == 0:
+            refuse_without_effect(self, of_start, "with window = 0 each slice is segmented on its own")
+        if self.fuse:
+            refuse_without_effect(self, of_start, "with fuse both directions go through the whole stack")
 
     def resolved(self, backbone: Backbone) -> Fate:
         defaults = backbone.family.defaults

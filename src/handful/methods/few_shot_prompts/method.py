@@ -31,7 +31,7 @@ from handful.backbones.decoder import (
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
-from handful.errors import LabelError, SettingsError
+from handful.errors import LabelError, SettingsError, refuse_without_effect
 from handful.jobs.progress import Run
 from handful.methods.base import Held, Method, Segmenter, Work, below, labelled_slices, require_same_labels
 from handful.methods.encoded_support import EncodedSupport, encode_support, fingerprint, noisy, views_to_keep
@@ -115,6 +115,10 @@ class FewShotPrompts(Method):
                 raise SettingsError(f"{name} must be a fraction of 0 or more, got {getattr(self, name)}")
         if not 0 <= self.rare_class_weight < math.inf:
             raise SettingsError(f"rare_class_weight must be 0 or more, got {self.rare_class_weight}")
+        if self.background:
+            refuse_without_effect(self, ("loss",), "it is for background = False")
+        else:
+            refuse_without_effect(self, ("rare_class_weight",), "it is for background = True")
 
     def resolved(self, backbone: Backbone) -> FewShotPrompts:
         train = self.train.filled(self.train.steps, backbone.family.defaults.decoder_rate)

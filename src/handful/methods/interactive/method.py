@@ -22,7 +22,7 @@ from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
 from handful.data.volume import Labels
-from handful.errors import SettingsError
+from handful.errors import SettingsError, refuse_without_effect
 from handful.jobs.progress import Run
 from handful.methods.base import (
     CHUNK,
@@ -111,6 +111,10 @@ class Interactive(Method):
                 raise SettingsError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not 0 <= self.mask_prompts <= 1:
             raise SettingsError(f"mask_prompts must be a probability in [0, 1], got {self.mask_prompts}")
+        if self.prompts == "centre":
+            refuse_without_effect(self, ("prompt_mix", "annotator"), "prompts = 'centre' always clicks in the middle")
+        if self.rounds == 0:
+            refuse_without_effect(self, ("annotator", "mask_prompts"), "with rounds = 0 nothing is corrected")
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> InteractiveSegmenter:  # noqa: B008
         support = support.with_whole_masks()
@@ -145,8 +149,9 @@ class Interactive(Method):
         return InteractiveSegmenter(labels, slicer, backbone, self, network, table, None)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
-        encoded = 0 if self.encoder_rank else labelled_slices(self, support) * max(1, self.views)
-        return (Work.of(self, support, encoded=encoded, steps=self.train.steps),)
+        samples = labelled_slices(self, support) * self.views
+        steps = self.pruning.steps(self.train.steps, self.batch, samples)
+        return (Work.of(self, support, encoded=0 if self.encoder_rank else samples, steps=steps),)
 
     def _network(self, backbone: Backbone) -> InteractiveNetwork:
         return InteractiveNetwork(backbone, self.encoder_rank, self.error_head, self.train.seed)
@@ -157,7 +162,7 @@ class Interactive(Method):
         sampler = Sampler(self.pruning, regions.held, self.train.steps, self.batch, self.train.seed, journal)
         loss = CorrectionLoss(network, encoded, regions, self._annotators(), sampler)
         train(network.trained, loss, dataclasses.replace(self.train, iterations=sampler.steps), run)
-        return sampler.report()
+        return sampler.report(sampler.steps)
 
     def _annotators(self) -> SimulatedAnnotators:
         varied = self.prompts == "phpg"

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction, PromptEmbeddings
+from handful.backbones.base import Backbone, ImageEmbeddings, MaskPrediction
 from handful.backbones.decoder import single_mask_parts, without_multimask
 from handful.prompts.prompt_mix import packed
-from handful.prompts.prompts import PADDING, Prompts
+from handful.prompts.prompts import Prompts
 from handful.tuning.lora import add_lora
 from handful.tuning.trainable import freeze_all_but
 
@@ -45,7 +45,7 @@ class InteractiveNetwork(nn.Module):
 
     def forward(self, image: ImageEmbeddings, prompts: Prompts, size: tuple[int, int]) -> MaskPrediction:
         """Masks in the model frame, for prompts in pixels of slices of `size` (h, w); one call for all labels."""
-        return self.fork.decode_square(image, self._embed(packed(prompts), size))
+        return self.fork.decode_square(image, self.fork.embed(packed(prompts), size))
 
     def errors(self, image: ImageEmbeddings, prediction: MaskPrediction) -> Float[Tensor, "n k s s"] | None:
         """Logits that each pixel of a predicted mask is wrong; None without the error head."""
@@ -53,19 +53,6 @@ class InteractiveNetwork(nn.Module):
             return None
         errors: Tensor = self.trained["error_head"](image.main.detach(), prediction.logits.detach())
         return errors
-
-    def _embed(self, prompts: Prompts, size: tuple[int, int]) -> PromptEmbeddings:
-        """The prompt embeddings of the backbone. Regions without a box get padding in place of its corners."""
-        assert prompts.boxes is not None
-        assert prompts.points is not None
-        assert prompts.point_labels is not None
-        boxed = self.fork.embed(prompts, size)
-        # without boxes, the prompt encoder adds one padding point itself
-        corners = boxed.sparse.shape[2] - prompts.points.shape[2] - 1
-        points = F.pad(prompts.points, (0, 0, 0, corners))
-        without_boxes = self.fork.embed(Prompts(points, F.pad(prompts.point_labels, (0, corners), value=PADDING)), size)
-        has_box = prompts.boxes.any(dim=2).to(boxed.sparse.device)
-        return PromptEmbeddings(torch.where(has_box[..., None, None], boxed.sparse, without_boxes.sparse), boxed.dense)
 
 
 class ErrorHead(nn.Module):

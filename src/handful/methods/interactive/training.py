@@ -84,9 +84,10 @@ class CorrectionLoss:
         corrections = 0 if self.annotators.rounds == 0 else 1 + integer(self.annotators.rounds, generator)
         total = _SummedGradients([*self.parameters, *_with_gradient(batch.image)])
         for number in range(corrections + 1):
-            prediction = self.network(batch.image, prompts, batch.size)
+            prediction = _in_float32(self.network(batch.image, prompts, batch.size))
             losses = batch.losses(prediction)
             error = self.network.errors(batch.image, prediction)
+            error = None if error is None else error.float()
             value = batch.mean(losses)
             if error is not None:
                 value = value + 0.1 * batch.mean(batch.error_losses(error, prediction))
@@ -221,6 +222,11 @@ class _SummedGradients:
         ]
         linear = torch.stack(terms).sum()  # only its gradient is used, which is the stored one at each input
         return linear - linear.detach() + self.loss
+
+
+def _in_float32(prediction: MaskPrediction) -> MaskPrediction:
+    """The prediction, which may have been computed in bfloat16, for losses and simulated annotators."""
+    return dataclasses.replace(prediction, logits=prediction.logits.float(), iou=prediction.iou.float())
 
 
 def _detached(image: ImageEmbeddings) -> ImageEmbeddings:

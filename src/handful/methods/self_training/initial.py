@@ -97,8 +97,8 @@ def labels_at_hand(support: SupportSet, pool: Pool, slicer: Slicer) -> Int[Tenso
 def _classes(pool: Pool, case: int, view: SliceView, label_map: LabelMap, labels: Labels) -> Int[Tensor, "n s s"]:
     """Class numbers of the slices of one case of the pool: UNKNOWN where a voxel is IGNORE, 0 for other labels."""
     values = view.of(label_map.array)[pool.number[pool.case == case].numpy()]
-    classes = renumbered(values, {value: number for number, value in enumerate(labels.values, start=1)})
-    classes = torch.from_numpy(np.where(values == IGNORE, UNKNOWN, classes))
+    numbers = renumbered(values, {value: number for number, value in enumerate(labels.values, start=1)})
+    classes = torch.from_numpy(np.where(values == IGNORE, UNKNOWN, numbers))
     return _in_square(classes, len(labels), pool.slices.shape[-1])
 
 

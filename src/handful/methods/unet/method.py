@@ -28,7 +28,7 @@ from handful.backbones.framing import from_square, into_square
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
-from handful.errors import SettingsError
+from handful.errors import SettingsError, refuse_without_effect
 from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
 from handful.methods.base import (
@@ -122,6 +122,8 @@ class UNet(Method):
             raise SettingsError(f"side must be a multiple of 16 from {SMALLEST} to {LARGEST}, got {self.side}")
         if self.depth % 4:
             raise SettingsError(f"depth must be a multiple of 4, got {self.depth}")
+        if self.dims == 2:
+            refuse_without_effect(self, ("depth",), "it is for dims = 3")
         for name in ("elastic", "rare_class_weight", "encoder_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -276,16 +278,22 @@ class UNetSegmenter(Segmenter):
         parts = blocks(len(slices), self.net.plan.depth)
         return torch.cat([self._in_the_middle(slices[window], len(kept)) for kept, window in parts])
 
-    def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
-        return super().logits_of(stack) if self.net.plan.depth == 1 else self._block_by_block(stack)
+    def logits_with_context(
+        self, stack: SliceView, wanted: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+        if self.net.plan.depth == 1:
+            return super().logits_with_context(stack, wanted)
+        return self._block_by_block(stack, wanted)
 
     def learned(self) -> dict[str, Tensor]:
         return {f"net/{name}": value for name, value in trainable_state(self.net).items()} | {
             "plan": self.net.plan.pack()
         }
 
-    def _block_by_block(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Tensor]]:
+    def _block_by_block(self, stack: SliceView, wanted: Sequence[int]) -> Iterator[tuple[Sequence[int], Tensor]]:
         for kept, window in blocks(len(stack), self.net.plan.depth):
+            if set(kept).isdisjoint(wanted):
+                continue
             slices = stack.take(window).to(self.backbone.device)
             start = self.net.plan.depth // 4
             logits = self._in_the_middle(slices, len(kept))

@@ -19,7 +19,7 @@ from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
 from handful.data.volume import Labels
-from handful.errors import SettingsError
+from handful.errors import SettingsError, refuse_without_effect
 from handful.jobs.progress import Run
 from handful.methods.base import UNPROMPTED, Method, PromptableSegmenter, Segmenter, Work, at_once, without_constant
 from handful.methods.encoded_support import fingerprint
@@ -58,7 +58,7 @@ class VolumeAdapter(Method):
     branch with the block's own attention, and the two adapters that `lora` has with variant=adapter.
     """
     depth: int = 5
-    """Slices of a stack, from 1 (no context) to 64."""
+    """Slices of a stack, from 1 (no context) to 64; in the training, an even number is one more."""
     rank: int = 4
     """Rank of the low-rank updates, for the adapter 'convolution'."""
     width: int = 32
@@ -81,6 +81,8 @@ class VolumeAdapter(Method):
             raise SettingsError(f"depth must be a number of slices from 1 to {DEEPEST}, got {self.depth}")
         if not 0 <= self.clicks <= 100:
             raise SettingsError(f"clicks must be a weight from 0 to 100, got {self.clicks}")
+        if self.adapter == "attention":
+            refuse_without_effect(self, ("rank",), "it is for the adapter 'convolution'; width is that of 'attention'")
 
     def resolved(self, backbone: Backbone) -> VolumeAdapter:
         train = self.train.filled(self.train.steps, backbone.family.defaults.decoder_rate)
@@ -150,8 +152,12 @@ class VolumeSegmenter(Segmenter):
             ]
         )
 
-    def logits_of(self, stack: SliceView) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
+    def logits_with_context(
+        self, stack: SliceView, wanted: Sequence[int]
+    ) -> Iterator[tuple[Sequence[int], Float[Tensor, "n k h w"]]]:
         for kept, window in windows(len(stack), self.method.depth):
+            if set(kept).isdisjoint(wanted):
+                continue
             slices = stack.take(window).to(self.backbone.device)
             for numbers, logits in self._answers(slices, kept, window.start):
                 own = slices[numbers.start - window.start : numbers.stop - window.start]

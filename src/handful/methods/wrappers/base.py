@@ -80,6 +80,10 @@ class MethodWrapper(Wrapper):
     def seeded(self: _Wrapper, further: int) -> _Wrapper:
         return dataclasses.replace(self, method=self.method.seeded(further))
 
+    @property
+    def trains(self) -> bool:
+        return self.method.trains
+
     def resolved(self: _Wrapper, backbone: Backbone) -> _Wrapper:
         return dataclasses.replace(self, method=self.method.resolved(backbone))
 

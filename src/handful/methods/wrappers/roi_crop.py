@@ -32,7 +32,7 @@ from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.jobs.scratch import zeros_like
-from handful.methods.base import Held, Method, Segmenter, Work, below
+from handful.methods.base import Held, Method, PromptableSegmenter, Segmenter, Work, below
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.learned import Learned
 from handful.methods.promptable import TransferredPrompts
@@ -246,6 +246,10 @@ class RoiCropSegmenter(WrapperSegmenter):
     def holds(self) -> frozenset[Held]:
         own: frozenset[Held] = frozenset({"pictures"} if self.cropper else ())  # thumbnails of the whole slices
         return super().holds | own
+
+    def promptable(self) -> PromptableSegmenter | None:
+        """That of a method that was fitted on whole slices, as those are that users prompt; else None."""
+        return None if self.cropper else self.inner.promptable()
 
     def window(self, stack: SliceView) -> Region:
         """The first window that is tried in a scan; without a cropper, the whole slices."""
