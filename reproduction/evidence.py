@@ -46,7 +46,15 @@ PROMPT_PLANS = ("zero_shot",)
 """Plans of prompts from the reference, compared with nothing but themselves."""
 FIRST = "first by name"
 """How the unseen cases of lines were chosen that do not say it."""
-OF_UNSEEN_CASES = ("few_shot_prompts", "foundation", "interactive", "label_efficiency", "quality", "suggest")
+OF_UNSEEN_CASES = (
+    "few_shot_prompts",
+    "foundation",
+    "interactive",
+    "label_efficiency",
+    "quality",
+    "retrieval",
+    "suggest",
+)
 """Result files of studies that choose unseen cases."""
 MEASURES = ("dice", "iou", "hd95")
 SECONDS = "fit_s"

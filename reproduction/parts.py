@@ -130,6 +130,11 @@ PARTS: dict[str, Part] = {
     "quality": study(
         "quality", "quality --data {data} --sets msd_hippocampus acdc chaos_mr_t2 --shots 4 --splits 0 1 2 --cases 12"
     ),
+    "retrieval": study(
+        "retrieval",
+        "retrieval --data {data} --sets busi kvasir_seg drishti_gs dsb2018 camus cxr_covid acdc msd_hippocampus "
+        "chaos_mr_t2 --features pixels handful-tiny imagenet-16 imagenet-32",
+    ),
     "semi-supervised": study(
         "semi_supervised",
         "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored left_out "

@@ -31,7 +31,19 @@ from reproduction.parts import RESULTS
 
 Line = dict[str, Any]
 RANDOM: Literal["random"] = "random"
-_IDENTITY = ("part", "set", "measure", "method", "configuration", "fitted_on", "budget", "shots", "split", "seed")
+_IDENTITY = (
+    "part",
+    "set",
+    "measure",
+    "method",
+    "configuration",
+    "features",
+    "fitted_on",
+    "budget",
+    "shots",
+    "split",
+    "seed",
+)
 """Entries of a line that name it where progress is printed."""
 
 

@@ -34,6 +34,7 @@ from reproduction.studies import interactive_tables
 from reproduction.studies import intervals as intervals_study
 from reproduction.studies import nnunet as nnunet_study
 from reproduction.studies import quality as quality_study
+from reproduction.studies import retrieval as retrieval_study
 from reproduction.studies import semi_supervised as semi_supervised_study
 from reproduction.studies import suggest as suggest_study
 from reproduction.verdicts import MARGIN, not_below
@@ -616,6 +617,12 @@ def quality(evidence: Evidence, words: Sequence[str]) -> str:
     return quality_study.tables(lines) if lines else UNMEASURED
 
 
+def retrieval(evidence: Evidence, words: Sequence[str]) -> str:
+    """Features by which the most similar labelled slice is found."""
+    lines = list(evidence.raw("retrieval"))
+    return retrieval_study.tables(lines) if lines else UNMEASURED
+
+
 def semi_supervised(evidence: Evidence, words: Sequence[str]) -> str:
     """What unlabelled scans are worth on the hearts of the semi-supervised literature."""
     lines = list(evidence.raw("semi_supervised"))
@@ -776,6 +783,7 @@ TABLES: dict[str, Render] = {
     "pruning": pruning,
     "suggest": suggest,
     "quality": quality,
+    "retrieval": retrieval,
     "semi_supervised": semi_supervised,
     "planes": planes,
     "nnunet": nnunet,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 
 from handful.backbones.base import Backbone
 from handful.data.cases import Case, Cohort
@@ -15,7 +16,7 @@ from handful.evaluation.statistics import over_splits
 from phantoms import phantom
 from reproduction.configurations import build, parse
 from reproduction.markdown import signed
-from reproduction.studies import controls, fate_settings, foundation, interactive, quality, suggest
+from reproduction.studies import controls, fate_settings, foundation, interactive, quality, retrieval, suggest
 from reproduction.study import Line, Split, Study, Trial, read_lines
 from tiny_models import tiny_sam2_video
 
@@ -108,6 +109,23 @@ def test_differences_of_suggested_slices_have_the_interval_over_splits():
     assert f"| {signed(over_splits(gains))}, 1 of 2 |" in suggest.tables(lines)
 
 
+def test_features_that_slices_are_compared_by_are_set_against_thumbnails():
+    lines = [
+        {"set": "hearts", "features": features, "split": split, "cases": ["a", "b"], "dice": dice}
+        for features, splits in (("pixels", ([0.5, 0.6], [0.4, 0.7])), ("imagenet-16", ([0.6, 0.8], [0.5, 0.6])))
+        for split, dice in enumerate(splits)
+    ]
+    gains = [{"a": 0.1, "b": 0.2}, {"a": 0.1, "b": -0.1}]
+    assert f"| 0.625 ({signed(over_splits(gains))}) | 2 |" in retrieval.tables(lines)
+
+
+def test_slices_are_encoded_by_imagenet_s_features_at_the_size_that_is_named():
+    features = retrieval.features_of("imagenet-32")
+    embeddings = features.encode(torch.rand(2, 1, 50, 40))
+    assert embeddings.main.shape == (2, features.channels, 8, 8)
+    assert (embeddings.size, features.feature_side) == ((50, 40), 8)
+
+
 @pytest.fixture(scope="module")
 def tiny_cohort() -> Cohort:
     volume, label_map = phantom(0)
@@ -137,6 +155,7 @@ OF_CLICKS = {"fitted_on": "acdc", "slices": 4, "seeds": 1, "most": 3, "annotator
             **KEYS, **OF_CLICKS, part="clicks", configuration="backbone", shots=4, split=1, cases_most=8
         ),
         quality.QualityTrial(**KEYS, **OF_SETTING),
+        retrieval.RetrievalTrial(**KEYS, features="pixels", shots=4, split=1, most_cases=8),
         suggest.SuggestTrial(**KEYS, **OF_SUGGEST, most_cases=8),
     ],
     ids=lambda trial: type(trial).__name__,
