@@ -77,6 +77,7 @@ class ImageNetFeatures(AbsentBackbone):
     """Encodes slices by EfficientNet-Lite0 as ImageNet left it, at one of its resolutions."""
 
     side = SIDE
+    _in_parts = Backbone._in_parts
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -88,9 +89,6 @@ class ImageNetFeatures(AbsentBackbone):
     def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
         levels = self.encoder(STRETCHED.encoder_input(slices, SIDE))
         return ImageEmbeddings((levels[self.level],), (slices.shape[-2], slices.shape[-1]))
-
-    def _at_once(self, count: int) -> int:
-        return min(count, 16)
 
 
 @cache
