@@ -107,14 +107,23 @@ def changed(path: Path, where: str, **values: Any) -> Path:
     return path
 
 
+def test_a_structure_of_points_is_left_out(tmp_path: Path):
+    grid = scan(tmp_path / "scan")
+    path = saved(tmp_path / "labels.dcm", {name: [outline(STAR, 1, grid)] for name in ("isocentre", "liver")})
+    found = read_label_map(changed(path, "contour", ContourGeometricType="POINT"), grid=grid)
+    assert list(found.labels.names) == ["liver"]
+    assert (found.array > 0).sum() == inside(STAR, grid).sum()
+
+
 @pytest.mark.parametrize(
     ("where", "values", "error", "cause"),
     [
-        ("contour", {"ContourGeometricType": "POINT"}, UnsupportedInput, "'liver' has a contour of type 'POINT'"),
+        ("contour", {"ContourGeometricType": "POINT"}, LabelError, "no closed contour"),
+        ("contour", {"ContourGeometricType": "OPEN_PLANAR"}, UnsupportedInput, "'liver' has a contour of type 'OPEN_P"),
         ("contour", {"NumberOfContourPoints": 5}, DamagedFile, "not 5 points"),
         ("contour", {"ContourData": []}, DamagedFile, "unreadable DICOM header"),
         ("ROIContourSequence", {"ReferencedROINumber": 3}, DamagedFile, "structure 3, which has no name"),
-        ("ROIContourSequence", {"ContourSequence": []}, LabelError, "no contour"),
+        ("ROIContourSequence", {"ContourSequence": []}, LabelError, "no closed contour"),
     ],
 )
 def test_what_encloses_no_area_is_refused(

@@ -130,8 +130,8 @@ def is_contours(path: Path) -> bool:
 def read_contours(path: Path) -> Contours:
     """The structures of an RTSTRUCT with their contours (DICOM PS3.3, C.8.8.5 and C.8.8.6).
 
-    Raises UnsupportedInput for points and open lines, LabelError if there is no structure, DamagedFile for numbers that
-    cannot be.
+    Structures of nothing but points, such as the isocentre, are left out. Raises UnsupportedInput for other points and
+    for open lines, LabelError if no structure is left, DamagedFile for numbers that cannot be.
     """
     from pydicom import dcmread
 
@@ -147,11 +147,12 @@ def read_contours(path: Path) -> Contours:
             (number, _points(where, named[number], contour))
             for structure in dataset.get("ROIContourSequence") or ()
             for number in [_known(where, structure, named)]
+            if not _marks_points(structure)
             for contour in structure.get("ContourSequence") or ()
         ]
         closed = {number for number, _ in points}
         if not closed:
-            raise LabelError(f"{where}: has no contour; export it again")
+            raise LabelError(f"{where}: has no closed contour; export it again")
         # numbers from 1, since voxels of value 0 are background
         numbers = {number: one for one, number in enumerate(sorted(closed), start=1)}
         frame, series = _references(dataset)
@@ -169,6 +170,12 @@ def _known(where: str, structure: Any, names: Mapping[int, str]) -> int:
     if number not in names:
         raise DamagedFile(f"{where}: contours of structure {number}, which has no name; export the file again")
     return number
+
+
+def _marks_points(structure: Any) -> bool:
+    """Whether it marks places, as the isocentre of a treatment does, and encloses nothing."""
+    kinds = {text_of(contour, "ContourGeometricType") for contour in structure.get("ContourSequence") or ()}
+    return kinds == {"POINT"}
 
 
 def _points(where: str, name: str, contour: Any) -> Float[np.ndarray, "n 3"]:
