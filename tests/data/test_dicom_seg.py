@@ -375,6 +375,18 @@ def test_segments_become_the_labels_of_their_name_and_others_are_refused(tmp_pat
     assert read_label_map(out).labels.as_dict() == {1: "liver", 2: "my tumour", 3: "spleen"}
 
 
+def test_names_that_dicom_cuts_are_those_of_the_labels(tmp_path: Path):
+    folder, out = made.write(tmp_path / "scan", made.series(5)), tmp_path / "seg.dcm"
+    grid = read_volume(folder).geometry
+    long = Labels((1, 2, 5), ("liver", f"tumour {'of the liver ' * 6}", "spleen"))
+    truth = blobs(grid, long)
+    write_segmentation(out, truth, folder, style=SegmentationStyle(maker=MAKER))
+    np.testing.assert_array_equal(read_label_map(out, long, grid=grid).array, truth.array)
+    twice = blobs(grid, Labels((1, 2, 5), ("liver", f"{'tumour ' * 10}a", f"{'tumour ' * 10}b")))
+    with pytest.raises(LabelError, match="64 letters for a name, and several labels begin with 'tumour tumour"):
+        write_segmentation(out, twice, folder, style=SegmentationStyle(maker=MAKER))
+
+
 def test_strokes_in_segments_are_scribbles_if_dataset_json_names_the_background(tmp_path: Path):
     folder = made.write(tmp_path / "scan", made.series(5))
     label_map = blobs(read_volume(folder).geometry, Labels((1, 2, 5), ("liver", "background", "spleen")))

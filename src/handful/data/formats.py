@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from handful.data.dicom.segments import read_segmentation, segment_names
+from handful.data.dicom.segments import LONGEST_NAME, read_segmentation, segment_names
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice, dicom_geometry, dicom_modality, dicom_notes, read_dicom
 from handful.data.dicom.sources import DICOM_SUFFIXES, has_dicom_start, is_dicom
 from handful.data.itk import itk_geometry, itk_modality, read_itk, write_itk
@@ -394,6 +394,8 @@ def _with_values(
     known = value_of.keys() | stated.keys()
     if not _is_dicom_file(path) and known.isdisjoint(map(_plain, names.values())):
         return classes
+    if _is_dicom_file(path):
+        value_of = _cut(labels) | value_of
     value_of |= {name: value for name, value in stated.items() if value}
     numbers: dict[int, int] = {0: 0}
     for number, name in names.items():
@@ -405,6 +407,12 @@ def _with_values(
                 'the segment, leave it out, or add it to "labels" in dataset.json'
             )
     return renumbered(classes, numbers)
+
+
+def _cut(labels: Labels) -> dict[str, int]:
+    """The values of the labels by as much of their names as DICOM stores, where that is the beginning of one only."""
+    short = [_plain(name[:LONGEST_NAME]) for name in labels.names]
+    return {name: value for name, value in zip(short, labels.values, strict=True) if short.count(name) == 1}
 
 
 def _plain(name: str) -> str:

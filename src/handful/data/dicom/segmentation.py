@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.data.dicom.headers import Header
+from handful.data.dicom.segments import LONGEST_NAME
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice, opened, stack_of
 from handful.data.dicom.sources import Bounded, refusing
 from handful.data.dicom.stack import Stack
@@ -33,8 +34,6 @@ _MAY_BE_EMPTY = (
 )  # fmt: skip
 """Attributes of patient and study that every image must have, if without a value."""
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
-_MAX_NAME = 64
-"""Letters of a SegmentLabel (VR LO)."""
 
 
 @dataclass(frozen=True)
@@ -73,17 +72,23 @@ def write_segmentation(
     `label_map` lies on the grid of the scan (voxels (i, j, k)); `scan` and `choice` are those it was read by. Each
     frame has position and orientation of its source image, and refers to it. Patient and study are copied from the
     scan. Segments are numbered 1, 2, … in the order of the labels; in a LABELMAP they have the values of the labels.
-    Their recommended colours are those of handful's pictures.
+    Their recommended colours are those of handful's pictures. Names of segments have 64 letters; longer ones are cut.
     Frames without a label are left out. The UIDs follow from scan, model and voxels, so the same result has the same
     ones. (DICOM PS3.3, A.51.)
 
-    Raises GeometryMismatch if the grids differ, LabelError for unlabelled voxels, UnsupportedInput if the scan lacks
-    what a segmentation must refer to.
+    Raises GeometryMismatch if the grids differ, LabelError for unlabelled voxels and for names that are equal once they
+    are cut, UnsupportedInput if the scan lacks what a segmentation must refer to.
     """
     if find_spec("highdicom") is None:
         raise UnsupportedInput(f"{path}: writing DICOM needs highdicom; run pip install 'handful[dicom]'")
     if (label_map.array == IGNORE).any():
         raise LabelError(f"{path}: DICOM-SEG cannot store unlabelled voxels ({IGNORE}); write .nii.gz")
+    short = [name[:LONGEST_NAME] for name in label_map.labels.names]
+    if equal := [name for name in short if short.count(name) > 1]:
+        raise LabelError(
+            f"{path}: DICOM-SEG has {LONGEST_NAME} letters for a name, and several labels begin with {equal[0]!r}; "
+            "shorten their names in dataset.json, or write .nii.gz"
+        )
     with opened(scan) as sources, _clear(scan):
         found = stack_of(scan, sources, choice)
         found.geometry.require_same(label_map.geometry, f"{scan} and its label map")
@@ -204,7 +209,7 @@ def _segmentation(images: Sequence[Any], planes: NDArray[Any], label_map: LabelM
         device_serial_number=style.maker.model[:16] or "none",
         content_label="SEGMENTATION",
         content_description="Segmentation by handful, to be checked",
-        series_description=f"handful {style.maker.method}"[:_MAX_NAME],
+        series_description=f"handful {style.maker.method}"[:LONGEST_NAME],
     )
 
 
@@ -218,12 +223,12 @@ def _description(number: int, name: str, colour: str, style: SegmentationStyle) 
     maker = style.maker
     return SegmentDescription(
         segment_number=number,
-        segment_label=name[:_MAX_NAME],
+        segment_label=name[:LONGEST_NAME],
         segmented_property_category=_coded(term.category),
         segmented_property_type=_coded(term.type),
         algorithm_type="AUTOMATIC",
         algorithm_identification=AlgorithmIdentificationSequence(
-            name=f"handful {maker.method}"[:_MAX_NAME],
+            name=f"handful {maker.method}"[:LONGEST_NAME],
             family=codes.cid7162.ArtificialIntelligence,
             version=version("handful"),
             parameters={"model_sha256": maker.model} if maker.model else None,

@@ -21,6 +21,9 @@ from handful.data.volume import Geometry
 from handful.errors import DamagedFile, GeometryMismatch, HandfulError, LabelError, UnsupportedInput
 from handful.jobs.plain_text import counted
 
+LONGEST_NAME = 64
+"""Letters of the name of a segment or structure in DICOM (SegmentLabel and ROIName, VR LO)."""
+
 _OFF_GRID = 0.25
 """Voxels that a frame may be off the grid of the scan."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
