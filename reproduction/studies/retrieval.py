@@ -27,9 +27,9 @@ from handful.backbones.absent import AbsentBackbone
 from handful.backbones.base import Backbone, ImageEmbeddings
 from handful.backbones.catalog import load_backbone
 from handful.backbones.efficientnet import imagenet_encoder
-from handful.backbones.framing import PixelPolicy
 from handful.evaluation.statistics import differences, over_splits
 from handful.methods.catalog import build_method
+from handful.methods.unet.network import IMAGENET_PIXELS
 from reproduction.markdown import interval, signed, table
 from reproduction.scoring import score
 from reproduction.study import Line, Split, Study, Trial, by_split
@@ -41,7 +41,6 @@ FEATURES = (PIXELS, "handful-tiny", "handful-small", *IMAGENET)
 Dice = dict[int, dict[str, float]]
 """Of each split's unseen cases, by name."""
 SIDE = 256
-STRETCHED = PixelPolicy(resize="stretch")
 
 
 def main() -> None:
@@ -87,7 +86,7 @@ class ImageNetFeatures(AbsentBackbone):
         self.feature_side = SIDE // 2 ** (self.level + 1)
 
     def _encode(self, slices: Float[Tensor, "n c h w"]) -> ImageEmbeddings:
-        levels = self.encoder(STRETCHED.encoder_input(slices, SIDE))
+        levels = self.encoder(IMAGENET_PIXELS.encoder_input(slices, SIDE))
         return ImageEmbeddings((levels[self.level],), (slices.shape[-2], slices.shape[-1]))
 
 

@@ -84,6 +84,19 @@ def test_doctor_allows_a_stated_tolerance(tmp_path: Path, handful: Handful):
     assert handful("doctor", "-i", folder, "--slice-tolerance", "0.2").exit_code == 0
 
 
+def test_labels_that_dicom_cannot_tell_apart_are_refused_before_anything_is_segmented(
+    model: Path, scan: Path, tmp_path: Path, handful: Handful
+):
+    long = shutil.copytree(model, tmp_path / "long")
+    record = json.loads((long / "segmenter.json").read_text())
+    record["labels"] = {value: f"{'egg ' * 20}{value}" for value in record["labels"]}
+    (long / "segmenter.json").write_text(json.dumps(record))
+    result = handful("predict", long, "-i", scan, "-o", tmp_path / "out.dcm", "-d", "cpu")
+    assert result.exit_code == 1
+    assert "DICOM-SEG has 64 letters for a name" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out.dcm").exists()
+
+
 def test_predict_writes_segmentations_of_dicom_scans_and_resumes(
     model: Path, scan: Path, cohort: Path, tmp_path: Path, handful: Handful
 ):

@@ -17,7 +17,7 @@ from handful.cohort.case_jobs import CLAIMS, Outcome, Outcomes, carried_out, mak
 from handful.cohort.probabilities import probability_files, remove_probabilities, write_probabilities
 from handful.cohort.volumes import LabelSizes, write_volumes
 from handful.data.cases import Case
-from handful.data.dicom.segmentation import Encoding, Maker, SegmentationStyle, write_segmentation
+from handful.data.dicom.segmentation import Encoding, Maker, SegmentationStyle, require_own_names, write_segmentation
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
 from handful.data.dicom.sources import DICOM_SUFFIXES
 from handful.data.dicom.terms import Term, require_labels
@@ -180,7 +180,7 @@ def predict_cohort(
     started = datetime.now(UTC)
     saved = open_model(model)
     _require_expert(saved, config)
-    require_labels(config.terms, saved.record.labels.values())
+    _require_storable(saved, config)
     with locked(out / NOTES):
         _remove_leftovers(out, (case.name for case in cases))
         job = _Job(saved, out, config, report)
@@ -213,7 +213,7 @@ def predict_file(
         raise InputError(f"{out} exists; name another file, or add --overwrite")
     saved = open_model(model)
     _require_expert(saved, config)
-    require_labels(config.terms, saved.record.labels.values())
+    _require_storable(saved, config)
     case = Case(stem(out), image, choice=choice)
     _require_dicom(case, config)
     ready = _Segmenters(saved, config).ready(case, case.read_image())
@@ -239,6 +239,14 @@ def _require_expert(model: SavedModel, config: PredictConfig) -> None:
     """Raise SettingsError for a named expert that the model does not have."""
     if config.expert is not None:
         model.expert(config.expert)
+
+
+def _require_storable(model: SavedModel, config: PredictConfig) -> None:
+    """Raise SettingsError for terms of unknown labels, LabelError for names that are equal in DICOM."""
+    names = model.record.labels.values()
+    require_labels(config.terms, names)
+    if config.format != "auto":
+        require_own_names(names)
 
 
 def write_prediction(out: Path, label_map: LabelMap, case: Case, config: PredictConfig, model: SavedModel) -> None:

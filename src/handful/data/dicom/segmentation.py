@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -83,12 +84,7 @@ def write_segmentation(
         raise UnsupportedInput(f"{path}: writing DICOM needs highdicom; run pip install 'handful[dicom]'")
     if (label_map.array == IGNORE).any():
         raise LabelError(f"{path}: DICOM-SEG cannot store unlabelled voxels ({IGNORE}); write .nii.gz")
-    short = [name[:LONGEST_NAME] for name in label_map.labels.names]
-    if equal := [name for name in short if short.count(name) > 1]:
-        raise LabelError(
-            f"{path}: DICOM-SEG has {LONGEST_NAME} letters for a name, and several labels begin with {equal[0]!r}; "
-            "shorten their names in dataset.json, or write .nii.gz"
-        )
+    require_own_names(label_map.labels.names)
     with opened(scan) as sources, _clear(scan):
         found = stack_of(scan, sources, choice)
         found.geometry.require_same(label_map.geometry, f"{scan} and its label map")
@@ -96,6 +92,16 @@ def write_segmentation(
         segmentation = _segmentation(images, planes, label_map, style)
     with replacing(path) as temporary:
         segmentation.save_as(temporary, enforce_file_format=True)
+
+
+def require_own_names(names: Iterable[str]) -> None:
+    """Raise LabelError for names that are equal once DICOM-SEG has cut them."""
+    counts = Counter(name[:LONGEST_NAME] for name in names)
+    if equal := [name for name, count in counts.items() if count > 1]:
+        raise LabelError(
+            f"DICOM-SEG has {LONGEST_NAME} letters for a name, and several labels begin with {equal[0]!r}; shorten "
+            "their names in dataset.json and fit again, or write .nii.gz"
+        )
 
 
 @contextmanager
