@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,15 @@ class Served:
         self.process.communicate()
 
     def call(self, path: str, content: object | None = None, method: str | None = None, annotator: str = "") -> bytes:
-        """The answer to a request; HTTPError if it is refused, another OSError if there is no answer."""
+        """The answer to a request; HTTPError if it is refused, another OSError if there is none or only part of one."""
         data = None if content is None else json.dumps(content).encode()
         headers = {"content-type": "application/json", "x-annotator": annotator}
         request = urllib.request.Request(self.address + path, data, headers, method=method)
-        with urllib.request.urlopen(request) as answer:
-            return bytes(answer.read())
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return bytes(answer.read())
+        except HTTPException as error:
+            raise ConnectionError(f"{path}: the connection ended before the answer: {error!r}") from error
 
 
 def painted(number: int, inside: Bool[np.ndarray, "h w"], label: int = 1) -> dict[str, Any]:

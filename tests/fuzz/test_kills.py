@@ -25,7 +25,6 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 
@@ -368,7 +367,7 @@ def _answered(served: Served, first: int) -> int:
             served.call(path, content, method)
         except HTTPError:
             raise
-        except (OSError, HTTPException):
+        except OSError:
             return number
     return len(REQUESTS)
 
