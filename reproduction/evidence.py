@@ -42,6 +42,8 @@ TIMED_PLANS = ("cohort",)
 """Plans whose fits take a given time and may learn from unlabelled scans; compared with nothing but themselves."""
 CHOICE_PLANS = ("planes",)
 """Plans that decided a default, on splits that nothing else reports; compared with nothing but themselves."""
+CURVE_PLANS = ("how_many",)
+"""Plans of the fits of TIMED_PLANS with other numbers of labelled cases; compared with nothing but themselves."""
 PROMPT_PLANS = ("zero_shot",)
 """Plans of prompts from the reference, compared with nothing but themselves."""
 FIRST = "first by name"
@@ -109,6 +111,8 @@ class Evidence:
     """A row of each of their fits that decided something by itself."""
     choices: tuple[Pool, ...] = ()
     """Tables of CHOICE_PLANS."""
+    curves: tuple[Pool, ...] = ()
+    """Tables of CURVE_PLANS."""
     prompted: tuple[Result, ...] = ()
     """Rows of PROMPT_PLANS."""
     studies: tuple[Pool, ...] = ()
@@ -136,12 +140,14 @@ def read_evidence(folder: Path) -> Evidence:
     paths = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
     tables = {name: _table(path) for name, path in paths.items() if name not in PROMPT_PLANS}
     asked = lines.get("interactive", ())
+    apart = (*STUDY_PLANS, *TIMED_PLANS, *CHOICE_PLANS, *CURVE_PLANS)
     return Evidence(
-        plans=tuple(pool for name, pool in tables.items() if name not in (*STUDY_PLANS, *TIMED_PLANS, *CHOICE_PLANS)),
+        plans=tuple(pool for name, pool in tables.items() if name not in apart),
         prompted=tuple(row for name in PROMPT_PLANS if name in paths for row in read_results(paths[name])),
         timed=tuple(pool for name, pool in tables.items() if name in TIMED_PLANS),
         decided=tuple(_decided(row for name in TIMED_PLANS if name in paths for row in read_results(paths[name]))),
         choices=tuple(pool for name, pool in tables.items() if name in CHOICE_PLANS),
+        curves=tuple(pool for name, pool in tables.items() if name in CURVE_PLANS),
         studies=(
             *[pool for name, pool in tables.items() if name in STUDY_PLANS],
             *_pools_of_lines(lines.get("few_shot_prompts", ()), lines.get("label_efficiency", ())),

@@ -92,6 +92,7 @@ PARTS: dict[str, Part] = {
     "fate": plan("fate"),
     "cohort": plan("cohort", circumstances="--workers 1"),
     "planes": plan("planes", circumstances="--workers 1"),
+    "how-many": plan("how_many", circumstances="--workers 1 --known reproduction/results/cohort.parquet"),
     "first-command": study(
         "first_command", "first_command --data {data} --before 878ff8a --command 'fit few-shot-prompts'"
     ),

@@ -552,22 +552,17 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
         pool = next(pool for pool in evidence.plans if name in sets_of([pool], (BASELINE,)))
         curves = {configuration: _curve(pool, name, configuration) for configuration in (*OURS, BASELINE)}
         for n, score in sorted(curves[BASELINE].items()):
-            reached = [
-                (m, -dice, configuration)
-                for configuration in OURS
-                for m, dice in curves[configuration].items()
-                if (one := difference([pool], name, (configuration, m), (BASELINE, n))) and not_below(one) == "for"
-            ]
+            reached = _fewest_labels(pool, name, OURS, n)
             sentence = (
                 f"* **{name}**: to be no worse than a U-Net trained on {count(n, 'labelled case')} ({score:.3f}), "
                 "handful needs "
             )
             if reached:
-                fewest, negative, configuration = min(reached)
-                one = difference([pool], name, (configuration, fewest), (BASELINE, n))
-                gap = signed(one.estimate) if one else "–"
-                rows.append((name, f"{n} ({score:.3f})", f"**{fewest}**", f"{configuration} ({-negative:.3f})", gap))
-                sentence += f"**{fewest}** ({configuration}, {-negative:.3f})."
+                configuration, fewest = reached.first, reached.shots[0]
+                dice = curves[configuration][fewest]
+                gap = signed(reached.estimate)
+                rows.append((name, f"{n} ({score:.3f})", f"**{fewest}**", f"{configuration} ({dice:.3f})", gap))
+                sentence += f"**{fewest}** ({configuration}, {dice:.3f})."
             else:
                 rows.append((name, f"{n} ({score:.3f})", "not shown", "", ""))
                 sentence += (
@@ -583,6 +578,35 @@ def matches(evidence: Evidence, words: Sequence[str] = ()) -> str:
     heads = ("data set", "a U-Net trained on (Dice)", "handful needs", "with (Dice)", "difference")
     tried = len({one for pool in evidence.plans for _, one, _ in pool.scores if one in OURS})
     return "\n\n".join((MATCHING.format(tried=tried), "\n".join(sentences), table(heads, rows)))
+
+
+def how_many(evidence: Evidence, words: Sequence[str] = ()) -> str:
+    """Mean Dice of `auto` and a U-Net by the number of labelled cases, and the fewest with which `auto` is no worse
+    than the U-Net with each number."""
+    rows = []
+    for pool in evidence.curves:
+        for name in sets_of([pool]):
+            for n in sorted({shots for one, _, shots in pool.scores if one == name}):
+                ours, theirs = (scores_of([pool], name, one, n) for one in ("auto", BASELINE))
+                reached = _fewest_labels(pool, name, ("auto",), n)
+                needed = f"**{reached.shots[0]}** ({signed(reached.estimate)})" if reached else "not shown"
+                most = max(_splits(ours), _splits(theirs))
+                cells = [_with_interval(scores, most) if scores else "–" for scores in (ours, theirs)]
+                rows.append((CONTENTS[name], str(n), *cells, needed if theirs else "–", str(most)))
+    header = ("scans", "labelled", "auto", "U-Net", "auto needs as many (difference)", "splits")
+    return table(header, rows) if rows else UNMEASURED
+
+
+def _fewest_labels(pool: Pool, data_set: str, ours: Sequence[str], n: int) -> Difference | None:
+    """The fewest labelled cases with which one of `ours` is no worse than a U-Net with n, of those that are as few the
+    best; None if no number is shown to suffice."""
+    found = [
+        one
+        for configuration in ours
+        for m in _curve(pool, data_set, configuration)
+        if (one := difference([pool], data_set, (configuration, m), (BASELINE, n))) and not_below(one) == "for"
+    ]
+    return min(found, key=lambda one: (one.shots[0], -one.means[0], one.first), default=None)
 
 
 def sets_with_curves(evidence: Evidence) -> list[str]:
@@ -786,6 +810,7 @@ TABLES: dict[str, Render] = {
     "retrieval": retrieval,
     "semi_supervised": semi_supervised,
     "planes": planes,
+    "how_many": how_many,
     "nnunet": nnunet,
     "cohort": cohort,
     "first_command": first_command,

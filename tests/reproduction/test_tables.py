@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -247,3 +248,15 @@ def test_planes_are_compared_split_by_split():
     for split, dice in ((5, 0.8), (6, 0.6)):
         pool.add(("msd_hippocampus", "one plane", 4), "dice", split, "a", dice)
     assert "| hippocampus, MR | 4 | one plane | 0.700 | 0.800, 0.600 |" in tables.planes(Evidence(choices=(pool,)), [])
+
+
+def test_auto_needs_the_fewest_labels_with_which_it_is_no_worse_than_a_unet(measured: Measured):
+    means = {("acdc", "auto", 1): 0.6, ("acdc", "auto", 5): 0.85, ("acdc", "auto", 8): 0.9}
+    means |= {("acdc", "U-Net", 5): 0.7, ("acdc", "U-Net", 20): 0.86, ("acdc", "U-Net", 40): 0.95}
+    text = tables.how_many(Evidence(curves=measured(means, noise=0.0).plans))
+    rows = {row.split(" | ")[1]: row for row in text.splitlines() if row.startswith("| heart")}
+    assert "| **5** (+0.150" in rows["5"]
+    assert "| – | 0.860" in rows["20"]
+    assert re.search(r"\| \*\*5\*\* \(.0\.010", rows["20"])
+    assert "| not shown |" in rows["40"]
+    assert "| – | – |" in rows["1"], "a U-Net with one was not measured"
