@@ -7,10 +7,10 @@ import pytest
 import tifffile
 from PIL import Image
 
-from handful.data.files import read_label_map, read_volume, write_label_map, write_volume
+from handful.data.files import read_cohort, read_label_map, read_volume, write_label_map, write_volume
 from handful.data.formats import read_geometry
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
-from handful.errors import DamagedFile, UnsupportedInput
+from handful.errors import DamagedFile, LabelError, UnsupportedInput
 
 HEIGHT, WIDTH = 6, 9
 
@@ -104,6 +104,19 @@ def test_black_and_white_and_palette_labels_are_their_indices(tmp_path: Path, gr
     image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.save(tmp_path / "palette.png")
     np.testing.assert_array_equal(read_label_map(tmp_path / "palette.png").array[..., 0].T, grey % 4)
+
+
+def test_masks_of_1_and_masks_of_255_are_not_taken_for_two_labels(tmp_path: Path, grey: np.ndarray) -> None:
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    inside = grey > 100
+    for name, mask in (("a", inside), ("b", inside * np.uint8(255)), ("empty", np.zeros_like(grey))):
+        Image.fromarray(grey).save(tmp_path / "images" / f"{name}.png")
+        Image.fromarray(mask).save(tmp_path / "labels" / f"{name}.png")
+    with pytest.raises(LabelError, match=r"only label is 1 in .*a\.png, but 255 in .*b\.png: one label or two\?"):
+        read_cohort(tmp_path)
+    (tmp_path / "dataset.json").write_text('{"labels": {"cyst": 1, "tumour": 255}}')
+    assert read_cohort(tmp_path).labels == Labels((1, 255), ("cyst", "tumour"))
 
 
 def test_labels_in_colour_or_jpeg_are_refused(tmp_path: Path, colour: np.ndarray, grey: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +133,10 @@ def labels_in(paths: Iterable[Path], ignore: int | None = None) -> tuple[Labels 
     """The labels in all these label maps, and the first error of those that cannot be read.
 
     Values are called "label <value>". Segments of DICOM and of 3D Slicer keep their names: a name gets the number that
-    it has in the first file, or the next free one. None if there is no label.
+    it has in the first file, or the next free one. None if there is no label. Raises LabelError if the only label of
+    some files is 1 and that of all others 255.
     """
-    values: set[int] = set()
+    values: dict[tuple[int, ...], Path] = {}
     segments: dict[int, str] = {}
     failure: HandfulError | None = None
     for path in paths:
@@ -143,11 +145,24 @@ def labels_in(paths: Iterable[Path], ignore: int | None = None) -> tuple[Labels 
                 segments |= _added(names, segments) if segments else names
             else:
                 label_map = read_label_map(path, None, ignore)
-                values.update(np.unique(label_map.array[label_map.array > 0]).tolist())
+                values.setdefault(tuple(np.unique(label_map.array[label_map.array > 0]).tolist()), path)
         except HandfulError as error:
             failure = failure or error
-    named = {value: f"label {value}" for value in values} | segments
+    _require_one_kind_of_mask(values)
+    named = {value: f"label {value}" for value in chain.from_iterable(values)} | segments
     return Labels.of(named) if named else None, failure
+
+
+def _require_one_kind_of_mask(values: Mapping[tuple[int, ...], Path]) -> None:
+    """Raise LabelError for masks whose inside is 1 in some files and 255 in the others, given an example of each kind.
+
+    Programs write masks either way, so these are hardly two classes.
+    """
+    if set(values) - {()} == {(1,), (255,)}:
+        raise LabelError(
+            f"the only label is 1 in {values[(1,)]}, but 255 in {values[(255,)]}: one label or two? For one, save all "
+            "label maps with the same value; for two, name both in dataset.json"
+        )
 
 
 def read_geometry(path: str | Path, choice: SeriesChoice = ONLY_SERIES, sequences: int = 1) -> Geometry:
