@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -30,11 +30,12 @@ from handful.data.files import read_cohort
 from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
 from handful.evaluation.evaluate import score_case
+from handful.evaluation.statistics import over_splits
 from handful.jobs.digests import digest_of_json
 from handful.jobs.progress import Run
 from handful.methods.base import Segmenter
 from reproduction.configurations import build, parse
-from reproduction.markdown import table
+from reproduction.markdown import interval, table
 from reproduction.scoring import reference_of
 from reproduction.study import Line, Study, Trial
 
@@ -135,21 +136,35 @@ def _rows(segmenter: Segmenter, case: Case) -> Iterator[Line]:
 
 
 def tables(lines: list[Line]) -> str:
-    """Mean Dice of each configuration."""
+    """Mean Dice of each fit, and that of several seeds with its interval."""
     header = ["configuration", "labelled patients", "scored", "seed", "Dice", "of labels", "core-hours"]
+    fits: dict[tuple[str, str, str], list[Line]] = {}
+    for line in lines:
+        fits.setdefault((line["configuration"], line["labelled"], line["scored"]), []).append(line)
     rows = [
-        [
-            line["configuration"],
-            line["labelled"],
-            line["scored"],
-            str(line["seed"]),
-            f"{line['dice_mean'][0]:.3f}",
-            ", ".join(f"{label} {dice:.3f}" for label, dice in line["dice_of_labels"].items()),
-            f"{line['fit_core_s'] / 3600:.2f}",
-        ]
-        for line in lines
+        (*what, ", ".join(str(line["seed"]) for line in of_seeds), _dice(of_seeds), *_details(of_seeds))
+        for what, found in fits.items()
+        for of_seeds in ([[line] for line in found] + [found] * (len(found) > 1))
     ]
     return table(header, rows)
+
+
+def _dice(of_seeds: Sequence[Line]) -> str:
+    """The mean over seeds of the mean over frames, with the interval of `over_splits`."""
+    scores: list[dict[str, list[float]]] = []
+    for line in of_seeds:
+        scores.append({})
+        for row in line["rows"]:
+            scores[-1].setdefault(row["case"], []).append(row["dice"])
+    return interval(over_splits([{case: fmean(dice) for case, dice in one.items()} for one in scores], (0.0, 1.0)))
+
+
+def _details(of_seeds: Sequence[Line]) -> tuple[str, str]:
+    """Mean Dice of each label, and mean core-hours."""
+    labels = of_seeds[0]["dice_of_labels"]
+    dice = {label: fmean(line["dice_of_labels"][label] for line in of_seeds) for label in labels}
+    hours = fmean(line["fit_core_s"] for line in of_seeds) / 3600
+    return ", ".join(f"{label} {mean:.3f}" for label, mean in dice.items()), f"{hours:.2f}"
 
 
 STUDY = Study(about=__doc__ or "", results="semi_supervised", trials=trials, tables=tables, sets=("acdc_ssl4mis",))

@@ -260,3 +260,16 @@ def test_auto_needs_the_fewest_labels_with_which_it_is_no_worse_than_a_unet(meas
     assert re.search(r"\| \*\*5\*\* \(.0\.010", rows["20"])
     assert "| not shown |" in rows["40"]
     assert "| – | – |" in rows["1"], "a U-Net with one was not measured"
+
+
+def test_fits_that_differ_by_their_seed_also_have_a_mean():
+    def line(seed: int, scored: str, dice: float) -> dict[str, object]:
+        rows = [{"case": case, "dice": dice} for case in "ab"]
+        what = {"configuration": "self-training", "labelled": "3", "scored": scored, "seed": seed}
+        return what | {"rows": rows, "dice_of_labels": {"wall": dice}, "fit_core_s": 3600 * (1 + seed)}
+
+    lines = (line(0, "val", 0.8), line(1, "val", 0.9), line(2, "left_out", 0.5))
+    rows = tables.semi_supervised(Evidence(lines={"semi_supervised": lines}), []).splitlines()[2:]
+    assert [row.split(" | ")[3] for row in rows] == ["0", "1", "0, 1", "2"]
+    assert rows[2].split(" | ")[4].startswith("0.850 [")
+    assert rows[2].endswith("| wall 0.850 | 1.50 |")
