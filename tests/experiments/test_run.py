@@ -177,6 +177,25 @@ def test_another_name_of_a_configuration_measures_nothing_again(make_plan: Calla
     assert read_study(tmp_path).configurations == ["by pixels"]
 
 
+def equal_splits(plan: Plan) -> tuple[int, int]:
+    """Two splits with the same labelled case: there are more splits than cases."""
+    cohort = read_cohort(plan.data["phantoms"].folder)
+    by_case: dict[str, list[int]] = {}
+    for split in range(len(cohort.cases) + 1):
+        by_case.setdefault(cohort.split(1, split)[0][0].name, []).append(split)
+    first, second, *_ = max(by_case.values(), key=len)
+    return first, second
+
+
+def test_splits_with_the_same_labelled_cases_share_a_fit_and_stay_splits(make_plan: Callable[..., Plan], tmp_path: Path):
+    splits = equal_splits(make_plan())
+    plan, told = make_plan(shots=(1,), splits=splits, cases=None), Told()
+    run_experiment(plan, tmp_path, ONE, report=told)
+    assert len(told.done) == 1
+    rows = read_study(tmp_path).results
+    assert [row.split for row in rows] == [split for split in splits for _ in range(4 * 2)]
+
+
 def test_other_settings_and_other_weights_are_measured(make_plan: Callable[..., Plan], tmp_path: Path):
     run_experiment(make_plan(shots=(1,)), tmp_path / "out", ONE)
     for changes in (

@@ -224,6 +224,8 @@ def _results(title: str, entry: Entry, outcome: Mapping[str, Any]) -> Iterator[R
         "experiment": title,
         "data_set": entry.data_set,
         "configuration": entry.configuration,
+        "shots": entry.shots,
+        "split": entry.split,  # an equal fit of another split may have stored the outcome
         "trial": entry.digest,
     }
     for row in outcome["rows"]:
