@@ -113,6 +113,14 @@ def test_what_the_table_of_another_run_holds_is_not_measured_again(make_plan: Ca
         assert read_study(out).results[: len(known) // 2] == tuple(row for row in known if row.shots == 2)
 
 
+def test_a_fit_that_tables_hold_several_times_is_taken_over_once(make_plan: Callable[..., Plan], tmp_path: Path):
+    run_experiment(make_plan(), tmp_path / "first", ONE)
+    known = read_study(tmp_path / "first").results
+    renamed = [replace(row, configuration="by pixels") for row in known]
+    run_experiment(make_plan(), tmp_path / "second", replace(ONE, known=[*known, *renamed]))
+    assert read_study(tmp_path / "second").results == known
+
+
 def test_a_table_of_other_fits_spares_nothing(make_plan: Callable[..., Plan], tmp_path: Path):
     run_experiment(make_plan(shots=(1,)), tmp_path / "first", ONE)
     known, told = read_study(tmp_path / "first").results, Told()

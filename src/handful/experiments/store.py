@@ -116,14 +116,17 @@ def write_outcome(out: Path, digest: str, outcome: Mapping[str, Any]) -> None:
 
 
 def adopt(out: Path, results: Iterable[Result]) -> None:
-    """Take fits that are not done in `out` over from the results of another run, without pictures."""
-    fits: dict[str, list[dict[str, Any]]] = {}
+    """Take fits that are not done in `out` over from the results of another run, without pictures.
+
+    The results may hold a fit several times: in several tables, or under several names or splits of one.
+    """
+    fits: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for result in results:
         row = {name: None if value != value else value for name, value in vars(result).items()}  # JSON has no nan
-        fits.setdefault(result.trial, []).append(row)
+        fits.setdefault(result.trial, {}).setdefault((result.case, result.label), row)
     for digest, rows in fits.items():
         if digest and not is_done(out, digest):
-            write_outcome(out, digest, {"shared": {}, "rows": rows, "pictures": []})
+            write_outcome(out, digest, {"shared": {}, "rows": [*rows.values()], "pictures": []})
 
 
 def read_outcome(out: Path, digest: str) -> dict[str, Any] | None:
