@@ -61,6 +61,8 @@ def test_folders_may_lie_elsewhere(tmp_path: Path):
         ("window = 0", "windw = 0", "no setting 'windw'"),
         ("window = 0", 'window = "wide"', "'wide'"),
         ('annotator = "box"', 'annotator = "circle"', "no annotator 'circle'"),
+        ('annotator = "box"', "shots = [2, 4]", "an annotator's box\": shots [2, 4] must be some of the plan's, 1, 2"),
+        ('annotator = "box"', "shots = []", "shots [] must be some of the plan's"),
         ("shots = [1, 2]", "shots = [0, 2]", "shots must be at least 1, got 0"),
         ("shots = [1, 2]", "shots = []", "has no shots"),
         ("shots = [1, 2]", 'shots = ["one"]', "shots.0 = 'one'"),

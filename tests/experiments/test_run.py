@@ -165,14 +165,18 @@ def test_a_part_of_a_plan_may_be_measured_first(make_plan: Callable[..., Plan], 
     [
         ({"configurations": ("nearset",)}, "has no configuration 'nearset'; did you mean 'nearest'"),
         ({"data_sets": ("hearts",)}, "has no data set 'hearts'; it has phantoms"),
-        ({"shots": (7,)}, "nothing to measure: it does not contain the chosen shots and splits"),
+        ({"shots": (1, 7)}, "has no shots 7; it has 1, 2"),
+        ({"splits": (0, 3)}, "has no splits 3; it has 0"),
+        ({"configurations": ("few",), "shots": (2,)}, "nothing to measure: none of its fits has the chosen parts"),
     ],
 )
 def test_a_part_that_the_plan_does_not_have_is_named(
     make_plan: Callable[..., Plan], part: dict[str, tuple[object, ...]], said: str, tmp_path: Path
 ):
+    nearest = Configuration(method="nearest-slice")
+    plan = make_plan(configurations={"nearest": nearest, "few": replace(nearest, shots=(1,))})
     with pytest.raises(SettingsError, match=said):
-        run_experiment(make_plan(), tmp_path, ExperimentConfig(**part))  # type: ignore[arg-type]
+        run_experiment(plan, tmp_path, ExperimentConfig(**part))  # type: ignore[arg-type]
 
 
 def test_another_name_of_a_configuration_measures_nothing_again(make_plan: Callable[..., Plan], tmp_path: Path):
@@ -195,7 +199,7 @@ def equal_splits(plan: Plan) -> tuple[int, int]:
     return first, second
 
 
-def test_splits_with_the_same_labelled_cases_share_a_fit_and_stay_splits(make_plan: Callable[..., Plan], tmp_path: Path):
+def test_splits_with_the_same_labelled_cases_share_a_fit_and_stay_two(make_plan: Callable[..., Plan], tmp_path: Path):
     splits = equal_splits(make_plan())
     plan, told = make_plan(shots=(1,), splits=splits, cases=None), Told()
     run_experiment(plan, tmp_path, ONE, report=told)
