@@ -104,13 +104,17 @@ def lost(server: Server, _: Answer) -> Answer:
     return JSON, "application/json", b"{}"
 
 
+REASON = b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [42752]}}]}}'
+
+
 def refused(server: Server, _: Answer) -> Answer:
     server.images.pop()
-    return (
-        JSON,
-        "application/json",
-        b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [42752]}}]}}',
-    )
+    return JSON, "application/json", REASON
+
+
+def in_conflict(server: Server, _: Answer) -> Answer:
+    server.images.pop()
+    return 409, "text/plain", b""
 
 
 JSON = 200
@@ -131,7 +135,7 @@ PASSING = 3
         (LIST, (200, "text/html", b"<html>Log in"), "the answer is not DICOM JSON", 1),
         (LIST, (200, "application/json", b"[]"), "lists no image of this series", 1),
         (LIST, (200, "application/json", b'["x"]'), "an entry without a valid UID", 1),
-        (STORE, (409, "text/plain", b""), "storing the segmentation", 1),
+        (STORE, in_conflict, "storing the segmentation", 1),
         (STORE, lost, "no image of this series", 1),
         (STORE, refused, "refuses to store the segmentation (reason A700H)", 1),
     ],
@@ -158,6 +162,18 @@ def test_a_wrong_answer_is_a_failure_of_its_series_only(
 def test_a_fault_that_passes_is_not_noticed(model: Path, server: Server, tmp_path: Path):
     server.faults = {SERIES: [(503, "text/plain", b""), cut], LIST: [(429, "text/plain", b"")], STORE: [(500, "", b"")]}
     assert run(model, server, tmp_path / "out").failures == ()
+
+
+@pytest.mark.parametrize("refusal", [(409, "text/plain", b""), (JSON, "application/json", REASON)])
+def test_an_archive_may_refuse_a_segmentation_that_it_has(refusal: Answer, model: Path, server: Server, tmp_path: Path):
+    only = {"names": UIDS[:1]}
+    server.faults = {STORE: [(503, "text/plain", b""), refusal]}  # the first answer is lost
+    assert run(model, server, tmp_path / "out", **only).failures == ()
+    server.faults = {STORE: [refusal]}
+    assert run(model, server, tmp_path / "second", **only).failures == ()
+    assert run(model, server, tmp_path / "second", **only).skipped == UIDS[:1]
+    assert len({one.SOPInstanceUID for one in segmentations(server)}) == 1
+    assert server.count(STORE) == 3
 
 
 def test_waits_grow_and_are_left_out_while_there_is_no_connection(monkeypatch: pytest.MonkeyPatch):

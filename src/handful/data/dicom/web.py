@@ -141,18 +141,33 @@ class Archive:
         self._tried("the transfer of the series", lambda: self._fetch(series, instances, folder))
 
     def store(self, path: Path) -> None:
-        """Store a DICOM file. Raises ArchiveError unless the archive confirms it."""
+        """Store a DICOM file. Raises ArchiveError unless the archive confirms that it has it, now or from before.
+
+        Some archives refuse what they have: after an answer that was lost, and in the second of two equal runs.
+        """
         from pydicom import dcmread
 
         data = dcmread(path)
-        study, series, instance = data.StudyInstanceUID, data.SeriesInstanceUID, data.SOPInstanceUID
-        answer = self._tried("storing the segmentation", lambda: self._client.store_instances([data], study))
-        if failed := list(answer.get("FailedSOPSequence") or ()):
-            code = int(failed[0].get("FailureReason") or 0)
-            raise ArchiveError(f"{self._place} refuses to store the segmentation (reason {code:04X}H); see its log")
+        series, instance = Series(data.StudyInstanceUID, data.SeriesInstanceUID, "SEG"), data.SOPInstanceUID
+        try:
+            answer = self._tried("storing the segmentation", lambda: self._client.store_instances([data], series.study))
+            if failed := list(answer.get("FailedSOPSequence") or ()):
+                code = int(failed[0].get("FailureReason") or 0)
+                raise ArchiveError(f"{self._place} refuses to store the segmentation (reason {code:04X}H); see its log")
+        except ArchiveError:
+            if self._is_down or not self._lists(series, instance):
+                raise
+            return
         stored = {str(one.ReferencedSOPInstanceUID) for one in answer.get("ReferencedSOPSequence") or ()}
-        if instance not in stored and instance not in self.instances(Series(study, series, "SEG")):
+        if instance not in stored and instance not in self.instances(series):
             raise ArchiveError(f"{self._place} does not have the segmentation after storing it; see its log")
+
+    def _lists(self, series: Series, instance: str) -> bool:
+        """Whether the archive lists an image; False if it does not answer."""
+        try:
+            return instance in self.instances(series)
+        except ArchiveError:
+            return False
 
     def _fetch(self, series: Series, instances: Sequence[str], folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
