@@ -197,6 +197,15 @@ def test_lists_that_come_in_pages_are_complete(scans: list[Any]):
         assert len(archive.instances(series[0])) == sum(one.SeriesInstanceUID == UIDS[0] for one in scans)
 
 
+@pytest.mark.parametrize("attribute", [None, "1.2.3", [], {"Value": "1.2"}, {"Value": {}}, {"Value": [None]}])
+def test_lists_of_entries_that_are_no_dicom_json_are_an_error_of_the_archive(attribute: object):
+    with serving() as server:
+        answer = json.dumps([{"0020000E": attribute}]).encode()
+        server.faults = {"GET": [(JSON, "application/json", answer)]}
+        with pytest.raises(ArchiveError, match="an entry without a valid UID"):
+            Archive(server.url, waits=()).search({"Modality": "CT"})
+
+
 def test_a_server_that_ignores_the_offset_is_not_asked_for_ever(scans: list[Any]):
     with serving(scans) as server:
         whole = server._right("GET", "/dicom-web/series", {}, b"")

@@ -286,9 +286,10 @@ def token_from_environment() -> str | None:
     return token or None
 
 
-def _value(entry: Any, tag: str) -> str:
-    values = entry.get(tag, {}).get("Value") or [""]
-    return str(values[0])
+def _value(entry: Mapping[str, Any], tag: str) -> str:
+    attribute = entry.get(tag)
+    values = attribute.get("Value") if isinstance(attribute, Mapping) else None
+    return str(values[0]) if isinstance(values, list) and values else ""
 
 
 def _uid(entry: Any, tag: str) -> str:
