@@ -176,6 +176,20 @@ def test_an_archive_may_refuse_a_segmentation_that_it_has(refusal: Answer, model
     assert server.count(STORE) == 3
 
 
+def test_a_fault_of_this_computer_is_not_that_of_the_archive(
+    scans: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    with serving(scans) as server:
+        archive = Archive(server.url, waits=(60.0,))
+        series = archive.search({"Modality": "CT"})[0]
+        with pytest.raises(InputError, match="the transfer of the series failed on this computer: Not a directory"):
+            archive.fetch(series, archive.instances(series), tmp_path / "file" / "incoming")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    with pytest.raises(InputError, match=r"the search for series failed on this computer: .*none\.pem"):
+        Archive("https://127.0.0.1:1/dicom-web", waits=(60.0,)).search({"Modality": "CT"})
+
+
 def test_waits_grow_and_are_left_out_while_there_is_no_connection(monkeypatch: pytest.MonkeyPatch):
     slept: list[float] = []
     monkeypatch.setattr("handful.data.dicom.web.time.sleep", slept.append)

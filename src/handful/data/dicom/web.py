@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from handful.data.dicom.sources import silenced
 from handful.data.verified import MAX_BYTES
-from handful.errors import ArchiveError, HandfulError, SettingsError, UnsupportedInput, did_you_mean
+from handful.errors import ArchiveError, HandfulError, InputError, SettingsError, UnsupportedInput, did_you_mean
 
 SCHEME = "dicomweb:"
 """Start of an address of an archive, before http:// or https://."""
@@ -208,6 +208,10 @@ class Archive:
             except HandfulError:
                 raise
             except Exception as error:  # the client raises errors of any class for wrong answers
+                if problem := _on_this_computer(error):
+                    raise InputError(
+                        f"{what} failed on this computer: {problem}; correct the path, or free space"
+                    ) from None
                 cause, may_pass = _cause(error)
                 if may_pass and number < len(waits):
                     time.sleep(waits[number])
@@ -225,6 +229,15 @@ class _Incomplete(Exception):
 
 
 _UNREACHABLE = "no connection, or it broke off; check the address and the network"
+
+
+def _on_this_computer(error: Exception) -> str:
+    """What is wrong with a file here, such as a full disk or a missing file of certificates; "" for other errors."""
+    from requests import RequestException
+
+    if not isinstance(error, OSError) or isinstance(error, RequestException | ConnectionError | TimeoutError):
+        return ""
+    return error.strerror or str(error)
 
 
 def _cause(error: Exception) -> tuple[str, bool]:
