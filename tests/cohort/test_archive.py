@@ -159,6 +159,18 @@ def test_a_wrong_answer_is_a_failure_of_its_series_only(
     assert server.count(SERIES) == fetches, "what was computed is not computed again"
 
 
+def test_an_image_that_is_sent_twice_is_one(server: Server, tmp_path: Path):
+    def twice(_: Server, answer: Answer) -> Answer:
+        part = answer[2].partition(b"\r\n--boundary-of-parts")[0] + b"\r\n"
+        return answer[0], answer[1], part + answer[2]
+
+    server.faults = {SERIES: [twice]}
+    archive = Archive(server.url, waits=())
+    (series,) = [one for one in archive.search({"Modality": "CT"}) if one.uid == UIDS[1]]
+    archive.fetch(series, archive.instances(series), tmp_path / "scan")
+    assert len(list((tmp_path / "scan").iterdir())) == 5
+
+
 def test_a_fault_that_passes_is_not_noticed(model: Path, server: Server, tmp_path: Path):
     server.faults = {SERIES: [(503, "text/plain", b""), cut], LIST: [(429, "text/plain", b"")], STORE: [(500, "", b"")]}
     assert run(model, server, tmp_path / "out").failures == ()
@@ -265,6 +277,7 @@ def test_a_search_that_fails_or_finds_nothing_ends_the_run(model: Path, server: 
         ("dicomweb:https://host:port/dicom-web?Modality=CT", "not an address of DICOMweb"),
         ("dicomweb:https://user:pass@host/dicom-web?Modality=CT", "a password in the address"),
         ("dicomweb:https://host/dicom-web", "names no series"),
+        ("dicomweb:https://host/dicom-web?PatientID=A#1", "write %23 for a #"),
         ("dicomweb:https://host/dicom-web?Modalty=CT", "did you mean 'Modality'"),
         ("dicomweb:https://host/dicom-web?Modality=", "Modality in the query needs one value"),
     ],

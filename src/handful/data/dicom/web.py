@@ -69,6 +69,8 @@ def parse_query(address: str) -> Query:
         malformed = True
     if malformed:
         raise SettingsError(f"not an address of DICOMweb; write {SCHEME}https://HOST/dicom-web?Modality=CT")
+    if parts.fragment:
+        raise SettingsError("a # ends the query, and what is behind it has no effect; write %23 for a # in a value")
     if parts.username or parts.password:
         raise SettingsError(f"a password in the address could be recorded; put it into {TOKEN} (see the how-to page)")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
@@ -172,20 +174,19 @@ class Archive:
     def _fetch(self, series: Series, instances: Sequence[str], folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        missing, size = set(instances), 0
-        any_encoding = (("application/dicom", "*"),)
-        for number, data in enumerate(self._client.iter_series(series.study, series.uid, media_types=any_encoding)):
+        numbers: dict[str, int] = {}  # by UID: an image that is sent twice is one file
+        size, any_encoding = 0, (("application/dicom", "*"),)
+        for data in self._client.iter_series(series.study, series.uid, media_types=any_encoding):
             if str(data.SeriesInstanceUID) != series.uid:
                 raise ArchiveError(f"{self._place} sent an image of another series; see its log")
-            path = folder / f"{number:06d}.dcm"
+            path = folder / f"{numbers.setdefault(str(data.SOPInstanceUID), len(numbers)):06d}.dcm"
             data.save_as(path, enforce_file_format=True)
-            missing.discard(str(data.SOPInstanceUID))
             size += path.stat().st_size
             if size > MAX_BYTES:
                 raise ArchiveError(
                     f"{self._place} sent more than the allowed {MAX_BYTES:,} bytes; take a smaller series"
                 )
-        if missing:
+        if missing := set(instances) - numbers.keys():
             raise _Incomplete(f"{len(missing)} of {len(instances)} images did not arrive")
 
     def _all_pages(self, what: str, page: Callable[[int], list[Any]], tag: str) -> dict[str, Any]:
