@@ -223,6 +223,19 @@ def test_lists_that_come_in_pages_are_complete(scans: list[Any]):
         assert len(archive.instances(series[0])) == sum(one.SeriesInstanceUID == UIDS[0] for one in scans)
 
 
+def test_a_server_that_ignores_a_filter_is_not_believed(scans: list[Any]):
+    with serving(scans) as server:
+        archive, whole = Archive(server.url, waits=()), server._right("GET", "/dicom-web/series", {}, b"")
+        for keyword, value in (("StudyInstanceUID", f"{UIDS[0]}.9"), ("PatientID", "somebody"), ("Modality", "MR")):
+            server.faults = {"GET": [whole, whole]}
+            with pytest.raises(ArchiveError, match=f"of another {keyword} than that of the query") as caught:
+                archive.search({keyword: value})
+            assert value not in str(caught.value)
+        for keyword, value in (("PatientID", "some*"), ("Modality", "ct"), ("PatientName", "x"), ("Laterality", "L")):
+            server.faults = {"GET": [whole, whole]}
+            assert len(archive.search({keyword: value})) == len(UIDS)
+
+
 @pytest.mark.parametrize("attribute", [None, "1.2.3", [], {"Value": "1.2"}, {"Value": {}}, {"Value": [None]}])
 def test_lists_of_entries_that_are_no_dicom_json_are_an_error_of_the_archive(attribute: object):
     with serving() as server:

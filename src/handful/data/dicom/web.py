@@ -32,6 +32,8 @@ _TIMEOUT = (10.0, 120.0)
 _PAGE = 200
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 """HTTP states that may pass."""
+_COMPARED = ("UI", "CS", "LO", "SH")
+"""Kinds of values that a series has as the query states them."""
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 _Result = TypeVar("_Result")
 
@@ -111,7 +113,10 @@ class Archive:
         self._is_down = False
 
     def search(self, filters: Mapping[str, str]) -> list[Series]:
-        """The series that match, sorted; without those that are no scans, unless the filters name a modality."""
+        """The series that match, sorted; without those that are no scans, unless the filters name a modality.
+
+        Raises ArchiveError if one of them does not match: archives ignore filters that they do not support.
+        """
 
         def page(offset: int) -> list[Any]:
             return list(
@@ -121,6 +126,12 @@ class Archive:
             )
 
         found = self._all_pages("the search for series", page, "0020000E")
+        for keyword, wanted in filters.items():
+            if not all(_may_match(entry, keyword, wanted) for entry in found.values()):
+                raise ArchiveError(
+                    f"{self._place} lists series of another {keyword} than that of the query, so it ignores it; "
+                    "take another keyword, such as StudyInstanceUID or SeriesInstanceUID"
+                )
         series = [Series(_uid(entry, "0020000D"), uid, _value(entry, "00080060")) for uid, entry in found.items()]
         return sorted(one for one in series if "Modality" in filters or one.modality not in NO_IMAGES)
 
@@ -300,10 +311,25 @@ def token_from_environment() -> str | None:
     return token or None
 
 
-def _value(entry: Mapping[str, Any], tag: str) -> str:
+def _values(entry: Mapping[str, Any], tag: str) -> list[str]:
     attribute = entry.get(tag)
     values = attribute.get("Value") if isinstance(attribute, Mapping) else None
-    return str(values[0]) if isinstance(values, list) and values else ""
+    return [str(value) for value in values] if isinstance(values, list) else []
+
+
+def _value(entry: Mapping[str, Any], tag: str) -> str:
+    return next(iter(_values(entry, tag)), "")
+
+
+def _may_match(entry: Mapping[str, Any], keyword: str, wanted: str) -> bool:
+    """False if an entry states another value than the one wanted. Dates, names, lists and patterns are not compared."""
+    from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+    tag = tag_for_keyword(keyword)
+    if tag is None or dictionary_VR(tag) not in _COMPARED or set(wanted) & set("*?,\\"):
+        return True
+    values = {value.strip().casefold() for value in _values(entry, f"{tag:08X}")}
+    return not values or wanted.strip().casefold() in values
 
 
 def _uid(entry: Any, tag: str) -> str:
