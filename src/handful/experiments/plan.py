@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -81,6 +82,8 @@ class Configuration:
             raise SettingsError(
                 f"there is no annotator {self.annotator!r}; annotators are {', '.join(kinds)} and clicks-3 (any number)"
             )
+        if not 0 <= self.jitter < 1:
+            raise SettingsError(f"jitter must be a fraction from 0 to below 1, got {self.jitter}")
         self.build(0)
 
     def build(self, split: int) -> tuple[Method, int | None]:
@@ -147,8 +150,11 @@ class Plan:
                 raise SettingsError(f"configuration {name!r}: shots {[*own]} must be some of the plan's, {planned}")
         if unknown := [name for name in self.measures if name not in MEASURES] or not self.measures:
             raise SettingsError(f"plan {self.name!r}: measures {unknown}; choose from {', '.join(MEASURES)}")
-        if self.tolerance < 0 or self.pictures < 0:
-            raise SettingsError(f"plan {self.name!r}: tolerance and pictures must not be negative")
+        if not 0 <= self.tolerance < math.inf or self.pictures < 0:
+            raise SettingsError(
+                f"plan {self.name!r}: tolerance and pictures must be numbers from 0 on, got {self.tolerance} and "
+                f"{self.pictures}"
+            )
 
     @property
     def all_shots(self) -> list[int]:
