@@ -45,6 +45,7 @@ class Fingerprints:
 
     def __init__(self) -> None:
         self._cohorts: dict[Path, Cohort] = {}
+        self._cases: dict[tuple[Path, str, bool], list[object]] = {}
         self._files: dict[Path, str] = {}
 
     def of(self, trial: Trial, backbone: Backbone, backbone_sha256: str) -> str:
@@ -63,16 +64,22 @@ class Fingerprints:
             "backbone": backbone_sha256,
             "tolerance": trial.tolerance,
             "labels": cohort.labels.as_dict() if cohort.labels else None,
-            "support": [self._of_case(case) for case in support],
-            "unseen": [self._of_case(case) for case in unseen],
+            "support": [self._of_case(trial.folder, case) for case in support],
+            "unseen": [self._of_case(trial.folder, case) for case in unseen],
         }
         if trial.configuration.scribbles:
             parts["scribbles"] = f"width {WIDTH}, seed {trial.split}"
         if pool := trial.pool(cohort):
-            parts["unlabelled"] = [self._of_case(replace(case, reference=None)) for case in pool]
+            parts["unlabelled"] = [self._of_case(trial.folder, replace(case, reference=None)) for case in pool]
         return digest_of_json(parts)
 
-    def _of_case(self, case: Case) -> list[object]:
+    def _of_case(self, folder: Path, case: Case) -> list[object]:
+        key = (folder, case.name, case.reference is None)
+        if key not in self._cases:
+            self._cases[key] = self._read(case)
+        return self._cases[key]
+
+    def _read(self, case: Case) -> list[object]:
         own = () if case.is_dicom else case.files
         files = [self._of_file(part) for part in (*own, case.reference) if isinstance(part, Path)]
         if isinstance(case.reference, Path):
