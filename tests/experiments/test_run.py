@@ -452,6 +452,9 @@ def test_status_knows_what_is_missing_and_the_report_what_is_there(make_plan: Ca
         "tables.tex",
     }
     assert "Nothing has been measured yet." in (tmp_path / "report.html").read_text()
+    run_experiment(make_plan(shots=(1,)), tmp_path, ONE)
+    assert tmp_path / "tables.tex" in write_experiment_report(tmp_path)
+    assert "nearest" in (tmp_path / "tables.tex").read_text()
 
 
 def test_a_folder_of_something_else_is_no_experiment(tmp_path: Path):
