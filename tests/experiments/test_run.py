@@ -464,9 +464,10 @@ def test_a_folder_of_something_else_is_no_experiment(tmp_path: Path):
 
 def test_a_damaged_result_is_named(make_plan: Callable[..., Plan], tmp_path: Path):
     run_experiment(make_plan(shots=(1,)), tmp_path, ONE)
-    next((tmp_path / "trials").iterdir()).write_text('{"rows": []}')
-    with pytest.raises(DamagedFile, match="delete it and run the experiment again"):
-        read_study(tmp_path)
+    for damage in ('{"rows": []}', '{"shared": {}, "rows": [{"case": "a"}], "pictures": []}', "{"):
+        next((tmp_path / "trials").iterdir()).write_text(damage)
+        with pytest.raises(DamagedFile, match="delete it and run the experiment again"):
+            read_study(tmp_path)
 
 
 def test_only_fits_on_the_most_labels_keep_pictures(make_plan: Callable[..., Plan], tmp_path: Path):

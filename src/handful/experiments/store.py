@@ -139,8 +139,12 @@ def read_outcome(out: Path, digest: str) -> dict[str, Any] | None:
     except ValueError as error:
         raise DamagedFile(f"{path} is not JSON ({error}); delete it and run the experiment again") from error
     if not isinstance(outcome, dict) or not ("failure" in outcome or {"shared", "rows", "pictures"} <= outcome.keys()):
-        raise DamagedFile(f"{path} is not the result of a fit; delete it and run the experiment again")
+        raise _no_result(path)
     return outcome
+
+
+def _no_result(path: Path) -> DamagedFile:
+    return DamagedFile(f"{path} is not the result of a fit; delete it and run the experiment again")
 
 
 def is_done(out: Path, digest: str) -> bool:
@@ -182,9 +186,12 @@ def read_study(out: Path) -> Study:
             failed.append(Failure(entry.name, str(outcome["failure"])))
             continue
         done += 1
-        rows = [*_results(manifest.title, entry, outcome)]
+        try:
+            rows, drawn = [*_results(manifest.title, entry, outcome)], [*_pictures(entry, outcome)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _no_result(_path(out, entry.digest)) from error
         results += rows
-        pictures += _pictures(entry, outcome)
+        pictures += drawn
         if rows and rows[0].decided:
             about = (entry.data_set, entry.configuration, entry.shots, entry.split)
             decisions.append(Decisions(*about, rows[0].decided))
