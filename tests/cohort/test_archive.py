@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dicom_series as made
-from dicomweb_server import Answer, Server, serving
+from dicomweb_server import BOUNDARY, Answer, Server, serving
 from handful.cohort.archive import predict_archive
 from handful.cohort.predict import CohortResult, PredictConfig, predict_file
 from handful.data.dicom.web import TOKEN, Archive, parse_query
@@ -157,6 +157,23 @@ def test_a_wrong_answer_is_a_failure_of_its_series_only(
     assert len({one.SOPInstanceUID for one in segmentations(server)}) == 3
     fetches = 1 if pattern != SERIES else attempts + 1
     assert server.count(SERIES) == fetches, "what was computed is not computed again"
+
+
+def test_an_answer_that_is_too_large_is_not_read_to_its_end(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    archive = Archive(server.url, waits=(60.0,))
+    series = archive.search({"Modality": "CT"})[1]
+    listed = archive.instances(series)
+    monkeypatch.setattr("handful.data.dicom.web.MAX_BYTES", 2_000_000)
+    monkeypatch.setattr("handful.data.dicom.web._MAX_LIST", 2_000_000)
+    body = f'multipart/related; type="application/dicom"; boundary={BOUNDARY.decode()}'
+    bomb = b"--" + BOUNDARY + b"\r\n\r\n" + bytes(3_000_000)  # one image, without an end
+    server.faults = {SERIES: [(200, body, bomb)], LIST: [(200, "application/dicom+json", b" " * 3_000_000 + b"[]")]}
+    for read in (lambda: archive.fetch(series, listed, tmp_path / "scan"), lambda: archive.instances(series)):
+        with pytest.raises(ArchiveError, match="sent more than the allowed 2,000,000 bytes"):
+            read()
+    archive.fetch(series, listed, tmp_path / "scan")
 
 
 def test_an_image_that_is_sent_twice_is_one(server: Server, tmp_path: Path):

@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,6 +30,8 @@ _USUAL = ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "StudyDate", "Ser
 _TIMEOUT = (10.0, 120.0)
 """Seconds for the connection, and between two pieces of an answer."""
 _PAGE = 200
+_MAX_LIST = 2**28
+"""Maximum number of bytes of an answer that is no series."""
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 """HTTP states that may pass."""
 _COMPARED = ("UI", "CS", "LO", "SH")
@@ -186,17 +188,12 @@ class Archive:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         numbers: dict[str, int] = {}  # by UID: an image that is sent twice is one file
-        size, any_encoding = 0, (("application/dicom", "*"),)
+        any_encoding = (("application/dicom", "*"),)
         for data in self._client.iter_series(series.study, series.uid, media_types=any_encoding):
             if str(data.SeriesInstanceUID) != series.uid:
                 raise ArchiveError(f"{self._place} sent an image of another series; see its log")
             path = folder / f"{numbers.setdefault(str(data.SOPInstanceUID), len(numbers)):06d}.dcm"
             data.save_as(path, enforce_file_format=True)
-            size += path.stat().st_size
-            if size > MAX_BYTES:
-                raise ArchiveError(
-                    f"{self._place} sent more than the allowed {MAX_BYTES:,} bytes; take a smaller series"
-                )
         if missing := set(instances) - numbers.keys():
             raise _Incomplete(f"{len(missing)} of {len(instances)} images did not arrive")
 
@@ -287,9 +284,28 @@ def _client(url: str, token: str | None) -> Any:
     session = Session()
     if token:
         session.auth = _Authorization(token)
+    session.hooks["response"].append(_limited)
     client = DICOMwebClient(url, session=session, timeout=_TIMEOUT)
     client.set_http_retry_params(retry=False)
     return client
+
+
+def _limited(response: Any, *_: Any, stream: bool = False, **__: Any) -> None:
+    """Make an answer raise ArchiveError once it is too large; it may have no end, or be small only while compressed."""
+    most, read = MAX_BYTES if stream else _MAX_LIST, response.iter_content
+
+    def pieces(*args: Any, **options: Any) -> Iterator[bytes]:
+        size = 0
+        for piece in read(*args, **options):
+            size += len(piece)
+            if size > most:
+                raise ArchiveError(
+                    f"{urlsplit(response.url).netloc} sent more than the allowed {most:,} bytes; narrow the query, or "
+                    "take a smaller series"
+                )
+            yield piece
+
+    response.iter_content = pieces
 
 
 class _Authorization:
