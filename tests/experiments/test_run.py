@@ -1,5 +1,6 @@
 """An experiment is measured once, goes on after a kill, notices what changed, and gives one tidy table."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -7,23 +8,29 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import small_cohort
+import tiny_models
 from handful.backbones.catalog import load_backbone
+from handful.data.cases import Case
 from handful.data.files import read_cohort, read_label_map, write_label_map
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap
 from handful.errors import BusyError, DamagedFile, InputError, SettingsError
 from handful.evaluation.evaluate import evaluate
 from handful.evaluation.results import Result, read_results
+from handful.experiments.measure import fit, measure
 from handful.experiments.plan import Configuration, DataSet, Plan, trials
 from handful.experiments.run import ExperimentConfig, run_experiment
+from handful.experiments.simulated_annotators import segmentation_function
 from handful.experiments.store import experiment_status, read_study, write_experiment_report
 from handful.methods.interactive.method import Interactive
 from handful.methods.nearest_slice import NearestSlice
@@ -240,6 +247,31 @@ def test_a_corrected_label_map_is_noticed_by_the_fits_it_matters_to(
     (own / "labels" / f"{case}.slices.json").write_text('{"axis": 1, "labelled": [2, 3]}')  # the others are unlabelled
     run_experiment(plan, tmp_path / "out", ONE, report=(again := Told()))
     assert len(again.done) == len(told.done)
+
+
+def test_label_maps_without_a_picture_do_not_stay_in_memory(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+):
+    (trial,), _ = trials(make_plan(shots=(1,), cases=None, pictures=0))
+    predicted: list[weakref.ref[LabelMap]] = []
+    alive: list[int] = []
+
+    def watched(*given: Any) -> Callable[[Case], LabelMap]:
+        segment = segmentation_function(*given)
+
+        def segmented(case: Case) -> LabelMap:
+            gc.collect()
+            alive.append(sum(label_map() is not None for label_map in predicted))
+            label_map = segment(case)
+            predicted.append(weakref.ref(label_map))
+            return label_map
+
+        return segmented
+
+    monkeypatch.setattr("handful.experiments.measure.segmentation_function", watched)
+    measure(trial, fit(trial, tiny_models.tiny_sam(side=64)))
+    assert len(alive) == 4
+    assert max(alive) <= 1
 
 
 def test_an_annotator_may_prompt(make_plan: Callable[..., Plan], tmp_path: Path):

@@ -137,7 +137,12 @@ def measure(trial: Trial, fitted: Fit) -> Outcome:
     memory = PeakMemory(backbone.device)
     segment = segmentation_function(fitted.segmenter, trial.configuration, trial.split)
     prompted = fitted.segmenter.slicer if trial.configuration.annotator else None
-    scored = [_score(segment, case, trial.tolerance, prompted) for case in unseen]
+    rows: list[dict[str, Any]] = []
+    worst: list[_ScoredCase] = []  # those with pictures; label maps of the others need not stay in memory
+    for case in unseen:
+        scored = _score(segment, case, trial.tolerance, prompted)
+        rows += scored.rows
+        worst = sorted([*worst, scored], key=lambda one: one.dice)[: trial.pictures]
     peak = max(fitted.peak_mib, memory.mib())
     shared = {
         "shots": trial.shots,
@@ -156,9 +161,7 @@ def measure(trial: Trial, fitted: Fit) -> Outcome:
         "handful": version("handful"),
         "decisions": json.dumps(fitted.segmenter.decisions, ensure_ascii=False) if fitted.segmenter.decisions else "",
     }
-    rows = [row for case in scored for row in case.rows]
-    pictures = _pictures(scored, fitted.segmenter, trial.pictures)
-    return {"shared": shared, "rows": rows, "pictures": pictures}
+    return {"shared": shared, "rows": rows, "pictures": _pictures(worst, fitted.segmenter)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,16 +234,14 @@ def _annotator(trial: Trial) -> str:
     )
 
 
-def _pictures(scored: Sequence[_ScoredCase], segmenter: Segmenter, most: int) -> list[dict[str, Any]]:
-    """Pictures of the cases with the lowest Dice."""
-    worst = sorted(scored, key=lambda case: case.dice)[:most]
+def _pictures(cases: Sequence[_ScoredCase], segmenter: Segmenter) -> list[dict[str, Any]]:
     return [
         {
             "case": case.case.name,
             "dice": round(case.dice, 6),
             "webp": base64.b64encode(_picture(case, segmenter)).decode(),
         }
-        for case in worst
+        for case in cases
     ]
 
 
