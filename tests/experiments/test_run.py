@@ -362,6 +362,22 @@ def test_a_fit_that_fails_is_reported_and_the_others_go_on(make_plan: Callable[.
     assert len(again.done) == 2, "what failed is tried again"
 
 
+def test_a_scan_that_cannot_be_read_fails_where_it_is_labelled_and_is_missed_where_it_is_not(
+    make_plan: Callable[..., Plan], folder: Path, tmp_path: Path
+):
+    own = Path(shutil.copytree(folder, tmp_path / "jane-doe"))
+    cohort = read_cohort(own)
+    broken = cohort.split(1, 0)[0][0].name
+    other = next(split for split in range(1, 99) if cohort.split(1, split)[0][0].name != broken)
+    path = own / "images" / f"{broken}.nii.gz"
+    path.write_bytes(path.read_bytes()[:-200])
+    plan = make_plan(data={"own": DataSet(folder=own)}, shots=(1,), splits=(0, other), cases=None, pictures=2)
+    assert len(run_experiment(plan, tmp_path / "out", ONE).failed) == 1
+    study = read_study(tmp_path / "out")
+    assert {(row.case, row.status) for row in study.results if row.failure} == {(broken, "missed")}
+    assert len({picture.case for picture in study.pictures} - {broken}) == len(study.pictures) == 2
+
+
 @pytest.mark.process
 def test_several_processes_give_the_table_of_one_and_annotators_share_a_fit(
     make_plan: Callable[..., Plan], tmp_path: Path

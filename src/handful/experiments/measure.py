@@ -138,11 +138,12 @@ def measure(trial: Trial, fitted: Fit) -> Outcome:
     segment = segmentation_function(fitted.segmenter, trial.configuration, trial.split)
     prompted = fitted.segmenter.slicer if trial.configuration.annotator else None
     rows: list[dict[str, Any]] = []
-    worst: list[_ScoredCase] = []  # those with pictures; label maps of the others need not stay in memory
+    worst: list[_ScoredCase] = []  # those with pictures; the label maps of others need not stay in memory
     for case in unseen:
         scored = _score(segment, case, trial.tolerance, prompted)
         rows += scored.rows
-        worst = sorted([*worst, scored], key=lambda one: one.dice)[: trial.pictures]
+        if not scored.failure:
+            worst = sorted([*worst, scored], key=lambda one: one.dice)[: trial.pictures]
     peak = max(fitted.peak_mib, memory.mib())
     shared = {
         "shots": trial.shots,
@@ -172,6 +173,8 @@ class _ScoredCase:
     prediction: LabelMap
     reference: LabelMap
     dice: float
+    failure: str
+    """Why it could not be segmented; "" if it was."""
     rows: list[dict[str, Any]]
 
 
@@ -192,7 +195,7 @@ def _score(segment: Callable[[Case], LabelMap], case: Case, tolerance: float, pr
     described = {} if prompted is None or failure else _features(case, reference, prompted)
     present = [row.dice for row in scored if row.status != "absent"]
     rows = [_row(row, reference) | about | described.get(row.label, {}) for row in scored]
-    return _ScoredCase(case, prediction, reference, float(np.mean(present)) if present else 1.0, rows)
+    return _ScoredCase(case, prediction, reference, float(np.mean(present)) if present else 1.0, failure, rows)
 
 
 def _features(case: Case, reference: LabelMap, slicer: Slicer) -> dict[int, dict[str, float | None]]:
