@@ -372,10 +372,13 @@ def test_a_scan_that_cannot_be_read_fails_where_it_is_labelled_and_is_missed_whe
     path = own / "images" / f"{broken}.nii.gz"
     path.write_bytes(path.read_bytes()[:-200])
     plan = make_plan(data={"own": DataSet(folder=own)}, shots=(1,), splits=(0, other), cases=None, pictures=2)
-    assert len(run_experiment(plan, tmp_path / "out", ONE).failed) == 1
+    (failed,) = run_experiment(plan, tmp_path / "out", ONE).failed
     study = read_study(tmp_path / "out")
     assert {(row.case, row.status) for row in study.results if row.failure} == {(broken, "missed")}
     assert len({picture.case for picture in study.pictures} - {broken}) == len(study.pictures) == 2
+    for reason in (failed.reason, *{row.failure for row in study.results if row.failure}):
+        assert f"{broken}.nii.gz" in reason
+        assert "jane-doe" not in reason
 
 
 @pytest.mark.process

@@ -24,7 +24,7 @@ from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import LabelMap, Volume
 from handful.errors import HandfulError, InputError
-from handful.evaluation.evaluate import Row, score_case
+from handful.evaluation.evaluate import Failure, Row, score_case
 from handful.evaluation.object_features import object_features
 from handful.experiments.plan import Trial
 from handful.experiments.simulated_annotators import segmentation_function
@@ -187,7 +187,7 @@ def _score(segment: Callable[[Case], LabelMap], case: Case, tolerance: float, pr
     try:
         prediction = segment(case)
     except HandfulError as error:
-        failure = str(error)
+        failure = Failure.of(case, error).reason
         prediction = LabelMap(np.zeros_like(reference.array), reference.geometry, reference.labels)
     seconds = time.perf_counter() - began
     scored = score_case(case.name, prediction, reference, tolerance, reference.labels)

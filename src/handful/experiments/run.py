@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
-from handful.errors import HandfulError, SettingsError, did_you_mean
+from handful.errors import SettingsError, did_you_mean, reason_of
 from handful.evaluation.results import Result
 from handful.experiments.measure import Fingerprints, Fit, fit, measure
 from handful.experiments.plan import Plan, Trial, trials
@@ -195,8 +196,9 @@ def _measured(task: _Task, fitted: Fit) -> str:
 
 
 def _failed(job: _Job, error: Exception | str) -> list[str]:
-    """Store the reason of failure of each task, and return the reasons."""
-    reason = str(error) if isinstance(error, HandfulError | str) else f"{type(error).__name__}: {error}"
+    """Store the reason of failure of each task, and return the reasons. They do not name the folder of the data set."""
+    reason = error if isinstance(error, str) else reason_of(error)
+    reason = reason.replace(f"{job[0].trial.folder}{os.sep}", "")
     for task in job:
         write_outcome(task.out, task.digest, {"failure": reason})
     return [reason] * len(job)
