@@ -34,8 +34,8 @@ _MAX_LIST = 2**28
 """Maximum number of bytes of an answer that is no series."""
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 """HTTP states that may pass."""
-_COMPARED = ("UI", "CS", "LO", "SH")
-"""Kinds of values that a series has as the query states them."""
+_COMPARED = ("UI", "CS", "PatientID", "AccessionNumber")
+"""Kinds of values, and keywords, that a series has as the query states them; free text may be searched more loosely."""
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 _Result = TypeVar("_Result")
 
@@ -338,11 +338,11 @@ def _value(entry: Mapping[str, Any], tag: str) -> str:
 
 
 def _may_match(entry: Mapping[str, Any], keyword: str, wanted: str) -> bool:
-    """False if an entry states another value than the one wanted. Dates, names, lists and patterns are not compared."""
+    """False if an entry states another value than the one wanted. Patterns, lists, dates and text are not compared."""
     from pydicom.datadict import dictionary_VR, tag_for_keyword
 
     tag = tag_for_keyword(keyword)
-    if tag is None or dictionary_VR(tag) not in _COMPARED or set(wanted) & set("*?,\\"):
+    if tag is None or not {keyword, dictionary_VR(tag)} & {*_COMPARED} or set(wanted) & set("*?,\\"):
         return True
     values = {value.strip().casefold() for value in _values(entry, f"{tag:08X}")}
     return not values or wanted.strip().casefold() in values
