@@ -270,6 +270,14 @@ def test_overlays_without_scans_are_a_mistake(cohort: Path, predictions: Path, t
     assert result.exit_code == 2
 
 
+def test_two_reports_in_one_file_are_a_mistake(cohort: Path, tmp_path: Path, handful: Handful):
+    same = ("-o", tmp_path / "r.json", "--summary", tmp_path / "r.json")
+    result = handful("evaluate", "-p", cohort / "labels", "-r", cohort, *same)
+    assert result.exit_code == 2
+    assert "name the same file" in " ".join(result.output.replace("│", " ").split())
+    assert not (tmp_path / "r.json").exists()
+
+
 def test_embed_fills_the_cache_that_fit_uses(own: Path, backbone: Path, tmp_path: Path, handful: Handful):
     first, again = (json.loads(handful("embed", "-i", own, "--backbone", backbone, "--json").stdout) for _ in "ab")
     assert (first["slices"], first["computed"], again["computed"]) == (24, 24, 0)

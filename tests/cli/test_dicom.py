@@ -153,6 +153,7 @@ def test_predict_segments_and_stores_the_series_of_an_archive(
         assert server.images[-1].Modality == "SEG"
         assert made.IDENTITY not in result.output
         assert handful(*command, "--series", "1").exit_code == 2
+        assert handful(*command, "--channels", "T1").exit_code == 2
         refused = handful(*command[:3], "dicomweb:http://host/dicom-web", *command[4:])
         assert (refused.exit_code, "names no series" in refused.output) == (2, True)
     assert planted(out / ".handful") == []

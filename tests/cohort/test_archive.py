@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dicom_series as made
-from dicomweb_server import Answer, Server, serving
+from dicomweb_server import BOUNDARY, Answer, Server, serving
 from handful.cohort.archive import predict_archive
 from handful.cohort.predict import CohortResult, PredictConfig, predict_file
 from handful.data.dicom.web import TOKEN, Archive, parse_query
@@ -104,13 +104,17 @@ def lost(server: Server, _: Answer) -> Answer:
     return JSON, "application/json", b"{}"
 
 
+REASON = b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [42752]}}]}}'
+
+
 def refused(server: Server, _: Answer) -> Answer:
     server.images.pop()
-    return (
-        JSON,
-        "application/json",
-        b'{"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [42752]}}]}}',
-    )
+    return JSON, "application/json", REASON
+
+
+def in_conflict(server: Server, _: Answer) -> Answer:
+    server.images.pop()
+    return 409, "text/plain", b""
 
 
 JSON = 200
@@ -131,7 +135,7 @@ PASSING = 3
         (LIST, (200, "text/html", b"<html>Log in"), "the answer is not DICOM JSON", 1),
         (LIST, (200, "application/json", b"[]"), "lists no image of this series", 1),
         (LIST, (200, "application/json", b'["x"]'), "an entry without a valid UID", 1),
-        (STORE, (409, "text/plain", b""), "storing the segmentation", 1),
+        (STORE, in_conflict, "storing the segmentation", 1),
         (STORE, lost, "no image of this series", 1),
         (STORE, refused, "refuses to store the segmentation (reason A700H)", 1),
     ],
@@ -155,9 +159,64 @@ def test_a_wrong_answer_is_a_failure_of_its_series_only(
     assert server.count(SERIES) == fetches, "what was computed is not computed again"
 
 
+def test_an_answer_that_is_too_large_is_not_read_to_its_end(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    archive = Archive(server.url, waits=(60.0,))
+    series = archive.search({"Modality": "CT"})[1]
+    listed = archive.instances(series)
+    monkeypatch.setattr("handful.data.dicom.web.MAX_BYTES", 2_000_000)
+    monkeypatch.setattr("handful.data.dicom.web._MAX_LIST", 2_000_000)
+    body = f'multipart/related; type="application/dicom"; boundary={BOUNDARY.decode()}'
+    bomb = b"--" + BOUNDARY + b"\r\n\r\n" + bytes(3_000_000)  # one image, without an end
+    server.faults = {SERIES: [(200, body, bomb)], LIST: [(200, "application/dicom+json", b" " * 3_000_000 + b"[]")]}
+    for read in (lambda: archive.fetch(series, listed, tmp_path / "scan"), lambda: archive.instances(series)):
+        with pytest.raises(ArchiveError, match="sent more than the allowed 2,000,000 bytes"):
+            read()
+    archive.fetch(series, listed, tmp_path / "scan")
+
+
+def test_an_image_that_is_sent_twice_is_one(server: Server, tmp_path: Path):
+    def twice(_: Server, answer: Answer) -> Answer:
+        part = answer[2].partition(b"\r\n--boundary-of-parts")[0] + b"\r\n"
+        return answer[0], answer[1], part + answer[2]
+
+    server.faults = {SERIES: [twice]}
+    archive = Archive(server.url, waits=())
+    (series,) = [one for one in archive.search({"Modality": "CT"}) if one.uid == UIDS[1]]
+    archive.fetch(series, archive.instances(series), tmp_path / "scan")
+    assert len(list((tmp_path / "scan").iterdir())) == 5
+
+
 def test_a_fault_that_passes_is_not_noticed(model: Path, server: Server, tmp_path: Path):
     server.faults = {SERIES: [(503, "text/plain", b""), cut], LIST: [(429, "text/plain", b"")], STORE: [(500, "", b"")]}
     assert run(model, server, tmp_path / "out").failures == ()
+
+
+@pytest.mark.parametrize("refusal", [(409, "text/plain", b""), (JSON, "application/json", REASON)])
+def test_an_archive_may_refuse_a_segmentation_that_it_has(refusal: Answer, model: Path, server: Server, tmp_path: Path):
+    only = {"names": UIDS[:1]}
+    server.faults = {STORE: [(503, "text/plain", b""), refusal]}  # the first answer is lost
+    assert run(model, server, tmp_path / "out", **only).failures == ()
+    server.faults = {STORE: [refusal]}
+    assert run(model, server, tmp_path / "second", **only).failures == ()
+    assert run(model, server, tmp_path / "second", **only).skipped == UIDS[:1]
+    assert len({one.SOPInstanceUID for one in segmentations(server)}) == 1
+    assert server.count(STORE) == 3
+
+
+def test_a_fault_of_this_computer_is_not_that_of_the_archive(
+    scans: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "file").touch()
+    with serving(scans) as server:
+        archive = Archive(server.url, waits=(60.0,))
+        series = archive.search({"Modality": "CT"})[0]
+        with pytest.raises(InputError, match="the transfer of the series failed on this computer: Not a directory"):
+            archive.fetch(series, archive.instances(series), tmp_path / "file" / "incoming")
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "none.pem"))
+    with pytest.raises(InputError, match=r"the search for series failed on this computer: .*none\.pem"):
+        Archive("https://127.0.0.1:1/dicom-web", waits=(60.0,)).search({"Modality": "CT"})
 
 
 def test_waits_grow_and_are_left_out_while_there_is_no_connection(monkeypatch: pytest.MonkeyPatch):
@@ -179,6 +238,28 @@ def test_lists_that_come_in_pages_are_complete(scans: list[Any]):
         series = archive.search({"Modality": "CT"})
         assert [one.uid for one in series] == list(UIDS)
         assert len(archive.instances(series[0])) == sum(one.SeriesInstanceUID == UIDS[0] for one in scans)
+
+
+def test_a_server_that_ignores_a_filter_is_not_believed(scans: list[Any]):
+    with serving(scans) as server:
+        archive, whole = Archive(server.url, waits=()), server._right("GET", "/dicom-web/series", {}, b"")
+        for keyword, value in (("StudyInstanceUID", f"{UIDS[0]}.9"), ("PatientID", "somebody"), ("Modality", "MR")):
+            server.faults = {"GET": [whole, whole]}
+            with pytest.raises(ArchiveError, match=f"of another {keyword} than that of the query") as caught:
+                archive.search({keyword: value})
+            assert value not in str(caught.value)
+        for keyword, value in (("PatientID", "some*"), ("Modality", "ct"), ("PatientName", "x"), ("Laterality", "L")):
+            server.faults = {"GET": [whole, whole]}
+            assert len(archive.search({keyword: value})) == len(UIDS)
+
+
+@pytest.mark.parametrize("attribute", [None, "1.2.3", [], {"Value": "1.2"}, {"Value": {}}, {"Value": [None]}])
+def test_lists_of_entries_that_are_no_dicom_json_are_an_error_of_the_archive(attribute: object):
+    with serving() as server:
+        answer = json.dumps([{"0020000E": attribute}]).encode()
+        server.faults = {"GET": [(JSON, "application/json", answer)]}
+        with pytest.raises(ArchiveError, match="an entry without a valid UID"):
+            Archive(server.url, waits=()).search({"Modality": "CT"})
 
 
 def test_a_server_that_ignores_the_offset_is_not_asked_for_ever(scans: list[Any]):
@@ -226,6 +307,7 @@ def test_a_search_that_fails_or_finds_nothing_ends_the_run(model: Path, server: 
         ("dicomweb:https://host:port/dicom-web?Modality=CT", "not an address of DICOMweb"),
         ("dicomweb:https://user:pass@host/dicom-web?Modality=CT", "a password in the address"),
         ("dicomweb:https://host/dicom-web", "names no series"),
+        ("dicomweb:https://host/dicom-web?PatientID=A#1", "write %23 for a #"),
         ("dicomweb:https://host/dicom-web?Modalty=CT", "did you mean 'Modality'"),
         ("dicomweb:https://host/dicom-web?Modality=", "Modality in the query needs one value"),
     ],

@@ -192,9 +192,10 @@ def test_a_programming_error_is_not_taken_for_a_failed_case(label_map, cube, sca
         evaluate(lambda volume: 1 / 0, [case("ann", label_map({1: cube()}), scan)])
 
 
-def test_a_negative_tolerance_is_refused(label_map):
-    with pytest.raises(SettingsError, match="-1"):
-        evaluate(lambda volume: label_map({}), [], tolerance_mm=-1.0)
+@pytest.mark.parametrize("tolerance", [-1.0, float("nan"), float("inf")])
+def test_a_tolerance_that_is_no_distance_is_refused(tolerance: float, label_map):
+    with pytest.raises(SettingsError, match=f"got {tolerance}"):
+        evaluate(lambda volume: label_map({}), [], tolerance_mm=tolerance)
 
 
 @pytest.fixture

@@ -122,6 +122,15 @@ def test_a_mean_that_is_better_by_chance_is_no_match():
     assert [match.needed for match in study(rows).matches("hearts")] == [{"fate": None}]
 
 
+def test_with_one_split_nothing_is_said_of_matches():
+    rows = grid(["my net"], lambda configuration, n, case: 0.5, method="unet")
+    rows += grid(["fate"], lambda configuration, n, case: 0.9)
+    assert "needed to match" in markdown(study(rows))
+    one = study([row for row in rows if row.split == 0])
+    assert one.matches("hearts") == []
+    assert "more than measured" not in markdown(one)
+
+
 def test_labels_are_matched_on_the_split_and_cases_that_both_have():
     rows = grid(["my net"], lambda configuration, n, case: 0.6 + 0.01 * case, method="unet", shots=(2,))
     rows += grid(["fate"], lambda configuration, n, case: 0.55 + 0.01 * case, shots=(1, 2))

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
+import dicom_series
 import tiny_models
-from handful.data.files import read_cohort
+from handful.data.cases import Case
+from handful.data.files import read_cohort, write_label_map
 from handful.errors import InputError, SettingsError
 from handful.experiments.measure import Fingerprints, fit
 from handful.experiments.plan import Configuration, DataSet, Plan, compare_plan, read_plan, trials
 from handful.experiments.run import run_experiment
+from phantoms import phantom
 
 GOOD = """
 name = "Hearts"
@@ -61,6 +64,12 @@ def test_folders_may_lie_elsewhere(tmp_path: Path):
         ("window = 0", "windw = 0", "no setting 'windw'"),
         ("window = 0", 'window = "wide"', "'wide'"),
         ('annotator = "box"', 'annotator = "circle"', "no annotator 'circle'"),
+        ('annotator = "box"', "shots = [2, 4]", "an annotator's box\": shots [2, 4] must be some of the plan's, 1, 2"),
+        ('annotator = "box"', "shots = []", "shots [] must be some of the plan's"),
+        ('annotator = "box"', 'annotator = "boxes"\njitter = 1.5', "a fraction from 0 to below 1, got 1.5"),
+        ('annotator = "box"', 'annotator = "box"\njitter = nan', "a fraction from 0 to below 1, got nan"),
+        ("shots = [1, 2]", "shots = [1]\ntolerance = nan", "tolerance and pictures must be numbers from 0 on, got nan"),
+        ("shots = [1, 2]", "shots = [1]\npictures = -1", "numbers from 0 on, got 1.0 and -1"),
         ("shots = [1, 2]", "shots = [0, 2]", "shots must be at least 1, got 0"),
         ("shots = [1, 2]", "shots = []", "has no shots"),
         ("shots = [1, 2]", 'shots = ["one"]', "shots.0 = 'one'"),
@@ -189,3 +198,22 @@ def test_scribbles_replace_the_masks_that_are_learned_from(make_plan: Callable[.
     assert masks.fit != scribbles.fit
     said = [" ".join(fit(trial, sam).segmenter.decisions) for trial in (masks, scribbles)]
     assert ["learned from scribbles" in one for one in said] == [False, True]
+
+
+def test_the_voxels_of_a_case_are_hashed_once_for_all_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "labels").mkdir()
+    for number in range(3):
+        image, reference = phantom(number)
+        about = {"series": f"1.2.{number}", "StudyInstanceUID": f"1.3.{number}", "PatientID": f"{number}"}
+        dicom_series.write(tmp_path / "images" / f"case-{number}", dicom_series.of_volume(image, **about))
+        write_label_map(tmp_path / "labels" / f"case-{number}.nii.gz", reference)
+    read, digest = [], Case.image_digest
+    monkeypatch.setattr(Case, "image_digest", lambda case: read.append(case.name) or digest(case))
+    nearest = Configuration(method="nearest-slice")
+    plan = Plan(
+        name="a", data={"a": DataSet(folder=tmp_path)}, configurations={"a": nearest}, shots=(1, 2), splits=(0, 1)
+    )
+    found, _ = trials(plan)
+    sam, prints = tiny_models.tiny_sam(side=64), Fingerprints()
+    assert len([prints.of(trial, sam, "") for trial in found]) == 4
+    assert sorted(read) == ["case-0", "case-1", "case-2"]

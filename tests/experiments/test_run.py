@@ -1,5 +1,6 @@
 """An experiment is measured once, goes on after a kill, notices what changed, and gives one tidy table."""
 
+import gc
 import json
 import multiprocessing
 import os
@@ -7,23 +8,29 @@ import shutil
 import signal
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import small_cohort
+import tiny_models
 from handful.backbones.catalog import load_backbone
+from handful.data.cases import Case
 from handful.data.files import read_cohort, read_label_map, write_label_map
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap
 from handful.errors import BusyError, DamagedFile, InputError, SettingsError
 from handful.evaluation.evaluate import evaluate
 from handful.evaluation.results import Result, read_results
+from handful.experiments.measure import fit, measure
 from handful.experiments.plan import Configuration, DataSet, Plan, trials
 from handful.experiments.run import ExperimentConfig, run_experiment
+from handful.experiments.simulated_annotators import segmentation_function
 from handful.experiments.store import experiment_status, read_study, write_experiment_report
 from handful.methods.interactive.method import Interactive
 from handful.methods.nearest_slice import NearestSlice
@@ -113,6 +120,14 @@ def test_what_the_table_of_another_run_holds_is_not_measured_again(make_plan: Ca
         assert read_study(out).results[: len(known) // 2] == tuple(row for row in known if row.shots == 2)
 
 
+def test_a_fit_that_tables_hold_several_times_is_taken_over_once(make_plan: Callable[..., Plan], tmp_path: Path):
+    run_experiment(make_plan(), tmp_path / "first", ONE)
+    known = read_study(tmp_path / "first").results
+    renamed = [replace(row, configuration="by pixels") for row in known]
+    run_experiment(make_plan(), tmp_path / "second", replace(ONE, known=[*known, *renamed]))
+    assert read_study(tmp_path / "second").results == known
+
+
 def test_a_table_of_other_fits_spares_nothing(make_plan: Callable[..., Plan], tmp_path: Path):
     run_experiment(make_plan(shots=(1,)), tmp_path / "first", ONE)
     known, told = read_study(tmp_path / "first").results, Told()
@@ -157,14 +172,18 @@ def test_a_part_of_a_plan_may_be_measured_first(make_plan: Callable[..., Plan], 
     [
         ({"configurations": ("nearset",)}, "has no configuration 'nearset'; did you mean 'nearest'"),
         ({"data_sets": ("hearts",)}, "has no data set 'hearts'; it has phantoms"),
-        ({"shots": (7,)}, "nothing to measure: it does not contain the chosen shots and splits"),
+        ({"shots": (1, 7)}, "has no shots 7; it has 1, 2"),
+        ({"splits": (0, 3)}, "has no splits 3; it has 0"),
+        ({"configurations": ("few",), "shots": (2,)}, "nothing to measure: none of its fits has the chosen parts"),
     ],
 )
 def test_a_part_that_the_plan_does_not_have_is_named(
     make_plan: Callable[..., Plan], part: dict[str, tuple[object, ...]], said: str, tmp_path: Path
 ):
+    nearest = Configuration(method="nearest-slice")
+    plan = make_plan(configurations={"nearest": nearest, "few": replace(nearest, shots=(1,))})
     with pytest.raises(SettingsError, match=said):
-        run_experiment(make_plan(), tmp_path, ExperimentConfig(**part))  # type: ignore[arg-type]
+        run_experiment(plan, tmp_path, ExperimentConfig(**part))  # type: ignore[arg-type]
 
 
 def test_another_name_of_a_configuration_measures_nothing_again(make_plan: Callable[..., Plan], tmp_path: Path):
@@ -175,6 +194,25 @@ def test_another_name_of_a_configuration_measures_nothing_again(make_plan: Calla
     )
     assert told.lines == []
     assert read_study(tmp_path).configurations == ["by pixels"]
+
+
+def equal_splits(plan: Plan) -> tuple[int, int]:
+    """Two splits with the same labelled case: there are more splits than cases."""
+    cohort = read_cohort(plan.data["phantoms"].folder)
+    by_case: dict[str, list[int]] = {}
+    for split in range(len(cohort.cases) + 1):
+        by_case.setdefault(cohort.split(1, split)[0][0].name, []).append(split)
+    first, second, *_ = max(by_case.values(), key=len)
+    return first, second
+
+
+def test_splits_with_the_same_labelled_cases_share_a_fit_and_stay_two(make_plan: Callable[..., Plan], tmp_path: Path):
+    splits = equal_splits(make_plan())
+    plan, told = make_plan(shots=(1,), splits=splits, cases=None), Told()
+    run_experiment(plan, tmp_path, ONE, report=told)
+    assert len(told.done) == 1
+    rows = read_study(tmp_path).results
+    assert [row.split for row in rows] == [split for split in splits for _ in range(4 * 2)]
 
 
 def test_other_settings_and_other_weights_are_measured(make_plan: Callable[..., Plan], tmp_path: Path):
@@ -209,6 +247,31 @@ def test_a_corrected_label_map_is_noticed_by_the_fits_it_matters_to(
     (own / "labels" / f"{case}.slices.json").write_text('{"axis": 1, "labelled": [2, 3]}')  # the others are unlabelled
     run_experiment(plan, tmp_path / "out", ONE, report=(again := Told()))
     assert len(again.done) == len(told.done)
+
+
+def test_label_maps_without_a_picture_do_not_stay_in_memory(
+    make_plan: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch
+):
+    (trial,), _ = trials(make_plan(shots=(1,), cases=None, pictures=0))
+    predicted: list[weakref.ref[LabelMap]] = []
+    alive: list[int] = []
+
+    def watched(*given: Any) -> Callable[[Case], LabelMap]:
+        segment = segmentation_function(*given)
+
+        def segmented(case: Case) -> LabelMap:
+            gc.collect()
+            alive.append(sum(label_map() is not None for label_map in predicted))
+            label_map = segment(case)
+            predicted.append(weakref.ref(label_map))
+            return label_map
+
+        return segmented
+
+    monkeypatch.setattr("handful.experiments.measure.segmentation_function", watched)
+    measure(trial, fit(trial, tiny_models.tiny_sam(side=64)))
+    assert len(alive) == 4
+    assert max(alive) <= 1
 
 
 def test_an_annotator_may_prompt(make_plan: Callable[..., Plan], tmp_path: Path):
@@ -297,6 +360,25 @@ def test_a_fit_that_fails_is_reported_and_the_others_go_on(make_plan: Callable[.
     again = Told()
     run_experiment(plan, tmp_path, ONE, report=again)
     assert len(again.done) == 2, "what failed is tried again"
+
+
+def test_a_scan_that_cannot_be_read_fails_where_it_is_labelled_and_is_missed_where_it_is_not(
+    make_plan: Callable[..., Plan], folder: Path, tmp_path: Path
+):
+    own = Path(shutil.copytree(folder, tmp_path / "jane-doe"))
+    cohort = read_cohort(own)
+    broken = cohort.split(1, 0)[0][0].name
+    other = next(split for split in range(1, 99) if cohort.split(1, split)[0][0].name != broken)
+    path = own / "images" / f"{broken}.nii.gz"
+    path.write_bytes(path.read_bytes()[:-200])
+    plan = make_plan(data={"own": DataSet(folder=own)}, shots=(1,), splits=(0, other), cases=None, pictures=2)
+    (failed,) = run_experiment(plan, tmp_path / "out", ONE).failed
+    study = read_study(tmp_path / "out")
+    assert {(row.case, row.status) for row in study.results if row.failure} == {(broken, "missed")}
+    assert len({picture.case for picture in study.pictures} - {broken}) == len(study.pictures) == 2
+    for reason in (failed.reason, *{row.failure for row in study.results if row.failure}):
+        assert f"{broken}.nii.gz" in reason
+        assert "jane-doe" not in reason
 
 
 @pytest.mark.process
@@ -421,6 +503,9 @@ def test_status_knows_what_is_missing_and_the_report_what_is_there(make_plan: Ca
         "tables.tex",
     }
     assert "Nothing has been measured yet." in (tmp_path / "report.html").read_text()
+    run_experiment(make_plan(shots=(1,)), tmp_path, ONE)
+    assert tmp_path / "tables.tex" in write_experiment_report(tmp_path)
+    assert "nearest" in (tmp_path / "tables.tex").read_text()
 
 
 def test_a_folder_of_something_else_is_no_experiment(tmp_path: Path):
@@ -430,9 +515,10 @@ def test_a_folder_of_something_else_is_no_experiment(tmp_path: Path):
 
 def test_a_damaged_result_is_named(make_plan: Callable[..., Plan], tmp_path: Path):
     run_experiment(make_plan(shots=(1,)), tmp_path, ONE)
-    next((tmp_path / "trials").iterdir()).write_text('{"rows": []}')
-    with pytest.raises(DamagedFile, match="delete it and run the experiment again"):
-        read_study(tmp_path)
+    for damage in ('{"rows": []}', '{"shared": {}, "rows": [{"case": "a"}], "pictures": []}', "{"):
+        next((tmp_path / "trials").iterdir()).write_text(damage)
+        with pytest.raises(DamagedFile, match="delete it and run the experiment again"):
+            read_study(tmp_path)
 
 
 def test_only_fits_on_the_most_labels_keep_pictures(make_plan: Callable[..., Plan], tmp_path: Path):

@@ -1,11 +1,12 @@
 """The parts of pictures that have values of their own."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from handful.data.label_colours import COLOURS
 from handful.data.volume import Labels
-from handful.reports.canvas import Canvas, Panel, evenly, legend_lines, shortened
+from handful.reports.canvas import Canvas, Panel, evenly, label_entry, legend_lines, legend_name, shortened
 from look import near, pixels
 
 
@@ -23,7 +24,19 @@ def test_a_long_name_keeps_its_two_ends():
 
 
 def test_a_legend_has_as_many_lines_as_its_entries_need():
-    assert [legend_lines(entries, 7.0) for entries in (0, 1, 3, 4, 7)] == [0, 1, 1, 2, 3]
+    entries = [label_entry("liver  Dice 0.93", "red")] * 7
+    assert [legend_lines(entries[:count], 7.0) for count in (0, 1, 3, 4, 7)] == [0, 1, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["liver", "portal_vein_and_splenic_vein", "a very long name of a label " * 4])
+@pytest.mark.parametrize("width", [5.0, 12.0])
+def test_all_names_are_in_the_picture(name: str, width: float):
+    canvas = Canvas(width, 4)
+    canvas.title(f"case of {name}", None)
+    canvas.legend([label_entry(f"{legend_name(name)}  Dice 0.93", "red")] * 6)
+    canvas.png()
+    for shown in (*canvas.figure.legends, *canvas.figure.texts):
+        assert 0 <= shown.get_window_extent().x0 < shown.get_window_extent().x1 <= width * canvas.figure.dpi
 
 
 def test_a_panel_fills_its_square_and_nothing_else(tmp_path):

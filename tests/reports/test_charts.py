@@ -29,3 +29,10 @@ def test_several_numbers_of_labels_make_one_curve_per_configuration():
     assert len(list(drawing.iter("polyline"))) == 2
     first, second, _ = (float(dot.get("cy", "")) for dot in drawing.iter("circle"))
     assert second < first, "better is higher"
+
+
+def test_an_axis_ends_at_the_largest_value_that_is_possible():
+    perfect = Estimate(1.0, 0.0, 1.0, 1.0)
+    drawing = curve_chart([Curve("one", Style(0), {1: perfect, 4: perfect})], "Dice", 1.0)
+    ticks = [float(text.text or "") for text in drawing.iter("text") if text.get("text-anchor") == "end"]
+    assert min(ticks) < max(ticks) == 1.0

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from evaluation.studies import grid, picture, result, study
+from evaluation.studies import absent, grid, picture, result, study
 from handful.evaluation.evaluate import Failure
 from handful.evaluation.study import Decisions, Study
+from handful.reports.paper_tables import markdown
 from handful.reports.study_page import write_html
 
 NASTY = '<script>alert("x")</script> & <img src=http://evil.example/x.png onerror=alert(1)> \'"'
@@ -158,6 +159,21 @@ def test_sure_differences_are_shaded_and_others_not(tmp_path: Path):
     page, _ = written(study(grid(["base", "clear", "noise"], score)), tmp_path)
     cells = {str(one["title"]).split(":")[0]: one.get("class") for one in page.named("td") if one.get("title")}
     assert cells == {"base minus clear": "sure", "base minus noise": None, "clear minus noise": "sure"}
+
+
+def test_configurations_without_a_case_in_common_have_no_difference(tmp_path: Path):
+    one = study([absent(configuration="a"), result(configuration="b", status="false_positive", dice=0.0)])
+    page, text = written(one, tmp_path)
+    assert page.says("a – –")
+    assert not re.search(r"\bnan\b", text)
+    assert "| a − b | 0 | – | – | – |" in markdown(one)
+
+
+def test_the_page_says_how_many_failures_it_leaves_out(tmp_path: Path):
+    rows = [result(case=f"{case}", status="missed", dice=0.0, failure="no signal") for case in range(33)]
+    page, text = written(study(rows), tmp_path)
+    assert text.count("Not segmented: fate") == 30
+    assert page.says("And 3 more not segmented; all are in results.csv.")
 
 
 def test_a_study_of_nothing_is_a_page_all_the_same(tmp_path: Path):

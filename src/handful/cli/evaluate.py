@@ -86,10 +86,12 @@ def evaluate(
 
 
 def _references(folder: Path, outputs: list[Path]) -> References:
-    """The references. Prints what is left out of them; refuses outputs that would replace files of a cohort."""
+    """The references. Prints what is left out; refuses outputs that would replace each other or files of a cohort."""
     from handful.data.files import find_references
     from handful.data.inputs import require_no_input
 
+    if len({path.absolute() for path in outputs}) < len(outputs):
+        raise typer.BadParameter("-o, --csv and --summary name the same file; give each its own")
     for path in outputs:
         require_no_input(path)
     truth = find_references(folder)

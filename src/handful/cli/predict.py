@@ -134,7 +134,7 @@ def predict(
         terms=read_terms(terms) if terms else {},
     )
     choice, sequences = SeriesChoice(series, slice_tolerance), options.names_in(channels)
-    if _is_single(input, out, part, scheduler):
+    if _is_single(input, out, part, scheduler, channels):
         _print_file(out, _predict_file(model, Path(input), out, config, choice, sequences), json)
     elif _is_archive(input):
         _finish(out, *_predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet), json)
@@ -155,13 +155,13 @@ def _is_archive(input: str) -> bool:
     return input.startswith(SCHEME)
 
 
-def _is_single(input: str, out: Path, part: str, scheduler: str | None) -> bool:
+def _is_single(input: str, out: Path, part: str, scheduler: str | None, channels: str) -> bool:
     """Whether the input is a single scan, written to a file. Wrong usage for options that only folders have."""
     from handful.data.files import is_single_scan, names_file
 
     single = names_file(out) and not _is_archive(input) and is_single_scan(Path(input))
-    for option, value in (("--part", part), ("--scheduler", scheduler)):
-        if value and (single or _is_archive(input)):
+    for option, value in (("--part", part), ("--scheduler", scheduler), ("--channels", channels)):
+        if value and (_is_archive(input) or (single and option != "--channels")):
             raise typer.BadParameter(f"{option} is for folders of scans; leave it out")
     return single
 

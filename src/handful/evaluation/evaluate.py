@@ -8,6 +8,7 @@ never improves a score.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -299,8 +300,8 @@ class _Pair:
 
 
 def _report(pairs: Iterable[_Pair], files: Mapping[str, Files], tolerance_mm: float, labels: Labels | None) -> Report:
-    if tolerance_mm < 0:
-        raise SettingsError(f"tolerance_mm must not be negative, got {tolerance_mm}")
+    if not 0 <= tolerance_mm < math.inf:
+        raise SettingsError(f"tolerance_mm must be a number from 0 on, got {tolerance_mm}")
     rows: list[Row] = []
     failures: list[Failure] = []
     for pair in pairs:

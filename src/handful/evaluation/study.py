@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,7 +70,10 @@ class Match:
     score: float
     """Mean score of the baseline."""
     needed: dict[str, int | None]
-    """The smallest number among those measured, by configuration; None if none is enough."""
+    """The smallest number among those measured, by configuration; None if none is enough.
+
+    Without configurations that share fewer than two splits with the baseline: their differences have no interval.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +186,7 @@ class Study:
     def matches(self, data_set: str) -> list[Match]:
         """Comparison with the first U-Net among the configurations, at each of its numbers of shots.
 
-        Empty without a U-Net, or if smaller values of the main measure are better.
+        Empty without a U-Net, if smaller values of the main measure are better, and with one split.
         """
         baseline = next((row.configuration for row in self.results if row.method == BASELINE), None)
         if baseline is None or self.main not in LARGER_IS_BETTER:
@@ -191,12 +195,11 @@ class Study:
         matches: list[Match] = []
         for shots in self.shots_of(data_set):
             target = self.estimate(data_set, baseline, shots, self.main)
-            if target is not None:
-                needed = {
-                    name: self._shots_to_match(data_set, name, (baseline, shots))
-                    for name in automatic
-                    if name != baseline
-                }
+            gaps = {name: self._gaps(data_set, name, (baseline, shots)) for name in automatic if name != baseline}
+            needed = {
+                name: next((n for n, low in lows.items() if low > -MARGIN), None) for name, lows in gaps.items() if lows
+            }
+            if target is not None and needed:
                 matches.append(Match(baseline, shots, target.mean, needed))
         return matches
 
@@ -224,13 +227,14 @@ class Study:
         scores = self._scores(data_set, configuration, shots)
         return {split: scores[split] for split in scores if split in common}
 
-    def _shots_to_match(self, data_set: str, configuration: str, other: tuple[str, int]) -> int | None:
+    def _gaps(self, data_set: str, configuration: str, other: tuple[str, int]) -> dict[int, float]:
+        """{shots: lower end of the difference to the other point}, where that has an interval."""
         baseline = self._scores(data_set, *other)
-        for shots in self.shots_of(data_set):
-            gap = over_splits(differences(self._scores(data_set, configuration, shots), baseline))
-            if gap.low > -MARGIN:
-                return shots
-        return None
+        gaps = {
+            shots: over_splits(differences(self._scores(data_set, configuration, shots), baseline)).low
+            for shots in self.shots_of(data_set)
+        }
+        return {shots: low for shots, low in gaps.items() if not math.isnan(low)}
 
 
 def _by_split(rows: Iterable[Result]) -> dict[int, list[Result]]:

@@ -24,7 +24,7 @@ from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import LabelMap, Volume
 from handful.errors import HandfulError, InputError
-from handful.evaluation.evaluate import Row, score_case
+from handful.evaluation.evaluate import Failure, Row, score_case
 from handful.evaluation.object_features import object_features
 from handful.experiments.plan import Trial
 from handful.experiments.simulated_annotators import segmentation_function
@@ -45,6 +45,7 @@ class Fingerprints:
 
     def __init__(self) -> None:
         self._cohorts: dict[Path, Cohort] = {}
+        self._cases: dict[tuple[Path, str, bool], list[object]] = {}
         self._files: dict[Path, str] = {}
 
     def of(self, trial: Trial, backbone: Backbone, backbone_sha256: str) -> str:
@@ -63,16 +64,22 @@ class Fingerprints:
             "backbone": backbone_sha256,
             "tolerance": trial.tolerance,
             "labels": cohort.labels.as_dict() if cohort.labels else None,
-            "support": [self._of_case(case) for case in support],
-            "unseen": [self._of_case(case) for case in unseen],
+            "support": [self._of_case(trial.folder, case) for case in support],
+            "unseen": [self._of_case(trial.folder, case) for case in unseen],
         }
         if trial.configuration.scribbles:
             parts["scribbles"] = f"width {WIDTH}, seed {trial.split}"
         if pool := trial.pool(cohort):
-            parts["unlabelled"] = [self._of_case(replace(case, reference=None)) for case in pool]
+            parts["unlabelled"] = [self._of_case(trial.folder, replace(case, reference=None)) for case in pool]
         return digest_of_json(parts)
 
-    def _of_case(self, case: Case) -> list[object]:
+    def _of_case(self, folder: Path, case: Case) -> list[object]:
+        key = (folder, case.name, case.reference is None)
+        if key not in self._cases:
+            self._cases[key] = self._read(case)
+        return self._cases[key]
+
+    def _read(self, case: Case) -> list[object]:
         own = () if case.is_dicom else case.files
         files = [self._of_file(part) for part in (*own, case.reference) if isinstance(part, Path)]
         if isinstance(case.reference, Path):
@@ -130,7 +137,13 @@ def measure(trial: Trial, fitted: Fit) -> Outcome:
     memory = PeakMemory(backbone.device)
     segment = segmentation_function(fitted.segmenter, trial.configuration, trial.split)
     prompted = fitted.segmenter.slicer if trial.configuration.annotator else None
-    scored = [_score(segment, case, trial.tolerance, prompted) for case in unseen]
+    rows: list[dict[str, Any]] = []
+    worst: list[_ScoredCase] = []  # those with pictures; the label maps of others need not stay in memory
+    for case in unseen:
+        scored = _score(segment, case, trial.tolerance, prompted)
+        rows += scored.rows
+        if not scored.failure:
+            worst = sorted([*worst, scored], key=lambda one: one.dice)[: trial.pictures]
     peak = max(fitted.peak_mib, memory.mib())
     shared = {
         "shots": trial.shots,
@@ -149,9 +162,7 @@ def measure(trial: Trial, fitted: Fit) -> Outcome:
         "handful": version("handful"),
         "decisions": json.dumps(fitted.segmenter.decisions, ensure_ascii=False) if fitted.segmenter.decisions else "",
     }
-    rows = [row for case in scored for row in case.rows]
-    pictures = _pictures(scored, fitted.segmenter, trial.pictures)
-    return {"shared": shared, "rows": rows, "pictures": pictures}
+    return {"shared": shared, "rows": rows, "pictures": _pictures(worst, fitted.segmenter)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +173,8 @@ class _ScoredCase:
     prediction: LabelMap
     reference: LabelMap
     dice: float
+    failure: str
+    """Why it could not be segmented; "" if it was."""
     rows: list[dict[str, Any]]
 
 
@@ -174,7 +187,7 @@ def _score(segment: Callable[[Case], LabelMap], case: Case, tolerance: float, pr
     try:
         prediction = segment(case)
     except HandfulError as error:
-        failure = str(error)
+        failure = Failure.of(case, error).reason
         prediction = LabelMap(np.zeros_like(reference.array), reference.geometry, reference.labels)
     seconds = time.perf_counter() - began
     scored = score_case(case.name, prediction, reference, tolerance, reference.labels)
@@ -182,7 +195,7 @@ def _score(segment: Callable[[Case], LabelMap], case: Case, tolerance: float, pr
     described = {} if prompted is None or failure else _features(case, reference, prompted)
     present = [row.dice for row in scored if row.status != "absent"]
     rows = [_row(row, reference) | about | described.get(row.label, {}) for row in scored]
-    return _ScoredCase(case, prediction, reference, float(np.mean(present)) if present else 1.0, rows)
+    return _ScoredCase(case, prediction, reference, float(np.mean(present)) if present else 1.0, failure, rows)
 
 
 def _features(case: Case, reference: LabelMap, slicer: Slicer) -> dict[int, dict[str, float | None]]:
@@ -224,16 +237,14 @@ def _annotator(trial: Trial) -> str:
     )
 
 
-def _pictures(scored: Sequence[_ScoredCase], segmenter: Segmenter, most: int) -> list[dict[str, Any]]:
-    """Pictures of the cases with the lowest Dice."""
-    worst = sorted(scored, key=lambda case: case.dice)[:most]
+def _pictures(cases: Sequence[_ScoredCase], segmenter: Segmenter) -> list[dict[str, Any]]:
     return [
         {
             "case": case.case.name,
             "dice": round(case.dice, 6),
             "webp": base64.b64encode(_picture(case, segmenter)).decode(),
         }
-        for case in worst
+        for case in cases
     ]
 
 

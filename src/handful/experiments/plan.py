@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import tomllib
 from collections.abc import Mapping
@@ -81,6 +82,8 @@ class Configuration:
             raise SettingsError(
                 f"there is no annotator {self.annotator!r}; annotators are {', '.join(kinds)} and clicks-3 (any number)"
             )
+        if not 0 <= self.jitter < 1:
+            raise SettingsError(f"jitter must be a fraction from 0 to below 1, got {self.jitter}")
         self.build(0)
 
     def build(self, split: int) -> tuple[Method, int | None]:
@@ -136,15 +139,27 @@ class Plan:
         ):
             if not values:
                 raise SettingsError(f"plan {self.name!r} has no {entry}; name at least one")
-        shots = [*self.shots, *[n for data_set in self.data.values() for n in data_set.shots or ()]]
         cases = [n for n in (self.cases, *[data_set.cases for data_set in self.data.values()]) if n is not None]
-        for entry, numbers, least in (("shots", shots, 1), ("splits", self.splits, 0), ("cases", cases, 1)):
+        for entry, numbers, least in (("shots", self.all_shots, 1), ("splits", self.splits, 0), ("cases", cases, 1)):
             if numbers and min(numbers) < least:
                 raise SettingsError(f"plan {self.name!r}: {entry} must be at least {least}, got {min(numbers)}")
+        for name, configuration in self.configurations.items():
+            own = configuration.shots
+            if own is not None and (not own or not {*own} <= {*self.all_shots}):
+                planned = ", ".join(map(str, self.all_shots))
+                raise SettingsError(f"configuration {name!r}: shots {[*own]} must be some of the plan's, {planned}")
         if unknown := [name for name in self.measures if name not in MEASURES] or not self.measures:
             raise SettingsError(f"plan {self.name!r}: measures {unknown}; choose from {', '.join(MEASURES)}")
-        if self.tolerance < 0 or self.pictures < 0:
-            raise SettingsError(f"plan {self.name!r}: tolerance and pictures must not be negative")
+        if not 0 <= self.tolerance < math.inf or self.pictures < 0:
+            raise SettingsError(
+                f"plan {self.name!r}: tolerance and pictures must be numbers from 0 on, got {self.tolerance} and "
+                f"{self.pictures}"
+            )
+
+    @property
+    def all_shots(self) -> list[int]:
+        """Numbers of labelled cases, those of single data sets included."""
+        return sorted({*self.shots, *[n for data_set in self.data.values() for n in data_set.shots or ()]})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.catalog import load_backbone
-from handful.errors import HandfulError, SettingsError, did_you_mean
+from handful.errors import SettingsError, did_you_mean, reason_of
 from handful.evaluation.results import Result
 from handful.experiments.measure import Fingerprints, Fit, fit, measure
 from handful.experiments.plan import Plan, Trial, trials
@@ -64,8 +65,8 @@ class ExperimentConfig:
         )
         return all(not chosen or value in chosen for chosen, value in filters)
 
-    def require_known_names(self, plan: Plan) -> None:
-        """Raise SettingsError for a data set or a configuration that the plan does not have."""
+    def require_parts_of(self, plan: Plan) -> None:
+        """Raise SettingsError for a data set, a configuration, a number of shots or a split that the plan lacks."""
         for kind, chosen, entries in (
             ("data set", self.data_sets, plan.data),
             ("configuration", self.configurations, plan.configurations),
@@ -74,6 +75,11 @@ class ExperimentConfig:
                 if name not in entries:
                     hint = did_you_mean(name, entries)
                     raise SettingsError(f"plan {plan.name!r} has no {kind} {name!r}; {hint}it has {', '.join(entries)}")
+        for kind, numbers, planned in (("shots", self.shots, plan.all_shots), ("splits", self.splits, plan.splits)):
+            if unknown := [number for number in numbers if number not in planned]:
+                raise SettingsError(
+                    f"plan {plan.name!r} has no {kind} {unknown[0]}; it has {', '.join(map(str, planned))}"
+                )
 
 
 def run_experiment(
@@ -90,13 +96,13 @@ def run_experiment(
     """
     config = config or ExperimentConfig()
     require_workers(1 if config.workers is None else config.workers, config.scheduler)
-    config.require_known_names(plan)
+    config.require_parts_of(plan)
     out = out.absolute()
     with locked(out / NOTES):
         remove_leftovers(out)
         planned_trials, left_out = trials(plan)
         if not any(config.includes(trial) for trial in planned_trials):
-            reason = "; ".join(left_out) or "it does not contain the chosen shots and splits"
+            reason = "; ".join(left_out) or "none of its fits has the chosen parts"
             raise SettingsError(f"plan {plan.name!r} has nothing to measure: {reason}")
         tasks = _tasks(planned_trials, out, config.cache and config.cache.absolute())
         planned = {task.digest for task in tasks}
@@ -190,8 +196,9 @@ def _measured(task: _Task, fitted: Fit) -> str:
 
 
 def _failed(job: _Job, error: Exception | str) -> list[str]:
-    """Store the reason of failure of each task, and return the reasons."""
-    reason = str(error) if isinstance(error, HandfulError | str) else f"{type(error).__name__}: {error}"
+    """Store the reason of failure of each task, and return the reasons. They do not name the folder of the data set."""
+    reason = error if isinstance(error, str) else reason_of(error)
+    reason = reason.replace(f"{job[0].trial.folder}{os.sep}", "")
     for task in job:
         write_outcome(task.out, task.digest, {"failure": reason})
     return [reason] * len(job)

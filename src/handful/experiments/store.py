@@ -116,14 +116,17 @@ def write_outcome(out: Path, digest: str, outcome: Mapping[str, Any]) -> None:
 
 
 def adopt(out: Path, results: Iterable[Result]) -> None:
-    """Take fits that are not done in `out` over from the results of another run, without pictures."""
-    fits: dict[str, list[dict[str, Any]]] = {}
+    """Take fits that are not done in `out` over from the results of another run, without pictures.
+
+    The results may hold a fit several times: in several tables, or under several names or splits of one.
+    """
+    fits: dict[str, dict[tuple[str, int], dict[str, Any]]] = {}
     for result in results:
         row = {name: None if value != value else value for name, value in vars(result).items()}  # JSON has no nan
-        fits.setdefault(result.trial, []).append(row)
+        fits.setdefault(result.trial, {}).setdefault((result.case, result.label), row)
     for digest, rows in fits.items():
         if digest and not is_done(out, digest):
-            write_outcome(out, digest, {"shared": {}, "rows": rows, "pictures": []})
+            write_outcome(out, digest, {"shared": {}, "rows": [*rows.values()], "pictures": []})
 
 
 def read_outcome(out: Path, digest: str) -> dict[str, Any] | None:
@@ -136,8 +139,12 @@ def read_outcome(out: Path, digest: str) -> dict[str, Any] | None:
     except ValueError as error:
         raise DamagedFile(f"{path} is not JSON ({error}); delete it and run the experiment again") from error
     if not isinstance(outcome, dict) or not ("failure" in outcome or {"shared", "rows", "pictures"} <= outcome.keys()):
-        raise DamagedFile(f"{path} is not the result of a fit; delete it and run the experiment again")
+        raise _no_result(path)
     return outcome
+
+
+def _no_result(path: Path) -> DamagedFile:
+    return DamagedFile(f"{path} is not the result of a fit; delete it and run the experiment again")
 
 
 def is_done(out: Path, digest: str) -> bool:
@@ -179,9 +186,12 @@ def read_study(out: Path) -> Study:
             failed.append(Failure(entry.name, str(outcome["failure"])))
             continue
         done += 1
-        rows = [*_results(manifest.title, entry, outcome)]
+        try:
+            rows, drawn = [*_results(manifest.title, entry, outcome)], [*_pictures(entry, outcome)]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _no_result(_path(out, entry.digest)) from error
         results += rows
-        pictures += _pictures(entry, outcome)
+        pictures += drawn
         if rows and rows[0].decided:
             about = (entry.data_set, entry.configuration, entry.shots, entry.split)
             decisions.append(Decisions(*about, rows[0].decided))
@@ -202,9 +212,10 @@ def read_study(out: Path) -> Study:
 def write_experiment_report(out: Path, with_latex: bool = False) -> list[Path]:
     """Write results.csv, results.parquet (if pyarrow is installed), tables.md (and .tex) and report.html into `out`.
 
-    Returns their paths; report.html is the last.
+    Returns their paths; report.html is the last. A tables.tex of an earlier report is replaced in any case.
     """
     study = read_study(out)
+    with_latex = with_latex or (out / "tables.tex").exists()
     tables = [out / "results.csv", *([out / "results.parquet"] if has_parquet() else [])]
     for path in tables:
         write_results(study.results, path)
@@ -224,6 +235,8 @@ def _results(title: str, entry: Entry, outcome: Mapping[str, Any]) -> Iterator[R
         "experiment": title,
         "data_set": entry.data_set,
         "configuration": entry.configuration,
+        "shots": entry.shots,
+        "split": entry.split,  # an equal fit of another split may have stored the outcome
         "trial": entry.digest,
     }
     for row in outcome["rows"]:

@@ -26,7 +26,13 @@ DIM = "#8B9096"
 NOTE = 0.28
 """Height in inches of the note at the lower edge."""
 LEGEND_LINE, LEGEND_ENTRY = 0.26, 2.3
-"""Inches: height of a line of the legend, and width of an entry with its Dice."""
+"""Inches: height of a line of the legend, and width of an entry with a short name and its Dice."""
+LEGEND_KEY, LEGEND_LETTER = 0.55, 0.083
+"""Inches: width of the patch of an entry with its gaps, and of a letter."""
+LEGEND_NAME = 40
+"""Maximum number of letters of a name in the legend."""
+PLANE, TITLE_LETTER = 0.9, 0.125
+"""Inches: width of the plane in the upper right corner, and of a letter of the title."""
 DASHES = (0, (3, 1.6))
 """Line style of reference outlines."""
 
@@ -99,8 +105,12 @@ class Canvas:
             words.set_path_effects([withStroke(linewidth=2, foreground=BACKGROUND)])
 
     def title(self, title: str, plane: str | None) -> None:
-        """Write the title in the upper left corner, and the plane of the slices in the upper right one."""
+        """Write the title in the upper left corner, and the plane of the slices in the upper right one.
+
+        The middle of a title that is too long for the picture is left out.
+        """
         margin, middle = 0.12 / self.width, 1 - 0.25 / self.height
+        title = shortened(title, int((self.width - 0.24 - (PLANE if plane else 0)) / TITLE_LETTER))
         words = self.figure.text
         words(margin, middle, title, color=INK, fontsize=13, fontweight="bold", va="center", parse_math=False)
         if plane is not None:
@@ -116,7 +126,7 @@ class Canvas:
             handles=list(entries),
             loc="lower center",
             bbox_to_anchor=(0.5, bottom / self.height),
-            ncols=math.ceil(len(entries) / legend_lines(len(entries), self.width)),
+            ncols=math.ceil(len(entries) / legend_lines(entries, self.width)),
             frameon=False,
             labelcolor=INK,
             fontsize=10,
@@ -193,7 +203,7 @@ def _surface(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int
 
 def legend_of(labels: Labels) -> list[Artist]:
     """One legend entry per label."""
-    return [label_entry(plain(name), colour) for _, name, colour in label_colours(labels)]
+    return [label_entry(legend_name(name), colour) for _, name, colour in label_colours(labels)]
 
 
 def label_entry(text: str, colour: str) -> Artist:
@@ -210,14 +220,16 @@ def reference_entry() -> Artist:
     return Line2D([], [], color="white", linewidth=1.2, linestyle=DASHES, label="reference")
 
 
-def legend_lines(entries: int, width: float) -> int:
+def legend_lines(entries: Sequence[Artist], width: float) -> int:
     """Number of lines of a legend in a figure of this width in inches."""
-    return math.ceil(entries / max(1, int(width / LEGEND_ENTRY)))
+    longest = max((len(str(entry.get_label())) for entry in entries), default=0)
+    columns = int(width / max(LEGEND_ENTRY, LEGEND_KEY + LEGEND_LETTER * longest))
+    return math.ceil(len(entries) / max(1, columns))
 
 
-def plain(text: str) -> str:
-    """Text with escaped dollar signs, which matplotlib would take for mathematics in a legend."""
-    return text.replace("$", r"\$")
+def legend_name(name: str) -> str:
+    """A name without its middle if it is long, and with escaped dollar signs, which would become mathematics."""
+    return shortened(name, LEGEND_NAME).replace("$", r"\$")
 
 
 def shortened(text: str, most: int) -> str:

@@ -126,7 +126,9 @@ class _Scale:
         low, high = math.floor(bottom / step + 1e-9) * step, math.ceil(top / step - 1e-9) * step
         if largest:
             low, high = max(low, 0.0), min(high, largest)
-        return cls(low, high if high > low else low + step, step)
+        if high <= low:  # all values are the same round number
+            low, high = (low - step, high) if high == largest else (low, low + step)
+        return cls(low, high, step)
 
     def ticks(self) -> list[float]:
         return [self.low + k * self.step for k in range(round((self.high - self.low) / self.step) + 1)]

@@ -104,13 +104,14 @@ def _rows(view: SliceView, prediction: LabelMap, segmenter: Segmenter, reasons: 
 def _draw(view: SliceView, labels: Labels, rows: list[_Row], title: str) -> bytes:
     supports = max(1, max(len(row.supports) for row in rows))
     width = max(GAP + QUERY + GAP + WORDS + supports * (SUPPORT + GAP), 8.0)
-    footer = NOTE + 0.3 + LEGEND_LINE * legend_lines(len(labels), width)
+    entries = legend_of(labels)
+    footer = NOTE + 0.3 + LEGEND_LINE * legend_lines(entries, width)
     canvas = Canvas(width, HEADER + len(rows) * (QUERY + GAP) + footer, halo=True)
     canvas.title(title, view.plane if len(view) > 1 else None)
     _write_heads(canvas, most=max(row.retrieved for row in rows))
     for number, row in enumerate(rows):
         _draw_row(canvas, view, labels, row, HEADER + number * (QUERY + GAP))
-    canvas.legend(legend_of(labels), bottom=NOTE)
+    canvas.legend(entries, bottom=NOTE)
     canvas.note(_PRIVACY)
     return canvas.png()
 

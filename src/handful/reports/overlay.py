@@ -25,11 +25,12 @@ from handful.reports.canvas import (
     evenly,
     label_entry,
     legend_lines,
-    plain,
+    legend_name,
     reference_entry,
 )
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
 
 MOST_SLICES = 8
@@ -129,8 +130,8 @@ def _draw(sheet: _Sheet, title: str, legend: bool) -> bytes:
     # in inches: panels share a width of 12, a few panels are larger
     width = min(12.0, 1.0 + 4.0 * columns)
     gap, header = 0.06, 0.5
-    lines_of_legend = legend_lines(len(sheet.labels) + (sheet.reference is not None), width) if legend else 0
-    footer = (0.3 + LEGEND_LINE * lines_of_legend) if legend else gap
+    entries = _entries(sheet) if legend else []
+    footer = (0.3 + LEGEND_LINE * legend_lines(entries, width)) if legend else gap
     panel_width = (width - gap * (columns + 1)) / columns
     panel_height = panel_width * sheet.panel_aspect
     canvas = Canvas(width, header + footer + lines * (panel_height + gap) - gap)
@@ -139,11 +140,14 @@ def _draw(sheet: _Sheet, title: str, legend: bool) -> bytes:
         left, top = gap + column * (panel_width + gap), header + line * (panel_height + gap)
         _draw_slice(canvas.axes(left, top, panel_width, panel_height), sheet, index)
     canvas.title(title, sheet.view.plane if len(sheet.view) > 1 else None)
-    if not legend:
-        return canvas.png()
-    entries = [label_entry(_named(sheet, value, name), colour) for value, name, colour in label_colours(sheet.labels)]
-    canvas.legend(entries if sheet.reference is None else [*entries, reference_entry()])
+    if entries:
+        canvas.legend(entries)
     return canvas.png()
+
+
+def _entries(sheet: _Sheet) -> list[Artist]:
+    entries = [label_entry(_named(sheet, value, name), colour) for value, name, colour in label_colours(sheet.labels)]
+    return entries if sheet.reference is None else [*entries, reference_entry()]
 
 
 def _columns(count: int, panel_aspect: float) -> int:
@@ -178,7 +182,7 @@ def _draw_slice(axes: Axes, sheet: _Sheet, index: int) -> None:
 
 
 def _named(sheet: _Sheet, value: int, name: str) -> str:
-    name = plain(name)
+    name = legend_name(name)
     if not sheet.dice:
         return name
     return f"{name}  Dice {sheet.dice[value]:.2f}" if value in sheet.dice else f"{name}  absent"

@@ -128,6 +128,8 @@ def _cell(estimate: Estimate | None, measure: str) -> str:
 
 
 def _difference(estimate: Estimate) -> str:
+    if math.isnan(estimate.mean):
+        return "–"
     ends = "" if math.isnan(estimate.low) else f" [{estimate.low:+.3f}, {estimate.high:+.3f}]"
     return f"{estimate.mean:+.3f}{ends}"
 

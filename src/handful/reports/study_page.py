@@ -274,9 +274,8 @@ def _matrix(family: Sequence[Comparison]) -> Element:
                 cells.append(element("td"))
                 continue
             shading = {"class": "sure"} if pair.p_holm < SIGNIFICANT else {}
-            details = (
-                f"{first} minus {second}: {counted(pair.n)}, {_range(pair.difference)}, p = {pair.p:.3g} uncorrected"
-            )
+            uncorrected = "" if math.isnan(pair.p) else f", p = {pair.p:.3g} uncorrected"
+            details = f"{first} minus {second}: {counted(pair.n)}, {_range(pair.difference)}{uncorrected}"
             p = element("small", None, _p(pair.p_holm))
             cells.append(element("td", {**shading, "title": details}, _signed(pair.difference.mean), p))
         rows.append(element("tr", None, element("th", {"scope": "row"}, first), *cells))
@@ -359,6 +358,8 @@ def _failures(study: Study) -> list[Content]:
     for (configuration, data_set, case, shots, split), reason in list(reasons.items())[:MOST_FAILURES]:
         where = f"{configuration}, {data_set}, {shots} labelled, split {split}, case {case}"
         content.append(element("p", {"class": "note"}, f"Not segmented: {where}. {reason}"))
+    if len(reasons) > MOST_FAILURES:
+        content.append(paragraph(f"And {len(reasons) - MOST_FAILURES} more not segmented; all are in results.csv."))
     listed = [
         row
         for row in study.results
@@ -517,13 +518,15 @@ def _interval(estimate: Estimate, measure: str = "dice") -> str:
 
 
 def _range(difference: Estimate) -> str:
+    if math.isnan(difference.mean):
+        return "nothing to compare"
     if math.isnan(difference.low):
         return "one split"
     return f"95 % interval {_signed(difference.low)} to {_signed(difference.high)}"
 
 
 def _signed(difference: float) -> str:
-    return f"{difference:+.3f}".replace("-", "−")
+    return "–" if math.isnan(difference) else f"{difference:+.3f}".replace("-", "−")
 
 
 def _p(p: float) -> str:

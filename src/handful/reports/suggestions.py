@@ -132,7 +132,7 @@ def _draw(cells: list[_Cell], result: SuggestResult, cohort: str) -> bytes:
     cell_width, cell_height = panels * SIDE + panels * GAP, HEAD + SIDE + LINES * LINE + 2 * GAP
     width = max(columns * (cell_width + GAP) + GAP, 6.5)
     entries = legend_of(result.labels) if result.labels is not None and (panels == 2 or predicted) else []
-    footer = NOTE + 0.1 + LEGEND_LINE * legend_lines(len(entries), width)
+    footer = NOTE + 0.1 + LEGEND_LINE * legend_lines(entries, width)
     canvas = Canvas(width, HEADER + rows * cell_height + footer)
     canvas.title(f"{cohort}: {_title(result, len(cells))}", None)
     for place, cell in enumerate(cells):

@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 from handful.data.dicom.sources import silenced
 from handful.data.verified import MAX_BYTES
-from handful.errors import ArchiveError, HandfulError, SettingsError, UnsupportedInput, did_you_mean
+from handful.errors import ArchiveError, HandfulError, InputError, SettingsError, UnsupportedInput, did_you_mean
 
 SCHEME = "dicomweb:"
 """Start of an address of an archive, before http:// or https://."""
@@ -30,8 +30,12 @@ _USUAL = ("StudyInstanceUID", "SeriesInstanceUID", "Modality", "StudyDate", "Ser
 _TIMEOUT = (10.0, 120.0)
 """Seconds for the connection, and between two pieces of an answer."""
 _PAGE = 200
+_MAX_LIST = 2**28
+"""Maximum number of bytes of an answer that is no series."""
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
 """HTTP states that may pass."""
+_COMPARED = ("UI", "CS", "PatientID", "AccessionNumber")
+"""Kinds of values, and keywords, that a series has as the query states them; free text may be searched more loosely."""
 _UID = re.compile(r"[0-9][0-9.]{0,63}")
 _Result = TypeVar("_Result")
 
@@ -69,6 +73,8 @@ def parse_query(address: str) -> Query:
         malformed = True
     if malformed:
         raise SettingsError(f"not an address of DICOMweb; write {SCHEME}https://HOST/dicom-web?Modality=CT")
+    if parts.fragment:
+        raise SettingsError("a # ends the query, and what is behind it has no effect; write %23 for a # in a value")
     if parts.username or parts.password:
         raise SettingsError(f"a password in the address could be recorded; put it into {TOKEN} (see the how-to page)")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
@@ -109,7 +115,10 @@ class Archive:
         self._is_down = False
 
     def search(self, filters: Mapping[str, str]) -> list[Series]:
-        """The series that match, sorted; without those that are no scans, unless the filters name a modality."""
+        """The series that match, sorted; without those that are no scans, unless the filters name a modality.
+
+        Raises ArchiveError if one of them does not match: archives ignore filters that they do not support.
+        """
 
         def page(offset: int) -> list[Any]:
             return list(
@@ -119,6 +128,12 @@ class Archive:
             )
 
         found = self._all_pages("the search for series", page, "0020000E")
+        for keyword, wanted in filters.items():
+            if not all(_may_match(entry, keyword, wanted) for entry in found.values()):
+                raise ArchiveError(
+                    f"{self._place} lists series of another {keyword} than that of the query, so it ignores it; "
+                    "take another keyword, such as StudyInstanceUID or SeriesInstanceUID"
+                )
         series = [Series(_uid(entry, "0020000D"), uid, _value(entry, "00080060")) for uid, entry in found.items()]
         return sorted(one for one in series if "Modality" in filters or one.modality not in NO_IMAGES)
 
@@ -141,36 +156,45 @@ class Archive:
         self._tried("the transfer of the series", lambda: self._fetch(series, instances, folder))
 
     def store(self, path: Path) -> None:
-        """Store a DICOM file. Raises ArchiveError unless the archive confirms it."""
+        """Store a DICOM file. Raises ArchiveError unless the archive confirms that it has it, now or from before.
+
+        Some archives refuse what they have: after an answer that was lost, and in the second of two equal runs.
+        """
         from pydicom import dcmread
 
         data = dcmread(path)
-        study, series, instance = data.StudyInstanceUID, data.SeriesInstanceUID, data.SOPInstanceUID
-        answer = self._tried("storing the segmentation", lambda: self._client.store_instances([data], study))
-        if failed := list(answer.get("FailedSOPSequence") or ()):
-            code = int(failed[0].get("FailureReason") or 0)
-            raise ArchiveError(f"{self._place} refuses to store the segmentation (reason {code:04X}H); see its log")
+        series, instance = Series(data.StudyInstanceUID, data.SeriesInstanceUID, "SEG"), data.SOPInstanceUID
+        try:
+            answer = self._tried("storing the segmentation", lambda: self._client.store_instances([data], series.study))
+            if failed := list(answer.get("FailedSOPSequence") or ()):
+                code = int(failed[0].get("FailureReason") or 0)
+                raise ArchiveError(f"{self._place} refuses to store the segmentation (reason {code:04X}H); see its log")
+        except ArchiveError:
+            if self._is_down or not self._lists(series, instance):
+                raise
+            return
         stored = {str(one.ReferencedSOPInstanceUID) for one in answer.get("ReferencedSOPSequence") or ()}
-        if instance not in stored and instance not in self.instances(Series(study, series, "SEG")):
+        if instance not in stored and instance not in self.instances(series):
             raise ArchiveError(f"{self._place} does not have the segmentation after storing it; see its log")
+
+    def _lists(self, series: Series, instance: str) -> bool:
+        """Whether the archive lists an image; False if it does not answer."""
+        try:
+            return instance in self.instances(series)
+        except ArchiveError:
+            return False
 
     def _fetch(self, series: Series, instances: Sequence[str], folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        missing, size = set(instances), 0
+        numbers: dict[str, int] = {}  # by UID: an image that is sent twice is one file
         any_encoding = (("application/dicom", "*"),)
-        for number, data in enumerate(self._client.iter_series(series.study, series.uid, media_types=any_encoding)):
+        for data in self._client.iter_series(series.study, series.uid, media_types=any_encoding):
             if str(data.SeriesInstanceUID) != series.uid:
                 raise ArchiveError(f"{self._place} sent an image of another series; see its log")
-            path = folder / f"{number:06d}.dcm"
+            path = folder / f"{numbers.setdefault(str(data.SOPInstanceUID), len(numbers)):06d}.dcm"
             data.save_as(path, enforce_file_format=True)
-            missing.discard(str(data.SOPInstanceUID))
-            size += path.stat().st_size
-            if size > MAX_BYTES:
-                raise ArchiveError(
-                    f"{self._place} sent more than the allowed {MAX_BYTES:,} bytes; take a smaller series"
-                )
-        if missing:
+        if missing := set(instances) - numbers.keys():
             raise _Incomplete(f"{len(missing)} of {len(instances)} images did not arrive")
 
     def _all_pages(self, what: str, page: Callable[[int], list[Any]], tag: str) -> dict[str, Any]:
@@ -193,6 +217,10 @@ class Archive:
             except HandfulError:
                 raise
             except Exception as error:  # the client raises errors of any class for wrong answers
+                if problem := _on_this_computer(error):
+                    raise InputError(
+                        f"{what} failed on this computer: {problem}; correct the path, or free space"
+                    ) from None
                 cause, may_pass = _cause(error)
                 if may_pass and number < len(waits):
                     time.sleep(waits[number])
@@ -210,6 +238,15 @@ class _Incomplete(Exception):
 
 
 _UNREACHABLE = "no connection, or it broke off; check the address and the network"
+
+
+def _on_this_computer(error: Exception) -> str:
+    """What is wrong with a file here, such as a full disk or a missing file of certificates; "" for other errors."""
+    from requests import RequestException
+
+    if not isinstance(error, OSError) or isinstance(error, RequestException | ConnectionError | TimeoutError):
+        return ""
+    return error.strerror or str(error)
 
 
 def _cause(error: Exception) -> tuple[str, bool]:
@@ -247,9 +284,28 @@ def _client(url: str, token: str | None) -> Any:
     session = Session()
     if token:
         session.auth = _Authorization(token)
+    session.hooks["response"].append(_limited)
     client = DICOMwebClient(url, session=session, timeout=_TIMEOUT)
     client.set_http_retry_params(retry=False)
     return client
+
+
+def _limited(response: Any, *_: Any, stream: bool = False, **__: Any) -> None:
+    """Make an answer raise ArchiveError once it is too large; it may have no end, or be small only while compressed."""
+    most, read = MAX_BYTES if stream else _MAX_LIST, response.iter_content
+
+    def pieces(*args: Any, **options: Any) -> Iterator[bytes]:
+        size = 0
+        for piece in read(*args, **options):
+            size += len(piece)
+            if size > most:
+                raise ArchiveError(
+                    f"{urlsplit(response.url).netloc} sent more than the allowed {most:,} bytes; narrow the query, or "
+                    "take a smaller series"
+                )
+            yield piece
+
+    response.iter_content = pieces
 
 
 class _Authorization:
@@ -271,9 +327,25 @@ def token_from_environment() -> str | None:
     return token or None
 
 
-def _value(entry: Any, tag: str) -> str:
-    values = entry.get(tag, {}).get("Value") or [""]
-    return str(values[0])
+def _values(entry: Mapping[str, Any], tag: str) -> list[str]:
+    attribute = entry.get(tag)
+    values = attribute.get("Value") if isinstance(attribute, Mapping) else None
+    return [str(value) for value in values] if isinstance(values, list) else []
+
+
+def _value(entry: Mapping[str, Any], tag: str) -> str:
+    return next(iter(_values(entry, tag)), "")
+
+
+def _may_match(entry: Mapping[str, Any], keyword: str, wanted: str) -> bool:
+    """False if an entry states another value than the one wanted. Patterns, lists, dates and text are not compared."""
+    from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+    tag = tag_for_keyword(keyword)
+    if tag is None or not {keyword, dictionary_VR(tag)} & {*_COMPARED} or set(wanted) & set("*?,\\"):
+        return True
+    values = {value.strip().casefold() for value in _values(entry, f"{tag:08X}")}
+    return not values or wanted.strip().casefold() in values
 
 
 def _uid(entry: Any, tag: str) -> str:
