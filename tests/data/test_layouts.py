@@ -67,6 +67,17 @@ def test_the_ignored_value_can_be_stated_apart(tmp_path: Path, put) -> None:
     assert np.unique(read_cohort(tmp_path).cases[0].read_reference().array).tolist() == [IGNORE, 0, 1]
 
 
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [('{"1": "ball", "1": "egg"}', 'the entry "1" is there 2 times'), ('{"1": "\\ud800"}', "surrogates not allowed")],
+)
+def test_nothing_in_dataset_json_is_lost_or_half_a_character(tmp_path: Path, put, labels: str, problem: str) -> None:
+    put("images/a.nii.gz", "labels/a.nii.gz")
+    (tmp_path / "dataset.json").write_text(f'{{"labels": {labels}}}')
+    with pytest.raises(InputError, match=problem):
+        read_cohort(tmp_path)
+
+
 def test_without_names_the_labels_are_those_found(tmp_path: Path, put) -> None:
     put("images/a.nii.gz", "labels/a.nii.gz")
     cohort = read_cohort(tmp_path)

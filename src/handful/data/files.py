@@ -245,12 +245,21 @@ def _content(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(text_of(file))
+        content = json.loads(text_of(file), object_pairs_hook=_without_doubles)
+        json.dumps(content, ensure_ascii=False).encode()  # no half of a character, such as "\\ud800"
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not valid JSON in UTF-8 ({error}); correct it") from error
     if not isinstance(content, dict):
         raise InputError(f"{file}: must be a JSON object, is a {type(content).__name__}; correct it")
     return content
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The entries of a JSON object. Raises ValueError for a key that is there twice, since one value would be lost."""
+    counts = Counter(key for key, _ in pairs)
+    if doubles := [key for key, count in counts.items() if count > 1]:
+        raise ValueError(f"the entry {json.dumps(doubles[0])} is there {counts[doubles[0]]} times")
+    return dict(pairs)
 
 
 def stated_values(folder: Path) -> tuple[Labels | None, int | None, int]:
