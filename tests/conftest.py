@@ -13,6 +13,18 @@ settings.register_profile("same", derandomize=True, deadline=None, suppress_heal
 settings.load_profile("same")  # the same examples in every run, however slow the machine is
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random inputs and weights without a seed of their own do not depend on the tests that have run before."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Nor on whether a fixture was made for this test or for an earlier one."""
+    torch.manual_seed(0)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--realdata", type=Path, default=None, help="folder of real labelled data sets")
 
