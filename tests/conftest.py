@@ -1,13 +1,28 @@
-"""What all tests share: one torch thread, shapes checked at run time, and the way to real scans where they are."""
+"""What all tests share: one torch thread, shapes checked at run time, the same examples, and the way to real scans."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 install_import_hook("handful", "checked.typechecked")
 torch.set_num_threads(1)
+settings.register_profile("same", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("same")  # the same examples in every run, however slow the machine is
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random inputs and weights without a seed of their own do not depend on the tests that have run before."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """Nor on whether a fixture was made for this test or for an earlier one."""
+    torch.manual_seed(0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+from distributed import Client
 
 
 class Cluster:
@@ -26,7 +29,7 @@ class Cluster:
     def start_scheduler(self) -> subprocess.Popen[bytes]:
         self.file.unlink(missing_ok=True)
         scheduler = self._start("scheduler", "--host", "127.0.0.1", "--port", "0")
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while not self.file.exists():
             assert scheduler.poll() is None, (self.folder / "log").read_text()
             assert time.monotonic() < end, "the scheduler does not start"
@@ -35,6 +38,11 @@ class Cluster:
 
     def start_worker(self) -> subprocess.Popen[bytes]:
         return self._start("worker", "--no-nanny", "--nthreads", "1", "--local-directory", str(self.folder))
+
+    def running(self) -> int:
+        """Tasks that workers have, begun or not."""
+        with Client(scheduler_file=str(self.file), set_as_default=False) as client:
+            return int(client.run_on_scheduler(_tasks_of_workers))
 
     def _start(self, kind: str, *options: str) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "dask", kind, *options, "--no-dashboard", "--scheduler-file", str(self.file)]
@@ -47,3 +55,7 @@ class Cluster:
         for process in self.processes:
             process.kill()
             process.wait()
+
+
+def _tasks_of_workers(dask_scheduler: Any) -> int:
+    return sum(task.state == "processing" for task in dask_scheduler.tasks.values())

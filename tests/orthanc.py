@@ -54,12 +54,12 @@ class Orthanc:
         """Start it, and wait until it answers."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(["Orthanc", str(self._settings)], stdout=log, stderr=log)
-        end = time.monotonic() + 60
+        end = time.monotonic() + 600
         while time.monotonic() < end and self._process.poll() is None:
             try:
                 self.session.get(f"http://127.0.0.1:{self.port}/system", timeout=5).raise_for_status()
                 return
-            except requests.ConnectionError:
+            except (requests.ConnectionError, requests.Timeout):
                 time.sleep(0.05)
         self.kill()
         raise AssertionError(f"Orthanc does not start: {self._log.read_text()[-2000:]}")

@@ -73,18 +73,23 @@ def gated(case):
     return read(case)
 Case.read_image_and_digest = gated
 """
+NEVER_SAVED = """
+import time
+import handful.cohort.fit as fitting
+fitting.save = lambda *given, **options: time.sleep(600)
+"""
+"""A fit goes on until it is stopped, so that no stop comes too late, however slow the one is that sends it."""
 
 
-def start(*arguments: str | Path, gate: Gate | None = None) -> subprocess.Popen[str]:
-    """`handful` with these arguments, as a process of its own, which Ctrl-C reaches even under nohup."""
-    heeding = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code = heeding + (gate.code if gate else "")
+def start(*arguments: str | Path, before: str = "") -> subprocess.Popen[str]:
+    """`handful` with these arguments, after some code, as a process of its own that heeds Ctrl-C even under nohup."""
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + before
     code += "import torch; torch.set_num_threads(1)\nfrom handful.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 60.0) -> None:
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 600.0) -> None:
     """Returns as soon as it is true; fails when the process has ended before."""
     end = time.monotonic() + seconds
     while not true():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import small_cohort
-from small_cohort import FEW_SHOT, Gate, Handful
+from small_cohort import FEW_SHOT, NEVER_SAVED, Gate, Handful
 
 STOPS = [
     pytest.param(signal.SIGINT, 130, id="ctrl-c"),
@@ -55,7 +55,7 @@ def test_a_stopped_fit_goes_on_to_the_same_bytes(
     tmp_path: Path,
     handful: Handful,
 ):
-    process = small_cohort.start(*fit, "-o", tmp_path / "m", "--save-every", "0")
+    process = small_cohort.start(*fit, "-o", tmp_path / "m", "--save-every", "0", before=NEVER_SAVED)
     small_cohort.wait_until(lambda: any((tmp_path / "m.partial").rglob("train.safetensors")), process)
     os.kill(process.pid, stop)
     process.communicate()
@@ -81,7 +81,7 @@ def test_a_stopped_prediction_goes_on_to_the_same_bytes(
     handful: Handful,
 ):
     predict = ("predict", model, "-i", cohort, "-o", tmp_path / "p")
-    process = small_cohort.start(*predict, gate=gate)
+    process = small_cohort.start(*predict, before=gate.code)
     small_cohort.wait_until(gate.is_reached, process)
     os.kill(process.pid, stop)
     process.communicate()
@@ -98,7 +98,7 @@ def test_two_processes_on_one_output_folder_do_not_meet(
     cohort: Path, model: Path, gate: Gate, tmp_path: Path, handful: Handful
 ):
     predict = ("predict", model, "-i", cohort, "-o", tmp_path)
-    process = small_cohort.start(*predict, gate=gate)
+    process = small_cohort.start(*predict, before=gate.code)
     small_cohort.wait_until(gate.is_reached, process)
     second = handful(*predict)
     gate.open()

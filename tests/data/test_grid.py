@@ -57,7 +57,7 @@ def _round_trip(geometry: Geometry, at: tuple[int, int, int], plane: str, suffix
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     geometry=grids(), where=st.tuples(*[st.floats(0, 0.999)] * 3), plane=st.sampled_from(["auto", "axial", "coronal"])
 )
@@ -78,7 +78,7 @@ def test_painted_voxel_is_found_in_all_48_orientations(suffix: str) -> None:
         _round_trip(Geometry((3, 4, 5), affine), (1, 3, 2), "auto", suffix)
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(geometry=grids(), plane=st.sampled_from(["axial", "coronal", "sagittal"]))
 def test_slices_run_to_the_patients_back_left_and_feet(geometry: Geometry, plane: str) -> None:
     """The world position along each slice axis falls as the plane says, on grids turned well under 45 degrees."""

@@ -168,10 +168,12 @@ def serve(arguments: list[str], folder: Path) -> None:
     command = [sys.executable, "-c", "from handful.cli import main; main()", *arguments, "--port", "0"]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        address = process.stdout.readline().split()[-1]
-        with urllib.request.urlopen(address) as answer:
-            assert b"<title>handful" in answer.read()
-        process.terminate()
+        try:
+            address = process.stdout.readline().split()[-1]
+            with urllib.request.urlopen(address) as answer:
+                assert b"<title>handful" in answer.read()
+        finally:
+            process.terminate()
 
 
 def run(arguments: list[str]) -> None:

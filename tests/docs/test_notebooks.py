@@ -19,7 +19,8 @@ def test_every_cell_runs(notebook: Path, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     book = nbformat.read(notebook, as_version=4)
-    nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    patience = dict.fromkeys(("timeout", "startup_timeout", "iopub_timeout"), 1800)  # after the last, outputs are lost
+    nbclient.NotebookClient(book, **patience, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [output for cell in book.cells for output in cell.get("outputs", []) if "data" in output]
     pages = [output["data"]["text/html"] for output in shown if "text/html" in output["data"]]
     assert len(pages) == 2

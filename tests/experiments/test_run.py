@@ -454,6 +454,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
         """
     (tmp_path / "plan.toml").write_text(toml)
     script = f"""
+import time
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
@@ -461,14 +462,15 @@ from handful.experiments.plan import read_plan
 from handful.experiments.run import ExperimentConfig, run_experiment
 if __name__ == "__main__":
     plan = read_plan(Path({str(tmp_path / "plan.toml")!r}))
-    run_experiment(plan, Path({str(tmp_path / "killed")!r}), ExperimentConfig(workers=1))
+    never_done = lambda step, total, note: step == total - 1 and time.sleep(600)
+    run_experiment(plan, Path({str(tmp_path / "killed")!r}), ExperimentConfig(workers=1), never_done)
 """
     (tmp_path / "script.py").write_text(script)
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "script.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     kept = tmp_path / "killed" / "trials"
-    small_cohort.wait_until(lambda: len(list(kept.glob("[!.]*.json"))) >= 2, process, 600)
+    small_cohort.wait_until(lambda: len(list(kept.glob("[!.]*.json"))) >= 2, process)
     process.kill()
     process.wait()
     plan = make_plan(configurations={"slow": SLOW, "nearest": Configuration(method="nearest-slice")}, splits=(0, 1))

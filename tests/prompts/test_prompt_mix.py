@@ -204,7 +204,7 @@ def test_packing_puts_points_first_and_pads_to_a_multiple() -> None:
     assert not found.boxes.any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 20))
 def test_packing_loses_no_point_and_repeats_itself(count: int) -> None:
     labels = torch.randint(-1, 2, (2, 3, count), generator=_rng(count))

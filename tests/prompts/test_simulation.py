@@ -25,7 +25,7 @@ def _blobs(seed: int, shape: tuple[int, int, int, int] = (2, 3, 20, 24)) -> Tens
     return torch.nn.functional.avg_pool2d(noise, 5, stride=1, padding=2) > 0.5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.sampled_from([CAREFUL, QUICK, SLOPPY, Annotator()]), st.booleans())
 def test_positive_clicks_lie_in_missed_and_negative_ones_in_false_positive_regions(
     seed: int, annotator: Annotator, weighted: bool

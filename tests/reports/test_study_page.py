@@ -203,6 +203,7 @@ def test_a_browser_shows_it_whole_on_a_phone_and_on_a_desk(width: int, scheme: s
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        tab.set_default_timeout(240_000)
         tab.on("request", lambda request: asked.append(request.url))
         tab.on("console", lambda message: trouble.append(message.text))
         tab.on("dialog", lambda dialog: trouble.append("a dialog"))

@@ -106,10 +106,11 @@ def test_a_browser_shows_the_labels_in_their_colours(tmp_path: Path):
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 700, "height": 560})
+        page.set_default_timeout(240_000)
         requests: list[str] = []
         page.on("request", lambda request: requests.append(request.url))
         page.goto((tmp_path / "scan.html").as_uri())
-        page.wait_for_function("window.viewer", timeout=240_000)
+        page.wait_for_function("window.viewer")
         lookup = page.evaluate("[...viewer.volumes[1].colormapLabel.lut]")
         page.screenshot(path=tmp_path / "scan.png")
         browser.close()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -211,6 +212,15 @@ def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client
     assert classes(2) == {0}  # proposed once only
 
 
+def test_a_case_has_its_segmentation_while_the_accepted_one_is_being_written(cohort: Path):
+    space = workspace.Workspace(cohort)
+    found = space.cohort().cases[0]
+    for file in (space.predictions / "scan_0.nii.gz", space.accepted / workspace.id_of(found) / ".0123456789ab.tmp.a"):
+        file.parent.mkdir(parents=True)
+        file.touch()
+    assert space.result(found) == space.predictions / "scan_0.nii.gz"
+
+
 def test_the_cohort_is_read_again_only_when_a_file_has_changed(
     client: TestClient, cohort: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -222,6 +232,23 @@ def test_the_cohort_is_read_again_only_when_a_file_has_changed(
     for _ in range(2):
         assert len(client.get("/api/state").json()["cases"]) == 2
     assert len(reads) == 2
+
+
+def test_the_cases_are_listed_while_a_temporary_file_vanishes(
+    client: TestClient, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    temporary, lstat = cohort / "images" / ".0123456789ab.tmp.scan_0.nii.gz", Path.lstat
+    temporary.touch()
+
+    def late(self: Path) -> os.stat_result:
+        if self == temporary:  # it is gone between the listing of its folder and this call
+            temporary.unlink(missing_ok=True)
+        return lstat(self)
+
+    monkeypatch.setattr(Path, "lstat", late)
+    answer = client.get("/api/state")
+    assert (answer.status_code, len(answer.json()["cases"])) == (200, 3)
+    assert not temporary.exists()
 
 
 def test_a_case_in_use_is_refused_to_others_until_it_is_left(client: TestClient, case: str):
@@ -256,23 +283,25 @@ def test_a_scan_that_takes_long_to_read_keeps_nobody_else_waiting(
     def slowly(self: Case) -> Volume:
         if self.name == "scan_0":
             reading.set()
-            assert go_on.wait(20)
+            assert go_on.wait(600)
         return read_image(self)
 
     monkeypatch.setattr(Case, "read_image", slowly)
     with ThreadPoolExecutor(2) as pool:
         opening = [pool.submit(client.get, f"/api/cases/{case}") for _ in range(2)]
-        assert reading.wait(20)
-        other = id_of(client, "scan_1")
-        size = client.get(f"/api/cases/{other}").json()["size"]
-        meta, _ = step(client, other, kind="paint", slice=2, label=1, mask=mask(size, slice(1, 3), slice(1, 3))[0])
-        assert meta["prompted"] == [2]
-        second = {"x-annotator": "two"}
-        assert client.get(f"/api/cases/{case}", headers=second).status_code == 423
-        listed = client.get("/api/state", headers=second).json()["cases"]
-        assert next(one["in_use"] for one in listed if one["id"] == case)
-        assert not any(one.done() for one in opening)
-        go_on.set()
+        try:
+            assert reading.wait(600)
+            other = id_of(client, "scan_1")
+            size = client.get(f"/api/cases/{other}").json()["size"]
+            meta, _ = step(client, other, kind="paint", slice=2, label=1, mask=mask(size, slice(1, 3), slice(1, 3))[0])
+            assert meta["prompted"] == [2]
+            second = {"x-annotator": "two"}
+            assert client.get(f"/api/cases/{case}", headers=second).status_code == 423
+            listed = client.get("/api/state", headers=second).json()["cases"]
+            assert next(one["in_use"] for one in listed if one["id"] == case)
+            assert not any(one.done() for one in opening)
+        finally:
+            go_on.set()
         assert [one.result().status_code for one in opening] == [200, 200]
 
 
@@ -396,6 +425,8 @@ def test_with_learning_slices_finished_at_the_same_time_both_teach(cohort: Path)
 
     def first(session: Session) -> list[int]:
         thread.start()
+        while thread.is_alive() and not other.working:  # it has not begun
+            thread.join(0.01)
         thread.join(1)  # it waits for this step
         session.accept(2)
         return [2]

@@ -2,18 +2,23 @@
 
 import io
 import json
+import threading
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 from fastapi.testclient import TestClient
 
 import dicom_series
 from handful.data.cases import Case
 from handful.data.files import read_label_map, read_volume, write_label_map
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
+from handful.service import export
 from handful.service.app import ServiceConfig, create_app
 from handful.service.security import Access
+from handful.service.workspace import Workspace
 
 LABELS = Labels.of({1: "liver", 2: "spleen"})
 
@@ -82,3 +87,21 @@ def test_segmentations_have_the_background_that_dataset_json_states(client: Test
 def test_without_dicom_the_page_offers_none(client: TestClient):
     assert client.get("/api/state").json()["dicom"] is False
     assert client.get("/api/export/dicom-seg").status_code == 400
+
+
+def test_two_exports_at_once_leave_each_others_files_alone(cohort: Path, monkeypatch: pytest.MonkeyPatch):
+    space, seen = Workspace(cohort), list[str]()
+    second = threading.Thread(target=export.exported, args=(space, "nifti"))
+
+    def files(workspace: Workspace, form: str) -> Iterator[tuple[str, Path]]:
+        seen.append(f"{form} begins")
+        if form == "report":
+            second.start()
+            second.join(1)  # it waits for this one
+        yield "scan", next((workspace.folder / "images").iterdir())
+        seen.append(f"{form} ends")
+
+    monkeypatch.setattr(export, "_files", files)
+    export.exported(space, "report")
+    second.join()
+    assert seen == ["report begins", "report ends", "nifti begins", "nifti ends"]

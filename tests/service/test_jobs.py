@@ -85,6 +85,15 @@ def test_a_job_that_is_just_starting_is_not_taken_for_interrupted(cohort: Path, 
     assert latest.state == "interrupted"
 
 
+@pytest.mark.process
+def test_a_job_whose_service_ended_while_it_started_does_nothing(cohort: Path):
+    file = cohort / "job.json"
+    Job(number=1, kind="suggest", options={}).write(file)
+    command = [sys.executable, "-m", "handful.service.work", str(cohort), str(file), "handful-tiny", "cpu"]
+    assert subprocess.run(command, stdin=subprocess.DEVNULL).returncode == 1
+    assert Job.read(file).state == "running"
+
+
 def test_a_process_that_does_not_heed_the_request_to_end_is_killed(cohort: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(jobs, "GRACE_S", 0.1)
     code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"

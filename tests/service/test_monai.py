@@ -1,6 +1,7 @@
 """MONAI Label's protocol, with the requests that its clients send, and with its real client where that is installed."""
 
 import json
+import os
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -197,6 +198,23 @@ def test_the_learned_model_refuses_colour_where_it_was_fitted_on_grey_and_the_re
     assert f"fitted on {there} scans, and this one is {here}" in answer.json()["error"]
 
 
+def test_a_session_begins_while_that_of_another_viewer_ends(
+    named: TestClient, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    ending, stat = cohort / ".handful" / "service" / "uploads" / ("0" * 32), Path.stat
+    ending.mkdir(parents=True)
+
+    def late(self: Path, **options: bool) -> os.stat_result:
+        if self == ending and os.path.isdir(ending):
+            ending.rmdir()
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", late)
+    answer = named.put("/session/", files={"files": ("scan.nii.gz", b"a scan")})
+    assert answer.status_code == 200, answer.text
+    assert not ending.exists()
+
+
 def test_parts_that_are_not_offered_say_so(named: TestClient):
     for path in ("/scoring/dice", "/logs/gpu", "/proxy/dicom/studies"):
         assert named.get(path).status_code == 501
@@ -212,7 +230,7 @@ def address(cohort: Path) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
-    while not server.started:
+    while thread.is_alive() and not server.started:
         thread.join(0.05)
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True

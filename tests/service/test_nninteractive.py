@@ -342,7 +342,7 @@ def test_the_real_client_segments_the_voxels_that_it_has_marked(
     assert np.allclose(scan.geometry.affine, volume.geometry.affine, atol=1e-4)
     ball = ball.transpose(order)
     spacing = [float(scan.geometry.spacing[axis]) for axis in order]
-    with remote.nnInteractiveRemoteInferenceSession(server, api_key="secret") as session:
+    with remote.nnInteractiveRemoteInferenceSession(server, api_key="secret", read_timeout=600.0) as session:
         session.set_image(scan.array.transpose(0, *(axis + 1 for axis in order)), {"spacing": spacing})
         buffer = np.zeros(ball.shape, np.uint8)
         session.set_target_buffer(buffer)

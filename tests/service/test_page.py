@@ -11,6 +11,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,10 @@ def serving(cohort: Path) -> Iterator[str]:
     command = [sys.executable, "-c", "from handful.cli import main; main()", "serve", str(cohort), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
         assert process.stdout is not None
-        yield process.stdout.readline().split()[-1]
-        process.terminate()
+        try:
+            yield process.stdout.readline().split()[-1]
+        finally:
+            process.terminate()
 
 
 @pytest.fixture
@@ -60,18 +63,14 @@ def test_a_first_hour_from_scans_to_exported_label_maps(address: str, cohort: Pa
         page.mouse.down()
         for place in places[1:]:
             page.mouse.move(*place, steps=4)
-        page.mouse.up()
-        settled(page)
-
-    def settled(page: Page) -> None:
+        with page.expect_response("**/actions"):
+            page.mouse.up()
         page.wait_for_function("!document.querySelector('#label').classList.contains('busy')")
-        page.wait_for_timeout(150)
 
     def job(page: Page, button: str, done: str) -> None:
         page.click("nav [data-view=cases]")
         page.click(f"{button}:not([disabled])")
-        page.wait_for_selector(f"#message:has-text('{done}')", timeout=MINUTES)
-        page.wait_for_timeout(300)
+        page.wait_for_selector(f"#message:has-text('{done}')", state="attached")  # it may be hidden again by now
 
     with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -107,7 +106,7 @@ def test_a_first_hour_from_scans_to_exported_label_maps(address: str, cohort: Pa
         job(page, "#learn", "Learning is done")
         job(page, "#segment", "Segmenting is done")
         page.click("nav [data-view=review]")
-        assert page.locator(".queue li").count() == 2
+        page.wait_for_function("document.querySelectorAll('.queue li').length === 2")
         worst = page.locator(".queue li").first.get_attribute("data-case")
         page.locator(".queue li").first.locator("text=Correct").click()
         page.wait_for_function(f"handful.label.case?.name === '{worst}' && handful.label.shown !== null")
@@ -117,7 +116,7 @@ def test_a_first_hour_from_scans_to_exported_label_maps(address: str, cohort: Pa
         painted = page.evaluate("[...handful.label.view.classes]")
         number, size = page.evaluate("[handful.label.number, handful.label.case.size]")
         page.keyboard.press("Enter")
-        page.wait_for_selector(".bench.finished")
+        page.wait_for_function(f"handful.state.cases.find((one) => one.name === '{worst}').status === 'labelled'")
         page.click("nav [data-view=review]")
         page.locator(".queue li").first.locator("text=Accept").click()
         page.wait_for_selector(".queue .settled")
@@ -170,6 +169,28 @@ def test_problems_stay_until_they_are_dismissed_and_unreadable_scans_are_skipped
         assert "scan_0: " in str(page.text_content("details.bad"))
         page.click("[data-dismiss=segment]")
         page.wait_for_function("!document.querySelector('[data-dismiss]')")
+        browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+def test_the_end_of_a_job_is_announced_after_whatever_has_read_its_state_first(cohort: Path):
+    from playwright.sync_api import sync_playwright
+
+    (cohort / "dataset.json").write_text('{"labels": {"1": "ball"}}', "utf-8")
+    file = Workspace(cohort).jobs / "job-000001.json"
+    file.parent.mkdir()
+    running = Job(number=1, kind="suggest", options={}, pid=os.getpid())
+    running.write(file)
+    with serving(cohort) as address, sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(bypass_csp=True)
+        page.set_default_timeout(MINUTES)
+        page.goto(address)
+        page.wait_for_function("handful.state.job?.state === 'running'")
+        replace(running, state="done", ended=1.0, result={"suggestions": []}).write(file)
+        page.evaluate("handful.refresh()")  # as after a slice is finished
+        page.wait_for_selector("#message:has-text('is done')", state="attached")
         browser.close()
 
 
@@ -273,8 +294,13 @@ def test_answers_that_come_late_change_no_other_slice_and_no_other_case(address:
             page.mouse.up()
 
         def hold(path: str) -> None:
-            held.clear()
             page.route(path, lambda route: held.append(route), times=1)
+
+        def release() -> None:
+            for _ in range(MINUTES // 20):
+                if not held:  # the request is on its way
+                    page.wait_for_timeout(20)
+            held.pop().continue_()
 
         page.goto(address)
         page.fill("#names", "ball")
@@ -290,14 +316,14 @@ def test_answers_that_come_late_change_no_other_slice_and_no_other_case(address:
         with page.expect_request("**/slices/2/classes"):
             page.evaluate("void handful.label.go(2)")
         dab(0.5)  # on slice 1, which is still displayed
-        held[0].continue_()
+        release()
         page.wait_for_function("handful.label.shown === 2")
         assert steps == []
 
         hold("**/actions")
         dab(0.3)
         dab(0.7)
-        held[0].continue_()
+        release()
         page.wait_for_function("!handful.label.root.classList.contains('busy') && !handful.label.view.drawn")
         row = page.evaluate(
             "(v => [...v.classes.slice(v.width * Math.floor(v.height / 2)).slice(0, v.width)])(handful.label.view)"
@@ -308,7 +334,7 @@ def test_answers_that_come_late_change_no_other_slice_and_no_other_case(address:
         page.keyboard.press("Enter")
         page.evaluate("handful.show('label', handful.state.cases[1].id, { number: 2 })")
         page.wait_for_function("handful.label.case?.name === 'scan_1' && handful.label.shown === 2")
-        held[0].continue_()
+        release()
         page.wait_for_function("!handful.label.root.classList.contains('busy')")
         assert page.evaluate("[handful.label.case.accepted, handful.label.case.prompted]") == [[], []]
         assert page.locator("#message.bad:not([hidden])").count() == 0

@@ -37,7 +37,7 @@ def _trained(sampler: Sampler, upto: int | None = None) -> list[list[int]]:
     return drawn
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(0, 1000), st.sampled_from([0.2, 0.5, 0.75]))
 def test_every_class_keeps_its_quota(n: int, classes: int, seed: int, share: float) -> None:
     holds = _holds(n, classes, seed)
@@ -115,7 +115,7 @@ def test_the_fraction_of_iterations_is_that_of_the_formula(warmup: int, expected
     assert sampler.report().fraction == pytest.approx(expected, abs=1e-6)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.sampled_from([0.25, 0.5, 0.75]), st.sampled_from([0.5, 0.75, 0.875]), st.integers(0, 2))
 def test_random_pruning_costs_one_minus_p_times_pruned_epochs(share: float, until: float, warmup: int) -> None:
     epochs, n, batch = 16, 16, 4

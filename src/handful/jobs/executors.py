@@ -68,7 +68,8 @@ class Processes:
 
     With `forked`, one process prepares the work and the others are forks of it, which share its memory and start at
     once. Otherwise, and where the system is not Linux, each is started with the method "spawn" of `multiprocessing`.
-    Either way, a script that uses this needs the guard `if __name__ == "__main__"`.
+    Either way, a script that uses this needs the guard `if __name__ == "__main__"`, and all processes have ended when
+    the run ends.
     """
 
     count: int
@@ -86,6 +87,7 @@ class Processes:
         threads = _threads(count)
         busy: dict[Connection, tuple[_Worker, Task, bool]] = {}
         origin = _Origin(work) if self.forked and sys.platform == "linux" else None
+        spawned: list[_Spawned] = []
 
         def give_next(worker: _Worker) -> None:
             task, again = waiting.popleft()
@@ -95,7 +97,8 @@ class Processes:
         def start() -> _Worker:
             nonlocal origin
             if origin is None:
-                return _Spawned(work, threads)
+                spawned.append(_Spawned(work, threads))
+                return spawned[-1]
             try:
                 return _Forked(origin, threads)
             except _OriginEnded:
@@ -121,6 +124,8 @@ class Processes:
         finally:
             for worker, _, _ in busy.values():
                 worker.kill()
+            for each in spawned:
+                each.end()
             if origin is not None:
                 origin.close()
 
@@ -192,6 +197,11 @@ class _Spawned(_Worker):
 
     def __init__(self, work: Callable[[Any], Any], threads: int) -> None:
         self.connection, self._process = _started(_serve, work, threads)
+
+    def end(self) -> None:
+        """Let the process end, and wait for it, since it holds its memory until then."""
+        self.dismiss()
+        self._exit_code()
 
     def _terminate(self) -> None:
         self._process.terminate()

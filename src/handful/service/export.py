@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ from handful.service.annotation import as_in_files
 from handful.service.workspace import Workspace
 
 Form = Literal["nifti", "nnunet", "dicom-seg", "report"]
+_ONE_AT_A_TIME = threading.Lock()
+"""Exports share folders, which each of them empties first."""
 
 
 def exported(workspace: Workspace, form: Form) -> Path:
@@ -31,7 +34,7 @@ def exported(workspace: Workspace, form: Form) -> Path:
     """
     target = workspace.own / "exports" / f"handful-{form}.zip"
     target.parent.mkdir(exist_ok=True)
-    with replacing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with _ONE_AT_A_TIME, replacing(target) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         count = 0
         for name, file in _files(workspace, form):
             archive.write(file, name)

@@ -118,7 +118,7 @@ class Jobs:
             command = [sys.executable, "-m", "handful.service.work", str(self.cohort), str(file)]
             command += [self.backbone, self.device]
             with (self.folder / "log.txt").open("ab") as log:
-                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
             return job
 
     def cancel(self) -> Job:
@@ -145,8 +145,9 @@ class Jobs:
                 self._process.wait()
 
     def _is_alive(self, job: Job) -> bool:
-        if self._process is not None:
-            return self._process.poll() is None
+        process = self._process  # another thread may start a job meanwhile
+        if process is not None:
+            return process.poll() is None
         if job.pid is None:
             return time.time() - job.started < GRACE_S  # a process that is just starting
         try:

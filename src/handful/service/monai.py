@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -191,8 +191,9 @@ class MonaiLabel:
         folder = self.workspace.own / "uploads"
         if folder.is_dir():
             for old in folder.iterdir():
-                if time.time() - old.stat().st_mtime > SESSION_S:
-                    shutil.rmtree(old, ignore_errors=True)
+                with suppress(FileNotFoundError):  # another viewer has just ended its session
+                    if time.time() - old.stat().st_mtime > SESSION_S:
+                        shutil.rmtree(old, ignore_errors=True)
         token = uuid.uuid4().hex
         (folder / token).mkdir(parents=True)
         with (folder / token / safe_name(name)).open("wb") as target:

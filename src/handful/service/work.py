@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -176,10 +177,11 @@ def _listed(failures: Sequence[Failure]) -> list[dict[str, str]]:
     return [{"case": failure.case, "reason": failure.reason} for failure in failures]
 
 
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_with_service() -> None:
+    """End this process when the service has ended, which holds the other end of the standard input."""
+    with suppress(OSError):
+        while os.read(0, 1):
+            pass
     os._exit(1)
 
 
@@ -188,7 +190,7 @@ def main() -> int:
         raise CancelledError
 
     signal.signal(signal.SIGTERM, cancel)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_service, daemon=True).start()
     cohort, file, backbone, device = sys.argv[1:]
     return Worker(Path(cohort), Path(file), backbone, device).run()
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -246,8 +246,8 @@ class Workspace:
         """The best label map of a case: by hand, accepted, or predicted."""
         if isinstance(case.reference, Path):
             return case.reference
-        accepted = self.accepted / id_of(case)
-        return next(iter(accepted.iterdir()), None) if accepted.is_dir() else self.prediction(case)
+        accepted = (self.accepted / id_of(case)).glob("[!.]*")  # without what is just being written
+        return next(accepted, None) or self.prediction(case)
 
     def read_result(self, case: Case) -> LabelMap | None:
         """The best label map of a case; None without any, or before a label has a name."""
@@ -270,8 +270,12 @@ def _state_of_scan(case: Case) -> _State:
 
 
 def _state_of(files: Iterable[Path]) -> _State:
-    stated = [(file, file.lstat()) for file in files if os.path.lexists(file)]
-    return frozenset((str(file), stat.st_mtime_ns, stat.st_size) for file, stat in stated)
+    found = set()
+    for file in files:
+        with suppress(FileNotFoundError):  # temporary files come and go while somebody finishes a slice
+            stat = file.lstat()
+            found.add((str(file), stat.st_mtime_ns, stat.st_size))
+    return frozenset(found)
 
 
 def id_of(case: Case) -> str:

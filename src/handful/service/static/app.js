@@ -13,6 +13,7 @@ class App {
     this.sort = 'name';
     this.filter = 'all';
     this.chosen = 0;
+    this.known = null; // the job as it was when its state was last announced
     this.label = new Label(this);
     for (const button of document.querySelectorAll('nav button')) {
       button.textContent = t(`view_${button.dataset.view}`);
@@ -75,6 +76,7 @@ class App {
   }
   async begin() {
     await this.refresh();
+    this.known = this.state.job;
     await this.restore();
     this.poll();
   }
@@ -107,12 +109,12 @@ class App {
   });
   async poll() {
     for (;;) {
-      await new Promise((ready) => setTimeout(ready, this.state.job?.state === 'running' ? RUNNING : IDLE));
+      await new Promise((ready) => setTimeout(ready, this.known?.state === 'running' ? RUNNING : IDLE));
       if (document.hidden) continue;
       try {
         const { job } = await get('job'),
-          before = this.state.job;
-        this.state.job = job;
+          before = this.known;
+        this.state.job = this.known = job;
         this.drawJob();
         const changed = Boolean(job) && (before?.state !== job.state || before?.number !== job.number);
         if (changed && job.state !== 'running') say(this.outcome(job), job.state === 'failed');
@@ -127,7 +129,7 @@ class App {
     return job.state === 'failed' ? t('failed', kind, job.error) : t(job.state, kind);
   }
   start = guarded(async (kind, more = {}) => {
-    this.state.job = (await post('job', { kind, ...more })).job;
+    this.state.job = this.known = (await post('job', { kind, ...more })).job;
     this.drawJob();
     this.draw();
   });
@@ -161,7 +163,8 @@ class App {
         'button',
         {
           onclick: guarded(async () => {
-            this.state.job = (await call('job', { method: 'DELETE' }).then((answer) => answer.json())).job;
+            const answer = await call('job', { method: 'DELETE' });
+            this.state.job = this.known = (await answer.json()).job;
             await this.refresh();
           }),
         },
