@@ -68,12 +68,13 @@ def test_the_ignored_value_can_be_stated_apart(tmp_path: Path, put) -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "problem"),
+    ("stated", "problem"),
     [('{"1": "ball", "1": "egg"}', 'the entry "1" is there 2 times'), ('{"1": "\\ud800"}', "surrogates not allowed")],
+    ids=["lost", "half"],
 )
-def test_nothing_in_dataset_json_is_lost_or_half_a_character(tmp_path: Path, put, labels: str, problem: str) -> None:
+def test_nothing_in_dataset_json_is_lost_or_half_a_character(tmp_path: Path, put, stated: str, problem: str) -> None:
     put("images/a.nii.gz", "labels/a.nii.gz")
-    (tmp_path / "dataset.json").write_text(f'{{"labels": {labels}}}')
+    (tmp_path / "dataset.json").write_text(f'{{"labels": {stated}}}')
     with pytest.raises(InputError, match=problem):
         read_cohort(tmp_path)
 
