@@ -141,7 +141,7 @@ PARTS: dict[str, Part] = {
         "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored left_out "
         "--configurations unet:train.iterations=4000,side=128 "
         "self-training:initial=none,side=128,train.iterations=4500",
-        "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored val "
+        "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored val --seeds 0 1 2 "
         "--configurations self-training:initial=none,side=128,train.iterations=10500",
     ),
     "nnunet": study(
