@@ -251,6 +251,12 @@ def test_the_cases_are_listed_while_a_temporary_file_vanishes(
     assert not temporary.exists()
 
 
+def test_a_path_that_cannot_be_looked_up_is_a_file_that_is_not_there(tmp_path: Path):
+    (tmp_path / "file").touch()
+    for path in (tmp_path / ("x" * 300), tmp_path / "file" / "below"):
+        assert workspace._state_of([path]) == frozenset()
+
+
 def test_a_case_in_use_is_refused_to_others_until_it_is_left(client: TestClient, case: str):
     assert client.get(f"/api/cases/{case}").status_code == 200
     other = {"x-annotator": "two"}

@@ -272,7 +272,7 @@ def _state_of_scan(case: Case) -> _State:
 def _state_of(files: Iterable[Path]) -> _State:
     found = set()
     for file in files:
-        with suppress(FileNotFoundError):  # temporary files come and go while somebody finishes a slice
+        with suppress(OSError):  # some are optional, and temporary ones come and go while somebody finishes a slice
             stat = file.lstat()
             found.add((str(file), stat.st_mtime_ns, stat.st_size))
     return frozenset(found)
