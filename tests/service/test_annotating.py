@@ -189,6 +189,39 @@ def test_labels_that_another_program_changed_are_put_aside_and_originals_kept(
     assert file.read_bytes() not in (first, second)
 
 
+class Killed(Exception):
+    """In place of a kill of the process."""
+
+
+@pytest.mark.parametrize("written", range(6))
+def test_a_kill_while_labels_are_written_puts_none_of_them_aside(
+    client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch, written: int
+):
+    bits, _ = mask(tuple(client.get(f"/api/cases/{case}").json()["size"]), slice(0, 3), slice(0, 3))
+    step(client, case, kind="accept", slice=0)
+    step(client, case, kind="paint", slice=1, label=1, mask=bits)
+    whole, left = Path.replace, [written]
+
+    def replace(path: Path, target: Path) -> Path:
+        if "embeddings" not in target.parts:  # those are written ahead of time, by another thread
+            if not left[0]:
+                raise Killed
+            left[0] -= 1
+        return whole(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(Path, "replace", replace)
+        step(client, case, kind="accept", slice=1)
+        pytest.fail("all was written before")
+    for again in clients(cohort):
+        step(again, case, kind="accept", slice=1)
+        step(again, case, kind="accept", slice=2)
+        found = read_cohort(cohort).cases[0].read_reference()
+        assert found is not None
+        assert known_slices(again, case, found.array) == 3
+    assert not (cohort / ".handful" / "service" / "originals").exists()
+
+
 def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client: TestClient, case: str, cohort: Path):
     bits, _ = mask(tuple(client.get(f"/api/cases/{case}").json()["size"]), slice(0, 2), slice(0, 2))
     step(client, case, kind="paint", slice=1, label=1, mask=bits)

@@ -29,7 +29,7 @@ from handful.data.inventory import SIDECAR
 from handful.data.slice_grid import SliceGrid
 from handful.data.volume import IGNORE, LabelMap, Volume
 from handful.errors import InputError
-from handful.jobs.atomic import write_atomically, write_json
+from handful.jobs.atomic import replacing, write_atomically, write_json
 from handful.jobs.digests import digest_of_file
 from handful.jobs.plain_text import counted
 from handful.methods.catalog import online_learner
@@ -305,12 +305,17 @@ class Annotations:
             return
         _list_slices(sidecar, grid.axis, sorted(finished & _listed(sidecar)))
         finished_only = _known_only(session.export(), grid, session.accepted)
-        write_label_map(target, as_in_files(finished_only, opened.case))
+        with replacing(target) as fresh:
+            write_label_map(fresh, as_in_files(finished_only, opened.case))
+            own = [digest_of_file(file) for file in (target, fresh) if file.is_file()]
+            write_atomically(self._written(opened.case), "\n".join(own).encode())
         _list_slices(sidecar, grid.axis, sorted(finished))
-        write_atomically(self._written(opened.case), digest_of_file(target).encode())
 
     def _written(self, case: Case) -> Path:
-        """The file with the SHA-256 of the label map that the service has written for a case."""
+        """The file with the SHA-256 of the label maps that the service has written for a case: the last one or two.
+
+        It names the new one before that is there, so that after a kill it is not taken for one of another program.
+        """
         return self.workspace.session(id_of(case)) / "labels.txt"
 
     def _put_aside(self, case: Case) -> None:
@@ -319,10 +324,10 @@ class Annotations:
         Their lists of labelled slices are copied. What lies in `originals` already is kept.
         """
         note = self._written(case)
-        written = note.read_text("utf-8") if note.is_file() else ""
+        written = note.read_text("utf-8").split() if note.is_file() else []
         own = self.workspace.folder / "labels" / label_map_name(case)
         for file in {case.reference, own}:
-            if not isinstance(file, Path) or not file.is_file() or (digest := digest_of_file(file)) == written:
+            if not isinstance(file, Path) or not file.is_file() or (digest := digest_of_file(file)) in written:
                 continue
             aside = self.workspace.own / "originals" / file.name
             aside.parent.mkdir(exist_ok=True)
