@@ -46,7 +46,7 @@ def loss_of(backbone: Backbone, support: SupportSet) -> KnowSamLoss:
     plan = unet.plan(support, slicer, backbone)
     stacked, pool = StackedSupport.of(support, slicer, SIDE, 1), Pool.of(support, slicer, SIDE)
     networks = SMALL._networks(plan, labels, backbone, with_sam=True)
-    return KnowSamLoss(networks, stacked, pool, labels, unet.views(plan), SMALL.batch, WEIGHTS)
+    return KnowSamLoss(networks, stacked, pool, labels, unet.views(plan, alone=False), SMALL.batch, WEIGHTS)
 
 
 def random_logits(seed: int, classes: int = 4) -> Tensor:

@@ -19,7 +19,7 @@ from handful.methods.unet.choice import chosen_channels, chosen_side, may_mirror
 from handful.methods.unet.method import UNet, UNetSegmenter
 from handful.methods.unet.network import InstanceNorm, NetPlan, PlainNet, standardised
 from handful.methods.unet.simclr import pretrain_encoder
-from handful.methods.unet.training import coarser_target, exits_loss
+from handful.methods.unet.training import Augmentation, Views, coarser_target, exits_loss
 from handful.tuning.loop import TrainConfig
 from phantoms import LABELS, phantom, phantom_case, support_set
 
@@ -96,6 +96,20 @@ def test_unlabelled_parts_of_a_slice_do_not_pull_towards_the_background(sam: Bac
     method = replace(SMALL, train=TrainConfig(iterations=40, learning_rate=5e-3))
     found = method.fit(support, sam).predict(case.read_image()).array
     assert (found > 0).mean() > 0.99  # background was shown nowhere; shown as such, it soon is found in some places
+
+
+@pytest.mark.parametrize("augmentation", ["nnunet", "always"])
+def test_the_black_around_a_moved_slice_is_background_if_the_slice_is_labelled_everywhere(augmentation: Augmentation):
+    classes = torch.zeros(4, 1, 32, 32, dtype=torch.int16)
+    classes[:2, :, 10:20, 10:20] = 1
+    classes[3, :, 0, 0] = -1
+    views = Views(augmentation=augmentation, elastic=0, mirror=False)
+
+    def known(one: Views) -> torch.Tensor:
+        return one.of(torch.full((4, 1, 1, 32, 32), 0.5), classes, 1, torch.Generator().manual_seed(0))[2]
+
+    assert not known(views).flatten(1).all(dim=1).any()
+    assert known(replace(views, black_is_background=True)).flatten(1).all(dim=1).tolist() == [True, True, True, False]
 
 
 def test_stacks_learn_from_a_single_labelled_slice(sam: Backbone):

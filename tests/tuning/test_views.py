@@ -36,6 +36,19 @@ def test_nothing_is_known_outside_of_the_slice():
     assert (moved(slices, grids)[found == UNKNOWN] < 0.2).all()
 
 
+def test_black_around_a_slice_is_background_if_all_of_the_slice_is_labelled():
+    slices, classes = squares(8)
+    classes[1, 0, 60, 60] = UNKNOWN
+    grids = random_grids(8, (64, 64), Moves(shift=0.3), rng())
+    found = moved_classes(classes, grids, black_is_background=True)
+    outside = moved(torch.ones_like(slices), grids) == 0
+    assert outside[[0, 1]].any(dim=(-3, -2, -1)).all()
+    assert (found[1][outside[1]] == UNKNOWN).all()
+    rest = [0, *range(2, 8)]
+    assert (found[rest] != UNKNOWN).all()
+    assert (found[rest][outside[rest]] == 0).all()
+
+
 def test_no_move_is_no_change():
     slices, classes = squares(4)
     grids = random_grids(4, (64, 64), STILL, rng())

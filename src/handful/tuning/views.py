@@ -69,11 +69,19 @@ def moved(slices: Float[Tensor, "n c h w"], grids: Float[Tensor, "n h w 2"]) -> 
     return found
 
 
-def moved_classes(classes: Int[Tensor, "n d h w"], grids: Float[Tensor, "n h w 2"]) -> Int[Tensor, "n d h w"]:
-    """The class of the nearest pixel; UNKNOWN outside of the slice."""
+def moved_classes(
+    classes: Int[Tensor, "n d h w"], grids: Float[Tensor, "n h w 2"], black_is_background: bool = False
+) -> Int[Tensor, "n d h w"]:
+    """The class of the nearest pixel; UNKNOWN outside of the slice.
+
+    With `black_is_background`, it is 0 outside of a slice that is labelled everywhere.
+    """
     shifted = (classes - UNKNOWN).float()
-    found: Tensor = F.grid_sample(shifted, grids, mode="nearest", align_corners=False)
-    return found.to(classes.dtype) + UNKNOWN
+    found = F.grid_sample(shifted, grids, mode="nearest", align_corners=False).to(classes.dtype) + UNKNOWN
+    if not black_is_background:
+        return found
+    whole = (classes != UNKNOWN).all(dim=(-2, -1))
+    return found.masked_fill((found == UNKNOWN) & whole[..., None, None], 0)
 
 
 def relit(

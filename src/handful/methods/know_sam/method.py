@@ -130,7 +130,7 @@ class KnowSam(Method):
             mixing_from=round(self.mixing * config.steps),
             steps=config.steps,
         )
-        views, negatives = with_negatives(unet.views(plan), held, stacked, pool)
+        views, negatives = with_negatives(unet.views(plan, alone=not len(pool)), held, stacked, pool)
         loss = KnowSamLoss(networks, stacked, pool, labels, views, self.batch, weights)
         scratch = run.scratch and run.scratch / name
         train(networks, loss, config, dataclasses.replace(run, scratch=scratch), rates=method._rates(plan, config))

@@ -109,7 +109,7 @@ class SelfTraining(UNet):
             initial = self._initial_labels(held, pool, slicer, backbone, run.part("first labels"))
         net = self.net(plan, len(support.labels)).to(backbone.device)
         config, teacher = self.training(plan), copy.deepcopy(net).requires_grad_(False)
-        views, negatives = with_negatives(self.views(plan), held, stacked, pool)
+        views, negatives = with_negatives(self.views(plan, alone=not len(pool)), held, stacked, pool)
         supervised = self.loss(net, stacked, len(support.labels), views, config.steps, masks)
         gate = self._gate(pool, initial, config.steps, run)
         one_piece = labels_in_one_piece(stacked, len(support.labels))

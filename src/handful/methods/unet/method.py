@@ -158,7 +158,7 @@ class UNet(Method):
         )
         if isinstance(net, PlainNet) and simclr:
             pretrain_encoder(net, slices, self.contrast_batch, self.contrast, first)
-        loss = self.loss(net, stacked, len(support.labels), self.views(net.plan), config.steps, masks)
+        loss = self.loss(net, stacked, len(support.labels), self.views(net.plan, alone=True), config.steps, masks)
         train(net, loss, config, then, rates={"encoder.": self.encoder_rate})
         net.drop_training_state()
         decisions = (self.described(plan, config), *((masks.described(backbone),) if masks else ()))
@@ -225,10 +225,14 @@ class UNet(Method):
         mirrored = ", left and right mirrored" if plan.mirror else ""
         return f"U-Net with {encoder} on {plan.side} × {plan.side} pixels, {config.steps} steps{mirrored}"
 
-    def views(self, plan: NetPlan) -> Views:
-        """How training slices are changed."""
+    def views(self, plan: NetPlan, alone: bool) -> Views:
+        """How training slices are changed.
+
+        `alone`: there are no unlabelled scans to show what lies around the labelled slices. The black around a moved
+        slice is background then, as in nnU-Net. Otherwise the net may invent labels in air that a crop never showed.
+        """
         bending = (ELASTIC if self.augmentation == "nnunet" else 0.0) if self.elastic is None else self.elastic
-        return Views(augmentation=self.augmentation, elastic=bending, mirror=plan.mirror)
+        return Views(augmentation=self.augmentation, elastic=bending, mirror=plan.mirror, black_is_background=alone)
 
     def loss(
         self, net: Net, stacked: StackedSupport, labels: int, views: Views, steps: int, masks: AcceptedMasks | None

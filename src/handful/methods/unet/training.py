@@ -33,6 +33,8 @@ class Views:
     mirror: bool
     inverted: float = 0.0
     """Share of the slices that become negatives."""
+    black_is_background: bool = False
+    """Whether the black around a moved slice is learned as background, if the slice is labelled everywhere."""
 
     def of(
         self, stacks: Float[Tensor, "b c d s s"], classes: Int[Tensor, "b m s s"], labels: int, generator: Generator
@@ -46,7 +48,7 @@ class Views:
         size, depth = (stacks.shape[-2], stacks.shape[-1]), stacks.shape[2]
         grids = random_grids(len(stacks), size, Moves(elastic=self.elastic, mirror=self.mirror), generator)
         shown = relit(moved(stacks.flatten(1, 2), grids), generator, inverted=self.inverted)
-        classes = moved_classes(classes, grids)
+        classes = moved_classes(classes, grids, self.black_is_background)
         return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), masks_of(classes, labels), classes != UNKNOWN
 
     def _fully_augmented(
@@ -60,7 +62,10 @@ class Views:
             shown, maps = _deformed(shown, maps, self.elastic, generator)
         maps = rearrange(maps, "b (m d) h w -> b m d h w", d=classes.shape[1])
         # a pixel is known where nothing unknown was mixed into it; outside of the slice all is unknown
-        return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), maps[:, :-1], maps[:, -1] >= 0.999
+        known = maps[:, -1] >= 0.999
+        if self.black_is_background:
+            known |= (classes != UNKNOWN).all(dim=(-2, -1))[..., None, None]
+        return rearrange(shown, "b (c d) h w -> b c d h w", d=depth), maps[:, :-1], known
 
 
 class LabelledViews:
@@ -80,7 +85,7 @@ class LabelledViews:
         stacks, classes = self.stacked.around(rows, 1)
         grids = self.grids(len(stacks), stacks.shape[-1], generator)
         shown = self.relit(moved(stacks[:, :, 0], grids), generator)
-        found = moved_classes(classes, grids)[:, 0].long().to(self.device)
+        found = moved_classes(classes, grids, self.views.black_is_background)[:, 0].long().to(self.device)
         return shown.to(self.device), found, self.stacked.scribbled[rows].to(self.device)
 
     def relit(
