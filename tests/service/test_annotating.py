@@ -193,6 +193,10 @@ class Killed(Exception):
     """In place of a kill of the process."""
 
 
+def killed(*_: object) -> None:
+    raise Killed
+
+
 @pytest.mark.parametrize("written", range(6))
 def test_a_kill_while_labels_are_written_puts_none_of_them_aside(
     client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch, written: int
@@ -209,10 +213,10 @@ def test_a_kill_while_labels_are_written_puts_none_of_them_aside(
             left[0] -= 1
         return whole(path, target)
 
-    with monkeypatch.context() as patched, pytest.raises(Killed):
+    with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", replace)
-        step(client, case, kind="accept", slice=1)
-        pytest.fail("all was written before")
+        with pytest.raises(Killed):
+            step(client, case, kind="accept", slice=1)
     for again in clients(cohort):
         step(again, case, kind="accept", slice=1)
         step(again, case, kind="accept", slice=2)
@@ -220,6 +224,24 @@ def test_a_kill_while_labels_are_written_puts_none_of_them_aside(
         assert found is not None
         assert known_slices(again, case, found.array) == 3
     assert not (cohort / ".handful" / "service" / "originals").exists()
+
+
+def test_a_kill_while_labels_are_taken_over_leaves_no_part_of_them(
+    client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (cohort / "labels").mkdir()
+    shown = phantom(1)[0].geometry
+    truth = LabelMap(np.ones(shown.shape, np.int16), shown, Labels.of({1: "ball", 2: "box"}))
+    write_label_map(cohort / "labels" / "scan_1.nii.gz", truth)
+    other = id_of(client, "scan_1")
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "accept_all", killed)
+        with pytest.raises(Killed):
+            client.get(f"/api/cases/{other}")
+    details = client.get(f"/api/cases/{other}").json()
+    assert details["accepted"] == list(range(details["slices"]))
+    for again in clients(cohort):
+        assert again.get(f"/api/cases/{other}").json()["accepted"] == details["accepted"]
 
 
 def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client: TestClient, case: str, cohort: Path):

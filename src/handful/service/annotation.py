@@ -279,11 +279,10 @@ class Annotations:
             )
         session = Session(self.workspace.read_image(case), self.backbone, labels, learner=self._learner)
         folder = self.workspace.session(case_id)
-        fresh = not any(folder.glob("step-*.npz"))
+        if case.reference is not None and not any(folder.glob("step-*.npz")):
+            _take_over(session, case)  # both of its steps are in one file, so a kill leaves no half of it
         session.keep_in(folder)
         session.learner = self._learner  # not what was learned when this case was open before
-        if fresh and case.reference is not None:
-            _take_over(session, case)
         return OpenCase(case, session, annotator, 0.0)
 
     def _write_labels(self, opened: OpenCase) -> None:
