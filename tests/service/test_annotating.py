@@ -530,4 +530,9 @@ def test_with_learning_a_finished_slice_teaches_all_cases_also_after_a_restart(c
     first.close()
     again = annotation.Annotations(workspace.Workspace(cohort), "handful-tiny", "cpu", learning=True)
     assert learned(again, 1) == last
+    again.act(opened(again, 0), lambda session: [session.click(1, "ball", (9, 9)).number])
+    again.act(opened(again, 0), lambda session: session.accept(1) or [1])
+    newest = learned(again, 0)
+    again.act(opened(again, 1), lambda session: session.undo())  # takes back the steps before the restart
+    assert learned(again, 2) == newest != last
     again.close()

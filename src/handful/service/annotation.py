@@ -277,12 +277,12 @@ class Annotations:
             raise InputError(
                 f"{len(labels)} labels, and the page shows at most {MOST_LABELS}; leave some out of dataset.json"
             )
-        session = Session(self.workspace.read_image(case), self.backbone, labels, learner=self._learner)
+        session = Session(self.workspace.read_image(case), self.backbone, labels)
         folder = self.workspace.session(case_id)
         if case.reference is not None and not any(folder.glob("step-*.npz")):
             _take_over(session, case)  # both of its steps are in one file, so a kill leaves no half of it
         session.keep_in(folder)
-        session.learner = self._learner  # not what was learned when this case was open before
+        session.learner = self._learner  # only now, as no undo takes back what was learned before the case was opened
         return OpenCase(case, session, annotator, 0.0)
 
     def _write_labels(self, opened: OpenCase) -> None:
