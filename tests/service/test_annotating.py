@@ -47,6 +47,15 @@ def known_slices(client: TestClient, case: str, array: np.ndarray) -> int:
     return int((np.moveaxis(array, details["axis"], 0) != IGNORE).reshape(details["slices"], -1).any(axis=1).sum())
 
 
+def listed_slices(cohort: Path, client: TestClient, case: str) -> list[int]:
+    """The slices of scan_0 that are labelled in the files, by their number on the page."""
+    details, reference = client.get(f"/api/cases/{case}").json(), read_cohort(cohort).cases[0].read_reference()
+    if reference is None:
+        return []
+    known = np.moveaxis(reference.array != IGNORE, details["axis"], 0).reshape(details["slices"], -1).any(axis=1)
+    return [int(number) for number in np.flatnonzero(known[::-1] if details["flipped"] else known)]
+
+
 @pytest.fixture
 def case(client: TestClient) -> str:
     assert client.put("/api/labels", json={"names": ["ball", "box"]}).status_code == 200
@@ -242,6 +251,30 @@ def test_a_kill_while_labels_are_taken_over_leaves_no_part_of_them(
     assert details["accepted"] == list(range(details["slices"]))
     for again in clients(cohort):
         assert again.get(f"/api/cases/{other}").json()["accepted"] == details["accepted"]
+
+
+def test_where_labels_from_a_viewer_cannot_be_written_no_other_slice_counts_as_labelled(
+    client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    step(client, case, kind="accept", slice=0)
+    found = read_cohort(cohort)
+    reference = found.cases[0].read_reference()
+    assert reference is not None
+    full = LabelMap(np.ones_like(reference.array), reference.geometry, reference.labels)
+    annotations = annotation.Annotations(workspace.Workspace(cohort), "handful-tiny", "cpu")
+
+    def without_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(annotation, "write_label_map", without_room)
+        with pytest.raises(OSError, match="No space"):
+            annotations.replace_labels(found.cases[0], full)
+    assert listed_slices(cohort, client, case) == [0]
+    annotations.replace_labels(found.cases[0], full)
+    now = read_cohort(cohort).cases[0].read_reference()
+    assert now is not None
+    assert (now.array == 1).all()
 
 
 def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client: TestClient, case: str, cohort: Path):

@@ -259,8 +259,9 @@ class Annotations:
             self._put_aside(case)
             if self.workspace.session(case_id).is_dir():
                 shutil.rmtree(self.workspace.session(case_id))  # its steps are of other labels
-            (folder / f"{case.name}.slices.json").unlink(missing_ok=True)
             write_label_map(folder / label_map_name(case), as_in_files(label_map, case))
+            # last, since without the list all slices of an earlier label map would count as labelled
+            (folder / f"{case.name}{SIDECAR}").unlink(missing_ok=True)
         finally:
             self._free(case_id)
 
