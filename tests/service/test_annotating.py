@@ -277,6 +277,13 @@ def test_where_labels_from_a_viewer_cannot_be_written_no_other_slice_counts_as_l
     assert (now.array == 1).all()
 
 
+def test_a_damaged_list_of_slices_is_written_again(client: TestClient, case: str, cohort: Path):
+    step(client, case, kind="accept", slice=0)
+    (cohort / "labels" / "scan_0.slices.json").write_text("{}")
+    step(client, case, kind="accept", slice=1)
+    assert listed_slices(cohort, client, case) == [0, 1]
+
+
 def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client: TestClient, case: str, cohort: Path):
     bits, _ = mask(tuple(client.get(f"/api/cases/{case}").json()["size"]), slice(0, 2), slice(0, 2))
     step(client, case, kind="paint", slice=1, label=1, mask=bits)

@@ -372,7 +372,11 @@ def _list_slices(sidecar: Path, axis: int, labelled: list[int]) -> None:
 
 
 def _listed(sidecar: Path) -> set[int]:
-    return set(json.loads(sidecar.read_text("utf-8"))["labelled"]) if sidecar.is_file() else set()
+    """The slices in a list; none if it is missing or damaged."""
+    try:
+        return set(json.loads(sidecar.read_text("utf-8"))["labelled"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def unpacked(bits: bytes, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:
