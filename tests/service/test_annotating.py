@@ -227,12 +227,50 @@ def test_a_kill_while_labels_are_written_puts_none_of_them_aside(
         with pytest.raises(Killed):
             step(client, case, kind="accept", slice=1)
     for again in clients(cohort):
+        assert listed_slices(cohort, again, case) == again.get(f"/api/cases/{case}").json()["accepted"]
         step(again, case, kind="accept", slice=1)
         step(again, case, kind="accept", slice=2)
-        found = read_cohort(cohort).cases[0].read_reference()
-        assert found is not None
-        assert known_slices(again, case, found.array) == 3
+        assert listed_slices(cohort, again, case) == [0, 1, 2]
     assert not (cohort / ".handful" / "service" / "originals").exists()
+
+
+@pytest.mark.parametrize(("finished", "kind"), [([], "accept"), ([1], "reopen"), ([1, 2], "reopen")])
+def test_labels_that_could_not_be_written_are_written_when_the_case_is_opened_again(
+    client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch, finished: list[int], kind: str
+):
+    for number in finished:
+        step(client, case, kind="accept", slice=number)
+    with monkeypatch.context() as patched:
+        patched.setattr(annotation.Annotations, "_write_labels", killed)
+        with pytest.raises(Killed):
+            step(client, case, kind=kind, slice=1)
+    for again in clients(cohort):
+        assert listed_slices(cohort, again, case) == again.get(f"/api/cases/{case}").json()["accepted"]
+        times = [file.stat().st_mtime_ns for file in (cohort / "labels").iterdir()]
+        client.post(f"/api/cases/{case}/leave")
+    for again in clients(cohort):
+        again.get(f"/api/cases/{case}")
+        assert times == [file.stat().st_mtime_ns for file in (cohort / "labels").iterdir()], "written for nothing"
+
+
+def test_labels_of_another_program_are_not_replaced_when_the_case_is_opened_again(
+    client: TestClient, case: str, cohort: Path
+):
+    step(client, case, kind="accept", slice=0)
+    file, shown = cohort / "labels" / "scan_0.nii.gz", phantom(0)[0].geometry
+    write_label_map(file, LabelMap(np.ones(shown.shape, np.int16), shown, Labels.of({1: "ball", 2: "box"})))
+    file.with_name("scan_0.slices.json").unlink()
+    before = file.read_bytes()
+    for again in clients(cohort):
+        assert again.get(f"/api/cases/{case}").json()["accepted"] == [0]
+        assert (file.read_bytes(), list(file.parent.iterdir())) == (before, [file])
+
+
+def test_a_damaged_list_of_slices_is_written_again(client: TestClient, case: str, cohort: Path):
+    step(client, case, kind="accept", slice=0)
+    (cohort / "labels" / "scan_0.slices.json").write_text("{}")
+    step(client, case, kind="accept", slice=1)
+    assert listed_slices(cohort, client, case) == [0, 1]
 
 
 def test_a_kill_while_labels_are_taken_over_leaves_no_part_of_them(
@@ -275,13 +313,6 @@ def test_where_labels_from_a_viewer_cannot_be_written_no_other_slice_counts_as_l
     now = read_cohort(cohort).cases[0].read_reference()
     assert now is not None
     assert (now.array == 1).all()
-
-
-def test_a_damaged_list_of_slices_is_written_again(client: TestClient, case: str, cohort: Path):
-    step(client, case, kind="accept", slice=0)
-    (cohort / "labels" / "scan_0.slices.json").write_text("{}")
-    step(client, case, kind="accept", slice=1)
-    assert listed_slices(cohort, client, case) == [0, 1]
 
 
 def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client: TestClient, case: str, cohort: Path):
