@@ -13,6 +13,7 @@ import typer
 from handful.cli import options
 from handful.cli.terminal import print_lines, print_note
 from handful.errors import SettingsError
+from handful.jobs.lock import locked
 
 if TYPE_CHECKING:
     import uvicorn
@@ -55,13 +56,16 @@ def serve(
 
         from handful.service.app import ServiceConfig, create_app
         from handful.service.security import LOOPBACK, Access
+        from handful.service.workspace import SERVICE
     except ModuleNotFoundError as error:
         raise SettingsError(f"the page needs {error.name}; install it by: pip install 'handful[serve]'") from error
     secret = token or (None if host in LOOPBACK else secrets.token_urlsafe(24))
     access = Access(host=host, token=secret, origins=tuple(allow_origin))
-    app = create_app(ServiceConfig(cohort=cohort, backbone=backbone, device=device, access=access, learning=learn))
-    settings = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
-    _Server(settings, secret, open_page).run()
+    config = ServiceConfig(cohort=cohort, backbone=backbone, device=device, access=access, learning=learn)
+    with locked(cohort / SERVICE):  # two services would write over each other's steps
+        app = create_app(config)
+        settings = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+        _Server(settings, secret, open_page).run()
 
 
 class _Server:
