@@ -266,6 +266,14 @@ def test_labels_of_another_program_are_not_replaced_when_the_case_is_opened_agai
         assert (file.read_bytes(), list(file.parent.iterdir())) == (before, [file])
 
 
+def test_a_list_of_slices_without_its_label_map_stays(client: TestClient, case: str, cohort: Path):
+    (cohort / "labels").mkdir()
+    file = cohort / "labels" / "scan_0.slices.json"
+    file.write_text('{"axis": 2, "labelled": [1]}')
+    assert client.get(f"/api/cases/{case}").status_code == 200
+    assert file.is_file()
+
+
 def test_a_damaged_list_of_slices_is_written_again(client: TestClient, case: str, cohort: Path):
     step(client, case, kind="accept", slice=0)
     (cohort / "labels" / "scan_0.slices.json").write_text("{}")

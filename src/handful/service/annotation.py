@@ -300,9 +300,10 @@ class Annotations:
         """
         target, sidecar = self._label_files(opened.case)
         finished = opened.finished
-        if target.is_file() == bool(finished) and _listed(sidecar) == finished:
+        if not finished and not self._written(opened.case).is_file():  # no labels of the service
             return
-        if not self._by_others(opened.case):
+        is_complete = target.is_file() == bool(finished) and _listed(sidecar) == finished
+        if not is_complete and not self._by_others(opened.case):
             with suppress(HandfulError, OSError):  # the case can be opened all the same
                 self._write_labels(opened)
 
