@@ -452,7 +452,8 @@ class Session:
         steps = StepFolder(Path(folder), self._identity, len(self))
         with self._lock:
             saved = steps.read()
-            if not saved.states and not all(state.is_empty for state in self._states):
+            nothing = SliceState.empty(self.size).below
+            if not saved.states and any(one.below != nothing or one.prompted or one.accepted for one in self._states):
                 steps.write(self._saved)
             self._commit(saved.states, self._restored(saved))
             self._steps = steps

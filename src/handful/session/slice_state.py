@@ -74,11 +74,6 @@ class SliceState:
         nothing = compressed_classes(np.zeros(size, np.uint16))
         return cls(size, nothing, nothing)
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was done on the slice."""
-        return self.below == SliceState.empty(self.size).below and not self.prompted and not self.accepted
-
     def classes(self) -> Classes:
         """The segmentation."""
         return _decompressed_classes(self.top, self.size)
