@@ -13,7 +13,6 @@ import typer
 from handful.cli import options
 from handful.cli.terminal import print_lines, print_note
 from handful.errors import SettingsError
-from handful.jobs.lock import locked
 
 if TYPE_CHECKING:
     import uvicorn
@@ -48,6 +47,7 @@ def serve(
     Everything is kept in the cohort folder: finished slices as label maps in `labels/`, all else in `.handful/service`.
     It is on disk before a click is answered, so that nothing is lost if the service is stopped, by Ctrl-C or worse.
     """
+    from handful.jobs.lock import locked
     from handful.service.folder import require_cohort_folder
 
     require_cohort_folder(cohort)
