@@ -385,6 +385,23 @@ def test_the_cases_are_listed_while_a_temporary_file_vanishes(
     assert not temporary.exists()
 
 
+def test_the_cases_are_listed_while_a_folder_vanishes(
+    client: TestClient, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    series, scandir = cohort / "images" / "series", os.scandir
+    series.mkdir()
+
+    def late(path: Any = ".") -> Any:
+        if str(path) == str(series) and series.is_dir():  # it is gone between the listing of its folder and its own
+            series.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    answer = client.get("/api/state")
+    assert (answer.status_code, len(answer.json()["cases"])) == (200, 3)
+    assert not series.exists()
+
+
 def test_a_path_that_cannot_be_looked_up_is_a_file_that_is_not_there(tmp_path: Path):
     (tmp_path / "file").touch()
     for path in (tmp_path / ("x" * 300), tmp_path / "file" / "below"):
