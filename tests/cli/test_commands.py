@@ -2,12 +2,15 @@
 
 import csv
 import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
 import small_cohort
 from handful.cli.terminal import command_line
+from handful.jobs.lock import locked
 from handful.methods.catalog import METHODS
 from small_cohort import Handful
 
@@ -276,6 +279,14 @@ def test_two_reports_in_one_file_are_a_mistake(cohort: Path, tmp_path: Path, han
     assert result.exit_code == 2
     assert "name the same file" in " ".join(result.output.replace("│", " ").split())
     assert not (tmp_path / "r.json").exists()
+
+
+def test_a_second_service_on_a_cohort_is_refused(tmp_path: Path, handful: Handful):
+    (tmp_path / "images").mkdir()
+    with locked(tmp_path / ".handful" / "service"), socket.create_server(("127.0.0.1", 0)) as taken:
+        result = handful("serve", tmp_path, "--port", str(taken.getsockname()[1]))  # where it could not start anyway
+    assert result.exit_code == 1
+    assert f"process {os.getpid()} on" in " ".join(result.stderr.split())
 
 
 def test_embed_fills_the_cache_that_fit_uses(own: Path, backbone: Path, tmp_path: Path, handful: Handful):

@@ -308,6 +308,7 @@ def test_a_search_that_fails_or_finds_nothing_ends_the_run(model: Path, server: 
         ("dicomweb:https://user:pass@host/dicom-web?Modality=CT", "a password in the address"),
         ("dicomweb:https://host/dicom-web", "names no series"),
         ("dicomweb:https://host/dicom-web?PatientID=A#1", "write %23 for a #"),
+        ("dicomweb:https://host/dicom-web?PatientID=A#", "write %23 for a #"),
         ("dicomweb:https://host/dicom-web?Modalty=CT", "did you mean 'Modality'"),
         ("dicomweb:https://host/dicom-web?Modality=", "Modality in the query needs one value"),
     ],

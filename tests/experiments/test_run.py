@@ -422,11 +422,11 @@ def test_a_stopped_run_goes_on_and_ends_with_the_table_of_an_undisturbed_one(
 @pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_a_fit_whose_process_is_killed_is_done_again(make_plan: Callable[..., Plan], tmp_path: Path):
-    plan = make_plan(configurations={"slow": SLOW}, splits=(0, 1))
+    plan, before = make_plan(configurations={"slow": SLOW}, splits=(0, 1)), multiprocessing.active_children()
 
     def kill_one(step: int, total: int, note: str) -> None:
         if step == 1:
-            (origin,) = multiprocessing.active_children()
+            (origin,) = {*multiprocessing.active_children()} - {*before}
             workers = Path(f"/proc/{origin.pid}/task/{origin.pid}/children").read_text().split()
             os.kill(int(workers[0]), signal.SIGKILL)
 

@@ -386,8 +386,8 @@ def _require_known(served: Served, done: int) -> None:
 
 
 def _kept(place: Place) -> dict[str, str]:
-    """All files but steps of sessions, of which one may be repeated, and embeddings, which are made ahead of time."""
-    parts = ("/sessions/", "/embeddings/")
+    """All files but steps of sessions, of which one may be repeated, embeddings made ahead of time, and the lock."""
+    parts = ("/sessions/", "/embeddings/", "/service/lock")
     return {name: digest for name, digest in place.files().items() if not any(part in name for part in parts)}
 
 

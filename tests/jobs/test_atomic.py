@@ -62,6 +62,15 @@ def test_a_file_is_never_written_under_its_own_name(tmp_path: Path):
     assert files_below(tmp_path) == ["record.json", "scores.csv"]
 
 
+def test_a_long_name_has_room_for_one_temporary_name_also_where_two_functions_write_it(tmp_path: Path):
+    path = tmp_path / f"{'a' * 220}.json"
+    with replacing(path) as outer, replacing(outer) as inner:
+        inner.write_bytes(b"whole")
+        assert inner != outer
+    assert path.read_bytes() == b"whole"
+    assert files_below(tmp_path) == [path.name]
+
+
 def killed(work: str, path: Path) -> None:
     """Does the work in a process of its own, which kills itself in it."""
     begin = """

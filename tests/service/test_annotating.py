@@ -47,6 +47,15 @@ def known_slices(client: TestClient, case: str, array: np.ndarray) -> int:
     return int((np.moveaxis(array, details["axis"], 0) != IGNORE).reshape(details["slices"], -1).any(axis=1).sum())
 
 
+def listed_slices(cohort: Path, client: TestClient, case: str) -> list[int]:
+    """The slices of scan_0 that are labelled in the files, by their number on the page."""
+    details, reference = client.get(f"/api/cases/{case}").json(), read_cohort(cohort).cases[0].read_reference()
+    if reference is None:
+        return []
+    known = np.moveaxis(reference.array != IGNORE, details["axis"], 0).reshape(details["slices"], -1).any(axis=1)
+    return [int(number) for number in np.flatnonzero(known[::-1] if details["flipped"] else known)]
+
+
 @pytest.fixture
 def case(client: TestClient) -> str:
     assert client.put("/api/labels", json={"names": ["ball", "box"]}).status_code == 200
@@ -193,6 +202,10 @@ class Killed(Exception):
     """In place of a kill of the process."""
 
 
+def killed(*_: object) -> None:
+    raise Killed
+
+
 @pytest.mark.parametrize("written", range(6))
 def test_a_kill_while_labels_are_written_puts_none_of_them_aside(
     client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch, written: int
@@ -214,12 +227,100 @@ def test_a_kill_while_labels_are_written_puts_none_of_them_aside(
         with pytest.raises(Killed):
             step(client, case, kind="accept", slice=1)
     for again in clients(cohort):
+        assert listed_slices(cohort, again, case) == again.get(f"/api/cases/{case}").json()["accepted"]
         step(again, case, kind="accept", slice=1)
         step(again, case, kind="accept", slice=2)
-        found = read_cohort(cohort).cases[0].read_reference()
-        assert found is not None
-        assert known_slices(again, case, found.array) == 3
+        assert listed_slices(cohort, again, case) == [0, 1, 2]
     assert not (cohort / ".handful" / "service" / "originals").exists()
+
+
+@pytest.mark.parametrize(("finished", "kind"), [([], "accept"), ([1], "reopen"), ([1, 2], "reopen")])
+def test_labels_that_could_not_be_written_are_written_when_the_case_is_opened_again(
+    client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch, finished: list[int], kind: str
+):
+    for number in finished:
+        step(client, case, kind="accept", slice=number)
+    with monkeypatch.context() as patched:
+        patched.setattr(annotation.Annotations, "_write_labels", killed)
+        with pytest.raises(Killed):
+            step(client, case, kind=kind, slice=1)
+    for again in clients(cohort):
+        assert listed_slices(cohort, again, case) == again.get(f"/api/cases/{case}").json()["accepted"]
+        times = [file.stat().st_mtime_ns for file in (cohort / "labels").iterdir()]
+        client.post(f"/api/cases/{case}/leave")
+    for again in clients(cohort):
+        again.get(f"/api/cases/{case}")
+        assert times == [file.stat().st_mtime_ns for file in (cohort / "labels").iterdir()], "written for nothing"
+
+
+def test_labels_of_another_program_are_not_replaced_when_the_case_is_opened_again(
+    client: TestClient, case: str, cohort: Path
+):
+    step(client, case, kind="accept", slice=0)
+    file, shown = cohort / "labels" / "scan_0.nii.gz", phantom(0)[0].geometry
+    write_label_map(file, LabelMap(np.ones(shown.shape, np.int16), shown, Labels.of({1: "ball", 2: "box"})))
+    file.with_name("scan_0.slices.json").unlink()
+    before = file.read_bytes()
+    for again in clients(cohort):
+        assert again.get(f"/api/cases/{case}").json()["accepted"] == [0]
+        assert (file.read_bytes(), list(file.parent.iterdir())) == (before, [file])
+
+
+def test_a_list_of_slices_without_its_label_map_stays(client: TestClient, case: str, cohort: Path):
+    (cohort / "labels").mkdir()
+    file = cohort / "labels" / "scan_0.slices.json"
+    file.write_text('{"axis": 2, "labelled": [1]}')
+    assert client.get(f"/api/cases/{case}").status_code == 200
+    assert file.is_file()
+
+
+def test_a_damaged_list_of_slices_is_written_again(client: TestClient, case: str, cohort: Path):
+    step(client, case, kind="accept", slice=0)
+    (cohort / "labels" / "scan_0.slices.json").write_text("{}")
+    step(client, case, kind="accept", slice=1)
+    assert listed_slices(cohort, client, case) == [0, 1]
+
+
+def test_a_kill_while_labels_are_taken_over_leaves_no_part_of_them(
+    client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (cohort / "labels").mkdir()
+    shown = phantom(1)[0].geometry
+    truth = LabelMap(np.ones(shown.shape, np.int16), shown, Labels.of({1: "ball", 2: "box"}))
+    write_label_map(cohort / "labels" / "scan_1.nii.gz", truth)
+    other = id_of(client, "scan_1")
+    with monkeypatch.context() as patched:
+        patched.setattr(Session, "accept_all", killed)
+        with pytest.raises(Killed):
+            client.get(f"/api/cases/{other}")
+    details = client.get(f"/api/cases/{other}").json()
+    assert details["accepted"] == list(range(details["slices"]))
+    for again in clients(cohort):
+        assert again.get(f"/api/cases/{other}").json()["accepted"] == details["accepted"]
+
+
+def test_where_labels_from_a_viewer_cannot_be_written_no_other_slice_counts_as_labelled(
+    client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    step(client, case, kind="accept", slice=0)
+    found = read_cohort(cohort)
+    reference = found.cases[0].read_reference()
+    assert reference is not None
+    full = LabelMap(np.ones_like(reference.array), reference.geometry, reference.labels)
+    annotations = annotation.Annotations(workspace.Workspace(cohort), "handful-tiny", "cpu")
+
+    def without_room(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(annotation, "write_label_map", without_room)
+        with pytest.raises(OSError, match="No space"):
+            annotations.replace_labels(found.cases[0], full)
+    assert listed_slices(cohort, client, case) == [0]
+    annotations.replace_labels(found.cases[0], full)
+    now = read_cohort(cohort).cases[0].read_reference()
+    assert now is not None
+    assert (now.array == 1).all()
 
 
 def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client: TestClient, case: str, cohort: Path):
@@ -282,6 +383,23 @@ def test_the_cases_are_listed_while_a_temporary_file_vanishes(
     answer = client.get("/api/state")
     assert (answer.status_code, len(answer.json()["cases"])) == (200, 3)
     assert not temporary.exists()
+
+
+def test_the_cases_are_listed_while_a_folder_vanishes(
+    client: TestClient, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    series, scandir = cohort / "images" / "series", os.scandir
+    series.mkdir()
+
+    def late(path: Any = ".") -> Any:
+        if str(path) == str(series) and series.is_dir():  # it is gone between the listing of its folder and its own
+            series.rmdir()
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", late)
+    answer = client.get("/api/state")
+    assert (answer.status_code, len(answer.json()["cases"])) == (200, 3)
+    assert not series.exists()
 
 
 def test_a_path_that_cannot_be_looked_up_is_a_file_that_is_not_there(tmp_path: Path):
@@ -508,4 +626,9 @@ def test_with_learning_a_finished_slice_teaches_all_cases_also_after_a_restart(c
     first.close()
     again = annotation.Annotations(workspace.Workspace(cohort), "handful-tiny", "cpu", learning=True)
     assert learned(again, 1) == last
+    again.act(opened(again, 0), lambda session: [session.click(1, "ball", (9, 9)).number])
+    again.act(opened(again, 0), lambda session: session.accept(1) or [1])
+    newest = learned(again, 0)
+    again.act(opened(again, 1), lambda session: session.undo())  # takes back the steps before the restart
+    assert learned(again, 2) == newest != last
     again.close()

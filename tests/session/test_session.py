@@ -577,6 +577,19 @@ def test_every_step_is_on_disk_when_its_call_returns(
         kept(session, scan, handful_tiny, tmp_path)
 
 
+def test_what_was_done_before_there_was_a_folder_is_on_disk_too(
+    session: Session, scan: Scan, truth: np.ndarray, handful_tiny: Backbone, tmp_path: Path
+):
+    kept(session, scan, handful_tiny, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    session.paint(1, BALL, truth[1] == BALL)
+    session.accept_all([1, 3])
+    session.keep_in(tmp_path)
+    kept(session, scan, handful_tiny, tmp_path)
+    session.undo()
+    kept(session, scan, handful_tiny, tmp_path)
+
+
 def test_a_step_that_cannot_be_written_is_not_taken(session: Session, tmp_path: Path):
     session.keep_in(tmp_path / "steps")
     session.accept(0)

@@ -47,6 +47,7 @@ def serve(
     Everything is kept in the cohort folder: finished slices as label maps in `labels/`, all else in `.handful/service`.
     It is on disk before a click is answered, so that nothing is lost if the service is stopped, by Ctrl-C or worse.
     """
+    from handful.jobs.lock import locked
     from handful.service.folder import require_cohort_folder
 
     require_cohort_folder(cohort)
@@ -55,13 +56,16 @@ def serve(
 
         from handful.service.app import ServiceConfig, create_app
         from handful.service.security import LOOPBACK, Access
+        from handful.service.workspace import SERVICE
     except ModuleNotFoundError as error:
         raise SettingsError(f"the page needs {error.name}; install it by: pip install 'handful[serve]'") from error
     secret = token or (None if host in LOOPBACK else secrets.token_urlsafe(24))
     access = Access(host=host, token=secret, origins=tuple(allow_origin))
-    app = create_app(ServiceConfig(cohort=cohort, backbone=backbone, device=device, access=access, learning=learn))
-    settings = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
-    _Server(settings, secret, open_page).run()
+    config = ServiceConfig(cohort=cohort, backbone=backbone, device=device, access=access, learning=learn)
+    with locked(cohort / SERVICE):  # two services would write over each other's steps
+        app = create_app(config)
+        settings = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+        _Server(settings, secret, open_page).run()
 
 
 class _Server:

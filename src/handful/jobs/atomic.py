@@ -91,10 +91,12 @@ def remove_leftovers_of(*targets: Path) -> None:
 
 def _hidden(target: Path, kind: str) -> Path:
     lead = f".{uuid.uuid4().hex[:12]}.{kind}."
-    checked_path(target, room=len(lead))
+    hidden = _HIDDEN.fullmatch(target.name)  # a hidden path for a hidden one is no longer than that
+    name = hidden["target"] if hidden else target.name
+    checked_path(target.with_name(name), room=len(lead))
     if target.exists() and not (target.is_file() or target.is_dir()):
         raise InputError(f"{target}: a pipe or a device, which is never replaced; name a file")
-    return target.with_name(f"{lead}{target.name}")
+    return target.with_name(f"{lead}{name}")
 
 
 def _remove(leftover: Path, target: Path, kind: str) -> None:

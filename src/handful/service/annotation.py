@@ -10,7 +10,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ from handful.data.files import read_label_map, stem, write_label_map
 from handful.data.inventory import SIDECAR
 from handful.data.slice_grid import SliceGrid
 from handful.data.volume import IGNORE, LabelMap, Volume
-from handful.errors import InputError
+from handful.errors import HandfulError, InputError
 from handful.jobs.atomic import replacing, write_atomically, write_json
 from handful.jobs.digests import digest_of_file
 from handful.jobs.plain_text import counted
@@ -69,6 +69,11 @@ class OpenCase:
     @property
     def volume(self) -> Volume:
         return self.session.volume
+
+    @property
+    def finished(self) -> set[int]:
+        """The finished slices, by their index in the array of the scan."""
+        return {self.grid.index_in_array(number) for number in self.session.accepted}
 
     @cached_property
     def grid(self) -> SliceGrid:
@@ -259,8 +264,9 @@ class Annotations:
             self._put_aside(case)
             if self.workspace.session(case_id).is_dir():
                 shutil.rmtree(self.workspace.session(case_id))  # its steps are of other labels
-            (folder / f"{case.name}.slices.json").unlink(missing_ok=True)
             write_label_map(folder / label_map_name(case), as_in_files(label_map, case))
+            # last, since without the list all slices of an earlier label map would count as labelled
+            (folder / f"{case.name}{SIDECAR}").unlink(missing_ok=True)
         finally:
             self._free(case_id)
 
@@ -277,14 +283,34 @@ class Annotations:
             raise InputError(
                 f"{len(labels)} labels, and the page shows at most {MOST_LABELS}; leave some out of dataset.json"
             )
-        session = Session(self.workspace.read_image(case), self.backbone, labels, learner=self._learner)
+        session = Session(self.workspace.read_image(case), self.backbone, labels)
         folder = self.workspace.session(case_id)
-        fresh = not any(folder.glob("step-*.npz"))
+        if case.reference is not None and not any(folder.glob("step-*.npz")):
+            _take_over(session, case)  # both of its steps are in one file, so a kill leaves no half of it
         session.keep_in(folder)
-        session.learner = self._learner  # not what was learned when this case was open before
-        if fresh and case.reference is not None:
-            _take_over(session, case)
-        return OpenCase(case, session, annotator, 0.0)
+        session.learner = self._learner  # only now, as no undo takes back what was learned before the case was opened
+        opened = OpenCase(case, session, annotator, 0.0)
+        self._complete_labels(opened)
+        return opened
+
+    def _complete_labels(self, opened: OpenCase) -> None:
+        """Write the labels of steps after which the service was killed, or the disk was full, before they were written.
+
+        Label maps that another program has written or changed stay as they are.
+        """
+        target, sidecar = self._label_files(opened.case)
+        finished = opened.finished
+        if not finished and not self._written(opened.case).is_file():  # no labels of the service
+            return
+        is_complete = target.is_file() == bool(finished) and _listed(sidecar) == finished
+        if not is_complete and not self._by_others(opened.case):
+            with suppress(HandfulError, OSError):  # the case can be opened all the same
+                self._write_labels(opened)
+
+    def _label_files(self, case: Case) -> tuple[Path, Path]:
+        """The label map that the service writes for a case, and its list of labelled slices."""
+        folder = self.workspace.folder / "labels"
+        return folder / label_map_name(case), folder / f"{case.name}{SIDECAR}"
 
     def _write_labels(self, opened: OpenCase) -> None:
         """The finished slices as the labels of the case. A file that the service did not write is put aside first.
@@ -292,13 +318,10 @@ class Annotations:
         The list of labelled slices is shortened before the label map is written, and extended after it, so that a kill
         at any moment leaves no slice labelled that is not.
         """
-        session, folder = opened.session, self.workspace.folder / "labels"
-        folder.mkdir(exist_ok=True)
-        target = folder / label_map_name(opened.case)
-        sidecar = folder / f"{opened.case.name}.slices.json"
+        session, grid, finished = opened.session, opened.grid, opened.finished
+        target, sidecar = self._label_files(opened.case)
+        target.parent.mkdir(exist_ok=True)
         self._put_aside(opened.case)
-        grid = opened.grid
-        finished = {grid.index_in_array(number) for number in session.accepted}
         if not finished:
             target.unlink(missing_ok=True)
             sidecar.unlink(missing_ok=True)
@@ -323,12 +346,7 @@ class Annotations:
 
         Their lists of labelled slices are copied. What lies in `originals` already is kept.
         """
-        note = self._written(case)
-        written = note.read_text("utf-8").split() if note.is_file() else []
-        own = self.workspace.folder / "labels" / label_map_name(case)
-        for file in {case.reference, own}:
-            if not isinstance(file, Path) or not file.is_file() or (digest := digest_of_file(file)) in written:
-                continue
+        for file, digest in self._by_others(case).items():
             aside = self.workspace.own / "originals" / file.name
             aside.parent.mkdir(exist_ok=True)
             if aside.exists():
@@ -336,6 +354,16 @@ class Annotations:
             if (listed := file.with_name(f"{stem(file)}{SIDECAR}")).is_file():
                 shutil.copyfile(listed, aside.with_name(f"{stem(aside)}{SIDECAR}"))
             os.replace(file, aside)
+
+    def _by_others(self, case: Case) -> dict[Path, str]:
+        """Label maps of a case that the service did not write, or that were changed since, with their SHA-256."""
+        note = self._written(case)
+        written = note.read_text("utf-8").split() if note.is_file() else []
+        own, _ = self._label_files(case)
+        found = {
+            file: digest_of_file(file) for file in {case.reference, own} if isinstance(file, Path) and file.is_file()
+        }
+        return {file: digest for file, digest in found.items() if digest not in written}
 
 
 def _take_over(session: Session, case: Case) -> None:
@@ -372,7 +400,11 @@ def _list_slices(sidecar: Path, axis: int, labelled: list[int]) -> None:
 
 
 def _listed(sidecar: Path) -> set[int]:
-    return set(json.loads(sidecar.read_text("utf-8"))["labelled"]) if sidecar.is_file() else set()
+    """The slices in a list; none if it is missing or damaged."""
+    try:
+        return set(json.loads(sidecar.read_text("utf-8"))["labelled"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def unpacked(bits: bytes, size: tuple[int, int]) -> Bool[np.ndarray, "h w"]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -114,7 +115,7 @@ class Workspace:
     def _files_now(self) -> _State:
         """The state of the files that make up the cohort, so that it is read again when one changes."""
         places = [self.folder / name for name in ("images", "labels")]
-        files = [file for place in places if place.is_dir() for file in place.rglob("*")]
+        files = [file for place in places for file in _below(place)]
         return _state_of(file for file in [*files, *self.folder.iterdir()] if file != self.own.parent)
 
     def case(self, case_id: str) -> Case:
@@ -266,7 +267,13 @@ class Workspace:
 
 
 def _state_of_scan(case: Case) -> _State:
-    return _state_of(file for path in case.files for file in (path, *(path.rglob("*") if path.is_dir() else ())))
+    return _state_of(file for path in case.files for file in (path, *_below(path)))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """All files and folders below a folder; none if it is a file, or is gone by now."""
+    for place, folders, files in os.walk(folder):
+        yield from (Path(place, name) for name in (*folders, *files))
 
 
 def _state_of(files: Iterable[Path]) -> _State:

@@ -428,8 +428,7 @@ class Session:
         With a learner, the file also contains what it has learned, and crops of the last objects that it learned from.
         """
         with self._lock:
-            learned = None if self.learner is None else self.learner.packed()
-            saved = Saved(dict(enumerate(self._states)), learned)
+            saved = self._saved
         write_states(Path(path), saved, self._identity)
 
     def restore(self, path: str | Path) -> None:
@@ -448,11 +447,14 @@ class Session:
         """Write each step into `folder` before its call returns, so that nothing is lost if the process is killed.
 
         Steps of an earlier session on the same scan that are there are restored first, as one step for `undo`; the undo
-        history itself is not kept. Raises as `restore`.
+        history itself is not kept. If there are none, the segmentation so far is written. Raises as `restore`.
         """
         steps = StepFolder(Path(folder), self._identity, len(self))
         with self._lock:
             saved = steps.read()
+            nothing = SliceState.empty(self.size).below
+            if not saved.states and any(one.below != nothing or one.prompted or one.accepted for one in self._states):
+                steps.write(self._saved)
             self._commit(saved.states, self._restored(saved))
             self._steps = steps
 
@@ -476,6 +478,11 @@ class Session:
     @cached_property
     def _identity(self) -> Identity:
         return identity_of(self.volume, self.labels, self.slicer, self._predictor.backbone)
+
+    @property
+    def _saved(self) -> Saved:
+        """The states of all slices, and what the learner has learned."""
+        return Saved(dict(enumerate(self._states)), None if self.learner is None else self.learner.packed())
 
     def _prompt(
         self,

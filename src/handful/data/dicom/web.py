@@ -73,7 +73,7 @@ def parse_query(address: str) -> Query:
         malformed = True
     if malformed:
         raise SettingsError(f"not an address of DICOMweb; write {SCHEME}https://HOST/dicom-web?Modality=CT")
-    if parts.fragment:
+    if "#" in address:
         raise SettingsError("a # ends the query, and what is behind it has no effect; write %23 for a # in a value")
     if parts.username or parts.password:
         raise SettingsError(f"a password in the address could be recorded; put it into {TOKEN} (see the how-to page)")
