@@ -10,13 +10,17 @@ import pytest
 import torch
 from transformers import Sam2VideoModel
 
+import handful
+import tiny_models
 from handful.backbones.base import MaskPrediction
 from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.errors import SettingsError
 from handful.jobs.progress import Run
 from handful.pretraining.pretrain import PretrainConfig, make_batch, pretrain
 from handful.pretraining.tasks import REPLAYED, Task, choose_supports, largest_pieces, replay, score, train_step
 from handful.tuning.loop import TrainConfig
 
+WEIGHTS = Path(handful.__file__).parent / "backbones" / "weights"
 SHORT = TrainConfig(iterations=7, ema=0.5)
 SMALL = PretrainConfig(side=64, subjects=2, slices=2, targets=2, matching=2, train=SHORT)
 
@@ -65,6 +69,32 @@ def test_pretraining_writes_a_folder_that_transformers_loads_and_another_side_go
     larger = replace(SMALL, side=128, targets=1, start=tmp_path / "a", train=TrainConfig(iterations=1))
     pretrain(larger, tmp_path / "b")
     assert Sam2VideoModel.from_pretrained(tmp_path / "b").config.image_size == 128
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("side", 100, "multiple of 32 pixels, got 100"),
+        ("subjects", 1, "subjects must be 2 or more, got 1"),
+        ("slices", 0, "got 0 and 2"),
+        ("targets", 0, "got 2 and 0"),
+        ("episodes", 0, "episodes must be 1 or more, got 0"),
+        ("workers", 0, "workers must be 1 or more, got 0"),
+        ("rehearsals", -1, "rehearsals must be 0 or more, got -1"),
+    ],
+)
+def test_numbers_of_which_no_task_can_be_made_are_refused(setting: str, value: int, reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        replace(SMALL, **{setting: value})
+
+
+@pytest.mark.parametrize("start", ["handful-small", "sam2"])
+def test_weights_of_another_model_are_no_start(start: str, tmp_path: Path) -> None:
+    if start == "sam2":
+        tiny_models.tiny_sam2_video().model.save_pretrained(tmp_path / start)
+    folder = tmp_path / start if start == "sam2" else WEIGHTS / start
+    with pytest.raises(SettingsError, match=f"{start} holds no handful-tiny"):
+        pretrain(replace(SMALL, start=folder), tmp_path / "out")
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.process)])

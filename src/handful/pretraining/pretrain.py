@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from transformers import Sam2VideoModel
 
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.catalog import load_backbone
+from handful.backbones.names import require_side
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import SettingsError
 from handful.jobs.allocator import tune_allocator
@@ -62,6 +63,21 @@ class PretrainConfig:
     train: TrainConfig = TrainConfig(iterations=4000, learning_rate=6e-4, weight_decay=0.02, ema=0.998)
     """Number of steps, learning rate, seed and other settings of the training loop."""
 
+    def __post_init__(self) -> None:
+        require_side(self.side)
+        require_episodes(self.subjects, self.slices, self.targets)
+        for name, least in {"episodes": 1, "workers": 1, "matching": 0, "rehearsals": 0}.items():
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} must be {least} or more, got {getattr(self, name)}")
+
+
+def require_episodes(subjects: int, slices: int, targets: int) -> None:
+    """Raise SettingsError if no task can be made of episodes of so many subjects, slices of each, and targets."""
+    if subjects < 2:
+        raise SettingsError(f"subjects must be 2 or more, got {subjects}: each is segmented from the slices of others")
+    if slices < 1 or targets < 1:
+        raise SettingsError(f"slices and targets must be 1 or more, got {slices} and {targets}")
+
 
 def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     """Train a backbone and write it to the folder `out`; return `out`.
@@ -76,7 +92,7 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     be on storage that all of them share.
 
     Raises:
-        SettingsError: More workers than GPUs, or `start` holds no SAM 2 video model.
+        SettingsError: More workers than GPUs, or `start` holds no handful-tiny.
     """
     place = _Place.by_torchrun()
     if place is not None:
@@ -286,10 +302,18 @@ def _new_model(config: PretrainConfig) -> Sam2VideoModel:
         initialise(model)
     else:
         start = load_backbone(config.start)
-        if not isinstance(start, Sam2VideoBackbone):
-            raise SettingsError(f"{config.start} holds no SAM 2 video model; name a folder that pretrain wrote")
-        model.load_state_dict(start.model.state_dict())
+        found = start.model.state_dict() if isinstance(start, Sam2VideoBackbone) else {}
+        if _shapes(found) != _shapes(model.state_dict()):
+            raise SettingsError(
+                f"{config.start} holds no handful-tiny, whose training it could continue; name a folder that "
+                "handful pretrain wrote"
+            )
+        model.load_state_dict(found)
     return model
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 class Log:
