@@ -83,6 +83,17 @@ def test_of_a_cell_with_some_lines_only_the_missing_ones_are_added(measured):
     assert [json.loads(text) for text in (second, first)] == read_lines(out)
 
 
+def test_a_line_that_a_kill_cut_off_is_measured_again(measured):
+    run, out = measured
+    run("fate")
+    whole = out.read_text("utf-8")
+    out.write_text(whole[: len(whole) // 2 + 20], "utf-8")
+    assert len(read_lines(out)) == 1
+    assert run("fate", "unet") == ["fate", "unet"]
+    assert out.read_text("utf-8").startswith(whole)
+    assert len(read_lines(out)) == 4
+
+
 def test_a_configuration_is_a_method_with_settings():
     assert parse("fate") == ("fate", {})
     expected = {"planes": "axial,coronal", "roi_margin": "1.4"}
