@@ -70,6 +70,8 @@ def suggest(
     cut: dict[str, Any] = {"plane": plane, "window": window}
     config = SuggestConfig(count=count, whole_cases=whole_cases, slicer=Slicer(**cut))
     saved = open_model(model) if model else None
+    if saved:
+        saved.require_single_task("a suggestion")
     known = saved.sequences if saved else ()
     cohort = options.cohort_in(input, channels=options.names_in(channels), default_channels=known)
     require_apart(out, cohort)
