@@ -86,7 +86,8 @@ def candidates(
     labelled: Bool[np.ndarray[Any, Any], " n"], has_signal: Bool[np.ndarray[Any, Any], " n"], whole_cases: bool
 ) -> Bool[np.ndarray[Any, Any], " n"]:
     """Whether each slice of a case may be suggested; none of a case with a labelled slice, if whole cases are."""
-    return has_signal & ~labelled & ~(whole_cases & labelled.any())
+    found: NDArray[np.bool_] = has_signal & ~labelled & ~(whole_cases & labelled.any())
+    return found
 
 
 def descriptor(image: ImageEmbeddings) -> Float[Tensor, "n p"]:
