@@ -16,7 +16,7 @@ from handful.backbones.base import MaskPrediction
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.pretraining.pretrain import PretrainConfig, make_batch, pretrain
+from handful.pretraining.pretrain import PretrainConfig, _Tasks, make_batch, pretrain, processors
 from handful.pretraining.tasks import REPLAYED, Task, choose_supports, largest_pieces, replay, score, train_step
 from handful.tuning.loop import TrainConfig
 
@@ -95,6 +95,12 @@ def test_weights_of_another_model_are_no_start(start: str, tmp_path: Path) -> No
     folder = tmp_path / start if start == "sam2" else WEIGHTS / start
     with pytest.raises(SettingsError, match=f"{start} holds no handful-tiny"):
         pretrain(replace(SMALL, start=folder), tmp_path / "out")
+
+
+def test_processes_are_as_many_as_cores_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(61)), raising=False)
+    assert processors() == 61
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.process)])

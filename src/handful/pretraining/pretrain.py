@@ -27,6 +27,7 @@ from handful.errors import SettingsError
 from handful.jobs.allocator import tune_allocator
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of
+from handful.jobs.executors import cores
 from handful.jobs.files import checked_path
 from handful.jobs.journal import Journal
 from handful.jobs.progress import Run
@@ -123,8 +124,8 @@ def writes_results() -> bool:
 
 
 def processors() -> int:
-    """Return the number of GPUs of this machine, or of its CPU cores if it has no GPU."""
-    return torch.cuda.device_count() or os.cpu_count() or 1
+    """Return the number of GPUs of this machine, or of CPU cores that this process may use if it has no GPU."""
+    return torch.cuda.device_count() or cores()
 
 
 def make_batch(config: PretrainConfig, rng: Generator) -> Batch:
@@ -239,7 +240,7 @@ class _Place:
             raise SettingsError(
                 f"workers is {self.local_count}, but this machine has {torch.cuda.device_count()} GPUs; use one per GPU"
             )
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.local_count))
+        torch.set_num_threads(max(1, cores() // self.local_count))
         backend = "nccl" if cuda else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=self.rank, world_size=self.count)
         try:
