@@ -66,7 +66,10 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path):
 
     (tmp_path / "next").mkdir()
     (tmp_path / "next" / "STOP").touch()
+    for file in ("metrics.jsonl", "curves.png"):
+        (tmp_path / "next" / file).write_text("of another training")
     pretrain_small(replace(SHORT, start=tmp_path / "whole"), tmp_path / "next")
+    assert not any((tmp_path / "next" / file).exists() for file in ("metrics.jsonl", "curves.png"))
     assert (tmp_path / "next" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()

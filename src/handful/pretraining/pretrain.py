@@ -106,8 +106,6 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
         return out
     checked_path(out).mkdir(parents=True, exist_ok=True)
     log = Log(out / "metrics.jsonl", min(100, config.train.steps), run.scratch)
-    if not (run.scratch and run.scratch.exists()):  # metrics of another run do not belong to this one
-        log.path.unlink(missing_ok=True)
     with _processes(config, run) if place is None else place.joined(MEETING_OF_TORCHRUN):
         model = _train(config, run, log, place or _Place.on_this_machine(0, config.workers))
     save_half(model, out)
@@ -327,6 +325,8 @@ class Log:
     def __init__(self, path: Path, every: int, scratch: Path | None) -> None:
         self.path, self.every = path, every
         self._journal = Journal(scratch and scratch / path.name)
+        if not (self._journal.path and self._journal.path.exists()):  # metrics of another run do not belong to this one
+            self.path.unlink(missing_ok=True)
         self._steps: list[dict[str, float]] | None = None
         """The metrics of all steps so far; None before the first step of this process."""
 
@@ -358,6 +358,7 @@ class Log:
     def plot(self, picture: Path) -> None:
         if not self.path.exists():
             return
+            picture.unlink(missing_ok=True)
         from matplotlib.figure import Figure
 
         rows = {r["step"]: r for r in map(json.loads, self.path.read_text(encoding="utf-8").splitlines())}
