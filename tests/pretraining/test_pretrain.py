@@ -36,6 +36,15 @@ def test_a_batch_groups_slices_by_episode_and_individual() -> None:
     assert crowd.subject.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
 
 
+def test_every_seed_has_episodes_of_its_own() -> None:
+    def shown(seed: int) -> torch.Tensor:
+        config = replace(SMALL, crowd=0.0, subjects=2, slices=1, targets=1, train=replace(SHORT, seed=seed))
+        tasks = _Tasks(config, tiny_models.tiny_sam2_video(side=64), torch.device("cpu"), rank=0)
+        return tasks._batch(0).images
+
+    assert not torch.equal(shown(10**15), shown(10**15 + 1))
+
+
 def test_supports_are_of_others_and_hold_the_target_where_they_can() -> None:
     batch = make_batch(replace(SMALL, subjects=4, crowd=0.0, targets=3), torch.Generator().manual_seed(1))
     held = batch.masks.flatten(2).any(dim=2)
@@ -88,6 +97,12 @@ def test_numbers_of_which_no_task_can_be_made_are_refused(setting: str, value: i
         replace(SMALL, **{setting: value})
 
 
+def test_processes_are_as_many_as_cores_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(61)), raising=False)
+    assert processors() == 61
+
+
 @pytest.mark.parametrize("start", ["handful-small", "sam2"])
 def test_weights_of_another_model_are_no_start(start: str, tmp_path: Path) -> None:
     if start == "sam2":
@@ -95,12 +110,6 @@ def test_weights_of_another_model_are_no_start(start: str, tmp_path: Path) -> No
     folder = tmp_path / start if start == "sam2" else WEIGHTS / start
     with pytest.raises(SettingsError, match=f"{start} holds no handful-tiny"):
         pretrain(replace(SMALL, start=folder), tmp_path / "out")
-
-
-def test_processes_are_as_many_as_cores_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(61)), raising=False)
-    assert processors() == 61
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.process)])

@@ -193,7 +193,7 @@ class _Tasks:
     def _batch(self, step: int) -> Batch:
         """Return the batch of a step, which depends only on the seed, the step and the process."""
         number = (self.config.train.seed * 1_000_003 + step) * 1009 + self.rank
-        return make_batch(self.config, Generator(self.device).manual_seed(number))
+        return make_batch(self.config, Generator(self.device).manual_seed(number % 2**64))
 
     def _encoded(self, step: int) -> tuple[Batch, ImageEmbeddings]:
         """Return the batch of a full step and its embeddings, which decoder-only steps leave unchanged."""
@@ -356,9 +356,10 @@ class Log:
             yield row
 
     def plot(self, picture: Path) -> None:
+        """Draw the curves into a PNG file; without any metrics, one of another run is removed."""
         if not self.path.exists():
-            return
             picture.unlink(missing_ok=True)
+            return
         from matplotlib.figure import Figure
 
         rows = {r["step"]: r for r in map(json.loads, self.path.read_text(encoding="utf-8").splitlines())}

@@ -205,7 +205,7 @@ class _Steps:
 
 def _episode(config: SmallConfig, backbones: dict[int, SmallBackbone], step: int) -> tuple[SmallBackbone, Batch]:
     """Return the episode of a step, which depends only on the seed and the step, and the backbone of its side."""
-    rng = Generator().manual_seed(config.train.seed * 1_000_003 + step)
+    rng = Generator().manual_seed((config.train.seed * 1_000_003 + step) % 2**64)
     place = int(torch.multinomial(torch.tensor(config.shares), 1, generator=rng))
     side = config.sides[place]
     crowd = float(torch.rand(1, generator=rng)) < config.crowd
