@@ -155,16 +155,24 @@ class Study:
                 continue
             names = trial.key().keys()
             lines = [line for line in found if not _holds(done, {name: line[name] for name in names})]
-            with out.open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(line) + "\n" for line in lines)
+            add_lines(out, lines)
             minutes = (time.monotonic() - began) / number * (len(todo) - number) / 60
             for line in lines:
                 print(f"{number}/{len(todo)} {summary(line)}; {minutes:.0f} min left", flush=True)
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a file; none where there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    """The lines of a file; none where there is no file. What has no line break was cut off by a kill: it is no line."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+def add_lines(path: Path, lines: Iterable[Line]) -> None:
+    """Write lines to the end of a file, all at once, in place of one that was cut off."""
+    with path.open("ab+", buffering=0) as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def by_split(lines: Iterable[Line], entry: str) -> dict[int, dict[str, float]]:

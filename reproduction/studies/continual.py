@@ -10,7 +10,8 @@ passed over. This needs embeddings only, and no fit.
 "dice": the data sets of TASKS, in two orders. After each, unseen scans of all tasks so far are segmented by the expert
 that the router picks, and by their own expert. With "--naive", one U-Net is trained on the tasks one after the other in
 place of experts; each task keeps its own last layer, and is told at prediction, so it forgets less than a net of one
-last layer would. A stopped run continues; fitted experts are kept in --scratch.
+last layer would. A stopped run continues; fitted experts are kept in --scratch, and their time counts from the last
+start.
 
 Labelled and unseen cases are chosen at random by the split. Settings of the router were not chosen on these scans.
 """
@@ -185,7 +186,7 @@ class NaiveTrial(Trial):
             began = time.process_time()
             nets[task] = _started_from(method, body).fit(split.support, backbone)
             seconds = round(time.process_time() - began, 1)
-            body = dict(nets[task].net.state_dict())
+            body = _body_of(method, nets[task])
             own = {one: _of_net(_with_body(net, body), splits[one]) for one, net in nets.items()}
             steps.append({"task": task, "fit_core_s": seconds, "own": own})
         return [self.key() | {"steps": steps}]
@@ -253,6 +254,12 @@ def _started_from(method: UNet, body: Mapping[str, Tensor]) -> UNet:
             return net
 
     return Continued(**{field.name: getattr(method, field.name) for field in dataclasses.fields(method)})
+
+
+def _body_of(method: UNet, segmenter: UNetSegmenter) -> dict[str, Tensor]:
+    """All weights but those of the last layers, whose shape depends on the number of labels."""
+    other = method.net(segmenter.net.plan, len(segmenter.labels) + 1, pretrained=False).state_dict()
+    return {name: one for name, one in segmenter.net.state_dict().items() if one.shape == other[name].shape}
 
 
 def _of_net(segmenter: Segmenter, split: Split) -> list[float]:

@@ -28,6 +28,7 @@ from handful.evaluation.statistics import over_splits
 from handful.methods.base import Segmenter
 from handful.methods.fate.method import FateSegmenter
 from reproduction.configurations import build, parse
+from reproduction.evidence import FIRST
 from reproduction.markdown import interval, table
 from reproduction.scoring import called_present, score
 from reproduction.study import Line, Split, Study, Trial, by_split
@@ -97,14 +98,14 @@ def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
 
 
 def tables(lines: Iterable[Line]) -> str:
-    """A table per data set, number of labelled cases and weights: Dice, HD95 and absent labels of each
-    configuration."""
-    groups: dict[tuple[str, int, str], list[Line]] = {}
+    """A table per data set, number of labelled cases, weights and way to choose unseen cases: Dice, HD95 and absent
+    labels of each configuration."""
+    groups: dict[tuple[str, int, str, str], list[Line]] = {}
     for line in lines:
-        groups.setdefault((line["set"], line["shots"], line["digest"]), []).append(line)
+        groups.setdefault((line["set"], line["shots"], line["digest"], line.get("unseen", FIRST)), []).append(line)
     return "\n\n".join(
-        f"**{name}**, {shots} labelled, weights {digest}\n\n{table_of(own)}"
-        for (name, shots, digest), own in groups.items()
+        f"**{name}**, {shots} labelled, weights {digest}, unseen cases: {chosen}\n\n{table_of(own)}"
+        for (name, shots, digest, chosen), own in groups.items()
     )
 
 

@@ -24,7 +24,7 @@ from statistics import fmean
 
 from handful.evaluation.results import Result, read_results
 from reproduction.parts import RESULTS
-from reproduction.study import Line, read_lines
+from reproduction.study import Line, add_lines, read_lines
 
 HANDFUL = "from handful.cli import main; main()"
 AFTER = "auto"
@@ -61,8 +61,7 @@ def main() -> None:
 
 def add(out: Path, lines: Sequence[Line]) -> None:
     """Writes the lines of a split to the file, and prints their mean."""
-    with out.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+    add_lines(out, lines)
     print(lines[0]["set"], lines[0]["split"], f"{fmean(line['dice'] for line in lines):.3f}", flush=True)
 
 

@@ -126,8 +126,8 @@ class FoundationTrial(Trial):
     name: str
     """What the backbone is called in the tables."""
 
-    def split(self, most: int | None = None) -> Split:
-        return Split.of(self.folder, SHOTS[SETS[self.set]], self.seed, most or self.most_cases)
+    def split(self, most: int) -> Split:
+        return Split.of(self.folder, SHOTS[SETS[self.set]], self.seed, most)
 
     def line(self, split: Split, found: Line) -> Line:
         return self.key() | {"name": self.name} | split.names() | found
@@ -144,7 +144,7 @@ class PromptTrial(FoundationTrial):
 
     @torch.inference_mode()
     def results(self, backbone: Backbone) -> list[Line]:
-        began, split = time.monotonic(), self.split()
+        began, split = time.monotonic(), self.split(self.most_cases)
         slicer = split.support.resolve(Slicer())
         scores = [self._case(backbone, slicer, case, split.labels.values) for case in split.unseen]
         seconds = round(time.monotonic() - began, 1)
@@ -239,7 +239,7 @@ class MemoryTrial(FoundationTrial):
     measure: str = MEMORY
 
     def results(self, backbone: Backbone) -> list[Line]:
-        split = self.split(FEWER.get(self.set))
+        split = self.split(min(FEWER.get(self.set, self.most_cases), self.most_cases))
         began = time.monotonic()
         segmenter = self.fitted(split, backbone)
         fitted = time.monotonic()

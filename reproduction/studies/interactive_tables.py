@@ -53,8 +53,9 @@ def _click_table(name: str, on: str, lines: list[Line]) -> str:
     measures = [key for key in some if key.startswith(("dice_", "noc_", "never_", "sensitivity_"))]
     title = f"**{name}**" + (f", fitted on **{on}**" if on != name else "")
     splits, cases = len({line["split"] for line in lines}), max(len(line["cases"]) for line in lines)
+    regions = max(line["regions"] for line in lines)
     title += (
-        f" ({some['shots']} labelled cases, {splits} splits, up to {cases} unseen cases and {some['regions']} regions "
+        f" ({some['shots']} labelled cases, {splits} splits, up to {cases} unseen cases and {regions} regions "
         f"each, prompted in {len(some['ways'])} ways by {some['seeds']} simulated annotators ({some['annotator']}); "
         f"at most {some['most']} prompts)"
     )

@@ -40,7 +40,7 @@ NUMBER = 501
 
 def main() -> None:
     parser = STUDY.parser(splits=(0,))
-    parser.add_argument("--python", type=Path, required=True, help="Python of the environment that has nnunetv2")
+    parser.add_argument("--python", type=Path, help="Python of the environment that has nnunetv2")
     parser.add_argument("--configurations", nargs="+", default=["2d"], choices=["2d", "3d_fullres"])
     parser.add_argument("--minutes", nargs="+", type=float, default=[20.0], help="of one core, for the training")
     STUDY.main(parser)
@@ -98,6 +98,8 @@ def _dice(tests: Sequence[Case], support: SupportSet, label_maps: Path) -> Itera
 
 
 def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
+    if arguments.python is None:
+        raise SystemExit("name the Python of the environment that has nnunetv2, with --python")
     for name in arguments.sets:
         for split in arguments.splits:
             for minutes in arguments.minutes:
@@ -118,6 +120,7 @@ def tables(lines: list[Line]) -> str:
     header = [
         "data set",
         "nnU-Net",
+        "split",
         "test cases",
         "Dice",
         "steps",
@@ -129,6 +132,7 @@ def tables(lines: list[Line]) -> str:
         [
             line["set"],
             line["configuration"],
+            str(line["split"]),
             str(len(line["dice"])),
             f"{mean_dice(line):.3f}",
             str(line["steps"]),

@@ -184,16 +184,17 @@ def tables(lines: list[Line]) -> str:
     settings = dict.fromkeys((line["set"], line["scans"], line["slices"], line["digest"]) for line in lines)
     for group in settings:
         own = [line for line in lines if (line["set"], line["scans"], line["slices"], line["digest"]) == group]
+        scans = max(len(line["cases"]) for line in own)  # a data set may have fewer than were asked for
         for side in (side for side in SIDES if any(line["side"] == side for line in own)):
-            for from_scan in (0, group[1] // 2):
-                rows.append(_row(own, side, from_scan))
+            for from_scan in (0, scans // 2):
+                rows.append(_row(own, side, from_scan, scans))
     note = (
         "Mean over splits [95 % interval]; an object that fails counts as 10 prompts. Differences are paired by scan."
     )
     return f"{table(heads, rows)}\n\n{note}"
 
 
-def _row(lines: list[Line], side: str, from_scan: int) -> list[str]:
+def _row(lines: list[Line], side: str, from_scan: int, scans: int) -> list[str]:
     def of(one: str, score: Callable[[int | None], float], level: float) -> dict[int, dict[str, float]]:
         chosen = [line for line in lines if line["side"] == one]
         return {line["split"]: _per_scan(line, score, level, from_scan) for line in chosen}
@@ -201,7 +202,7 @@ def _row(lines: list[Line], side: str, from_scan: int) -> list[str]:
     prompts = [over_splits(list(of(side, _counted, level).values())).mean for level in LEVELS]
     failures = [over_splits(list(of(side, _failed, level).values())).mean for level in LEVELS]
     gains = [differences(of(side, _counted, level), of("frozen", _counted, level)) for level in LEVELS]
-    scans, splits = lines[0]["scans"], len(of(side, _counted, LEVELS[0]))
+    splits = len(of(side, _counted, LEVELS[0]))
     return [
         lines[0]["set"],
         side,

@@ -36,6 +36,7 @@ from handful.data.volume import LabelMap
 from handful.evaluation.evaluate import score_case
 from handful.methods.base import Segmenter
 from reproduction.configurations import build, parse
+from reproduction.evidence import FIRST
 from reproduction.markdown import count, table
 from reproduction.scoring import reference_of
 from reproduction.study import Line, Split, Study, Trial
@@ -129,17 +130,23 @@ def _truth(case: Case, prediction: LabelMap) -> dict[int, float]:
     return {row.label: row.dice for row in rows if row.status != "absent"}
 
 
+def _measured_as(line: Line) -> tuple[str, str, int, str, int, str]:
+    """Set, configuration, labelled cases, weights, most unseen cases, and how these were chosen."""
+    settings = line["set"], line["configuration"], line["shots"], line["digest"], line["most_cases"]
+    return (*settings, line.get("unseen", FIRST))
+
+
 def tables(lines: list[Line]) -> str:
     """A table per set and configuration, with one row per way to predict."""
     parts = []
-    for key in dict.fromkeys((line["set"], line["configuration"], line["shots"], line["digest"]) for line in lines):
-        own = [line for line in lines if (line["set"], line["configuration"], line["shots"], line["digest"]) == key]
+    for key in dict.fromkeys(map(_measured_as, lines)):
+        own = [line for line in lines if _measured_as(line) == key]
         rows = [row for line in own for row in line["rows"]]
         times = ", ".join(f"{np.mean([line[k] for line in own]):.1f} s {what}" for k, what in _TIMES.items())
-        name, configuration, shots, digest = key
+        name, configuration, shots, digest, _, chosen = key
         title = (
             f"**{name}**, {configuration} fitted on {shots} ({digest}; {count(len(own), 'split')}, {len(rows)} cases "
-            "and labels, "
+            f"and labels, unseen cases: {chosen}, "
             f"true Dice {np.mean([row['dice'] for row in rows]):.3f} ± {np.std([row['dice'] for row in rows]):.3f}; "
             f"{times})"
         )
@@ -203,18 +210,14 @@ def _usual(lines: list[Line]) -> list[str]:
 
 
 def draw(lines: list[Line], path: Path) -> None:
-    """Predicted against true Dice: one panel per set and configuration, one colour per label."""
+    """Predicted against true Dice: one panel per set and configuration as measured last, one colour per label."""
     from matplotlib.figure import Figure
 
-    keys = list(dict.fromkeys((line["set"], line["configuration"]) for line in lines))
-    figure = Figure(figsize=(4.4 * len(keys), 4.6), layout="constrained")
-    for (name, configuration), axes in zip(keys, figure.subplots(1, len(keys), squeeze=False)[0], strict=True):
-        rows = [
-            row
-            for line in lines
-            if (line["set"], line["configuration"]) == (name, configuration)
-            for row in line["rows"]
-        ]
+    newest = {(line["set"], line["configuration"]): _measured_as(line) for line in lines}
+    figure = Figure(figsize=(4.4 * len(newest), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(newest), squeeze=False)[0]
+    for ((name, configuration), key), axes in zip(newest.items(), panels, strict=True):
+        rows = [row for line in lines if _measured_as(line) == key for row in line["rows"]]
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=0)
         for number, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
             own = [row for row in rows if row["label"] == label]

@@ -112,19 +112,22 @@ def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
 
 
 def tables(lines: Iterable[Line]) -> str:
-    """A row per data set: Dice by each kind of features, and the paired difference of the others to pixels."""
+    """A row per data set and way to measure: Dice by each kind of features, and the paired difference of the others to
+    pixels."""
     lines = list(lines)
     features = [one for one in FEATURES if any(line["features"] == one for line in lines)]
     rows = []
-    for name in dict.fromkeys(line["set"] for line in lines):
-        by_features = {
-            one: by_split([line for line in lines if (line["set"], line["features"]) == (name, one)], "dice")
-            for one in features
-        }
+    for group in dict.fromkeys(tuple(line[key] for key in _SETTINGS) for line in lines):
+        own = [line for line in lines if tuple(line[key] for key in _SETTINGS) == group]
+        by_features = {one: by_split([line for line in own if line["features"] == one], "dice") for one in features}
         pixels = by_features.get(PIXELS, {})
         cells = [_cell(found, pixels, one == PIXELS) for one, found in by_features.items()]
-        rows.append((name, *cells, str(max(map(len, by_features.values())))))
-    return table(("data set", *features, "splits"), rows)
+        rows.append((group[0], *cells, str(group[1]), str(max(map(len, by_features.values())))))
+    return table(("data set", *features, "labelled", "splits"), rows)
+
+
+_SETTINGS = ("set", "shots", "most_cases", "digest", "unseen")
+"""Entries in which the lines of one row agree."""
 
 
 def _cell(found: Dice, pixels: Dice, is_first: bool) -> str:

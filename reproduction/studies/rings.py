@@ -20,7 +20,7 @@ from handful.prompts.heuristics import boxes
 from handful.prompts.prompts import Prompts
 from handful.synthesis.anatomy import Kind, View
 from handful.synthesis.bodies import chest_slice
-from handful.synthesis.draw import Draw
+from handful.synthesis.rng import Rng
 from handful.synthesis.scans import Contrast, Scanner, render
 
 CHESTS, SIDE, LEAST = 40, 256, 100
@@ -49,15 +49,15 @@ def hearts() -> tuple[Tensor, Tensor]:
     """Slices (n, 1, h, w) in [0, 1], and the masks (n, 2, h, w) of wall and chamber."""
     slices: list[Tensor] = []
     masks: list[Tensor] = []
-    draw = Draw.of(Generator().manual_seed(7))
+    rng = Rng.of(Generator().manual_seed(7))
     view = View((0.0, 0.0, 0.0), 1.0, ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
     while len(slices) < CHESTS:
-        anatomy = chest_slice(draw)
-        labels = anatomy.at(view.points(SIDE // 2, [0.0], draw), enlarge=2)
+        anatomy = chest_slice(rng)
+        labels = anatomy.at(view.points(SIDE // 2, [0.0], rng), enlarge=2)
         wall = anatomy.kinds.index(Kind.WALL)
         both = torch.stack([labels == wall, labels == wall + 1], dim=1)
         if int(both.sum(dim=(2, 3)).min()) >= LEAST:
-            slices.append(render(labels, Contrast.random(anatomy.alike, draw), Scanner.random(draw), draw))
+            slices.append(render(labels, Contrast.random(anatomy.appearance, rng), Scanner.random(rng), rng))
             masks.append(both)
     return torch.cat(slices), torch.cat(masks)
 

@@ -107,6 +107,8 @@ def _left_out(cohort: Cohort, splits: dict[str, list[str]], labelled: str) -> li
 
 
 def trials(arguments: argparse.Namespace, digest: str) -> Iterator[Trial]:
+    if arguments.scored == "left_out" and MOST_LABELLED in arguments.labelled:
+        raise SystemExit(f"of {MOST_LABELLED} labelled patients none is left out; name --scored val")
     for name in arguments.sets:
         for labelled in arguments.labelled:
             for seed in arguments.splits:
@@ -138,11 +140,11 @@ def _rows(segmenter: Segmenter, case: Case) -> Iterator[Line]:
 def tables(lines: list[Line]) -> str:
     """Mean Dice of each fit, and that of several seeds with its interval."""
     header = ["configuration", "labelled patients", "scored", "seed", "Dice", "of labels", "core-hours"]
-    fits: dict[tuple[str, str, str], list[Line]] = {}
+    fits: dict[tuple[str, str, str, str], list[Line]] = {}
     for line in lines:
-        fits.setdefault((line["configuration"], line["labelled"], line["scored"]), []).append(line)
+        fits.setdefault((line["configuration"], line["labelled"], line["scored"], line["digest"]), []).append(line)
     rows = [
-        (*what, ", ".join(str(line["seed"]) for line in of_seeds), _dice(of_seeds), *_details(of_seeds))
+        (*what[:3], ", ".join(str(line["seed"]) for line in of_seeds), _dice(of_seeds), *_details(of_seeds))
         for what, found in fits.items()
         for of_seeds in ([[line] for line in found] + [found] * (len(found) > 1))
     ]

@@ -20,6 +20,7 @@ from handful.backbones.names import BACKBONES
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.backbones.small import SmallShape, save_small
 from handful.errors import CheckpointError, SettingsError
 from handful.prompts.prompts import Prompts
 
@@ -140,6 +141,23 @@ def test_a_file_that_may_be_medsam_is_not_taken_for_sam_in_silence(tmp_path: Pat
     video = _sam2_file(tmp_path / "MedSAM2_latest.pt")
     with pytest.raises(SettingsError, match=rf"write medsam2:{video}, or sam2:{video}"):
         load_backbone(video)
+
+
+def test_what_is_called_medsam_is_asked_for_families_that_can_be_in_it(tmp_path: Path) -> None:
+    from backbones.authors_layout import authors_state, mobile_sam_encoder, random_state, sam_pairs
+
+    decoder = authors_state(tiny_models.tiny_sam().model, sam_pairs(layers=0))
+    encoder = random_state(mobile_sam_encoder((8, 16, 24, 320), (1, 1, 2, 1), (2, 3, 10), (7, 14, 7), channels=64))
+    path = tmp_path / "lite_medsam.pth"
+    torch.save(encoder | {key: value for key, value in decoder.items() if not key.startswith("image_encoder")}, path)
+    with pytest.raises(SettingsError, match=rf"it; write mobile-sam:{path} for weights"):
+        load_backbone(str(path))
+    assert load_backbone(f"mobile-sam:{path}").family == FAMILIES["mobile-sam"]
+
+
+def test_weights_that_can_be_no_medsam_load_under_any_name(tmp_path: Path) -> None:
+    save_small(tiny_models.tiny_small().model, SmallShape(channels=64), tmp_path / "after-medsam")
+    assert load_backbone(tmp_path / "after-medsam").family == FAMILIES["handful-small"]
 
 
 def test_medsam2_has_512_pixels_and_sam_2s_normalisation(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Checkpoint files as the authors of SAM, MedSAM, SAM 2 and SAM 2.1 publish them give the models they are."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,32 @@ def test_a_checkpoint_without_the_weights_that_show_its_size_is_refused() -> Non
     del state["prompt_encoder.no_mask_embed.weight"]
     with pytest.raises(CheckpointError, match=r"lacks 'prompt_encoder\.no_mask_embed\.weight'"):
         from_official_state(state, "sam.pth")
+
+
+@pytest.mark.parametrize(
+    ("build", "key", "shape"),
+    [
+        (_sam_state, "image_encoder.pos_embed", (8, 48)),
+        (_sam_state, "image_encoder.blocks.0.attn.rel_pos_h", (7, 0)),
+        (_sam_state, "mask_decoder.mask_tokens.weight", (1, 4, 64)),
+        (_video_state, "maskmem_tpos_enc", ()),
+        (_video_state, "sam_prompt_encoder.point_embeddings.0.weight", (1, 3)),
+    ],
+)
+def test_weights_of_shapes_that_no_model_has_are_refused(
+    build: Callable[[], dict[str, Tensor]], key: str, shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(CheckpointError, match=r"odd\.pt has the keys of sam2?, but weights of shapes"):
+        from_official_state(build() | {key: torch.zeros(shape)}, "odd.pt", image_size=tiny_models.SIDE)
+
+
+@pytest.mark.parametrize(
+    ("build", "encoder"), [(_sam_state, "image_encoder.blocks."), (_video_state, "image_encoder.trunk.blocks.")]
+)
+def test_a_checkpoint_without_an_encoder_is_refused(build: Callable[[], dict[str, Tensor]], encoder: str) -> None:
+    state = {key: tensor for key, tensor in build().items() if not key.startswith(encoder)}
+    with pytest.raises(CheckpointError, match=r"odd\.pt has the keys of"):
+        from_official_state(state, "odd.pt", image_size=tiny_models.SIDE)
 
 
 def test_stages_of_no_known_sam_2_are_refused_with_what_was_found() -> None:

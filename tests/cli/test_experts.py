@@ -50,6 +50,9 @@ def test_a_task_is_added_to_a_model_and_each_scan_gets_its_expert(
     assert json.loads(named.stdout)["experts"]["other-0"] == {"name": "nearest", "by": "name", "margin": None}
     scan = handful("predict", tmp_path / "both", "-i", other / "images" / "other-0.nii.gz", "-o", tmp_path / "o.nii.gz")
     assert "expert: Other-hospital, picked by the router with a margin of " in scan.stdout
+    suggested = handful("suggest", "-i", cohort, "-o", tmp_path / "s", "--model", tmp_path / "both")
+    assert suggested.exit_code == 2
+    assert "needs the model of one task" in suggested.stderr
     wrong = handful(*predict, "-o", tmp_path / "wrong", "--expert", "neares")
     assert wrong.exit_code != 0
     assert "did you mean" in wrong.stderr

@@ -118,6 +118,21 @@ def test_whole_cases_are_suggested_once_each_and_touched_ones_never(backbone: Ba
     assert result.candidates == 3
 
 
+def test_only_cases_that_may_be_suggested_are_segmented(model: Path, cohort: Cohort, monkeypatch: pytest.MonkeyPatch):
+    segmenter, segmented = load(model), []
+
+    def predict(self: object, volume: Volume) -> LabelMap:
+        segmented.append(volume)
+        return LabelMap(np.zeros(volume.geometry.shape, np.int16), volume.geometry, LABELS)
+
+    monkeypatch.setattr(type(segmenter), "predict", predict)
+    image, _ = phantom(3)
+    dark = Case("dark", Volume(np.zeros_like(image.array), image.geometry, "MR"), None, LABELS)
+    wanted = replace(cohort, cases=(*cohort.cases[:1], case_of(1, (3,)), dark, case_of(2)))
+    suggest(wanted, segmenter.backbone, segmenter, SuggestConfig(whole_cases=True))
+    assert len(segmented) == 2, "case-2 alone, as it is and altered"
+
+
 def test_inconsistent_predictions_are_a_reason(model: Path, cohort: Cohort):
     segmenter = load(model)
     cases = [replace(case, reference=None) if case.name != "case-0" else case for case in cohort.cases]

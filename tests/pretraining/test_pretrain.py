@@ -10,13 +10,17 @@ import pytest
 import torch
 from transformers import Sam2VideoModel
 
+import handful
+import tiny_models
 from handful.backbones.base import MaskPrediction
 from handful.backbones.sam2_video import Sam2VideoBackbone
+from handful.errors import SettingsError
 from handful.jobs.progress import Run
-from handful.pretraining.pretrain import PretrainConfig, make_batch, pretrain
+from handful.pretraining.pretrain import PretrainConfig, _Tasks, make_batch, pretrain, processors
 from handful.pretraining.tasks import REPLAYED, Task, choose_supports, largest_pieces, replay, score, train_step
 from handful.tuning.loop import TrainConfig
 
+WEIGHTS = Path(handful.__file__).parent / "backbones" / "weights"
 SHORT = TrainConfig(iterations=7, ema=0.5)
 SMALL = PretrainConfig(side=64, subjects=2, slices=2, targets=2, matching=2, train=SHORT)
 
@@ -30,6 +34,15 @@ def test_a_batch_groups_slices_by_episode_and_individual() -> None:
     assert batch.subject.tolist() == [0, 0, 1, 1, 0, 0, 1, 1]
     crowd = make_batch(replace(config, crowd=1.0), torch.Generator().manual_seed(0))
     assert crowd.subject.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+
+
+def test_every_seed_has_episodes_of_its_own() -> None:
+    def shown(seed: int) -> torch.Tensor:
+        config = replace(SMALL, crowd=0.0, subjects=2, slices=1, targets=1, train=replace(SHORT, seed=seed))
+        tasks = _Tasks(config, tiny_models.tiny_sam2_video(side=64), torch.device("cpu"), rank=0)
+        return tasks._batch(0).images
+
+    assert not torch.equal(shown(10**15), shown(10**15 + 1))
 
 
 def test_supports_are_of_others_and_hold_the_target_where_they_can() -> None:
@@ -65,6 +78,38 @@ def test_pretraining_writes_a_folder_that_transformers_loads_and_another_side_go
     larger = replace(SMALL, side=128, targets=1, start=tmp_path / "a", train=TrainConfig(iterations=1))
     pretrain(larger, tmp_path / "b")
     assert Sam2VideoModel.from_pretrained(tmp_path / "b").config.image_size == 128
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("side", 100, "multiple of 32 pixels, got 100"),
+        ("subjects", 1, "subjects must be 2 or more, got 1"),
+        ("slices", 0, "got 0 and 2"),
+        ("targets", 0, "got 2 and 0"),
+        ("episodes", 0, "episodes must be 1 or more, got 0"),
+        ("workers", 0, "workers must be 1 or more, got 0"),
+        ("rehearsals", -1, "rehearsals must be 0 or more, got -1"),
+    ],
+)
+def test_numbers_of_which_no_task_can_be_made_are_refused(setting: str, value: int, reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        replace(SMALL, **{setting: value})
+
+
+def test_processes_are_as_many_as_cores_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(61)), raising=False)
+    assert processors() == 61
+
+
+@pytest.mark.parametrize("start", ["handful-small", "sam2"])
+def test_weights_of_another_model_are_no_start(start: str, tmp_path: Path) -> None:
+    if start == "sam2":
+        tiny_models.tiny_sam2_video().model.save_pretrained(tmp_path / start)
+    folder = tmp_path / start if start == "sam2" else WEIGHTS / start
+    with pytest.raises(SettingsError, match=f"{start} holds no handful-tiny"):
+        pretrain(replace(SMALL, start=folder), tmp_path / "out")
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.process)])

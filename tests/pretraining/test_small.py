@@ -66,12 +66,29 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path):
 
     (tmp_path / "next").mkdir()
     (tmp_path / "next" / "STOP").touch()
+    for file in ("metrics.jsonl", "curves.png"):
+        (tmp_path / "next" / file).write_text("of another training")
     pretrain_small(replace(SHORT, start=tmp_path / "whole"), tmp_path / "next")
+    assert not any((tmp_path / "next" / file).exists() for file in ("metrics.jsonl", "curves.png"))
     assert (tmp_path / "next" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
     with pytest.raises(SettingsError, match="channels"):
         pretrain_small(replace(SHORT, shape=SmallShape(), start=tmp_path / "whole"), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "reason"),
+    [
+        ("sides", (100,), "multiple of 32 pixels, got 100"),
+        ("subjects", (1,), "subjects must be 2 or more, got 1"),
+        ("targets", 0, "got 1 and 0"),
+        ("validate_every", 0, "validate_every 1 or more, got 1 and 0"),
+    ],
+)
+def test_numbers_of_which_no_task_can_be_made_are_refused(setting: str, value: object, reason: str):
+    with pytest.raises(SettingsError, match=reason):
+        replace(SHORT, **{setting: value})
 
 
 def test_the_head_starts_as_that_of_handful_tiny():

@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 import small_cohort
 import tiny_models
 from handful.backbones.base import Backbone
+from handful.methods.unet.method import UNetSegmenter
 from reproduction.studies import continual
 from reproduction.studies.continual import ROUTED, DiceTrial, NaiveTrial, RoutingTrial, tables
+from reproduction.study import Split
 
 COMMON = {"set": "continual", "digest": "0", "shots": 1, "split": 0, "most_unseen": 1}
 NET = "unet:side=32,channels=4,batch=2,train.iterations=2"
@@ -73,6 +77,27 @@ def test_one_net_is_trained_on_the_tasks_one_after_the_other(
     monkeypatch.setattr(continual, "ORDERS", {"forward": ("one", "two")})
     (line,) = NaiveTrial(data=data, order="forward", configuration=NET, **COMMON).results(backbone)
     assert [step["own"].keys() for step in line["steps"]] == [{"one"}, {"one", "two"}]
+
+
+def test_a_task_keeps_its_last_layer_when_the_next_one_has_as_many_labels(
+    data: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+):
+    shown: list[dict[str, Tensor]] = []
+
+    def scored(segmenter: UNetSegmenter, split: Split) -> list[float]:
+        shown.append({name: one.clone() for name, one in segmenter.net.state_dict().items()})
+        return [0.5]
+
+    monkeypatch.setattr(continual, "ORDERS", {"forward": ("one", "two")})
+    monkeypatch.setattr(continual, "_of_net", scored)
+    NaiveTrial(data=data, order="forward", configuration=NET, **COMMON).results(backbone)
+    at_first, later, second = shown
+    kept = {name for name in later if torch.equal(later[name], at_first[name])}
+    taken = {name for name in later if torch.equal(later[name], second[name])}
+    assert kept | taken == later.keys()
+    assert any("output_block" in name for name in kept)
+    assert not any("output_block" in name for name in taken)
+    assert any("input_block" in name for name in taken - kept)
 
 
 def test_unseen_scans_of_every_data_set_are_routed(data: Path, backbone: Backbone, monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ import pytest
 from handful.data.files import read_cohort
 from handful.data.nnunet import export_nnunet
 from handful.data.support import SupportSet
+from reproduction.studies import nnunet
 from reproduction.studies.nnunet import mean_dice, measured, tables
 from small_cohort import write_cohort
 
@@ -52,6 +53,17 @@ def test_label_maps_are_scored_with_the_values_of_the_cohort(
 
 def test_the_table_has_a_row_for_each_training():
     line = {"set": "busi", "configuration": "2d", "steps": 50, "batch": 2, "fit_core_s": 60.0, "predict_core_s": 1.5}
-    assert "| busi | 2d | 2 | 0.750 | 50 | 2 | 1 | 1.5 |" in tables(
-        [line | {"dice": {"a": {"lesion": 0.5}, "b": {"lesion": 1.0}}}]
-    )
+    line |= {"dice": {"a": {"lesion": 0.5}, "b": {"lesion": 1.0}}}
+    text = tables([line | {"split": split} for split in (0, 1)])
+    assert all(f"| busi | 2d | {split} | 2 | 0.750 | 50 | 2 | 1 | 1.5 |" in text for split in (0, 1))
+
+
+def test_tables_are_printed_without_an_environment_of_nnu_net(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["nnunet", "--table", "--out", str(tmp_path / "nothing.jsonl")])
+    nnunet.main()
+    assert "| data set | nnU-Net | split |" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["nnunet", "--data", str(tmp_path), "--sets", "busi"])
+    with pytest.raises(SystemExit, match="--python"):
+        nnunet.main()

@@ -14,7 +14,7 @@ def test_the_first_prompt_that_reaches_the_level_counts(start: float, after: lis
 
 def test_a_failure_counts_as_all_prompts_and_differences_are_paired_by_scan():
     def line(side: str, first: list[float], second: list[float]) -> dict[str, object]:
-        shared = {"set": "polyps", "scans": 2, "slices": None, "digest": "d", "split": 0, "cases": ["a", "b"]}
+        shared = {"set": "polyps", "scans": 30, "slices": None, "digest": "d", "split": 0, "cases": ["a", "b"]}
         return shared | {"side": side, "at_start": [[0.0], [0.0]], "after_prompts": [[first], [second]]}
 
     never, third = [0.1] * MOST_PROMPTS, [0.1, 0.2] + [0.95] * (MOST_PROMPTS - 2)

@@ -16,7 +16,16 @@ from handful.evaluation.statistics import over_splits
 from phantoms import phantom
 from reproduction.configurations import build, parse
 from reproduction.markdown import signed
-from reproduction.studies import controls, fate_settings, foundation, interactive, quality, retrieval, suggest
+from reproduction.studies import (
+    controls,
+    fate_settings,
+    foundation,
+    interactive,
+    quality,
+    retrieval,
+    semi_supervised,
+    suggest,
+)
 from reproduction.study import Line, Split, Study, Trial, read_lines
 from tiny_models import tiny_sam2_video
 
@@ -83,6 +92,40 @@ def test_of_a_cell_with_some_lines_only_the_missing_ones_are_added(measured):
     assert [json.loads(text) for text in (second, first)] == read_lines(out)
 
 
+def test_a_line_that_a_kill_cut_off_is_measured_again(measured):
+    run, out = measured
+    run("fate")
+    whole = out.read_text("utf-8")
+    out.write_text(whole[: len(whole) // 2 + 20], "utf-8")
+    assert len(read_lines(out)) == 1
+    assert run("fate", "unet") == ["fate", "unet"]
+    assert out.read_text("utf-8").startswith(whole)
+    assert len(read_lines(out)) == 4
+
+
+def test_scores_on_cases_that_were_chosen_in_other_ways_are_not_pooled():
+    line = {"set": "hearts", "configuration": "fate", "shots": 4, "most_cases": 1, "digest": "d", "cases": ["a"]}
+    line |= {
+        "split": 0,
+        "hd95": [1.0],
+        "absent": [[4, 1, 8]],
+        "calibrate_s": 1.0,
+        "judge_s": 1.0,
+        "usual": {"wall": 0.5},
+    }
+    rows = [{"case": "a", "label": "wall", "flags": []} | dict.fromkeys(("dice", *quality.WAYS), 0.5)]
+    lines = [
+        line | {"dice": [dice], "rows": rows} | chosen for dice, chosen in ((0.2, {}), (0.6, {"unseen": "random"}))
+    ]
+    found = fate_settings.tables(lines).split("\n\n")
+    assert [title.rpartition("cases: ")[2] for title in found[::2]] == ["first by name", "random"]
+    assert all("25 %, 2 voxels | 1 | 1 |" in one for one in found[1::2])
+    text = quality.tables(lines)
+    assert text.count("; 1 split, 1 cases and labels") == 2
+    assert "unseen cases: first by name" in text
+    assert "unseen cases: random" in text
+
+
 def test_a_configuration_is_a_method_with_settings():
     assert parse("fate") == ("fate", {})
     expected = {"planes": "axial,coronal", "roi_margin": "1.4"}
@@ -110,13 +153,23 @@ def test_differences_of_suggested_slices_have_the_interval_over_splits():
 
 
 def test_features_that_slices_are_compared_by_are_set_against_thumbnails():
+    plain = {"set": "hearts", "shots": 4, "most_cases": 2, "digest": "d", "unseen": "random", "cases": ["a", "b"]}
     lines = [
-        {"set": "hearts", "features": features, "split": split, "cases": ["a", "b"], "dice": dice}
+        plain | {"features": features, "split": split, "dice": dice}
         for features, splits in (("pixels", ([0.5, 0.6], [0.4, 0.7])), ("imagenet-16", ([0.6, 0.8], [0.5, 0.6])))
         for split, dice in enumerate(splits)
     ]
     gains = [{"a": 0.1, "b": 0.2}, {"a": 0.1, "b": -0.1}]
-    assert f"| 0.625 ({signed(over_splits(gains))}) | 2 |" in retrieval.tables(lines)
+    assert f"| 0.625 ({signed(over_splits(gains))}) | 4 | 2 |" in retrieval.tables(lines)
+    more = retrieval.tables([*lines, plain | {"features": "pixels", "split": 0, "dice": [1.0, 1.0], "shots": 8}])
+    assert f"| 0.625 ({signed(over_splits(gains))}) | 4 | 2 |" in more
+    assert "| 1.000 | – | 8 | 1 |" in more
+
+
+def test_a_benchmark_without_anything_to_score_is_refused_before_the_fit(tmp_path: Path):
+    arguments = argparse.Namespace(scored="left_out", labelled=["3", "7"])
+    with pytest.raises(SystemExit, match="--scored val"):
+        next(iter(semi_supervised.trials(arguments, "d")))
 
 
 def test_slices_are_encoded_by_imagenet_s_features_at_the_size_that_is_named():
@@ -172,6 +225,21 @@ def test_no_study_scores_the_first_cases_by_name(trial: Trial, monkeypatch: pyte
         trial.results(tiny_sam2_video())
     assert error.value.args in ((1, 8), (1, controls.MOST_CASES))
     assert trial.key()["unseen"] == "random"
+
+
+@pytest.mark.parametrize(("wanted", "most"), [(3, 3), (25, 6)])
+def test_no_more_cases_of_a_large_set_are_segmented_than_are_asked_for(
+    wanted: int, most: int, monkeypatch: pytest.MonkeyPatch, tiny_cohort: Cohort
+):
+    def asked(self: Cohort, shots: int, seed: int, most: int | None = None) -> list[Case]:
+        raise Asked(most)
+
+    monkeypatch.setattr("reproduction.study.read_cohort", lambda folder: tiny_cohort)
+    monkeypatch.setattr(Cohort, "test_cases", asked)
+    trial = foundation.MemoryTrial(**KEYS | {"set": "openkbp"}, **OF_FOUNDATION | {"most_cases": wanted})
+    with pytest.raises(Asked) as error:
+        trial.results(tiny_sam2_video())
+    assert error.value.args == (most,)
 
 
 def test_a_study_and_a_plan_score_the_same_cases(tiny_cohort: Cohort, monkeypatch: pytest.MonkeyPatch):

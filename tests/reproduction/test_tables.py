@@ -265,7 +265,7 @@ def test_auto_needs_the_fewest_labels_with_which_it_is_no_worse_than_a_unet(meas
 def test_fits_that_differ_by_their_seed_also_have_a_mean():
     def line(seed: int, scored: str, dice: float) -> dict[str, object]:
         rows = [{"case": case, "dice": dice} for case in "ab"]
-        what = {"configuration": "self-training", "labelled": "3", "scored": scored, "seed": seed}
+        what = {"configuration": "self-training", "labelled": "3", "scored": scored, "seed": seed, "digest": "d"}
         return what | {"rows": rows, "dice_of_labels": {"wall": dice}, "fit_core_s": 3600 * (1 + seed)}
 
     lines = (line(0, "val", 0.8), line(1, "val", 0.9), line(2, "left_out", 0.5))
@@ -273,3 +273,18 @@ def test_fits_that_differ_by_their_seed_also_have_a_mean():
     assert [row.split(" | ")[3] for row in rows] == ["0", "1", "0, 1", "2"]
     assert rows[2].split(" | ")[4].startswith("0.850 [")
     assert rows[2].endswith("| wall 0.850 | 1.50 |")
+    again = [line(0, "val", 0.8), line(0, "val", 0.8) | {"digest": "other weights"}]
+    assert len(tables.semi_supervised(Evidence(lines={"semi_supervised": tuple(again)}), []).splitlines()[2:]) == 2
+
+
+def test_settings_of_fate_are_shown_on_random_unseen_cases_where_these_are_measured():
+    line = {"set": "hearts", "configuration": "fate", "shots": 4, "most_cases": 1, "digest": "d", "cases": ["a"]}
+    line |= {"hd95": [1.0], "absent": [[4, 1, 8]]}
+    old = [line | {"split": split, "dice": [0.2]} for split in (0, 1)]
+    new = [line | {"split": 0, "dice": [0.6], "unseen": "random"}]
+    assert "| `fate` | 0.200 [" in _fate(old)
+    assert "| `fate` | 0.600 | 1.0 | 25 %, 2 voxels | 1 | 1 |" in _fate([*old, *new])
+
+
+def _fate(lines: list[dict[str, object]]) -> str:
+    return tables.fate_configurations(Evidence(lines={"label_efficiency": tuple(lines)}), ["hearts"])

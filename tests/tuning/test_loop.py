@@ -45,6 +45,7 @@ def test_a_method_without_a_rate_of_its_own_needs_one():
         ("clip", 0.0),
         ("ema", 1.0),
         ("ema", -0.1),
+        ("seed", 2**63),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_name_and_value(name: str, value: float) -> None:

@@ -28,6 +28,9 @@ from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of_file
 from handful.jobs.files import checked_path
 
+MEDSAM = {"sam": "medsam", "sam2": "medsam2", "mobile-sam": None}
+"""Families that keys show, and the families of a MedSAM with the same keys; None: there is none with its pixels."""
+
 if TYPE_CHECKING:
     from transformers import EdgeTamVideoModel, Sam2Model, Sam2VideoModel, SamModel
 
@@ -244,13 +247,15 @@ def _require_architecture(family: Family, architecture: Architecture, name: str)
 
 def _require_clear_family(backbone: Backbone, wanted: BackboneName) -> None:
     """SettingsError for a source called MedSAM without a named family: it has the keys of SAM, but not its pixels."""
-    if wanted.family is None and "medsam" in Path(wanted.source).name.lower():
-        choices = ("medsam2", "sam2") if backbone.family.architecture == "sam2" else ("medsam", "sam")
-        medical, plain = (f"{family}:{wanted.source}" for family in choices)
-        raise SettingsError(
-            f"{wanted.source} may be a MedSAM, which was trained on other pixels than SAM, and its weights do not show "
-            f"it; write {medical}, or {plain} for weights that were trained on SAM's pixels"
-        )
+    plain = next((name for name in MEDSAM if FAMILIES[name] == backbone.family), None)
+    if wanted.family is not None or plain is None or "medsam" not in Path(wanted.source).name.lower():
+        return
+    medical = MEDSAM[plain]
+    choice = f"{medical}:{wanted.source}, or " if medical else ""
+    raise SettingsError(
+        f"{wanted.source} may be a MedSAM, which was trained on other pixels than SAM, and its weights do not show "
+        f"it; write {choice}{plain}:{wanted.source} for weights that were trained on SAM's pixels"
+    )
 
 
 def _model(kind: type[Model], folder: Path, read: FolderConfig, name: str) -> Model:

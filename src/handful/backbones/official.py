@@ -31,7 +31,8 @@ from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.backbones.sam_med2d import add_sam_med2d_adapters
 from handful.backbones.tiny_vit import TinyVit
-from handful.errors import CheckpointError, SettingsError
+from handful.errors import CheckpointError, HandfulError, SettingsError
+from handful.jobs.memory import is_lack_of_memory
 
 TRAINED = ("model", "model_state_dict")
 """Keys under which a training saves the weights."""
@@ -62,6 +63,15 @@ def from_official_state(state: State, name: str, family: str | None = None, imag
         model = _mobile_sam(state, name) if chosen.architecture == "mobile-sam" else _sam(state, name)
     except KeyError as error:
         raise CheckpointError(f"{name} lacks {error.args[0]!r}, which every SAM has; fetch it again") from error
+    except (HandfulError, MemoryError):
+        raise
+    except Exception as error:  # sizes are computed from the shapes of the weights, which may be any
+        if is_lack_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"{name} has the keys of {chosen.architecture}, but weights of shapes that belong to none "
+            f"({_first_line(error)}); it is damaged or another model"
+        ) from error
     usual_side = int(model.config.vision_config.image_size)
     if image_size is not None:
         resize_sam(model, image_size)

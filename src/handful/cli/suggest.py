@@ -21,6 +21,7 @@ from handful.cli.terminal import (
 )
 
 if TYPE_CHECKING:
+    from handful.checkpoint.model import SavedModel
     from handful.curation.suggest import Suggestion, SuggestResult
 
 
@@ -60,7 +61,6 @@ def suggest(
     which its predictions are inconsistent rank higher. Run the command again after labelling: earlier suggestions are
     replaced.
     """
-    from handful.checkpoint.model import open_model
     from handful.cohort.choice import choose_encoder
     from handful.curation.suggest import SuggestConfig
     from handful.curation.suggest import suggest as suggested
@@ -69,7 +69,7 @@ def suggest(
 
     cut: dict[str, Any] = {"plane": plane, "window": window}
     config = SuggestConfig(count=count, whole_cases=whole_cases, slicer=Slicer(**cut))
-    saved = open_model(model) if model else None
+    saved = _opened(model)
     known = saved.sequences if saved else ()
     cohort = options.cohort_in(input, channels=options.names_in(channels), default_channels=known)
     require_apart(out, cohort)
@@ -84,6 +84,17 @@ def suggest(
         _print(result, count, files)
     print_failures(result.failures)
     exit_on(result.failures, cohort.left_out)
+
+
+def _opened(folder: Path | None) -> SavedModel | None:
+    """The model of one task in the folder."""
+    from handful.checkpoint.model import open_model
+
+    if folder is None:
+        return None
+    model = open_model(folder)
+    model.require_single_task("a suggestion")
+    return model
 
 
 def _content(result: SuggestResult, files: tuple[Path, ...]) -> dict[str, object]:

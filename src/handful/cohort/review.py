@@ -262,10 +262,12 @@ def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str], l
     Those that cannot be read are listed; the others are used.
     """
     labelled = [case for case in cohort.cases if case.reference is not None]
-    fitted = _without_names(model, labelled) if model.record.anonymous else model.fitted_on
-    support = [case for case in labelled if case.name in fitted] if fitted else labelled
+    recorded, anonymous = model.fitted_on, model.record.anonymous
+    fitted, unread = _without_names(model, labelled) if anonymous else (recorded, [])
+    support = [case for case in labelled if case.name in fitted] if recorded else labelled
     if not support:
-        names = f"fitted on {', '.join(sorted(fitted)[:5])}" if fitted else "its support cases are not recorded"
+        named = f"{counted(len(recorded), 'scan')}, not named" if anonymous else ", ".join(sorted(recorded)[:5])
+        names = f"fitted on {named}" if recorded else "its support cases are not recorded"
         raise InputError(
             f"cohort {cohort.name!r} has none of the labelled cases of the model {model.folder.name!r} ({names}), "
             "which the estimate needs; name the folder that has them with --support"
@@ -278,15 +280,25 @@ def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str], l
                 f"case {name!r} of cohort {cohort.name!r} differs from the scan of that name that the model was "
                 "fitted on; name the folder that has the right one with --support"
             )
-    unread = [Failure.of(case, errors[case.name]) for case in support if case.name in errors]
-    return support_set, {*fitted, *(case.name for case in support)}, unread
+    unread += [Failure.of(case, errors[case.name]) for case in support if case.name in errors]
+    return support_set, {*fitted, *(case.name for case in support), *(failure.case for failure in unread)}, unread
 
 
-def _without_names(model: SavedModel, labelled: Sequence[Case]) -> dict[str, str]:
-    """{name: SHA-256 of its voxels} of the labelled cases that an anonymous model was fitted on; reads every case."""
-    known = set(model.fitted_on.values())
-    digests = {case.name: digest_of(case.read_image().array) for case in labelled}
-    return {name: digest for name, digest in digests.items() if digest in known}
+def _without_names(model: SavedModel, labelled: Sequence[Case]) -> tuple[dict[str, str], list[Failure]]:
+    """{name: SHA-256 of its voxels} of the labelled cases that an anonymous model was fitted on; reads every case.
+
+    Those that cannot be read are listed: the model may have been fitted on them.
+    """
+    known, found, unread = set(model.fitted_on.values()), {}, []
+    for case in labelled:
+        try:
+            digest = digest_of(case.read_image().array)
+        except Exception as error:  # any error concerns this case only
+            unread.append(Failure.of(case, error))
+            continue
+        if digest in known:
+            found[case.name] = digest
+    return found, unread
 
 
 def _refit(model: SavedModel, segmenter: Segmenter, config: ReviewConfig) -> Refit | None:

@@ -67,7 +67,7 @@ class EncodedCase:
     has_signal: Bool[np.ndarray[Any, Any], " n"]
     """Whether each slice is not constant."""
     segmented: SegmentedCase | None
-    """The segmenter's predictions; None without a segmenter, or if all slices are labelled."""
+    """The segmenter's predictions; None without a segmenter, or if no slice may be suggested."""
     agreement: float | None = None
     """Agreement of opinions on the case in self-training, from 0 to 1; None if it was not learned from."""
 
@@ -80,6 +80,14 @@ class EncodedCase:
     def slice(self, number: int) -> SliceName:
         """The name of one of its slices."""
         return SliceName(self.name, number, int(self.index[number]), len(self.index))
+
+
+def candidates(
+    labelled: Bool[np.ndarray[Any, Any], " n"], has_signal: Bool[np.ndarray[Any, Any], " n"], whole_cases: bool
+) -> Bool[np.ndarray[Any, Any], " n"]:
+    """Whether each slice of a case may be suggested; none of a case with a labelled slice, if whole cases are."""
+    found: NDArray[np.bool_] = has_signal & ~labelled & ~(whole_cases & labelled.any())
+    return found
 
 
 def descriptor(image: ImageEmbeddings) -> Float[Tensor, "n p"]:
@@ -112,20 +120,20 @@ class Pool:
     @classmethod
     def of(cls, cohort: str, cases: list[EncodedCase], whole_cases: bool) -> Pool:
         """The candidates of the cases. Raises InputError, with the name of the cohort, if there are none."""
-        free = [case.has_signal & ~case.labelled & ~(whole_cases & case.labelled.any()) for case in cases]
+        free = [candidates(case.labelled, case.has_signal, whole_cases) for case in cases]
         at = [(case, number) for case, mask in enumerate(free) for number in np.flatnonzero(mask).tolist()]
         if not at:
             kind = "case" if whole_cases else "slice"
             raise InputError(f"cohort {cohort!r} has no unlabelled {kind} left to suggest; add scans without labels")
-        candidates = torch.cat([case.descriptors[mask] for case, mask in zip(cases, free, strict=True)])
+        descriptors = torch.cat([case.descriptors[mask] for case, mask in zip(cases, free, strict=True)])
         sample = np.unique(np.linspace(0, len(at) - 1, min(CLIENTS, len(at))).round().astype(np.intp))
-        distances = np.concatenate(list(_distances(candidates, candidates[sample])))
+        distances = np.concatenate(list(_distances(descriptors, descriptors[sample])))
         labelled = [case.slice(number) for case in cases for number in np.flatnonzero(case.labelled).tolist()]
         newness = None
         nearest: list[SliceName | None] = [None] * len(at)
         uncovered = np.full(len(sample), distances.max())
         if labelled:
-            newness, rows = _nearest(candidates, torch.cat([case.descriptors[case.labelled] for case in cases]))
+            newness, rows = _nearest(descriptors, torch.cat([case.descriptors[case.labelled] for case in cases]))
             nearest = [labelled[row] for row in rows.tolist()]
             uncovered = newness[sample]
         by_case = [case.disagreement[mask] for case, mask in zip(cases, free, strict=True) if case.segmented]

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Integer
 
 from handful.backbones.base import Backbone
-from handful.curation.coverage import Choice, EncodedCase, Pool, SliceName, choose, descriptor
+from handful.curation.coverage import Choice, EncodedCase, Pool, SliceName, candidates, choose, descriptor
 from handful.curation.disagreement import SegmentedCase
 from handful.data.cases import Case, Cohort
 from handful.data.slice_grid import Plane
@@ -124,7 +124,7 @@ def suggest(
     failures: list[Failure] = []
     for number, case in enumerate(cohort.cases, start=1):
         try:
-            encoded.append(_encoded(case, backbone, segmenter, slicer, agreement))
+            encoded.append(_encoded(case, backbone, segmenter, slicer, agreement, config.whole_cases))
         except Exception as error:  # any error concerns this case only: it is listed, and the others continue
             failures.append(Failure.of(case, error))
         report(number, len(cohort.cases), case.name)
@@ -146,7 +146,12 @@ def suggest(
 
 @torch.no_grad()
 def _encoded(
-    case: Case, backbone: Backbone, segmenter: Segmenter | None, slicer: Slicer, agreement: Mapping[str, float]
+    case: Case,
+    backbone: Backbone,
+    segmenter: Segmenter | None,
+    slicer: Slicer,
+    agreement: Mapping[str, float],
+    whole_cases: bool,
 ) -> EncodedCase:
     volume = case.read_image()
     view = slicer.view(volume)
@@ -159,7 +164,8 @@ def _encoded(
     labelled = np.zeros(len(view), dtype=bool)
     if reference is not None:
         labelled = (view.of(reference.array) != IGNORE).any(axis=(1, 2))
-    use_segmenter = segmenter is not None and not labelled.all()
+    with_signal = np.concatenate(signal)
+    use_segmenter = segmenter is not None and candidates(labelled, with_signal, whole_cases).any()
     return EncodedCase(
         name=case.name,
         plane=view.plane,
@@ -167,7 +173,7 @@ def _encoded(
         index=np.array([view.grid.index_in_array(number) for number in range(len(view))]),
         descriptors=torch.cat(descriptors),
         labelled=labelled,
-        has_signal=np.concatenate(signal),
+        has_signal=with_signal,
         segmented=SegmentedCase.of(segmenter, volume, view) if segmenter is not None and use_segmenter else None,
         agreement=agreement.get(digest_of(volume.array)) if agreement else None,
     )

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,11 +21,13 @@ from transformers import Sam2VideoModel
 
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.catalog import load_backbone
+from handful.backbones.names import require_side
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import SettingsError
 from handful.jobs.allocator import tune_allocator
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of
+from handful.jobs.executors import cores
 from handful.jobs.files import checked_path
 from handful.jobs.journal import Journal
 from handful.jobs.progress import Run
@@ -62,6 +64,21 @@ class PretrainConfig:
     train: TrainConfig = TrainConfig(iterations=4000, learning_rate=6e-4, weight_decay=0.02, ema=0.998)
     """Number of steps, learning rate, seed and other settings of the training loop."""
 
+    def __post_init__(self) -> None:
+        require_side(self.side)
+        require_episodes(self.subjects, self.slices, self.targets)
+        for name, least in {"episodes": 1, "workers": 1, "matching": 0, "rehearsals": 0}.items():
+            if getattr(self, name) < least:
+                raise SettingsError(f"{name} must be {least} or more, got {getattr(self, name)}")
+
+
+def require_episodes(subjects: int, slices: int, targets: int) -> None:
+    """Raise SettingsError if no task can be made of episodes of so many subjects, slices of each, and targets."""
+    if subjects < 2:
+        raise SettingsError(f"subjects must be 2 or more, got {subjects}: each is segmented from the slices of others")
+    if slices < 1 or targets < 1:
+        raise SettingsError(f"slices and targets must be 1 or more, got {slices} and {targets}")
+
 
 def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     """Train a backbone and write it to the folder `out`; return `out`.
@@ -76,7 +93,7 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
     be on storage that all of them share.
 
     Raises:
-        SettingsError: More workers than GPUs, or `start` holds no SAM 2 video model.
+        SettingsError: More workers than GPUs, or `start` holds no handful-tiny.
     """
     place = _Place.by_torchrun()
     if place is not None:
@@ -89,8 +106,6 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
         return out
     checked_path(out).mkdir(parents=True, exist_ok=True)
     log = Log(out / "metrics.jsonl", min(100, config.train.steps), run.scratch)
-    if not (run.scratch and run.scratch.exists()):  # metrics of another run do not belong to this one
-        log.path.unlink(missing_ok=True)
     with _processes(config, run) if place is None else place.joined(MEETING_OF_TORCHRUN):
         model = _train(config, run, log, place or _Place.on_this_machine(0, config.workers))
     save_half(model, out)
@@ -107,8 +122,8 @@ def writes_results() -> bool:
 
 
 def processors() -> int:
-    """Return the number of GPUs of this machine, or of its CPU cores if it has no GPU."""
-    return torch.cuda.device_count() or os.cpu_count() or 1
+    """Return the number of GPUs of this machine, or of CPU cores that this process may use if it has no GPU."""
+    return torch.cuda.device_count() or cores()
 
 
 def make_batch(config: PretrainConfig, rng: Generator) -> Batch:
@@ -178,7 +193,7 @@ class _Tasks:
     def _batch(self, step: int) -> Batch:
         """Return the batch of a step, which depends only on the seed, the step and the process."""
         number = (self.config.train.seed * 1_000_003 + step) * 1009 + self.rank
-        return make_batch(self.config, Generator(self.device).manual_seed(number))
+        return make_batch(self.config, Generator(self.device).manual_seed(number % 2**64))
 
     def _encoded(self, step: int) -> tuple[Batch, ImageEmbeddings]:
         """Return the batch of a full step and its embeddings, which decoder-only steps leave unchanged."""
@@ -223,7 +238,7 @@ class _Place:
             raise SettingsError(
                 f"workers is {self.local_count}, but this machine has {torch.cuda.device_count()} GPUs; use one per GPU"
             )
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // self.local_count))
+        torch.set_num_threads(max(1, cores() // self.local_count))
         backend = "nccl" if cuda else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=self.rank, world_size=self.count)
         try:
@@ -286,10 +301,18 @@ def _new_model(config: PretrainConfig) -> Sam2VideoModel:
         initialise(model)
     else:
         start = load_backbone(config.start)
-        if not isinstance(start, Sam2VideoBackbone):
-            raise SettingsError(f"{config.start} holds no SAM 2 video model; name a folder that pretrain wrote")
-        model.load_state_dict(start.model.state_dict())
+        found = start.model.state_dict() if isinstance(start, Sam2VideoBackbone) else {}
+        if _shapes(found) != _shapes(model.state_dict()):
+            raise SettingsError(
+                f"{config.start} holds no handful-tiny, whose training it could continue; name a folder that "
+                "handful pretrain wrote"
+            )
+        model.load_state_dict(found)
     return model
+
+
+def _shapes(state: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in state.items()}
 
 
 class Log:
@@ -302,6 +325,8 @@ class Log:
     def __init__(self, path: Path, every: int, scratch: Path | None) -> None:
         self.path, self.every = path, every
         self._journal = Journal(scratch and scratch / path.name)
+        if not (self._journal.path and self._journal.path.exists()):  # metrics of another run do not belong to this one
+            self.path.unlink(missing_ok=True)
         self._steps: list[dict[str, float]] | None = None
         """The metrics of all steps so far; None before the first step of this process."""
 
@@ -331,7 +356,9 @@ class Log:
             yield row
 
     def plot(self, picture: Path) -> None:
+        """Draw the curves into a PNG file; without any metrics, one of another run is removed."""
         if not self.path.exists():
+            picture.unlink(missing_ok=True)
             return
         from matplotlib.figure import Figure
 

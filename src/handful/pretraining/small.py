@@ -17,6 +17,7 @@ from transformers import Sam2VideoModel
 from handful.backbones.base import ImageEmbeddings
 from handful.backbones.catalog import load_backbone
 from handful.backbones.efficientnet import EfficientNetLite, imagenet_encoder
+from handful.backbones.names import require_side
 from handful.backbones.small import SmallBackbone, SmallShape, TrunkEncoder, load_small, save_small, small_model
 from handful.errors import SettingsError
 from handful.jobs.atomic import write_atomically
@@ -24,7 +25,7 @@ from handful.jobs.files import checked_path
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise
 from handful.pretraining.head_start import take_head, unlike
-from handful.pretraining.pretrain import Log, batch_of, fingerprint
+from handful.pretraining.pretrain import Log, batch_of, fingerprint, require_episodes
 from handful.pretraining.tasks import REPLAYED, Batch, Task, part_step, replay
 from handful.pretraining.validation import validate
 from handful.synthesis.episodes import random_episode
@@ -81,6 +82,14 @@ class SmallConfig:
         if not len(self.sides) == len(self.shares) == len(self.subjects) > 0:
             raise SettingsError(
                 f"sides, shares and subjects must be equally many, got {self.sides}, {self.shares}, {self.subjects}"
+            )
+        for side, subjects in zip(self.sides, self.subjects, strict=True):
+            require_side(side)
+            require_episodes(subjects, self.slices, self.targets)
+        if self.rehearsals < 0 or self.validate_every < 1:
+            raise SettingsError(
+                "rehearsals must be 0 or more and validate_every 1 or more, got "
+                f"{self.rehearsals} and {self.validate_every}"
             )
         if self.world not in WORLDS:
             raise SettingsError(f"world must be one of {', '.join(WORLDS)}, got {self.world!r}")
@@ -196,7 +205,7 @@ class _Steps:
 
 def _episode(config: SmallConfig, backbones: dict[int, SmallBackbone], step: int) -> tuple[SmallBackbone, Batch]:
     """Return the episode of a step, which depends only on the seed and the step, and the backbone of its side."""
-    rng = Generator().manual_seed(config.train.seed * 1_000_003 + step)
+    rng = Generator().manual_seed((config.train.seed * 1_000_003 + step) % 2**64)
     place = int(torch.multinomial(torch.tensor(config.shares), 1, generator=rng))
     side = config.sides[place]
     crowd = float(torch.rand(1, generator=rng)) < config.crowd

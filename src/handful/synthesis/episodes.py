@@ -34,7 +34,7 @@ class Episode:
     labels: Int[Tensor, "n h w"]
     """Number of the structure at each pixel, the same in every subject; 0 is air or outside the field of view."""
     masks: Bool[Tensor, "n t h w"]
-    """The target masks; each target is present in at least two subjects, but not in every slice."""
+    """The target masks; each target is in at least two subjects, if there are two, but not always in every slice."""
     subject: Int[Tensor, "n"]
     """Index of the subject of each slice."""
     shapes: tuple[Shape, ...]
@@ -283,8 +283,8 @@ def _targets(
 ) -> Bool[Tensor, "t l"] | None:
     """Choose the labels of each target, as a mask of labels per target; None if no structure is suitable.
 
-    A target is one part of a structure, sometimes several together. It is present in two subjects, and is neither tiny
-    nor most of a slice.
+    A target is one part of a structure, sometimes several together. It is present in two subjects, if there are two,
+    never most of a slice, and tiny only in some episodes.
     """
     subjects, slices, h, w = labels.shape
     top = anatomy.labels
@@ -335,7 +335,7 @@ def _weights(labels: list[int], anatomy: Anatomy, modality: Modality, wanted: Sh
 def _fits(area: Float[Tensor, "s m"], least: float) -> bool:
     """Return whether a structure with these area shares can be a target.
 
-    It must be larger than `least` in two subjects, so that one can be the support and the other the query.
+    It must be larger than `least` in two subjects (or the only one), so that one can be the support of the other.
     """
     present = (area > least).any(dim=1).sum()
     return int(present) >= min(2, len(area)) and float(area.max()) < 0.5

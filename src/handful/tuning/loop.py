@@ -71,6 +71,8 @@ class TrainConfig:
             raise SettingsError(f"clip must be above 0, got {self.clip}; a large number never clips")
         if not 0 <= self.ema < 1:
             raise SettingsError(f"ema must be from 0 to below 1, got {self.ema}; 0 keeps the last weights")
+        if not -(2**63) <= self.seed < 2**63:
+            raise SettingsError(f"seed must be from -2^63 to 2^63 - 1, got {self.seed}")
 
     @property
     def steps(self) -> int:
