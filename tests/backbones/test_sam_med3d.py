@@ -72,7 +72,7 @@ def test_objects_are_decoded_together_as_they_are_alone(model: SamMed3d):
 
 def test_the_file_of_a_training_is_read_and_nothing_but_tensors(state: dict[str, Tensor], tmp_path: Path):
     torch.save({"epoch": 3, "model_state_dict": state, "losses": [0.5]}, tmp_path / "sam_med3d.pth")
-    model = load_sam_med3d(tmp_path / "sam_med3d.pth")
+    model = load_sam_med3d(str(tmp_path / "sam_med3d.pth"))
     assert not any(weight.requires_grad for weight in model.parameters())
     torch.testing.assert_close(model.encode(waves(32)), sam_med3d_of(state, "random").encode(waves(32)))
     torch.save({"model_state_dict": state, "path": Path("x")}, tmp_path / "code.pth")

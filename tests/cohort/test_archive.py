@@ -42,7 +42,7 @@ def server(scans: list[Any], monkeypatch: pytest.MonkeyPatch) -> Iterator[Server
         yield server
 
 
-def run(model: Path, server: Server, out: Path, query: str = "Modality=CT", **options: Any) -> CohortResult:
+def run(model: str | Path, server: Server, out: str | Path, query: str = "Modality=CT", **options: Any) -> CohortResult:
     options = {"waits": (0.0, 0.0)} | options
     return predict_archive(model, server.address(query), out, PredictConfig(device="cpu"), **options)
 
@@ -65,7 +65,7 @@ def test_each_series_is_segmented_and_stored_once(model: Path, server: Server, t
     assert truth.array.any()
     assert server.authorizations == {f"Bearer {TOKEN_VALUE}"}
 
-    again = run(model, server, tmp_path / "out")
+    again = run(str(model), server, str(tmp_path / "out"))
     assert (again.done, again.skipped) == ((), UIDS)
     assert len(segmentations(server)) == 3
     assert server.count(r"GET .*/1.2.40.1$") == 1

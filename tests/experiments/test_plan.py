@@ -77,6 +77,7 @@ def test_folders_may_lie_elsewhere(tmp_path: Path):
         ("cases = 6", "cases = 0", "cases must be at least 1, got 0"),
         ("cases = 6", "case = 6", "no entry 'data.hearts.case'; did you mean 'cases'"),
         ('folder = "hearts"', "", "'data.hearts.folder' is missing"),
+        ('folder = "hearts"', "folder = 3", "data.hearts.folder = 3: Input is not a valid path"),
         ('"surface_dice"', '"speed"', "measures ['speed']; choose from dice"),
         ("[data.hearts]", "[data.hearts", "not valid TOML"),
     ],

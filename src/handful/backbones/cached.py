@@ -39,13 +39,13 @@ STALE = 3600.0
 """Seconds after which a temporary file is taken for the rest of a killed process."""
 
 
-def cached(backbone: Backbone, folder: Path, max_bytes: int = 20 * GIB) -> CachedBackbone:
+def cached(backbone: Backbone, folder: str | Path, max_bytes: int = 20 * GIB) -> CachedBackbone:
     """The backbone with a cache in `folder`, shared with any other process; a MemoryBackbone stays one.
 
     Raises SettingsError where the image encoder trains. A full or unwritable disk costs a warning, never the answer.
     """
     kind = CachedMemoryBackbone if isinstance(backbone, MemoryBackbone) else CachedBackbone
-    return kind(backbone, folder, max_bytes)
+    return kind(backbone, Path(folder), max_bytes)
 
 
 class CachedBackbone(Backbone):

@@ -117,12 +117,12 @@ class SamMed3d(nn.Module):
         return self.mask_decoder.decode(embeddings + dense, self.prompt_encoder.grid_positions(), tokens)
 
 
-def load_sam_med3d(path: Path) -> SamMed3d:
+def load_sam_med3d(path: str | Path) -> SamMed3d:
     """The model in a .pth, .pt or .safetensors file with the authors' key names; float32, frozen.
 
     Nothing but tensors is unpickled. Raises CheckpointError for a file that needs more, and for any other model.
     """
-    return sam_med3d_of(read_state(path), str(path))
+    return sam_med3d_of(read_state(Path(path)), str(path))
 
 
 def sam_med3d_of(state: Mapping[str, Tensor], name: str) -> SamMed3d:

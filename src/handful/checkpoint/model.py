@@ -66,7 +66,7 @@ SPARE = 2**28
 
 def save(
     segmenter: Segmenter,
-    folder: Path,
+    folder: str | Path,
     *,
     method_name: str,
     method: Method,
@@ -82,11 +82,8 @@ def save(
     without names (see `anonymous_support`). Raises CheckpointError if the folder contains anything else,
     SettingsError if an anonymous segmenter holds pictures or masks.
     """
-    if (
-        checked_path(folder).exists()
-        and not (folder / RECORD).exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
+    folder = checked_path(folder)
+    if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not a segmenter; name another folder")
     if segmenter.experts:
         raise SettingsError("a segmenter with experts is not saved again; copy its folder, or use fit_expert")
@@ -276,7 +273,7 @@ class SavedModel:
             return build_method(self.record.method, self.record.settings)
 
     def load(
-        self, backbone: Backbone | None = None, cache: Path | None = None, *, only_to_predict: bool = False
+        self, backbone: Backbone | None = None, cache: str | Path | None = None, *, only_to_predict: bool = False
     ) -> Segmenter:
         """Load the segmenter, with embeddings stored in the folder `cache`, if given.
 
@@ -308,7 +305,9 @@ class SavedModel:
         changed = any(old != new for old, new in self.written_as.items())
         return RelabelledSegmenter(segmenter, self.written_as) if changed else segmenter
 
-    def _load_experts(self, weights: dict[str, Tensor], backbone: Backbone | None, cache: Path | None) -> Segmenter:
+    def _load_experts(
+        self, weights: dict[str, Tensor], backbone: Backbone | None, cache: str | Path | None
+    ) -> Segmenter:
         """The segmenters of all experts, with the router that picks one of them."""
         backbone = self._checked(backbone or self.backbone())
         backbone = cached(backbone, cache) if cache is not None else backbone
@@ -368,7 +367,7 @@ class SavedModel:
     def open(
         self,
         device: str = "auto",
-        cache: Path | None = None,
+        cache: str | Path | None = None,
         backbone: str | None = None,
         *,
         only_to_predict: bool = False,
@@ -397,13 +396,13 @@ class SavedModel:
             ) from error
 
 
-def load(folder: Path, backbone: Backbone | None = None) -> Segmenter:
+def load(folder: str | Path, backbone: Backbone | None = None) -> Segmenter:
     """Load the segmenter in a folder.
 
     `backbone` must be the one it was fitted on; by default, it is loaded, too. Raises CheckpointError for a folder that
     is incomplete, damaged, of another format, or fitted on another backbone.
     """
-    return open_model(folder).load(backbone)
+    return open_model(Path(folder)).load(backbone)
 
 
 def open_model(folder: Path) -> SavedModel:

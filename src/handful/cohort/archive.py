@@ -23,9 +23,9 @@ from handful.jobs.progress import Report, silent
 
 
 def predict_archive(
-    model: Path,
+    model: str | Path,
     address: str,
-    out: Path,
+    out: str | Path,
     config: PredictConfig | None = None,
     report: Report = silent,
     *,
@@ -47,7 +47,7 @@ def predict_archive(
     """
     query = parse_query(address)
     archive = Archive(query.url, token_from_environment(), waits)
-    config = config or PredictConfig()
+    config, out = config or PredictConfig(), Path(out)
     if config.workers > 1 or config.scheduler is not None:
         raise SettingsError("an archive is segmented by one process; leave workers and scheduler out")
     if config.format == "auto":

@@ -86,7 +86,7 @@ def find_masks(
     out: Path,
     config: FindMasksConfig | None = None,
     report: Report = silent,
-    inputs: Collection[Path] = (),
+    inputs: Collection[str | Path] = (),
 ) -> FindMasksResult:
     """Find the masks of all objects in the slices of the cases, and write them into `out`.
 

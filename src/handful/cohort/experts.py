@@ -40,10 +40,10 @@ def fit_expert(
     method: Method,
     support: SupportSet,
     backbone: Backbone,
-    out: Path,
+    out: str | Path,
     *,
     expert: str,
-    add_to: Path | None = None,
+    add_to: str | Path | None = None,
     scans: Sequence[Case] = (),
     config: FitConfig | None = None,
     report: Report = silent,
@@ -61,7 +61,8 @@ def fit_expert(
     Raises SettingsError for a name that is taken or impossible, CheckpointError if `add_to` has another backbone or
     `out` contains something else, InputError if scans of `add_to` are missing.
     """
-    config = config or FitConfig()
+    config, out = config or FitConfig(), Path(out)
+    add_to = None if add_to is None else Path(add_to)
     require_name(expert)
     earlier = _earlier(add_to, expert, out, backbone, config)
     parts = [*([one, model.sha256] for one, model in earlier.items()), [expert]]

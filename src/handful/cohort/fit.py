@@ -73,7 +73,7 @@ def fit_to_folder(
     method: Method,
     support: SupportSet,
     backbone: Backbone,
-    out: Path,
+    out: str | Path,
     config: FitConfig | None = None,
     report: Report = silent,
 ) -> FitResult:
@@ -84,7 +84,7 @@ def fit_to_folder(
     fits the same is written into the segmenter's provenance. Raises CheckpointError where another model or a foreign
     folder lies in the way, BusyError while another process fits into `out`.
     """
-    config = config or FitConfig()
+    config, out = config or FitConfig(), Path(out)
     if config.anonymous:
         support = _anonymous(name, method, support)
     scratch = out.with_name(f"{out.name}.partial")

@@ -70,7 +70,7 @@ class PredictConfig:
     """
     probabilities: bool = False
     """Also write the probability of each label, as NIfTI files in the folder probabilities/."""
-    cache: Path | None = None
+    cache: str | Path | None = None
     """Folder of stored embeddings; missing ones are added."""
     format: OutputFormat = "auto"
     """The DICOM formats need DICOM scans; other cases fail."""
@@ -144,13 +144,13 @@ Deliver = Callable[[Case, Path], None]
 
 
 def predict_cohort(
-    model: Path,
+    model: str | Path,
     cases: Sequence[Case],
-    out: Path,
+    out: str | Path,
     config: PredictConfig | None = None,
     report: Report = silent,
     deliver: Deliver | None = None,
-    inputs: Collection[Path] = (),
+    inputs: Collection[str | Path] = (),
 ) -> CohortResult:
     """Segment the cases with the segmenter in the folder `model`, and write label maps into `out`.
 
@@ -176,9 +176,9 @@ def predict_cohort(
     Raises BusyError while another process works in `out`, CheckpointError if the model cannot be loaded, ClusterError
     if the scheduler cannot be reached or is lost: then the same call resumes.
     """
-    config = config or PredictConfig()
+    config, out = config or PredictConfig(), Path(out)
     started = datetime.now(UTC)
-    saved = open_model(model)
+    saved = open_model(Path(model))
     _require_expert(saved, config)
     _require_storable(saved, config)
     with locked(out / NOTES):
@@ -192,9 +192,9 @@ def predict_cohort(
 
 
 def predict_file(
-    model: Path,
-    image: Path | SequenceFiles | Volume,
-    out: Path,
+    model: str | Path,
+    image: str | Path | SequenceFiles | Volume,
+    out: str | Path,
     config: PredictConfig | None = None,
     choice: SeriesChoice = ONLY_SERIES,
 ) -> FilePrediction:
@@ -205,13 +205,14 @@ def predict_file(
     Raises InputError if `out` exists and `overwrite` is not set, and always if it is the image, or an existing scan or
     label map in the folders of a cohort.
     """
-    config = _for_file(config or PredictConfig(), checked_path(out))
+    out = checked_path(out)
+    config = _for_file(config or PredictConfig(), out)
     Inputs.of([Case(stem(out), image)], ()).require_not_among(out)
     if out.exists() and is_in_cohort(out):
         raise InputError(f"{out} is a scan or a label map of a cohort, which is never replaced; name another file")
     if out.exists() and not config.overwrite:
         raise InputError(f"{out} exists; name another file, or add --overwrite")
-    saved = open_model(model)
+    saved = open_model(Path(model))
     _require_expert(saved, config)
     _require_storable(saved, config)
     case = Case(stem(out), image, choice=choice)
@@ -363,7 +364,7 @@ class _Job:
             return self._result(carried_out(executor, work, cases, self.report))
         if deliver is not None:
             raise SettingsError("deliver needs a single process; leave workers and scheduler out")
-        config = replace(config, cache=config.cache and config.cache.absolute())
+        config = replace(config, cache=config.cache and Path(config.cache).absolute())
         relevant = inputs.among(self._outputs(cases))
         work = _CaseWork(self.model.absolute(), self.out.absolute(), config, relevant)
         try:

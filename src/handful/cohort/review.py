@@ -45,7 +45,7 @@ class ReviewConfig:
     """As in `QualityConfig`."""
     confidence: bool = True
     """As in `QualityConfig`."""
-    cache: Path | None = None
+    cache: str | Path | None = None
     """As in `QualityConfig`."""
     calibrate: bool | None = None
     """Refit once per support case, leaving it out, to calibrate the estimate.
@@ -68,10 +68,10 @@ class ReviewConfig:
 
 
 def review_folder(
-    predictions: Path,
-    model: Path,
+    predictions: str | Path,
+    model: str | Path,
     cohort: Cohort,
-    out: Path,
+    out: str | Path,
     labelled: Cohort | None = None,
     config: ReviewConfig = ReviewConfig(),
     report: Report = silent,
@@ -86,10 +86,11 @@ def review_folder(
     Raises InputError if none of the model's labelled cases is found or there is no prediction to estimate, BusyError
     while another process works in `out`, ClusterError if the scheduler cannot be reached or is lost.
     """
+    predictions, model, out = Path(predictions), Path(model), Path(out)
     if config.scheduler is not None:
         predictions, model, out = predictions.absolute(), model.absolute(), out.absolute()
         cohort, labelled = cohort.absolute(), (labelled or cohort).absolute()
-        config = replace(config, cache=config.cache and config.cache.absolute())
+        config = replace(config, cache=config.cache and Path(config.cache).absolute())
     saved = open_model(model)
     saved.require_single_task("a review")
     files = _label_maps(predictions)
@@ -116,7 +117,7 @@ def review_folder(
 
 
 @contextmanager
-def _embeddings(out: Path, cache: Path | None) -> Iterator[Path]:
+def _embeddings(out: Path, cache: str | Path | None) -> Iterator[str | Path]:
     """The folder of stored embeddings; without one, a folder in `out` for this run, in which the next run cleans up."""
     if cache is not None:
         yield cache

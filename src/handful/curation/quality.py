@@ -46,7 +46,7 @@ class QualityConfig:
     memory, else nearest-slice."""
     confidence: bool = True
     """Use the confidence of the model, which segments each case once more."""
-    cache: Path | None = None
+    cache: str | Path | None = None
     """Folder of stored embeddings; missing ones are added. None uses a temporary folder."""
 
     def __post_init__(self) -> None:
@@ -142,7 +142,7 @@ def estimating_quality(
 
 
 @contextmanager
-def _caching(backbone: Backbone, cache: Path | None) -> Iterator[Backbone]:
+def _caching(backbone: Backbone, cache: str | Path | None) -> Iterator[Backbone]:
     """The backbone with a cache of its embeddings, unless its encoder is trained."""
     if backbone.plain is not backbone or any(p.requires_grad for p in backbone.image_encoder.parameters()):
         yield backbone

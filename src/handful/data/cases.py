@@ -26,11 +26,14 @@ HEADERS = (".mhd", ".nhdr")
 
 @dataclass(frozen=True)
 class Case:
-    """One image, in memory or in files, with its reference label map, if it has one."""
+    """One image, in memory or in files, with its reference label map, if it has one.
+
+    An image or a reference that is a string becomes a Path.
+    """
 
     name: str
-    image: Volume | Path | SequenceFiles
-    reference: LabelMap | Path | None = None
+    image: Volume | str | Path | SequenceFiles
+    reference: LabelMap | str | Path | None = None
     labels: Labels | None = None
     """Labels that the reference may contain. None: those it does contain."""
     patient: str | None = None
@@ -43,6 +46,11 @@ class Case:
     """Which series of a DICOM folder is the image."""
     background: int = 0
     """Value of voxels labelled as background in the reference's file, where 0 is the value of unlabelled ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("image", "reference"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
 
     def read_image(self) -> Volume:
         """Read and verify the image. Raises UnsupportedInput if voxels are not finite."""
@@ -74,7 +82,7 @@ class Case:
         return _digest_of_volume(self.read_image()) if own is None else digest_of_file(own)
 
     @property
-    def _own_files(self) -> Path | SequenceFiles | None:
+    def _own_files(self) -> str | Path | SequenceFiles | None:
         """The files that hold the whole image and nothing else; None for images in memory, with header files, DICOM."""
         if isinstance(self.image, Volume) or self.is_dicom:
             return None
@@ -84,7 +92,7 @@ class Case:
     def files(self) -> tuple[Path, ...]:
         """The file of the image, or those of its sequences; none for an image in memory."""
         if isinstance(self.image, SequenceFiles):
-            return self.image.files
+            return self.image.paths
         return (self.image,) if isinstance(self.image, Path) else ()
 
     @property
@@ -94,7 +102,7 @@ class Case:
             return False
         return self.image.is_dir() or (not self.image.name.lower().endswith(SUFFIXES) and is_dicom(self.image))
 
-    def _read(self, file: Path, digest: Digest | None = None) -> Volume:
+    def _read(self, file: str | Path, digest: Digest | None = None) -> Volume:
         choice = self.choice
         return read_volume(file, digest=digest, series=choice.series, slice_tolerance=choice.slice_tolerance)
 
@@ -115,7 +123,7 @@ class Case:
             geometry = geometry or self.read_geometry()
         else:
             geometry = geometry or self.read_geometry()
-            self._require_same_frame(self.reference)
+            self._require_same_frame(Path(self.reference))
             label_map = read_label_map(self.reference, self.labels, self.ignore, self.background, grid=geometry)
         label_map = in_order_of(label_map, geometry)
         names = f"case {self.name!r}: image and labels" + _file_names(self.files, self.reference)
@@ -147,7 +155,7 @@ class Case:
         image, reference = self.image, self.reference
         return replace(
             self,
-            image=image if isinstance(image, Volume) else image.absolute(),
+            image=image.absolute() if isinstance(image, Path | SequenceFiles) else image,
             reference=reference.absolute() if isinstance(reference, Path) else reference,
         )
 
@@ -183,7 +191,7 @@ class Cohort:
     name: str
     left_out: tuple[LeftOut, ...] = ()
     """Files in the folder of the cohort that belong to no case, in the order of their names."""
-    files: frozenset[Path] = frozenset()
+    files: frozenset[str | Path] = frozenset()
     """Scans and label maps of the folder, also those that are not used. No output may replace them."""
 
     def __post_init__(self) -> None:
@@ -249,7 +257,7 @@ def _rank(name: str, seed: int) -> bytes:
     return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
-def _file_names(images: tuple[Path, ...], reference: LabelMap | Path) -> str:
+def _file_names(images: tuple[Path, ...], reference: LabelMap | str | Path) -> str:
     """The names of those that are files, in brackets; of several sequences the first."""
     files = [str(part) for part in (*images[:1], reference) if isinstance(part, Path)]
     return f" ({', '.join(files)})" if files else ""

@@ -486,7 +486,7 @@ def _is_hidden(entry: Any) -> bool:
 
 
 def _files_of(image: Image) -> tuple[Path, ...]:
-    return image.files if isinstance(image, SequenceFiles) else (image,)
+    return image.paths if isinstance(image, SequenceFiles) else (image,)
 
 
 def _listed(folder: Path, facts: _Facts, entry: Any) -> _Pair:

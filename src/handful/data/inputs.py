@@ -24,10 +24,10 @@ class Inputs:
     """With all links resolved."""
 
     @classmethod
-    def of(cls, cases: Iterable[Case], files: Collection[Path]) -> Inputs:
+    def of(cls, cases: Iterable[Case], files: Collection[str | Path]) -> Inputs:
         """The images and references of the cases, and further files, such as `Cohort.files`."""
         parts = [part for case in cases for part in (*case.files, case.reference)]
-        paths = [*files, *(part for part in parts if isinstance(part, Path))]
+        paths = [*map(Path, files), *(part for part in parts if isinstance(part, Path))]
         return cls(frozenset(map(_resolved, paths)))
 
     def among(self, outputs: Iterable[Path]) -> Inputs:

@@ -18,10 +18,15 @@ from handful.jobs.digests import Digest
 class SequenceFiles:
     """The files of one scan with several sequences."""
 
-    files: tuple[Path, ...]
+    files: tuple[str | Path, ...]
     """One file per sequence, or a single file that holds all sequences along its last axis."""
     names: tuple[str, ...]
     """Name of each sequence, in their order."""
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The files, none of them as a string."""
+        return tuple(map(Path, self.files))
 
     def read(self, digest: Digest | None = None) -> Volume:
         """All sequences as channels of one volume. Names and bytes of the files are added to a `digest`.
@@ -30,28 +35,29 @@ class SequenceFiles:
         if two sequences are on grids that differ by more than half a voxel.
         """
         self._add_names(digest)
-        if len(self.files) == 1:
-            return read_volume(self.files[0], digest=digest, sequences=self.names)
-        volumes = [read_volume(file, digest=digest) for file in self.files]
-        for file, volume in zip(self.files, volumes, strict=True):
+        files = self.paths
+        if len(files) == 1:
+            return read_volume(files[0], digest=digest, sequences=self.names)
+        volumes = [read_volume(file, digest=digest) for file in files]
+        for file, volume in zip(files, volumes, strict=True):
             volume.require_grey(file.name)
         grid = volumes[0].geometry
         channels = [volumes[0].array[0]]
-        for file, name, volume in zip(self.files[1:], self.names[1:], volumes[1:], strict=True):
+        for file, name, volume in zip(files[1:], self.names[1:], volumes[1:], strict=True):
             array, own = turned(volume.array[0], volume.geometry, grid)
-            grid.require_same(own, f"sequences {self.names[0]} and {name} ({self.files[0].name}, {file.name})")
+            grid.require_same(own, f"sequences {self.names[0]} and {name} ({files[0].name}, {file.name})")
             channels.append(array)
         return Volume(np.stack(channels), grid, sequences=self.names)
 
     def add_to(self, digest: Digest) -> None:
         """Add what `read` adds to a digest, without decoding any voxels."""
         self._add_names(digest)
-        for file in self.files:
-            digest.add_file(file)
+        for path in self.paths:
+            digest.add_file(path)
 
     def absolute(self) -> SequenceFiles:
         """The same files with absolute paths."""
-        return SequenceFiles(tuple(file.absolute() for file in self.files), self.names)
+        return SequenceFiles(tuple(path.absolute() for path in self.paths), self.names)
 
     def geometry(self) -> Geometry:
         """The grid of the first sequence, from its header."""

@@ -196,8 +196,8 @@ def evaluate_cases(
 
 
 def evaluate_folders(
-    predictions: Path,
-    references: Path | Mapping[str, Path],
+    predictions: str | Path,
+    references: str | Path | Mapping[str, str | Path],
     tolerance_mm: float = 1.0,
     labels: Labels | None = None,
     ignore: int | None = None,
@@ -212,7 +212,11 @@ def evaluate_folders(
     any reference is a label. `ignore` is the value of unlabelled voxels in the reference files, `background` that of
     voxels labelled as background in all files; in predictions, 0 is background, too.
     """
-    truth = references if isinstance(references, Mapping) else _by_name(references)
+    predictions = Path(predictions)
+    if isinstance(references, Mapping):
+        truth = {name: Path(file) for name, file in references.items()}
+    else:
+        truth = _by_name(Path(references))
     predicted = _by_name(predictions)
     if not truth:
         raise InputError(f"{references} contains no label map; references are files ending in {', '.join(SUFFIXES)}")

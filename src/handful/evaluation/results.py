@@ -125,11 +125,12 @@ def write_results(results: Sequence[Result], path: Path) -> None:
     write_atomically(path, buffer_of_bytes.getvalue())
 
 
-def read_results(path: Path) -> tuple[Result, ...]:
+def read_results(path: str | Path) -> tuple[Result, ...]:
     """The rows of a table that `write_results` has written.
 
     Raises DamagedFile for any other table, InputError if there is no such file or it cannot be read.
     """
+    path = Path(path)
     if path.suffix == ".csv":
         read = _read_csv
     else:

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, GetPydanticSchema, TypeAdapter, ValidationError
 
 from handful.data.cases import Case, Cohort, LeftOut
 from handful.data.files import read_cohort
@@ -32,6 +32,8 @@ CLICKS = re.compile(r"clicks-([1-9]\d?)")
 BY_SLICE = ("boxes", "everything")
 """Simulated annotators that need the embeddings of a slice."""
 _FORBID = ConfigDict(extra="forbid")
+_AS_PATH = GetPydanticSchema(lambda _, handler: handler(Path))
+"""In a plan, a path: an error then names the entry, not each kind of the union."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class DataSet:
 
     __pydantic_config__ = _FORBID
 
-    folder: Path
+    folder: Annotated[str | Path, _AS_PATH]
     cases: int | None = None
     """Maximum number of test cases per split; None: as in the plan."""
     shots: tuple[int, ...] | None = None
@@ -300,7 +302,7 @@ def trials(plan: Plan) -> tuple[list[Trial], list[str]]:
 def _trial(plan: Plan, data_set: str, configuration: str, shots: int, split: int, pictures: int) -> Trial:
     return Trial(
         data_set=data_set,
-        folder=plan.data[data_set].folder,
+        folder=Path(plan.data[data_set].folder),
         configuration_name=configuration,
         configuration=plan.configurations[configuration],
         shots=shots,
@@ -312,7 +314,7 @@ def _trial(plan: Plan, data_set: str, configuration: str, shots: int, split: int
     )
 
 
-def _labelled(folder: Path) -> Cohort:
+def _labelled(folder: str | Path) -> Cohort:
     cohort = read_cohort(folder)
     if cohort.labels is None:
         raise InputError(f"{folder} has no labelled case; put label maps into its labels/ folder")

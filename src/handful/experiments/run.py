@@ -44,7 +44,7 @@ class ExperimentConfig:
     """The command line, for the report."""
     known: Sequence[Result] = ()
     """Results of an earlier run, from `read_results`: their fits are taken over, without pictures."""
-    cache: Path | None = None
+    cache: str | Path | None = None
     """Folder of stored embeddings, shared by all configurations. Measured times then exclude most of the encoding."""
     data_sets: tuple[str, ...] = ()
     """Data sets of the plan to run now; empty for all."""
@@ -84,7 +84,7 @@ class ExperimentConfig:
 
 def run_experiment(
     plan: Plan,
-    out: Path,
+    out: str | Path,
     config: ExperimentConfig | None = None,
     report: Report = silent,
 ) -> ExperimentStatus:
@@ -97,14 +97,14 @@ def run_experiment(
     config = config or ExperimentConfig()
     require_workers(1 if config.workers is None else config.workers, config.scheduler)
     config.require_parts_of(plan)
-    out = out.absolute()
+    out = Path(out).absolute()
     with locked(out / NOTES):
         remove_leftovers(out)
         planned_trials, left_out = trials(plan)
         if not any(config.includes(trial) for trial in planned_trials):
             reason = "; ".join(left_out) or "none of its fits has the chosen parts"
             raise SettingsError(f"plan {plan.name!r} has nothing to measure: {reason}")
-        tasks = _tasks(planned_trials, out, config.cache and config.cache.absolute())
+        tasks = _tasks(planned_trials, out, None if config.cache is None else Path(config.cache).absolute())
         planned = {task.digest for task in tasks}
         adopt(out, (result for result in config.known if result.trial in planned))
         write_manifest(out, plan, [(task.trial, task.digest) for task in tasks], left_out, config.command)

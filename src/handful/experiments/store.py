@@ -209,11 +209,12 @@ def read_study(out: Path) -> Study:
     )
 
 
-def write_experiment_report(out: Path, with_latex: bool = False) -> list[Path]:
+def write_experiment_report(out: str | Path, with_latex: bool = False) -> list[Path]:
     """Write results.csv, results.parquet (if pyarrow is installed), tables.md (and .tex) and report.html into `out`.
 
     Returns their paths; report.html is the last. A tables.tex of an earlier report is replaced in any case.
     """
+    out = Path(out)
     study = read_study(out)
     with_latex = with_latex or (out / "tables.tex").exists()
     tables = [out / "results.csv", *([out / "results.parquet"] if has_parquet() else [])]

@@ -87,17 +87,17 @@ class Auxiliary(OnlineLearner):
     def unpacked(self, content: bytes) -> Auxiliary:
         return Auxiliary(*unpack(content, "the learner of a session"))
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write everything that was learned into a safetensors file, completely or not at all.
 
         The file contains crops of the last corrected objects and their masks, so handle it like the scans.
         """
-        write_atomically(path, self.packed())
+        write_atomically(Path(path), self.packed())
 
     @classmethod
-    def load(cls, path: Path) -> Auxiliary:
+    def load(cls, path: str | Path) -> Auxiliary:
         """The learner in a file. Raises InputError if there is none, DamagedFile if it is no such file."""
-        with open_file(path) as file:
+        with open_file(Path(path)) as file:
             return cls(*unpack(file.read(), str(path)))
 
     def _example(self, corrected: CorrectedObject, attempt: Attempt) -> Example:
