@@ -229,7 +229,7 @@ class UNet(Method):
         """How training slices are changed.
 
         `alone`: there are no unlabelled scans to show what lies around the labelled slices. The black around a moved
-        slice is background then, as in nnU-Net. Otherwise the net may invent labels in air that a crop never showed.
+        slice is background then, as in nnU-Net. Without that, the net may label air that no crop showed.
         """
         bending = (ELASTIC if self.augmentation == "nnunet" else 0.0) if self.elastic is None else self.elastic
         return Views(augmentation=self.augmentation, elastic=bending, mirror=plan.mirror, black_is_background=alone)
