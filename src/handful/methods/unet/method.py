@@ -228,7 +228,7 @@ class UNet(Method):
     def views(self, plan: NetPlan, alone: bool) -> Views:
         """How training slices are changed.
 
-        `alone`: there are no unlabelled scans to show what lies around the labelled slices. The black around a moved
+        `alone`: there are no unlabelled scans, whose windows show more than labelled crops do. The black around a moved
         slice is background then, as in nnU-Net. Without that, the net may label air that no crop showed.
         """
         bending = (ELASTIC if self.augmentation == "nnunet" else 0.0) if self.elastic is None else self.elastic
