@@ -56,6 +56,7 @@ OF_UNSEEN_CASES = (
     "quality",
     "retrieval",
     "suggest",
+    "windows",
 )
 """Result files of studies that choose unseen cases."""
 MEASURES = ("dice", "iou", "hd95")

@@ -37,6 +37,7 @@ from reproduction.studies import quality as quality_study
 from reproduction.studies import retrieval as retrieval_study
 from reproduction.studies import semi_supervised as semi_supervised_study
 from reproduction.studies import suggest as suggest_study
+from reproduction.studies import windows as windows_study
 from reproduction.verdicts import MARGIN, not_below
 
 OURS = (
@@ -654,6 +655,12 @@ def semi_supervised(evidence: Evidence, words: Sequence[str]) -> str:
     return semi_supervised_study.tables(lines) if lines else UNMEASURED
 
 
+def windows(evidence: Evidence, words: Sequence[str]) -> str:
+    """What lies outside of the crop in unseen scans."""
+    lines = list(evidence.raw("windows"))
+    return windows_study.tables(lines) if lines else UNMEASURED
+
+
 def planes(evidence: Evidence, words: Sequence[str]) -> str:
     """A U-Net on one plane, and on several with as many training steps in all."""
     rows = []
@@ -810,6 +817,7 @@ TABLES: dict[str, Render] = {
     "quality": quality,
     "retrieval": retrieval,
     "semi_supervised": semi_supervised,
+    "windows": windows,
     "planes": planes,
     "how_many": how_many,
     "nnunet": nnunet,

@@ -25,6 +25,7 @@ from reproduction.studies import (
     retrieval,
     semi_supervised,
     suggest,
+    windows,
 )
 from reproduction.study import Line, Split, Study, Trial, read_lines
 from tiny_models import tiny_sam2_video
@@ -210,6 +211,7 @@ OF_CLICKS = {"fitted_on": "acdc", "slices": 4, "seeds": 1, "most": 3, "annotator
         quality.QualityTrial(**KEYS, **OF_SETTING),
         retrieval.RetrievalTrial(**KEYS, features="pixels", shots=4, split=1, most_cases=8),
         suggest.SuggestTrial(**KEYS, **OF_SUGGEST, most_cases=8),
+        windows.WindowsTrial(**KEYS, way="features", shots=4, split=1, most_cases=8),
     ],
     ids=lambda trial: type(trial).__name__,
 )
@@ -225,6 +227,20 @@ def test_no_study_scores_the_first_cases_by_name(trial: Trial, monkeypatch: pyte
         trial.results(tiny_sam2_video())
     assert error.value.args in ((1, 8), (1, controls.MOST_CASES))
     assert trial.key()["unseen"] == "random"
+
+
+def test_both_ways_to_place_a_crop_are_told_of_the_same_scans(monkeypatch: pytest.MonkeyPatch, tiny_cohort: Cohort):
+    monkeypatch.setattr("reproduction.study.read_cohort", lambda folder: tiny_cohort)
+    lines = [
+        line
+        for way in ("similar slice", "features")
+        for line in windows.WindowsTrial(**KEYS, way=way, shots=2, split=0, most_cases=2).results(tiny_sam2_video())
+    ]
+    assert lines[0]["cases"] == lines[1]["cases"]
+    assert [len(line["lost"]) for line in lines] == [2, 2]
+    assert all(0 <= lost <= 1 for line in lines for lost in line["lost"])
+    rows = windows.tables(lines).splitlines()
+    assert [row.split(" | ")[2] for row in rows[2:]] == ["similar slice", "features"]
 
 
 @pytest.mark.parametrize(("wanted", "most"), [(3, 3), (25, 6)])

@@ -90,7 +90,7 @@ def save(
     if anonymous and segmenter.holds & SHOWING:
         raise SettingsError(
             f"{method_name} holds {kinds_in_words(sorted(segmenter.holds & SHOWING))} of the labelled slices, so the "
-            "model cannot be anonymous; fit unet, lora or auto-sam with roi_margin=none"
+            "model cannot be anonymous; fit unet, lora or auto-sam"
         )
     learned = {name: tensor.detach().cpu().contiguous() for name, tensor in segmenter.learned().items()}
     weights = safetensors.torch.save(learned)

@@ -36,7 +36,8 @@ HELD_IN_WORDS: Mapping[Held, str] = {
     "masks": "masks of the labelled slices",
     "embeddings": "embeddings of the labelled slices or of the labels on them",
     "names": "names of the labelled cases, among the weights",
-    "sums": "sums of embeddings over slices of all labelled cases, for the router; no single embedding, no picture",
+    "sums": "sums of embeddings over slices of all labelled cases (for the router, or to place crops); no single "
+    "embedding, no picture",
 }
 LIBRARIES = ("handful", "torch", "transformers", "monai", "numpy", "safetensors")
 

@@ -79,8 +79,6 @@ Expert = Annotated[
         show_default=False,
     ),
 ]
-UNCROPPED = ["roi_margin=none"]
-"""Settings of an anonymous model, since a crop keeps thumbnails."""
 Minutes = Annotated[
     float | None,
     typer.Option(help="Time that the fit may take, roughly, if no method is named. Default: 30.", show_default=False),
@@ -135,7 +133,7 @@ def fit(
     from handful.cohort.fit import FitConfig
 
     task = _task(expert, from_, from_input, input, anonymous)
-    built = _build(method, UNCROPPED * anonymous + settings, config, seed, minutes)
+    built = _build(method, settings, config, seed, minutes)
     cohort = options.cohort_in(input, channels=options.names_in(channels))
     labelled, failures = options.support_in(cohort, cases, shots, split, labels)
     support, unread = _with_unlabelled(labelled, cohort, built, unlabelled, boxes, quiet)

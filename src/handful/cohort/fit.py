@@ -147,10 +147,9 @@ def past_result(model: SavedModel) -> FitResult:
 def _anonymous(name: str, method: Method, support: SupportSet) -> SupportSet:
     """The support set with numbers in place of names. Raises SettingsError if the method holds pictures."""
     if method.keeps_pictures:
-        crops = method_settings(method).get("roi_margin", "none") != "none"
-        way_out = "set roi_margin=none, since a crop keeps thumbnails" if crops else "fit unet, lora or auto-sam"
         raise SettingsError(
-            f"{name} keeps pictures or masks of the labelled slices, and --anonymous allows none; {way_out}"
+            f"{name} keeps pictures or masks of the labelled slices, and --anonymous allows none; fit unet, lora or "
+            "auto-sam"
         )
     return support.without_names()
 

@@ -1,9 +1,10 @@
 """The crop to the labelled region: any method, applied to a window around the labels instead of whole slices.
 
 A model with a fixed input size resolves small organs poorly. Therefore all support cases are cropped to windows of one
-size around their labels, and the method is fitted on these. In a new scan, the window is placed where the most similar
-labelled slices have their labels. This is a coarse-to-fine cascade (Roth et al., "Hierarchical 3D fully convolutional
-networks for multi-organ segmentation", 2017). All slices of a scan have the same window, and no slice is left out.
+size around their labels, and the method is fitted on these. In a new scan, the window is placed where slices look like
+labelled regions (module `roi_place`). This is a coarse-to-fine cascade (Roth et al., "Hierarchical 3D fully
+convolutional networks for multi-organ segmentation", 2017). All slices of a scan have the same window, and no slice is
+left out.
 
 A window in the wrong place cuts an organ off. Therefore `roi_margin = "auto"` decides from the support set whether to
 crop and how wide, by leaving each case out in turn (module `roi_margin`), and every prediction is checked at the rim of
@@ -35,9 +36,9 @@ from handful.jobs.scratch import zeros_like
 from handful.methods.base import Held, Method, PromptableSegmenter, Segmenter, Work, below
 from handful.methods.explained import Explained, SliceConfidence, SupportPicture
 from handful.methods.learned import Learned
-from handful.methods.promptable import TransferredPrompts
 from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
 from handful.methods.wrappers.roi_margin import Decision, decide_margin, region_is_large
+from handful.methods.wrappers.roi_place import Locator
 from handful.methods.wrappers.roi_window import Region, Windows, labelled_region, region_of, share_on_rim
 
 RIM = 0.01
@@ -93,20 +94,16 @@ class RoiCrop(MethodWrapper):
                 return self._fit_whole(held, slicer, backbone, run, decision)
             return self._fit_cropped(held, slicer, decision.margin, backbone, run, decision)
 
-    @property
-    def keeps_pictures(self) -> bool:
-        return True  # thumbnails of whole slices, if it crops
-
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:
         """As of the method, on the slices that it would be fitted on; a new window in a prediction is not counted."""
         slicer = self.resolved_slicer(support)
         method = self.method.with_slicer(slicer)
-        margin: float | None
         if self.margin != "auto":
-            margin = self.margin
-        else:
-            margin = (region_is_large(support, slicer) or decide_margin(support, slicer)).margin
-        return method.work(support if margin is None else self._cropped(support, slicer, margin)[0], backbone)
+            return method.work(self._cropped(support, slicer, self.margin)[0], backbone)
+        decision = region_is_large(support, slicer) or decide_margin(support, slicer)
+        if decision.margin is None:
+            return method.work(support, backbone)
+        return method.work(self._cropped(support, slicer, decision.margin, decision.locator)[0], backbone)
 
     def _fit_whole(
         self, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run, decision: Decision
@@ -122,17 +119,22 @@ class RoiCrop(MethodWrapper):
         run: Run,
         decision: Decision | None = None,
     ) -> RoiCropSegmenter:
-        cases, cropper = self._cropped(support, slicer, margin)
+        cases, cropper = self._cropped(support, slicer, margin, decision.locator if decision else None)
         inner = self.method.with_slicer(slicer).fit(cases, backbone, run)
         return RoiCropSegmenter(inner, cropper, decision)
 
-    def _cropped(self, support: SupportSet, slicer: Slicer, margin: float) -> tuple[SupportSet, Cropper]:
+    def _cropped(
+        self, support: SupportSet, slicer: Slicer, margin: float, locator: Locator | None = None
+    ) -> tuple[SupportSet, Cropper]:
         """The cropped scans, and what crops further ones."""
         regions = [labelled_region(facts, slicer) for facts in support.facts]
         windows = Windows.of(regions, margin)
         cropped: list[Case] = []
         scans = _crop_each(support.scans(slicer), [windows.around(region) for region in regions], cropped)
-        cropper = Cropper(TransferredPrompts.of(scans, "box", seed=0), windows)
+        locator = locator or Locator.of(scans)
+        for _ in scans:
+            pass  # all are cropped, also where the locator was known
+        cropper = Cropper(locator, windows)
         unlabelled = support.unlabelled.cropped(lambda scan: cropper.window(slicer.view(scan)).block)
         return SupportSet(tuple(cropped), support.labels, unlabelled=unlabelled), cropper
 
@@ -142,27 +144,27 @@ class RoiCrop(MethodWrapper):
         inner = self.method.restore(labels, slicer, backbone, below("inner", learned))
         if "windows" not in learned:
             return RoiCropSegmenter(inner, None)
-        place = TransferredPrompts.unpack(below("where", learned), "box", labels)
+        if "where/thumbnails" in learned:
+            raise SettingsError("an earlier version of handful placed the crop in another way; fit again")
         numbers = Learned(learned).floats("windows", "5", low=0, single=False).tolist()
-        return RoiCropSegmenter(inner, Cropper(place, Windows.unpack(numbers)))
+        return RoiCropSegmenter(inner, Cropper(Locator.unpack(below("where", learned)), Windows.unpack(numbers)))
 
 
 @dataclass(frozen=True, eq=False)
 class Cropper:
     """Places the window of a scan."""
 
-    place: TransferredPrompts
-    """Boxes around the labels of the labelled slices."""
+    locator: Locator
     windows: Windows
 
     def window(self, stack: SliceView) -> Region:
-        """The window of a scan, placed by the labels of the most similar labelled slices."""
-        return self.windows.around_boxes(stack.grid, self.place(stack).boxes)
+        """The window of a scan, placed where its slices look like labelled regions."""
+        return self.windows.around_mass(stack.grid, self.locator(stack))
 
     def learned(self) -> dict[str, Tensor]:
         """All contents as tensors, by name."""
-        place = {f"where/{name}": tensor for name, tensor in self.place.pack().items()}
-        return place | {"windows": torch.tensor(dataclasses.astuple(self.windows), dtype=torch.float64)}
+        where = {f"where/{name}": tensor for name, tensor in self.locator.pack().items()}
+        return where | {"windows": torch.tensor(dataclasses.astuple(self.windows), dtype=torch.float64)}
 
 
 class RoiCropSegmenter(WrapperSegmenter):
@@ -237,14 +239,13 @@ class RoiCropSegmenter(WrapperSegmenter):
         windows, slicer = self.cropper.windows, self.slicer
         regions = [windows.around(labelled_region(facts, slicer)) for facts in support.facts]
         cropped: list[Case] = []
-        further = TransferredPrompts.of(_crop_each(support.scans(slicer), regions, cropped), "box", seed=0)
+        further = Locator.of(_crop_each(support.scans(slicer), regions, cropped))
         inner = self.inner.extend(dataclasses.replace(support, cases=tuple(cropped), known_facts=None))
-        place = TransferredPrompts.joined([self.cropper.place, further])
-        return RoiCropSegmenter(inner, Cropper(place, windows), self.decision)
+        return RoiCropSegmenter(inner, Cropper(self.cropper.locator.joined(further), windows), self.decision)
 
     @property
     def holds(self) -> frozenset[Held]:
-        own: frozenset[Held] = frozenset({"pictures"} if self.cropper else ())  # thumbnails of the whole slices
+        own: frozenset[Held] = frozenset({"sums"} if self.cropper else ())
         return super().holds | own
 
     def promptable(self) -> PromptableSegmenter | None:

@@ -1,33 +1,40 @@
 """The decision whether to crop scans to the labelled region, and how wide, from the support set and without any fit.
 
-Each labelled case is left out in turn (each labelled slice, if there is one case), and its labels are compared with the
-window that the others give it. A margin is safe if no left-out case loses more than 1 % of its labelled voxels; the
-smallest safe margin is used. Only thumbnails of slices are compared, so this takes seconds.
+Each labelled case is left out in turn, with the others of its patient (each labelled slice, if there is one case), and
+its labels are compared with a window of the usual size where the rest finds its region. A margin is safe if no left-out
+case loses more than 1 % of its labelled voxels; the smallest safe margin is used. Windows are placed by features of
+small pictures, so this takes seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
-from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer
-from handful.data.support import LabelledScan, SupportSet
+from handful.data.support import SupportSet
 from handful.data.volume import IGNORE
-from handful.methods.promptable import TransferredPrompts, thumbnails_of
+from handful.methods.wrappers.roi_place import (
+    Features,
+    Locator,
+    Moments,
+    evenly,
+    features_of,
+    moments_and_features,
+    on_slice,
+)
 from handful.methods.wrappers.roi_window import Region, Windows, labelled_region
 
 MARGINS = (1.4, 1.7, 2.0, 2.5)
 """Margins that are tried, the smallest first."""
-LEAST_OF_ONE_CASE = 2.0
-"""Smallest margin for a single labelled case, which does not show how much organs vary between patients."""
+LEAST_OF_ONE_PATIENT = 2.0
+"""Smallest margin for cases of a single patient, which do not show how much organs vary between patients."""
 LOST = 0.01
 """Maximum fraction of a left-out case's labelled voxels outside of its window."""
+MOST_LEFT_OUT = 20
+"""Largest number of patients (or slices) that are left out in turn."""
 MOST_OF_SLICE = 0.7
 """Maximum side of a window as a fraction of the slice's; a larger window is not worth its risk."""
 
@@ -40,6 +47,8 @@ class Decision:
     """Side of the window divided by that of the labelled region; None for whole slices."""
     reason: str
     """One sentence for the user."""
+    locator: Locator | None = None
+    """What places windows, where it is known already."""
 
 
 def region_is_large(support: SupportSet, slicer: Slicer) -> Decision | None:
@@ -61,19 +70,29 @@ def decide_margin(support: SupportSet, slicer: Slicer) -> Decision:
     `slicer` must be resolved. Each case is read.
     """
     share, least = _share(support, slicer), _least(support)
-    left_out = _parts(support, slicer)
-    if len(left_out) < 2:
+    parts = _slices(support, slicer) if len(support.facts) == 1 else _cases(support, slicer)
+    if len(parts.left_out) < 2:
         return Decision(None, "no crop: a single labelled slice does not show how much positions vary")
+    masses = [parts.mass_of(part) for part in parts.left_out]
     for margin in (candidate for candidate in MARGINS if candidate >= least and candidate * share <= MOST_OF_SLICE):
-        worst = max(_lost(left_out, number, margin) for number in range(len(left_out)))
+        worst = max(parts.lost(part, mass, margin) for part, mass in zip(parts.left_out, masses, strict=True))
         if worst <= LOST:
-            unit = "case" if len(support.facts) > 1 else "slice"
             return Decision(
                 margin,
                 f"crop to {margin:g} times the labelled region, which spans {share:.0%} of a slice: "
-                f"each labelled {unit}, left out in turn, keeps {1 - worst:.0%} of its labels",
+                f"{_each(support, parts)}, left out in turn, keeps {1 - worst:.0%} of its labels",
+                parts.locator if len(support.facts) > 1 else None,
             )
-    return Decision(None, f"no crop: the labelled region spans {share:.0%} of a slice, but its place varies too much")
+    return Decision(
+        None, f"no crop: the labelled region spans {share:.0%} of a slice, but is not found in every case left out"
+    )
+
+
+def _each(support: SupportSet, parts: _Parts) -> str:
+    cases = len(support.facts)
+    if cases == 1:
+        return "each labelled slice"
+    return "each labelled case" if len(parts.left_out) == cases else f"each of {len(parts.left_out)} labelled cases"
 
 
 def _share(support: SupportSet, slicer: Slicer) -> float:
@@ -83,7 +102,12 @@ def _share(support: SupportSet, slicer: Slicer) -> float:
 
 
 def _least(support: SupportSet) -> float:
-    return MARGINS[0] if len(support.facts) > 1 else LEAST_OF_ONE_CASE
+    return MARGINS[0] if len(set(_patients(support))) > 1 else LEAST_OF_ONE_PATIENT
+
+
+def _patients(support: SupportSet) -> list[str]:
+    """The patient of each case; a case without one is its own."""
+    return [facts.case.patient or facts.case.name for facts in support.facts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,54 +115,82 @@ class _Part:
     """A case (or a slice of the only case) that is left out in turn."""
 
     region: Region
-    boxes: TransferredPrompts
-    """Boxes around its labels."""
-    thumbnails: Float[Tensor, "n p"]
-    """Thumbnails of the slices in which a window is placed."""
+    moments: Moments
+    features: Features
+    """Of the slices in which a window is placed."""
     labelled: NDArray[np.int64]
     """Number of labelled voxels at each row and column."""
+    patient: str
+    """Parts of one patient are left out together."""
 
 
-def _parts(support: SupportSet, slicer: Slicer) -> list[_Part]:
-    if len(support.facts) > 1:
-        return [_case(scan, labelled_region(scan.facts, slicer)) for scan in support.scans(slicer)]
-    return [part for scan in support.scans(slicer) for part in _slices(scan)]
+@dataclass(frozen=True, eq=False)
+class _Parts:
+    """What is left out in turn, and what never is."""
+
+    left_out: list[_Part]
+    regions: list[Region]
+    """Of the other cases."""
+    moments: list[Moments]
+    """Of the other cases (or of slices of the only case)."""
+
+    @property
+    def locator(self) -> Locator:
+        """That of everything."""
+        return Locator(Moments.joined([*(part.moments for part in self.left_out), *self.moments]))
+
+    def mass_of(self, left: _Part) -> NDArray[np.floating]:
+        """The mass in a part by which the others place its window."""
+        others = [part.moments for part in self.left_out if part.patient != left.patient]
+        locator = Locator(Moments.joined([*others, *self.moments]))
+        return on_slice(locator.mass(left.features), left.region.grid.size)
+
+    def lost(self, left: _Part, mass: NDArray[np.floating], margin: float) -> float:
+        """Fraction of the labelled voxels of a part outside of the window where the others find it."""
+        total = int(left.labelled.sum())
+        if not total:
+            return 0.0
+        windows = Windows.of([*(part.region for part in self.left_out), *self.regions], margin)
+        window = windows.around_mass(left.region.grid, mass)
+        inside = left.labelled[int(window.top) : int(window.bottom), int(window.left) : int(window.right)]
+        return 1.0 - int(inside.sum()) / total
 
 
-def _case(scan: LabelledScan, region: Region) -> _Part:
-    boxes = TransferredPrompts.of([scan.labelled()], "box", seed=0)
-    classes = scan.view.of(scan.reference.array)
-    return _Part(region, boxes, thumbnails_of(scan.view), _count(classes))
+def _cases(support: SupportSet, slicer: Slicer) -> _Parts:
+    parts = _Parts([], [], [])
+    patients = _patients(support)
+    if len(set(patients)) == 1:
+        patients = [facts.case.name for facts in support.facts]
+    chosen = set(evenly(list(dict.fromkeys(patients)), MOST_LEFT_OUT))
+    for patient, scan in zip(patients, support.scans(slicer), strict=True):
+        region = labelled_region(scan.facts, slicer)
+        moments, features = moments_and_features(scan)
+        if patient in chosen:
+            parts.left_out.append(_Part(region, moments, features, _count(scan.classes), patient))
+        else:
+            parts.regions.append(region)
+            parts.moments[:] = [Moments.joined([*parts.moments, moments])]
+    return parts
 
 
-def _slices(scan: LabelledScan) -> list[_Part]:
-    boxes = TransferredPrompts.of([scan.labelled()], "box", seed=0)
-    classes = scan.view.of(scan.reference.array)
-    parts = []
-    for row, number in enumerate(scan.labelled().index):
-        counts = _count(classes[number][None])
-        if not counts.any():
+def _slices(support: SupportSet, slicer: Slicer) -> _Parts:
+    [scan] = support.scans(slicer)
+    labelled, classes, parts = scan.labelled(), scan.classes, _Parts([], [], [])
+    shows = [row for row, number in enumerate(labelled.index) if _count(classes[number][None]).any()]
+    chosen = set(evenly(shows, MOST_LEFT_OUT))
+    for row in sorted({*evenly(range(len(labelled.index))), *chosen}):
+        features = features_of(labelled.slices[[row]])
+        moments = Moments.of(features, labelled, [row])
+        if row not in chosen:
+            parts.moments[:] = [Moments.joined([*parts.moments, moments])]
             continue
+        counts = _count(classes[labelled.index[row]][None])
         rows, columns = np.flatnonzero(counts.any(axis=1)), np.flatnonzero(counts.any(axis=0))
         region = Region(scan.view.grid, int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1)
-        parts.append(_Part(region, boxes.rows([row]), boxes.thumbnails[[row]], counts))
+        parts.left_out.append(_Part(region, moments, features, counts, patient=str(row)))
     return parts
 
 
 def _count(classes: NDArray[np.generic]) -> NDArray[np.int64]:
     counts: NDArray[np.int64] = np.count_nonzero((classes != 0) & (classes != IGNORE), axis=0)
     return counts
-
-
-def _lost(parts: Sequence[_Part], left_out: int, margin: float) -> float:
-    """Fraction of the labelled voxels of a part outside of the window that the other parts give it."""
-    left, others = parts[left_out], [part for number, part in enumerate(parts) if number != left_out]
-    total = int(left.labelled.sum())
-    if not total:
-        return 0.0
-    grid: SliceGrid = left.region.grid
-    windows = Windows.of([part.region for part in others], margin)
-    boxes = TransferredPrompts.joined([part.boxes for part in others]).nearest(left.thumbnails, grid.size).boxes
-    window = windows.around_boxes(grid, boxes)
-    inside = left.labelled[int(window.top) : int(window.bottom), int(window.left) : int(window.right)]
-    return 1.0 - int(inside.sum()) / total

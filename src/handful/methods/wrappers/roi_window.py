@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from handful.data.slice_grid import Block, SliceGrid
 from handful.data.slicing import Slicer, SliceView
@@ -18,7 +18,11 @@ from handful.data.volume import LabelMap
 from handful.errors import SettingsError
 
 OUTLIERS = 0.02
-"""Fraction of the boxes that is ignored on each side when a window is placed by them."""
+"""Fraction of a mass that is ignored on each side when a window is centred on it."""
+MOST = 0.995
+"""Windows with at least this fraction of the largest mass are equally good; the one in their middle is taken."""
+CENTRINGS = 3
+"""How often a window is centred on the mass that it holds."""
 CONTRADICTION = 1.5
 """If the sizes of labelled regions vary this many times more in mm than as fractions of their slices, the pixel sizes
 are not used."""
@@ -133,18 +137,24 @@ class Windows:
         """A window of `scale` times the standard size around the centre of a region, in whole pixels of the slice."""
         return self._at(region.grid, region.middle, scale)
 
-    def around_boxes(self, grid: SliceGrid, boxes: Float[Tensor, "n k 4"] | None) -> Region:
-        """A window around the boxes (x0, y0, x1, y1; zeros for none) of all slices, ignoring outliers.
+    def around_mass(self, grid: SliceGrid, mass: Float[np.ndarray[Any, Any], "h w"]) -> Region:
+        """The window with the most of a mass that lies over the slices, on a grid of its own, centred on what it holds.
 
-        Without any box, the window has its default position.
+        Without any mass, the window has its default position.
         """
-        assert boxes is not None
-        given = (boxes != 0).any(dim=2)
-        if not given.any():
+        if not mass.any():
             return self._at(grid, (self.down * grid.size[0], self.across * grid.size[1]), 1.0)
-        left, top, right, bottom = boxes[given].numpy().T
-        rows, columns = _without_outliers(top, bottom), _without_outliers(left, right)
-        return self.around(Region(grid, rows[0], columns[0], rows[1], columns[1]))
+        scale = np.divide(mass.shape, grid.size)
+        sides = np.clip((self.sides(grid) * scale).round().astype(int), 1, mass.shape)
+        held = _sums_of_windows(mass, sides)
+        best = np.argwhere(held >= MOST * held.max())
+        corner = best[np.linalg.norm(best - best.mean(axis=0), axis=1).argmin()]
+        for _ in range(CENTRINGS):
+            part = mass[corner[0] : corner[0] + sides[0], corner[1] : corner[1] + sides[1]]
+            middle = np.add(corner, [_middle(part.sum(axis=1)), _middle(part.sum(axis=0))])
+            corner = np.clip((middle - sides / 2).round().astype(int), 0, mass.shape - sides)
+        down, across = (middle / scale).tolist()
+        return self._at(grid, (down, across), 1.0)
 
     def sides(self, grid: SliceGrid) -> tuple[int, int]:
         """Height and width of the standard window in pixels, at most those of the slice."""
@@ -213,5 +223,16 @@ def _spread(sizes: Sequence[float]) -> float:
     return max(sizes) / max(min(sizes), 1e-6)
 
 
-def _without_outliers(low: NDArray[np.floating], high: NDArray[np.floating]) -> tuple[float, float]:
-    return float(np.quantile(low, OUTLIERS)), float(np.quantile(high, 1 - OUTLIERS)) + 1
+def _sums_of_windows(mass: Float[np.ndarray[Any, Any], "h w"], sides: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The sum of the mass in each window of these sides, by its upper left corner."""
+    height, width = sides
+    sums = np.pad(mass.astype(np.float64), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    rows = sums[height:] - sums[:-height]
+    held: NDArray[np.float64] = rows[:, width:] - rows[:, :-width]
+    return held
+
+
+def _middle(profile: NDArray[np.floating]) -> float:
+    """The middle of the extent of a mass along one axis, ignoring outliers."""
+    share = profile.cumsum() / profile.sum()
+    return float(np.searchsorted(share, OUTLIERS) + np.searchsorted(share, 1 - OUTLIERS) + 1) / 2
