@@ -49,6 +49,7 @@ PROMPT_PLANS = ("zero_shot",)
 FIRST = "first by name"
 """How the unseen cases of lines were chosen that do not say it."""
 OF_UNSEEN_CASES = (
+    "boxes",
     "few_shot_prompts",
     "foundation",
     "interactive",

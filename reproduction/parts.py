@@ -136,6 +136,7 @@ PARTS: dict[str, Part] = {
         "retrieval --data {data} --sets busi kvasir_seg drishti_gs dsb2018 camus cxr_covid acdc msd_hippocampus "
         "chaos_mr_t2 --features pixels handful-tiny imagenet-16 imagenet-32",
     ),
+    "boxes": study("boxes", "boxes --data {data} --sets kvasir_seg busi"),
     "windows": study("windows", "windows --data {data} --sets acdc drishti_gs openkbp --splits 0 1 2"),
     "semi-supervised": study(
         "semi_supervised",

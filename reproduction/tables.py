@@ -27,6 +27,7 @@ from reproduction.evidence import (
     shared,
 )
 from reproduction.markdown import UNMEASURED, Render, count, interval, signed, table
+from reproduction.studies import boxes as boxes_study
 from reproduction.studies import controls as controls_study
 from reproduction.studies import fate_settings as fate_study
 from reproduction.studies import foundation as foundation_study
@@ -655,6 +656,12 @@ def semi_supervised(evidence: Evidence, words: Sequence[str]) -> str:
     return semi_supervised_study.tables(lines) if lines else UNMEASURED
 
 
+def boxes(evidence: Evidence, words: Sequence[str]) -> str:
+    """What one box per unlabelled picture is worth."""
+    lines = list(evidence.raw("boxes"))
+    return boxes_study.tables(lines) if lines else UNMEASURED
+
+
 def windows(evidence: Evidence, words: Sequence[str]) -> str:
     """What lies outside of the crop in unseen scans."""
     lines = list(evidence.raw("windows"))
@@ -817,6 +824,7 @@ TABLES: dict[str, Render] = {
     "quality": quality,
     "retrieval": retrieval,
     "semi_supervised": semi_supervised,
+    "boxes": boxes,
     "windows": windows,
     "planes": planes,
     "how_many": how_many,

@@ -6,17 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
 from handful.backbones.base import Backbone
+from handful.data.boxes import read_boxes
 from handful.data.cases import Case, Cohort
+from handful.data.slicing import Slicer
+from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.evaluation.statistics import over_splits
 from phantoms import phantom
 from reproduction.configurations import build, parse
 from reproduction.markdown import signed
 from reproduction.studies import (
+    boxes,
     controls,
     fate_settings,
     foundation,
@@ -201,6 +206,7 @@ OF_CLICKS = {"fitted_on": "acdc", "slices": 4, "seeds": 1, "most": 3, "annotator
 @pytest.mark.parametrize(
     "trial",
     [
+        boxes.BoxesTrial(**KEYS, shots=4, split=1, most_cases=8, minutes=1),
         controls.ControlTrial(**KEYS, method="fate", seed=1, settings=(), controls=()),
         fate_settings.SettingTrial(**KEYS, **OF_SETTING),
         foundation.MemoryTrial(**KEYS, **OF_FOUNDATION),
@@ -227,6 +233,22 @@ def test_no_study_scores_the_first_cases_by_name(trial: Trial, monkeypatch: pyte
         trial.results(tiny_sam2_video())
     assert error.value.args in ((1, 8), (1, controls.MOST_CASES))
     assert trial.key()["unseen"] == "random"
+
+
+def test_a_box_is_drawn_around_each_label_of_a_picture(tmp_path: Path):
+    array = np.zeros((40, 30, 1), np.int16)
+    array[5:9, 20:27] = 1
+    array[5, 3] = 1
+    geometry = Geometry(array.shape, np.eye(4), unit="pixel")
+    labels = Labels((1, 2), ("polyp", "tool"))
+    case = Case("picture", Volume(array[None].astype(np.uint8), geometry), LabelMap(array, geometry, labels), labels)
+    boxes.write_boxes(tmp_path / "boxes.csv", [case], labels)
+    [box] = read_boxes(tmp_path / "boxes.csv", [case], labels)["picture"]
+    [classes] = Slicer().view(case.read_image()).of(array)
+    inside = classes[int(box.y_min) : int(box.y_max) + 1, int(box.x_min) : int(box.x_max) + 1]
+    assert box.label == 1
+    assert (inside == 1).sum() == (array == 1).sum()
+    assert all((side == 1).any() for side in (inside[0], inside[-1], inside[:, 0], inside[:, -1]))
 
 
 def test_both_ways_to_place_a_crop_are_told_of_the_same_scans(monkeypatch: pytest.MonkeyPatch, tiny_cohort: Cohort):
