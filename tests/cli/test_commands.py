@@ -202,6 +202,9 @@ def test_a_file_in_gives_a_file_out(cohort: Path, model: Path, tmp_path: Path, h
     image, out = cohort / "images" / "case-2.nii.gz", tmp_path / "a.nii.gz"
     assert handful("predict", model, "-i", image, "-o", out).exit_code == 0
     assert handful("predict", model, "-i", image, "-o", out).exit_code == 2
+    refused = handful("predict", model, "-i", image, "-o", tmp_path / "other.nii.gz", "--cases", "case-3")
+    assert refused.exit_code == 2
+    assert "--cases is for folders of scans" in refused.stderr
     assert handful("predict", model, "-i", image, "-o", out, "--overwrite", "--preview").exit_code == 0
     assert small_cohort.files_below(tmp_path) == ["a.nii.gz", "a.preview.png"]
 

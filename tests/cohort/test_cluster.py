@@ -129,4 +129,4 @@ def test_a_missing_scheduler_is_a_clear_error(
     with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9 .*start one"):
         predict_cohort(model, cohort.cases, tmp_path, PredictConfig(scheduler="tcp://127.0.0.1:9"))
     with pytest.raises(InputError, match="neither the address of a Dask scheduler"):
-        predict_cohort(model, cohort.cases, tmp_path, PredictConfig(scheduler=str(tmp_path / "none.json")))
+        predict_cohort(model, cohort.cases, tmp_path, PredictConfig(scheduler=tmp_path / "none.json"))

@@ -134,7 +134,7 @@ def predict(
         terms=read_terms(terms) if terms else {},
     )
     choice, sequences = SeriesChoice(series, slice_tolerance), options.names_in(channels)
-    if _is_single(input, out, part, scheduler, channels):
+    if _is_single(input, out, cases, part, scheduler, channels):
         _print_file(out, _predict_file(model, Path(input), out, config, choice, sequences), json)
     elif _is_archive(input):
         _finish(out, *_predict_archive(model, input, out, options.names_in(cases), config, choice, store, quiet), json)
@@ -155,13 +155,15 @@ def _is_archive(input: str) -> bool:
     return input.startswith(SCHEME)
 
 
-def _is_single(input: str, out: Path, part: str, scheduler: str | None, channels: str) -> bool:
+def _is_single(input: str, out: Path, cases: str, part: str, scheduler: str | None, channels: str) -> bool:
     """Whether the input is a single scan, written to a file. Wrong usage for options that only folders have."""
     from handful.data.files import is_single_scan, names_file
 
     single = names_file(out) and not _is_archive(input) and is_single_scan(Path(input))
-    for option, value in (("--part", part), ("--scheduler", scheduler), ("--channels", channels)):
-        if value and (_is_archive(input) or (single and option != "--channels")):
+    given = {"--cases": cases, "--part": part, "--scheduler": scheduler, "--channels": channels}
+    refused = ("--cases", "--part", "--scheduler") if single else ("--part", "--scheduler", "--channels")
+    for option in refused:
+        if given[option] and (single or _is_archive(input)):
             raise typer.BadParameter(f"{option} is for folders of scans; leave it out")
     return single
 

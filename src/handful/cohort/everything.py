@@ -57,7 +57,7 @@ class FindMasksConfig:
     """Also write a picture of each case, with its masks in colours."""
     workers: int = 1
     """Processes that share the cases and the CPU cores."""
-    scheduler: str | None = None
+    scheduler: str | Path | None = None
     """Address of a Dask scheduler, or path of its JSON file, whose workers take the cases."""
 
     def __post_init__(self) -> None:

@@ -83,7 +83,7 @@ class PredictConfig:
     workers: int = 1
     """Processes that share the cases and the CPU cores. With 1, everything runs in the caller's process; with more, a
     script needs the guard `if __name__ == "__main__"`."""
-    scheduler: str | None = None
+    scheduler: str | Path | None = None
     """Address of a Dask scheduler, such as tcp://HOST:8786, or path of its JSON file: its workers segment the cases.
     All of them must reach model, scans and output under the same absolute paths."""
 

@@ -58,7 +58,7 @@ class ReviewConfig:
     """Number of cases with pictures on the page, worst first."""
     workers: int = 1
     """As in `PredictConfig`; the calibration and the pictures are made by one process."""
-    scheduler: str | None = None
+    scheduler: str | Path | None = None
     """As in `PredictConfig`."""
 
     def __post_init__(self) -> None:

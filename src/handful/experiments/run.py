@@ -35,7 +35,7 @@ class ExperimentConfig:
     workers: int | None = None
     """Number of worker processes; with 1, everything runs in the caller's process. None: one per CPU core, at most 8,
     or 1 on a GPU."""
-    scheduler: str | None = None
+    scheduler: str | Path | None = None
     """Address of a Dask scheduler or path of its JSON file: its workers run the trials, one fit each at a time. All of
     them must reach data sets and output under the same absolute paths."""
     device: str = "cpu"

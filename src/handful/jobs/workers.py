@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from handful.errors import SettingsError
 from handful.jobs.devices import choose_device
 from handful.jobs.executors import Executor, Processes, Serial
 
 
-def require_workers(workers: int, scheduler: str | None) -> None:
+def require_workers(workers: int, scheduler: str | Path | None) -> None:
     """Raise SettingsError for fewer than one worker, or for workers and a scheduler at once."""
     if workers < 1:
         raise SettingsError(f"workers must be at least 1, got {workers}")
@@ -15,7 +17,7 @@ def require_workers(workers: int, scheduler: str | None) -> None:
         raise SettingsError(f"workers is {workers}, but the scheduler {scheduler} has its own; give one of the two")
 
 
-def executor_for(workers: int, scheduler: str | None, name: str, device: str) -> Executor:
+def executor_for(workers: int, scheduler: str | Path | None, name: str, device: str) -> Executor:
     """Dask for a scheduler, several processes for several workers, else this process.
 
     `name` identifies the work on the cluster: it replaces unfinished work of the same name. `device` is one of DEVICES.
@@ -27,4 +29,4 @@ def executor_for(workers: int, scheduler: str | None, name: str, device: str) ->
         from handful.jobs.dask_cluster import DaskCluster
     except ImportError as error:
         raise SettingsError(f"a scheduler needs Dask ({error}); install it with: pip install 'handful[dask]'") from None
-    return DaskCluster(scheduler, name)
+    return DaskCluster(str(scheduler), name)

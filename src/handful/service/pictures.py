@@ -15,7 +15,8 @@ from handful.data.slicing import Slicer
 from handful.data.volume import Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_atomically
-from handful.service.workspace import Workspace, id_of
+from handful.jobs.digests import digest_of
+from handful.service.workspace import Workspace, id_of, state_of_scan
 
 SIDE, LARGE_SIDE = 200, 480
 """Pixels along the longer edge of a small picture, and of one with labels."""
@@ -24,10 +25,14 @@ FILL = 0.25
 
 
 def thumbnail(workspace: Workspace, case: Case) -> bytes:
-    """The middle slice of a case as PNG; made once."""
-    file = workspace.own / "thumbnails" / f"{id_of(case)}.png"
+    """The middle slice of a case as PNG; made once for each state of its files."""
+    folder, state = workspace.own / "thumbnails", digest_of(str(sorted(state_of_scan(case))))
+    file = folder / f"{id_of(case)}-{state[:16]}.png"
     if not file.is_file():
+        earlier = [*folder.glob(f"{id_of(case)}*.png")]
         write_atomically(file, _picture(workspace.read_image(case)), sync=False)
+        for one in earlier:
+            one.unlink(missing_ok=True)
     return file.read_bytes()
 
 

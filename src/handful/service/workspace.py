@@ -124,7 +124,7 @@ class Workspace:
 
     def read_image(self, case: Case) -> Volume:
         """The scan of a case. Raises what `Case.read_image` does, and lists the case in `unreadable` then."""
-        before = _state_of_scan(case)
+        before = state_of_scan(case)
         try:
             volume = case.read_image()
         except Exception as error:
@@ -136,7 +136,7 @@ class Workspace:
     def unreadable(self, cases: Iterable[Case]) -> dict[str, str]:
         """Why scans could not be read when that was tried last, by id; only those whose files are still the same."""
         found = ((id_of(case), case, self._unreadable.get(id_of(case))) for case in cases)
-        return {own: known[1] for own, case, known in found if known and known[0] == _state_of_scan(case)}
+        return {own: known[1] for own, case, known in found if known and known[0] == state_of_scan(case)}
 
     def is_readable(self, case: Case) -> bool:
         """Whether the scan of a case can be read. One that could not is tried again when its files have changed."""
@@ -266,7 +266,8 @@ class Workspace:
         return {name: (float(entry["worst"]), tuple(entry["flags"])) for name, entry in content.items()}
 
 
-def _state_of_scan(case: Case) -> _State:
+def state_of_scan(case: Case) -> _State:
+    """The files of a scan with their times and sizes, which change when the scan is replaced."""
     return _state_of(file for path in case.files for file in (path, *_below(path)))
 
 
