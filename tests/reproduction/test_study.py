@@ -206,7 +206,7 @@ OF_CLICKS = {"fitted_on": "acdc", "slices": 4, "seeds": 1, "most": 3, "annotator
 @pytest.mark.parametrize(
     "trial",
     [
-        boxes.BoxesTrial(**KEYS, shots=4, split=1, most_cases=8, minutes=1),
+        boxes.BoxesTrial(**KEYS, marks="boxes", shots=4, split=1, most_cases=8, minutes=1),
         controls.ControlTrial(**KEYS, method="fate", seed=1, settings=(), controls=()),
         fate_settings.SettingTrial(**KEYS, **OF_SETTING),
         foundation.MemoryTrial(**KEYS, **OF_FOUNDATION),
