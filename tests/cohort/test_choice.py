@@ -9,7 +9,9 @@ from handful.checkpoint.model import open_segmenter
 from handful.cohort.choice import choose_cases, choose_encoder, choose_support, choose_unlabelled, open_source
 from handful.data.cases import Case, Cohort
 from handful.errors import InputError, SettingsError
+from handful.evaluation.evaluate import Failure
 from handful.methods.base import Segmenter
+from phantoms import LABELS, phantom_case, sequence_case, sequence_support
 
 
 def names(cases: tuple[Case, ...]) -> list[str]:
@@ -72,6 +74,23 @@ def test_the_unlabelled_scans_are_those_without_labels(cohort: Cohort):
     support = choose_support(bare, shots=1)
     assert names(choose_unlabelled(bare, support).cases) == names(bare.cases[2:])
     assert not choose_unlabelled(bare, support, "none")
+
+
+def test_unlabelled_scans_that_lack_a_sequence_are_left_out_with_the_reason():
+    support = sequence_support(1)
+    others = (
+        sequence_case(3),
+        sequence_case(4, ("T1", "T2")),
+        phantom_case(5),
+        sequence_case(6, ("T2", "FLAIR", "T1")),
+    )
+    cases = tuple(replace(case, reference=None) for case in others)
+    failures: list[Failure] = []
+    scans = choose_unlabelled(Cohort((*support.cases, *cases), LABELS, "c"), support, failures=failures)
+    assert names(scans.cases) == ["phantom-3", "phantom-6"]
+    assert [failure.case for failure in failures] == ["phantom-4", "phantom-5"]
+    assert "no FLAIR" in failures[0].reason
+    assert "no T1, FLAIR" in failures[1].reason
 
 
 def test_of_a_named_folder_all_scans_but_the_support_are_unlabelled(cohort: Cohort, folder: Path):

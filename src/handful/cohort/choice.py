@@ -92,8 +92,8 @@ def choose_unlabelled(
 ) -> UnlabelledScans:
     """Scans whose images are learned from: those of the cohort without labels, or all in `folder`; none for "none".
 
-    A scan of the support is never among them. Those that cannot be read are added to `failures`; without this list,
-    none is read here. Raises InputError if the folder holds no scans.
+    A scan of the support is never among them. Those that cannot be read or lack a sequence of the support are added to
+    `failures`; without this list, none is read here. Raises InputError if the folder holds no scans.
     """
     if folder == "none":
         return UnlabelledScans()
@@ -105,7 +105,7 @@ def choose_unlabelled(
         cases = tuple(case for case in read if known.isdisjoint(_files(case)))
     if failures is None:
         return UnlabelledScans.of(cases)
-    scans, errors = UnlabelledScans.of_readable(cases, report)
+    scans, errors = UnlabelledScans.of_readable(cases, report, support.sequences)
     failures += [Failure.of(case, errors[case.name]) for case in cases if case.name in errors]
     return scans
 

@@ -30,14 +30,18 @@ class UnlabelledScans:
 
     @classmethod
     def of_readable(
-        cls, cases: tuple[Case, ...], report: Report = silent
+        cls, cases: tuple[Case, ...], report: Report = silent, sequences: tuple[str, ...] = ()
     ) -> tuple[UnlabelledScans, dict[str, Exception]]:
-        """The images of those cases that can be read, and the errors of the others by name; reads each file once."""
+        """The images of those cases that can be read and have all of these sequences, and the errors of the others by
+        name; reads each file once."""
         digests: dict[str, str] = {}
         errors: dict[str, Exception] = {}
         for number, case in enumerate(cases, start=1):
             try:
-                digests[case.name] = digest_of(case.read_image().array)
+                image = case.read_image()
+                if missing := [name for name in sequences if name not in image.sequences]:
+                    raise UnsupportedInput(f"this scan has no {', '.join(missing)}, which the labelled ones have")
+                digests[case.name] = digest_of(image.array)
             except Exception as error:  # any error concerns this case only
                 errors[case.name] = error
             report(number, len(cases), case.name)
