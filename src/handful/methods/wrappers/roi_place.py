@@ -102,7 +102,8 @@ class Locator:
     @cached_property
     def _solution(self) -> tuple[Tensor, Tensor, float]:
         """Weight of each feature, the constant, and the mean response of labelled cells."""
-        covariance, mean = self.moments.covariance, self.moments.mean
+        # rounded as in a file, so that a model that was saved places crops exactly as before
+        covariance, mean = (part.float().double() for part in (self.moments.covariance, self.moments.mean))
         spread = covariance.diagonal()[:-1].clamp_min(SMALLEST).sqrt()
         shared = covariance[:-1, -1] / spread
         within = covariance[:-1, :-1] / (spread[:, None] * spread) + PENALTY * torch.eye(len(spread)).double()
