@@ -133,7 +133,8 @@ def tables(lines: Iterable[Line]) -> str:
         means = ", ".join(f"{fmean(one.values()):.3f}" for one in tested)
         masks = fmean(fmean(line["masks"]) for line in own)
         marked, pictures = (str(max(len(line[key]) for line in own)) for key in ("masks", "dice"))
-        dice = interval(over_splits(tested))
+        mean = over_splits(tested)
+        dice = interval(mean) if len(tested) > 2 else f"{mean.mean:.3f}"  # two are too few for an interval
         rows.append((name, str(shots), f"{marked} {marks}", pictures, f"{masks:.3f}", dice, means))
     header = ("data set", "labelled", "others", "test pictures", "Dice of the masks", "Dice", "of each split")
     return table(header, rows)
