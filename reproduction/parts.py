@@ -137,7 +137,7 @@ PARTS: dict[str, Part] = {
         "chaos_mr_t2 --features pixels handful-tiny imagenet-16 imagenet-32",
     ),
     "boxes": study("boxes", "boxes --data {data} --sets kvasir_seg busi"),
-    "windows": study("windows", "windows --data {data} --sets acdc drishti_gs openkbp --splits 0 1 2"),
+    "windows": study("windows", "windows --data {data} --sets acdc drishti_gs openkbp"),
     "semi-supervised": study(
         "semi_supervised",
         "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored left_out "

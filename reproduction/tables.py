@@ -39,6 +39,7 @@ from reproduction.studies import retrieval as retrieval_study
 from reproduction.studies import semi_supervised as semi_supervised_study
 from reproduction.studies import suggest as suggest_study
 from reproduction.studies import windows as windows_study
+from reproduction.study import Study
 from reproduction.verdicts import MARGIN, not_below
 
 OURS = (
@@ -628,8 +629,7 @@ def _curve(pool: Pool, data_set: str, configuration: str) -> dict[int, float]:
 
 def suggest(evidence: Evidence, words: Sequence[str]) -> str:
     """What suggested slices are worth compared with random ones."""
-    lines = list(evidence.raw("suggest"))
-    return suggest_study.tables(lines) if lines else UNMEASURED
+    return _of_study(evidence, suggest_study.STUDY)
 
 
 def pruning(evidence: Evidence, words: Sequence[str]) -> str:
@@ -638,34 +638,35 @@ def pruning(evidence: Evidence, words: Sequence[str]) -> str:
     return interactive_tables.pruning_tables(lines) if lines else UNMEASURED
 
 
+def _of_study(evidence: Evidence, study: Study) -> str:
+    """The tables of a study, from its file."""
+    lines = list(evidence.raw(study.results))
+    return study.tables(lines) if lines else UNMEASURED
+
+
 def quality(evidence: Evidence, words: Sequence[str]) -> str:
     """How well a predicted Dice agrees with the true one."""
-    lines = list(evidence.raw("quality"))
-    return quality_study.tables(lines) if lines else UNMEASURED
+    return _of_study(evidence, quality_study.STUDY)
 
 
 def retrieval(evidence: Evidence, words: Sequence[str]) -> str:
     """Features by which the most similar labelled slice is found."""
-    lines = list(evidence.raw("retrieval"))
-    return retrieval_study.tables(lines) if lines else UNMEASURED
+    return _of_study(evidence, retrieval_study.STUDY)
 
 
 def semi_supervised(evidence: Evidence, words: Sequence[str]) -> str:
     """What unlabelled scans are worth on the hearts of the semi-supervised literature."""
-    lines = list(evidence.raw("semi_supervised"))
-    return semi_supervised_study.tables(lines) if lines else UNMEASURED
+    return _of_study(evidence, semi_supervised_study.STUDY)
 
 
 def boxes(evidence: Evidence, words: Sequence[str]) -> str:
     """What one box per unlabelled picture is worth."""
-    lines = list(evidence.raw("boxes"))
-    return boxes_study.tables(lines) if lines else UNMEASURED
+    return _of_study(evidence, boxes_study.STUDY)
 
 
 def windows(evidence: Evidence, words: Sequence[str]) -> str:
     """What lies outside of the crop in unseen scans."""
-    lines = list(evidence.raw("windows"))
-    return windows_study.tables(lines) if lines else UNMEASURED
+    return _of_study(evidence, windows_study.STUDY)
 
 
 def planes(evidence: Evidence, words: Sequence[str]) -> str:
@@ -683,8 +684,7 @@ def planes(evidence: Evidence, words: Sequence[str]) -> str:
 
 def nnunet(evidence: Evidence, words: Sequence[str]) -> str:
     """nnU-Net itself, on the cases of the table of cohorts."""
-    lines = list(evidence.raw("nnunet"))
-    return nnunet_study.tables(lines) if lines else UNMEASURED
+    return _of_study(evidence, nnunet_study.STUDY)
 
 
 def cohort(evidence: Evidence, words: Sequence[str]) -> str:

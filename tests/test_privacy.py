@@ -150,12 +150,13 @@ def test_the_record_of_a_model_states_what_it_holds(
     assert content.paths == [backbone.name]
 
 
-@pytest.mark.parametrize("kind", ["lora", "few-shot-prompts"])
+@pytest.mark.parametrize("kind", ["lora", "lora, cropped", "few-shot-prompts"])
 def test_an_anonymous_model_holds_no_name_path_or_picture(
     kind: str, support: SupportSet, backbone: Backbone, tmp_path: Path
 ) -> None:
     out, config = tmp_path / "m", FitConfig(anonymous=True)
-    fit_to_folder(kind, build_method(kind, MODELS[kind]), support, backbone, out, config)
+    name = kind.split(",")[0]
+    fit_to_folder(name, build_method(name, MODELS[kind]), support, backbone, out, config)
     assert found_in(out) == set()
     assert not shows_pictures(out, support)
     model = open_model(out)

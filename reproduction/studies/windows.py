@@ -14,7 +14,7 @@ Both ways have the same labelled and unseen cases. No method is fitted.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal, get_args
@@ -59,21 +59,19 @@ class WindowsTrial(Trial):
         slicer = support.resolve(Slicer())
         windows = Windows.of([labelled_region(facts, slicer) for facts in support.facts], MARGIN)
         labelled = [scan.labelled() for scan in support.scans(slicer)]
-        window_of: Callable[[SliceView], Region]
-        if self.way == "features":
-            locator = Locator.of(labelled)
-            window_of = lambda stack: windows.around_mass(stack.grid, locator(stack))  # noqa: E731
-        else:
-            similar = TransferredPrompts.of(labelled, "box", seed=0)
-            window_of = lambda stack: _around_boxes(windows, stack, similar)  # noqa: E731
+        locator, similar = Locator.of(labelled), TransferredPrompts.of(labelled, "box", seed=0)
         lost, shift = [], []
         for case in split.unseen:
             stack = slicer.view(case.read_image())
             reference = case.read_reference(stack.volume.geometry)
             assert reference is not None
-            window, truth = window_of(stack), region_of(stack, reference)
+            truth = region_of(stack, reference)
             if truth is None:
                 continue
+            by_features = self.way == "features"
+            window = (
+                windows.around_mass(stack.grid, locator(stack)) if by_features else _around(windows, stack, similar)
+            )
             inside, total = (np.count_nonzero(part) for part in (reference.array[window.block], reference.array))
             lost.append(round(1 - inside / total, 5))
             apart = np.hypot(*np.subtract(window.middle, truth.middle)) / max(window.sides)
@@ -81,7 +79,7 @@ class WindowsTrial(Trial):
         return [self.key() | split.names() | {"lost": lost, "shift": shift}]
 
 
-def _around_boxes(windows: Windows, stack: SliceView, similar: TransferredPrompts) -> Region:
+def _around(windows: Windows, stack: SliceView, similar: TransferredPrompts) -> Region:
     boxes = similar(stack).boxes
     assert boxes is not None
     given = (boxes != 0).any(dim=2)

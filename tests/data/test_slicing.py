@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
+from handful.data.slice_grid import evenly_spaced
 from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch, SettingsError, UnsupportedInput
@@ -215,3 +216,11 @@ def test_settings_survive_json() -> None:
     adapter = TypeAdapter(Slicer)
     for slicer in (Slicer(), Slicer(plane="axial", window=(-100.0, 300.0), neighbours=True), Slicer(window="ct-lung")):
         assert adapter.validate_json(adapter.dump_json(slicer)) == slicer
+
+
+def test_slices_are_taken_evenly_from_the_first_to_the_last():
+    assert evenly_spaced(5, 64) == [0, 1, 2, 3, 4]
+    assert evenly_spaced(1000, 3) == [0, 500, 999]
+    assert len(evenly_spaced(1000, 64)) == 64
+    assert evenly_spaced(1, 20) == [0]
+    assert evenly_spaced(0, 20) == []

@@ -52,7 +52,7 @@ Anonymous = Annotated[
     bool,
     typer.Option(
         "--anonymous",
-        help="Make a model without names, paths and pictures of its scans, for methods that keep none; crops none.",
+        help="Make a model without names, paths and pictures of its scans, for methods that keep none.",
     ),
 ]
 From = Annotated[

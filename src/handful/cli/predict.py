@@ -161,10 +161,13 @@ def _is_single(input: str, out: Path, cases: str, part: str, scheduler: str | No
 
     single = names_file(out) and not _is_archive(input) and is_single_scan(Path(input))
     given = {"--cases": cases, "--part": part, "--scheduler": scheduler, "--channels": channels}
-    refused = ("--cases", "--part", "--scheduler") if single else ("--part", "--scheduler", "--channels")
-    for option in refused:
-        if given[option] and (single or _is_archive(input)):
-            raise typer.BadParameter(f"{option} is for folders of scans; leave it out")
+    refused: tuple[str, ...] = ()
+    if single:
+        refused = ("--cases", "--part", "--scheduler")
+    elif _is_archive(input):
+        refused = ("--part", "--scheduler", "--channels")
+    for option in (option for option in refused if given[option]):
+        raise typer.BadParameter(f"{option} is for folders of scans; leave it out")
     return single
 
 

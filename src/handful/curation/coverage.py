@@ -22,7 +22,7 @@ from torch import Tensor
 
 from handful.backbones.base import ImageEmbeddings
 from handful.curation.disagreement import SegmentedCase
-from handful.data.slice_grid import Plane
+from handful.data.slice_grid import Plane, evenly_spaced
 from handful.errors import InputError
 
 CELLS = 4
@@ -126,7 +126,7 @@ class Pool:
             kind = "case" if whole_cases else "slice"
             raise InputError(f"cohort {cohort!r} has no unlabelled {kind} left to suggest; add scans without labels")
         descriptors = torch.cat([case.descriptors[mask] for case, mask in zip(cases, free, strict=True)])
-        sample = np.unique(np.linspace(0, len(at) - 1, min(CLIENTS, len(at))).round().astype(np.intp))
+        sample = evenly_spaced(len(at), CLIENTS)
         distances = np.concatenate(list(_distances(descriptors, descriptors[sample])))
         labelled = [case.slice(number) for case in cases for number in np.flatnonzero(case.labelled).tolist()]
         newness = None

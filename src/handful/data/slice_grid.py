@@ -172,3 +172,9 @@ def _cropped(geometry: Geometry, block: Block) -> Geometry:
     affine[:3, 3] += affine[:3, :3] @ [part.start for part in block]
     i, j, k = (part.stop - part.start for part in block)
     return replace(geometry, shape=(i, j, k), affine=affine)
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most `most` numbers below `count`, evenly spaced from the first to the last one."""
+    chosen: list[int] = np.unique(np.linspace(0, count - 1, min(most, count)).round().astype(int)).tolist()
+    return chosen

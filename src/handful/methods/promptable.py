@@ -225,28 +225,12 @@ class TransferredPrompts:
                 parts.append(as_prompts(masks > 0, kind, 0.0, generator))
         return cls(torch.cat(pictures), torch.tensor(sizes), Prompts.cat(parts))
 
-    @classmethod
-    def joined(cls, parts: Sequence[TransferredPrompts]) -> TransferredPrompts:
-        """The support slices of all parts, one after the other."""
-        return cls(
-            torch.cat([part.thumbnails for part in parts]),
-            torch.cat([part.sizes for part in parts]),
-            Prompts.cat([part.prompts for part in parts]),
-        )
-
-    def rows(self, numbers: Sequence[int]) -> TransferredPrompts:
-        """The support slices of these rows."""
-        chosen = torch.tensor(numbers)
-        return TransferredPrompts(self.thumbnails[chosen], self.sizes[chosen], self.prompts.rows(chosen))
-
     def __call__(self, stack: SliceView) -> Prompts:
         """The prompts of all slices of a stack, in its pixels."""
-        return self.nearest(thumbnails_of(stack), stack.size)
-
-    def nearest(self, slices: Float[Tensor, "n p"], size: tuple[int, int]) -> Prompts:
-        """The prompts for slices of that height and width, given as thumbnails."""
-        nearest = torch.cdist(slices, self.thumbnails).argmin(dim=1)
-        return self.prompts.rows(nearest).resized(self.sizes[nearest], size)
+        starts = range(0, len(stack), CHUNK)
+        pictures = torch.cat([thumbnails(stack.cut(start, start + CHUNK)) for start in starts])
+        nearest = torch.cdist(pictures, self.thumbnails).argmin(dim=1)
+        return self.prompts.rows(nearest).resized(self.sizes[nearest], stack.size)
 
     def pack(self) -> dict[str, Tensor]:
         """All contents as tensors, by name."""
@@ -271,12 +255,6 @@ def as_prompts(masks: Bool[Tensor, "n k h w"], kind: PromptKind, jitter: float, 
         return Prompts(boxes=boxes(masks, jitter, generator))
     deepest, more = centre_points(masks), int(kind.removeprefix("points-")) - 1
     return append_points(deepest, inside_points(masks, more, generator)) if more else deepest
-
-
-def thumbnails_of(stack: SliceView) -> Float[Tensor, "n p"]:
-    """Thumbnails of all slices of a stack."""
-    starts = range(0, len(stack), CHUNK)
-    return torch.cat([thumbnails(stack.cut(start, start + CHUNK)) for start in starts])
 
 
 def thumbnails(slices: Float[Tensor, "n c h w"]) -> Float[Tensor, "n p"]:

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from handful.backbones.base import Backbone
+from handful.data.slice_grid import evenly_spaced
 from handful.data.slicing import Slicer
 from handful.data.volume import Volume
 from handful.errors import SettingsError
@@ -109,8 +109,7 @@ def features_of_volume(volume: Volume, backbone: Backbone) -> Float[Tensor, "n f
     Constant slices are left out, unless all are constant.
     """
     stack = Slicer().view(volume)
-    numbers = np.unique(np.linspace(0, len(stack) - 1, min(SLICES, len(stack))).round().astype(int)).tolist()
-    slices = stack.take(numbers)
+    slices = stack.take(evenly_spaced(len(stack), SLICES))
     if bool(has_signal(slices).any()):
         slices = slices[has_signal(slices)]
     return torch.cat([features_of_slices(chunk, backbone) for chunk in torch.split(slices, CHUNK)])

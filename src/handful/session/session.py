@@ -28,7 +28,7 @@ from handful.backbones.sam_med3d import SamMed3d
 from handful.data.cases import Case
 from handful.data.files import write_label_map
 from handful.data.formats import require_known
-from handful.data.slice_grid import SliceGrid
+from handful.data.slice_grid import SliceGrid, evenly_spaced
 from handful.data.slicing import Slicer
 from handful.data.support import AcceptedSlices
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
@@ -217,7 +217,7 @@ class Session:
         """Add a scribble inside the label (positive) or outside; at most `STROKE` evenly spaced points are used."""
         if len(points) == 0:
             raise InputError("an empty scribble; give at least one point (x, y)")
-        chosen = np.unique(np.linspace(0, len(points) - 1, min(STROKE, len(points))).round().astype(int))
+        chosen = evenly_spaced(len(points), STROKE)
         return self._prompt(number, label, points=[_point(points[i], positive) for i in chosen])
 
     def mask(self, number: int, label: int | str, mask: Bool[np.ndarray, "h w"]) -> Change:

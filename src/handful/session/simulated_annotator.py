@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
+from handful.data.slice_grid import evenly_spaced
 from handful.data.volume import LabelMap, Labels
 from handful.errors import InputError, SettingsError
 from handful.jobs.progress import Report, silent
@@ -70,7 +71,7 @@ def annotate_scan(
     if not len(chosen):
         raise InputError(f"the reference contains none of the labels {session.labels.as_dict()}; give one that does")
     if slices is not None:
-        chosen = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(slices, len(chosen))).round().astype(int))]
+        chosen = chosen[evenly_spaced(len(chosen), slices)]
     generator = Generator().manual_seed(seed)
     regions = [(int(n), value) for n in chosen for value in session.labels.values if (truth[n] == value).any()]
     rows: list[list[float]] = []

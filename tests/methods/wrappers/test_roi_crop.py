@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 import tiny_models
@@ -364,6 +365,14 @@ def test_reasons_confidence_and_corrections_reach_the_method_inside_the_crop(han
     extended = segmenter.extend(own).predict_explained(image)
     assert ("own", 3) in extended.reasons.retrieved[3]
     assert mean_dice(extended.label_map, truth) > 0.95
+
+
+def test_a_model_whose_crop_was_placed_by_thumbnails_is_refused_with_the_reason():
+    method = RoiCrop(Bright(), 1.4)
+    fitted = method.fit(balls((40, 40), (41, 40)), tiny_models.tiny_sam())
+    earlier = fitted.learned() | {"where/thumbnails": torch.zeros(6, 1024)}
+    with pytest.raises(SettingsError, match="fit again"):
+        method.restore(fitted.labels, fitted.slicer, fitted.backbone, earlier)
 
 
 def test_pixel_sizes_that_contradict_the_labels_are_not_used():

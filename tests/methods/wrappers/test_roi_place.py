@@ -10,7 +10,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
 from handful.data.volume import Geometry
 from handful.errors import SettingsError
-from handful.methods.wrappers.roi_place import SLICES, Locator, Moments, evenly, features_of, moments_of
+from handful.methods.wrappers.roi_place import Locator, Moments, features_of, moments_of
 from handful.methods.wrappers.roi_window import Region, Windows
 from phantoms import LABELS, phantom_case
 
@@ -81,13 +81,6 @@ def test_tensors_that_no_locator_has_are_refused(name: str, value: torch.Tensor)
 def moments_to_tensors() -> dict[str, torch.Tensor]:
     [one] = labelled(0)
     return Locator(moments_of(one)).pack()
-
-
-def test_slices_are_taken_evenly():
-    assert evenly(range(5)) == [0, 1, 2, 3, 4]
-    assert len(evenly(range(1000))) == SLICES
-    assert evenly(range(1000), 3) == [0, 500, 999]
-    assert evenly([]) == []
 
 
 def test_the_window_holds_the_larger_of_two_regions_in_its_middle():

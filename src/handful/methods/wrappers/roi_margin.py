@@ -13,14 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from handful.data.slice_grid import evenly_spaced
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE
 from handful.methods.wrappers.roi_place import (
+    SLICES,
     Features,
     Locator,
     Moments,
-    evenly,
     features_of,
     moments_and_features,
     on_slice,
@@ -161,7 +162,8 @@ def _cases(support: SupportSet, slicer: Slicer) -> _Parts:
     patients = _patients(support)
     if len(set(patients)) == 1:
         patients = [facts.case.name for facts in support.facts]
-    chosen = set(evenly(list(dict.fromkeys(patients)), MOST_LEFT_OUT))
+    each = list(dict.fromkeys(patients))
+    chosen = {each[number] for number in evenly_spaced(len(each), MOST_LEFT_OUT)}
     for patient, scan in zip(patients, support.scans(slicer), strict=True):
         region = labelled_region(scan.facts, slicer)
         moments, features = moments_and_features(scan)
@@ -177,8 +179,8 @@ def _slices(support: SupportSet, slicer: Slicer) -> _Parts:
     [scan] = support.scans(slicer)
     labelled, classes, parts = scan.labelled(), scan.classes, _Parts([], [], [])
     shows = [row for row, number in enumerate(labelled.index) if _count(classes[number][None]).any()]
-    chosen = set(evenly(shows, MOST_LEFT_OUT))
-    for row in sorted({*evenly(range(len(labelled.index))), *chosen}):
+    chosen = {shows[number] for number in evenly_spaced(len(shows), MOST_LEFT_OUT)}
+    for row in sorted({*evenly_spaced(len(labelled.index), SLICES), *chosen}):
         features = features_of(labelled.slices[[row]])
         moments = Moments.of(features, labelled, [row])
         if row not in chosen:

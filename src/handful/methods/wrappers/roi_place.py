@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from handful.backbones.efficientnet import EfficientNetLite, imagenet_encoder
 from handful.backbones.framing import PixelPolicy
+from handful.data.slice_grid import evenly_spaced
 from handful.data.slicing import SliceView
 from handful.data.support import LabelledScan, LabelledSlices
 from handful.errors import SettingsError
@@ -38,7 +38,6 @@ SMALLEST = 1e-6
 STRONG = 0.7
 """Response from which a cell counts, relative to the mean response of labelled cells."""
 
-T = TypeVar("T")
 Features = Float[Tensor, "n f cells cells"]
 
 
@@ -144,28 +143,22 @@ class Locator:
 
 def moments_of(labelled: LabelledSlices) -> Moments:
     """The moments of one case."""
-    rows = evenly(range(len(labelled.slices)))
+    rows = evenly_spaced(len(labelled.slices), SLICES)
     return Moments.of(features_of(labelled.slices[rows]), labelled, rows)
 
 
 def moments_and_features(scan: LabelledScan) -> tuple[Moments, Features]:
     """The moments of one case, and the features of the slices in which its region would be looked for."""
-    labelled, shown = scan.labelled(), evenly(range(len(scan.view)))
-    rows = evenly(range(len(labelled.slices)))
+    labelled, shown = scan.labelled(), evenly_spaced(len(scan.view), SLICES)
+    rows = evenly_spaced(len(labelled.slices), SLICES)
     features = features_of(labelled.slices[rows])
     same = [labelled.index[row] for row in rows] == shown
     return Moments.of(features, labelled, rows), features if same else features_of(scan.view.take(shown))
 
 
-def evenly(numbers: Sequence[T], most: int = SLICES) -> list[T]:
-    """At most so many of the numbers (or names), evenly spaced."""
-    places = np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(int)
-    return [numbers[place] for place in places]
-
-
 def features_of_stack(stack: SliceView) -> Features:
     """Features of at most SLICES slices of a stack."""
-    shown = evenly(range(len(stack)))
+    shown = evenly_spaced(len(stack), SLICES)
     starts = range(0, len(shown), CHUNK)
     return torch.cat([features_of(stack.take(shown[start : start + CHUNK])) for start in starts])
 
