@@ -25,7 +25,7 @@ from handful.backbones.base import Backbone
 from handful.data.slicing import Slicer, SliceView
 from handful.methods.promptable import TransferredPrompts
 from handful.methods.wrappers.roi_place import Locator
-from handful.methods.wrappers.roi_window import Region, Windows, labelled_region, region_of
+from handful.methods.wrappers.roi_window import Region, Windows, labelled_regions, region_of
 from reproduction.markdown import table
 from reproduction.study import Line, Split, Study, Trial
 
@@ -57,7 +57,7 @@ class WindowsTrial(Trial):
         split = Split.of(self.folder, self.shots, self.split, self.most_cases)
         support = split.support
         slicer = support.resolve(Slicer())
-        windows = Windows.of([labelled_region(facts, slicer) for facts in support.facts], MARGIN)
+        windows = Windows.of(labelled_regions(support.facts, slicer), MARGIN)
         labelled = [scan.labelled() for scan in support.scans(slicer)]
         locator, similar = Locator.of(labelled), TransferredPrompts.of(labelled, "box", seed=0)
         lost, shift = [], []

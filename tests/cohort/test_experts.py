@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -206,7 +207,9 @@ def test_a_segmenter_with_experts_is_not_saved_without_them(segmenter: Segmenter
 def test_a_model_without_experts_becomes_one_from_the_scans_that_it_was_fitted_on(
     single: Path, first: Path, second: Path, backbone: Backbone, tmp_path: Path
 ):
-    cases = [phantom_case(seed) for seed in range(4)]
+    (tmp_path / "broken.nii.gz").write_bytes(b"no scan")
+    broken = dataclasses.replace(phantom_case(9), name="broken", image=tmp_path / "broken.nii.gz")
+    cases = [broken, *(phantom_case(seed) for seed in range(4))]
     fit_expert(
         *("nearest-slice", NEAREST, negatives(range(2)), backbone, tmp_path / "m"),
         expert="negatives",
@@ -216,12 +219,12 @@ def test_a_model_without_experts_becomes_one_from_the_scans_that_it_was_fitted_o
     found, expected = open_model(tmp_path / "m"), open_model(second)
     assert list(found.experts) == ["scans", "negatives"]
     torch.testing.assert_close(found.router().weights, expected.router().weights)
-    with pytest.raises(InputError, match=r"missing \(phantom-0\).*--from-input"):
+    with pytest.raises(InputError, match=r"missing \(phantom-0\).*--from-input.*; broken cannot be read: "):
         fit_expert(
             *("nearest-slice", NEAREST, negatives(range(2)), backbone, tmp_path / "other"),
             expert="negatives",
             add_to=single,
-            scans=cases[1:],
+            scans=[broken, *cases[2:]],
         )
     assert not (tmp_path / "other").exists()
 

@@ -134,12 +134,22 @@ def _router_of(model: SavedModel, name: str, scans: Sequence[Case], backbone: Ba
     if model.record.experts:
         return model.router()
     wanted = set(model.fitted_on.values())
-    found = {digest: case for case in scans for digest in [digest_of(case.read_image().array)] if digest in wanted}
+    found: dict[str, Case] = {}
+    unreadable: list[str] = []
+    for case in scans:
+        try:
+            digest = digest_of(case.read_image().array)
+        except Exception as error:  # a broken scan that the model did not learn from is in nobody's way
+            unreadable.append(f"{case.name} cannot be read: {error}")
+        else:
+            if digest in wanted:
+                found[digest] = case
     if missing := sorted(case for case, digest in model.fitted_on.items() if digest not in found) or not wanted:
         names = ", ".join(missing[:5]) if isinstance(missing, list) else "its cases are not recorded"
         raise InputError(
             f"{model.folder} has no sums for a router, which are made once from the scans that it was fitted on, but "
             f"these are missing ({names}); name their folder with --from-input, or fit it again with --expert NAME"
+            + "".join(f"; {one}" for one in unreadable[:5])
         )
     return Router.of(name, _features((found[digest] for digest in sorted(found)), backbone))
 

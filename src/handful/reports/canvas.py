@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from handful.data.label_colours import label_colours
 from handful.data.volume import Labels
+from handful.reports.fonts import families
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -141,6 +143,11 @@ class Canvas:
         return self._saved("webp", pil_kwargs={"quality": quality})
 
     def _saved(self, kind: str, **options: Any) -> bytes:
+        from matplotlib.text import Text
+
+        for words in self.figure.findobj(Text):
+            if isinstance(words, Text) and not words.get_text().isascii():
+                words.set_fontfamily(families(words.get_text()))
         content = io.BytesIO()
         self.figure.savefig(content, format=kind, dpi=self.figure.dpi, facecolor=BACKGROUND, **options)
         return content.getvalue()
@@ -222,7 +229,7 @@ def reference_entry() -> Artist:
 
 def legend_lines(entries: Sequence[Artist], width: float) -> int:
     """Number of lines of a legend in a figure of this width in inches."""
-    longest = max((len(str(entry.get_label())) for entry in entries), default=0)
+    longest = max((_letters(str(entry.get_label())) for entry in entries), default=0)
     columns = int(width / max(LEGEND_ENTRY, LEGEND_KEY + LEGEND_LETTER * longest))
     return math.ceil(len(entries) / max(1, columns))
 
@@ -233,8 +240,22 @@ def legend_name(name: str) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """The text with its middle replaced by an ellipsis, if it is longer than `most` characters."""
-    if len(text) <= most:
+    """The text with its middle replaced by an ellipsis, if it is wider than `most` letters.
+
+    Letters of double width, such as Chinese ones, count twice.
+    """
+    if _letters(text) <= most:
         return text
     half = (most - 1) // 2
-    return f"{text[: most - 1 - half]}…{text[-half:]}"
+    return f"{_start(text, most - 1 - half)}…{_start(text[::-1], half)[::-1]}"
+
+
+def _start(text: str, most: int) -> str:
+    """The start of the text that is not wider than `most` letters."""
+    end = next((end for end in range(len(text) + 1) if _letters(text[:end]) > most), len(text) + 1) - 1
+    return text[:end]
+
+
+def _letters(text: str) -> int:
+    """The width of the text in usual letters."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)

@@ -262,6 +262,45 @@ def test_of_many_cases_twenty_are_left_out():
     assert "each of 20 labelled cases, left out in turn" in decided(balls(*middles))
 
 
+def without_labels(case: Case) -> Case:
+    """The case with an empty reference."""
+    reference = case.read_reference()
+    return dataclasses.replace(
+        case, reference=dataclasses.replace(reference, array=np.zeros_like(reference.array)), labels=reference.labels
+    )
+
+
+@pytest.mark.parametrize(
+    ("middles", "decision"),
+    [
+        (
+            [(40, 40), (42, 41), (41, 38)],
+            "crop to 1.4 times the labelled region, which spans 16% of a slice: each labelled case",
+        ),
+        ([(40, 40)], "crop to 2 times the labelled region, which spans 16% of a slice: each labelled slice"),
+    ],
+)
+def test_a_case_without_labels_does_not_count_where_the_crop_is_chosen(middles: list[tuple[int, int]], decision: str):
+    empty = without_labels(ball_case("empty", (70, 20)))
+    support = SupportSet((*balls(*middles).cases, empty), Labels((1,), ("ball",)))
+    fitted = RoiCrop(Bright()).fit(support, tiny_models.tiny_sam())
+    assert fitted.decisions[0].startswith(decision)
+    case = ball_case("other", (43, 40))
+    assert fitted.window(fitted.slicer.view(case.read_image())).holds(
+        region_of(fitted.slicer.view(case.read_image()), case.read_reference())
+    )
+
+
+def test_a_case_without_labels_is_cropped_where_the_others_have_theirs():
+    empty = without_labels(ball_case("empty", (70, 20)))
+    support = SupportSet((*balls((30, 40), (34, 40)).cases, empty), Labels((1,), ("ball",)))
+    slicer = support.resolve(Slicer())
+    cropped, cropper = RoiCrop(Bright())._cropped(support, slicer, 1.4)
+    first, second, third = (cropper.windows.of_case(facts, slicer) for facts in support.facts)
+    assert cropped.cases[2].read_image().geometry.shape == cropped.cases[0].read_image().geometry.shape
+    assert np.abs(np.subtract(third.middle, np.add(first.middle, second.middle) / 2)).max() < 1
+
+
 def test_a_region_that_is_most_of_a_slice_is_not_cropped_to():
     assert decided(balls((48, 48), (47, 48), radius=30)) == "no crop: the labelled region spans 61% of a slice"
 

@@ -235,10 +235,9 @@ class PretrainedNet(Net):
         self.colours = _colours_of(plan.sequences) if plan.sequences else nn.Identity()
 
     def exits(self, stacks: Float[Tensor, "b c 1 s s"]) -> list[Float[Tensor, "b k 1 _ _"]]:
-        # with the channels of a pixel side by side in memory, a training step takes about two thirds of the time
-        slices = stacks[:, :, 0].contiguous(memory_format=torch.channels_last)
+        slices = stacks[:, :, 0]
         shown = IMAGENET_PIXELS.encoder_input(self.colours(slices), slices.shape[-1])
-        skips = [self.full(self.standardised(slices)), *self.encoder(shown)]
+        skips = [self.full(_pixel_by_pixel(self.standardised(slices))), *self.encoder(_pixel_by_pixel(shown))]
         now = skips.pop()
         found: list[Tensor] = []
         for up in reversed(self.ups):
@@ -274,6 +273,14 @@ def _two_convolutions(before: int, after: int) -> nn.Sequential:
             nn.LeakyReLU(0.01, inplace=True),
         ]
     return nn.Sequential(*layers)
+
+
+def _pixel_by_pixel(maps: Float[Tensor, "n c h w"]) -> Tensor:
+    """With the channels of a pixel side by side in memory, in which a training step takes about two thirds of the time.
+
+    Grey slices have to be repeated before: of a single channel, both orders are one to torch.
+    """
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def _enlarged(maps: Float[Tensor, "n c h w"], like: Float[Tensor, "n d rows columns"]) -> Tensor:

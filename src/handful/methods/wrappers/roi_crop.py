@@ -39,7 +39,7 @@ from handful.methods.learned import Learned
 from handful.methods.wrappers.base import MethodWrapper, WrapperSegmenter
 from handful.methods.wrappers.roi_margin import Decision, decide_margin, region_is_large
 from handful.methods.wrappers.roi_place import Locator
-from handful.methods.wrappers.roi_window import Region, Windows, labelled_region, region_of, share_on_rim
+from handful.methods.wrappers.roi_window import Region, Windows, labelled_regions, region_of, share_on_rim
 
 RIM = 0.01
 """Maximum fraction of the predicted voxels on the rim of the window; with more, an organ may extend beyond it."""
@@ -127,10 +127,10 @@ class RoiCrop(MethodWrapper):
         self, support: SupportSet, slicer: Slicer, margin: float, locator: Locator | None = None
     ) -> tuple[SupportSet, Cropper]:
         """The cropped scans, and what crops further ones."""
-        regions = [labelled_region(facts, slicer) for facts in support.facts]
-        windows = Windows.of(regions, margin)
+        windows = Windows.of(labelled_regions(support.facts, slicer), margin)
         cropped: list[Case] = []
-        scans = _crop_each(support.scans(slicer), [windows.around(region) for region in regions], cropped)
+        regions = [windows.of_case(facts, slicer) for facts in support.facts]
+        scans = _crop_each(support.scans(slicer), regions, cropped)
         locator = locator or Locator.of(scans)
         for _ in scans:
             pass  # all are cropped, also where the locator was known
@@ -237,7 +237,7 @@ class RoiCropSegmenter(WrapperSegmenter):
         if self.cropper is None:
             return RoiCropSegmenter(self.inner.extend(support), None, self.decision)
         windows, slicer = self.cropper.windows, self.slicer
-        regions = [windows.around(labelled_region(facts, slicer)) for facts in support.facts]
+        regions = [windows.of_case(facts, slicer) for facts in support.facts]
         cropped: list[Case] = []
         further = Locator.of(_crop_each(support.scans(slicer), regions, cropped))
         inner = self.inner.extend(dataclasses.replace(support, cases=tuple(cropped), known_facts=None))

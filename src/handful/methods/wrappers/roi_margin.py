@@ -1,7 +1,8 @@
 """The decision whether to crop scans to the labelled region, and how wide, from the support set and without any fit.
 
 Each labelled case is left out in turn, with the others of its patient (each labelled slice, if there is one case), and
-its labels are compared with a window of the usual size where the rest finds its region. A margin is safe if no left-out
+its labels are compared with a window of the usual size where the rest finds its region. Cases without any label say
+nothing about size and place, and are not left out. A margin is safe if no left-out
 case loses more than 1 % of its labelled voxels; the smallest safe margin is used. Windows are placed by features of
 small pictures, so this takes seconds.
 """
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from handful.data.slice_grid import evenly_spaced
 from handful.data.slicing import Slicer
-from handful.data.support import SupportSet
+from handful.data.support import SupportFacts, SupportSet
 from handful.data.volume import IGNORE
 from handful.methods.wrappers.roi_place import (
     SLICES,
@@ -26,7 +27,7 @@ from handful.methods.wrappers.roi_place import (
     moments_and_features,
     on_slice,
 )
-from handful.methods.wrappers.roi_window import Region, Windows, labelled_region
+from handful.methods.wrappers.roi_window import Region, Windows, labelled_region, labelled_regions
 
 MARGINS = (1.4, 1.7, 2.0, 2.5)
 """Margins that are tried, the smallest first."""
@@ -71,7 +72,8 @@ def decide_margin(support: SupportSet, slicer: Slicer) -> Decision:
     `slicer` must be resolved. Each case is read.
     """
     share, least = _share(support, slicer), _least(support)
-    parts = _slices(support, slicer) if len(support.facts) == 1 else _cases(support, slicer)
+    cases = len(_with_labels(support))
+    parts = _slices(support, slicer) if cases == 1 else _cases(support, slicer)
     if len(parts.left_out) < 2:
         return Decision(None, "no crop: a single labelled slice does not show how much positions vary")
     masses = [parts.mass_of(part) for part in parts.left_out]
@@ -82,7 +84,7 @@ def decide_margin(support: SupportSet, slicer: Slicer) -> Decision:
                 margin,
                 f"crop to {margin:g} times the labelled region, which spans {share:.0%} of a slice: "
                 f"{_each(support, parts)}, left out in turn, keeps {1 - worst:.0%} of its labels",
-                parts.locator if len(support.facts) > 1 else None,
+                parts.locator if cases > 1 else None,
             )
     return Decision(
         None, f"no crop: the labelled region spans {share:.0%} of a slice, but is not found in every case left out"
@@ -90,7 +92,7 @@ def decide_margin(support: SupportSet, slicer: Slicer) -> Decision:
 
 
 def _each(support: SupportSet, parts: _Parts) -> str:
-    cases = len(support.facts)
+    cases = len(_with_labels(support))
     if cases == 1:
         return "each labelled slice"
     return "each labelled case" if len(parts.left_out) == cases else f"each of {len(parts.left_out)} labelled cases"
@@ -98,17 +100,26 @@ def _each(support: SupportSet, parts: _Parts) -> str:
 
 def _share(support: SupportSet, slicer: Slicer) -> float:
     """The longest side of a labelled region, as a fraction of its slice."""
-    regions = [labelled_region(facts, slicer) for facts in support.facts]
+    regions = labelled_regions(support.facts, slicer)
     return max(max(region.sides) / max(region.grid.size) for region in regions)
 
 
 def _least(support: SupportSet) -> float:
-    return MARGINS[0] if len(set(_patients(support))) > 1 else LEAST_OF_ONE_PATIENT
+    return MARGINS[0] if len({_patient(facts) for facts in _with_labels(support)}) > 1 else LEAST_OF_ONE_PATIENT
 
 
-def _patients(support: SupportSet) -> list[str]:
-    """The patient of each case; a case without one is its own."""
-    return [facts.case.patient or facts.case.name for facts in support.facts]
+def _with_labels(support: SupportSet) -> list[SupportFacts]:
+    """The cases that have labels; the others show neither a size nor a place."""
+    return [facts for facts in support.facts if facts.extent is not None]
+
+
+def _patient(facts: SupportFacts) -> str:
+    """A case without a patient is its own."""
+    return facts.case.patient or facts.case.name
+
+
+def _case_name(facts: SupportFacts) -> str:
+    return facts.case.name
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,25 +169,24 @@ class _Parts:
 
 
 def _cases(support: SupportSet, slicer: Slicer) -> _Parts:
-    parts = _Parts([], [], [])
-    patients = _patients(support)
-    if len(set(patients)) == 1:
-        patients = [facts.case.name for facts in support.facts]
-    each = list(dict.fromkeys(patients))
+    parts, labelled = _Parts([], [], []), _with_labels(support)
+    name_of = _patient if len({_patient(facts) for facts in labelled}) > 1 else _case_name
+    each = list(dict.fromkeys(name_of(facts) for facts in labelled))
     chosen = {each[number] for number in evenly_spaced(len(each), MOST_LEFT_OUT)}
-    for patient, scan in zip(patients, support.scans(slicer), strict=True):
-        region = labelled_region(scan.facts, slicer)
+    for scan in support.scans(slicer):
+        region, name = labelled_region(scan.facts, slicer), name_of(scan.facts)
         moments, features = moments_and_features(scan)
-        if patient in chosen:
-            parts.left_out.append(_Part(region, moments, features, _count(scan.classes), patient))
+        if region and name in chosen:
+            parts.left_out.append(_Part(region, moments, features, _count(scan.classes), name))
         else:
-            parts.regions.append(region)
+            parts.regions.extend([region] if region else [])
             parts.moments[:] = [Moments.joined([*parts.moments, moments])]
     return parts
 
 
 def _slices(support: SupportSet, slicer: Slicer) -> _Parts:
-    [scan] = support.scans(slicer)
+    [one] = _with_labels(support)
+    scan = next(scan for scan in support.scans(slicer) if scan.facts.case.name == one.case.name)
     labelled, classes, parts = scan.labelled(), scan.classes, _Parts([], [], [])
     shows = [row for row, number in enumerate(labelled.index) if _count(classes[number][None]).any()]
     chosen = {shows[number] for number in evenly_spaced(len(shows), MOST_LEFT_OUT)}

@@ -133,9 +133,14 @@ class Windows:
             raise SettingsError(f"the windows {tuple(numbers)} are out of range")
         return cls(world, share, down, across, bool(in_mm))
 
-    def around(self, region: Region, scale: float = 1.0) -> Region:
-        """A window of `scale` times the standard size around the centre of a region, in whole pixels of the slice."""
-        return self._at(region.grid, region.middle, scale)
+    def around(self, region: Region) -> Region:
+        """The window around the centre of a region, in whole pixels of the slice."""
+        return self._at(region.grid, region.middle)
+
+    def of_case(self, facts: SupportFacts, slicer: Slicer) -> Region:
+        """The window of a labelled case: around its labels, or in the default position if it has none."""
+        region = labelled_region(facts, slicer)
+        return self.around(region) if region else self._in_default_position(slicer.grid(facts.geometry))
 
     def around_mass(self, grid: SliceGrid, mass: Float[np.ndarray[Any, Any], "h w"]) -> Region:
         """The window with the most of a mass that lies over the slices, on a grid of its own, centred on what it holds.
@@ -143,7 +148,7 @@ class Windows:
         Without any mass, the window has its default position.
         """
         if not mass.any():
-            return self._at(grid, (self.down * grid.size[0], self.across * grid.size[1]), 1.0)
+            return self._in_default_position(grid)
         scale = np.divide(mass.shape, grid.size)
         sides = np.clip((self.sides(grid) * scale).round().astype(int), 1, mass.shape)
         held = _sums_of_windows(mass, sides)
@@ -154,37 +159,44 @@ class Windows:
             middle = np.add(corner, [_middle(part.sum(axis=1)), _middle(part.sum(axis=0))])
             corner = np.clip((middle - sides / 2).round().astype(int), 0, mass.shape - sides)
         down, across = (middle / scale).tolist()
-        return self._at(grid, (down, across), 1.0)
+        return self._at(grid, (down, across))
 
     def sides(self, grid: SliceGrid) -> tuple[int, int]:
         """Height and width of the standard window in pixels, at most those of the slice."""
-        return self._sides(grid, 1.0)
-
-    def _sides(self, grid: SliceGrid, scale: float) -> tuple[int, int]:
         _, row, column = grid.spacing
         in_mm = self.in_mm and grid.geometry.unit == "mm"
         height, width = (
-            min(length, max(1, round(scale * (self.world / edge if in_mm else self.share * max(grid.size)))))
+            min(length, max(1, round(self.world / edge if in_mm else self.share * max(grid.size))))
             for edge, length in zip((row, column), grid.size, strict=True)
         )
         return height, width
 
-    def _at(self, grid: SliceGrid, middle: tuple[float, float], scale: float) -> Region:
+    def _in_default_position(self, grid: SliceGrid) -> Region:
+        return self._at(grid, (self.down * grid.size[0], self.across * grid.size[1]))
+
+    def _at(self, grid: SliceGrid, middle: tuple[float, float]) -> Region:
         edges = []
-        for place, side, length in zip(middle, self._sides(grid, scale), grid.size, strict=True):
+        for place, side, length in zip(middle, self.sides(grid), grid.size, strict=True):
             start = min(max(0, round(place - side / 2)), length - side)
             edges.append((start, start + side))
         (top, bottom), (left, right) = edges
         return Region(grid, top, left, bottom, right)
 
 
-def labelled_region(facts: SupportFacts, slicer: Slicer) -> Region:
-    """The extent of all labels of a case; the whole slice if it has none."""
-    grid = slicer.grid(facts.geometry)
+def labelled_region(facts: SupportFacts, slicer: Slicer) -> Region | None:
+    """The extent of all labels of a case; None if it has none."""
     if facts.extent is None:
-        return Region(grid, 0, 0, *grid.size)
+        return None
+    grid = slicer.grid(facts.geometry)
     rows, columns = grid.window(facts.extent)
     return Region(grid, rows[0], columns[0], rows[1], columns[1])
+
+
+def labelled_regions(cases: Sequence[SupportFacts], slicer: Slicer) -> list[Region]:
+    """The extents of all labels, of the cases that have any; if none has, the whole slices."""
+    regions = [labelled_region(facts, slicer) for facts in cases]
+    grids = [slicer.grid(facts.geometry) for facts in cases]
+    return [region for region in regions if region] or [Region(grid, 0, 0, *grid.size) for grid in grids]
 
 
 def region_of(stack: SliceView, label_map: LabelMap) -> Region | None:
