@@ -1,15 +1,18 @@
 """What the commands take, print and answer, each in this process."""
 
 import csv
+import dataclasses
 import json
 import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import small_cohort
 from handful.cli.terminal import command_line
+from handful.data.files import read_label_map, write_label_map
 from handful.jobs.lock import locked
 from handful.methods.catalog import METHODS
 from small_cohort import Handful
@@ -184,12 +187,23 @@ def test_a_folder_in_gives_a_folder_out(cohort: Path, model: Path, tmp_path: Pat
     result = handful("predict", model, "-i", cohort, "-o", tmp_path / "p", "--json")
     assert result.exit_code == 0
     nothing: list[object] = []
-    done = {"output": str(tmp_path / "p"), "done": ALL, "experts": {}} | dict.fromkeys(
+    done = {"output": str(tmp_path / "p"), "done": ALL, "experts": {}, "missing": {}} | dict.fromkeys(
         ("skipped", "failures", "left_out", "warnings", "empty"), nothing
     )
     assert json.loads(result.stdout) == done
     again = handful("predict", model, "-i", cohort, "-o", tmp_path / "p")
     assert "4 already segmented" in again.stdout
+
+
+def test_a_label_that_only_one_case_lacks_is_named(own: Path, backbone: Path, tmp_path: Path, handful: Handful):
+    path = own / "labels" / "case-0.nii.gz"
+    labels = read_label_map(path)
+    write_label_map(path, dataclasses.replace(labels, array=np.where(labels.array == 3, 0, labels.array)))
+    options = ("--cases", "case-0,case-1", "--backbone", backbone, "--no-cache", "-q")
+    handful("fit", "nearest-slice", "-i", own, "-o", tmp_path / "m", *options)
+    result = handful("predict", tmp_path / "m", "-i", own, "-o", tmp_path / "p")
+    assert result.exit_code == 0
+    assert "1 case lacks egg, which most others have: case-0" in result.stderr
 
 
 def test_only_the_named_cases_are_segmented(cohort: Path, model: Path, tmp_path: Path, handful: Handful):

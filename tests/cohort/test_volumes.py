@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handful.cohort.volumes import LabelSizes, write_volumes
+from handful.cohort.volumes import LabelSizes, missing_labels, write_volumes
 from handful.data.volume import Geometry, LabelMap, Labels
 
 LABELS = Labels((1, 3), ("liver", "spleen"))
@@ -35,6 +35,28 @@ def test_an_empty_label_map_is_empty() -> None:
     empty = LabelMap(np.zeros((2, 2, 2), np.int16), Geometry((2, 2, 2), EDGES), LABELS)
     assert LabelSizes.of(empty).is_empty
     assert not sizes((4, 5, 6)).is_empty
+
+
+@pytest.mark.parametrize(
+    ("liver", "spleen", "expected"),
+    [
+        ([9, 9, 9], [9, 9, 9], {}),
+        ([9, 9, 9], [9, 0, 9], {"spleen": ("case-1",)}),
+        ([9, 9, 9, 9], [0, 0, 9, 9], {}),  # as common as it is rare
+        ([9, 9, 0], [9, 9, 0], {}),  # nothing was found at all
+        ([9, 9, 9, None, None], [9, 0, 9, 9, 9], {"spleen": ("case-1",)}),
+        ([9, 0, 9, 9, None], [9, 9, 9, 0, 0], {"liver": ("case-1",), "spleen": ("case-3",)}),
+    ],
+)
+def test_a_label_that_most_others_have_is_missing(
+    liver: list[int | None], spleen: list[int], expected: dict[str, tuple[str, ...]]
+) -> None:
+    """None: the expert of the scan does not know the label."""
+    cases = {
+        f"case-{number}": LabelSizes({1: one, 3: other} if one is not None else {3: other}, 1.0, "ml")
+        for number, (one, other) in enumerate(zip(liver, spleen, strict=True))
+    }
+    assert missing_labels(cases, LABELS) == expected
 
 
 def test_names_are_no_formulas_in_a_spreadsheet(tmp_path: Path) -> None:

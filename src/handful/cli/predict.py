@@ -14,6 +14,7 @@ from handful.cli.terminal import (
     WARNING,
     counted,
     exit_on,
+    one_line,
     print_failures,
     print_json,
     print_lines,
@@ -271,6 +272,7 @@ def _content(out: Path, result: CohortResult) -> dict[str, object]:
         "failures": result.failures,
         "warnings": result.warnings,
         "empty": result.empty,
+        "missing": dict(result.missing),
         "experts": dict(result.experts),
     }
 
@@ -288,4 +290,9 @@ def _print(out: Path, result: CohortResult) -> None:
         print_note(f"{unlike} {subject} {unlike_them}", lead=WARNING)
     if result.empty:
         print_note(f"no label was found in {counted(len(result.empty))}: {some(result.empty)}", lead=WARNING)
+    for label, cases in result.missing.items():
+        verb = "lacks" if len(cases) == 1 else "lack"
+        print_note(
+            f"{counted(len(cases))} {verb} {one_line(label)}, which most others have: {some(cases)}", lead=WARNING
+        )
     print_failures(result.failures)

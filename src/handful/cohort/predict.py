@@ -15,7 +15,7 @@ from typing import Literal
 from handful.checkpoint.model import SavedModel, open_model
 from handful.cohort.case_jobs import CLAIMS, Outcome, Outcomes, carried_out, make_way, write_failures
 from handful.cohort.probabilities import probability_files, remove_probabilities, write_probabilities
-from handful.cohort.volumes import LabelSizes, write_volumes
+from handful.cohort.volumes import LabelSizes, missing_labels, write_volumes
 from handful.data.cases import Case
 from handful.data.dicom.segmentation import Encoding, Maker, SegmentationStyle, require_own_names, write_segmentation
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
@@ -117,6 +117,8 @@ class CohortResult:
     """Names of the cases in which the model found no label."""
     made_for_ct: bool = False
     """Whether the model was fitted on CT."""
+    missing: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Names of the cases that lack a label which most others have, by name of the label."""
     experts: Mapping[str, ChosenExpert] = field(default_factory=dict)
     """The expert of each case, by the name of the case; empty for a model without experts."""
 
@@ -383,13 +385,15 @@ class _Job:
 
     def _result(self, outcomes: Outcomes) -> CohortResult:
         notes = self._notes_of([*outcomes.done, *outcomes.skipped])
+        sizes = {name: note.sizes for name, note in notes.items() if note.sizes is not None}
         return CohortResult(
             outcomes.done,
             outcomes.skipped,
             outcomes.failures,
             tuple(Failure(name, text) for name, note in notes.items() for text in note.warnings),
-            tuple(name for name, note in notes.items() if note.sizes is not None and note.sizes.is_empty),
+            tuple(name for name, one in sizes.items() if one.is_empty),
             self.model.for_ct,
+            missing_labels(sizes, Labels.of(self.model.record.labels)),
             {name: note.expert for name, note in notes.items() if note.expert is not None},
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +44,21 @@ class LabelSizes:
     def is_empty(self) -> bool:
         """Whether no voxel has a label."""
         return not any(self.voxels.values())
+
+
+def missing_labels(sizes: Mapping[str, LabelSizes], labels: Labels) -> dict[str, tuple[str, ...]]:
+    """Names of the cases that lack a label which most others have, by name of the label.
+
+    Cases without any label do not count, nor do labels that are missing in half of the cases or more: lesions, say.
+    """
+    found = {case: size.voxels for case, size in sizes.items() if not size.is_empty}
+    missing: dict[str, tuple[str, ...]] = {}
+    for value, name in labels.as_dict().items():
+        voxels = {case: count[value] for case, count in found.items() if value in count}
+        without = tuple(case for case, count in voxels.items() if not count)
+        if without and 2 * len(without) < len(voxels):
+            missing[name] = without
+    return missing
 
 
 def write_volumes(path: Path, sizes: Iterable[tuple[str, LabelSizes]], labels: Labels) -> None:
