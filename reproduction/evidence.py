@@ -40,8 +40,8 @@ STUDY_PLANS = ("fate",)
 """Plans that measure again, label by label, what lines of a study hold; their tables come before these lines."""
 TIMED_PLANS = ("cohort",)
 """Plans whose fits take a given time and may learn from unlabelled scans; compared with nothing but themselves."""
-CHOICE_PLANS = ("planes",)
-"""Plans that decided a default, on splits that nothing else reports; compared with nothing but themselves."""
+OWN_TABLES = ("planes", "scribbles", "volume_adapter")
+"""Plans with a table of their own, compared with nothing but themselves."""
 CURVE_PLANS = ("how_many",)
 """Plans of the fits of TIMED_PLANS with other numbers of labelled cases; compared with nothing but themselves."""
 PROMPT_PLANS = ("zero_shot",)
@@ -111,8 +111,8 @@ class Evidence:
     """Tables of TIMED_PLANS."""
     decided: tuple[Result, ...] = ()
     """A row of each of their fits that decided something by itself."""
-    choices: tuple[Pool, ...] = ()
-    """Tables of CHOICE_PLANS."""
+    own: Mapping[str, Pool] = field(default_factory=dict)
+    """Tables of OWN_TABLES, by name."""
     curves: tuple[Pool, ...] = ()
     """Tables of CURVE_PLANS."""
     prompted: tuple[Result, ...] = ()
@@ -142,13 +142,13 @@ def read_evidence(folder: Path) -> Evidence:
     paths = {path.stem: path for path in sorted(folder.glob("*.parquet"))}
     tables = {name: _table(path) for name, path in paths.items() if name not in PROMPT_PLANS}
     asked = lines.get("interactive", ())
-    apart = (*STUDY_PLANS, *TIMED_PLANS, *CHOICE_PLANS, *CURVE_PLANS)
+    apart = (*STUDY_PLANS, *TIMED_PLANS, *OWN_TABLES, *CURVE_PLANS)
     return Evidence(
         plans=tuple(pool for name, pool in tables.items() if name not in apart),
         prompted=tuple(row for name in PROMPT_PLANS if name in paths for row in read_results(paths[name])),
         timed=tuple(pool for name, pool in tables.items() if name in TIMED_PLANS),
         decided=tuple(_decided(row for name in TIMED_PLANS if name in paths for row in read_results(paths[name]))),
-        choices=tuple(pool for name, pool in tables.items() if name in CHOICE_PLANS),
+        own={name: pool for name, pool in tables.items() if name in OWN_TABLES},
         curves=tuple(pool for name, pool in tables.items() if name in CURVE_PLANS),
         studies=(
             *[pool for name, pool in tables.items() if name in STUDY_PLANS],

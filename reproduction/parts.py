@@ -92,6 +92,8 @@ PARTS: dict[str, Part] = {
     "fate": plan("fate"),
     "cohort": plan("cohort", circumstances="--workers 1"),
     "planes": plan("planes", circumstances="--workers 1"),
+    "scribbles": plan("scribbles", circumstances="--workers 1"),
+    "volume-adapter": plan("volume_adapter", "days of two processor cores"),
     "how-many": plan("how_many", circumstances="--workers 1 --known reproduction/results/cohort.parquet"),
     "first-command": study(
         "first_command", "first_command --data {data} --before 878ff8a --command 'fit few-shot-prompts'"
@@ -145,6 +147,10 @@ PARTS: dict[str, Part] = {
         "self-training:initial=none,side=128,train.iterations=4500",
         "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored val --seeds 0 1 2 "
         "--configurations self-training:initial=none,side=128,train.iterations=10500",
+        "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 1 7 --scored val "
+        "--configurations self-training:initial=none,side=128,train.iterations=10500",
+        "semi_supervised --data {data} --sets acdc_ssl4mis --labelled 3 --scored val "
+        "--configurations unet:train.iterations=10000,side=128",
     ),
     "nnunet": study(
         "nnunet",

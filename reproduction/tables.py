@@ -671,15 +671,45 @@ def windows(evidence: Evidence, words: Sequence[str]) -> str:
 
 def planes(evidence: Evidence, words: Sequence[str]) -> str:
     """A U-Net on one plane, and on several with as many training steps in all."""
-    rows = []
-    for name, configuration, n in sorted({key for pool in evidence.choices for key in pool.scores}):
-        scores = scores_of(evidence.choices, name, configuration, n)
-        of_splits = [
-            fmean(dice for (one, _), dice in scores.items() if one == split) for split in sorted({s for s, _ in scores})
-        ]
-        each = ", ".join(f"{mean:.3f}" for mean in of_splits)
-        rows.append((CONTENTS[name], str(n), configuration, f"{fmean(of_splits):.3f}", each))
+    pool = evidence.own.get("planes", Pool(""))
+    rows = [
+        (CONTENTS[name], str(n), configuration, *_with_splits(pool.scores[name, configuration, n]["dice"]))
+        for name, configuration, n in sorted(pool.scores)
+    ]
     return table(("scans", "labelled", "U-Net on", "Dice", "of each split"), rows) if rows else UNMEASURED
+
+
+def scribbles(evidence: Evidence, words: Sequence[str]) -> str:
+    """Scribbles on some cases, and whole masks on as many and on fewer."""
+    pool = evidence.own.get("scribbles", Pool(""))
+    rows = [
+        (CONTENTS[name], *_of_whom(configuration, n), *_with_splits(pool.scores[name, configuration, n]["dice"]))
+        for name, configuration, n in sorted(pool.scores, key=lambda one: (one[0], one[1].partition(",")[0], one[1:]))
+    ]
+    return table(("scans", "method", "labels", "Dice", "of each split"), rows) if rows else UNMEASURED
+
+
+def _of_whom(configuration: str, n: int) -> tuple[str, str]:
+    """The method of "METHOD, masks", and "4 masks"."""
+    method, _, labels = configuration.rpartition(", ")
+    return method, f"{n} {labels}" if n > 1 else f"{n} {labels.removesuffix('s')}"
+
+
+def volume_adapter(evidence: Evidence, words: Sequence[str]) -> str:
+    """Adapters between slices, a 2D fine-tuning of the same encoder, and U-Nets."""
+    pool = evidence.own.get("volume_adapter", Pool(""))
+    rows = [
+        (CONTENTS[name], str(n), configuration, *_with_splits(pool.scores[name, configuration, n]["dice"]))
+        for name, n, configuration in sorted((name, n, configuration) for name, configuration, n in pool.scores)
+    ]
+    return table(("scans", "labelled", "method", "Dice", "of each split"), rows) if rows else UNMEASURED
+
+
+def _with_splits(scores: Scores) -> tuple[str, str]:
+    """The mean over all cases, and that of each split."""
+    splits = sorted({split for split, _ in scores})
+    of_splits = [fmean(dice for (one, _), dice in scores.items() if one == split) for split in splits]
+    return f"{fmean(of_splits):.3f}", ", ".join(f"{mean:.3f}" for mean in of_splits)
 
 
 def nnunet(evidence: Evidence, words: Sequence[str]) -> str:
@@ -827,6 +857,8 @@ TABLES: dict[str, Render] = {
     "boxes": boxes,
     "windows": windows,
     "planes": planes,
+    "scribbles": scribbles,
+    "volume_adapter": volume_adapter,
     "how_many": how_many,
     "nnunet": nnunet,
     "cohort": cohort,

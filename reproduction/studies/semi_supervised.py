@@ -141,7 +141,7 @@ def tables(lines: list[Line]) -> str:
     """Mean Dice of each fit, and that of several seeds with its interval."""
     header = ["configuration", "labelled patients", "scored", "seed", "Dice", "of labels", "core-hours"]
     fits: dict[tuple[str, str, str, str], list[Line]] = {}
-    for line in lines:
+    for line in sorted(lines, key=lambda line: (line["scored"], int(line["labelled"]))):
         fits.setdefault((line["configuration"], line["labelled"], line["scored"], line["digest"]), []).append(line)
     rows = [
         (*what[:3], ", ".join(str(line["seed"]) for line in of_seeds), _dice(of_seeds), *_details(of_seeds))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from handful.data.label_values import boxes_of_values, renumbered
-from handful.data.pieces import keep_largest_pieces, numbered_pieces, shares_in_largest_piece
+from handful.data.pieces import fractions_around, keep_largest_pieces, numbered_pieces, shares_in_largest_piece
 from handful.data.support import SupportFacts
 from handful.data.volume import IGNORE
 from phantoms import LABELS, phantom_case
@@ -46,6 +46,61 @@ def test_of_equal_pieces_the_first_one_is_kept():
     labels = volume()
     keep_largest_pieces(labels, [3])
     assert np.argwhere(labels == 3).tolist() == [[0, 5, 0]]
+
+
+def ventricles(small: int = 4) -> np.ndarray:
+    """Label 2 with a speck far away; label 1 touches it with a piece of 2 × `small` voxels, and has one of 40 apart."""
+    labels = np.zeros((3, 30, 30), dtype=np.int16)
+    labels[1, 10:20, 10:20] = 2
+    labels[1, 2, 28] = 2
+    labels[1, 10 : 10 + small, 8:10] = 1
+    labels[1, 22:27, 20:28] = 1
+    return labels
+
+
+@pytest.mark.parametrize(
+    ("touching", "small", "kept"),
+    [
+        (None, 4, (24, 24)),  # the larger one
+        ({1: [2]}, 4, (12, 9)),  # the one that touches
+        ({1: [2]}, 1, (24, 24)),  # too small for an organ
+        ({1: [3]}, 4, (24, 24)),  # nothing to touch
+        ({2: [1]}, 4, (24, 24)),
+    ],
+)
+@pytest.mark.parametrize("per_slice", [True, False])
+def test_a_piece_that_touches_is_preferred(
+    touching: dict[int, list[int]] | None, small: int, kept: tuple[int, int], per_slice: bool
+):
+    labels = ventricles(small)
+    keep_largest_pieces(labels, [1, 2], touching, per_slice=per_slice)
+    assert labels[1][kept] == 1
+    assert numbered_pieces(labels == 1)[1].tolist() == [40 if kept == (24, 24) else 8]
+    assert labels[1, 2, 28] == 0
+    assert (labels == 2).sum() == 100
+
+
+def test_a_piece_that_touches_a_speck_only_is_not_preferred():
+    labels = ventricles()
+    labels[1, 10:14, 8:10] = 0
+    labels[1, 2:5, 26:28] = 1
+    keep_largest_pieces(labels, [1, 2], {1: [2]})
+    assert labels[1, 24, 24] == 1
+    assert labels[1, 2, 26] == 0
+
+
+def test_neighbours_are_counted_around_each_label():
+    labels = np.zeros((1, 12, 12), dtype=np.int16)
+    labels[0, 3:6, 3:6] = 1
+    labels[0, 3:6, 6:9] = 2
+    labels[0, 6:9, 3:6] = IGNORE
+    labels[0, 0, 0] = 3
+    around = fractions_around(labels, (1, 2, 3))
+    assert around == {(1, 2): pytest.approx(3 / 9), (2, 1): pytest.approx(3 / 12)}
+    assert fractions_around(labels, (1, 2, 3), per_slice=True) == around
+    volume = np.stack([labels[0] == 1, 2 * (labels[0] == 1)])  # one above the other
+    assert fractions_around(volume, (1, 2)) == {(1, 2): pytest.approx(9 / 21), (2, 1): pytest.approx(9 / 21)}
+    assert fractions_around(volume, (1, 2), per_slice=True) == {}
 
 
 def test_the_share_of_the_largest_piece_counts_voxels():

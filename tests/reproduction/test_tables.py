@@ -247,7 +247,33 @@ def test_planes_are_compared_split_by_split():
     pool = Pool("planes")
     for split, dice in ((5, 0.8), (6, 0.6)):
         pool.add(("msd_hippocampus", "one plane", 4), "dice", split, "a", dice)
-    assert "| hippocampus, MR | 4 | one plane | 0.700 | 0.800, 0.600 |" in tables.planes(Evidence(choices=(pool,)), [])
+    assert "| hippocampus, MR | 4 | one plane | 0.700 | 0.800, 0.600 |" in tables.planes(
+        Evidence(own={"planes": pool}), []
+    )
+
+
+def test_scribbles_are_told_from_as_many_and_fewer_masks():
+    pool = Pool("scribbles")
+    for configuration, n, dice in (("U-Net, masks", 20, 0.8), ("U-Net, scribbles", 20, 0.7), ("U-Net, masks", 1, 0.5)):
+        pool.add(("busi", configuration, n), "dice", 0, "case", dice)
+    shown = tables.scribbles(Evidence(own={"scribbles": pool}), []).splitlines()
+    assert shown[2:] == [
+        "| breast lesions, ultrasound | U-Net | 1 mask | 0.500 | 0.500 |",
+        "| breast lesions, ultrasound | U-Net | 20 masks | 0.800 | 0.800 |",
+        "| breast lesions, ultrasound | U-Net | 20 scribbles | 0.700 | 0.700 |",
+    ]
+
+
+def test_adapters_are_listed_by_labelled_cases():
+    pool = Pool("volume_adapter")
+    for configuration, n, dice in (("U-Net", 8, 0.8), ("MA-SAM", 4, 0.7)):
+        pool.add(("acdc", configuration, n), "dice", 0, "case", dice)
+    shown = tables.volume_adapter(Evidence(own={"volume_adapter": pool}), []).splitlines()
+    assert shown[2:] == [
+        "| heart, cine MR | 4 | MA-SAM | 0.700 | 0.700 |",
+        "| heart, cine MR | 8 | U-Net | 0.800 | 0.800 |",
+    ]
+    assert tables.volume_adapter(Evidence(), []) == tables.scribbles(Evidence(), []) == "(not measured yet)"
 
 
 def test_auto_needs_the_fewest_labels_with_which_it_is_no_worse_than_a_unet(measured: Measured):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,12 @@ from handful.jobs.scratch import BLOCK, blocks, converted, paired_blocks, slowes
 
 ONE_PIECE = 0.97
 """Fraction of a label's voxels in its largest piece, from which on the label counts as one piece."""
+
+
+NEXT_TO = 0.05
+"""Fraction of the voxels around a label that another one must have, from which on the two count as touching."""
+LEAST_TOUCHING = 0.1
+"""Size of a piece that touches, as a fraction of the largest one, from which on it is preferred to that."""
 
 
 def numbered_pieces(inside: Bool[np.ndarray, "..."]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -30,17 +36,84 @@ def numbered_pieces(inside: Bool[np.ndarray, "..."]) -> tuple[NDArray[Any], NDAr
     return pieces, sizes[1:]
 
 
-def keep_largest_pieces(classes: Integer[np.ndarray, "..."], values: Iterable[int], *, per_slice: bool = False) -> None:
+def keep_largest_pieces(
+    classes: Integer[np.ndarray, "..."],
+    values: Iterable[int],
+    touching: Mapping[int, Collection[int]] | None = None,
+    *,
+    per_slice: bool = False,
+) -> None:
     """Set all but the largest piece of each of these values to 0, in place; of equal pieces, the first is kept.
 
+    `touching` names the values that a value should touch. If pieces of it share a face with the largest piece of one of
+    these, the largest of them is kept, even if another one is up to ten times as large.
     `per_slice`: the first axis counts slices, and the largest piece of each slice is kept.
     """
+    values, touching = tuple(values), touching or {}
+    for part in classes if per_slice else [classes]:
+        boxes = dict(_boxes(part, {*values, *(other for others in touching.values() for other in others)}))
+        for value in values:
+            if value not in boxes:
+                continue
+            pieces, sizes = numbered_pieces(_voxels_of(part[boxes[value]], value))
+            if len(sizes) > 1:
+                others = {other: boxes[other] for other in touching.get(value, ()) if other in boxes}
+                kept = 1 + _preferred(part, boxes[value], pieces, sizes, others)
+                for block, numbers in paired_blocks(part[boxes[value]], pieces):
+                    block[(numbers > 0) & (numbers != kept)] = 0
+
+
+def _preferred(
+    classes: Integer[np.ndarray, "..."],
+    box: tuple[slice, ...],
+    pieces: NDArray[Any],
+    sizes: NDArray[Any],
+    others: Mapping[int, tuple[slice, ...]],
+) -> int:
+    """Which of the pieces in a box is kept; `others` are the values that it should touch, with their boxes."""
+    largest = int(sizes.argmax())
+    main = {other: numbered_pieces(_voxels_of(classes[of_other], other)) for other, of_other in others.items()}
+    for number in np.argsort(-sizes, kind="stable") if others else ():
+        if sizes[number] < LEAST_TOUCHING * sizes[largest]:
+            break
+        around = _around(pieces == number + 1, box, classes.shape)
+        found = classes[tuple(around.T)]
+        for other, of_other in others.items():
+            place = around[found == other] - [side.start for side in of_other]
+            numbers, counts = main[other]
+            if (numbers[tuple(place.T)] == 1 + int(counts.argmax())).any():
+                return int(number)
+    return largest
+
+
+def fractions_around(
+    classes: Integer[np.ndarray, "..."], values: Collection[int], *, per_slice: bool = False
+) -> dict[tuple[int, int], float]:
+    """{(value, other): fraction of the voxels around the value that have the other}, of those that share a face.
+
+    Voxels below 0 do not count; for `per_slice` as above.
+    """
+    total: dict[int, int] = {}
+    touching: dict[tuple[int, int], int] = {}
     for part in classes if per_slice else [classes]:
         for value, box in _boxes(part, values):
-            pieces, sizes = numbered_pieces(_voxels_of(part[box], value))
-            if len(sizes) > 1:
-                for block, numbers in paired_blocks(part[box], pieces):
-                    block[(numbers > 0) & (numbers != 1 + int(sizes.argmax()))] = 0
+            around = _around(_voxels_of(part[box], value), box, part.shape)
+            found, counts = np.unique(part[tuple(around.T)], return_counts=True)
+            for other, count in zip(found.tolist(), counts.tolist(), strict=True):
+                total[value] = total.get(value, 0) + count * (other >= 0)
+                if other in values:
+                    touching[value, other] = touching.get((value, other), 0) + count
+    return {(value, other): count / total[value] for (value, other), count in touching.items()}
+
+
+def _around(inside: Bool[np.ndarray, "..."], box: tuple[slice, ...], shape: tuple[int, ...]) -> NDArray[np.intp]:
+    """Indices, in an array of this shape, of the voxels that share a face with a mask in this box."""
+    start = np.array([side.start for side in box])
+    low = np.minimum(1, start)
+    high = np.minimum(1, np.array(shape) - [side.stop for side in box])
+    wide = np.pad(inside, list(zip(low.tolist(), high.tolist(), strict=True)))
+    rim: NDArray[np.intp] = np.argwhere(ndimage.binary_dilation(wide) & ~wide) + (start - low)
+    return rim
 
 
 def keep_main_pieces(classes: Integer[np.ndarray, "..."], values: Iterable[int], share: float) -> None:

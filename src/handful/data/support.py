@@ -19,7 +19,7 @@ from torch import Tensor
 from handful.data.cases import Case
 from handful.data.label_limits import Limits, limits_of_labels, window_of_labels
 from handful.data.modality import ModalityEvidence
-from handful.data.pieces import shares_in_largest_piece
+from handful.data.pieces import fractions_around, shares_in_largest_piece
 from handful.data.slice_grid import Block, SliceGrid, best_plane
 from handful.data.slicing import Slicer, SliceView, WindowChoice, suggested_window, window_of_hounsfield
 from handful.data.unlabelled import UnlabelledScans, naming
@@ -75,6 +75,11 @@ class SupportFacts:
 
     Empty for scribbles, which do not show in how many pieces a label is.
     """
+    around: dict[tuple[int, int], float]
+    """{(value, other): fraction of the voxels around a label that have another one}; unless `complete`, within slices.
+
+    Empty for scribbles.
+    """
     extent: Block | None
     """The smallest box that holds all labels, for scribbles all strokes; None where there are none."""
 
@@ -87,7 +92,7 @@ class SupportFacts:
         values, counts = np.unique(reference.array, return_counts=True)
         labelled = valid_mask.any(axis=(1, 2)), valid_mask.any(axis=(0, 2)), valid_mask.any(axis=(0, 1))
         complete, share = bool(valid_mask.all()), labelled_share(valid_mask)
-        largest = _in_largest_piece(reference, labels.values, None if complete else labelled)
+        parts = reference.array if complete else _along_labelled_slices(reference, labelled)
         inside = np.isin(reference.array, labels.values)
         evidence = case.modality_evidence(volume)
         shift = evidence.shift if evidence.is_ct else None
@@ -108,7 +113,10 @@ class SupportFacts:
             voxels={int(value): int(count) for value, count in zip(values, counts, strict=True) if value > 0},
             complete=complete,
             labelled_share=share,
-            in_largest_piece={} if share < SCRIBBLED else largest,
+            in_largest_piece={}
+            if share < SCRIBBLED
+            else shares_in_largest_piece(parts, labels.values, per_slice=not complete),
+            around={} if share < SCRIBBLED else fractions_around(parts, labels.values, per_slice=not complete),
             extent=_extent(valid_mask if share < SCRIBBLED and inside.any() else inside),
         )
 
@@ -422,16 +430,11 @@ def labelled_share(valid_mask: NDArray[np.bool_]) -> float:
     return max(found, default=1.0)
 
 
-def _in_largest_piece(
-    reference: LabelMap, values: Sequence[int], labelled: Sequence[NDArray[np.bool_]] | None
-) -> dict[int, float]:
-    """See `SupportFacts`; `labelled` are the labelled slices along each axis, or None for a complete reference."""
-    if labelled is None:
-        return shares_in_largest_piece(reference.array, values)
+def _along_labelled_slices(reference: LabelMap, labelled: Sequence[NDArray[np.bool_]]) -> NDArray[Any]:
+    """The array with the axis first whose slices somebody labelled; `labelled` are those along each axis."""
     shares = [float(slices.mean()) for slices in labelled]
     usual = SliceGrid(reference.geometry, best_plane(reference.geometry)).axis
-    axis = usual if min(shares) == 1 else int(np.argmin(shares))
-    return shares_in_largest_piece(np.moveaxis(reference.array, axis, 0), values, per_slice=True)
+    return np.moveaxis(reference.array, usual if min(shares) == 1 else int(np.argmin(shares)), 0)
 
 
 def _extent(inside: Bool[np.ndarray, "i j k"]) -> Block | None:

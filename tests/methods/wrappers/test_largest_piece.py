@@ -111,6 +111,60 @@ def test_pictures_are_single_slices_and_complete_volumes_decide_if_there_are_any
     assert fitted(backbone, scan("a", slices=1), scan("b")).one_piece == OnePiece((1,), ())
 
 
+def heart(name: str, *, apart: bool = False, liver: bool = False, slices: int = SLICES) -> Case:
+    """A cavity (1) and its wall (4), side by side or `apart`; something larger of the cavity's grey far from them."""
+    labels = np.zeros((24, 24, slices), dtype=np.int16)
+    labels[2:8, 2:8] = 1
+    labels[9 if apart else 8 : 12, 2:8] = 4
+    image = np.where(labels == 1, 200.0, np.where(labels == 4, 120.0, 0.0)).astype(np.float32)
+    if liver:
+        image[14:22, 14:23] = 200.0
+    geometry = Geometry(labels.shape, np.diag([1.0, 1.0, 5.0, 1.0]))
+    return Case(name, Volume(image[None], geometry), LabelMap(labels, geometry, LABELS), LABELS)
+
+
+@pytest.mark.parametrize("slices", [1, SLICES])
+def test_a_larger_false_positive_does_not_replace_an_organ_that_touches_another(backbone: Backbone, slices: int):
+    segmenter = fitted(backbone, heart("a", slices=slices), heart("b", slices=slices))
+    assert segmenter.one_piece.touching == {(1, 4), (4, 1)}
+    assert "prefer pieces that touch, as in all labelled cases: organ and nuclei" in segmenter.decisions
+    shown = heart("c", liver=True, slices=slices)
+    assert np.array_equal(segmenter.predict(shown.read_image()).array, shown.read_reference().array)
+
+
+def test_labels_that_are_apart_in_one_case_need_not_touch(backbone: Backbone):
+    segmenter = fitted(backbone, heart("a"), heart("b", apart=True))
+    assert segmenter.one_piece == OnePiece((1, 4), ())
+    found = segmenter.predict(heart("c", liver=True).read_image()).array
+    assert (found[14:22, 14:23] == 1).all()
+
+
+def test_labels_that_touch_are_saved_and_loaded(backbone: Backbone, tmp_path: Path):
+    method = build_method("nearest-slice", {"roi_margin": "none"})
+    fit_to_folder("nearest-slice", method, SupportSet((heart("a"),), LABELS), backbone, tmp_path / "m", FitConfig())
+    again = load(tmp_path / "m", backbone)
+    assert isinstance(again, LargestPieceSegmenter)
+    assert again.one_piece == OnePiece((1, 4), (), touching=frozenset({(1, 4), (4, 1)}))
+
+
+@pytest.mark.parametrize("pairs", [[[1, 7]], [[1, 4, 1]], [1, 4]])
+def test_touching_labels_that_no_model_has_are_refused(backbone: Backbone, pairs: object):
+    segmenter = LargestPiece(Grey()).fit(SupportSet((heart("a"),), LABELS), backbone)
+    learned = segmenter.learned()
+    restored = LargestPiece(Grey()).restore(LABELS, segmenter.slicer, backbone, learned)
+    assert restored.one_piece == segmenter.one_piece
+    with pytest.raises(SettingsError, match="touching"):
+        LargestPiece(Grey()).restore(
+            LABELS, segmenter.slicer, backbone, learned | {"touching": torch.tensor(pairs, dtype=torch.long)}
+        )
+
+
+def test_a_model_of_an_earlier_version_keeps_the_largest_piece(backbone: Backbone):
+    segmenter = LargestPiece(Grey()).fit(SupportSet((heart("a"),), LABELS), backbone)
+    earlier = {name: tensor for name, tensor in segmenter.learned().items() if name != "touching"}
+    assert LargestPiece(Grey()).restore(LABELS, segmenter.slicer, backbone, earlier).one_piece.touching == frozenset()
+
+
 def test_the_decision_is_saved_and_loaded_and_in_the_record(backbone: Backbone, tmp_path: Path):
     support = SupportSet((scan("a"), scan("b")), LABELS)
     method = build_method("nearest-slice", {"roi_margin": "none"})

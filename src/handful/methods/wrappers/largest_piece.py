@@ -2,7 +2,9 @@
 
 nnU-Net removes all but the largest component where this helps in its cross-validation (Isensee et al., Nature Methods
 2021). Here the references decide: a label of which every reference has at least 97 % of the voxels in one connected
-piece is one piece in predictions, too. Other labels, such as nuclei or lesions, keep all their pieces.
+piece is one piece in predictions, too. Other labels, such as nuclei or lesions, keep all their pieces. Of two labels
+that touch in every reference, such as the ventricles and the myocardium, the pieces that touch are preferred, since a
+false positive far from the organ may be larger than the organ.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.data.pieces import ONE_PIECE, keep_largest_pieces
+from handful.data.pieces import NEXT_TO, ONE_PIECE, keep_largest_pieces
 from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
@@ -57,7 +59,11 @@ class LargestPiece(MethodWrapper):
         )
         if not {*volumes, *slices} <= set(labels.values):
             raise SettingsError(f"labels of one piece {(*volumes, *slices)} are not among {labels.values}")
-        return LargestPieceSegmenter(inner, OnePiece(volumes, slices))
+        pairs: list[list[int]] = Learned(learned).whole("touching", "m? 2").tolist() if "touching" in learned else []
+        touching = frozenset((value, other) for value, other in pairs)
+        if not all({value, other} <= {*volumes, *slices} for value, other in touching):
+            raise SettingsError(f"touching labels {pairs} are not among those of one piece {(*volumes, *slices)}")
+        return LargestPieceSegmenter(inner, OnePiece(volumes, slices, touching=touching))
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,8 @@ class OnePiece:
     """One piece in each labelled slice, if there are only single slices; the largest piece of each slice is kept."""
     several: dict[int, float] = field(default_factory=dict, compare=False)
     """The other labels, with the lowest fraction of voxels in the largest piece."""
+    touching: frozenset[tuple[int, int]] = frozenset()
+    """(value, other): labels of one piece that touch another one wherever both are shown; such pieces are preferred."""
 
     @classmethod
     def of(cls, support: SupportSet, slicer: Slicer) -> OnePiece:
@@ -87,13 +95,18 @@ class OnePiece:
                 several[value] = lowest
             else:
                 (whole if volumes else single).append(value)
-        return cls(tuple(whole), tuple(single), several)
+        together = [(value, other) for kind in (whole, single) for value in kind for other in kind if value != other]
+        touching = frozenset(pair for pair in together if _touch(pair, support, slicer))
+        return cls(tuple(whole), tuple(single), several, touching)
 
     def keep(self, grid: SliceGrid, label_map: LabelMap) -> LabelMap:
         """The label map without the smaller pieces of these labels; it is changed in place. `grid` are its slices."""
         classes = grid.of(label_map.array)
-        keep_largest_pieces(classes, self.whole_volumes)
-        keep_largest_pieces(classes, self.single_slices, per_slice=True)
+        touching = {
+            value: [other for one, other in sorted(self.touching) if one == value] for value, _ in self.touching
+        }
+        keep_largest_pieces(classes, self.whole_volumes, touching)
+        keep_largest_pieces(classes, self.single_slices, touching, per_slice=True)
         return label_map
 
     def decisions(self, labels: Labels) -> tuple[str, ...]:
@@ -108,10 +121,21 @@ class OnePiece:
             lines.append(f"keep only the largest piece of: {listed(self.whole_volumes)}")
         if self.single_slices:
             lines.append(f"keep only the largest piece on each slice of: {listed(self.single_slices)}")
+        if self.touching:
+            pairs = sorted({(min(pair), max(pair)) for pair in self.touching})
+            touching = ", ".join(f"{names[one]} and {names[other]}" for one, other in pairs)
+            lines.append(f"prefer pieces that touch, as in all labelled cases: {touching}")
         if self.several:
             shares = ", ".join(f"{names[value]} ({share:.0%} in the largest)" for value, share in self.several.items())
             lines.append(f"keep all pieces of: {shares}")
         return tuple(lines)
+
+
+def _touch(pair: tuple[int, int], support: SupportSet, slicer: Slicer) -> bool:
+    """Whether the first label touches the second one in all volumes (or slices) that show both."""
+    shown = [facts for facts in support.facts if set(pair) <= set(facts.in_largest_piece)]
+    volumes = [facts for facts in shown if facts.complete and len(slicer.grid(facts.geometry)) > 1]
+    return bool(shown) and all(facts.around.get(pair, 0.0) >= NEXT_TO for facts in volumes or shown)
 
 
 class LargestPieceSegmenter(DelegatingSegmenter):
@@ -127,7 +151,9 @@ class LargestPieceSegmenter(DelegatingSegmenter):
 
     def learned(self) -> dict[str, Tensor]:
         values = {"whole_volumes": self.one_piece.whole_volumes, "single_slices": self.one_piece.single_slices}
-        return super().learned() | {name: torch.tensor(part, dtype=torch.long) for name, part in values.items()}
+        touching = torch.tensor(sorted(self.one_piece.touching), dtype=torch.long).reshape(-1, 2)
+        whole = {name: torch.tensor(part, dtype=torch.long) for name, part in values.items()}
+        return super().learned() | whole | {"touching": touching}
 
     def segment(self, stack: SliceView) -> LabelMap:
         return self.one_piece.keep(stack.grid, self.inner.segment(stack))
