@@ -137,3 +137,11 @@ def test_large_values_take_no_more_memory_than_small_ones() -> None:
     assert shares == {7: 1.0, 2**31 - 1: 1.0}
     np.testing.assert_array_equal(small, np.where(classes == 7, 1, np.where(classes > 7, 2, 0)))
     np.testing.assert_array_equal(large, np.where(classes == 7, 2**31 - 1, 0))
+
+
+def test_of_noise_only_the_largest_pieces_are_tried():
+    labels = np.zeros((1, 400, 400), dtype=np.int16)
+    labels[0, ::2, ::2] = 1  # 40,000 pieces
+    labels[0, 200:204, 1] = 2
+    keep_largest_pieces(labels, [1, 2], {1: [2], 2: [1]})
+    assert (labels == 1).sum() == 1

@@ -21,6 +21,8 @@ NEXT_TO = 0.05
 """Fraction of the voxels around a label that another one must have, from which on the two count as touching."""
 LEAST_TOUCHING = 0.1
 """Size of a piece that touches, as a fraction of the largest one, from which on it is preferred to that."""
+MOST_TRIED = 10
+"""Largest number of pieces of a label of which it is tried whether they touch; noise has thousands."""
 
 
 def numbered_pieces(inside: Bool[np.ndarray, "..."]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -73,7 +75,7 @@ def _preferred(
     """Which of the pieces in a box is kept; `others` are the values that it should touch, with their boxes."""
     largest = int(sizes.argmax())
     main = {other: numbered_pieces(_voxels_of(classes[of_other], other)) for other, of_other in others.items()}
-    for number in np.argsort(-sizes, kind="stable") if others else ():
+    for number in np.argsort(-sizes, kind="stable")[:MOST_TRIED] if others else ():
         if sizes[number] < LEAST_TOUCHING * sizes[largest]:
             break
         around = _around(pieces == number + 1, box, classes.shape)

@@ -2,9 +2,9 @@
 
 Each labelled case is left out in turn, with the others of its patient (each labelled slice, if there is one case), and
 its labels are compared with a window of the usual size where the rest finds its region. Cases without any label say
-nothing about size and place, and are not left out. A margin is safe if no left-out
-case loses more than 1 % of its labelled voxels; the smallest safe margin is used. Windows are placed by features of
-small pictures, so this takes seconds.
+nothing about size and place, and are not left out. A margin is safe if no left-out case loses more than 1 % of its
+labelled voxels; the smallest safe margin is used. Windows are placed by features of small pictures, so this takes
+seconds.
 """
 
 from __future__ import annotations
