@@ -59,7 +59,7 @@ class LargestPiece(MethodWrapper):
         )
         if not {*volumes, *slices} <= set(labels.values):
             raise SettingsError(f"labels of one piece {(*volumes, *slices)} are not among {labels.values}")
-        pairs: list[list[int]] = Learned(learned).whole("touching", "m? 2").tolist() if "touching" in learned else []
+        pairs: list[list[int]] = Learned(learned).whole("touching", "m 2").tolist() if "touching" in learned else []
         touching = frozenset((value, other) for value, other in pairs)
         if not all({value, other} <= {*volumes, *slices} for value, other in touching):
             raise SettingsError(f"touching labels {pairs} are not among those of one piece {(*volumes, *slices)}")
@@ -151,9 +151,10 @@ class LargestPieceSegmenter(DelegatingSegmenter):
 
     def learned(self) -> dict[str, Tensor]:
         values = {"whole_volumes": self.one_piece.whole_volumes, "single_slices": self.one_piece.single_slices}
-        touching = torch.tensor(sorted(self.one_piece.touching), dtype=torch.long).reshape(-1, 2)
         whole = {name: torch.tensor(part, dtype=torch.long) for name, part in values.items()}
-        return super().learned() | whole | {"touching": touching}
+        if self.one_piece.touching:
+            whole["touching"] = torch.tensor(sorted(self.one_piece.touching), dtype=torch.long)
+        return super().learned() | whole
 
     def segment(self, stack: SliceView) -> LabelMap:
         return self.one_piece.keep(stack.grid, self.inner.segment(stack))
