@@ -671,12 +671,22 @@ def windows(evidence: Evidence, words: Sequence[str]) -> str:
 
 def planes(evidence: Evidence, words: Sequence[str]) -> str:
     """A U-Net on one plane, and on several with as many training steps in all."""
-    pool = evidence.own.get("planes", Pool(""))
+    return _own_table(evidence, "planes", "U-Net on")
+
+
+def volume_adapter(evidence: Evidence, words: Sequence[str]) -> str:
+    """Adapters between slices, a 2D fine-tuning of the same encoder, and U-Nets."""
+    return _own_table(evidence, "volume_adapter", "method")
+
+
+def _own_table(evidence: Evidence, plan: str, what: str) -> str:
+    """A row for each configuration of a plan; `what` is the title of their column."""
+    scores = evidence.own.get(plan, Pool("")).scores
     rows = [
-        (CONTENTS[name], str(n), configuration, *_with_splits(pool.scores[name, configuration, n]["dice"]))
-        for name, configuration, n in sorted(pool.scores)
+        (CONTENTS[name], str(n), configuration, *_with_splits(scores[name, configuration, n]["dice"]))
+        for name, n, configuration in sorted((name, n, configuration) for name, configuration, n in scores)
     ]
-    return table(("scans", "labelled", "U-Net on", "Dice", "of each split"), rows) if rows else UNMEASURED
+    return table(("scans", "labelled", what, "Dice", "of each split"), rows) if rows else UNMEASURED
 
 
 def scribbles(evidence: Evidence, words: Sequence[str]) -> str:
@@ -693,16 +703,6 @@ def _of_whom(configuration: str, n: int) -> tuple[str, str]:
     """The method of "METHOD, masks", and "4 masks"."""
     method, _, labels = configuration.rpartition(", ")
     return method, f"{n} {labels}" if n > 1 else f"{n} {labels.removesuffix('s')}"
-
-
-def volume_adapter(evidence: Evidence, words: Sequence[str]) -> str:
-    """Adapters between slices, a 2D fine-tuning of the same encoder, and U-Nets."""
-    pool = evidence.own.get("volume_adapter", Pool(""))
-    rows = [
-        (CONTENTS[name], str(n), configuration, *_with_splits(pool.scores[name, configuration, n]["dice"]))
-        for name, n, configuration in sorted((name, n, configuration) for name, configuration, n in pool.scores)
-    ]
-    return table(("scans", "labelled", "method", "Dice", "of each split"), rows) if rows else UNMEASURED
 
 
 def _with_splits(scores: Scores) -> tuple[str, str]:

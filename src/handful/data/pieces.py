@@ -15,8 +15,6 @@ from handful.jobs.scratch import BLOCK, blocks, converted, paired_blocks, slowes
 
 ONE_PIECE = 0.97
 """Fraction of a label's voxels in its largest piece, from which on the label counts as one piece."""
-
-
 NEXT_TO = 0.05
 """Fraction of the voxels around a label that another one must have, from which on the two count as touching."""
 LEAST_TOUCHING = 0.1

@@ -20,7 +20,7 @@ from handful.backbones.base import Backbone
 from handful.data.pieces import NEXT_TO, ONE_PIECE, keep_largest_pieces
 from handful.data.slice_grid import SliceGrid
 from handful.data.slicing import Slicer, SliceView
-from handful.data.support import SupportSet
+from handful.data.support import SupportFacts, SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import SettingsError
 from handful.jobs.progress import Run
@@ -86,15 +86,14 @@ class OnePiece:
         single: list[int] = []
         several: dict[int, float] = {}
         for value in support.labels.values:
-            shown = [facts for facts in support.facts if value in facts.in_largest_piece]
+            shown = _deciding(support, slicer, {value})
             if not shown:
                 continue
-            volumes = [facts for facts in shown if facts.complete and len(slicer.grid(facts.geometry)) > 1]
-            lowest = min(facts.in_largest_piece[value] for facts in volumes or shown)
+            lowest = min(facts.in_largest_piece[value] for facts in shown)
             if lowest < ONE_PIECE:
                 several[value] = lowest
             else:
-                (whole if volumes else single).append(value)
+                (whole if _is_whole(shown[0], slicer) else single).append(value)
         together = [(value, other) for kind in (whole, single) for value in kind for other in kind if value != other]
         touching = frozenset(pair for pair in together if _touch(pair, support, slicer))
         return cls(tuple(whole), tuple(single), several, touching)
@@ -131,11 +130,21 @@ class OnePiece:
         return tuple(lines)
 
 
+def _deciding(support: SupportSet, slicer: Slicer, values: set[int]) -> list[SupportFacts]:
+    """The completely labelled volumes that show all of these labels; without any, all other cases that do."""
+    shown = [facts for facts in support.facts if values <= set(facts.in_largest_piece)]
+    return [facts for facts in shown if _is_whole(facts, slicer)] or shown
+
+
+def _is_whole(facts: SupportFacts, slicer: Slicer) -> bool:
+    """Whether the case is a completely labelled volume."""
+    return facts.complete and len(slicer.grid(facts.geometry)) > 1
+
+
 def _touch(pair: tuple[int, int], support: SupportSet, slicer: Slicer) -> bool:
     """Whether the first label touches the second one in all volumes (or slices) that show both."""
-    shown = [facts for facts in support.facts if set(pair) <= set(facts.in_largest_piece)]
-    volumes = [facts for facts in shown if facts.complete and len(slicer.grid(facts.geometry)) > 1]
-    return bool(shown) and all(facts.around.get(pair, 0.0) >= NEXT_TO for facts in volumes or shown)
+    shown = _deciding(support, slicer, set(pair))
+    return bool(shown) and all(facts.around.get(pair, 0.0) >= NEXT_TO for facts in shown)
 
 
 class LargestPieceSegmenter(DelegatingSegmenter):
