@@ -342,6 +342,14 @@ def test_pretrain_shows_the_training_data_of_handful_small(tmp_path: Path, handf
 def test_pretrain_makes_a_backbone_that_fit_takes(cohort: Path, tmp_path: Path, handful: Handful):
     short = ("--side", "64", "--iterations", "1", "--workers", "1")
     assert handful("pretrain", "-o", tmp_path / "b", *short).exit_code == 0
+    weights = (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert "already trained" in handful("pretrain", "-o", tmp_path / "b", *short).output
+    other = handful("pretrain", "-o", tmp_path / "b", *short, "--seed", "1")
+    assert other.exit_code == 2
+    assert "contains another backbone" in other.output
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() == weights
+    assert handful("pretrain", "-o", tmp_path / "b", *short, "--seed", "1", "--overwrite").exit_code == 0
+    assert (tmp_path / "b" / "model.safetensors").read_bytes() != weights
     embedding = ("--set", "similarity=embedding", "--backbone", tmp_path / "b", "--no-cache")
     assert handful("fit", "nearest-slice", "-i", cohort, "-o", tmp_path / "m", *embedding).exit_code == 0
 

@@ -68,7 +68,8 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path):
     (tmp_path / "next" / "STOP").touch()
     for file in ("metrics.jsonl", "curves.png"):
         (tmp_path / "next" / file).write_text("of another training")
-    pretrain_small(replace(SHORT, start=tmp_path / "whole"), tmp_path / "next")
+    assert pretrain_small(replace(SHORT, start=tmp_path / "whole"), tmp_path / "next")  # again: it may be continued
+    assert pretrain_small(replace(SHORT, start=tmp_path / "whole"), tmp_path / "next")
     assert not any((tmp_path / "next" / file).exists() for file in ("metrics.jsonl", "curves.png"))
     assert (tmp_path / "next" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
@@ -145,7 +146,7 @@ def test_without_scratch_the_alignment_of_another_configuration_is_not_taken_up(
     weights = []
     for rate in (1e-3, 3e-3):
         settings = TrainConfig(iterations=1, learning_rate=rate, warmup=0.0)
-        pretrain_small(replace(SHORT, shape=SmallShape(), alignment=settings), tmp_path, Run())
+        pretrain_small(replace(SHORT, shape=SmallShape(), alignment=settings), tmp_path, Run(), overwrite=True)
         weights.append((tmp_path / "model.safetensors").read_bytes())
         assert not (tmp_path / "aligned").exists()
     assert weights[0] != weights[1]

@@ -64,6 +64,7 @@ def pretrain(
         Path | None, typer.Option(help="PNG file for a picture of training data; without -o nothing is trained.")
     ] = None,
     save_every: Annotated[float, typer.Option(help="Seconds between checkpoints of the training.", min=0)] = 30.0,
+    overwrite: options.Overwrite = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -96,15 +97,20 @@ def pretrain(
             raise typer.BadParameter("--episodes and --workers are for handful-tiny; leave them out")
         if is_torchelastic_launched():
             raise typer.BadParameter("handful-small is trained by one process; start it without torchrun")
-        _small(out, preview, side, start, train, save_every, quiet)
+        anew = _small(out, preview, side, start, train, save_every, overwrite, quiet)
     else:
-        _tiny(out, preview, side, start, train, save_every, quiet, episodes=episodes or 1, workers=workers)
+        anew = _tiny(
+            out, preview, side, start, train, save_every, overwrite, quiet, episodes=episodes or 1, workers=workers
+        )
     if not writes_results():
         return
     if json:
-        print_json({"backbone": out, "preview": preview})
+        print_json({"backbone": out, "preview": preview, "already_trained": not anew})
     else:
-        print_lines(*(path for path in (preview, out) if path), highlight=True)
+        if preview:
+            print_lines(preview, highlight=True)
+        if out:
+            print_lines(out if anew else f"already trained: {out}", highlight=True)
 
 
 def _tiny(
@@ -114,11 +120,12 @@ def _tiny(
     start: Path | None,
     train: dict[str, Any],
     save_every: float,
+    overwrite: bool,
     quiet: bool,
     *,
     episodes: int,
     workers: int | None,
-) -> None:
+) -> bool:
     from handful.jobs.progress import Run
     from handful.pretraining.pretrain import PretrainConfig, pretrain, processors, writes_results
     from handful.reports.episodes_picture import draw_episodes
@@ -138,7 +145,8 @@ def _tiny(
         draw_episodes(TINY_WORLD, shape, config.train.seed, preview, rows=config.episodes)
     if out:
         with progress("pre-training", quiet or not writes_results()) as report:
-            pretrain(config, out, Run(out / "partial", report, save_every))
+            return pretrain(config, out, Run(out / "partial", report, save_every), overwrite)
+    return True
 
 
 def _small(
@@ -148,8 +156,9 @@ def _small(
     start: Path | None,
     train: dict[str, Any],
     save_every: float,
+    overwrite: bool,
     quiet: bool,
-) -> None:
+) -> bool:
     from handful.jobs.progress import Run
     from handful.pretraining.small import SmallConfig, pretrain_small
     from handful.reports.episodes_picture import draw_episodes
@@ -164,4 +173,5 @@ def _small(
         draw_episodes(WORLDS[config.world], shape, config.train.seed, preview)
     if out:
         with progress("pre-training", quiet) as report:
-            pretrain_small(config, out, Run(out / "partial", report, save_every))
+            return pretrain_small(config, out, Run(out / "partial", report, save_every), overwrite)
+    return True

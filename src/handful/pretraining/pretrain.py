@@ -10,9 +10,8 @@ import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,12 +25,11 @@ from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.errors import SettingsError
 from handful.jobs.allocator import tune_allocator
 from handful.jobs.atomic import write_atomically
-from handful.jobs.digests import digest_of
 from handful.jobs.executors import cores
-from handful.jobs.files import checked_path
 from handful.jobs.journal import Journal
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise, tiny_config
+from handful.pretraining.output import fingerprint, prepare_folder, write_note
 from handful.pretraining.tasks import REPLAYED, Batch, Task, replay, train_step
 from handful.synthesis.episodes import Episode, random_episode
 from handful.tuning.loop import TrainConfig, train
@@ -80,8 +78,8 @@ def require_episodes(subjects: int, slices: int, targets: int) -> None:
         raise SettingsError(f"slices and targets must be 1 or more, got {slices} and {targets}")
 
 
-def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
-    """Train a backbone and write it to the folder `out`; return `out`.
+def pretrain(config: PretrainConfig, out: Path, run: Run | None = None, overwrite: bool = False) -> bool:
+    """Train a backbone and write it to the folder `out`; return False if it was already there, finished.
 
     The folder holds config.json, model.safetensors (half precision), metrics.jsonl and curves.png. Training and the
     synthesis of episodes run on the GPUs, in mixed precision, or on the CPU where there is no GPU. A killed run with
@@ -94,25 +92,29 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None) -> Path:
 
     Raises:
         SettingsError: More workers than GPUs, or `start` holds no handful-tiny.
+        InputError: `out` contains another backbone and `overwrite` is not set.
     """
     place = _Place.by_torchrun()
     if place is not None:
         config = replace(config, workers=place.count)
     run = run or Run(scratch=out / "partial")
-    run = replace(run, scratch=run.scratch and run.scratch / fingerprint(config))
+    own = fingerprint(config)
+    run = replace(run, scratch=run.scratch and run.scratch / own)
+    if not prepare_folder(out, own, overwrite):
+        return False
     if place is not None and place.rank > 0:
         with place.joined(MEETING_OF_TORCHRUN):
             _train(config, Run(run.scratch), None, place)
-        return out
-    checked_path(out).mkdir(parents=True, exist_ok=True)
+        return True
     log = Log(out / "metrics.jsonl", min(100, config.train.steps), run.scratch)
     with _processes(config, run) if place is None else place.joined(MEETING_OF_TORCHRUN):
         model = _train(config, run, log, place or _Place.on_this_machine(0, config.workers))
     save_half(model, out)
     log.plot(out / "curves.png")
+    write_note(out, own, finished=True)
     if run.scratch:
         shutil.rmtree(run.scratch.parent, ignore_errors=True)
-    return out
+    return True
 
 
 def writes_results() -> bool:
@@ -279,12 +281,6 @@ def _other(config: PretrainConfig, scratch: Path | None, meeting: str, place: _P
     tune_allocator()
     with place.joined(meeting):
         _train(config, Run(scratch), None, place)
-
-
-def fingerprint(config: Any) -> str:
-    """Return a digest of the settings, so that a training resumes only its own unfinished work."""
-    settings = json.dumps(asdict(config), default=str, sort_keys=True)
-    return digest_of(settings)[:16]
 
 
 def save_half(model: Sam2VideoModel, folder: Path) -> None:

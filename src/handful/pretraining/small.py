@@ -21,11 +21,11 @@ from handful.backbones.names import require_side
 from handful.backbones.small import SmallBackbone, SmallShape, TrunkEncoder, load_small, save_small, small_model
 from handful.errors import SettingsError
 from handful.jobs.atomic import write_atomically
-from handful.jobs.files import checked_path
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise
 from handful.pretraining.head_start import take_head, unlike
-from handful.pretraining.pretrain import Log, batch_of, fingerprint, require_episodes
+from handful.pretraining.output import fingerprint, prepare_folder, write_note
+from handful.pretraining.pretrain import Log, batch_of, require_episodes
 from handful.pretraining.tasks import REPLAYED, Batch, Task, part_step, replay
 from handful.pretraining.validation import validate
 from handful.synthesis.episodes import random_episode
@@ -97,8 +97,8 @@ class SmallConfig:
             raise SettingsError("ema must be above 0, such as 0.999: the moving average is what is written")
 
 
-def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None) -> Path:
-    """Train handful-small and write it to the folder `out`; return `out`.
+def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None, overwrite: bool = False) -> bool:
+    """Train handful-small and write it to the folder `out`; return False if it was already there, finished.
 
     The folder holds config.json and model.safetensors (half precision, the moving average of the weights, rewritten at
     every validation), metrics.jsonl (training) and validation.jsonl (fixed synthetic episodes). A killed run with the
@@ -108,10 +108,13 @@ def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None) -> Pa
     Raises:
         SettingsError: `start` holds weights of another shape.
         CheckpointError: The package with ImageNet's weights is not installed.
+        InputError: `out` contains another backbone and `overwrite` is not set.
     """
     run = run or Run(scratch=out / "partial")
-    run = replace(run, scratch=run.scratch and run.scratch / fingerprint(config))
-    checked_path(out).mkdir(parents=True, exist_ok=True)
+    own = fingerprint(config)
+    run = replace(run, scratch=run.scratch and run.scratch / own)
+    if not prepare_folder(out, own, overwrite):
+        return False
     torch.manual_seed(config.train.seed)
     backbones = _backbones(config)
     main = backbones[config.sides[-1]].model
@@ -137,9 +140,11 @@ def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None) -> Pa
     history = train(main, loss, config.train, run, stop, {TRUNK: config.trunk_rate}, teacher.model)
     _record(config, teacher, len(history.losses), out)
     log.plot(out / "curves.png")
-    if run.scratch and len(history.losses) == config.train.steps:
-        shutil.rmtree(run.scratch.parent, ignore_errors=True)
-    return out
+    if len(history.losses) == config.train.steps:
+        write_note(out, own, finished=True)
+        if run.scratch:
+            shutil.rmtree(run.scratch.parent, ignore_errors=True)
+    return True
 
 
 def _align(
