@@ -5,9 +5,8 @@
 Each method of the catalogue is fitted on two small phantoms and segments a third, on the CPU and on the second device,
 with the same seed and handful-tiny. A training diverges between devices, because it repeats differences of rounding;
 so the model that the CPU fitted is saved, opened on the second device, and the predictions of this one model are
-compared. Methods that do not train are fitted on each device, and these predictions are compared. Label maps agree if
-the lowest Dice between them, over the labels, is at least 0.98. Borders may differ: by default, CUDA multiplies in TF32
-within convolutions.
+compared. Label maps agree if the lowest Dice between them, over the labels, is at least 0.98. Borders may differ: by
+default, CUDA multiplies in TF32 within convolutions.
 
 Seconds are wall time. Memory is that of the process on a CPU and that of PyTorch's tensors on CUDA. Without a GPU
 nothing is measured; `--second cpu` compares the CPU with itself, which tests this script alone.
@@ -124,11 +123,9 @@ def compared(name: str, device: torch.device, rounds: int) -> Comparison:
     labelled, query = SupportSet(cases.cases[:2], cases.labels), cases.cases[2].read_image()
     method = small(name)
     cpu, second = (fitted(method, labelled, query, one) for one in (torch.device("cpu"), device))
-    other = second.segmenter
-    if method.trains:
-        with tempfile.TemporaryDirectory() as folder:
-            save(cpu.segmenter, Path(folder) / "model", method_name=name, method=method, provenance={})
-            other = open_segmenter(Path(folder) / "model", device.type)
+    with tempfile.TemporaryDirectory() as folder:
+        save(cpu.segmenter, Path(folder) / "model", method_name=name, method=method, provenance={})
+        other = open_segmenter(Path(folder) / "model", device.type)
     ours, theirs = cpu.segmenter.predict(query), other.predict(query)
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):

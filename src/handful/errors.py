@@ -63,6 +63,10 @@ class CheckpointError(HandfulError):
     """A segmenter or backbone that cannot be loaded, or belongs to another model."""
 
 
+class TrainingError(HandfulError):
+    """A training whose losses or gradients are not finite."""
+
+
 class BusyError(HandfulError):
     """Another process works in the same output folder."""
 

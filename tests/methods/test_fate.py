@@ -3,6 +3,7 @@
 Grey values are windowed by fixed numbers, so that changing one slice changes no other.
 """
 
+import copy
 import dataclasses
 import itertools
 import weakref
@@ -125,6 +126,11 @@ def driven_by_hand(segmenter: FateSegmenter, case: Case) -> torch.Tensor:
 
 
 @torch.inference_mode()
+def test_a_model_that_is_moved_to_another_device_takes_its_thresholds_along(video: MemoryBackbone) -> None:
+    recall = fitted(copy.deepcopy(video)).to("meta")._recall
+    assert recall._thresholds([0]).device == recall.bank.rows.device == torch.device("meta")
+
+
 def test_the_walk_is_what_the_backbones_verbs_give_by_hand(video: MemoryBackbone):
     case = banded(0)
     segmenter = fitted(video, SupportSet((case,), LABELS), window=6, top_k=5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
+from handful.backbones.absent import AbsentBackbone
 from handful.backbones.base import Backbone
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
@@ -28,7 +29,7 @@ from handful.methods.know_sam.training import KnowSamLoss, Weights, disagreement
 from handful.methods.self_training.pool import Pool
 from handful.methods.stacks import StackedSupport
 from handful.tuning.loop import TrainConfig
-from phantoms import dots, phantom_case, support_set
+from phantoms import LABELS, dots, phantom_case, support_set
 
 SIDE = 32
 QUICK = TrainConfig(iterations=8, learning_rate=2e-3, ema=0.9)
@@ -195,8 +196,13 @@ def test_without_unlabelled_scans_it_learns_from_labelled_ones_and_says_so(sam: 
 def test_the_fused_answer_needs_no_backbone_and_stores_none_of_it(sam: Backbone):
     names = SMALL.fit(cohort(), sam).learned()
     assert not [name for name in names if name.startswith("networks/sam.")]
-    answered = replace(SMALL, answer="sam").fit(cohort(), sam).learned()
+    assert not SMALL.needs_backbone(names)
+    restored = SMALL.restore(LABELS, Slicer(), AbsentBackbone("sam"), names)
+    assert restored(torch.rand(1, 1, 32, 32)).isfinite().all()
+    by_sam = replace(SMALL, answer="sam")
+    answered = by_sam.fit(cohort(), sam).learned()
     assert [name for name in answered if name.startswith("networks/sam.")]
+    assert by_sam.needs_backbone(answered)
 
 
 @pytest.mark.parametrize(

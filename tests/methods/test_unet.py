@@ -114,6 +114,21 @@ def test_the_black_around_a_moved_slice_is_background_if_the_slice_is_labelled_e
     assert torch.equal(before[3], after[3])
 
 
+@pytest.mark.parametrize("augmentation", ["nnunet", "always"])
+def test_half_of_the_views_are_mirrored_if_so_set(augmentation: Augmentation):
+    classes = torch.zeros(64, 1, 32, 32, dtype=torch.int16)
+    classes[:, :, 8:24, :8] = 1
+    slices = torch.zeros(64, 1, 1, 32, 32)
+
+    def on_the_left(mirror: bool) -> int:
+        views = Views(augmentation=augmentation, elastic=0, mirror=mirror)
+        masks = views.of(slices, classes, 1, torch.Generator().manual_seed(0))[1][:, 0, 0]
+        return int((masks[..., :16].sum(dim=(1, 2)) > masks[..., 16:].sum(dim=(1, 2))).sum())
+
+    assert on_the_left(mirror=False) == 64
+    assert 20 < on_the_left(mirror=True) < 44
+
+
 def test_stacks_learn_from_a_single_labelled_slice(sam: Backbone):
     support = SupportSet((only_slices(phantom_case(0), 2),), LABELS)
     method = replace(STACKS, train=TrainConfig(iterations=40, learning_rate=1e-2))

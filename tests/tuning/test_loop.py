@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 import joined
-from handful.errors import SettingsError
+from handful.errors import SettingsError, TrainingError
 from handful.jobs.progress import Run
 from handful.tuning.loop import TrainConfig, rate, train
 
@@ -95,6 +95,33 @@ def test_training_leaves_the_callers_random_state_alone() -> None:
     torch.set_rng_state(before)
     train(model, _loss(model), CONFIG)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_step_without_a_finite_gradient_changes_nothing(tmp_path: Path) -> None:
+    model, plain = _problem(), _loss(_problem())
+
+    def loss(step: int, rng: Generator) -> Tensor:
+        value = _loss(model)(step, rng)
+        return value * torch.nan if step in (3, 4, 20) else value
+
+    def kill(step: int, total: int, note: str) -> None:
+        assert "nan" not in note
+        if step == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, loss, CONFIG, Run(scratch=tmp_path, report=kill, save_every_s=0.0))
+    model = _problem()
+    history = train(model, loss, CONFIG, Run(scratch=tmp_path))
+    assert history.skipped == [3, 4, 20]
+    before, after = plain(0, Generator().manual_seed(0)), _loss(model)(0, Generator().manual_seed(0))
+    assert before.item() > after.item()
+
+
+def test_a_training_without_finite_gradients_is_given_up() -> None:
+    model = _problem()
+    with pytest.raises(TrainingError, match=r"since step 5 of 40; set a learning_rate below 0.03"):
+        train(model, lambda step, rng: _loss(model)(step, rng) * (torch.inf if step > 4 else 1), CONFIG)
 
 
 def test_the_rate_climbs_and_falls() -> None:

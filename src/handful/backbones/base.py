@@ -84,7 +84,7 @@ class MaskPrediction:
 
     logits: Float[Tensor, "n k s s"]
     iou: Float[Tensor, "n k"]
-    """Predicted IoU of each mask, in [0, 1]."""
+    """Predicted IoU of each mask; that of SAM, unlike that of SAM 2, may be outside of [0, 1]."""
     object_score: Float[Tensor, "n k"] | None
     """Logit that the object is in the slice at all; None if the model has no such head."""
     tokens: Float[Tensor, "n k c"]

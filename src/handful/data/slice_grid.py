@@ -163,7 +163,8 @@ def cropped_volume(volume: Volume, block: Block) -> Volume:
 
 def cropped_label_map(label_map: LabelMap, block: Block) -> LabelMap:
     """The label map cropped to a block of voxels, at the same world coordinates."""
-    array = np.ascontiguousarray(label_map.array[block])
+    part = label_map.array[block]
+    array = label_map.array if part.shape == label_map.array.shape else part.copy()  # a view would keep the whole map
     return replace(label_map, array=array, geometry=_cropped(label_map.geometry, block))
 
 

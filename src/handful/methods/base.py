@@ -461,9 +461,10 @@ def _margins(segmenter: Segmenter, stack: SliceView, classes: NDArray[np.integer
     for numbers, logits in segmenter.logits_with_context(stack, labelled):
         chosen = classes[list(numbers)]
         likely = F.pad(logits.float().movedim(1, -1), (1, 0)).softmax(dim=-1).movedim(-1, 1)
-        for index, value in enumerate(values):
-            inside = torch.from_numpy(np.ascontiguousarray(chosen == value)).to(likely.device)
-            others = torch.cat([likely[:, : index + 1], likely[:, index + 2 :]], dim=1).amax(dim=1)
+        (best, second), (winner, _) = (part.unbind(dim=1) for part in likely.topk(2, dim=1))
+        for index in np.flatnonzero([(chosen == value).any() for value in values]).tolist():
+            inside = torch.from_numpy(np.ascontiguousarray(chosen == values[index])).to(likely.device)
+            others = torch.where(winner == index + 1, second, best)
             margin = (likely[:, index + 1] - others).clamp_min(0)
             total[index] += float(margin[inside].cpu().numpy().sum(dtype=np.float64))
             count[index] += int(inside.sum())

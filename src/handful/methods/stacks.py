@@ -135,14 +135,8 @@ def class_numbers(labelled: LabelledSlices, side: int) -> Int[Tensor, "n s s"]:
         torch.split(labelled.scribbled, CHUNK),
         strict=True,
     ):
-        most = into_square(((classes == 0) & (known | ~strokes[:, None, None]))[:, None].float(), side)[:, 0]
-        winner = torch.zeros(most.shape, dtype=torch.int16)
-        for first in range(1, labelled.labels + 1, LABELS_AT_ONCE):  # each label needs memory
-            numbers = torch.arange(first, min(first + LABELS_AT_ONCE, labelled.labels + 1), dtype=classes.dtype)
-            shares = into_square((classes[:, None] == numbers[:, None, None]).float(), side)
-            share, place = shares.max(dim=1)
-            winner = torch.where(share > most, (first + place).to(torch.int16), winner)
-            most = torch.maximum(most, share)
+        background = (classes == 0) & (known | ~strokes[:, None, None])
+        winner = _covering_most(classes, background, labelled.labels, side)
         least = torch.where(strokes, thinnest, 0.999)[:, None, None]
         found.append(winner.masked_fill(into_square(known[:, None].float(), side)[:, 0] < least, UNKNOWN))
     return torch.cat(found)
@@ -157,3 +151,28 @@ def with_equal_channels(slices: Sequence[Tensor]) -> Tensor:
     """All slices; grey ones become colour where others are in colour."""
     most = max(part.shape[1] for part in slices)
     return torch.cat([part.expand(-1, most, -1, -1) for part in slices])
+
+
+def classes_in_square(classes: Int[Tensor, "n h w"], labels: int, side: int) -> Int[Tensor, "n s s"]:
+    """Class numbers of whole slices in the square: what covers most of each pixel, UNKNOWN where any of it is."""
+    found = []
+    for some in torch.split(classes, CHUNK):
+        winner = _covering_most(some, some == 0, labels, side)
+        known = into_square((some != UNKNOWN)[:, None].float(), side)[:, 0]
+        found.append(winner.masked_fill(known < 0.999, UNKNOWN))
+    return torch.cat(found)
+
+
+def _covering_most(
+    classes: Int[Tensor, "n h w"], background: Bool[Tensor, "n h w"], labels: int, side: int
+) -> Int[Tensor, "n s s"]:
+    """The class number, 0 for background, that covers most of each pixel of the square."""
+    most = into_square(background[:, None].float(), side)[:, 0]
+    winner = torch.zeros(most.shape, dtype=torch.int16)
+    for first in range(1, labels + 1, LABELS_AT_ONCE):  # each label needs memory
+        numbers = torch.arange(first, min(first + LABELS_AT_ONCE, labels + 1), dtype=classes.dtype)
+        shares = into_square((classes[:, None] == numbers[:, None, None]).float(), side)
+        share, place = shares.max(dim=1)
+        winner = torch.where(share > most, (first + place).to(torch.int16), winner)
+        most = torch.maximum(most, share)
+    return winner

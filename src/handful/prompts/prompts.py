@@ -109,7 +109,7 @@ class Prompts:
             return Prompts(points, self.point_labels)
         low, high = self.boxes[..., :2], self.boxes[..., 2:]
         moved = torch.cat([low * scale, (high + 1) * scale - 1], dim=-1)
-        return Prompts(points, self.point_labels, moved * self.is_prompted()[..., None])
+        return Prompts(points, self.point_labels, moved * (self.boxes != 0).any(dim=-1, keepdim=True))
 
     @staticmethod
     def cat(parts: Sequence[Prompts]) -> Prompts:

@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from handful.errors import SettingsError
+from handful.errors import SettingsError, TrainingError
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of, digest_of_tensors
 from handful.jobs.precision import Precision, computing_in
@@ -30,6 +30,8 @@ from handful.jobs.progress import Run
 
 CHECKPOINT = "train.safetensors"
 """Name of the file with the state of an unfinished training."""
+MOST_SKIPPED = 10
+"""Steps in a row without a finite gradient, after which a training is given up."""
 DAMAGE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError)
 """Errors of damaged checkpoints."""
 
@@ -56,7 +58,7 @@ class TrainConfig:
     """What the forward pass computes in; weights, gradients and losses stay float32. 'bfloat16' takes about half the
     time for convolutions where the processor has it (AVX-512 BF16, AMX, GPUs), and is float32 elsewhere."""
     seed: int = 0
-    """Seed of every random choice; one seed, one result."""
+    """Seed of every random choice; on a CPU, one seed gives one result."""
 
     def __post_init__(self) -> None:
         if self.iterations is not None and self.iterations < 0:
@@ -96,6 +98,8 @@ class History:
 
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
+    skipped: list[int] = field(default_factory=list)
+    """Steps without a finite gradient, which left the weights as they were."""
 
 
 def train(
@@ -115,8 +119,10 @@ def train(
     models", NeurIPS 2017); it takes `config.ema` above 0.
 
     `loss(step, generator)` draws all randomness from the generator or torch's global one: both are seeded from
-    (seed, step), so a run continued from `run.scratch` ends with exactly the weights of an undisturbed one. In a group
-    of processes the rank is part of that seed, and the one of rank 0 alone keeps checkpoints.
+    (seed, step), so on a CPU, a run continued from `run.scratch` ends with exactly the weights of an undisturbed one.
+    In a group of processes the rank is part of that seed, and the one of rank 0 alone keeps checkpoints.
+
+    A step without a finite gradient changes no weight. Raises TrainingError after MOST_SKIPPED of them in a row.
     """
     run = run or Run()
     rank = dist.get_rank() if dist.is_initialized() else 0
@@ -185,11 +191,22 @@ class _State:
         value.backward()  # type: ignore[no-untyped-call]
         if dist.is_initialized():
             _average_gradients(list(self.named.values()))
-        torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.clip, error_if_nonfinite=False)
+        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.clip, error_if_nonfinite=False)
+        if not norm.isfinite():
+            self._skip(step)
+            return
         self.optimizer.step()
         decay = min(self.config.ema, (1 + step) / (10 + step))
         for name, mean in self.average.items():
             mean.lerp_(self.named[name].detach(), 1 - decay)
+
+    def _skip(self, step: int) -> None:
+        self.history.skipped.append(step)
+        if self.history.skipped[-MOST_SKIPPED:] == list(range(step + 1 - MOST_SKIPPED, step + 1)):
+            raise TrainingError(
+                f"the training has no finite gradients since step {step + 1 - MOST_SKIPPED} of {self.config.steps}; "
+                f"set a learning_rate below {self.peak:g}, or precision=float32 where it is bfloat16"
+            )
 
     def finish(self) -> None:
         with torch.no_grad():
@@ -202,7 +219,7 @@ class _State:
         for name, parameter in self.named.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{key}/{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-        note = {"step": step, "losses": self.history.losses, "seconds": self.history.seconds}
+        note = {"step": step, **asdict(self.history)}
         write_checkpoint(folder / CHECKPOINT, note, tensors)
 
     def load(self, folder: Path) -> int:
@@ -227,7 +244,7 @@ class _State:
                         "exp_avg": tensors[f"exp_avg/{name}"].to(device),
                         "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(device),
                     }
-        self.history = History(note["losses"], note["seconds"])
+        self.history = History(note["losses"], note["seconds"], note.get("skipped", []))
         return int(note["step"])
 
 
@@ -299,5 +316,5 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
 
 
 def _recent(losses: list[float]) -> float:
-    tail = losses[-20:]
-    return sum(tail) / len(tail)
+    tail = [loss for loss in losses[-20:] if math.isfinite(loss)]
+    return sum(tail) / len(tail) if tail else math.nan

@@ -83,6 +83,10 @@ class Auto(Wrapper):
         for name, member in (("self_training", self.self_training), ("unet", self.unet)):
             if member.slicer != Slicer():
                 raise SettingsError(f"{name}.slicer is set, but all methods use the same slices; set slicer instead")
+        if self.unet.pretrain != "none":
+            raise SettingsError(
+                f"unet.pretrain is {self.unet.pretrain!r}, whose time auto does not plan; name the method unet for it"
+            )
 
     @property
     def uses_all_sequences(self) -> bool:
@@ -230,7 +234,8 @@ def _speed(unet: UNet, support: SupportSet, slicer: Slicer, backbone: Backbone, 
     run.report(0, TIMED_STEPS, "measuring the speed of this machine")
     watch = Stopwatch(silent, TIMED_STEPS)
     dataclasses.replace(unet, side=side, train=train).fit(support, backbone, Run(report=watch))
-    return Speed(side=side, seconds=max(1e-6, watch.seconds_per_step or 0.0))
+    assert watch.seconds_per_step is not None
+    return Speed(side=side, seconds=max(1e-6, watch.seconds_per_step))
 
 
 def _untrained(backbone: Backbone) -> list[str]:

@@ -36,6 +36,7 @@ from handful.tuning.early_stopping import EarlyStopping
 from handful.tuning.loop import TrainConfig, train
 from handful.tuning.losses import dice_ce, fading, whole_batch, with_scribbles
 from handful.tuning.sampling import BalancedSampler
+from handful.tuning.seeds import seeded
 from handful.tuning.trainable import load_trainable_state, trainable_state
 
 CHECKS = 20
@@ -154,8 +155,7 @@ class HeadTraining(Method):
 
         `with_slices`: the head takes the slices themselves in addition to their embeddings, see `needs_slices`.
         """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.train.seed)
+        with seeded(self.train.seed):
             return self.random_head(backbone, classes, with_slices).to(backbone.device)
 
     def work(self, support: SupportSet, backbone: Backbone) -> tuple[Work, ...]:

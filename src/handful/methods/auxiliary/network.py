@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float
 from monai.networks.nets.basic_unet import BasicUNet
 from torch import Tensor, nn
 
+from handful.tuning.seeds import seeded
+
 CERTAIN = 8.0
 """Logits of the backbone are clipped to this magnitude, so that the network can change its mask."""
 PART = 0.25
@@ -21,8 +23,7 @@ class AuxiliaryNet(nn.Module):
 
     def __init__(self, channels: int, seed: int) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.net = BasicUNet(
                 spatial_dims=2,
                 in_channels=4,

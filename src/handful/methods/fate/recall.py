@@ -35,8 +35,8 @@ class SupportRecall:
     ) -> None:
         self.backbone, self.bank, self.labels = backbone, bank, labels
         self.retrieval, self.use = retrieval, use
-        self.absent_below = torch.full((labels,), use.absent_below, device=backbone.device)
-        self.absent_below[bank.labels_in_all_pictures()] = -torch.inf
+        self._absent_below = torch.full((labels,), use.absent_below)
+        self._absent_below[bank.labels_in_all_pictures().cpu()] = -torch.inf
 
     def encoded(
         self, stack: SliceView, order: Sequence[int]
@@ -50,6 +50,10 @@ class SupportRecall:
             retrieved = self.retrieved(image, places.to(self.backbone.device))
             signal = has_signal(slices).tolist()
             yield numbers, image, [found if there else () for found, there in zip(retrieved, signal, strict=True)]
+
+    def _thresholds(self, labels: Sequence[int]) -> Float[Tensor, " n"]:
+        """The object score below which each of these labels counts as absent, on the backbone's device now."""
+        return self._absent_below[list(labels)].to(self.backbone.device)
 
     def retrieved(self, image: ImageEmbeddings, places: Float[Tensor, " n"] | None = None) -> list[tuple[int, ...]]:
         """For each slice, the numbers of the most similar labelled slices in the bank, the most similar first."""
@@ -72,7 +76,7 @@ class SupportRecall:
                 prediction = self._recalled(image, some, near)
                 assert prediction.object_score is not None
                 rows, labels = [q.row for q in some], [q.label for q in some]
-                present = (prediction.object_score[:, 0] > self.absent_below[labels])[:, None, None]
+                present = (prediction.object_score[:, 0] > self._thresholds(labels))[:, None, None]
                 logits[rows, labels] = torch.where(present, prediction.logits[:, 0].float(), ABSENT)
                 object_score[rows, labels] = prediction.object_score[:, 0].float().cpu()
                 iou[rows, labels] = prediction.iou[:, 0].float().cpu()
@@ -108,7 +112,7 @@ class SupportRecall:
         labels, parts = [], []
         for queries, prediction in answer.predicted:
             labels += [q.label for q in queries]
-            rows, threshold = [q.row for q in queries], self.absent_below[[q.label for q in queries]]
+            rows, threshold = [q.row for q in queries], self._thresholds([q.label for q in queries])
             parts.append(self.backbone.remember(image[rows], prediction, distance=1, absent_below=threshold))
         return Neighbour(number, tuple(labels), joined(parts))
 

@@ -14,6 +14,7 @@ from handful.backbones.decoder import single_mask_parts, without_multimask
 from handful.prompts.prompt_mix import packed
 from handful.prompts.prompts import Prompts
 from handful.tuning.lora import add_lora
+from handful.tuning.seeds import seeded
 from handful.tuning.trainable import freeze_all_but
 
 
@@ -31,8 +32,7 @@ class InteractiveNetwork(nn.Module):
         decoder: Any = self.fork.mask_decoder
         self.trained = nn.ModuleDict({"mask_decoder": decoder, "prompt_encoder": self.fork.prompt_encoder})
         if error_head:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+            with seeded(seed):
                 self.trained["error_head"] = ErrorHead(backbone.channels).to(backbone.device)
         if encoder_rank:
             generator = torch.Generator().manual_seed(seed)

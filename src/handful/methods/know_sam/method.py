@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -109,6 +110,9 @@ class KnowSam(Method):
     def uses_unlabelled(self) -> bool:
         return True
 
+    def needs_backbone(self, learned: Mapping[str, Tensor]) -> bool:
+        return self.answer == "sam"
+
     def resolved(self, backbone: Backbone) -> KnowSam:
         rate = backbone.family.defaults.decoder_rate if self.sam_rate is None else self.sam_rate
         return dataclasses.replace(self, sam_rate=rate)
@@ -181,9 +185,9 @@ class KnowSam(Method):
     def _networks(
         self, plan: NetPlan, labels: int, backbone: Backbone, with_sam: bool, pretrained: bool = True
     ) -> KnowSamNetworks:
-        seed = self.train.seed
-        width = max(1, round(self.adapter * backbone.channels))
-        sam = SamBranch(backbone, labels, width, seed) if with_sam else None
+        seed, sam = self.train.seed, None
+        if with_sam:
+            sam = SamBranch(backbone, labels, max(1, round(self.adapter * backbone.channels)), seed)
         networks = KnowSamNetworks(self._unet().net(plan, labels, pretrained), labels, seed, sam)
         return networks.to(backbone.device)
 

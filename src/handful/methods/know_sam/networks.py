@@ -14,6 +14,7 @@ from handful.backbones.decoder import single_mask_parts, without_multimask
 from handful.methods.unet.network import Net, NetPlan, PlainNet
 from handful.prompts.prompts import Prompts
 from handful.tuning.adapters import add_adapters
+from handful.tuning.seeds import seeded
 from handful.tuning.trainable import freeze_all_but
 
 TOKENS = 2
@@ -64,8 +65,7 @@ class Fusion(nn.Module):
 
     def __init__(self, labels: int, seed: int, width: int = 16) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.layers = nn.Sequential(
                 nn.Conv2d(2 * (labels + 1) + 3, width, 3, padding=1),
                 nn.InstanceNorm2d(width, affine=True),
@@ -98,8 +98,7 @@ class SamBranch(nn.Module):
         self.own = backbone.fork_sharing_weights([backbone.mask_decoder])
         generator = Generator().manual_seed(seed)
         adapters = nn.ModuleList(add_adapters(self.own.image_encoder, width, generator)).to(backbone.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.prompts = LearnedPrompts(backbone.channels, labels + 1).to(backbone.device)
         decoder = self.own.mask_decoder
         freeze_all_but(self, *single_mask_parts(decoder, finer_levels=True), adapters, self.prompts)

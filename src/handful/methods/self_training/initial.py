@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from handful.backbones.base import Backbone
-from handful.backbones.framing import into_square
 from handful.data.label_values import renumbered
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import SupportSet
@@ -23,14 +21,14 @@ from handful.jobs.atomic import write_atomically
 from handful.jobs.progress import Run
 from handful.methods.auto_sam.method import AutoSam
 from handful.methods.auto_sam.unet import AutoSamUNet
-from handful.methods.base import CHUNK, Method
+from handful.methods.base import Method
 from handful.methods.fate.method import Fate
 from handful.methods.few_shot_prompts.method import FewShotPrompts
 from handful.methods.lora import Lora
 from handful.methods.nearest_slice import NearestSlice
 from handful.methods.self_training.pool import Pool, scans_of
 from handful.methods.settings import read_settings
-from handful.methods.stacks import UNKNOWN
+from handful.methods.stacks import UNKNOWN, classes_in_square
 from handful.methods.unet.method import UNet
 from handful.methods.wrappers.ensemble import Ensemble
 
@@ -99,15 +97,4 @@ def _classes(pool: Pool, case: int, view: SliceView, label_map: LabelMap, labels
     values = view.of(label_map.array)[pool.number[pool.case == case].numpy()]
     numbers = renumbered(values, {value: number for number, value in enumerate(labels.values, start=1)})
     classes = torch.from_numpy(np.where(values == IGNORE, UNKNOWN, numbers))
-    return _in_square(classes, len(labels), pool.slices.shape[-1])
-
-
-def _in_square(classes: Int[Tensor, "n h w"], labels: int, side: int) -> Int[Tensor, "n s s"]:
-    """What covers most of each pixel of the square; UNKNOWN where any of it is."""
-    parts = []
-    for some in torch.split(classes.long(), CHUNK):
-        known = (some != UNKNOWN)[:, None]
-        shares = into_square((F.one_hot(some.clamp_min(0), labels + 1).movedim(-1, 1) * known).float(), side)
-        unknown = shares.sum(dim=1) < 0.999
-        parts.append(shares.argmax(dim=1).masked_fill(unknown, UNKNOWN).to(torch.int16))
-    return torch.cat(parts)
+    return classes_in_square(classes, len(labels), pool.slices.shape[-1])

@@ -94,7 +94,7 @@ class SelfTraining(UNet):
 
     def training(self, plan: NetPlan) -> TrainConfig:
         config = super().training(plan)
-        return config if self.train.iterations else dataclasses.replace(config, iterations=STEPS)
+        return dataclasses.replace(config, iterations=STEPS) if self.train.iterations is None else config
 
     def fit(self, support: SupportSet, backbone: Backbone, run: Run = Run()) -> UNetSegmenter:  # noqa: B008
         slicer = self.resolved_slicer(support)

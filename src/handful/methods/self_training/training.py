@@ -19,6 +19,7 @@ from handful.methods.self_training.pool import Pool, largest_pieces
 from handful.methods.stacks import with_equal_channels
 from handful.methods.unet.network import Net
 from handful.methods.unet.training import LabelledViews, NetLoss, exits_loss, masks_of
+from handful.tuning.losses import fading
 from handful.tuning.sampling import BalancedSampler
 from handful.tuning.views import UNKNOWN, moved, moved_classes, relit
 
@@ -83,7 +84,8 @@ class SelfTrainingLoss:
         exits = self.student.exits(slices[:, :, None])
         masks = masks_of(classes[:, None], self.supervised.labels)
         strokes = torch.cat([scribbled, partly])
-        loss = exits_loss(exits, masks, (known & own)[:, None], scribbled=strokes)
+        rare = fading(self.supervised.rare_class_weight, step, self.supervised.steps)
+        loss = exits_loss(exits, masks, (known & own)[:, None], rare, strokes)
         return loss + self.mixture.weight_at(step) * exits_loss(exits, masks, (known & ~own)[:, None])
 
     def _mixed(

@@ -18,6 +18,7 @@ from handful.backbones.framing import PixelPolicy, colour_shares
 from handful.data.slice_grid import SliceGrid
 from handful.errors import SettingsError
 from handful.methods.learned import Learned
+from handful.tuning.seeds import seeded
 
 Encoder = Literal["none", "imagenet"]
 """What the contracting path has learned before the first label: nothing, or ImageNet."""
@@ -179,8 +180,7 @@ class PlainNet(Net):
         stages, flat = len(plan.strides), plan.depth == 1
         within = [1] + [2] * (stages - 1)
         strides = within if flat else [[z, s, s] for z, s in zip(plan.strides, within, strict=True)]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.unet = DynUNet(
                 spatial_dims=2 if flat else 3,
                 in_channels=self.inputs,
@@ -219,8 +219,7 @@ class PretrainedNet(Net):
         """`pretrained` is False where the weights are to be loaded from elsewhere."""
         super().__init__(plan)
         self.deep_supervision = deep_supervision
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             self.encoder = imagenet_encoder() if pretrained else EfficientNetLite()
             widths = [round(plan.channels * factor) for factor in WIDTHS]
             self.full = _two_convolutions(self.inputs, widths[0])

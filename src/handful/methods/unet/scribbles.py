@@ -18,12 +18,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from handful.backbones.base import Backbone
-from handful.backbones.framing import into_square
 from handful.backbones.names import BackboneName
 from handful.data.slicing import Slicer
 from handful.data.support import LabelledSlices, SupportSet
 from handful.jobs.plain_text import counted
-from handful.methods.stacks import UNKNOWN, StackedSupport
+from handful.methods.stacks import UNKNOWN, StackedSupport, classes_in_square
 from handful.methods.unet.network import Net, NetPlan
 from handful.methods.unet.training import NetLoss, Views, exits_loss
 from handful.prompts.prompts import PADDING, Prompts
@@ -73,7 +72,7 @@ class AcceptedMasks:
                 classes, count, taken = _accepted_on(labelled, row, backbone)
                 place = start + (labelled.index[row] if whole_stack else row)
                 if taken:
-                    square, strokes = _in_square(classes, labelled.labels, side), stacked.classes[place]
+                    square, strokes = classes_in_square(classes[None], labelled.labels, side)[0], stacked.classes[place]
                     every[place] = torch.where(strokes == UNKNOWN, square.to(strokes), strokes)
                 offered, accepted = offered + count, accepted + taken
             start = int(stacked.last[start]) + 1
@@ -209,10 +208,3 @@ def points_along(strokes: Bool[Tensor, "k h w"]) -> Prompts:
         chosen = torch.linspace(0, len(pixels) - 1, min(POINTS, len(pixels))).round().long()
         points[0, label, : len(chosen)], labels[0, label, : len(chosen)] = pixels[chosen], 1
     return Prompts(points, labels)
-
-
-def _in_square(classes: Int[Tensor, "h w"], labels: int, side: int) -> Int[Tensor, "s s"]:
-    """What covers most of each pixel of the square; UNKNOWN where any of it is."""
-    shares = torch.stack([(classes == number).float() for number in range(labels + 1)])[None]
-    square = into_square(shares, side)[0]
-    return square.argmax(dim=0).masked_fill(square.sum(dim=0) < 0.999, UNKNOWN)

@@ -19,6 +19,7 @@ from handful.methods.stacks import evenly, slices_in_square, with_equal_channels
 from handful.methods.unet.network import PlainNet
 from handful.tuning.augment import coarsened
 from handful.tuning.loop import History, TrainConfig, train
+from handful.tuning.seeds import seeded
 
 MOST_SLICES = 4096
 """Slices held in memory; of larger cohorts evenly spaced ones."""
@@ -56,8 +57,7 @@ def pretrain_encoder(
             f"SimCLR needs at least two slices with any signal, got {len(slices)}; give unlabelled scans"
         )
     device, width = next(net.parameters()).device, int(net.unet.filters[-1])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         head = nn.Sequential(nn.Linear(4 * width, width), nn.ReLU(), nn.Linear(width, 128)).to(device)
     model = nn.ModuleDict({"encoder": net.contracting_path(), "head": head})
     contrastive = ContrastiveLoss(temperature=temperature)

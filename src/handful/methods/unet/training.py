@@ -60,6 +60,9 @@ class Views:
         shown, maps, _ = augmented(stacks.flatten(1, 2), maps.flatten(1, 2), everywhere, generator)
         if self.elastic:
             shown, maps = _deformed(shown, maps, self.elastic, generator)
+        if self.mirror:
+            turned = (torch.rand(len(stacks), generator=generator) < 0.5)[:, None, None, None]
+            shown, maps = (torch.where(turned, part.flip(-1), part) for part in (shown, maps))
         maps = rearrange(maps, "b (m d) h w -> b m d h w", d=classes.shape[1])
         # a pixel is known where nothing unknown was mixed into it; outside of the slice all is unknown
         known = maps[:, -1] >= 0.999

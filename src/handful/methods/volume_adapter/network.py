@@ -17,6 +17,7 @@ from handful.prompts.prompts import Prompts
 from handful.tuning.adapters import add_adapters
 from handful.tuning.depth import add_depth_attention, add_depth_convolutions
 from handful.tuning.lora import add_lora
+from handful.tuning.seeds import seeded
 from handful.tuning.trainable import freeze_all_but
 
 HeadKind = Literal["mask-decoder", "multi-layer", "prompt-generator"]
@@ -47,8 +48,7 @@ class VolumeNetwork(nn.Module):
         parts = nn.ModuleList(_adapted(own.image_encoder, shape, generator))
         self.tokens = ClassTokens(classes, decoder, generator)
         added: dict[str, nn.Module] = {}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(shape.seed)
+        with seeded(shape.seed):
             if shape.head != "mask-decoder":
                 added["layers"] = MultiLayer(own).to(backbone.device)
             if shape.head == "prompt-generator":

@@ -26,7 +26,7 @@ from torch import Tensor
 from handful.backbones.base import Backbone
 from handful.data.cases import Case
 from handful.data.pieces import keep_main_pieces
-from handful.data.slice_grid import Block, cropped_volume
+from handful.data.slice_grid import Block, cropped_label_map, cropped_volume
 from handful.data.slicing import Slicer, SliceView
 from handful.data.support import LabelledScan, LabelledSlices, SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
@@ -299,9 +299,8 @@ def _crop_each(
     for scan, window in zip(scans, windows, strict=True):
         yield scan.labelled()
         image = cropped_volume(scan.view.volume, window.block)
-        reference = scan.reference.array[window.block]
-        labels = dataclasses.replace(scan.reference, array=reference, geometry=image.geometry)
-        cropped.append(dataclasses.replace(scan.facts.case, image=image, reference=labels))
+        reference = dataclasses.replace(cropped_label_map(scan.reference, window.block), geometry=image.geometry)
+        cropped.append(dataclasses.replace(scan.facts.case, image=image, reference=reference))
 
 
 def _in_whole(prediction: LabelMap, block: Block, volume: Volume) -> LabelMap:
