@@ -1,8 +1,11 @@
 from pathlib import Path
 
-from handful.cohort.demo import write_phantom_cohort
+import pytest
+
+from handful.cohort.demo import claim_folder, write_phantom_cohort
 from handful.data.checks import check_case
 from handful.data.files import read_cohort
+from handful.errors import InputError
 
 
 def test_the_phantom_cohort_reads_back_without_findings(tmp_path: Path):
@@ -17,3 +20,12 @@ def test_one_seed_writes_one_cohort(tmp_path: Path):
     a, b, c = (write_phantom_cohort(tmp_path / name, 1, seed) for name, seed in (("a", 1), ("b", 1), ("c", 2)))
     file = Path("images") / "phantom_00.nii.gz"
     assert (a / file).read_bytes() == (b / file).read_bytes() != (c / file).read_bytes()
+
+
+def test_a_folder_with_files_that_no_demo_wrote_is_left_alone(tmp_path: Path):
+    (tmp_path / "cohort").mkdir()
+    with pytest.raises(InputError, match="contains cohort, which no demo has written"):
+        claim_folder(tmp_path, ["cohort", "model"])
+    claim_folder(tmp_path / "demo", ["cohort", "model"])
+    (tmp_path / "demo" / "model").mkdir()
+    claim_folder(tmp_path / "demo", ["cohort", "model"])

@@ -244,7 +244,12 @@ def test_names_that_nnunet_keeps_for_itself_are_refused(names: tuple[str, str], 
         export_nnunet(support, tmp_path)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"values": {}}'])
+OUTSIDE = json.dumps({"values": {"1": 1}, "labels": {"1": "ball"}, "not_to_be_scored": ["../../victim"]})
+
+
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"values": {}}', OUTSIDE, OUTSIDE.replace('"../../victim"', "3")]
+)
 def test_a_data_set_that_handful_did_not_write_is_refused(
     content: str | None, predicted: tuple[NnunetDataset, Path], tmp_path: Path
 ):

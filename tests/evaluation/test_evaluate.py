@@ -270,6 +270,8 @@ def test_a_damaged_prediction_is_missed_and_a_damaged_reference_is_not_scored(fo
         path.write_bytes(path.read_bytes()[:-40])
     report = evaluate_folders(predictions, references)
     assert [failure.case for failure in report.failures] == ["ann", "bob", "eve"]
+    assert "ann.nii.gz" in report.failures[0].reason
+    assert not [one.reason for one in report.failures if str(predictions.parent) in one.reason]  # as of a patient
     assert {row.status for row in report.rows if row.case == "ann"} == {"missed"}
     assert not [row for row in report.rows if row.case == "eve"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +35,11 @@ def demo(
 
     Example: `handful demo`
     """
-    from handful.cohort.demo import write_phantom_cohort
+    from handful.cohort.demo import claim_folder, write_phantom_cohort
     from handful.reports.score_tables import print_table, write_json
 
     places = _Places(out / "cohort", out / "model", out / "predictions", out / "overlays", out / "report.json")
+    claim_folder(out, [place.name for place in dataclasses.astuple(places)])
     print_note(f"writing 8 phantom scans into {places.cohort}")
     write_phantom_cohort(places.cohort, cases=8, seed=seed)
     support = _fit(places, seed, backbone, options.settings_in(settings), device, quiet)

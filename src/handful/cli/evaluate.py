@@ -63,6 +63,8 @@ def evaluate(
 
     if overlays and not images:
         raise typer.BadParameter("--overlays needs the scans: add -i IMAGES")
+    if images and not overlays:
+        raise typer.BadParameter("-i IMAGES has no effect without --overlays FOLDER: add that, or leave -i out")
     truth = _references(references, [path for path in (out, csv, summary) if path])
     maps = truth.files or truth.folder
     report = evaluate_folders(predictions, maps, tolerance, truth.labels, truth.ignore, truth.background)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from handful.data.headers.metaimage import read_metaimage_header
 from handful.data.headers.nrrd import read_nrrd_header
-from handful.data.headers.text import LPS_TO_RAS, StoredVolume, require_volumes
+from handful.data.headers.text import StoredVolume, require_volumes
 from handful.data.verified import read_payload
-from handful.data.volume import Geometry
+from handful.data.volume import LPS_TO_RAS, Geometry
 from handful.errors import UnsupportedInput
 from handful.jobs.files import open_file
 from handful.jobs.scratch import converted, is_large

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from handful.data.cases import Case, Cohort, LeftOut
 from handful.data.files import read_label_map, write_label_map, write_volume
-from handful.data.inventory import list_folder
+from handful.data.inventory import list_folder, problem_of_name
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError, UnsupportedInput, reason_of
@@ -242,10 +242,10 @@ def _read_record(dataset: Path) -> dict[str, Any]:
     path = dataset / RECORD
     try:
         record = json.loads(path.read_text("utf-8"))
-        valid = all(isinstance(record[key], kind) for key, kind in _RECORD_KINDS.items())
+        valid = _is_record(record)
     except FileNotFoundError:
         raise InputError(f"{path} is missing; name a data set from 'handful export nnunet'") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         valid = False
     if not valid:
         raise InputError(f"{path} was changed after it was written; export again with --overwrite")
@@ -253,4 +253,11 @@ def _read_record(dataset: Path) -> dict[str, Any]:
     return checked
 
 
-_RECORD_KINDS = {"values": dict, "labels": dict, "not_to_be_scored": list}
+def _is_record(record: Any) -> bool:
+    """Whether this is as `export_nnunet` wrote it; its names become those of files. May raise what JSON can cause."""
+    values, labels, names = record["values"], record["labels"], record["not_to_be_scored"]
+    return (
+        all(int(here) > 0 and type(value) is int for here, value in values.items())
+        and all(int(value) in values.values() and isinstance(name, str) for value, name in labels.items())
+        and all(isinstance(name, str) and problem_of_name(name) is None for name in names)
+    )

@@ -39,6 +39,10 @@ class NiftiTransforms:
     """The byte `xyzt_units`."""
 
 
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+"""From the world frame of DICOM and ITK (left, posterior, superior) to that of NIfTI (right, anterior, superior)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """A voxel grid: its shape (i, j, k) and the affine (4, 4) from voxel indices to RAS world coordinates in mm."""

@@ -69,12 +69,16 @@ class Failure:
 
     @classmethod
     def of(cls, case: Case, error: Exception) -> Failure:
-        """The failure of a case by an error. Folders are removed: they may have the name of a patient."""
+        """The failure of a case by an error, without the folders of its files."""
+        return cls.with_files(case.name, [p for p in (*case.files, case.reference) if isinstance(p, Path)], error)
+
+    @classmethod
+    def with_files(cls, case: str, files: Iterable[Path], error: Exception) -> Failure:
+        """The failure of a case by an error. Folders of the files are removed: they may have the name of a patient."""
         text = reason_of(error)
-        for part in (*case.files, case.reference):
-            if isinstance(part, Path):
-                text = text.replace(f"{part.parent}{os.sep}", "")
-        return cls(case.name, text)
+        for file in files:
+            text = text.replace(f"{file.parent}{os.sep}", "")
+        return cls(case, text)
 
 
 @dataclass(frozen=True)
@@ -191,7 +195,9 @@ def evaluate_cases(
     labels: Labels | None = None,
 ) -> Report:
     """As `evaluate`, but `segment` gets the whole case. For simulated annotators, who need its reference."""
-    pairs = [_Pair(case.name, partial(_reference, case), partial(segment, case)) for case in cases]
+    pairs = [
+        _Pair(case.name, partial(_reference, case), partial(segment, case), partial(Failure.of, case)) for case in cases
+    ]
     return _report(pairs, {}, tolerance_mm, labels)
 
 
@@ -225,7 +231,8 @@ def evaluate_folders(
         _Pair(
             case,
             partial(_read_reference, path, predicted.get(case), labels, ignore, background),
-            partial(_read_prediction, case, predicted, predictions, path, labels, background),
+            partial(_read_prediction, case, predicted, path, labels, background),
+            partial(Failure.with_files, case, [path, predicted.get(case, path)]),
         )
         for case, path in truth.items()
     ]
@@ -301,6 +308,7 @@ class _Pair:
     case: str
     reference: Callable[[], LabelMap]
     prediction: Callable[[], LabelMap]
+    failure: Callable[[Exception], Failure]
 
 
 def _report(pairs: Iterable[_Pair], files: Mapping[str, Files], tolerance_mm: float, labels: Labels | None) -> Report:
@@ -312,13 +320,13 @@ def _report(pairs: Iterable[_Pair], files: Mapping[str, Files], tolerance_mm: fl
         try:
             reference = pair.reference()
         except HandfulError as error:
-            failures.append(Failure(pair.case, str(error)))
+            failures.append(pair.failure(error))
             continue
         try:
             prediction = in_order_of(pair.prediction(), reference.geometry)
             rows += score_case(pair.case, prediction, reference, tolerance_mm, labels)
         except HandfulError as error:
-            failures.append(Failure(pair.case, str(error)))
+            failures.append(pair.failure(error))
             nothing = LabelMap(np.zeros_like(reference.array), reference.geometry, reference.labels)
             rows += score_case(pair.case, nothing, reference, tolerance_mm, labels)
     return Report(rows=tuple(rows), failures=tuple(failures), tolerance_mm=tolerance_mm, files=files)
@@ -342,10 +350,10 @@ def _read_reference(
 
 
 def _read_prediction(
-    case: str, files: Mapping[str, Path], folder: Path, reference: Path, labels: Labels, background: int
+    case: str, files: Mapping[str, Path], reference: Path, labels: Labels, background: int
 ) -> LabelMap:
     if case not in files:
-        raise InputError(f"no prediction of case {case!r} in {folder}; its labels count as missed")
+        raise InputError(f"no prediction of case {case!r}; its labels count as missed")
     return read_label_map(files[case], labels, None, background, grid=_common_grid(reference, files[case]))
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from handful.data.dicom.headers import encoding_of, text_of, whole_number
 from handful.data.dicom.series import opened
 from handful.data.dicom.sources import Bounded, is_dicom_start, refusing
-from handful.data.volume import Geometry
+from handful.data.volume import LPS_TO_RAS, Geometry
 from handful.errors import DamagedFile, GeometryMismatch, LabelError, UnsupportedInput
 
 _CONTOURS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -29,7 +29,6 @@ _MOST_CROSSINGS = 2**24
 """Rows that the edges of one contour may cross, so that a crafted file cannot fill the memory."""
 _MOST_OVERLAPPING = 1000
 """Contours of one structure in one slice that may contain each other."""
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 Area = tuple[int, tuple[NDArray[Any], ...]]
 """Number of a structure, and the voxels of one of its slices."""
@@ -55,7 +54,7 @@ class Contours:
         GeometryMismatch for contours that do not lie on the slices or within the grid, or that leave slices out;
         LabelError where two contours of a structure cross each other.
         """
-        to_voxels = np.linalg.inv(grid.affine) @ _LPS_TO_RAS
+        to_voxels = np.linalg.inv(grid.affine) @ LPS_TO_RAS
         placed = [(number, points @ to_voxels[:3, :3].T + to_voxels[:3, 3]) for number, points in self.points]
         axis = int(np.sum([np.ptp(points, axis=0) for _, points in placed], axis=0).argmin())
         across = [other for other in range(3) if other != axis]

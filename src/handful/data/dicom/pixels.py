@@ -27,13 +27,10 @@ _TAGS = [
 # fmt: on
 _END = b"\xff\xd9"
 """The last bytes of JPEG, JPEG-LS and JPEG 2000 pictures."""
-_ALWAYS_ALLOWED = 64 * 2**20
 _UNDEFINED = 0xFFFFFFFF
 """Length of an element that ends with a delimiter."""
 _LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 """Value representations whose length has four bytes."""
-_MAX_RATIO = 2000
-"""Decoded bytes for each byte of a compressed file, above _ALWAYS_ALLOWED."""
 
 
 def read_voxels(path: Path, stack: Stack, max_bytes: int) -> NDArray[Any]:
@@ -83,6 +80,11 @@ def _dtype(stack: Stack) -> np.dtype[Any]:
     )
 
 
+def most_decoded(held: int) -> int:
+    """Bytes that a compressed file of `held` bytes may decode to: 2,000 times as many, and 64 MiB for any file."""
+    return 64 * 2**20 + 2000 * held
+
+
 def _require_bounded(path: Path, stack: Stack, max_bytes: int) -> None:
     """Raise DamagedFile, before memory is allocated, if the sizes in the headers do not fit the bytes in the files."""
     headers = {id(header): header for header, _ in stack.slices}.values()
@@ -90,7 +92,7 @@ def _require_bounded(path: Path, stack: Stack, max_bytes: int) -> None:
         size = header.frame_bytes * len(header.frames)
         if header.encoding == "native" and size > header.source.size:
             raise DamagedFile(_truncated(path, header, size, header.source.size))
-        if size > _ALWAYS_ALLOWED + _MAX_RATIO * header.source.size:
+        if size > most_decoded(header.source.size):
             raise DamagedFile(
                 f"{path}: {header.source.name} has {header.source.size:,} bytes, but its header declares "
                 f"{size:,} bytes of pixels; do not use this file"

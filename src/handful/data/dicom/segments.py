@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from handful.data.dicom.contours import Contours, is_contours, read_contours
 from handful.data.dicom.headers import SEGMENTATIONS, Frame, encoding_of, frames_of, text_of, whole_number
-from handful.data.dicom.pixels import require_end
+from handful.data.dicom.pixels import most_decoded, require_end
 from handful.data.dicom.series import SeriesChoice, dicom_frame_of_reference, opened
 from handful.data.dicom.sources import Bounded, Source, is_dicom_start, refusing
-from handful.data.volume import Geometry
+from handful.data.volume import LPS_TO_RAS, Geometry
 from handful.errors import DamagedFile, GeometryMismatch, HandfulError, LabelError, UnsupportedInput
 from handful.jobs.plain_text import counted
 
@@ -26,12 +26,8 @@ LONGEST_NAME = 64
 
 _OFF_GRID = 0.25
 """Voxels that a frame may be off the grid of the scan."""
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_ALWAYS_ALLOWED = 64 * 2**20
 _SEGMENT_NUMBER = 0x0062000B
 """Tag of ReferencedSegmentNumber."""
-_MAX_RATIO = 2000
-"""Decoded bytes for each byte of a compressed file, above _ALWAYS_ALLOWED."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +140,7 @@ def segmentation_grid(*paths: Path) -> Geometry:
     count = round(float(np.ptp(heights)) / step) + 1
     if count > 65535:
         raise DamagedFile(f"{where}: its frames are {count:,} slices apart; correct the header")
-    return Geometry((first.columns, first.rows, count), _LPS_TO_RAS @ affine)
+    return Geometry((first.columns, first.rows, count), LPS_TO_RAS @ affine)
 
 
 def referenced_series(path: Path) -> str | None:
@@ -246,7 +242,7 @@ def _require_bounded(found: _Segmentation, depth: int, max_bytes: int) -> None:
     size, held = -(-pixels * depth // 8), found.source.size
     if found.encoding == "native" and size > held:
         raise DamagedFile(f"{found.path}: truncated: {held:,} bytes for {size:,} bytes of pixels; copy the file again")
-    if pixels > max_bytes or size > _ALWAYS_ALLOWED + _MAX_RATIO * held:
+    if pixels > max_bytes or size > most_decoded(held):
         raise DamagedFile(f"{found.path}: {held:,} bytes declare {pixels:,} pixels, more than allowed; do not use it")
 
 
@@ -355,7 +351,7 @@ def _places(
     """The voxels of these pixels. Raises GeometryMismatch if the frame does not lie on the grid."""
     to_voxels: NDArray[Any] = np.eye(4)
     if frame.position is not None:
-        to_voxels = np.linalg.solve(grid.affine, _LPS_TO_RAS @ _affine(str(found.path), frame))
+        to_voxels = np.linalg.solve(grid.affine, LPS_TO_RAS @ _affine(str(found.path), frame))
     whole = np.rint(to_voxels)
     corners = np.array([[0, 0, 0, 1], [found.columns - 1, 0, 0, 1], [0, found.rows - 1, 0, 1]]).T
     off = float(np.abs((to_voxels - whole) @ corners)[:3].max())
@@ -379,7 +375,7 @@ def _require_every_slice(found: _Segmentation, grid: Geometry) -> None:
     """
     if any(frame.position is None for frame in found.frames):
         return
-    to_grid = np.linalg.inv(grid.affine) @ _LPS_TO_RAS
+    to_grid = np.linalg.inv(grid.affine) @ LPS_TO_RAS
     across = (to_grid @ _affine(str(found.path), found.frames[0]))[:3, 2]
     axis = int(np.abs(across).argmax())
     heights = [(to_grid @ np.array([*(frame.position or ()), 1.0]))[axis] for frame in found.frames]

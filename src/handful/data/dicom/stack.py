@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.data.dicom.headers import Frame, Header
-from handful.data.volume import Geometry
+from handful.data.volume import LPS_TO_RAS, Geometry
 from handful.errors import DamagedFile, UnsupportedInput
 
 RELATIVE_TOLERANCE = 0.01
@@ -25,7 +25,6 @@ _WHOLE_GAP = 0.2
 """A gap this near to a whole number of slice spacings means missing slices; all others are uneven."""
 _BETWEEN = 10
 """Times the usual gap beyond which a gap may be the one between positions of several images each."""
-_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 _RESCALED = {True: "slope and intercept", False: "none"}
 
@@ -64,7 +63,7 @@ def stack(path: Path, headers: Sequence[Header], tolerance: float | None = None)
     affine[:3, :3] = np.column_stack([axes[0] * column_gap, axes[1] * row_gap, step])
     affine[:3, 3] = positions[0]
     shape = (slices[0][0].columns, slices[0][0].rows, len(slices))
-    return Stack(tuple(slices), Geometry(shape, _LPS_TO_RAS @ affine), is_picture=False)
+    return Stack(tuple(slices), Geometry(shape, LPS_TO_RAS @ affine), is_picture=False)
 
 
 def _require_no_mosaic(path: Path, headers: Sequence[Header]) -> None:

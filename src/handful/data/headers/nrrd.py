@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.data.headers.text import (
-    LPS_TO_RAS,
     MODALITY,
     Fields,
     StoredVolume,
@@ -20,6 +19,7 @@ from handful.data.headers.text import (
     require_volumes,
     sibling,
 )
+from handful.data.volume import LPS_TO_RAS
 from handful.errors import DamagedFile, UnsupportedInput
 
 _TYPES = {

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from handful.data.volume import Geometry
 from handful.errors import DamagedFile, InputError, UnsupportedInput
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 MODALITY = "0008|0060"
 """Key of the DICOM modality in the headers that ITK writes."""
 _MAX_HEADER = 16 * 2**20
