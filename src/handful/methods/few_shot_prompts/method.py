@@ -49,7 +49,7 @@ AT_ONCE = 16
 class FewShotPrompts(Method):
     """Prompts a mask decoder with class embeddings of the labelled slices; only the decoder is trained."""
 
-    when = "2 to 10 labelled cases whose intensities vary, such as ultrasound or nuclei"
+    when = "comparison with Xie et al.; labelled slices that are added later without a training"
     minutes = "2 to 10 min"
 
     slicer: Slicer = Slicer()

@@ -44,7 +44,7 @@ STEPS = 4000
 class SelfTraining(UNet):
     """Trains a U-Net on the labelled slices, and on the unlabelled scans of the cohort with labels of its own."""
 
-    when = "1 to 10 labelled cases and at least 10 unlabelled scans"
+    when = "few labelled cases and at least 10 unlabelled scans"
     minutes = "up to hours"
 
     initial: str = "ensemble"

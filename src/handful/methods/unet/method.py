@@ -56,13 +56,13 @@ ELASTIC = 0.03
 
 @dataclass(frozen=True, kw_only=True)
 class UNet(Method):
-    """A U-Net trained on the labelled slices alone; of the backbone it takes the device and the largest side.
+    """A U-Net trained on the labelled slices alone. The backbone gives its device and its largest slice size only.
 
     What is None is chosen from the data (`handful.methods.unet.choice`).
     """
 
-    when = "10 or more labelled cases; the baseline to beat"
-    minutes = "2 to 15 min"
+    when = "fewer than 10 unlabelled scans; the baseline to beat"
+    minutes = "2 to 17 min"
 
     slicer: Slicer = Slicer()
     """Plane and window, the same when fitting and when predicting."""

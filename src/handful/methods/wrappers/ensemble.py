@@ -39,7 +39,7 @@ has at least FEWEST voxels."""
 class Ensemble(Wrapper):
     """`auto-sam-unet`, a U-Net and FATE are fitted on the same cases and vote; the first decides where no two agree."""
 
-    when = "1 to 5 labelled cases, and different methods that correct each other"
+    when = "one labelled volume, and no other scans"
     minutes = "10 to 16 min"
     needs_whole_masks = True
 
