@@ -86,12 +86,8 @@ def pretrain(
 
     from handful.pretraining.pretrain import writes_results
 
-    train: dict[str, object] = {
-        "iterations": iterations,
-        "learning_rate": learning_rate,
-        "schedule": schedule and schedule.value,
-    }
-    train = {name: value for name, value in train.items() if value is not None} | {"seed": seed}
+    given = {"iterations": iterations, "learning_rate": learning_rate, "schedule": schedule and schedule.value}
+    train = {name: value for name, value in given.items() if value is not None} | {"seed": seed}
     if model is Model.small:
         if episodes or workers:
             raise typer.BadParameter("--episodes and --workers are for handful-tiny; leave them out")

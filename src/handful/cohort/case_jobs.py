@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 from handful.data.cases import Case
+from handful.data.dicom.sources import DICOM_SUFFIXES
+from handful.data.files import SUFFIXES, stem
 from handful.data.inputs import Inputs
-from handful.errors import InputError
+from handful.errors import HandfulError, InputError
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import write_json
 from handful.jobs.digests import digest_of_file
 from handful.jobs.executors import Executor, Lost
+from handful.jobs.lock import claimed
+from handful.jobs.notes import NOTES
 from handful.jobs.progress import Report
 
 FAILURES = "failures.json"
 """Name in an output folder."""
 CLAIMS = "claims"
 """Folder of locks in the folder of notes, one per case that a worker of a cluster works on."""
+
+
+WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"} | dict.fromkeys(
+    DICOM_SUFFIXES, ".nii.gz"
+)
+"""Suffixes that label maps cannot have (lossy formats, formats of two files, DICOM), and their replacements."""
 
 
 @dataclass(frozen=True)
@@ -111,3 +122,38 @@ def make_way(files: CaseFiles, note: Written | None, notes: Path, inputs: Inputs
         aside = notes / "changed" / f"{now[:12]}.{files.output.name}"
         aside.parent.mkdir(parents=True, exist_ok=True)
         os.replace(files.output, aside)
+
+
+def outputs_of(cases: Iterable[Case], files: Callable[[Case], CaseFiles]) -> Iterator[Path]:
+    """Outputs and pictures that the cases will have; cases that can have none will fail."""
+    for case in cases:
+        with suppress(HandfulError):
+            its = files(case)
+            yield from (its.output, its.preview)
+
+
+def claimed_case(files: CaseFiles, notes: Path, scheduler: str | Path | None) -> AbstractContextManager[None]:
+    """Wait until no worker of an earlier run on a cluster works on the case; nothing without a cluster."""
+    return nullcontext() if scheduler is None else claimed(notes / CLAIMS / files.case.name)
+
+
+@contextmanager
+def tidying_up(
+    out: Path, cases: Sequence[Case], remove_leftovers: Callable[[Path, Iterable[str]], None]
+) -> Iterator[None]:
+    """Within, other processes work on the cases; afterwards, what killed ones left in `out` is removed."""
+    try:
+        yield
+    finally:
+        remove_leftovers(out, (case.name for case in cases))
+        shutil.rmtree(out / NOTES / CLAIMS, ignore_errors=True)
+
+
+def label_map_name(case: Case) -> str:
+    """The file name of a label map of the case. Raises InputError if the name of the case cannot be a file name."""
+    if case.name in (".", "..") or any(mark in case.name for mark in "/\\\0"):
+        raise InputError(f"case {case.name!r}: this name cannot be a file name; rename the case")
+    suffix = case.image.name[len(stem(case.image)) :] if isinstance(case.image, Path) else ".nii.gz"
+    suffix = ".nrrd" if suffix.lower() == ".seg.nrrd" else suffix
+    suffix = WRITTEN_AS.get(suffix.lower(), suffix if suffix.lower() in SUFFIXES and not case.is_dicom else ".nii.gz")
+    return f"{case.name}{suffix}"

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 from handful.backbones.base import Backbone
-from handful.cohort.case_jobs import CLAIMS, FAILURES, Outcome, Outcomes, carried_out, make_way, write_failures
+from handful.cohort.case_jobs import (
+    FAILURES,
+    Outcome,
+    Outcomes,
+    carried_out,
+    claimed_case,
+    label_map_name,
+    make_way,
+    outputs_of,
+    tidying_up,
+    write_failures,
+)
 from handful.cohort.choice import DEFAULT_BACKBONE, named_backbone
-from handful.cohort.predict import label_map_name
 from handful.data.cases import Case
 from handful.data.files import stem, write_label_map
 from handful.data.inputs import Inputs
 from handful.data.slicing import Slicer
 from handful.data.volume import LabelMap, Volume
-from handful.errors import HandfulError
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_atomically, write_json
 from handful.jobs.digests import digest_of_file, digest_of_json
 from handful.jobs.executors import Serial
-from handful.jobs.lock import claimed, locked
+from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES, Notes
 from handful.jobs.plain_text import spreadsheet_text
 from handful.jobs.progress import Report, silent
@@ -148,20 +155,10 @@ def _run(cases: Sequence[Case], out: Path, config: FindMasksConfig, inputs: Inpu
     executor = executor_for(config.workers, config.scheduler, str(out.absolute()), config.device)
     if isinstance(executor, Serial):
         return carried_out(executor, _CaseWork(out, config, inputs), cases, report)
-    work = _CaseWork(out.absolute(), config, inputs.among(_outputs(cases, out)))
-    try:
+    relevant = inputs.among(outputs_of(cases, lambda case: _Task.of(case, out)))
+    work = _CaseWork(out.absolute(), config, relevant)
+    with tidying_up(out, cases, _remove_leftovers):
         return carried_out(executor, work, [case.absolute() for case in cases], report)
-    finally:
-        _remove_leftovers(out, (case.name for case in cases))
-        shutil.rmtree(out / NOTES / CLAIMS, ignore_errors=True)
-
-
-def _outputs(cases: Iterable[Case], out: Path) -> Iterator[Path]:
-    """Files that the cases will have; cases that can have none will fail."""
-    for case in cases:
-        with suppress(HandfulError):
-            task = _Task.of(case, out)
-            yield from (task.output, task.preview)
 
 
 class _CaseWork:
@@ -175,7 +172,7 @@ class _CaseWork:
         made_with = self.made_with
         try:
             task = _Task.of(case, self.out)
-            with self._claimed(task):
+            with claimed_case(task, task.notes.folder, self.config.scheduler):
                 return self._found(task, made_with)
         except Exception as error:  # any error concerns this case only: it is listed, and the run continues
             return Outcome("failed", Failure.of(case, error).reason)
@@ -193,12 +190,6 @@ class _CaseWork:
         """Digest of everything but the scan that an output depends on."""
         masks = asdict(self.config.masks) | {"thresholds": self.config.masks.thresholds(self.backbone)}
         return digest_of_json([self.backbone.digest(), masks, asdict(self.config.slicer)])
-
-    def _claimed(self, task: _Task) -> AbstractContextManager[None]:
-        """Where a worker of an earlier run may still segment the case: waits for it."""
-        if self.config.scheduler is None:
-            return nullcontext()
-        return claimed(self.out / NOTES / CLAIMS / task.case.name)
 
     def _found(self, task: _Task, made_with: str) -> Outcome:
         if not self.config.overwrite and self._is_done(task, made_with):

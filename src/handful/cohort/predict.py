@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -13,26 +11,36 @@ from pathlib import Path
 from typing import Literal
 
 from handful.checkpoint.model import SavedModel, open_model
-from handful.cohort.case_jobs import CLAIMS, Outcome, Outcomes, carried_out, make_way, write_failures
+from handful.cohort.case_jobs import (
+    WRITTEN_AS,
+    Outcome,
+    Outcomes,
+    carried_out,
+    claimed_case,
+    label_map_name,
+    make_way,
+    outputs_of,
+    tidying_up,
+    write_failures,
+)
 from handful.cohort.probabilities import probability_files, remove_probabilities, write_probabilities
 from handful.cohort.volumes import LabelSizes, missing_labels, write_volumes
 from handful.data.cases import Case
 from handful.data.dicom.segmentation import Encoding, Maker, SegmentationStyle, require_own_names, write_segmentation
 from handful.data.dicom.series import ONLY_SERIES, SeriesChoice
-from handful.data.dicom.sources import DICOM_SUFFIXES
 from handful.data.dicom.terms import Term, require_labels
-from handful.data.files import SUFFIXES, stem, write_label_map
+from handful.data.files import stem, write_label_map
 from handful.data.inputs import Inputs, is_in_cohort
 from handful.data.sequences import SequenceFiles
 from handful.data.volume import LabelMap, Labels, Volume
-from handful.errors import HandfulError, InputError, SettingsError, UnsupportedInput
+from handful.errors import InputError, SettingsError, UnsupportedInput
 from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_json
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.executors import Serial
 from handful.jobs.files import checked_path
-from handful.jobs.lock import claimed, locked
+from handful.jobs.lock import locked
 from handful.jobs.notes import NOTES, Notes
 from handful.jobs.progress import Report, silent
 from handful.jobs.workers import executor_for, require_workers
@@ -40,10 +48,6 @@ from handful.methods.base import Segmenter
 from handful.methods.cost import estimate_prediction
 from handful.reports.explanation import write_preview
 
-WRITTEN_AS = {".jpg": ".png", ".jpeg": ".png", ".mhd": ".mha", ".nhdr": ".nrrd"} | dict.fromkeys(
-    DICOM_SUFFIXES, ".nii.gz"
-)
-"""Suffixes that label maps cannot have (lossy formats, formats of two files, DICOM), and their replacements."""
 SEGMENTATION = ".dcm"
 """Suffix of DICOM segmentations."""
 
@@ -366,22 +370,12 @@ class _Job:
             return self._result(carried_out(executor, work, cases, self.report))
         if deliver is not None:
             raise SettingsError("deliver needs a single process; leave workers and scheduler out")
+        labels = Labels.of(self.model.record.labels)
         config = replace(config, cache=config.cache and Path(config.cache).absolute())
-        relevant = inputs.among(self._outputs(cases))
+        relevant = inputs.among(outputs_of(cases, lambda case: _task(case, self.out, config, labels)))
         work = _CaseWork(self.model.absolute(), self.out.absolute(), config, relevant)
-        try:
-            absolute = [case.absolute() for case in cases]
-            return self._result(carried_out(executor, work, absolute, self.report))
-        finally:
-            _remove_leftovers(self.out, (case.name for case in cases))
-            shutil.rmtree(self.out / NOTES / CLAIMS, ignore_errors=True)
-
-    def _outputs(self, cases: Sequence[Case]) -> Iterator[Path]:
-        """Files that the cases will have; cases that can have none will fail."""
-        for case in cases:
-            with suppress(HandfulError):
-                task = _task(case, self.out, self.config, Labels.of(self.model.record.labels))
-                yield from (task.output, task.preview)
+        with tidying_up(self.out, cases, _remove_leftovers):
+            return self._result(carried_out(executor, work, [case.absolute() for case in cases], self.report))
 
     def _result(self, outcomes: Outcomes) -> CohortResult:
         notes = self._notes_of([*outcomes.done, *outcomes.skipped])
@@ -440,7 +434,7 @@ class _CaseWork:
             return Outcome("failed", Failure.of(case, error).reason)
         finally:
             self.left -= 1
-        with self._claimed(task):
+        with claimed_case(task, task.notes.folder, self.config.scheduler):
             return self._segmented(task)
 
     def _segmented(self, task: _Task) -> Outcome:
@@ -469,12 +463,6 @@ class _CaseWork:
     def _deliver(self, task: _Task) -> None:
         if self.deliver is not None:
             self.deliver(task.case, task.output)
-
-    def _claimed(self, task: _Task) -> AbstractContextManager[None]:
-        """Where a worker of an earlier run may still segment the case: waits for it."""
-        if self.config.scheduler is None:
-            return nullcontext()
-        return claimed(self.out / NOTES / CLAIMS / task.case.name)
 
     def prepare(self) -> None:
         """Load the segmenter before the first case."""
@@ -560,16 +548,6 @@ def _require_dicom(case: Case, config: PredictConfig) -> None:
             f"case {case.name!r}: a DICOM segmentation must refer to DICOM images, but this scan is none; "
             "write another format, such as .nii.gz"
         )
-
-
-def label_map_name(case: Case) -> str:
-    """The file name of a label map of the case. Raises InputError if the name of the case cannot be a file name."""
-    if case.name in (".", "..") or any(mark in case.name for mark in "/\\\0"):
-        raise InputError(f"case {case.name!r}: this name cannot be a file name; rename the case")
-    suffix = case.image.name[len(stem(case.image)) :] if isinstance(case.image, Path) else ".nii.gz"
-    suffix = ".nrrd" if suffix.lower() == ".seg.nrrd" else suffix
-    suffix = WRITTEN_AS.get(suffix.lower(), suffix if suffix.lower() in SUFFIXES and not case.is_dicom else ".nii.gz")
-    return f"{case.name}{suffix}"
 
 
 def _task(case: Case, out: Path, config: PredictConfig, labels: Labels) -> _Task:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from handful.cohort.predict import label_map_name
+from handful.cohort.case_jobs import label_map_name
 from handful.data.cases import HEADERS, Case
 from handful.data.files import write_label_map, write_volume
 from handful.data.formats import stem
