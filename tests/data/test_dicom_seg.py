@@ -205,6 +205,23 @@ def test_segments_have_names_terms_and_their_maker(tmp_path: Path):
     assert MAKER.model in maker.AlgorithmParameters
 
 
+def test_labels_by_hand_state_no_algorithm(tmp_path: Path):
+    folder = made.write(tmp_path / "scan", made.series(5))
+    written(folder, tmp_path / "seg.dcm", SegmentationStyle())
+    data = dcmread(tmp_path / "seg.dcm")
+    assert (data.SeriesDescription, data.ContentDescription) == ("handful manual", "Labels finished by a person")
+    for one in data.SegmentSequence:
+        assert one.SegmentAlgorithmType == "MANUAL"
+        assert not {"SegmentAlgorithmName", "SegmentationAlgorithmIdentificationSequence"} & {e.keyword for e in one}
+
+
+def test_a_model_of_an_unknown_method_is_stated_by_its_digest(tmp_path: Path):
+    folder = made.write(tmp_path / "scan", made.series(5))
+    written(folder, tmp_path / "seg.dcm", SegmentationStyle(maker=Maker("", MAKER.model)))
+    maker = dcmread(tmp_path / "seg.dcm").SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert (maker.AlgorithmName, MAKER.model in maker.AlgorithmParameters) == ("handful", True)
+
+
 def test_segments_have_the_colours_of_pictures(tmp_path: Path):
     folder = made.write(tmp_path / "scan", made.series(5))
     written(folder, tmp_path / "seg.dcm")

@@ -16,6 +16,7 @@ import pytest
 import handful
 from handful.data.volume import IGNORE, Geometry, LabelMap, Volume
 from handful.errors import GeometryMismatch, InputError
+from handful.reports.viewer import nifti_bytes
 from phantoms import LABELS, geometry, phantom
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -67,6 +68,20 @@ def test_a_large_scan_is_thinned_along_its_finest_axis_and_stays_in_place():
     assert len(content(shown.html)["volumes"][0]) <= 25_000
     assert np.array_equal(scan.get_fdata(), volume.array[0, ::i, ::j, ::k])
     assert np.allclose(scan.affine @ [1, 1, 1, 1], grid.affine @ [i, j, k, 1], atol=1e-3)
+
+
+def test_a_viewer_is_sent_no_more_voxels_than_fit_into_the_memory():
+    volume, label_map = phantom(0)
+    for shown, array in ((volume, volume.array[0]), (label_map, label_map.array)):
+        whole, step = nifti_bytes(shown)
+        assert step == (1, 1, 1)
+        assert np.array_equal(nib.Nifti1Image.from_bytes(gzip.decompress(whole)).get_fdata(), array)
+        part, step = nifti_bytes(shown, max_mb=array.nbytes / 4e6)
+        i, j, k = step
+        found = nib.Nifti1Image.from_bytes(gzip.decompress(part))
+        assert np.array_equal(found.get_fdata(), array[::i, ::j, ::k])
+        assert array.nbytes / 8 < np.asanyarray(found.dataobj).size * array.itemsize <= array.nbytes / 4
+        assert np.allclose(found.affine @ [1, 1, 1, 1], shown.geometry.affine @ [i, j, k, 1], atol=1e-3)
 
 
 def test_names_of_labels_are_text_and_nothing_more():

@@ -17,6 +17,7 @@ from handful.data.files import read_cohort, read_label_map, write_label_map
 from handful.data.slicing import Slicer
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import DamagedFile
+from handful.jobs import scratch
 from handful.service import annotation, workspace
 from handful.session.session import Session
 from phantoms import phantom
@@ -144,6 +145,71 @@ def test_a_restarted_service_has_every_step(client: TestClient, case: str, cohor
         for number, expected in ((1, first), (2, second)):
             found = np.frombuffer(again.get(f"/api/cases/{case}/slices/{number}/classes").content, np.uint8)
             assert np.array_equal(found, expected)
+
+
+def test_undo_after_a_case_is_opened_again_changes_nothing(
+    client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    size = tuple(client.get(f"/api/cases/{case}").json()["size"])
+    step(client, case, kind="paint", slice=2, label=2, mask=mask(size, slice(0, 3), slice(0, 3))[0])
+    step(client, case, kind="accept", slice=2)
+    files = {file: file.read_bytes() for file in (cohort / "labels").iterdir()}
+    assert len(files) == 2
+
+    def undone(client: TestClient) -> None:
+        client.get(f"/api/cases/{case}")
+        for kind in ("undo", "redo"):
+            assert step(client, case, kind=kind, slice=2)[0] == {"changed": [], "accepted": [2], "prompted": [2]}
+        assert {file: file.read_bytes() for file in (cohort / "labels").iterdir()} == files
+        client.post(f"/api/cases/{case}/leave")
+
+    monkeypatch.setattr(annotation, "OPEN_CASES", 1)
+    step(client, case, kind="paint", slice=3, label=1, mask=mask(size, slice(0, 3), slice(0, 3))[0])
+    step(client, case, kind="undo", slice=3)
+    client.post(f"/api/cases/{case}/leave")
+    client.get(f"/api/cases/{id_of(client, 'scan_1')}")  # closes the first one
+    undone(client)
+    for again in clients(cohort):
+        undone(again)
+
+
+def test_labels_that_were_taken_over_are_not_undone(client: TestClient, case: str, cohort: Path):
+    (cohort / "labels").mkdir()
+    shown = phantom(1)[0].geometry
+    truth = LabelMap(np.ones(shown.shape, np.int16), shown, Labels.of({1: "ball", 2: "box"}))
+    write_label_map(cohort / "labels" / "scan_1.nii.gz", truth)
+    other = id_of(client, "scan_1")
+    accepted = client.get(f"/api/cases/{other}").json()["accepted"]
+    assert len(accepted) == 6
+    meta, classes = step(client, other, kind="undo", slice=0)
+    assert (meta["changed"], meta["accepted"], set(classes)) == ([], accepted, {1})
+
+
+def test_large_label_maps_are_written_through_temporary_files(
+    client: TestClient, case: str, cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (cohort / "dataset.json").write_text(json.dumps({"labels": {"1": "ball", "2": "box", "3": "background"}}))
+    (cohort / "labels").mkdir()
+    array = phantom(0)[1].array  # 1 and 3
+    truth = LabelMap(
+        np.where(array == 0, 3, np.minimum(array, 2)).astype(np.int16),
+        phantom(0)[0].geometry,
+        Labels.of({1: "ball", 2: "box", 3: "background"}),
+    )
+    write_label_map(cohort / "labels" / "scan_0.nii.gz", truth)
+    monkeypatch.setattr(scratch, "LARGE", 1)
+    written: list[np.ndarray] = []
+    monkeypatch.setattr(annotation, "write_label_map", lambda *of: (written.append(of[1].array), write_label_map(*of)))
+    step(client, case, kind="reopen", slice=0)
+    (array,) = written
+    while not isinstance(array, np.memmap):
+        assert isinstance(array.base, np.ndarray), "in memory"
+        array = array.base
+    reference = read_cohort(cohort).cases[0].read_reference()
+    assert reference is not None
+    known = reference.array != IGNORE
+    assert known_slices(client, case, reference.array) == 5
+    assert np.array_equal(reference.array[known], np.where(truth.array == 3, 0, truth.array)[known])
 
 
 def test_labels_by_hand_are_taken_over_and_put_aside_before_they_are_replaced(
@@ -629,6 +695,7 @@ def test_with_learning_a_finished_slice_teaches_all_cases_also_after_a_restart(c
     again.act(opened(again, 0), lambda session: [session.click(1, "ball", (9, 9)).number])
     again.act(opened(again, 0), lambda session: session.accept(1) or [1])
     newest = learned(again, 0)
-    again.act(opened(again, 1), lambda session: session.undo())  # takes back the steps before the restart
+    again.act(opened(again, 1), lambda session: session.undo())  # the steps before the restart stay
+    assert opened(again, 1).session.accepted == (3,)
     assert learned(again, 2) == newest != last
     again.close()

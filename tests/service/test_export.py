@@ -10,15 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from pydicom import dcmread
 
 import dicom_series
+from handful.backbones.catalog import open_backbone
+from handful.checkpoint.model import open_model
+from handful.cohort.fit import FitConfig, fit_to_folder
+from handful.cohort.predict import PredictConfig, predict_cohort
 from handful.data.cases import Case
 from handful.data.files import read_label_map, read_volume, write_label_map
+from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
+from handful.methods.base import Method
+from handful.methods.nearest_slice import NearestSlice
 from handful.service import export
 from handful.service.app import ServiceConfig, create_app
 from handful.service.security import Access
 from handful.service.workspace import Workspace
+from phantoms import phantom
 
 LABELS = Labels.of({1: "liver", 2: "spleen"})
 
@@ -82,6 +91,65 @@ def test_segmentations_have_the_background_that_dataset_json_states(client: Test
     known = Labels.of({1: "liver", 2: "spleen", 3: "background"})
     for name in ("scan_0", "scan_1"):
         assert np.array_equal(read_label_map(tmp_path / "labels" / f"{name}.nii.gz", known).array, by_hand), name
+
+
+def learned(space: Workspace, method: Method) -> str:
+    """The SHA-256 of a new model of the labelled cases."""
+    backbone, config = open_backbone("handful-tiny", "cpu"), FitConfig(overwrite=True)
+    fit_to_folder("nearest-slice", method, space.support(), backbone, space.model, config)
+    return open_model(space.model).sha256
+
+
+def test_a_dicom_segmentation_states_the_model_that_made_it(cohort: Path, tmp_path: Path):
+    for number, name in enumerate(("by_hand", "accepted", "predicted", "changed")):
+        images = dicom_series.of_volume(scan(), series=f"1.2.3.4.{number}")
+        geometry = Case(name, dicom_series.write(cohort / "images" / name, images)).read_geometry()
+    array = np.zeros(geometry.shape, np.int16)
+    array[3:9, 4:12, 1:4] = 1
+    (cohort / "labels").mkdir()
+    write_label_map(cohort / "labels" / "by_hand.nii.gz", LabelMap(array, geometry, Labels.of({1: "liver"})))
+    space = Workspace(cohort)
+    cases = {case.name: case for case in space.cohort().cases}
+
+    def origin(name: str) -> tuple[str, str, str]:
+        """Type and name of the algorithm, and the model, in the exported file."""
+        with zipfile.ZipFile(export.exported(space, "dicom-seg")) as archive:
+            (one,) = dcmread(io.BytesIO(archive.read(f"segmentations/{name}.dcm"))).SegmentSequence
+        if one.SegmentAlgorithmType == "MANUAL":
+            return "MANUAL", "", ""
+        maker = one.SegmentationAlgorithmIdentificationSequence[0]
+        stated = maker.get("AlgorithmParameters") or ""
+        return one.SegmentAlgorithmType, maker.AlgorithmName, stated.partition("=")[2]
+
+    first = learned(space, NearestSlice())
+    predict_cohort(space.model, [cases["accepted"], cases["changed"]], space.predictions, PredictConfig(device="cpu"))
+    assert origin("accepted") == ("AUTOMATIC", "handful nearest-slice", first)
+    space.accept(cases["accepted"])
+    second = learned(space, NearestSlice(slicer=Slicer(window=(0, 500))))
+    predict_cohort(space.model, [cases["predicted"]], space.predictions, PredictConfig(device="cpu"))
+    write_label_map(space.predictions / "changed.nii.gz", LabelMap(array[::-1], geometry, Labels.of({1: "liver"})))
+    expected = {
+        "by_hand": ("MANUAL", "", ""),
+        "accepted": ("AUTOMATIC", "handful", first),
+        "predicted": ("AUTOMATIC", "handful nearest-slice", second),
+        "changed": ("AUTOMATIC", "handful", ""),
+    }
+    assert {name: origin(name) for name in expected} == expected
+    predict_cohort(space.model, [cases["accepted"]], space.predictions, PredictConfig(device="cpu"))
+    assert origin("accepted") == ("AUTOMATIC", "handful", first)  # the note of its own stays
+    space.send_back(cases["accepted"])
+    assert origin("accepted") == ("AUTOMATIC", "handful nearest-slice", second)
+
+
+def test_a_damaged_labelled_scan_is_left_out_of_a_data_set_for_nnunet(client: TestClient, cohort: Path):
+    (cohort / "labels").mkdir()
+    for seed in (0, 1):
+        write_label_map(cohort / "labels" / f"scan_{seed}.nii.gz", phantom(seed)[1])
+    assert "left_out.txt" not in exported(client, "nnunet").namelist()
+    (cohort / "images" / "scan_1.nii.gz").write_bytes(b"cut off")
+    archive = exported(client, "nnunet")
+    assert [name for name in archive.namelist() if "labelsTr" in name] == ["Dataset501_handful/labelsTr/scan_0.nii.gz"]
+    assert {line.partition(":")[0] for line in archive.read("left_out.txt").decode().splitlines()} == {"scan_1"}
 
 
 def test_without_dicom_the_page_offers_none(client: TestClient):

@@ -23,11 +23,13 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import LabelMap, Labels
 from handful.methods.nearest_slice import NearestSlice
+from handful.service import app
 from handful.service.app import ServiceConfig, create_app
 from handful.service.monai import _from_clicks
 from handful.service.security import Access
 from handful.session.session import Session, SessionConfig
 from phantoms import dot, phantom
+from service.conftest import clients
 
 LABELS = Labels.of({1: "ball", 2: "egg"})
 
@@ -94,6 +96,37 @@ def test_a_request_takes_back_all_clicks_of_the_one_before_however_many():
         assert session.prompted
         found = _from_clicks(session, {})
         assert (session.prompted, found.array.any()) == ((), False)
+
+
+def test_a_click_in_the_background_removes_what_was_carried_too_far(named: TestClient, tmp_path: Path):
+    case, truth = ids(named)["scan_0"], reference(0).array == 2
+    grid = Slicer().grid(phantom(0)[0].geometry)
+    sizes = grid.of(truth).sum(axis=(1, 2))
+    clicked = np.argwhere(truth & slices_of(truth, [int(sizes.argmax())]))
+
+    def egg(background: list[list[int]]) -> np.ndarray:
+        clicks = {"egg": [clicked[len(clicked) // 2].tolist()], "background": background}
+        data = {"params": json.dumps(clicks | {"result_extension": ".nii.gz"})}
+        answer = named.post(f"/infer/handful-clicks?image={case}&output=image", data=data)
+        assert answer.status_code == 200, answer.text
+        (tmp_path / "found.nii.gz").write_bytes(answer.content)
+        return read_label_map(tmp_path / "found.nii.gz", LABELS).array == 2
+
+    first = egg([])
+    wrong = np.argwhere(first & ~truth)[0]
+    place = grid.place_of((int(wrong[0]), int(wrong[1]), int(wrong[2])))
+    assert place[0] != sizes.argmax()
+    corrected, same = egg([wrong.tolist()]), ~slices_of(truth, [place[0]])
+    assert not corrected[tuple(wrong)]
+    assert corrected[~same].any()
+    assert np.array_equal(corrected[same], first[same])
+
+
+def slices_of(array: np.ndarray, numbers: list[int]) -> np.ndarray:
+    """Which voxels lie on these slices."""
+    found = np.zeros(array.shape, bool)
+    Slicer().grid(phantom(0)[0].geometry).of(found)[numbers] = True
+    return found
 
 
 @pytest.mark.parametrize("voxel", [[0, 0, 999], [-1, 0, 0], [0, 0], "x", [None, 1, 2]])
@@ -196,6 +229,29 @@ def test_the_learned_model_refuses_colour_where_it_was_fitted_on_grey_and_the_re
     assert answer.status_code == 400, answer.text
     there, here = ("grey", "colour") if fitted_on == 1 else ("colour", "grey")
     assert f"fitted on {there} scans, and this one is {here}" in answer.json()["error"]
+
+
+def test_uploaded_scans_are_removed_in_time_and_when_the_service_starts_and_stops(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch
+):
+    uploads, scan = cohort / ".handful" / "service" / "uploads", {"files": ("scan.nii.gz", b"a scan")}
+    (uploads / "left").mkdir(parents=True)
+    (uploads / "left" / "scan.nii.gz").write_bytes(b"of a service that was killed")
+    for client in clients(cohort):
+        assert not list(uploads.iterdir())
+        token = client.put("/session/", files=scan).json()["session_id"]
+        assert client.get(f"/session/{token}").status_code == 200
+        os.utime(uploads / token, (0, 0))
+        answer = client.post(f"/infer/handful-clicks?session_id={token}", data={"params": "{}"})
+        assert (answer.status_code, list(uploads.iterdir())) == (404, [])
+        client.put("/session/", files=scan)
+    assert not list(uploads.iterdir())
+    monkeypatch.setattr(app, "UPLOADS_S", 0.01)
+    for client in clients(cohort):
+        token = client.put("/session/", files=scan).json()["session_id"]
+        os.utime(uploads / token, (0, 0))
+        while (uploads / token).exists():
+            threading.Event().wait(0.01)
 
 
 def test_a_session_begins_while_that_of_another_viewer_ends(

@@ -14,13 +14,14 @@ import pytest
 from fastapi import HTTPException
 from fastapi.testclient import TestClient
 
+import tiny_models
 from handful.data.files import write_volume
 from handful.data.volume import Geometry, Volume
 from handful.errors import InputError
 from handful.service.annotation import Annotations
 from handful.service.nninteractive import IDLE_S, SESSIONS, SILENT_S, NnInteractive
 from handful.service.packed_arrays import packed, unpacked_array
-from handful.service.prompted_object import geometry_of
+from handful.service.prompted_object import STROKES, ObjectSession, Prompt, geometry_of
 from handful.service.workspace import Workspace
 from phantoms import phantom
 
@@ -241,6 +242,17 @@ def test_scribbles_and_lassos_in_a_part_of_the_scan(caller: Caller):
     assert dice(caller.buffer > 0, BALL) > 0.5
     caller.send("/add_lasso_interaction", part, meta | {"include_interaction": False})
     assert not caller.buffer[tuple(slice(*edge) for edge in edges)][part > 0].any()
+
+
+@pytest.mark.parametrize("kind", ["scribble", "lasso"])
+def test_a_prompt_across_many_slices_is_used_from_its_first_to_its_last_one(kind: Any):
+    array = np.random.default_rng(0).random((1, 16, 16, 20)).astype(np.float32)
+    mask = np.zeros((16, 16, 20), bool)
+    mask[4:8, 4:8] = True
+    found = ObjectSession(array, (1.0, 1.0, 3.0), tiny_models.tiny_sam(side=64))
+    found.prompt(Prompt(kind, True, (0, 0, 0), mask), run=True)
+    prompted = found._session.prompted
+    assert (prompted[0], prompted[-1], len(prompted)) == (0, 19, STROKES)
 
 
 def test_a_first_segmentation_is_kept_but_for_the_slice_that_is_corrected(caller: Caller):

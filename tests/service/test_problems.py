@@ -48,5 +48,7 @@ def test_failures_are_resolved_by_labels_or_by_a_job_without_them(client: TestCl
     ended(cohort, 2, "learn", state="failed", error="no labelled slice")
     ended(cohort, 3, "suggest", result={"suggestions": []})
     assert [(one["kind"], one["error"]) for one in problems(client)] == [("learn", "no labelled slice")]
-    ended(cohort, 4, "learn", result=LEARNED)
+    ended(cohort, 4, "learn", result=LEARNED | {"failures": [{"case": "scan_0", "reason": "damaged"}]})
+    assert [one["case"] for one in problems(client)[0]["failures"]] == ["scan_0"]  # labelled, and not learned from
+    ended(cohort, 5, "learn", result=LEARNED)
     assert problems(client) == []

@@ -1,12 +1,13 @@
 """Who is answered: host names, origins, tokens, sizes; and what an upload may be."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from fastapi.testclient import TestClient
 
 from handful.errors import InputError
-from handful.service.security import COOKIE
+from handful.service.security import cookie_name, token_digest
 from handful.service.uploads import safe_name
 from service.conftest import clients
 
@@ -64,8 +65,21 @@ def test_without_the_token_nothing_is_answered(cohort: Path):
         assert client.get("/?token=wrong").status_code == 401
         assert client.get("/api/state", headers={"authorization": "Bearer right"}).status_code == 200
         assert client.get("/?token=right").url.query == b""
-        assert client.cookies[COOKIE] == "right"
+        assert "right" not in client.cookies[cookie_name(token_digest(b"right"))]
         assert client.get("/api/state").status_code == 200
+
+
+@pytest.mark.parametrize("token", ["a/b+c=", '50%;",', "é ü"])
+def test_a_token_may_have_any_character(cohort: Path, token: str):
+    for client in clients(cohort, token=token):
+        assert client.get("/?token=" + quote(token[:-1], safe="")).status_code == 401
+        assert client.get("/?token=" + quote(token, safe="")).status_code == 200
+        (value,) = client.cookies.values()
+        assert client.get("/api/state").status_code == 200
+        client.cookies.clear()
+        assert client.get("/api/state", headers={"authorization": f"Bearer {value}"}).status_code == 401
+        bearer = {"authorization": b"Bearer " + token.encode()}
+        assert client.get("/api/state", headers=bearer).status_code == 200
 
 
 def test_a_body_that_is_too_large_is_refused(cohort: Path):

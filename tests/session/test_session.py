@@ -19,6 +19,7 @@ from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import CheckpointError, DamagedFile, InputError, LabelError, SettingsError
+from handful.jobs import scratch
 from handful.methods.fate.method import Fate, FateSegmenter
 from handful.methods.few_shot_prompts.method import FewShotPrompts, FewShotSegmenter
 from handful.methods.interactive.method import Interactive
@@ -575,6 +576,41 @@ def test_every_step_is_on_disk_when_its_call_returns(
     ):
         step()
         kept(session, scan, handful_tiny, tmp_path)
+
+
+def test_what_was_restored_from_the_steps_on_disk_cannot_be_undone(
+    session: Session, scan: Scan, truth: np.ndarray, handful_tiny: Backbone, tmp_path: Path
+):
+    session.keep_in(tmp_path)
+    session.paint(1, BALL, truth[1] == BALL)
+    session.accept(1)
+    session.undo()
+    again = Session(scan[0], handful_tiny, LABELS, config=QUIET)
+    again.accept(3)  # before the steps on disk are there; an undo of it would replace what they restore
+    again.keep_in(tmp_path)
+    before = picture(again)
+    assert (again.undo(), again.redo()) == ((), ())
+    assert np.array_equal(picture(again), before)
+    again.accept(1)
+    assert again.undo() == (1,)
+    assert (again.accepted, again.undo()) == ((3,), ())
+
+
+def test_some_slices_are_exported_without_the_others_and_large_ones_through_a_file(
+    session: Session, scan: Scan, truth: np.ndarray, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(scratch, "LARGE", 1)
+    session.propose_map(scan[1])
+    session.accept_all([1, MIDDLE])
+    whole, some = session.export(), session.export(session.accepted)
+    assert np.array_equal(whole.array, scan[1].array)
+    kept, nothing = session.grid.of(some.array)[1 : MIDDLE + 1], session.grid.of(some.array)[MIDDLE + 1 :]
+    assert np.array_equal(kept, truth[1 : MIDDLE + 1])
+    assert not nothing.any()
+    reference = session.case("scan").read_reference()
+    assert reference is not None
+    assert [(plane != IGNORE).all() for plane in session.grid.of(reference.array)] == [0, 1, 1, 0, 0, 0]
+    assert all(isinstance(array.base, np.memmap) for array in (whole.array, some.array))
 
 
 def test_what_was_done_before_there_was_a_folder_is_on_disk_too(

@@ -7,6 +7,7 @@ import secrets
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -91,7 +92,7 @@ class _Server:
     def _announce(self, port: int) -> None:
         host = self.settings.host
         name = f"[{host}]" if ":" in host else host
-        address = f"http://{name}:{port}/" + (f"?token={self.token}" if self.token else "")
+        address = f"http://{name}:{port}/" + (f"?token={quote(self.token, safe='')}" if self.token else "")
         print_lines(f"the page: {address}", "stop it by Ctrl-C")
         if self.token:
             print_note("connections are not encrypted; use a tunnel or a proxy with TLS on networks of others")

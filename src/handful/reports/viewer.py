@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import gzip
 import html
+import io
 import json
+import math
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -19,13 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from handful.data.label_colours import label_colours
-from handful.data.volume import LabelMap, Volume
+from handful.data.volume import Geometry, LabelMap, Volume
 from handful.errors import InputError
 from handful.jobs.atomic import write_atomically
 
 HEIGHT = 560
 """Pixels of the viewer in a notebook."""
 NIIVUE = "service/static/vendor/niivue.js"
+SENT_MB = 256.0
+"""Most megabytes of voxels, before compression, that a viewer is sent; a CT of 512 × 512 × 480 voxels just fits."""
+
+Step = tuple[int, int, int]
+"""Every how many voxels are shown along i, j and k."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -34,7 +41,7 @@ class Viewer:
 
     html: str
     """The whole page."""
-    step: tuple[int, int, int]
+    step: Step
     """Every how many voxels are shown along i, j and k; (1, 1, 1) is all of them."""
 
     def save(self, path: str | Path) -> None:
@@ -62,44 +69,63 @@ def show(volume: Volume, label_map: LabelMap | None = None, max_mb: float = 20.0
         raise InputError(f"max_mb must be positive, got {max_mb:g}")
     if label_map is not None:
         volume.geometry.require_same(label_map.geometry, "the scan and the label map")
-    step = [1, 1, 1]
+    shown: Step = (1, 1, 1)
     while True:
-        packed = [_packed(one, step) for one in (volume, label_map) if one is not None]
-        if sum(map(len, packed)) <= max_mb * 1e6 or max(volume.geometry.shape) <= max(step):
-            break
-        left = np.array(volume.geometry.shape) > step
-        step[int(np.argmin(np.where(left, volume.geometry.spacing * step, np.inf)))] *= 2
+        packed = [base64.b64encode(_nifti(one, shown, 6)).decode() for one in (volume, label_map) if one is not None]
+        if sum(map(len, packed)) <= max_mb * 1e6 or max(volume.geometry.shape) <= max(shown):
+            return Viewer(_page(packed, label_map, shown), shown)
+        shown = _coarser(shown, volume.geometry)
+
+
+def nifti_bytes(volume: Volume | LabelMap, max_mb: float = SENT_MB) -> tuple[bytes, Step]:
+    """A scan or a label map as .nii.gz for a viewer, in world coordinates of the patient (RAS, mm), and its step.
+
+    Where its voxels would take more than `max_mb` megabytes before compression, voxels are left out as in `show`.
+    """
+    step: Step = (1, 1, 1)
+    while _megabytes(volume, step) > max_mb and max(volume.geometry.shape) > max(step):
+        step = _coarser(step, volume.geometry)
+    return _nifti(volume, step, 1), step
+
+
+def _coarser(step: Step, geometry: Geometry) -> Step:
+    """Half as many voxels along the axis on which those that are shown are nearest to each other."""
+    distances = np.where(np.array(geometry.shape) > step, geometry.spacing * step, np.inf)
+    i, j, k = (one * 2 if axis == distances.argmin() else one for axis, one in enumerate(step))
+    return i, j, k
+
+
+def _megabytes(volume: Volume | LabelMap, step: Step) -> float:
+    """Megabytes of the shown voxels before compression, at most."""
+    is_colour = isinstance(volume, Volume) and len(volume.array) > 1 and not volume.sequences
+    size = 4 if is_colour else min(4, volume.array.dtype.itemsize)
+    return size * math.prod(-(-n // every) for n, every in zip(volume.geometry.shape, step, strict=True)) / 1e6
+
+
+def _nifti(volume: Volume | LabelMap, step: Step, level: int) -> bytes:
+    """The shown voxels as NIfTI; they are compressed as they are written, without an uncompressed file in memory."""
+    image = nib.Nifti1Image(_voxels(volume, step), volume.geometry.affine @ np.diag([*step, 1]))
+    content = io.BytesIO()
+    with gzip.GzipFile(fileobj=content, mode="wb", compresslevel=level, mtime=0) as compressed:
+        image.to_stream(compressed)
+    return content.getvalue()
+
+
+def _voxels(volume: Volume | LabelMap, step: Step) -> NDArray[np.generic]:
+    """The shown voxels, of a type that NiiVue reads; colours become grey, of several sequences the first is taken."""
     i, j, k = step
-    return Viewer(_page(packed, label_map, (i, j, k)), (i, j, k))
-
-
-def nifti_bytes(volume: Volume | LabelMap) -> bytes:
-    """A scan or a label map as .nii.gz for a viewer, in world coordinates of the patient (RAS, mm)."""
-    data, affine = _voxels(volume), volume.geometry.affine
-    return gzip.compress(nib.Nifti1Image(data, affine).to_bytes(), 1)
-
-
-def _voxels(volume: Volume | LabelMap) -> NDArray[np.generic]:
-    """Voxels (i, j, k) of a type that NiiVue reads; colours become grey, of several sequences the first is taken."""
+    array: NDArray[np.generic] = volume.array[..., ::i, ::j, ::k]
     if isinstance(volume, LabelMap):
-        classes = volume.array.clip(min=0)  # unlabelled voxels have no colour
+        classes = array.clip(min=0)  # unlabelled voxels have no colour
         return classes.astype(np.uint8 if classes.max() < 256 else np.int32)
-    grey = len(volume.array) == 1 or volume.sequences
-    array = np.asarray(volume.array[0]) if grey else volume.array.mean(axis=0, dtype=np.float32)
+    grey = len(array) == 1 or volume.sequences
+    array = np.asarray(array[0]) if grey else array.mean(axis=0, dtype=np.float32)
     if array.dtype == np.bool_:
         return np.asarray(array, np.uint8)
     return np.asarray(array, np.float32) if array.dtype.itemsize == 8 or array.dtype == np.float16 else array
 
 
-def _packed(volume: Volume | LabelMap, step: list[int]) -> str:
-    """The shown voxels as NIfTI, compressed, in base64."""
-    i, j, k = step
-    data = np.ascontiguousarray(_voxels(volume)[::i, ::j, ::k])
-    affine = volume.geometry.affine @ np.diag([i, j, k, 1])
-    return base64.b64encode(gzip.compress(nib.Nifti1Image(data, affine).to_bytes(), 6)).decode()
-
-
-def _page(packed: list[str], label_map: LabelMap | None, step: tuple[int, int, int]) -> str:
+def _page(packed: list[str], label_map: LabelMap | None, step: Step) -> str:
     listed = [] if label_map is None else list(label_colours(label_map.labels))
     note = "" if step == (1, 1, 1) else f"To save space, one voxel in {' × '.join(map(str, step))} is shown."
     library = base64.b64encode(gzip.compress(files("handful").joinpath(NIIVUE).read_bytes(), 9)).decode()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from handful.backbones.base import Backbone
 from handful.backbones.catalog import open_backbone
-from handful.cohort.predict import label_map_name
+from handful.cohort.case_jobs import label_map_name
 from handful.data.cases import Case
 from handful.data.files import read_label_map, stem, write_label_map
 from handful.data.inventory import SIDECAR
@@ -32,6 +32,7 @@ from handful.errors import HandfulError, InputError
 from handful.jobs.atomic import replacing, write_atomically, write_json
 from handful.jobs.digests import digest_of_file
 from handful.jobs.plain_text import counted
+from handful.jobs.scratch import converted, zeros_like
 from handful.methods.catalog import online_learner
 from handful.service.workspace import Workspace, id_of
 from handful.session.session import Session
@@ -288,7 +289,8 @@ class Annotations:
         if case.reference is not None and not any(folder.glob("step-*.npz")):
             _take_over(session, case)  # both of its steps are in one file, so a kill leaves no half of it
         session.keep_in(folder)
-        session.learner = self._learner  # only now, as no undo takes back what was learned before the case was opened
+        session.clear_history()  # no undo takes back what was restored or taken over
+        session.learner = self._learner  # only now: `keep_in` would replace it by that of the last step of this case
         opened = OpenCase(case, session, annotator, 0.0)
         self._complete_labels(opened)
         return opened
@@ -327,9 +329,9 @@ class Annotations:
             sidecar.unlink(missing_ok=True)
             return
         _list_slices(sidecar, grid.axis, sorted(finished & _listed(sidecar)))
-        finished_only = _known_only(session.export(), grid, session.accepted)
+        finished_only = as_in_files(session.export(session.accepted), opened.case)
         with replacing(target) as fresh:
-            write_label_map(fresh, as_in_files(finished_only, opened.case))
+            write_label_map(fresh, finished_only)
             own = [digest_of_file(file) for file in (target, fresh) if file.is_file()]
             write_atomically(self._written(opened.case), "\n".join(own).encode())
         _list_slices(sidecar, grid.axis, sorted(finished))
@@ -370,28 +372,22 @@ def _take_over(session: Session, case: Case) -> None:
     """The labels of the case as accepted slices; unlabelled and scribbled slices stay open and empty."""
     reference = case.read_reference(session.volume.geometry)
     assert reference is not None
-    known = session.grid.of(reference.array != IGNORE)
-    whole = [number for number in range(len(session)) if known[number].all()]
-    shown = np.zeros_like(reference.array)
-    session.grid.of(shown)[whole] = session.grid.of(reference.array)[whole]
+    shown = zeros_like(reference.array, reference.array.dtype)
+    source, target = session.grid.of(reference.array), session.grid.of(shown)
+    whole = [number for number in range(len(session)) if (source[number] != IGNORE).all()]
+    for number in whole:
+        target[number] = source[number]
     session.propose_map(LabelMap(shown, reference.geometry, session.labels))
     session.accept_all(whole)
-
-
-def _known_only(label_map: LabelMap, grid: SliceGrid, accepted: Sequence[int]) -> LabelMap:
-    """The label map with nothing on slices that are not accepted."""
-    array = np.zeros_like(label_map.array)
-    target, source = grid.of(array), grid.of(label_map.array)
-    for number in accepted:
-        target[number] = source[number]
-    return LabelMap(array, label_map.geometry, label_map.labels)
 
 
 def as_in_files(label_map: LabelMap, case: Case) -> LabelMap:
     """The label map with background of the value that it has in the files of the cohort."""
     if case.background == 0:
         return label_map
-    array = np.where(label_map.array == 0, case.background, label_map.array).astype(label_map.array.dtype)
+    array = converted(
+        label_map.array, label_map.array.dtype, lambda block: np.where(block == 0, case.background, block)
+    )
     return LabelMap(array, label_map.geometry, label_map.labels)
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import FastAPI, Header, Request, Response
+from fastapi import FastAPI, Header, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
@@ -22,24 +23,31 @@ from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
+from handful.data.cases import Case, Cohort
+from handful.data.files import stem
+from handful.data.formats import is_scan
 from handful.data.label_colours import label_colours
+from handful.data.volume import LabelMap, Volume
 from handful.errors import BusyError, HandfulError, InputError
+from handful.jobs.digests import digest_of
 from handful.methods.catalog import build_method
 from handful.methods.cost import estimate_fit
 from handful.reports.viewer import nifti_bytes
 from handful.service.annotation import Annotations, InUseError, OpenCase, unpacked
 from handful.service.export import exported
 from handful.service.jobs import Job, Jobs, Kind
-from handful.service.monai import MonaiLabel, add_monai_label
+from handful.service.monai import SESSION_S, MonaiLabel, add_monai_label
 from handful.service.nninteractive import NnInteractive, add_nninteractive
 from handful.service.pictures import overlay, thumbnail
 from handful.service.security import Access, Guard
 from handful.service.uploads import store_scan
-from handful.service.workspace import Workspace
+from handful.service.workspace import CaseEntry, Workspace, id_of, state_of_scan
 from handful.session.session import Session
 
 STATIC = Path(__file__).parent / "static"
 KINDS: tuple[Kind, ...] = ("learn", "segment", "suggest")
+UPLOADS_S = 60.0
+"""Seconds between two removals of uploaded scans that have expired."""
 SETTLED = ("labelled", "accepted")
 """States of a case in which it no longer matters that a job could not use it."""
 Annotator = Annotated[str, Header(alias="x-annotator", max_length=64)]
@@ -67,7 +75,8 @@ class Action(BaseModel):
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    kind: Literal["click", "box", "scribble", "paint", "accept", "reopen", "undo", "redo", "propagate", "clear"]
+    kind: Literal["click", "box", "scribble", "area", "paint", "accept", "reopen", "undo", "redo", "propagate", "clear"]
+    """`area` adds the pixels of `mask` to a label, or removes them if not `positive`; `paint` sets all its pixels."""
     slice: Number = 0
     label: int | None = None
     points: list[tuple[float, float]] = Field(default_factory=list, max_length=10_000)
@@ -93,6 +102,8 @@ class CostRequest(BaseModel):
 
 class Verdict(BaseModel):
     verdict: Literal["accept", "send back"]
+    state: str | None = Field(default=None, max_length=64)
+    """State of the segmentation that was displayed; another one is not accepted."""
 
 
 class Service:
@@ -103,15 +114,18 @@ class Service:
         self.workspace = Workspace(config.cohort)
         self.annotations = Annotations(self.workspace, config.backbone, config.device, config.learning)
         self.jobs = Jobs(config.cohort, self.workspace.jobs, config.backbone, config.device)
+        self._scan_states: tuple[Cohort, dict[str, str]] | None = None
 
     def overview(self, annotator: str) -> dict[str, Any]:
         """Everything that the list of cases shows."""
         cohort = self.workspace.cohort()
         labels = cohort.labels
         unreadable = self.workspace.unreadable(cohort.cases)
+        scan_states, predictions = self._states_of_scans(cohort), self._predictions()
         entries = [
             asdict(entry)
             | {"in_use": self.annotations.in_use(entry.id, annotator), "unreadable": unreadable.get(entry.id)}
+            | {"scan_state": scan_states[entry.id], "result_state": self._result_state(entry, predictions)}
             for entry in self.workspace.entries(cohort)
         ]
         job = self.jobs.latest()
@@ -133,6 +147,48 @@ class Service:
             "left_out": [asdict(one) for one in cohort.left_out],
         }
 
+    def judge(self, case: Case, verdict: Verdict) -> None:
+        """Accept a segmentation, or take that back.
+
+        Raises HTTPException if it is another one than the displayed one: "Segment all" may have made it again.
+        """
+        if verdict.verdict == "send back":
+            self.workspace.send_back(case)
+            return
+        self._require_displayed(case, verdict.state)
+        self.workspace.accept(case)
+        try:
+            self._require_displayed(case, verdict.state)
+        except HTTPException:  # it was made again just now, so it is not known which one was kept
+            self.workspace.send_back(case)
+            raise
+
+    def _require_displayed(self, case: Case, displayed: str | None) -> None:
+        file = self.workspace.prediction(case)
+        if displayed is not None and file is not None and _state_of_file(file) != displayed:
+            raise HTTPException(
+                409, f"the segmentation of {case.name} has changed since it was displayed; check it again, then accept"
+            )
+
+    def _states_of_scans(self, cohort: Cohort) -> dict[str, str]:
+        """A text by id of the case that changes with its scan; the workspace gives the same cohort until then."""
+        if self._scan_states is None or self._scan_states[0] is not cohort:
+            states = {id_of(case): digest_of(str(sorted(state_of_scan(case))))[:16] for case in cohort.cases}
+            self._scan_states = cohort, states
+        return self._scan_states[1]
+
+    def _predictions(self) -> dict[str, Path]:
+        """The label maps that the model made, by name of the case."""
+        folder = self.workspace.predictions
+        return {stem(path): path for path in folder.iterdir() if is_scan(path)} if folder.is_dir() else {}
+
+    def _result_state(self, entry: CaseEntry, predictions: Mapping[str, Path]) -> str | None:
+        """A text that changes with the segmentation to review, or the accepted one; None without either."""
+        if entry.status == "accepted":
+            accepted = (self.workspace.accepted / entry.id).glob("[!.]*")
+            return _state_of_file(next(accepted, None))
+        return _state_of_file(predictions.get(entry.name)) if entry.status == "to review" else None
+
     def _model(self) -> dict[str, Any] | None:
         learned = self.jobs.last_done("learn")
         if learned is None or learned.result is None or not self.workspace.has_model:
@@ -140,15 +196,17 @@ class Service:
         return learned.result | {"when": learned.ended}
 
     def _problems(self, states: Mapping[str, str]) -> list[dict[str, Any]]:
-        """What went wrong in the last job of each kind: its error, or its cases that are not labelled since then."""
+        """What went wrong in the last job of each kind: its error, or its cases that still matter."""
         found: list[dict[str, Any]] = []
         for kind in KINDS:
             job = self.jobs.last_ended(kind)
             if job is None or job.dismissed:
                 continue
             result = job.result or {}
+            settled = () if kind == "learn" else SETTLED  # a labelled case that was not learned from still matters
+            open_cases = {case for case, state in states.items() if state not in settled}
             listed = {
-                part: [one for one in result.get(part, []) if states.get(one["case"], "labelled") not in SETTLED]
+                part: [one for one in result.get(part, []) if one["case"] in open_cases]
                 for part in ("failures", "warnings")
             }
             if job.error or any(listed.values()):
@@ -178,10 +236,15 @@ def create_app(config: ServiceConfig) -> FastAPI:
     """The service for one cohort folder. Raises InputError if the folder is none."""
     service = Service(config)
     nninteractive = NnInteractive(service.annotations, config.backbone)
+    monai = MonaiLabel(service.workspace, service.annotations, service.jobs, config.device)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        monai.remove_uploads()
+        removing = asyncio.create_task(_remove_expired(monai))
         yield
+        removing.cancel()
+        await run_in_threadpool(monai.remove_uploads)
         await run_in_threadpool(nninteractive.close)
         await run_in_threadpool(service.annotations.close)
         await run_in_threadpool(service.jobs.close)
@@ -191,12 +254,28 @@ def create_app(config: ServiceConfig) -> FastAPI:
     _add_cases(app, service)
     _add_annotation(app, service)
     _add_jobs(app, service)
-    add_monai_label(app, MonaiLabel(service.workspace, service.annotations, service.jobs, config.device))
+    add_monai_label(app, monai)
     add_nninteractive(app, nninteractive)
     app.state.cohort = config.cohort
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     app.add_middleware(Guard, access=config.access)
     return app
+
+
+async def _remove_expired(protocol: MonaiLabel) -> None:
+    """Remove uploaded scans in time while the service runs, also if nobody calls."""
+    while True:
+        await asyncio.sleep(UPLOADS_S)
+        with suppress(OSError):
+            await run_in_threadpool(protocol.remove_uploads, SESSION_S)
+
+
+def _state_of_file(file: Path | None) -> str | None:
+    """Time and size of a file; None without one, which may have been removed just now."""
+    with suppress(OSError):
+        if file is not None:
+            return f"{file.stat().st_mtime_ns}-{file.stat().st_size}"
+    return None
 
 
 def as_json(job: Job) -> dict[str, Any]:
@@ -258,15 +337,11 @@ def _add_cases(app: FastAPI, service: Service) -> None:
 
     @app.get("/api/cases/{case_id}/image.nii.gz")
     def image(case_id: str) -> Response:
-        return Response(nifti_bytes(workspace.read_image(workspace.case(case_id))), media_type="application/gzip")
+        return _voxels(workspace.read_image(workspace.case(case_id)))
 
     @app.post("/api/cases/{case_id}/verdict")
     def judge(case_id: str, verdict: Verdict) -> dict[str, str]:
-        case = workspace.case(case_id)
-        if verdict.verdict == "accept":
-            workspace.accept(case)
-        else:
-            workspace.send_back(case)
+        service.judge(workspace.case(case_id), verdict)
         return {"verdict": verdict.verdict}
 
     @app.get("/api/export/{form}")
@@ -313,7 +388,7 @@ def _add_annotation(app: FastAPI, service: Service) -> None:
     @app.get("/api/cases/{case_id}/segmentation.nii.gz")
     def segmentation(case_id: str, annotator: Annotator = "") -> Response:
         opened = annotations.open(case_id, annotator)
-        return Response(nifti_bytes(opened.session.export()), media_type="application/gzip")
+        return _voxels(opened.session.export())
 
 
 def _add_jobs(app: FastAPI, service: Service) -> None:
@@ -392,6 +467,9 @@ def carry_out(session: Session, action: Action) -> Sequence[int]:
             session.box(number, action.label, action.box)
         case "click" | "scribble":
             session.scribble(number, action.label, action.points, action.positive)
+        case "area":
+            area, mask = unpacked(_decoded(action.mask), session.size), session.mask_of(number, action.label)
+            session.paint(number, action.label, mask | area if action.positive else mask & ~area)
         case "clear":
             session.paint(number, action.label, np.zeros(session.size, bool))
         case "paint":
@@ -404,6 +482,12 @@ def _decoded(mask: str | None) -> bytes:
         return base64.b64decode(mask or "", validate=True)
     except binascii.Error as error:
         raise InputError(f"a mask that is no base64 ({error}); send 8 pixels per byte in base64") from error
+
+
+def _voxels(volume: Volume | LabelMap) -> Response:
+    """A scan or a label map as .nii.gz; every how many voxels of a large one are sent stands in X-Meta."""
+    content, step = nifti_bytes(volume)
+    return Response(content, media_type="application/gzip", headers={"x-meta": json.dumps({"step": step})})
 
 
 def _segmentation(opened: OpenCase, number: int, changed: Sequence[int]) -> Response:

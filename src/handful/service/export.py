@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from handful.checkpoint.model import SavedModel, open_model
-from handful.cohort.choice import choose_support
 from handful.data.cases import Case
 from handful.data.dicom.segmentation import Maker, SegmentationStyle, write_segmentation
 from handful.data.files import read_label_map, write_label_map
 from handful.data.nnunet import export_nnunet
 from handful.data.volume import IGNORE
 from handful.errors import HandfulError, InputError
+from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import replacing, write_atomically
 from handful.service.annotation import as_in_files
 from handful.service.workspace import Workspace
@@ -29,8 +29,8 @@ _ONE_AT_A_TIME = threading.Lock()
 def exported(workspace: Workspace, form: Form) -> Path:
     """An archive of the label maps of all cases, of a data set for nnU-Net, or of the report of the review.
 
-    "dicom-seg" has one DICOM segmentation per case that is a DICOM series, and `left_out.txt` with the reason for each
-    case that has none. Raises InputError if there is nothing to export.
+    "dicom-seg" has one DICOM segmentation per case that is a DICOM series. There and in "nnunet", `left_out.txt` has
+    the reason for each case that is left out. Raises InputError if there is nothing to export.
     """
     target = workspace.own / "exports" / f"handful-{form}.zip"
     target.parent.mkdir(exist_ok=True)
@@ -54,14 +54,28 @@ def _files(workspace: Workspace, form: Form) -> Iterator[tuple[str, Path]]:
         yield from _dicom_segmentations(workspace)
         return
     if form == "nnunet":
-        folder = workspace.own / "exports" / "nnunet"
-        cohort = workspace.cohort()
-        export_nnunet(choose_support(cohort), folder, cohort=cohort, overwrite=True)
-        for file in sorted(folder.rglob("*")):
-            if file.is_file():
-                yield str(file.relative_to(folder)), file
+        yield from _nnunet(workspace)
         return
     yield from _label_maps(workspace)
+
+
+def _nnunet(workspace: Workspace) -> Iterator[tuple[str, Path]]:
+    """A data set for nnU-Net, and the reasons why cases are left out."""
+    folder, failures = workspace.own / "exports" / "nnunet", list[Failure]()
+    written = export_nnunet(workspace.support(failures), folder, cohort=workspace.cohort(), overwrite=True)
+    for file in sorted(written.folder.rglob("*")):
+        if file.is_file():
+            yield str(file.relative_to(folder)), file
+    left_out = [f"{one.case}: {one.reason}" for one in failures]
+    left_out += [f"{one.file}: {one.reason}" for one in written.left_out]
+    if left_out:
+        yield "left_out.txt", _listed(left_out, workspace.own / "exports" / "left_out.txt")
+
+
+def _listed(left_out: list[str], file: Path) -> Path:
+    """The file with these lines."""
+    write_atomically(file, "\n".join([*left_out, ""]).encode())
+    return file
 
 
 def _label_maps(workspace: Workspace) -> Iterator[tuple[str, Path]]:
@@ -108,8 +122,7 @@ def _dicom_segmentations(workspace: Workspace) -> Iterator[tuple[str, Path]]:
         except HandfulError as error:
             left_out.append(f"{case.name}: {error}")
     if left_out and any(folder.iterdir()):
-        write_atomically(folder / "left_out.txt", "\n".join([*left_out, ""]).encode())
-        yield "segmentations/left_out.txt", folder / "left_out.txt"
+        yield "segmentations/left_out.txt", _listed(left_out, folder / "left_out.txt")
     elif left_out:
         raise InputError(f"no case can be exported as DICOM; {left_out[0]}")
 
@@ -126,5 +139,12 @@ def _write_segmentation(workspace: Workspace, case: Case, model: SavedModel | No
     assert label_map is not None
     if (label_map.array == IGNORE).any():
         raise InputError("only some of its slices are labelled, which DICOM cannot state; label the others")
-    maker = Maker(model.record.method, model.sha256) if model and not by_hand else Maker()
+    maker = Maker() if by_hand else _maker(workspace.model_of(case, result), model)
     write_segmentation(out, label_map, case.image, case.choice, SegmentationStyle(maker=maker))
+
+
+def _maker(made_by: str | None, model: SavedModel | None) -> Maker:
+    """What made a segmentation, by the SHA-256 of its model; the method is known of the present model only."""
+    if model is not None and model.sha256 == made_by:
+        return Maker(model.record.method, model.sha256)
+    return Maker("", made_by or "")

@@ -45,7 +45,7 @@ STATES = {"running": "RUNNING", "done": "DONE", "failed": "ERROR", "cancelled": 
 RAW = "label.bin"
 """Name under which OHIF sends a label map: one byte per voxel, the first axis runs fastest."""
 SESSION_S = 3600
-"""Seconds that an uploaded scan is kept."""
+"""Seconds that an uploaded scan is kept. It is refused after them, and removed within a minute more."""
 
 
 class MonaiLabel:
@@ -188,13 +188,8 @@ class MonaiLabel:
 
     def create_session(self, name: str, content: UploadFile) -> str:
         """Keep a scan for a while that is none of the cohort."""
-        folder = self.workspace.own / "uploads"
-        if folder.is_dir():
-            for old in folder.iterdir():
-                with suppress(FileNotFoundError):  # another viewer has just ended its session
-                    if time.time() - old.stat().st_mtime > SESSION_S:
-                        shutil.rmtree(old, ignore_errors=True)
-        token = uuid.uuid4().hex
+        self.remove_uploads(SESSION_S)
+        folder, token = self._uploads, uuid.uuid4().hex
         (folder / token).mkdir(parents=True)
         with (folder / token / safe_name(name)).open("wb") as target:
             shutil.copyfileobj(content.file, target)
@@ -204,11 +199,24 @@ class MonaiLabel:
         shutil.rmtree(self.session_file(token).parent)
 
     def session_file(self, token: str) -> Path:
-        """The scan of a session. Raises HTTPException for an unknown one."""
-        folder = self.workspace.own / "uploads" / token
-        if not (token.isalnum() and len(token) == 32 and folder.is_dir()):
-            raise HTTPException(404, "there is no such session")
-        return next(folder.iterdir())
+        """The scan of a session. Raises HTTPException for one that is unknown or has expired."""
+        self.remove_uploads(SESSION_S)
+        folder = self._uploads / token
+        file = next(folder.iterdir(), None) if token.isalnum() and len(token) == 32 and folder.is_dir() else None
+        if file is None:
+            raise HTTPException(404, f"there is no such session; an uploaded scan is kept for {SESSION_S} seconds")
+        return file
+
+    def remove_uploads(self, min_age_s: float = 0.0) -> None:
+        """Remove the uploaded scans that are at least so old; by default all of them."""
+        for old in self._uploads.iterdir() if self._uploads.is_dir() else ():
+            with suppress(FileNotFoundError):  # another viewer has just ended its session
+                if time.time() - old.stat().st_mtime >= min_age_s or not min_age_s:
+                    shutil.rmtree(old, ignore_errors=True)
+
+    @property
+    def _uploads(self) -> Path:
+        return self.workspace.own / "uploads"
 
     def _segmenter_of(self, saved: SavedModel) -> Segmenter:
         """The segmenter of the model, loaded once."""
@@ -408,24 +416,30 @@ def _passing(workspace: Workspace, name: str) -> Iterator[Path]:
 def _from_clicks(session: Session, params: Mapping[str, Any]) -> LabelMap:
     """The segmentation from all clicks of a request: by slice, then carried to the other slices.
 
-    It is one step of the session, which the next request takes back.
+    Clicks in the background correct the slices that they are on, also those that a label was only carried to. It is one
+    step of the session, which the next request takes back.
     """
     session.undo()
     points = {name: params.get(name) or [] for name in session.labels.names}
     if params.get("label") in points:  # the form of one label at a time
         points[str(params["label"])] = params.get("foreground") or []
-    background = params.get("background") or []
+    inside = {name: _by_slice(session, voxels) for name, voxels in points.items()}
+    outside = _by_slice(session, params.get("background") or [])
     with session.one_step():
-        for name, voxels in points.items():
-            inside = _by_slice(session, voxels)
-            outside = _by_slice(session, background)
-            for number, places in inside.items():
+        for name, slices in inside.items():
+            for number, places in slices.items():
                 for place in places:
                     session.click(number, name, place)
                 for place in outside.get(number, []):
                     session.click(number, name, place, positive=False)
         if session.prompted and len(session) > 1:
             session.propagate()
+        for name, slices in inside.items():
+            for number in sorted(outside.keys() - slices.keys()):
+                mask = session.mask_of(number, name)
+                if any(mask[int(row), int(column)] for column, row in outside[number]):
+                    for place in outside[number]:
+                        session.click(number, name, place, positive=False)
     return session.export()
 
 

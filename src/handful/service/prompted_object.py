@@ -12,7 +12,7 @@ from jaxtyping import Bool, Num
 from numpy.typing import NDArray
 
 from handful.backbones.base import Backbone
-from handful.data.slice_grid import SliceGrid
+from handful.data.slice_grid import SliceGrid, evenly_spaced
 from handful.data.slicing import Slicer
 from handful.data.volume import Geometry, LabelMap, Labels, Volume
 from handful.errors import InputError
@@ -175,9 +175,10 @@ def _carry_out(session: Session, prompt: Prompt) -> None:
             box = (left, top, left + local.shape[2] - 1, top + local.shape[1] - 1)
             session.box(number, LABEL, (float(box[0]), float(box[1]), float(box[2]), float(box[3])))
         return
-    chosen = np.unique(np.linspace(0, len(touched) - 1, STROKES + 2).round().astype(int))
-    inner = chosen[1:-1] if prompt.kind == "box" and len(chosen) > 2 else chosen[:STROKES]
-    for place in touched[inner]:
+    chosen = evenly_spaced(len(touched), STROKES)
+    if prompt.kind == "box" and len(touched) > 2:  # the object may be absent from the ends of its box
+        chosen = evenly_spaced(len(touched), STROKES + 2)[1:-1]
+    for place in touched[chosen]:
         points = np.argwhere(local[place])
         if prompt.kind in ("box", "lasso"):
             points = points[[len(points) // 2]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 COOKIE = "handful_token"
+"""Its value is a digest of the token, since some characters of tokens are not allowed in cookies."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 HEADERS = {
     "content-security-policy": "; ".join(
@@ -57,13 +59,24 @@ class Access:
         return urlsplit(origin).netloc == host or origin.rstrip("/") in [one.rstrip("/") for one in self.origins]
 
     def admits(self, headers: Headers, cookies: str) -> bool:
-        """Whether the request bears the token; compared in constant time."""
+        """Whether the request has the token, or the cookie of those who had it."""
         if self.token is None:
             return True
-        found = [part.partition("=")[2] for part in cookies.split("; ") if part.startswith(f"{COOKIE}=")]
+        own = token_digest(self.token.encode())
+        found = [part.partition("=")[2] for part in cookies.split("; ") if part.startswith(f"{cookie_name(own)}=")]
         scheme, _, value = headers.get("authorization", "").partition(" ")
-        found += [value.strip()] if scheme.lower() == "bearer" else []
-        return any(hmac.compare_digest(one.encode(), self.token.encode()) for one in found)
+        found += [token_digest(value.strip().encode("latin-1"))] if scheme.lower() == "bearer" else []
+        return any(hmac.compare_digest(one.encode(), own.encode()) for one in found)
+
+
+def token_digest(token: bytes) -> str:
+    """What the cookie has in place of the token; digests are compared in constant time."""
+    return hashlib.sha256(b"handful page: " + token).hexdigest()
+
+
+def cookie_name(digest: str) -> str:
+    """A name for each token, since browsers send the cookies of a host to all of its ports."""
+    return f"{COOKIE}_{digest[:8]}"
 
 
 class Guard:
@@ -95,10 +108,11 @@ class Guard:
         if origin == "null" and scope["method"] not in ("GET", "HEAD"):
             return _error(403, "pages without an origin may not call")
         if access.token and scope["path"] == "/" and (query := _token_in(scope)) is not None:
-            if not hmac.compare_digest(query.encode(), access.token.encode()):
+            digest = token_digest(access.token.encode())
+            if not hmac.compare_digest(token_digest(query.encode()), digest):
                 return _error(401, "wrong token")
             answer = RedirectResponse("/", 303)
-            answer.set_cookie(COOKIE, query, httponly=True, samesite="strict")
+            answer.set_cookie(cookie_name(digest), digest, httponly=True, samesite="strict")
             return answer
         if scope["method"] != "OPTIONS" and not access.admits(headers, headers.get("cookie", "")):
             return _error(401, "a token is needed; open the address that handful serve has printed")

@@ -86,9 +86,9 @@ class Worker:
         name = str(options.get("method", "auto"))
         settings = {"budget_minutes": options["minutes"]} if name == "auto" and options.get("minutes") else {}
         method = build_method(name, settings)
-        support = self.workspace.support()
-        unused = set(cohort.labels.names if cohort.labels else ()) - set(support.labels.names)
         failures: list[Failure] = []
+        support = self.workspace.support(failures)
+        unused = set(cohort.labels.names if cohort.labels else ()) - set(support.labels.names)
         if method.uses_unlabelled:
             support = replace(
                 support, unlabelled=choose_unlabelled(cohort, support, failures=failures, report=self.report)

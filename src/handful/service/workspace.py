@@ -13,18 +13,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from handful.checkpoint.record import RECORD
-from handful.cohort.choice import choose_support
 from handful.data.cases import Case, Cohort
 from handful.data.files import read_cohort, read_label_map, stated_values, stem
 from handful.data.formats import is_scan
-from handful.data.support import SupportSet
+from handful.data.support import AcceptedSlices, SupportSet
 from handful.data.volume import LabelMap, Labels, Volume
 from handful.errors import InputError, reason_of
+from handful.evaluation.evaluate import Failure
 from handful.jobs.atomic import remove_leftovers, write_atomically, write_json
-from handful.jobs.digests import digest_of
+from handful.jobs.digests import digest_of, digest_of_file
+from handful.jobs.notes import NOTES, Notes
 from handful.service.folder import require_cohort_folder
 from handful.session.state_file import LEARNERS
 
@@ -47,6 +46,16 @@ class CaseEntry:
     quality: float | None
     """Predicted Dice of its worst label; None where it was not estimated."""
     flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a note of `predict_cohort` states of the origin of a label map."""
+
+    model: str | None = None
+    """SHA-256 of the model that made it."""
+    output: str | None = None
+    """SHA-256 of the label map."""
 
 
 class Workspace:
@@ -152,17 +161,22 @@ class Workspace:
         """The labels of the cohort; None before anybody has named some."""
         return self.cohort().labels
 
-    def support(self) -> SupportSet:
+    def support(self, failures: list[Failure] | None = None) -> SupportSet:
         """All labelled cases, and the labels that they show; a label that was named and never used is left out.
 
-        Raises InputError without a labelled case.
+        Cases that cannot be used are left out, too, and added to `failures`. Raises InputError without a labelled case,
+        and the first error if none can be used.
         """
-        cohort, used = self.cohort(), set[int]()
-        for case in cohort.cases:
-            reference = case.read_reference() if case.reference is not None else None
-            used |= set() if reference is None else {int(value) for value in np.unique(reference.array)}
-        values = cohort.labels.values if cohort.labels else ()
-        return choose_support(cohort, labels=[str(value) for value in values if value in used])
+        cohort = self.cohort()
+        labelled = [case for case in cohort.cases if case.reference is not None]
+        if cohort.labels is None or not labelled:
+            raise InputError(f"cohort {cohort.name!r} has no labelled case; finish a slice of one first")
+        readable, errors = AcceptedSlices.of_readable(labelled, cohort.labels)
+        if failures is not None:
+            failures += [Failure.of(case, errors[case.name]) for case in labelled if case.name in errors]
+        shown = {value for facts in readable.facts for value in facts.voxels}
+        used = {value: name for value, name in cohort.labels.as_dict().items() if value in shown}
+        return SupportSet(readable.cases, Labels.of(used) if used else cohort.labels, known_facts=readable.facts)
 
     def name_labels(self, names: Sequence[str]) -> Labels:
         """Names the labels 1, 2, …, in dataset.json; names that are there keep their values and can only be added to.
@@ -231,11 +245,14 @@ class Workspace:
         return {folder.name for folder in self.accepted.iterdir()} if self.accepted.is_dir() else set()
 
     def accept(self, case: Case) -> None:
-        """Keep the segmentation of a case. Raises InputError if it has none."""
+        """Keep the segmentation of a case, and the note of its origin. Raises InputError if it has none."""
         prediction = self.prediction(case)
         if prediction is None:
             raise InputError("this case has no segmentation yet; segment it first")
-        write_atomically(self.accepted / id_of(case) / prediction.name, prediction.read_bytes())
+        folder, note = self.accepted / id_of(case), self.predictions / NOTES / f"{case.name}.json"
+        write_atomically(folder / prediction.name, prediction.read_bytes())
+        if note.is_file():
+            write_atomically(folder / NOTES / note.name, note.read_bytes())
 
     def send_back(self, case: Case) -> None:
         """Take back that the segmentation was accepted."""
@@ -249,6 +266,15 @@ class Workspace:
             return case.reference
         accepted = (self.accepted / id_of(case)).glob("[!.]*")  # without what is just being written
         return next(accepted, None) or self.prediction(case)
+
+    def model_of(self, case: Case, result: Path) -> str | None:
+        """SHA-256 of the model that made a segmentation; None where that is unknown, or the file was changed since."""
+        digest = digest_of_file(result)
+        for folder in (result.parent, self.predictions):  # what an earlier version accepted has no note of its own
+            origin = Notes(folder / NOTES, _Origin).read(case.name)
+            if origin is not None and origin.output == digest:
+                return origin.model
+        return None
 
     def read_result(self, case: Case) -> LabelMap | None:
         """The best label map of a case; None without any, or before a label has a name."""

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer, Num
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from handful.backbones.sam_med3d import SamMed3d
@@ -34,6 +34,7 @@ from handful.data.support import AcceptedSlices
 from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import InputError, LabelError, SettingsError
 from handful.jobs.progress import Report, silent
+from handful.jobs.scratch import zeros
 from handful.methods.base import Segmenter
 from handful.methods.online import CorrectedObject, OnlineLearner, PromptedObject
 from handful.methods.promptable import Source, resolve_source
@@ -276,6 +277,12 @@ class Session:
                 self._redo.pop()
             return changed
 
+    def clear_history(self) -> None:
+        """Make the steps so far permanent: `undo` and `redo` change nothing until another step is taken."""
+        with self._lock:
+            self._undo.clear()
+            self._redo.clear()
+
     @contextmanager
     def one_step(self) -> Iterator[None]:
         """Everything in the context is one step for `undo`. Other threads wait until it ends."""
@@ -383,12 +390,8 @@ class Session:
         """
         if not self.accepted:
             raise InputError("no slice is accepted, so there is nothing to learn from; accept at least one first")
-        full = self.export()
-        array = np.full(full.array.shape, IGNORE, dtype=np.int32)
-        target, source = self._embeddings.stack.of(array), self._embeddings.stack.of(full.array)
-        for number in self.accepted:
-            target[number] = source[number]
-        reference = LabelMap(array, full.geometry, self.labels)
+        array = self._filled(self.accepted, np.int32, IGNORE)
+        reference = LabelMap(array, self.volume.geometry, self.labels)
         return Case(name=name, image=self.volume, reference=reference, labels=self.labels)
 
     def refresh(self, segmenter: Segmenter | None = None, name: str = "corrected") -> Segmenter:
@@ -408,15 +411,11 @@ class Session:
 
     # Results and files.
 
-    def export(self) -> LabelMap:
-        """The segmentation, on the grid of the scan."""
-        geometry = self.volume.geometry
-        out = np.zeros(geometry.shape, dtype=np.int16 if max(self.labels.values) < 2**15 else np.int32)
-        target = self._embeddings.stack.of(out)
-        with self._lock:
-            for number in range(len(self)):
-                target[number] = self.classes(number)
-        return LabelMap(out, geometry, self.labels)
+    def export(self, numbers: Iterable[int] | None = None) -> LabelMap:
+        """The segmentation, on the grid of the scan; with `numbers`, that of these slices, and 0 on all others."""
+        kind = np.int16 if max(self.labels.values) < 2**15 else np.int32
+        array = self._filled(range(len(self)) if numbers is None else numbers, kind)
+        return LabelMap(array, self.volume.geometry, self.labels)
 
     def save(self, path: str | Path) -> None:
         """Write the segmentation, completely or not at all."""
@@ -446,8 +445,8 @@ class Session:
     def keep_in(self, folder: str | Path) -> None:
         """Write each step into `folder` before its call returns, so that nothing is lost if the process is killed.
 
-        Steps of an earlier session on the same scan that are there are restored first, as one step for `undo`; the undo
-        history itself is not kept. If there are none, the segmentation so far is written. Raises as `restore`.
+        Steps of an earlier session on the same scan that are there are restored first. The undo history is not kept:
+        `undo` cannot go back beyond them. If there are none, the segmentation so far is written. Raises as `restore`.
         """
         steps = StepFolder(Path(folder), self._identity, len(self))
         with self._lock:
@@ -455,7 +454,9 @@ class Session:
             nothing = SliceState.empty(self.size).below
             if not saved.states and any(one.below != nothing or one.prompted or one.accepted for one in self._states):
                 steps.write(self._saved)
-            self._commit(saved.states, self._restored(saved))
+            if saved.states:
+                self._replace(saved.states, self._restored(saved))
+                self.clear_history()
             self._steps = steps
 
     def close(self) -> None:
@@ -563,24 +564,39 @@ class Session:
             self._joined = _Step({**before.states, **joined.states}, joined.learner or before.learner)
         self._redo.clear()
         different = tuple(number for number, state in states.items() if state.top != self._states[number].top)
-        for number, state in states.items():
-            self._states[number] = state
-        self.learner = after.learner or self.learner
+        self._replace(states, after.learner)
         return different
 
     def _swap(self, step: _Step, history: deque[_Step] | list[_Step]) -> tuple[int, ...]:
         self._write(step)
         before = {number: self._states[number] for number in step.states}
         history.append(_Step(before, step.learner and self.learner))
-        for number, state in step.states.items():
-            self._states[number] = state
-        self.learner = step.learner or self.learner
+        self._replace(step.states, step.learner)
         return tuple(step.states)
+
+    def _replace(self, states: Mapping[int, SliceState], learner: OnlineLearner | None) -> None:
+        """Replace states, and the learner if one is given."""
+        for number, state in states.items():
+            self._states[number] = state
+        self.learner = learner or self.learner
 
     def _write(self, step: _Step) -> None:
         """Write a step, and the learner if it changes, into the folder of `keep_in`."""
         if self._steps:
             self._steps.write(Saved(step.states, step.learner.packed() if step.learner else None))
+
+    def _filled(self, numbers: Iterable[int], kind: DTypeLike, elsewhere: int = 0) -> NDArray[Any]:
+        """Label values of these slices in an array of the scan's shape; in a file if it is large."""
+        shape, axis = self.volume.geometry.shape, self.grid.axis
+        slices_first = (shape[axis], *(length for place, length in enumerate(shape) if place != axis))
+        array = np.moveaxis(zeros(slices_first, kind), 0, axis)  # so that each slice is written in one place
+        if elsewhere:
+            array[...] = elsewhere
+        target = self.grid.of(array)
+        with self._lock:
+            for number in numbers:
+                target[number] = self.classes(number)
+        return array
 
     def _given_masks(self, index: int) -> dict[int, NDArray[np.bool_]]:
         """{slice: mask} of a label, on the accepted slices and on those with prompts for it."""

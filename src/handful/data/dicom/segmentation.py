@@ -34,6 +34,8 @@ _MAY_BE_EMPTY = (
     "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
 """Attributes of patient and study that every image must have, if without a value."""
+MANUAL = "manual"
+"""In place of a method, for labels that are not a model's."""
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
 
 
@@ -41,10 +43,25 @@ _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassU
 class Maker:
     """What made a segmentation, for its header."""
 
-    method: str = "manual"
-    """The method of the model."""
+    method: str = MANUAL
+    """The method of the model; empty if it is unknown, `MANUAL` for labels by hand, which state no algorithm."""
     model: str = ""
-    """The SHA-256 of the model."""
+    """The SHA-256 of the model; empty if it is unknown."""
+
+    @property
+    def name(self) -> str:
+        """The program and the method."""
+        return f"handful {self.method}".rstrip()[:LONGEST_NAME]
+
+    @property
+    def by_hand(self) -> bool:
+        """Whether these are labels by hand."""
+        return self.method == MANUAL
+
+    @property
+    def description(self) -> str:
+        """What the segmentation is."""
+        return "Labels finished by a person" if self.by_hand else "Segmentation by handful, to be checked"
 
 
 @dataclass(frozen=True)
@@ -214,16 +231,14 @@ def _segmentation(images: Sequence[Any], planes: NDArray[Any], label_map: LabelM
         software_versions=version("handful"),
         device_serial_number=style.maker.model[:16] or "none",
         content_label="SEGMENTATION",
-        content_description="Segmentation by handful, to be checked",
-        series_description=f"handful {style.maker.method}"[:LONGEST_NAME],
+        content_description=style.maker.description,
+        series_description=style.maker.name,
     )
 
 
 def _description(number: int, name: str, colour: str, style: SegmentationStyle) -> Any:
-    from highdicom import AlgorithmIdentificationSequence
     from highdicom.color import CIELabColor
     from highdicom.seg import SegmentDescription
-    from pydicom.sr.codedict import codes
 
     term = style.terms.get(name) or standard_term(name)
     maker = style.maker
@@ -232,14 +247,21 @@ def _description(number: int, name: str, colour: str, style: SegmentationStyle) 
         segment_label=name[:LONGEST_NAME],
         segmented_property_category=_coded(term.category),
         segmented_property_type=_coded(term.type),
-        algorithm_type="AUTOMATIC",
-        algorithm_identification=AlgorithmIdentificationSequence(
-            name=f"handful {maker.method}"[:LONGEST_NAME],
-            family=codes.cid7162.ArtificialIntelligence,
-            version=version("handful"),
-            parameters={"model_sha256": maker.model} if maker.model else None,
-        ),
+        algorithm_type="MANUAL" if maker.by_hand else "AUTOMATIC",
+        algorithm_identification=None if maker.by_hand else _algorithm(maker),
         display_color=CIELabColor.from_string(colour),
+    )
+
+
+def _algorithm(maker: Maker) -> Any:
+    from highdicom import AlgorithmIdentificationSequence
+    from pydicom.sr.codedict import codes
+
+    return AlgorithmIdentificationSequence(
+        name=maker.name,
+        family=codes.cid7162.ArtificialIntelligence,
+        version=version("handful"),
+        parameters={"model_sha256": maker.model} if maker.model else None,
     )
 
 

@@ -405,7 +405,7 @@ class App {
           disabled: one.in_use,
           onclick: () => (this.state.labels.length ? this.show('label', one.id) : say(t('namesNeeded'), true)),
         },
-        this.picture(`cases/${one.id}/thumbnail.png`),
+        this.picture(`cases/${one.id}/thumbnail.png?${one.scan_state}`),
         h('span', { class: 'name' }, breakable(one.name)),
         h('span', { class: `status ${one.status.replace(' ', '-')}` }, one.in_use ? t('inUse') : t(one.status)),
         one.quality != null &&
@@ -558,8 +558,11 @@ class App {
       .sort((a, b) => (a.status === 'accepted') - (b.status === 'accepted') || (a.quality ?? 2) - (b.quality ?? 2));
     const judge = (one, verdict) =>
       guarded(async () => {
-        await post(`cases/${one.id}/verdict`, { verdict });
-        await this.refresh();
+        try {
+          await post(`cases/${one.id}/verdict`, { verdict, state: one.result_state });
+        } finally {
+          await this.refresh(); // also where the segmentation has changed, so that its picture is loaded again
+        }
       });
     $('#review').replaceChildren(
       h('p', {}, found.length ? t('reviewIntro') : t('nothingToReview')),
@@ -577,7 +580,7 @@ class App {
           h(
             'li',
             { 'data-case': one.name, class: one.status === 'accepted' ? 'settled' : '' },
-            this.picture(`cases/${one.id}/overlay.png?${this.state.model?.when ?? ''}`),
+            this.picture(`cases/${one.id}/overlay.png?${one.scan_state}-${one.result_state}`),
             h(
               'div',
               {},

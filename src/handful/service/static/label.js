@@ -19,6 +19,8 @@ export class Label {
     this.shown = null; // the slice whose pixels and labels are displayed; null for none
     this.cache = new Map();
     this.asked = 0;
+    this.pending = new Map(); // number of steps that are not answered yet, by case and slice
+    this.answers = 0;
     this.build();
     document.addEventListener('keydown', (event) => this.key(event));
     document.addEventListener('keyup', (event) => {
@@ -107,6 +109,7 @@ export class Label {
         'div',
         {},
         h('canvas', { class: 'context', width: 300, height: 300, 'aria-label': t('context') }),
+        (this.thinned = h('p', { class: 'hint' })),
         button('again', t('contextAgain'), '', () => this.context()),
       ),
     );
@@ -270,11 +273,16 @@ export class Label {
     this.status();
     const asked = ++this.asked;
     try {
-      const [pixels, classes] = await Promise.all([this.pixels(number), this.classes(number)]);
-      if (asked !== this.asked || id !== this.case?.id) return;
+      let pixels, classes, answers;
+      do {
+        answers = this.answers; // the segmentation may be older than the answer to a step that came meanwhile
+        [pixels, classes] = await Promise.all([this.pixels(number), this.classes(number)]);
+        if (asked !== this.asked || id !== this.case?.id) return;
+      } while (answers !== this.answers);
       this.view.drawn = null;
       this.view.show(pixels, classes);
       this.shown = number;
+      if (this.drag?.area) this.preview(this.drag);
       for (const ahead of [1, -1, 2])
         if (number + ahead >= 0 && number + ahead < this.case.slices) this.pixels(number + ahead).catch(() => {});
     } catch (error) {
@@ -323,35 +331,49 @@ export class Label {
     this.finishButton.textContent = finished ? t('reopen') : t('finish');
     this.body.classList.toggle('finished', finished);
   }
-  act(step) {
+  // `label` is the place in the list of labels; that of a stroke is the one that it was begun with.
+  act(step, label = this.current) {
     if (!this.case) return;
     const number = this.number,
       id = this.case.id,
-      labels = this.app.state.labels;
-    const action = { slice: number, ...step };
+      action = { slice: number, ...step };
     if (!['accept', 'reopen', 'undo', 'redo', 'propagate'].includes(step.kind))
-      action.label = labels[this.current]?.value;
+      action.label = this.app.state.labels[label]?.value;
+    this.count(id, number, 1);
     return inOrder(async () => {
-      this.root.classList.add('busy');
+      let changed = [],
+        classes;
       try {
-        const answer = await call(`cases/${id}/actions`, { method: 'POST', json: action }),
-          { changed, classes } = await this.take(id, answer);
-        if (id !== this.case?.id) return;
-        if (number === this.number) {
-          this.view.drawn = null;
-          this.view.classes = classes;
-          this.view.renderClasses();
-        }
-        if (['undo', 'redo'].includes(step.kind) && changed.length && !changed.includes(this.number))
-          await this.go(changed[0]);
+        const answer = await call(`cases/${id}/actions`, { method: 'POST', json: action });
+        ({ changed, classes } = await this.take(id, answer));
+        this.answers++;
       } catch (error) {
-        this.view.drawn = null;
-        this.view.renderClasses();
         say(error.message, true);
-      } finally {
-        this.root.classList.remove('busy');
       }
+      this.count(id, number, -1);
+      this.answered(id, number, classes);
+      const isElsewhere = changed.length && !changed.includes(this.number);
+      if (id === this.case?.id && ['undo', 'redo'].includes(step.kind) && isElsewhere) await this.go(changed[0]);
     });
+  }
+  count(id, number, more) {
+    const key = `${id} ${number}`,
+      left = (this.pending.get(key) ?? 0) + more;
+    left ? this.pending.set(key, left) : this.pending.delete(key);
+    this.root.classList.toggle('busy', this.pending.size > 0);
+  }
+  isPending(id, number) {
+    return this.pending.has(`${id} ${number}`);
+  }
+  // Displays the answer to a step. What was drawn stays until the last step of the slice is answered.
+  answered(id, number, classes = this.view.classes) {
+    if (id !== this.case?.id || number !== this.shown) return;
+    this.view.classes = classes;
+    if (!this.isPending(id, number)) {
+      this.view.drawn = null;
+      if (this.drag?.area) this.preview(this.drag);
+    }
+    this.view.renderClasses();
   }
   async finish() {
     const finished = this.case.accepted.includes(this.number);
@@ -411,9 +433,16 @@ export class Label {
       this.viewer.opts.multiplanarLayout = 2; // a grid of two by two
       await this.viewer.attachToCanvas(this.threeD.querySelector('canvas'));
     }
-    const load = async (name) => URL.createObjectURL(await (await call(`cases/${id}/${name}`)).blob());
-    const urls = [await load('image.nii.gz'), await load('segmentation.nii.gz')];
+    const load = async (name) => {
+      const answer = await call(`cases/${id}/${name}`),
+        { step } = JSON.parse(answer.headers.get('x-meta'));
+      return { step, url: URL.createObjectURL(await answer.blob()) };
+    };
+    const loaded = [await load('image.nii.gz'), await load('segmentation.nii.gz')],
+      urls = loaded.map((one) => one.url),
+      step = loaded[0].step.map((every, axis) => Math.max(every, loaded[1].step[axis]));
     if (this.case?.id !== id) return;
+    this.thinned.textContent = step.some((every) => every > 1) ? t('thinned', step.join(' × ')) : '';
     await this.viewer.loadVolumes([
       { url: urls[0], name: 'scan.nii.gz' },
       { url: urls[1], name: 'labels.nii.gz', opacity: 0.5 },
@@ -456,9 +485,10 @@ export class Label {
       this.view.paint();
       return;
     }
-    this.drag = { points: [at], positive, tool: this.tool };
+    this.drag = { points: [at], positive, tool: this.tool, label: this.current, before: this.view.drawn };
     if (this.tool === 'brush' || this.tool === 'eraser') {
-      this.drag.mask = this.mask();
+      this.drag.positive = this.tool === 'brush';
+      this.drag.area = new Uint8Array(this.view.width * this.view.height);
       this.stroke(at, at);
     }
   }
@@ -484,7 +514,7 @@ export class Label {
       return;
     }
     this.last = [event.clientX, event.clientY];
-    if (this.drag?.mask) {
+    if (this.drag?.area) {
       const points = this.drag.points;
       this.stroke(points[points.length - 1], at);
       points.push(at);
@@ -500,11 +530,12 @@ export class Label {
     const [a, b] = [drag.points[0], drag.points[drag.points.length - 1]];
     if (drag.tool === 'box') {
       const box = [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[0], b[0]), Math.max(a[1], b[1])];
-      if (box[2] - box[0] > 1 && box[3] - box[1] > 1) this.act({ kind: 'box', box });
-    } else if (drag.tool === 'scribble') this.act({ kind: 'scribble', points: drag.points, positive: drag.positive });
-    else if (drag.mask) this.act({ kind: 'paint', mask: packed(drag.mask) });
+      if (box[2] - box[0] > 1 && box[3] - box[1] > 1) this.act({ kind: 'box', box }, drag.label);
+    } else if (drag.tool === 'scribble')
+      this.act({ kind: 'scribble', points: drag.points, positive: drag.positive }, drag.label);
+    else if (drag.area) this.change(drag);
     else if (drag.tool === 'lasso' && drag.points.length > 3)
-      this.add(polygon(this.view.width, this.view.height, drag.points), drag.positive);
+      this.add({ ...drag, area: polygon(this.view.width, this.view.height, drag.points) });
     this.view.paint();
   }
   shiftWindow({ window: [low, high], from }, event) {
@@ -516,53 +547,55 @@ export class Label {
     this.preset.value = 'own';
     this.view.render();
   }
-  // The mask of the current label, with strokes that the service has not answered yet.
-  mask() {
-    const own = this.current + 1;
-    return Uint8Array.from(this.view.drawn ?? this.view.classes, (value) => (value === own ? 1 : 0));
-  }
   stroke([ax, ay], [bx, by]) {
-    const steps = Math.max(1, Math.ceil(Math.hypot(bx - ax, by - ay) / Math.max(1, this.size / 3))),
-      value = this.tool === 'brush' ? 1 : 0;
+    const steps = Math.max(1, Math.ceil(Math.hypot(bx - ax, by - ay) / Math.max(1, this.size / 3)));
     for (let i = 0; i <= steps; i++)
       disc(
-        this.drag.mask,
+        this.drag.area,
         this.view.width,
         this.view.height,
         [ax + ((bx - ax) * i) / steps, ay + ((by - ay) * i) / steps],
         this.size / 2,
-        value,
+        1,
       );
-    this.preview(this.drag.mask);
+    this.preview(this.drag);
   }
-  preview(mask) {
-    const own = this.current + 1;
-    const before = this.view.drawn ?? this.view.classes;
-    this.view.drawn = Uint8Array.from(before, (value, i) => (mask[i] ? own : value === own ? 0 : value));
+  // What is displayed: the segmentation, with areas that the service has not answered yet.
+  displayed() {
+    return this.view.drawn ?? this.view.classes;
+  }
+  // Displays an area as added to a label, or removed from it.
+  preview({ area, positive, label }) {
+    const own = label + 1;
+    const changed = (value) => (positive ? own : value === own ? 0 : value);
+    this.view.drawn = this.displayed().map((value, i) => (area[i] ? changed(value) : value));
     this.view.renderClasses();
   }
-  add(area, positive) {
-    const mask = this.mask();
-    for (let i = 0; i < mask.length; i++) if (area[i]) mask[i] = positive ? 1 : 0;
-    this.preview(mask);
-    this.act({ kind: 'paint', mask: packed(mask) });
+  add(change) {
+    this.preview(change);
+    this.change(change);
+  }
+  // Only the area is sent, so that steps which are not answered yet stay as they are.
+  change({ area, positive, label }) {
+    this.act({ kind: 'area', mask: packed(area), positive }, label);
   }
   fill(at, positive) {
-    const mask = this.mask(),
+    const label = this.current,
+      mask = this.displayed().map((value) => (value === label + 1 ? 1 : 0)),
       inside = mask[Math.round(at[1]) * this.view.width + Math.round(at[0])];
     if (positive !== !inside) return;
-    this.add(flood(mask, this.view.width, this.view.height, at), positive);
+    this.add({ area: flood(mask, this.view.width, this.view.height, at), positive, label });
   }
   close() {
     if (this.tool === 'polygon' && this.points?.length > 2) {
-      const points = this.points;
+      const area = polygon(this.view.width, this.view.height, this.points);
       this.points = null;
-      this.add(polygon(this.view.width, this.view.height, points), true);
+      this.add({ area, positive: true, label: this.current });
     }
   }
   sketch(c, pixel) {
     c.lineWidth = 1.5 * pixel;
-    c.strokeStyle = this.app.state.labels[this.current]?.colour ?? '#fff';
+    c.strokeStyle = this.app.state.labels[this.drag?.label ?? this.current]?.colour ?? '#fff';
     const path = (points) => {
       c.beginPath();
       points.forEach(([x, y], i) => c[i ? 'lineTo' : 'moveTo'](x + 0.5, y + 0.5));
@@ -571,7 +604,7 @@ export class Label {
     if (this.drag?.points && this.drag.tool === 'box') {
       const [a, b] = [this.drag.points[0], this.drag.points.at(-1)];
       c.strokeRect(a[0] + 0.5, a[1] + 0.5, b[0] - a[0], b[1] - a[1]);
-    } else if (this.drag?.points && !this.drag.mask) path(this.drag.points);
+    } else if (this.drag?.points && !this.drag.area) path(this.drag.points);
     if (this.points) path(this.pointer ? [...this.points, this.pointer] : this.points);
     if (this.cursor && this.pointer) {
       const [x, y] = this.pointer,
@@ -691,8 +724,9 @@ export class Label {
       done();
       this.points ? this.close() : guarded(() => this.finish())();
     } else if (key === 'escape') {
+      const before = this.drag ? this.drag.before : this.view.drawn;
       this.points = this.drag = null;
-      this.view.drawn = null;
+      this.view.drawn = this.isPending(this.case.id, this.number) ? before : null;
       this.view.renderClasses();
     } else if (key === 'n') guarded(() => this.next())();
     else if (key === 'w' && !this.windowing && this.last)

@@ -26,7 +26,7 @@ export class SliceView {
       one.width = this.width;
       one.height = this.height;
     }
-    this.pixels = this.classes = null;
+    this.pixels = this.classes = this.drawn = null;
     this.zoom = 1;
     this.pan = [0, 0];
   }

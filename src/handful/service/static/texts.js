@@ -71,6 +71,7 @@ export const T = {
   toCases: 'To the cases',
   noPicture: 'cannot be read',
   contextAgain: 'Show the labels as they are now',
+  thinned: 'To save memory, one voxel in {0} is shown.',
   decisions: 'Settings that were chosen automatically',
   opening: 'Opening {0} …',
   chooseCase: 'Choose a case in “Cases”, or press N for the next suggested slice.',
