@@ -9,8 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -40,6 +39,7 @@ from handful.methods.online import CorrectedObject, OnlineLearner, PromptedObjec
 from handful.methods.promptable import Source, resolve_source
 from handful.methods.volume_prompts import VolumeClick, segment_object
 from handful.session.embeddings import SliceEmbeddings
+from handful.session.history import History, Step
 from handful.session.predictors import Predictor
 from handful.session.propagation import merged, propagated
 from handful.session.slice_state import PromptedMask, SliceState, as_prompts, mask_logits, prompted_mask
@@ -89,15 +89,6 @@ class Change:
     """The current mask of the label on the whole slice."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """What a step has replaced."""
-
-    states: Mapping[int, SliceState]
-    learner: OnlineLearner | None = None
-    """None if the step has not changed it."""
-
-
 class Session:
     """The interactive segmentation of one scan. Thread-safe: calls are executed one after the other."""
 
@@ -119,8 +110,6 @@ class Session:
         With a `learner`, such as `Auxiliary()`, masks from prompts also depend on what was learned from accepted ones.
         """
         self.volume = volume
-        self.learner = learner
-        """What has learned from the accepted slices so far; give it to the session of the next scan."""
         self.config = config or SessionConfig()
         promptable, self._segmenter = resolve_source(source, labels, slicer)
         self._predictor = Predictor(promptable)
@@ -128,19 +117,24 @@ class Session:
         self._lock = threading.RLock()
         stack, backbone = self.slicer.view(volume), self._predictor.backbone
         self._embeddings = SliceEmbeddings(stack, backbone, self.config.keep, self.config.background, self._lock)
-        self._states = [SliceState.empty(stack.size)] * len(stack)
-        self._undo: deque[_Step] = deque(maxlen=self.config.history)
-        self._redo: list[_Step] = []
-        self._joined: _Step | None = None
-        self._steps: StepFolder | None = None
+        self._history = History([SliceState.empty(stack.size)] * len(stack), learner, self.config.history)
         weakref.finalize(self, self._embeddings.stop)
         self._embeddings.move_to(len(stack) // 2)
+
+    @property
+    def learner(self) -> OnlineLearner | None:
+        """What has learned from the accepted slices so far; give it to the session of the next scan."""
+        return self._history.learner
+
+    @learner.setter
+    def learner(self, learner: OnlineLearner | None) -> None:
+        self._history.learner = learner
 
     # Slices.
 
     def __len__(self) -> int:
         """Number of slices."""
-        return len(self._states)
+        return len(self._history.states)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -170,12 +164,12 @@ class Session:
     @property
     def accepted(self) -> tuple[int, ...]:
         """Numbers of the accepted slices, which no other call changes."""
-        return tuple(number for number, state in enumerate(self._states) if state.accepted)
+        return tuple(number for number, state in enumerate(self._history.states) if state.accepted)
 
     @property
     def prompted(self) -> tuple[int, ...]:
         """Numbers of the slices with prompts."""
-        return tuple(number for number, state in enumerate(self._states) if state.prompted)
+        return tuple(number for number, state in enumerate(self._history.states) if state.prompted)
 
     def look_at(self, number: int) -> Float[Tensor, "c h w"]:
         """The image of a slice, with values in [0, 1].
@@ -252,49 +246,35 @@ class Session:
             learner = self.learner
             for number, state in fresh.items():
                 learner = self._after(learner, number, state)
-            self._commit({number: state.accept() for number, state in fresh.items()}, learner)
+            self._history.commit({number: state.accept() for number, state in fresh.items()}, learner)
 
     def reopen(self, number: int) -> None:
         """Allow changes of an accepted slice again."""
         with self._lock:
             state = self._state(number)
             if state.accepted:
-                self._commit({number: replace(state, accepted=False)})
+                self._history.commit({number: replace(state, accepted=False)})
 
     def undo(self) -> tuple[int, ...]:
         """Undo the last step exactly. Returns the numbers of the slices that it had changed; () if there is none."""
         with self._lock:
-            changed = self._swap(self._undo[-1], self._redo) if self._undo else ()
-            if changed:
-                self._undo.pop()
-            return changed
+            return self._history.undo()
 
     def redo(self) -> tuple[int, ...]:
         """Redo the last undone step; not possible after another step. Returns as `undo`."""
         with self._lock:
-            changed = self._swap(self._redo[-1], self._undo) if self._redo else ()
-            if changed:
-                self._redo.pop()
-            return changed
+            return self._history.redo()
 
     def clear_history(self) -> None:
         """Make the steps so far permanent: `undo` and `redo` change nothing until another step is taken."""
         with self._lock:
-            self._undo.clear()
-            self._redo.clear()
+            self._history.clear()
 
     @contextmanager
     def one_step(self) -> Iterator[None]:
         """Everything in the context is one step for `undo`. Other threads wait until it ends."""
-        with self._lock:
-            outermost, self._joined = self._joined is None, self._joined or _Step({})
-            try:
-                yield
-            finally:
-                if outermost:
-                    joined, self._joined = self._joined, None
-                    if joined.states:
-                        self._undo.append(joined)
+        with self._lock, self._history.one_step():
+            yield
 
     # Automatic segmentation of other slices.
 
@@ -321,12 +301,12 @@ class Session:
         values = self._embeddings.stack.of(label_map.array)
         with self._lock:
             steps = {}
-            for number, state in enumerate(self._states):
+            for number, state in enumerate(self._history.states):
                 if not state.accepted:
                     index = np.searchsorted(self.labels.values, values[number]) + 1
                     below = np.where(values[number] > 0, index, 0).astype(np.uint16)
                     steps[number] = state.with_proposal(below, self._predictor.backbone)
-            return self._commit(steps)
+            return self._history.commit(steps)
 
     def prompt_volume(self, model: SamMed3d, label: int | str) -> tuple[int, ...]:
         """Segment a label in the whole scan with a model of volumes, prompted with the clicks for it on all slices.
@@ -339,18 +319,18 @@ class Session:
             index = self._index(label)
             clicks = [
                 VolumeClick(self.grid.voxel_of(number, y, x), positive)
-                for number, state in enumerate(self._states)
+                for number, state in enumerate(self._history.states)
                 if index in state.prompted
                 for x, y, positive in state.prompted[index].points
             ]
             mask = self._embeddings.stack.of(segment_object(model, self.volume, clicks))
             steps = {}
-            for number, state in enumerate(self._states):
+            for number, state in enumerate(self._history.states):
                 if not state.accepted:
                     found = np.where(mask[number], index + 1, 0).astype(np.uint16)
                     below = merged(state.proposed(), found, [index])
                     steps[number] = state.with_proposal(below, self._predictor.backbone)
-            return self._commit(steps)
+            return self._history.commit(steps)
 
     def propagate(
         self,
@@ -376,12 +356,12 @@ class Session:
             results = propagated(self._predictor, self._embeddings, given, self.config.supports, report, stop_after)
             steps = {}
             for number, classes in results.items():
-                state = self._states[number]
+                state = self._history.states[number]
                 here = [index for index in given if number not in given[index]]
                 if not state.accepted:
                     below = merged(state.proposed(), classes, here)
                     steps[number] = state.with_proposal(below, self._predictor.backbone)
-            return self._commit(steps)
+            return self._history.commit(steps)
 
     def case(self, name: str) -> Case:
         """The scan as a case on which only the accepted slices are labelled, to fit a method on.
@@ -427,7 +407,7 @@ class Session:
         With a learner, the file also contains what it has learned, and crops of the last objects that it learned from.
         """
         with self._lock:
-            saved = self._saved
+            saved = self._history.saved
         write_states(Path(path), saved, self._identity)
 
     def restore(self, path: str | Path) -> None:
@@ -440,7 +420,7 @@ class Session:
         """
         saved = read_states(Path(path), self._identity, len(self))
         with self._lock:
-            self._commit(saved.states, self._restored(saved))
+            self._history.commit(saved.states, self._restored(saved))
 
     def keep_in(self, folder: str | Path) -> None:
         """Write each step into `folder` before its call returns, so that nothing is lost if the process is killed.
@@ -452,12 +432,11 @@ class Session:
         with self._lock:
             saved = steps.read()
             nothing = SliceState.empty(self.size).below
-            if not saved.states and any(one.below != nothing or one.prompted or one.accepted for one in self._states):
-                steps.write(self._saved)
-            if saved.states:
-                self._replace(saved.states, self._restored(saved))
-                self.clear_history()
-            self._steps = steps
+            if not saved.states and any(
+                one.below != nothing or one.prompted or one.accepted for one in self._history.states
+            ):
+                steps.write(self._history.saved)
+            self._history.keep_in(steps, Step(saved.states, self._restored(saved)))
 
     def close(self) -> None:
         """Stop the background thread. The session can still be used."""
@@ -479,11 +458,6 @@ class Session:
     @cached_property
     def _identity(self) -> Identity:
         return identity_of(self.volume, self.labels, self.slicer, self._predictor.backbone)
-
-    @property
-    def _saved(self) -> Saved:
-        """The states of all slices, and what the learner has learned."""
-        return Saved(dict(enumerate(self._states)), None if self.learner is None else self.learner.packed())
 
     def _prompt(
         self,
@@ -541,49 +515,11 @@ class Session:
 
     def _with_mask(self, number: int, index: int, state: SliceState, prompted: PromptedMask) -> Change:
         new = state.with_mask(index, prompted, self._predictor.backbone)
-        self._commit({number: new})
+        self._history.commit({number: new})
         classes = new.classes()
         changed = classes != state.classes()
         rows, columns = _extent(changed.any(axis=1)), _extent(changed.any(axis=0))
         return Change(number, self.labels.values[index], rows, columns, classes == index + 1)
-
-    def _commit(self, states: Mapping[int, SliceState], learner: OnlineLearner | None = None) -> tuple[int, ...]:
-        """Replace states, and the learner if one is given, as one step that can be undone.
-
-        Returns the slices whose segmentation has changed.
-        """
-        if not states:
-            return ()
-        after = _Step(states, None if learner is self.learner else learner)
-        self._write(after)
-        before = _Step({number: self._states[number] for number in states}, after.learner and self.learner)
-        if self._joined is None:
-            self._undo.append(before)
-        else:
-            joined = self._joined
-            self._joined = _Step({**before.states, **joined.states}, joined.learner or before.learner)
-        self._redo.clear()
-        different = tuple(number for number, state in states.items() if state.top != self._states[number].top)
-        self._replace(states, after.learner)
-        return different
-
-    def _swap(self, step: _Step, history: deque[_Step] | list[_Step]) -> tuple[int, ...]:
-        self._write(step)
-        before = {number: self._states[number] for number in step.states}
-        history.append(_Step(before, step.learner and self.learner))
-        self._replace(step.states, step.learner)
-        return tuple(step.states)
-
-    def _replace(self, states: Mapping[int, SliceState], learner: OnlineLearner | None) -> None:
-        """Replace states, and the learner if one is given."""
-        for number, state in states.items():
-            self._states[number] = state
-        self.learner = learner or self.learner
-
-    def _write(self, step: _Step) -> None:
-        """Write a step, and the learner if it changes, into the folder of `keep_in`."""
-        if self._steps:
-            self._steps.write(Saved(step.states, step.learner.packed() if step.learner else None))
 
     def _filled(self, numbers: Iterable[int], kind: DTypeLike, elsewhere: int = 0) -> NDArray[Any]:
         """Label values of these slices in an array of the scan's shape; in a file if it is large."""
@@ -600,15 +536,15 @@ class Session:
 
     def _given_masks(self, index: int) -> dict[int, NDArray[np.bool_]]:
         """{slice: mask} of a label, on the accepted slices and on those with prompts for it."""
-        states = enumerate(self._states)
+        states = enumerate(self._history.states)
         return {n: state.classes() == index + 1 for n, state in states if state.accepted or index in state.prompted}
 
     def _state(self, number: int) -> SliceState:
         if not isinstance(number, int | np.integer) or isinstance(number, bool):
-            raise InputError(f"slice {number!r} is not a whole number; give one from 0 to {len(self._states) - 1}")
-        if not 0 <= number < len(self._states):
-            raise InputError(f"there is no slice {number}; this scan has slices 0 to {len(self._states) - 1}")
-        return self._states[number]
+            raise InputError(f"slice {number!r} is not a whole number; give one from 0 to {len(self) - 1}")
+        if not 0 <= number < len(self):
+            raise InputError(f"there is no slice {number}; this scan has slices 0 to {len(self) - 1}")
+        return self._history.states[number]
 
     def _open(self, number: int) -> SliceState:
         state = self._state(number)
