@@ -568,3 +568,27 @@ def test_a_method_that_learns_from_unlabelled_scans_is_run(make_plan: Callable[.
     found = run_experiment(make_plan(configurations={"U-Net": configuration}), tmp_path / "out", ONE)
     assert not found.failed
     assert all(not row.failure for row in read_study(tmp_path / "out").results)
+
+
+def test_one_backbone_at_a_time_is_in_memory(
+    make_plan: Callable[..., Plan], backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    other = tmp_path / "other"
+    tiny_models.tiny_sam(side=128).model.save_pretrained(other)
+    configurations = {
+        name: Configuration(method="nearest-slice", backbone=str(path))
+        for name, path in (("first", backbone), ("second", other))
+    }
+    loaded: list[weakref.ref[object]] = []
+    alive: list[int] = []
+
+    def load(name: str) -> object:
+        gc.collect()
+        alive.append(sum(one() is not None for one in loaded))
+        found = load_backbone(name)
+        loaded.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr("handful.experiments.run.load_backbone", load)
+    run_experiment(make_plan(configurations=configurations, splits=(0, 1)), tmp_path / "out", ONE)
+    assert alive == [0, 0, 0, 0]  # two for the digests of the weights, and each once for its four fits

@@ -82,6 +82,11 @@ class Case:
         return _digest_of_volume(self.read_image()) if own is None else digest_of_file(own)
 
     @property
+    def patient_key(self) -> str:
+        """Equal for the cases of one patient. A case without a stated patient is its own."""
+        return self.name if self.patient is None else f"patient {self.patient}"
+
+    @property
     def _own_files(self) -> str | Path | SequenceFiles | None:
         """The files that hold the whole image and nothing else; None for images in memory, with header files, DICOM."""
         if isinstance(self.image, Volume) or self.is_dicom:
@@ -217,7 +222,7 @@ class Cohort:
                 f"{len(candidates)}; choose fewer"
             )
         chosen = list(candidates)[:shots]
-        others = [case for case in self.cases if _patient(case) not in chosen]
+        others = [case for case in self.cases if case.patient_key not in chosen]
         return [candidates[patient] for patient in chosen], sorted(others, key=lambda case: case.name)
 
     def test_cases(self, shots: int, seed: int, most: int | None = None) -> list[Case]:
@@ -231,7 +236,7 @@ class Cohort:
             return found
         # from the end of the random order: more shots take patients from its start
         place = {patient: number for number, patient in enumerate(self._labelled_patients(seed))}
-        found.sort(key=lambda case: (-place[_patient(case)], case.name))
+        found.sort(key=lambda case: (-place[case.patient_key], case.name))
         return sorted(found[:most], key=lambda case: case.name)
 
     def _labelled_patients(self, seed: int) -> dict[str, Case]:
@@ -239,17 +244,13 @@ class Cohort:
         chosen: dict[str, Case] = {}
         for case in sorted(self.cases, key=lambda case: _rank(case.name, seed)):
             if case.reference is not None:
-                chosen.setdefault(_patient(case), case)
+                chosen.setdefault(case.patient_key, case)
         return {patient: chosen[patient] for patient in sorted(chosen, key=lambda name: _rank(name, seed))}
 
 
 def _digest_of_volume(volume: Volume) -> str:
     grid = f"{volume.array.dtype}{volume.array.shape}{volume.geometry.affine.tolist()}"
     return digest_of(volume.array, grid, "".join(volume.sequences))
-
-
-def _patient(case: Case) -> str:
-    return case.name if case.patient is None else f"patient {case.patient}"
 
 
 def _rank(name: str, seed: int) -> bytes:

@@ -211,8 +211,8 @@ class Trial:
             return []
         support, scored = self.divide(cohort)
         names = {case.name for case in support}
-        apart = {_patient(case) for case in scored} if self.configuration.unlabelled == "others" else set()
-        return [case for case in cohort.cases if case.name not in names and _patient(case) not in apart]
+        apart = {case.patient_key for case in scored} if self.configuration.unlabelled == "others" else set()
+        return [case for case in cohort.cases if case.name not in names and case.patient_key not in apart]
 
 
 def read_plan(path: Path, data: Path | None = None) -> Plan:
@@ -322,11 +322,7 @@ def _labelled(folder: str | Path) -> Cohort:
 
 
 def _patients_with_labels(cohort: Cohort) -> int:
-    return len({_patient(case) for case in cohort.cases if case.reference is not None})
-
-
-def _patient(case: Case) -> tuple[str, bool]:
-    return (case.name, False) if case.patient is None else (case.patient, True)
+    return len({case.patient_key for case in cohort.cases if case.reference is not None})
 
 
 def _validated(content: Mapping[str, Any], path: Path) -> Plan:

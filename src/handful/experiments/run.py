@@ -15,7 +15,15 @@ from handful.errors import SettingsError, did_you_mean, reason_of
 from handful.evaluation.results import Result
 from handful.experiments.measure import Fingerprints, Fit, fit, measure
 from handful.experiments.plan import Plan, Trial, trials
-from handful.experiments.store import ExperimentStatus, adopt, experiment_status, is_done, write_manifest, write_outcome
+from handful.experiments.store import (
+    TRIALS,
+    ExperimentStatus,
+    adopt,
+    experiment_status,
+    is_done,
+    write_manifest,
+    write_outcome,
+)
 from handful.jobs.atomic import remove_leftovers
 from handful.jobs.executors import Lost, cores
 from handful.jobs.lock import locked
@@ -100,6 +108,7 @@ def run_experiment(
     out = Path(out).absolute()
     with locked(out / NOTES):
         remove_leftovers(out)
+        remove_leftovers(out / TRIALS, min_age_s=3600)  # workers of an earlier run on a cluster may still write
         planned_trials, left_out = trials(plan)
         if not any(config.includes(trial) for trial in planned_trials):
             reason = "; ".join(left_out) or "none of its fits has the chosen parts"
@@ -135,6 +144,7 @@ def _tasks(every: Sequence[Trial], out: Path, cache: Path | None) -> list[_Task]
         for number, trial in enumerate(every):
             if trial.backbone == name:
                 digests[number] = fingerprints.of(trial, backbone, weights)
+        del backbone  # before the next one is loaded
     return [_Task(out, digests[number], trial, cache) for number, trial in enumerate(every)]
 
 
@@ -143,11 +153,12 @@ _Job = list[_Task]
 
 
 def _jobs(tasks: Iterable[_Task]) -> list[_Job]:
-    """Tasks grouped by fit, in the order of the first task of each."""
+    """Tasks grouped by fit, those of one backbone together, in the order of the first task of each."""
     by_fit: dict[str, _Job] = {}
     for task in tasks:
         by_fit.setdefault(task.trial.fit, []).append(task)
-    return list(by_fit.values())
+    backbones = list(dict.fromkeys(job[0].trial.backbone for job in by_fit.values()))
+    return sorted(by_fit.values(), key=lambda job: backbones.index(job[0].trial.backbone))
 
 
 def _default_workers(device: str) -> int:
@@ -164,11 +175,11 @@ def _outcomes(jobs: Sequence[_Job], config: ExperimentConfig, out: Path) -> Gene
 
 
 class _Worker:
-    """Runs jobs in one process; each backbone is loaded once."""
+    """Runs jobs in one process. One backbone at a time is in memory: that of the last job."""
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.backbones: dict[str, Backbone] = {}
+        self.loaded: tuple[str, Backbone] | None = None
 
     def __call__(self, job: _Job) -> list[str]:
         """Fit once, then score and store each trial. Returns the reason of failure of each task, else ""."""
@@ -180,10 +191,11 @@ class _Worker:
 
     def _backbone(self, task: _Task) -> Backbone:
         name = task.trial.backbone
-        if name not in self.backbones:
+        if self.loaded is None or self.loaded[0] != name:
+            self.loaded = None  # there may be no room for both
             plain = load_backbone(name).to(self.device)
-            self.backbones[name] = cached(plain, task.cache) if task.cache else plain
-        return self.backbones[name]
+            self.loaded = name, cached(plain, task.cache) if task.cache else plain
+        return self.loaded[1]
 
 
 def _measured(task: _Task, fitted: Fit) -> str:

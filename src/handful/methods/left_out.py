@@ -77,7 +77,7 @@ def one_left_out(support: SupportSet) -> list[Case] | None:
     a single one, and if all labels are scribbles.
     """
     shown = {facts.case.name for facts in support.facts if not facts.scribbled and _holds_any(facts, support)}
-    patients = len({case.patient or case.name for case in support.cases})
+    patients = len({case.patient_key for case in support.cases})
     groups = [group for group in _groups(support, min(4, patients)) if any(case.name in shown for case in group)]
     return next((group for group in groups if _others(support, group) is not None), None)
 
@@ -98,7 +98,7 @@ def _groups(support: SupportSet, folds: int) -> list[list[Case]]:
     """The groups of cases that are left out together: those of one patient, or of several if there are many."""
     patients: dict[str, list[Case]] = {}
     for case in support.cases:
-        patients.setdefault(case.patient or case.name, []).append(case)
+        patients.setdefault(case.patient_key, []).append(case)
     members = list(patients.values())
     count = min(folds, len(members))
     return [[case for patient in members[place::count] for case in patient] for place in range(count)]

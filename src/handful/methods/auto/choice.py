@@ -54,7 +54,7 @@ class Situation:
 
     @classmethod
     def of(cls, support: SupportSet) -> Situation:
-        patients = {case.patient or case.name for case in support.cases}
+        patients = {case.patient_key for case in support.cases}
         partly = sum(not facts.complete for facts in support.facts)
         return cls(
             patients=len(patients),

@@ -208,7 +208,7 @@ def _split(
     method: HeadTraining, support: SupportSet, encoded: EncodedSupport
 ) -> tuple[Int[Tensor, " t"], Int[Tensor, " h"]]:
     """Rows to train on, and the unaugmented rows of the held-out patient (none if no patient is held out)."""
-    patients = [case.patient or case.name for case in support.cases]
+    patients = [case.patient_key for case in support.cases]
     names = sorted(set(patients))
     everything = torch.arange(len(encoded.cases))
     if method.validate_from and len(names) >= method.validate_from:

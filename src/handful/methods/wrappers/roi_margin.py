@@ -114,8 +114,7 @@ def _with_labels(support: SupportSet) -> list[SupportFacts]:
 
 
 def _patient(facts: SupportFacts) -> str:
-    """A case without a patient is its own."""
-    return facts.case.patient or facts.case.name
+    return facts.case.patient_key
 
 
 def _case_name(facts: SupportFacts) -> str:
