@@ -12,12 +12,13 @@ from handful.backbones.base import Backbone
 from handful.backbones.catalog import load_backbone
 from handful.checkpoint.model import load, open_model, save
 from handful.checkpoint.record import describe_support
-from handful.errors import CheckpointError, SettingsError
+from handful.errors import CheckpointError, InputError, SettingsError
 from handful.jobs.digests import digest_of_file
 from handful.methods.base import Segmenter
 from handful.methods.catalog import build_method
 from handful.methods.nearest_slice import NearestSlice
 from phantoms import phantom, support_set
+from small_cohort import files_below
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +183,37 @@ def test_a_folder_of_other_things_is_left_alone(segmenter: Segmenter, tmp_path: 
     with pytest.raises(CheckpointError, match="not a segmenter"):
         keep(segmenter, tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("foreign", ["predictions/ben.nii.gz", "notes.txt", "experts/a/mask.png", ".git/HEAD"])
+def test_a_model_folder_with_other_things_in_it_is_left_alone(foreign: str, segmenter: Segmenter, tmp_path: Path):
+    folder = keep(segmenter, tmp_path / "s", note="first")
+    file = folder / foreign
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("hours of work")
+    before = files_below(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=rf"{foreign.partition('/')[0]}.* is not part of the model in .*move it out"
+    ):
+        keep(segmenter, folder, note="second")
+    assert files_below(tmp_path) == before
+    assert (file.read_text(), open_model(folder).record.provenance) == ("hours of work", {"note": "first"})
+
+
+def test_files_of_file_managers_are_no_reason_to_keep_a_model(segmenter: Segmenter, tmp_path: Path):
+    (keep(segmenter, tmp_path / "s", note="first") / ".DS_Store").write_bytes(b"")
+    assert open_model(keep(segmenter, tmp_path / "s", note="second")).record.provenance == {"note": "second"}
+
+
+@pytest.mark.parametrize("name", [".", "..", "s/.."])
+def test_a_path_without_a_name_is_refused(
+    name: str, segmenter: Segmenter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "s").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"cannot be a model folder.*name a folder in it, such as .*model"):
+        keep(segmenter, Path(name))
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
 def test_a_save_that_fails_leaves_nothing(segmenter: Segmenter, tmp_path: Path):

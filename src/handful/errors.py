@@ -87,6 +87,11 @@ def refuse_without_effect(settings: Any, names: Iterable[str], because: str) -> 
             raise SettingsError(f"{field.name} = {value!r} has no effect, because {because}; leave it out")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the message of an error, up to 300 characters; its class if it has no message."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
 def reason_of(error: Exception) -> str:
     """The message of an error, with its class unless it is a `HandfulError`, whose messages are for the user."""
     if isinstance(error, HandfulError):

@@ -9,8 +9,17 @@ import torch
 
 import tiny_models
 from handful.backbones.base import Backbone
-from handful.backbones.cached import CachedBackbone, CachedMemoryBackbone, cached
+from handful.backbones.cached import (
+    USUAL_LIMIT,
+    CachedBackbone,
+    CachedMemoryBackbone,
+    cached,
+    set_size_limit,
+    size_limit,
+)
+from handful.backbones.catalog import load_backbone
 from handful.errors import SettingsError
+from handful.jobs import precision
 
 
 def _slices(n: int, seed: int = 0) -> torch.Tensor:
@@ -248,3 +257,32 @@ def test_entries_are_half_as_large_as_what_they_give(tmp_path: Path) -> None:
     (path,) = _files(tmp_path)
     assert path.stat().st_size < 0.5 * sum(level.numel() * 4 for level in image.features) + 1000
     assert all(level.dtype == torch.float32 for level in image.features)
+
+
+def test_every_process_obeys_the_limit_of_the_folder(tmp_path: Path) -> None:
+    assert size_limit(tmp_path) == USUAL_LIMIT
+    backbone = cached(tiny_models.tiny_sam(), tmp_path)
+    backbone.encode(_slices(1))
+    (entry,) = _files(tmp_path)
+    set_size_limit(tmp_path, 2.5 * entry.stat().st_size / 2**30)
+    cached(tiny_models.tiny_sam(), tmp_path).encode(_slices(5, seed=1))
+    assert len(_files(tmp_path)) == 2
+    (tmp_path / "limit.json").write_text("damaged")
+    assert size_limit(tmp_path) == USUAL_LIMIT
+    for gib in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(SettingsError, match=f"{gib} GiB; give a positive number"):
+            set_size_limit(tmp_path, gib)
+
+
+def test_a_device_without_bfloat16_reads_no_entry_of_one_that_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, slices = load_backbone("handful-tiny@64+fast"), _slices(2)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: True)
+    in_bfloat16 = cached(fast, tmp_path).encode(slices).main
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: False)
+    elsewhere = cached(fast, tmp_path)
+    in_float32 = elsewhere.encode(slices).main
+    assert elsewhere.hits == 0
+    assert torch.equal(in_float32, fast.encode(slices).main)
+    assert not torch.equal(in_float32, in_bfloat16)

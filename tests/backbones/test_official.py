@@ -1,6 +1,7 @@
 """Checkpoint files as the authors of SAM, MedSAM, SAM 2 and SAM 2.1 publish them give the models they are."""
 
 import argparse
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VideoModel, Sa
 import tiny_models
 from backbones.authors_layout import authors_state, sam2_image_pairs, sam2_video_pairs, sam_pairs
 from handful.backbones.base import Backbone, MemoryBackbone
-from handful.backbones.official import from_official_state, load_official
+from handful.backbones.official import from_official_state, load_official, read_state
 from handful.backbones.sam import SamBackbone
 from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
@@ -228,6 +229,32 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, suffix: str, co
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="broken"):
         load_official(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_damaged_file_is_refused_whatever_pytorch_raises(tmp_path: Path, zipped: bool) -> None:
+    whole, damaged = tmp_path / "whole.pth", tmp_path / "damaged.pth"
+    state = {f"weight{number}": torch.arange(4.0) + number for number in range(4)}
+    torch.save({"model": state}, whole, _use_new_zipfile_serialization=zipped)
+    content, refused = whole.read_bytes(), set()
+    for place in range(0, len(content), 4):
+        damaged.write_bytes(content[:place] + b"\x00" + content[place + 1 :])
+        try:
+            read_state(damaged)
+        except CheckpointError as error:  # any other error fails the test
+            refused.add(type(error.__cause__))
+    assert refused - {pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, UnicodeDecodeError}
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    path = _saved({"weight": torch.zeros(1)}, tmp_path / "whole.pth")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(type(error)):
+        read_state(path)
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"epoch": 3}])

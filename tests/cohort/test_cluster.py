@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +15,12 @@ import pytest
 import small_cohort
 from dask_processes import Cluster
 from deadly_cases import DeadlyCase, SlowCase
+from handful.cohort.case_jobs import CLAIMS, tidying_up
 from handful.cohort.predict import CohortResult, PredictConfig, predict_cohort
 from handful.data.cases import Case, Cohort
 from handful.errors import ClusterError, InputError
 from handful.jobs import dask_cluster
+from handful.jobs.notes import NOTES
 
 CLIENT = """
 import sys
@@ -130,3 +132,34 @@ def test_a_missing_scheduler_is_a_clear_error(
         predict_cohort(model, cohort.cases, tmp_path, PredictConfig(scheduler="tcp://127.0.0.1:9"))
     with pytest.raises(InputError, match="neither the address of a Dask scheduler"):
         predict_cohort(model, cohort.cases, tmp_path, PredictConfig(scheduler=tmp_path / "none.json"))
+
+
+def test_claims_of_workers_that_may_still_run_remain(tmp_path: Path):
+    claims, tidied = tmp_path / NOTES / CLAIMS, list[str]()
+    cases = [Case(name, tmp_path / f"{name}.nii.gz") for name in ("mine", "my other")]
+
+    def remove(out: Path, names: Iterable[str]) -> None:
+        tidied.extend(names)
+
+    claims.mkdir(parents=True)
+    for name in ("mine", "of an earlier run"):
+        (claims / name).touch()
+    for stop in (KeyboardInterrupt, ClusterError, SystemExit):
+        with pytest.raises(stop), tidying_up(tmp_path, cases, remove):
+            raise stop
+    assert tidied == []
+    assert sorted(path.name for path in claims.iterdir()) == ["mine", "of an earlier run"]
+    with tidying_up(tmp_path, cases, remove):
+        pass
+    assert tidied == ["mine", "my other"]
+    assert [path.name for path in claims.iterdir()] == ["of an earlier run"]
+
+
+def test_what_processes_of_this_machine_left_is_removed_however_the_run_ends(tmp_path: Path):
+    tidied = list[str]()
+    with (
+        pytest.raises(KeyboardInterrupt),
+        tidying_up(tmp_path, [Case("mine", tmp_path / "a.nii.gz")], lambda out, names: tidied.extend(names)),
+    ):
+        raise KeyboardInterrupt
+    assert tidied == ["mine"]

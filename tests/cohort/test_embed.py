@@ -51,3 +51,25 @@ def test_a_repeated_job_encodes_as_many_slices_in_a_call_as_one_that_was_not_sto
     assert len(stored) == whole.computed
     assert max(calls) in undisturbed, "a slice alone would differ in the last bit"
     assert {file: file.read_bytes() for file in sorted(tmp_path.glob("*.safetensors"))} == stored
+
+
+def test_embeddings_that_were_removed_for_others_are_counted(cohort: Cohort, backbone: Backbone, tmp_path: Path):
+    whole = embed_cohort(cohort.cases[:2], backbone, tmp_path / "whole")
+    assert (whole.removed, whole.limit_mib) == (0, 20 * 1024)
+    assert whole.needed_mib == pytest.approx(whole.mib)
+    third = whole.mib / 3 / 1024
+    result = embed_cohort(cohort.cases[:2], backbone, tmp_path / "small", limit_gib=third)
+    stored = len(list((tmp_path / "small").glob("*.safetensors")))
+    assert (result.slices, result.removed) == (12, 12 - stored)
+    assert 0 < stored <= 4
+    assert result.needed_mib == pytest.approx(whole.mib)
+    assert result.limit_mib == pytest.approx(third * 1024, rel=0.01)
+    assert embed_cohort(cohort.cases[:2], backbone, tmp_path / "small", limit_gib=1).removed == 0
+
+
+def test_an_entry_that_another_process_removes_meanwhile_is_not_counted(
+    cohort: Cohort, backbone: Backbone, tmp_path: Path
+):
+    result = embed_cohort(cohort.cases[:1], backbone, tmp_path)
+    (tmp_path / f"{'ab' * 32}.safetensors").symlink_to(tmp_path / "removed")
+    assert embed_cohort(cohort.cases[:1], backbone, tmp_path).mib == result.mib

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 import tiny_models
 from expert_tasks import negative_case, negatives, picture_case, pictures, scans
 from handful.backbones.base import Backbone
-from handful.checkpoint.experts import MergedLabels
+from handful.checkpoint.experts import MergedLabels, save_experts
 from handful.checkpoint.model import load, open_model, save
 from handful.cohort.experts import expert_name, fit_expert
 from handful.cohort.fit import FitConfig, FitResult, fit_to_folder
@@ -353,6 +354,76 @@ def test_a_fit_that_was_stopped_before_its_model_was_written_goes_on(
     fit_expert("nearest-slice", other, task, backbone, out, expert="negatives", add_to=first)  # not the half-done one
     assert open_model(out).expert("negatives").record.settings["similarity"] == "embedding"
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+@pytest.mark.parametrize("when", ["before the sums", "after the sums", "between two files"])
+def test_a_model_that_changes_during_the_fit_is_not_copied_and_the_fit_is_kept(
+    when: str, first: Path, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    base, out = tmp_path / "base", tmp_path / "m"
+    shutil.copytree(first, base)
+
+    def report(step: int, total: int, note: str) -> None:
+        if when == "before the sums" and "sums of the router" in note:
+            nearest(scans(range(2, 4)), backbone, tmp_path / "new", "scans")
+            shutil.rmtree(base)
+            (tmp_path / "new").rename(base)
+
+    def changed_first(*arguments: object) -> None:
+        file = base / "experts" / "scans" / ("segmenter.json" if when == "after the sums" else "weights.safetensors")
+        file.write_bytes(file.read_bytes()[:-2] + b" }")
+        save_experts(*arguments)  # type: ignore[arg-type]
+
+    def fit(**options: Any) -> FitResult:
+        task = negatives(range(1))
+        return fit_expert("nearest-slice", NEAREST, task, backbone, out, expert="negatives", add_to=base, **options)
+
+    with monkeypatch.context() as patched:
+        if when != "before the sums":
+            patched.setattr("handful.cohort.experts.save_experts", changed_first)
+        with pytest.raises(CheckpointError, match="was changed during the fit"):
+            fit(report=report)
+    assert not out.exists()
+    assert (tmp_path / "m.partial" / "expert" / "segmenter.json").exists()
+    shutil.rmtree(base)
+    shutil.copytree(first, base)
+    monkeypatch.setattr(type(NEAREST), "fit", None)  # the finished fit is used
+    assert fit(config=FitConfig(leave_out=False)).anew
+    assert set(load(out, backbone).experts) == {"scans", "negatives"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "m"]
+
+
+def test_the_dice_on_left_out_cases_is_added_to_an_expert_that_is_there(
+    first: Path, backbone: Backbone, tmp_path: Path
+):
+    def fit(out: Path, leave_out: bool) -> FitResult:
+        config = FitConfig(leave_out=leave_out)
+        return fit_expert(
+            *("nearest-slice", NEAREST, negatives(range(2)), backbone, out),
+            expert="negatives",
+            add_to=first,
+            config=config,
+        )
+
+    whole = fit(tmp_path / "n", True)
+    assert not fit(tmp_path / "m", False).dice_left_out
+    added = fit(tmp_path / "m", True)
+    assert (added.anew, added.dice_left_out) == (False, whole.dice_left_out)
+    assert digests(tmp_path / "m") == digests(tmp_path / "n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "n"]
+
+
+def test_other_things_in_a_model_with_experts_are_left_alone(first: Path, backbone: Backbone, tmp_path: Path):
+    shutil.copytree(first, tmp_path / "m")
+    (tmp_path / "m" / "experts" / "scans" / "mask.nii.gz").write_text("corrected by hand")
+    before = digests(tmp_path)
+    with pytest.raises(CheckpointError, match=r"experts/scans/mask\.nii\.gz is not part of the model"):
+        fit_expert(
+            *("nearest-slice", NEAREST, negatives(range(1)), backbone, tmp_path / "m"),
+            expert="negatives",
+            config=FitConfig(overwrite=True),
+        )
+    assert digests(tmp_path) == before
 
 
 def test_scans_of_two_tasks_are_reported(first: Path, backbone: Backbone, tmp_path: Path):

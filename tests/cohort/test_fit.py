@@ -15,7 +15,7 @@ from handful.data.cases import Cohort
 from handful.data.support import SupportSet
 from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import IGNORE
-from handful.errors import BusyError, CheckpointError, LabelError
+from handful.errors import BusyError, CheckpointError, InputError, LabelError
 from handful.evaluation.evaluate import evaluate
 from handful.jobs.digests import digest_of
 from handful.jobs.lock import locked
@@ -68,6 +68,63 @@ def test_a_training_leaves_cases_out_on_request_only(support: SupportSet, backbo
     assert not fit_to_folder("few-shot-prompts", few_shot(2), support, backbone, tmp_path / "m").dice_left_out
     requested = FitConfig(leave_out=True)
     assert fit_to_folder("few-shot-prompts", few_shot(2), support, backbone, tmp_path / "n", requested).dice_left_out
+
+
+def test_the_dice_on_left_out_cases_is_added_to_a_model_that_is_there(
+    support: SupportSet, backbone: Backbone, tmp_path: Path
+):
+    method, requested = few_shot(2), FitConfig(leave_out=True)
+    fit_to_folder("few-shot-prompts", method, support, backbone, tmp_path / "m")
+    whole = fit_to_folder("few-shot-prompts", method, support, backbone, tmp_path / "n", requested)
+    added = fit_to_folder("few-shot-prompts", method, support, backbone, tmp_path / "m", requested)
+    assert (added.anew, added.dice_left_out) == (False, whole.dice_left_out)
+    for name in small_cohort.files_below(tmp_path / "n"):
+        assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "n" / name).read_bytes()
+    assert fit_to_folder("few-shot-prompts", method, support, backbone, tmp_path / "m").dice_left_out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m", "n"]
+
+
+@pytest.mark.parametrize("anonymous", [True, False])
+def test_an_anonymous_fit_is_not_the_same_as_one_with_equal_names(
+    anonymous: bool, support: SupportSet, backbone: Backbone, tmp_path: Path
+):
+    same_names = support.without_names()  # as if the cases had these names
+    wanted, other = FitConfig(anonymous=anonymous), FitConfig(anonymous=not anonymous)
+    fit_to_folder("few-shot-prompts", few_shot(1), same_names, backbone, tmp_path / "m", other)
+    with pytest.raises(CheckpointError, match=rf"fitted {'without' if anonymous else 'with'} --anonymous.*--overwrite"):
+        fit_to_folder("few-shot-prompts", few_shot(1), same_names, backbone, tmp_path / "m", wanted)
+    wanted = replace(wanted, overwrite=True)
+    assert fit_to_folder("few-shot-prompts", few_shot(1), same_names, backbone, tmp_path / "m", wanted).anew
+    assert open_model(tmp_path / "m").record.anonymous is anonymous
+
+
+def test_other_things_in_a_model_folder_stop_a_fit_before_it_starts(
+    support: SupportSet, backbone: Backbone, tmp_path: Path
+):
+    class Unused(NearestSlice):
+        def fit(self, *_: object) -> None:
+            raise AssertionError("no fit may start")
+
+    fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m")
+    (tmp_path / "m" / "predictions").mkdir()
+    (tmp_path / "m" / "predictions" / "ben.nii.gz").write_text("corrected by hand")
+    before = small_cohort.files_below(tmp_path)
+    other = Unused(similarity="embedding")
+    with pytest.raises(CheckpointError, match=r"m/predictions is not part of the model"):
+        fit_to_folder("nearest-slice", other, support, backbone, tmp_path / "m", FitConfig(overwrite=True))
+    assert not fit_to_folder("nearest-slice", NearestSlice(), support, backbone, tmp_path / "m").anew
+    assert small_cohort.files_below(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_model_folder_without_a_name_is_refused(
+    name: str, support: SupportSet, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match=r"cannot be a model folder.*such as .*model"):
+        fit_to_folder("nearest-slice", NearestSlice(), support, backbone, name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["here"]
 
 
 @pytest.mark.parametrize("what", ["settings", "cases"])

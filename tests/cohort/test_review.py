@@ -1,4 +1,4 @@
-"""The review of predictions of a model that holds no names: its labelled cases are found by their voxels."""
+"""The review of predictions: cases that the model was fitted on are found by their voxels."""
 
 import shutil
 from dataclasses import replace
@@ -7,14 +7,19 @@ from pathlib import Path
 import pytest
 
 from handful.backbones.base import Backbone
+from handful.cohort.choice import choose_support
 from handful.cohort.fit import FitConfig, fit_to_folder
 from handful.cohort.predict import predict_cohort
-from handful.cohort.review import ReviewConfig, review_folder
+from handful.cohort.review import CASES, FITTED_ON, ReviewConfig, review_folder
 from handful.data.cases import Cohort
 from handful.data.files import read_cohort
 from handful.data.support import SupportSet
-from handful.errors import InputError
+from handful.data.unlabelled import UnlabelledScans
+from handful.errors import InputError, SettingsError
+from handful.jobs.notes import NOTES
 from handful.methods.catalog import build_method
+from handful.methods.self_training.method import SelfTraining
+from handful.reports.review_page import PICTURES
 
 PLAIN = ReviewConfig(reverse="none", confidence=False)
 
@@ -48,3 +53,67 @@ def test_a_labelled_scan_that_cannot_be_read_is_listed_and_the_others_are_used(
     assert result.support == ("case-0", "case-1")
     assert [case.case for case in result.cases] == ["case-2"]
     assert [failure.case for failure in result.failures] == ["case-3"]
+
+
+def test_cases_are_left_out_by_their_voxels_and_not_by_their_names(
+    model: Path, cohort: Cohort, folder: Path, tmp_path: Path
+):
+    (tmp_path / "other" / "images").mkdir(parents=True)
+    for source, name in (("case-2", "case-0"), ("case-0", "renamed"), ("case-1", "case-1")):
+        image = folder / "images" / f"{source}.nii.gz"
+        shutil.copy(image, tmp_path / "other" / "images" / f"{name}.nii.gz")
+    other = read_cohort(tmp_path / "other")
+    predict_cohort(model, other.cases, tmp_path / "predictions")
+    told: list[str] = []
+    result = review_folder(
+        tmp_path / "predictions", model, other, tmp_path / "review", cohort, PLAIN, lambda *step: told.append(step[2])
+    )
+    assert [case.case for case in result.cases] == ["case-0"]
+    assert result.failures == ()
+    assert f"{FITTED_ON}: case-1" in told
+    assert f"{FITTED_ON}: renamed" in told
+
+
+def test_temporary_files_of_killed_workers_are_removed(model: Path, cohort: Cohort, tmp_path: Path):
+    predict_cohort(model, cohort.cases[2:3], tmp_path / "predictions")
+    review, few = tmp_path / "review", replace(cohort, cases=cohort.cases[2:3])
+    left = [
+        review / NOTES / CASES / ".0123456789ab.tmp.case-2.json",
+        review / PICTURES / ".0123456789ab.tmp.case-2.png",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    review_folder(tmp_path / "predictions", model, few, review, cohort, PLAIN)
+    assert not any(path.exists() for path in left)
+    assert (review / PICTURES / "case-2.png").exists()
+
+
+def test_a_calibration_refits_with_the_scans_without_labels(
+    cohort: Cohort, backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    settings = {"encoder": "none", "channels": 4, "side": 32, "roi_margin": "none", "initial": "none", "batch": 2}
+    method = build_method("self-training", settings | {"train.iterations": 1})
+    support = choose_support(cohort, ["case-0", "case-1", "case-2"])
+    learning = replace(support, unlabelled=UnlabelledScans.of(cohort.cases[3:]))
+    fit_to_folder("self-training", method, learning, backbone, tmp_path / "m", FitConfig(leave_out=False))
+    predict_cohort(tmp_path / "m", cohort.cases[3:], tmp_path / "p")
+    config = replace(PLAIN, calibrate=True)
+
+    labelled = replace(cohort, cases=cohort.cases[:3])
+    new = replace(cohort, cases=(replace(cohort.cases[3], name="new"),))
+    (tmp_path / "q").mkdir()
+    shutil.copy(tmp_path / "p" / "case-3.nii.gz", tmp_path / "q" / "new.nii.gz")
+    with pytest.raises(SettingsError, match=r"1 scan without labels, but 1 of 1 cannot be read .*--no-calibrate"):
+        review_folder(tmp_path / "q", tmp_path / "m", new, tmp_path / "r", labelled, config)
+
+    learned_from: list[tuple[str, ...]] = []
+    fit = SelfTraining.fit
+
+    def recorded(self: SelfTraining, support: SupportSet, *rest: object) -> object:
+        learned_from.append(tuple(case.name for case in support.unlabelled.cases))
+        return fit(self, support, *rest)
+
+    monkeypatch.setattr(SelfTraining, "fit", recorded)
+    review_folder(tmp_path / "p", tmp_path / "m", cohort, tmp_path / "r", config=config)
+    assert learned_from == [("case-3",)] * 3

@@ -7,9 +7,11 @@ import pytest
 
 import tiny_models
 from handful.backbones.base import Backbone
+from handful.curation.calibration import calibrate
 from handful.curation.quality import CaseQuality, LabelQuality, QualityConfig, estimating_quality, predict_quality
 from handful.data.cases import Case
 from handful.data.support import SupportSet
+from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import IGNORE, Geometry, LabelMap, Labels, Volume
 from handful.errors import GeometryMismatch, LabelError, SettingsError
 from handful.evaluation.metrics import overlap
@@ -260,3 +262,54 @@ def test_a_support_of_other_labels_is_refused(segmenter: Segmenter, support: Sup
 def test_an_unknown_reverse_segmenter_is_refused():
     with pytest.raises(SettingsError, match="unet"):
         QualityConfig(reverse="unet")
+
+
+def test_all_cases_of_a_patient_are_left_out_together(backbone: Backbone):
+    scans = UnlabelledScans.of((unlabelled(9),))
+    cases = [replace(phantom_case(seed), patient=patient) for seed, patient in enumerate("abca")]
+    support = SupportSet(tuple(cases), LABELS, unlabelled=scans)
+    fitted: list[SupportSet] = []
+
+    def refit(others: SupportSet) -> Segmenter:
+        fitted.append(others)
+        return NearestSlice().fit(others, backbone)
+
+    with estimating_quality(NearestSlice().fit(support, backbone), support, CHEAP) as judge:
+        compared = judge.left_out(support, refit)
+        calibration = judge.calibrated(support, refit)
+        two = replace(support, cases=(cases[0], cases[1], cases[3]), known_facts=None)
+        assert judge.calibrated(two, refit) is None, "these are two patients"
+    assert [[case.patient for case in others.cases] for others in fitted[:3]] == [["b", "c"], ["a", "c", "a"], [*"aba"]]
+    assert all(others.unlabelled is scans for others in fitted)
+    assert {row.case for row in compared} == {case.name for case in cases}
+    assert calibration is not None
+    assert calibration.cases == 4
+    by_case = calibrate(compared, LABELS)
+    assert by_case is not None
+    assert calibration.error != by_case.error, "the other scan of the patient is left out of the calibration as well"
+
+
+def test_the_error_of_a_calibration_includes_labels_that_were_missed(backbone: Backbone):
+    reference = phantom(3)[1]
+    lacking = changed(reference, np.where(reference.array == 1, 0, reference.array))
+    cases = (*support_set(3).cases, replace(phantom_case(3), reference=lacking))
+    support = SupportSet(cases, LABELS)
+
+    def refit(others: SupportSet) -> Segmenter:
+        segmenter = NearestSlice().fit(others, backbone)
+        predict = segmenter.predict_explained
+
+        def without_ball(volume: Volume) -> tuple[LabelMap, object]:
+            found, reasons = predict(volume)
+            return changed(found, np.where(found.array == 1, 0, found.array)), reasons
+
+        segmenter.predict_explained = without_ball
+        return segmenter
+
+    with estimating_quality(NearestSlice().fit(support, backbone), support, CHEAP) as judge:
+        found = judge.calibrated(support, refit)
+        of_eggs = calibrate(judge.left_out(support, refit), LABELS)
+    assert found is not None
+    assert of_eggs is not None
+    # the ball is missed in three cases, where 1/3 is predicted, and rightly absent in one, where 0 is
+    assert found.error == pytest.approx((4 * of_eggs.error + 3 * 1 / 3 + 1) / 8)

@@ -27,25 +27,49 @@ from handful.backbones.base import (
     MemoryBackbone,
     PromptEmbeddings,
 )
-from handful.errors import SettingsError
-from handful.jobs.atomic import remove_leftovers, write_atomically
+from handful.errors import InputError, SettingsError
+from handful.jobs import precision
+from handful.jobs.atomic import remove_leftovers, write_atomically, write_json
 from handful.jobs.digests import digest_of, digest_of_json, digest_of_tensors
+from handful.jobs.json_file import read_json
 from handful.prompts.prompts import Prompts
 
 FORMAT = 2
 """Version of the entries; it is part of their names, so that others are never read."""
 GIB = 2**30
+LIMIT = "limit.json"
+"""File in a cache folder with the size that its entries may have; without it they may have USUAL_LIMIT bytes."""
+USUAL_LIMIT = 20 * GIB
 STALE = 3600.0
 """Seconds after which a temporary file is taken for the rest of a killed process."""
 
 
-def cached(backbone: Backbone, folder: str | Path, max_bytes: int = 20 * GIB) -> CachedBackbone:
+def cached(backbone: Backbone, folder: str | Path, max_bytes: int | None = None) -> CachedBackbone:
     """The backbone with a cache in `folder`, shared with any other process; a MemoryBackbone stays one.
 
-    Raises SettingsError where the image encoder trains. A full or unwritable disk costs a warning, never the answer.
+    Embeddings have at most `max_bytes` together (None: `size_limit` of the folder). If more are stored, the least
+    recently used are removed. A full or unwritable disk costs a warning, never the answer.
+
+    Raises SettingsError where the image encoder trains.
     """
     kind = CachedMemoryBackbone if isinstance(backbone, MemoryBackbone) else CachedBackbone
     return kind(backbone, Path(folder), max_bytes)
+
+
+def size_limit(folder: Path) -> int:
+    """Bytes that the embeddings in a cache folder may have together, for every process that does not set its own."""
+    try:
+        limit = read_json(folder / LIMIT)[0]["max_bytes"]
+    except (OSError, InputError, ValueError, KeyError, TypeError):  # no such file, or a damaged one
+        return USUAL_LIMIT
+    return limit if isinstance(limit, int) and limit > 0 else USUAL_LIMIT
+
+
+def set_size_limit(folder: Path, gib: float) -> None:
+    """Store the limit of a cache folder. SettingsError unless it is positive and finite."""
+    if not 0 < gib < math.inf or not int(gib * GIB):
+        raise SettingsError(f"the size of the cache is {gib} GiB; give a positive number")
+    write_json(folder / LIMIT, {"max_bytes": int(gib * GIB)})
 
 
 class CachedBackbone(Backbone):
@@ -54,7 +78,7 @@ class CachedBackbone(Backbone):
     Its weights bear the same names as those of `inner`, so the two are interchangeable.
     """
 
-    def __init__(self, backbone: Backbone, folder: Path, max_bytes: int = 20 * GIB) -> None:
+    def __init__(self, backbone: Backbone, folder: Path, max_bytes: int | None = None) -> None:
         super().__init__()
         _refuse_training(backbone)
         self._inner = (backbone,)  # in a tuple it is no child: its children are this module's own, under their names
@@ -133,7 +157,7 @@ class CachedBackbone(Backbone):
         if self.cache.paused:
             return self.inner.encode(slices)
         _refuse_training(self.inner)
-        keys = self._keys(slices)
+        keys = self.keys(slices)
         rows = [self.cache.get(key) for key in keys]
         missing = [i for i, row in enumerate(rows) if row is None]
         if missing:
@@ -170,14 +194,28 @@ class CachedBackbone(Backbone):
     def encoding_parts(self) -> tuple[nn.Module, ...]:
         return self.inner.encoding_parts()
 
-    def _keys(self, slices: Tensor) -> list[str]:
-        """What decides an embedding: slice, encoder weights, kind of model, how slices become its input, and format."""
+    def keys(self, slices: Float[Tensor, "n c h w"]) -> list[str]:
+        """The name of the entry of each slice, a digest of everything that decides its embedding.
+
+        That is the slice, the encoder's weights, the kind of model, how slices become its input, the precision that it
+        computes in on this device, and the format.
+        """
         made_by = (
-            f"{FORMAT}:{type(self.inner).__name__}:{digest_of_json(self.input_description())}:"
+            f"{FORMAT}:{type(self.inner).__name__}:{digest_of_json(self._way_of_encoding())}:"
             f"{self._encoder_digest()}:{tuple(slices.shape[1:])}:"
         )
         pixels = slices.detach().to("cpu", torch.float32).contiguous().numpy()
         return [digest_of(made_by, one) for one in pixels]
+
+    def _way_of_encoding(self) -> dict[str, object]:
+        """How slices become the input, and the precision, if it is not float32 on this device.
+
+        A CPU without bfloat16 computes in float32 what is requested in bfloat16.
+        """
+        way = self.input_description()
+        if way.pop("precision", "float32") == "bfloat16" and precision.has_bfloat16(self.device.type):
+            way["computed_in"] = "bfloat16"
+        return way
 
     def _encoder_digest(self) -> str:
         """Computed again only if a weight was written to; PyTorch counts this for each tensor."""
@@ -223,10 +261,11 @@ class CachedMemoryBackbone(CachedBackbone, MemoryBackbone):
 class EmbeddingCache:
     """Tensors by name in a folder, one safetensors file each; the least recently used are removed when it is full."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        if max_bytes <= 0:
+    def __init__(self, folder: Path, max_bytes: int | None) -> None:
+        if max_bytes is not None and max_bytes <= 0:
             raise SettingsError(f"max_bytes must be positive, got {max_bytes}; leave the cache out to have none")
-        self.folder, self.max_bytes = folder, max_bytes
+        self.folder, self._own_limit = folder, max_bytes
+        self.max_bytes = size_limit(folder) if max_bytes is None else max_bytes
         self.hits, self.misses = 0, 0
         self.paused = False
         """Whether its backbones compute as if there were no cache."""
@@ -284,6 +323,7 @@ class EmbeddingCache:
 
     def _shrink(self) -> None:
         """Remove the least recently used entries until the rest fits; another process may do the same."""
+        self.max_bytes = self._own_limit or size_limit(self.folder)  # another process may have changed it
         remove_leftovers(self.folder, min_age_s=STALE)
         entries: list[tuple[float, int, Path]] = []
         for path in self.folder.glob("[!.]*.safetensors"):

@@ -23,7 +23,7 @@ from handful.backbones.families import FAMILIES, Architecture, Family
 from handful.backbones.folder_config import CONFIGS, HANDFUL_SMALL, FolderConfig, model_type, read_folder_config
 from handful.backbones.names import BACKBONES, SUFFIXES, BackboneEntry, BackboneName
 from handful.backbones.resizing import resize_sam, resized_sam2
-from handful.errors import CheckpointError, HandfulError, SettingsError
+from handful.errors import CheckpointError, HandfulError, SettingsError, first_line
 from handful.jobs.devices import choose_device
 from handful.jobs.digests import digest_of_file
 from handful.jobs.files import checked_path
@@ -101,7 +101,7 @@ def _downloaded(hub_id: str, revision: str | None, download: bool) -> Path:
         if not download:
             raise _not_here(hub_id) from error
         raise CheckpointError(
-            f"backbone {hub_id!r} cannot be downloaded ({_first_line(error)}); connect this machine, or copy the hub's "
+            f"backbone {hub_id!r} cannot be downloaded ({first_line(error)}); connect this machine, or copy the hub's "
             "cache (HF_HOME) or the model's folder from one that is connected and give its path"
         ) from error
     return Path(folder)
@@ -122,7 +122,7 @@ def _downloaded_file(entry: BackboneEntry, download: bool) -> Path:
         if not download:
             raise _not_here(str(entry.source)) from error
         raise CheckpointError(
-            f"{entry.file} of {str(entry.source)!r} cannot be downloaded ({_first_line(error)}); connect this machine, "
+            f"{entry.file} of {str(entry.source)!r} cannot be downloaded ({first_line(error)}); connect this machine, "
             f"or copy the file from one that is connected and give its path, as {entry.family}:/path/{entry.file}"
         ) from error
     found = digest_of_file(path)
@@ -170,7 +170,7 @@ def _from_folder(folder: Path, name: str, wanted: BackboneName) -> Backbone:
         raise
     except Exception as error:  # transformers raises errors of any class for configurations it cannot build
         raise CheckpointError(
-            f"backbone {name!r} in {folder} cannot be read ({_first_line(error)}); get the folder again from its source"
+            f"backbone {name!r} in {folder} cannot be read ({first_line(error)}); get the folder again from its source"
         ) from error
     _require_clear_family(backbone, wanted)
     return backbone
@@ -289,7 +289,3 @@ def _quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

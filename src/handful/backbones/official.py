@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Sam2Config, Sam2Model, Sam2VideoModel, SamModel
@@ -31,7 +30,7 @@ from handful.backbones.sam2 import Sam2Backbone
 from handful.backbones.sam2_video import Sam2VideoBackbone
 from handful.backbones.sam_med2d import add_sam_med2d_adapters
 from handful.backbones.tiny_vit import TinyVit
-from handful.errors import CheckpointError, HandfulError, SettingsError
+from handful.errors import CheckpointError, HandfulError, SettingsError, first_line
 from handful.jobs.memory import is_lack_of_memory
 
 TRAINED = ("model", "model_state_dict")
@@ -70,7 +69,7 @@ def from_official_state(state: State, name: str, family: str | None = None, imag
             raise
         raise CheckpointError(
             f"{name} has the keys of {chosen.architecture}, but weights of shapes that belong to none "
-            f"({_first_line(error)}); it is damaged or another model"
+            f"({first_line(error)}); it is damaged or another model"
         ) from error
     usual_side = int(model.config.vision_config.image_size)
     if image_size is not None:
@@ -141,7 +140,7 @@ def _shapes(state: State) -> dict[str, tuple[int, ...]]:
 def read_state(path: Path) -> dict[str, Tensor]:
     """The state dict of a file: flat, or under a key of TRAINED; 'module.' of a multi-GPU run is dropped.
 
-    Raises CheckpointError for a file that holds anything else, or needs more than tensors unpickled.
+    Raises CheckpointError for a file that is damaged, holds anything else, or needs more than tensors unpickled.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
@@ -149,11 +148,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
         content: Any = load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is damaged or holds more than tensors ({_first_line(error)}); handful unpickles nothing else, "
+            f"{path} is damaged or holds more than tensors ({first_line(error)}); handful unpickles nothing else, "
             "for that could run any code: save its state dict alone, best as .safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read ({_first_line(error)}); fetch it again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)}); fetch it again") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # damaged files make torch.load raise errors of any class
+        if is_lack_of_memory(error):
+            raise
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}: {first_line(error)}); fetch it again"
+        ) from error
     for key in TRAINED:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -215,10 +222,6 @@ def _described(state: State) -> str:
         if any(key.startswith(prefix) for key in state):
             return what
     return f"another model, with keys such as {_some(sorted(state))}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _some(names: Sequence[str]) -> str:

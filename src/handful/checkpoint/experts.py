@@ -9,12 +9,14 @@ import dataclasses
 import itertools
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 
+from handful.checkpoint.folder import require_replaceable
 from handful.checkpoint.model import SavedModel
 from handful.checkpoint.record import (
     CARD,
@@ -32,7 +34,7 @@ from handful.checkpoint.record import (
 )
 from handful.errors import CheckpointError, SettingsError
 from handful.jobs.atomic import replacing_folder
-from handful.jobs.digests import digest_of
+from handful.jobs.digests import digest_of, digest_of_file
 from handful.methods.base import Held
 from handful.methods.router import Router
 
@@ -69,8 +71,10 @@ def save_experts(out: Path, models: Mapping[str, SavedModel], router: Router, pr
     """Write a model of these experts into a folder, completely or not at all; an earlier model there is replaced.
 
     `models` are models of a single task, in the order of the router. `provenance` is added to that of the experts.
-    Raises SettingsError for a name that cannot be one of a folder, CheckpointError for different backbones.
+    Raises SettingsError for a name that cannot be one of a folder, CheckpointError for different backbones, for a model
+    that was changed after it was opened, and if the folder contains anything else than a model.
     """
+    out = require_replaceable(out)
     for name in models:
         require_name(name)
     _require_one_backbone(models)
@@ -96,17 +100,30 @@ def save_experts(out: Path, models: Mapping[str, SavedModel], router: Router, pr
         provenance=_joined_provenance(models) | dict(provenance),
         experts={name: ExpertEntry(sha256=one.sha256, values=merged.values[name]) for name, one in models.items()},
     )
-    size = len(weights) + sum((model.folder / WEIGHTS).stat().st_size for model in models.values())
-    files = {RECORD: record_as_json(record).encode(), WEIGHTS: weights, CARD: model_card(record, size).encode()}
     with replacing_folder(out) as fresh:
+        size = len(weights) + sum(_copied(model, fresh / EXPERTS / name) for name, model in models.items())
+        files = {RECORD: record_as_json(record).encode(), WEIGHTS: weights, CARD: model_card(record, size).encode()}
         for name, content in files.items():
             (fresh / name).write_bytes(content)
-        for name, model in models.items():
-            part = fresh / EXPERTS / name
-            part.mkdir(parents=True)
-            for file in (RECORD, WEIGHTS, CARD):
-                if (model.folder / file).exists():
-                    shutil.copyfile(model.folder / file, part / file)
+
+
+def _copied(model: SavedModel, folder: Path) -> int:
+    """Copy the files of a model into a new folder; the size of its weights.
+
+    Raises CheckpointError unless they are those of the model that was opened.
+    """
+    folder.mkdir(parents=True)
+    for name in (RECORD, WEIGHTS, CARD):
+        with suppress(FileNotFoundError):
+            shutil.copyfile(model.folder / name, folder / name)
+    model.require_unchanged(copy=folder)
+    weights = folder / WEIGHTS
+    if not weights.is_file() or digest_of_file(weights) != model.record.weights_sha256:
+        raise CheckpointError(
+            f"{model.folder / WEIGHTS} is not the file that its {RECORD} describes: it is damaged, or was changed "
+            "during the fit; copy the folder again, or fit it again"
+        )
+    return weights.stat().st_size
 
 
 def require_name(name: str) -> None:

@@ -23,6 +23,7 @@ from handful.backbones.absent import AbsentBackbone
 from handful.backbones.base import Backbone
 from handful.backbones.cached import cached
 from handful.backbones.names import BackboneName
+from handful.checkpoint.folder import require_replaceable
 from handful.checkpoint.record import (
     CARD,
     EXPERTS,
@@ -43,10 +44,10 @@ from handful.data.made_for import MadeFor
 from handful.data.modality import ModalityEvidence
 from handful.data.slicing import Slicer
 from handful.data.volume import Labels, Volume
-from handful.errors import CheckpointError, HandfulError, SettingsError, did_you_mean
-from handful.jobs.atomic import replacing_folder
+from handful.errors import CheckpointError, HandfulError, SettingsError, did_you_mean, first_line
+from handful.jobs.atomic import replacing_folder, write_atomically
 from handful.jobs.devices import choose_device
-from handful.jobs.digests import digest_of
+from handful.jobs.digests import digest_of, digest_of_file
 from handful.jobs.files import checked_path
 from handful.jobs.json_file import read_json
 from handful.jobs.memory import AllocationLimit, is_lack_of_memory
@@ -79,12 +80,12 @@ def save(
     `provenance` describes the origin of the segmenter in JSON values (see `describe_support`); it should not contain
     paths. `made_for` is the kind of its scans, with which scans are compared before they are segmented. With
     `anonymous`, the path of a backbone is recorded without its folders; the segmenter must have been fitted on cases
-    without names (see `anonymous_support`). Raises CheckpointError if the folder contains anything else,
-    SettingsError if an anonymous segmenter holds pictures or masks.
+    without names (see `SupportSet.without_names`).
+
+    Raises CheckpointError if the folder contains anything else, InputError if its path has no name, SettingsError if an
+    anonymous segmenter holds pictures or masks.
     """
-    folder = checked_path(folder)
-    if folder.exists() and not (folder / RECORD).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not a segmenter; name another folder")
+    folder = require_replaceable(folder)
     if segmenter.experts:
         raise SettingsError("a segmenter with experts is not saved again; copy its folder, or use fit_expert")
     if anonymous and segmenter.holds & SHOWING:
@@ -178,6 +179,18 @@ class SavedModel:
             hint = did_you_mean(name, self.experts)
             raise SettingsError(f"{self.folder} has no expert {name!r}; {hint}experts are {', '.join(self.experts)}")
         return self.experts[name]
+
+    def require_unchanged(self, copy: Path | None = None) -> None:
+        """Raise CheckpointError if the folder, or a copy of it, no longer contains the record that was read from it."""
+        record = (copy or self.folder) / RECORD
+        if not record.is_file() or digest_of_file(record) != self.sha256:
+            raise CheckpointError(f"{self.folder} was changed during the fit; run the command again")
+
+    def add_dice_left_out(self, dice: Mapping[str, float]) -> None:
+        """Add the Dice of each label on cases that were left out to the record of a model of a single task."""
+        provenance = self.record.provenance | {"dice_left_out": dict(dice)}
+        record = dataclasses.replace(self.record, provenance=provenance)
+        write_atomically(self.folder / RECORD, record_as_json(record).encode())
 
     def require_single_task(self, purpose: str) -> None:
         """Raise SettingsError for a model with experts; `purpose` is what cannot be done with it."""
@@ -334,7 +347,7 @@ class SavedModel:
             if is_lack_of_memory(error):
                 raise
             raise CheckpointError(
-                f"{self.folder} fails on this scan ({type(error).__name__}: {_first_line(error)}); fit "
+                f"{self.folder} fails on this scan ({type(error).__name__}: {first_line(error)}); fit "
                 "again, or send a bug report if it does so after that"
             ) from error
 
@@ -391,7 +404,7 @@ class SavedModel:
             ) from error
         except Exception as error:  # settings and weights that do not fit together fail anywhere in a method
             raise CheckpointError(
-                f"{self.folder / file} does not fit {RECORD} ({type(error).__name__}: {_first_line(error)}); "
+                f"{self.folder / file} does not fit {RECORD} ({type(error).__name__}: {first_line(error)}); "
                 "copy the folder again, or fit again"
             ) from error
 
@@ -512,7 +525,3 @@ def _require_same_input(folder: Path, record: Record, backbone: Backbone) -> Non
             f"{folder} was fitted on backbone {record.backbone!r} with other pixels than {backbone.name!r} takes "
             f"({'; '.join(differences)}); give the backbone by the name {record.backbone!r}"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "")[:200]

@@ -85,9 +85,16 @@ Minutes = Annotated[
 ]
 
 
+def _named(folder: Path) -> Path:
+    """A folder for a model. Raises InputError for one without a name, before anything is read."""
+    from handful.checkpoint.folder import require_named
+
+    return require_named(folder)
+
+
 def fit(
     input: options.CohortFolder,
-    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to be made.")],
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder of the model to be made.", callback=_named)],
     method: MethodName = "auto",
     cases: options.Cases = "",
     shots: Annotated[int | None, typer.Option(help="Learn from this many cases, chosen at random.", min=1)] = None,

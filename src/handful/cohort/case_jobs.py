@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -141,12 +140,29 @@ def claimed_case(files: CaseFiles, notes: Path, scheduler: str | Path | None) ->
 def tidying_up(
     out: Path, cases: Sequence[Case], remove_leftovers: Callable[[Path, Iterable[str]], None]
 ) -> Iterator[None]:
-    """Within, other processes work on the cases; afterwards, what killed ones left in `out` is removed."""
+    """Within, other processes work on the cases; afterwards, what killed ones left in `out` is removed.
+
+    If the run ends by an exception, workers of a cluster may still work on cases. So their claims and temporary files
+    remain, and the next run waits for these workers. Processes of this machine have ended in any case.
+    """
+    claims = out / NOTES / CLAIMS
     try:
         yield
-    finally:
-        remove_leftovers(out, (case.name for case in cases))
-        shutil.rmtree(out / NOTES / CLAIMS, ignore_errors=True)
+    except BaseException:
+        if not claims.exists():
+            remove_leftovers(out, (case.name for case in cases))
+        raise
+    remove_leftovers(out, (case.name for case in cases))
+    _remove_claims(claims, {case.name for case in cases})
+
+
+def _remove_claims(claims: Path, names: set[str]) -> None:
+    """Remove the claims on these cases; workers of an earlier run may hold those on others."""
+    with suppress(OSError):  # there are none, or some remain
+        for claim in list(claims.iterdir()):
+            if claim.name in names:
+                claim.unlink()
+        claims.rmdir()
 
 
 def label_map_name(case: Case) -> str:

@@ -107,7 +107,8 @@ def find_masks(
     """
     config = config or FindMasksConfig()
     with locked(out / NOTES):
-        _remove_leftovers(out, (case.name for case in cases))
+        if config.scheduler is None:  # else workers of an interrupted run may still write
+            _remove_leftovers(out, (case.name for case in cases))
         outcomes = _run(cases, out, config, Inputs.of(cases, inputs), report)
         notes = Notes(out / NOTES, _Note)
         read = {name: note for name in (*outcomes.done, *outcomes.skipped) if (note := notes.read(name)) is not None}

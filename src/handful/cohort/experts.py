@@ -5,28 +5,30 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 
 from handful.backbones.base import Backbone
 from handful.checkpoint.experts import MergedLabels, require_name, save_experts, with_experts
+from handful.checkpoint.folder import require_named, require_replaceable
 from handful.checkpoint.model import SavedModel, open_model
-from handful.checkpoint.record import RECORD
+from handful.checkpoint.record import EXPERTS, RECORD
 from handful.cohort.fit import (
     FINGERPRINT,
     FitConfig,
     FitResult,
     fingerprint_of,
     fit_to_folder,
+    lacks_estimate,
     past_result,
     require_ours,
 )
 from handful.data.cases import Case
 from handful.data.support import SupportSet
 from handful.errors import CheckpointError, InputError, SettingsError
-from handful.jobs.atomic import remove_leftovers
+from handful.jobs.atomic import remove_leftovers, remove_leftovers_of
 from handful.jobs.digests import digest_of, digest_of_json
 from handful.jobs.lock import LOCK, locked
 from handful.jobs.plain_text import counted
@@ -58,13 +60,14 @@ def fit_expert(
     Labels with the same name have the same value in the predictions, that of the earlier model; a new label whose value
     another label has gets the lowest free one. `FitResult.decisions` says which.
 
-    Raises SettingsError for a name that is taken or impossible, CheckpointError if `add_to` has another backbone or
-    `out` contains something else, InputError if scans of `add_to` are missing.
+    Raises SettingsError for a name that is taken or impossible, CheckpointError if `add_to` has another backbone or is
+    changed during the fit, or if `out` contains something else, InputError if scans of `add_to` are missing or `out`
+    has no name.
     """
-    config, out = config or FitConfig(), Path(out)
-    add_to = None if add_to is None else Path(add_to)
+    config, out = config or FitConfig(), require_named(out)
     require_name(expert)
-    earlier = _earlier(add_to, expert, out, backbone, config)
+    base = None if add_to is None else _base(Path(add_to), out, backbone, config)
+    earlier = {} if base is None else _earlier(base, expert)
     parts = [*([one, model.sha256] for one, model in earlier.items()), [expert]]
     fingerprint = digest_of_json([parts, fingerprint_of(name, method, support, backbone, config)])
     scratch = out.with_name(f"{out.name}.partial")
@@ -72,19 +75,26 @@ def fit_expert(
     own = scratch / "expert"
     with locked(scratch, remove_empty=True):
         remove_leftovers(out.parent, lambda found: found == out.name)
-        done = _is_there(out, fingerprint, config.overwrite)
-        if done:
-            result = past_result(open_model(out).expert(expert))
+        remove_leftovers_of(out / RECORD)
+        of_own = dataclasses.replace(config, overwrite=True)  # a model that a stopped fit left
+
+        def fit() -> FitResult:
+            return fit_to_folder(name, method, support, backbone, own, of_own, report)
+
+        if _is_there(out, fingerprint, config):
+            result = _past(open_model(out), expert, own, config, fit)
         else:
-            of_own = dataclasses.replace(config, overwrite=True)  # a model that a stopped fit left
-            result = dataclasses.replace(fit_to_folder(name, method, support, backbone, own, of_own, report), anew=True)
+            require_replaceable(out)
+            result = dataclasses.replace(fit(), anew=True)
             report(0, 1, "adding the scans to the sums of the router")
             router = Router.of(expert, _features((facts.case for facts in support.facts), backbone))
-            if add_to is not None:
-                router = _router_of(open_model(add_to), next(iter(earlier)), scans, backbone).joined(router)
+            if base is not None:
+                base.require_unchanged()
+                router = _router_of(base, next(iter(earlier)), scans, backbone).joined(router)
             save_experts(out, {**earlier, expert: open_model(own)}, router, {"fingerprint": fingerprint})
+        model = open_model(out)
         shutil.rmtree(own, ignore_errors=True)
-    return _with_changes(result, open_model(out), expert)
+    return _with_changes(result, model, expert)
 
 
 def expert_name(folder: Path) -> str:
@@ -93,20 +103,11 @@ def expert_name(folder: Path) -> str:
     return name or "expert"
 
 
-def _earlier(
-    add_to: Path | None, expert: str, out: Path, backbone: Backbone, config: FitConfig
-) -> dict[str, SavedModel]:
-    """The experts of the earlier model, after all checks that need no scan."""
-    if add_to is None:
-        return {}
+def _base(add_to: Path, out: Path, backbone: Backbone, config: FitConfig) -> SavedModel:
+    """The earlier model, after all checks that need no scan."""
     if out.resolve() == add_to.resolve():
         raise SettingsError(f"{out} is the model to which the expert is added, and stays as it is; name another folder")
     model = open_model(add_to)
-    earlier = with_experts(model, expert_name(add_to))
-    if expert in earlier:
-        raise SettingsError(
-            f"{add_to} has an expert {expert!r} already (experts: {', '.join(earlier)}); name the new one with --expert"
-        )
     record = model.record
     if (record.backbone_sha256, record.backbone_input) != (backbone.digest(), backbone.input_description()):
         raise CheckpointError(
@@ -115,18 +116,50 @@ def _earlier(
         )
     if config.anonymous and not record.anonymous:
         raise SettingsError(f"{add_to} has the names of its cases; leave out --anonymous, or fit it again with it")
+    return model
+
+
+def _earlier(base: SavedModel, expert: str) -> dict[str, SavedModel]:
+    """The experts of the earlier model. Raises SettingsError if one of them has the name of the new one."""
+    earlier = with_experts(base, expert_name(base.folder))
+    if expert in earlier:
+        raise SettingsError(
+            f"{base.folder} has an expert {expert!r} already (experts: {', '.join(earlier)}); name the new one with "
+            "--expert"
+        )
     return earlier
 
 
-def _is_there(out: Path, fingerprint: str, overwrite: bool) -> bool:
+def _is_there(out: Path, fingerprint: str, config: FitConfig) -> bool:
     """Whether this very model lies in `out`. Raises CheckpointError for another one that may not be replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     if not (out / RECORD).exists():
         raise CheckpointError(f"{out} exists and is no model; name another folder")
-    if not overwrite and open_model(out).record.provenance.get("fingerprint") != fingerprint:
+    if config.overwrite:
+        return False
+    record = open_model(out).record
+    if (record.provenance.get("fingerprint"), record.anonymous) != (fingerprint, config.anonymous):
         raise CheckpointError(f"{out} contains another model; name another folder, or add --overwrite")
-    return not overwrite
+    return True
+
+
+def _past(model: SavedModel, expert: str, own: Path, config: FitConfig, fit: Callable[[], FitResult]) -> FitResult:
+    """The result of the fit that made the expert of a model, with the Dice on left-out cases if that is wanted.
+
+    `fit` adds that Dice to a copy of the expert in the folder `own`, and the copy replaces the expert.
+    """
+    past = past_result(model.expert(expert))
+    if not lacks_estimate(past, config):
+        return past
+    require_replaceable(model.folder)
+    shutil.rmtree(own, ignore_errors=True)
+    shutil.copytree(model.folder / EXPERTS / expert, own)
+    result = fit()
+    if result.dice_left_out:
+        experts = {**with_experts(model, expert), expert: open_model(own)}
+        save_experts(model.folder, experts, model.router(), {"fingerprint": model.record.provenance["fingerprint"]})
+    return result
 
 
 def _router_of(model: SavedModel, name: str, scans: Sequence[Case], backbone: Backbone) -> Router:

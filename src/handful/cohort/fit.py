@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from handful.backbones.base import Backbone
 from handful.backbones.names import BackboneName
+from handful.checkpoint.folder import require_named, require_replaceable
 from handful.checkpoint.model import SavedModel, open_model, save
 from handful.checkpoint.record import RECORD, describe_support
 from handful.data.intensities import intensity_notes, sequence_note
@@ -17,7 +18,7 @@ from handful.data.made_for import MadeFor
 from handful.data.support import SupportFacts, SupportSet, require_reference
 from handful.errors import CheckpointError, SettingsError
 from handful.evaluation.metrics import overlap
-from handful.jobs.atomic import remove_leftovers, write_atomically
+from handful.jobs.atomic import remove_leftovers, remove_leftovers_of, write_atomically
 from handful.jobs.digests import digest_of_json
 from handful.jobs.files import checked_path
 from handful.jobs.lock import LOCK, locked
@@ -82,9 +83,10 @@ def fit_to_folder(
     Half-done work lies in `<out>.partial` until the segmenter is saved. The same fit, begun again after a kill, goes on
     from there and ends with the very bytes of an undisturbed one; another fit starts from the beginning. What makes two
     fits the same is written into the segmenter's provenance. Raises CheckpointError where another model or a foreign
-    folder lies in the way, BusyError while another process fits into `out`.
+    folder lies in the way, or foreign files in the folder of a model to be replaced, InputError if `out` has no name,
+    BusyError while another process fits into `out`.
     """
-    config, out = config or FitConfig(), Path(out)
+    config, out = config or FitConfig(), require_named(out)
     if config.anonymous:
         support = _anonymous(name, method, support)
     scratch = out.with_name(f"{out.name}.partial")
@@ -94,18 +96,17 @@ def fit_to_folder(
         try:
             provenance = _provenance(name, method, support, backbone)
             remove_leftovers(out.parent, lambda name: name == out.name)
-            saved = _fitted_before(out, str(provenance["fingerprint"]), backbone, config.overwrite)
+            remove_leftovers_of(out / RECORD)
+            saved = _fitted_before(out, str(provenance["fingerprint"]), backbone, config)
             if saved is not None:
                 if _noted(scratch) == provenance["fingerprint"]:  # left by a kill just after the model was saved
                     shutil.rmtree(scratch / TRAINING, ignore_errors=True)
-                return past_result(saved)
+                return _with_estimate(saved, method, support, backbone, config, report)
+            require_replaceable(out)
             training = _begin(scratch, str(provenance["fingerprint"]))
             segmenter, left_out = _fit(method, support, backbone, Run(training, report, config.save_every_s), config)
             provenance["dice_left_out"] = left_out
-            taken = _taken_from(backbone, method)
-            notes = (*sequence_note(support, segmenter.slicer), *intensity_notes(support, method.slicer))
-            notes += _scribble_note(support)
-            decisions = (*notes, *taken, *segmenter.decisions)
+            decisions = _decisions(segmenter, method, support, backbone)
             provenance["decisions"] = list(decisions)
             if segmenter.reliability:
                 provenance["reliability"] = segmenter.reliability
@@ -144,6 +145,25 @@ def past_result(model: SavedModel) -> FitResult:
     return FitResult(False, past.get("dice_on_support", {}), *kept)
 
 
+def lacks_estimate(result: FitResult, config: FitConfig) -> bool:
+    """Whether the Dice on cases that were left out is requested, but no part of the result."""
+    return config.leave_out is True and not result.dice_left_out
+
+
+def _with_estimate(
+    saved: SavedModel, method: Method, support: SupportSet, backbone: Backbone, config: FitConfig, report: Report
+) -> FitResult:
+    """The result of an earlier fit; the Dice on cases that were left out is added if it is requested and missing."""
+    past = past_result(saved)
+    if not lacks_estimate(past, config):
+        return past
+    with support.held() as held:
+        dice = mean_of_labels(score_left_out(method, held, backbone, report))
+    if dice:
+        saved.add_dice_left_out(dice)
+    return replace(past, dice_left_out=dice)
+
+
 def _anonymous(name: str, method: Method, support: SupportSet) -> SupportSet:
     """The support set with numbers in place of names. Raises SettingsError if the method holds pictures."""
     if method.keeps_pictures:
@@ -177,6 +197,12 @@ def _fit(
         if not _leaves_out(config, method, support, cost):
             return segmenter, {}
         return segmenter, mean_of_labels(score_left_out(method, held, backbone, run.report))
+
+
+def _decisions(segmenter: Segmenter, method: Method, support: SupportSet, backbone: Backbone) -> tuple[str, ...]:
+    """What the fit decided by itself, one sentence each."""
+    notes = (*sequence_note(support, segmenter.slicer), *intensity_notes(support, method.slicer))
+    return (*notes, *_scribble_note(support), *_taken_from(backbone, method), *segmenter.decisions)
 
 
 def _scribble_note(support: SupportSet) -> tuple[str, ...]:
@@ -248,24 +274,25 @@ def _provenance(name: str, method: Method, support: SupportSet, backbone: Backbo
     return {"fingerprint": fingerprint, **described, **licence}
 
 
-def _fitted_before(out: Path, fingerprint: str, backbone: Backbone, overwrite: bool) -> SavedModel | None:
+def _fitted_before(out: Path, fingerprint: str, backbone: Backbone, config: FitConfig) -> SavedModel | None:
     """This very segmenter, where it lies there whole; raises where another one does that may not be replaced."""
     if not (out / RECORD).exists():
         return None
     try:
         saved = open_model(out)
-        if saved.record.provenance.get("fingerprint") == fingerprint:
+        same = saved.record.provenance.get("fingerprint") == fingerprint
+        if same and saved.record.anonymous == config.anonymous:
             saved.load(backbone)
             return saved
     except CheckpointError:
-        if not overwrite:
+        if not config.overwrite:
             raise
         return None
-    if not overwrite:
-        raise CheckpointError(
-            f"{out} holds another segmenter (fitted with other settings or on other cases); "
-            "name another folder, or say --overwrite"
-        )
+    if not config.overwrite:
+        how = "fitted with other settings or on other cases"
+        if same:
+            how = f"fitted {'with' if saved.record.anonymous else 'without'} --anonymous"
+        raise CheckpointError(f"{out} holds another segmenter ({how}); name another folder, or add --overwrite")
     return None
 
 

@@ -188,7 +188,8 @@ def predict_cohort(
     _require_expert(saved, config)
     _require_storable(saved, config)
     with locked(out / NOTES):
-        _remove_leftovers(out, (case.name for case in cases))
+        if config.scheduler is None:  # else workers of an interrupted run may still write
+            _remove_leftovers(out, (case.name for case in cases))
         job = _Job(saved, out, config, report)
         result = job.run(cases, Inputs.of(cases, inputs), deliver)
         if result.done or result.failures or not (out / RUN).exists():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 
 from handful.checkpoint.model import SavedModel, open_model
+from handful.checkpoint.record import recorded_scans
 from handful.curation.calibration import Calibration
 from handful.curation.quality import CaseQuality, QualityConfig, QualityEstimator, Refit, estimating_quality
 from handful.data.cases import Case, Cohort
@@ -19,9 +21,11 @@ from handful.data.inputs import Inputs
 from handful.data.inventory import list_label_maps
 from handful.data.slicing import Slicer
 from handful.data.support import SupportSet
+from handful.data.unlabelled import UnlabelledScans
 from handful.data.volume import Labels
 from handful.errors import InputError, SettingsError
 from handful.evaluation.evaluate import Failure
+from handful.jobs.atomic import remove_leftovers
 from handful.jobs.digests import digest_of, digest_of_file, digest_of_json
 from handful.jobs.executors import Lost, Serial
 from handful.jobs.files import checked_path
@@ -33,6 +37,10 @@ from handful.jobs.workers import executor_for, require_workers
 from handful.methods.base import Segmenter
 from handful.reports.overlay import write_overlay
 from handful.reports.review_page import PICTURES, ReviewResult, write_review
+
+CASES = "cases"
+"""Folder of the stored estimates in the folder of notes."""
+FITTED_ON = "not estimated, since the model was fitted on it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +56,10 @@ class ReviewConfig:
     cache: str | Path | None = None
     """As in `QualityConfig`."""
     calibrate: bool | None = None
-    """Refit once per support case, leaving it out, to calibrate the estimate.
+    """Refit once per patient of the support set, leaving out the patient's cases, to calibrate the estimate.
 
-    None does so for methods that need no training, where it takes little time.
+    None does so for methods that need no training, where it takes little time. If the method also learned from scans
+    without labels, they are needed for it.
     """
     backbone: str | None = None
     """Name of the model's backbone, if it is not where the model's record says; it is downloaded if necessary."""
@@ -79,12 +88,14 @@ def review_folder(
     """Estimate the quality of the label maps in `predictions`, and write review.csv and review.html into `out`.
 
     `predictions` are named like the cases of `cohort`, and `model` is the folder of the segmenter that made them. The
-    cases that the model was fitted on must be in `labelled` (default: the cohort) with their references. They are not
-    estimated, and no other reference is read. A case without a prediction, or with one on another grid, is listed as a
-    failure. If the review is run again, only new or changed predictions are estimated.
+    cases that the model was fitted on must be in `labelled` (default: the cohort) with their references. No other
+    reference is read. Cases with the voxels of one of them are not estimated, whatever their names; `report` names
+    them. A case without a prediction, or with one on another grid, is listed as a failure. If the review is run again,
+    only new or changed predictions are estimated.
 
     Raises InputError if none of the model's labelled cases is found or there is no prediction to estimate, BusyError
-    while another process works in `out`, ClusterError if the scheduler cannot be reached or is lost.
+    while another process works in `out`, ClusterError if the scheduler cannot be reached or is lost, SettingsError if
+    `calibrate` needs scans without labels that are in neither cohort.
     """
     predictions, model, out = Path(predictions), Path(model), Path(out)
     if config.scheduler is not None:
@@ -94,8 +105,8 @@ def review_folder(
     saved = open_model(model)
     saved.require_single_task("a review")
     files = _label_maps(predictions)
-    support, fitted_on, unread = _support(saved, labelled or cohort)
-    cases = [case for case in cohort.cases if case.name not in fitted_on]
+    fitted = _fitted(saved, labelled or cohort)
+    cases, left_out = fitted.unseen(cohort)
     if not any(case.name in files for case in cases):
         raise InputError(
             f"{predictions} contains no prediction of a case of {cohort.name!r} that the model was not fitted on; "
@@ -105,15 +116,20 @@ def review_folder(
     for case in cases:
         inputs.require_not_among(_picture(out, case.name))
     with locked(out / NOTES):
+        for folder in (out / NOTES, out / NOTES / CASES, out / PICTURES):
+            remove_leftovers(folder)
         segmenter = saved.open(config.device, config.cache, config.backbone)
-        key, refit = _key(saved, support, config), _refit(saved, segmenter, config)
-        with _embeddings(out, config.cache) as cache:
-            quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=cache)
-            work = _Work(out, files, segmenter.slicer, segmenter.labels, key, saved, support, config, quality)
-            with estimating_quality(segmenter, support, quality) as estimator:
-                names = tuple(case.name for case in support.cases)
-                report(0, len(cases), f"{counted(len(cases))}, compared with {counted(len(names), 'labelled one')}")
-                return _reviewed(work, _calibrated(work, estimator, refit, report), cases, report, unread)
+        refit = _refit(saved, segmenter, config, [*(labelled or cohort).cases, *cohort.cases])
+        with _embeddings(out, config.cache) as embeddings:
+            quality = QualityConfig(reverse=config.reverse, confidence=config.confidence, cache=embeddings)
+            key = _key(saved, fitted.support, config)
+            work = _Work(out, files, segmenter.slicer, segmenter.labels, key, saved, fitted, config, quality)
+            with estimating_quality(segmenter, fitted.support, quality) as estimator:
+                labelled_ones = counted(len(fitted.support.cases), "labelled one")
+                report(0, len(cases), f"{counted(len(cases))}, compared with {labelled_ones}")
+                if left_out:
+                    report(0, len(cases), f"{FITTED_ON}: {', '.join(left_out)}")
+                return _reviewed(work, _calibrated(work, estimator, refit, report), cases, report)
 
 
 @contextmanager
@@ -131,6 +147,44 @@ def _embeddings(out: Path, cache: str | Path | None) -> Iterator[str | Path]:
 
 
 @dataclass(frozen=True)
+class _Fitted:
+    """What the model was fitted on."""
+
+    support: SupportSet
+    """The labelled cases that can be read."""
+    unread: tuple[Case, ...]
+    """Labelled cases that cannot be read. The model may have been fitted on them."""
+    failures: tuple[Failure, ...]
+    """Why they cannot be read."""
+    names: frozenset[str]
+    """Names of all these cases."""
+    known: frozenset[str]
+    """SHA-256 of the voxels of each of its scans."""
+
+    def unseen(self, cohort: Cohort) -> tuple[list[Case], list[str]]:
+        """The cases to estimate, and the names of those left out, since the model was fitted on their voxels.
+
+        Only cases with the name of a labelled one are read here. Another case is recognised when its turn comes.
+        """
+        unseen: list[Case] = []
+        left_out: list[str] = []
+        for case in cohort.cases:
+            if self._has(case):
+                left_out.append(case.name)
+            elif case not in self.unread:
+                unseen.append(case)
+        return unseen, left_out
+
+    def _has(self, case: Case) -> bool:
+        if case.name not in self.names:
+            return False
+        try:
+            return digest_of(case.read_image().array) in self.known
+        except Exception:  # it is listed when its turn comes
+            return False
+
+
+@dataclass(frozen=True)
 class _Work:
     """The inputs and outputs of a review."""
 
@@ -141,7 +195,7 @@ class _Work:
     key: str
     """Digest of model, support set and settings."""
     model: SavedModel
-    support: SupportSet
+    fitted: _Fitted
     config: ReviewConfig
     quality: QualityConfig
 
@@ -162,9 +216,7 @@ class _CaseNote:
     content: CaseQuality
 
 
-def _reviewed(
-    work: _Work, estimator: QualityEstimator, cases: Sequence[Case], report: Report, unread: Sequence[Failure]
-) -> ReviewResult:
+def _reviewed(work: _Work, estimator: QualityEstimator, cases: Sequence[Case], report: Report) -> ReviewResult:
     qualities: list[CaseQuality] = []
     skipped: list[str] = []
     failures: list[Failure] = []
@@ -178,14 +230,16 @@ def _reviewed(
                 failures.append(Failure(case.name, outcome.reason))
             elif isinstance(outcome, Failure):
                 failures.append(outcome)
+            elif outcome is None:
+                report(0, len(cases), f"{FITTED_ON}: {case.name}")
             else:
                 quality, is_new = outcome
                 qualities.append(quality)
                 skipped += [] if is_new else [case.name]
             report(number, len(cases), case.name)
-    names = tuple(case.name for case in work.support.cases)
+    names = tuple(case.name for case in work.fitted.support.cases)
     skipped.sort(key=places.__getitem__)
-    failures = [*unread, *sorted(failures, key=lambda failure: places[failure.case])]
+    failures = [*work.fitted.failures, *sorted(failures, key=lambda failure: places[failure.case])]
     qualities.sort(key=lambda quality: (quality.worst, quality.case))
     result = ReviewResult(tuple(qualities), tuple(skipped), tuple(failures), names, estimator.calibration)
     pictured, without = _draw(work, cases, qualities[: config.worst])
@@ -211,10 +265,10 @@ class _CaseReview:
             return self.own
         work, config = self.work, self.work.config
         segmenter = work.model.open(config.device, config.cache, config.backbone)
-        context = estimating_quality(segmenter, work.support, work.quality, self.calibration)
+        context = estimating_quality(segmenter, work.fitted.support, work.quality, self.calibration)
         return self.until_end.enter_context(context)
 
-    def __call__(self, case: Case) -> tuple[CaseQuality, bool] | Failure:
+    def __call__(self, case: Case) -> tuple[CaseQuality, bool] | Failure | None:
         estimator = self.estimator
         try:
             return _quality(self.work, estimator, case)
@@ -227,21 +281,23 @@ def _calibrated(work: _Work, estimator: QualityEstimator, refit: Refit | None, r
     notes = Notes(work.out / NOTES, _CalibrationNote)
     note = notes.find("calibration", made_of=work.key)
     if note is None:
-        note = _CalibrationNote(work.key, estimator.calibrated(work.support, refit, report) if refit else None)
+        note = _CalibrationNote(work.key, estimator.calibrated(work.fitted.support, refit, report) if refit else None)
         notes.write("calibration", note)
     return replace(estimator, calibration=note.content)
 
 
-def _quality(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[CaseQuality, bool]:
-    """The quality of a case's prediction, and whether it is new (not stored)."""
+def _quality(work: _Work, estimator: QualityEstimator, case: Case) -> tuple[CaseQuality, bool] | None:
+    """The quality of a case's prediction, and whether it is new (not stored); None if the model was fitted on it."""
     if case.name not in work.predictions:
         raise InputError(f"no prediction of case {case.name!r}; predict it first, or leave it out with --cases")
     path = work.predictions[case.name]
     volume = case.read_image()
-    prediction = read_label_map(path, work.labels, grid=volume.geometry)
     scan = digest_of(volume.array)
+    if scan in work.fitted.known:
+        return None
+    prediction = read_label_map(path, work.labels, grid=volume.geometry)
     key = digest_of(f"{work.key} {scan} {digest_of_file(path)}")
-    notes = Notes(work.out / NOTES / "cases", _CaseNote)
+    notes = Notes(work.out / NOTES / CASES, _CaseNote)
     note = notes.find(case.name, made_of=key)
     if note is not None:
         return note.content, False
@@ -257,11 +313,8 @@ def _label_maps(folder: Path) -> dict[str, Path]:
     return list_label_maps(folder, folder).scans
 
 
-def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str], list[Failure]]:
-    """The labelled cases in the cohort that the model was fitted on, and the names of all cases it was fitted on.
-
-    Those that cannot be read are listed; the others are used.
-    """
+def _fitted(model: SavedModel, cohort: Cohort) -> _Fitted:
+    """The labelled cases in the cohort that the model was fitted on."""
     labelled = [case for case in cohort.cases if case.reference is not None]
     recorded, anonymous = model.fitted_on, model.record.anonymous
     fitted, unread = _without_names(model, labelled) if anonymous else (recorded, [])
@@ -282,7 +335,14 @@ def _support(model: SavedModel, cohort: Cohort) -> tuple[SupportSet, set[str], l
                 "fitted on; name the folder that has the right one with --support"
             )
     unread += [Failure.of(case, errors[case.name]) for case in support if case.name in errors]
-    return support_set, {*fitted, *(case.name for case in support), *(failure.case for failure in unread)}, unread
+    listed = {failure.case for failure in unread}
+    return _Fitted(
+        support_set,
+        tuple(case for case in labelled if case.name in listed),
+        tuple(unread),
+        frozenset({*recorded, *listed, *(case.name for case in support)}),
+        frozenset(recorded.values() or (facts.image_sha256 for facts in support_set.facts)),
+    )
 
 
 def _without_names(model: SavedModel, labelled: Sequence[Case]) -> tuple[dict[str, str], list[Failure]]:
@@ -302,23 +362,54 @@ def _without_names(model: SavedModel, labelled: Sequence[Case]) -> tuple[dict[st
     return found, unread
 
 
-def _refit(model: SavedModel, segmenter: Segmenter, config: ReviewConfig) -> Refit | None:
-    """A function that fits the model's method on other cases, starting from the original backbone.
+def _unlabelled(model: SavedModel, cases: Iterable[Case]) -> UnlabelledScans:
+    """Those of the cases from which the model learned without labels.
 
-    None if the review does not calibrate.
+    Raises SettingsError if some are missing, or if the labels that were made for them are not known.
+    """
+    recorded = recorded_scans(model.record.provenance, "unlabelled")
+    if not recorded or not model.method().uses_unlabelled:
+        return UnlabelledScans()
+    if "labels_from_boxes_sha256" in model.record.provenance:
+        raise SettingsError(
+            f"calibrate refits the model {model.folder.name!r}, which also learned from boxes; their masks are not in "
+            "the model, so it cannot be fitted in the same way. Use --no-calibrate"
+        )
+    names = {scan["case"] for scan in recorded}
+    wanted = Counter(scan["image_sha256"] for scan in recorded)
+    found: list[Case] = []
+    for case in dict.fromkeys(cases):
+        if wanted.total() and (model.record.anonymous or case.name in names):
+            with suppress(Exception):  # it is missing, then
+                digest = digest_of(case.read_image().array)
+                if wanted[digest] > 0:
+                    wanted[digest] -= 1
+                    found.append(case)
+    if wanted.total():
+        raise SettingsError(
+            f"calibrate refits the model {model.folder.name!r}, which also learned from "
+            f"{counted(len(recorded), 'scan')} without labels, but {wanted.total()} of {len(recorded)} cannot be read "
+            "from the given folders; name the folder with all its scans with --support, or use --no-calibrate"
+        )
+    return UnlabelledScans.of(tuple(found))
+
+
+def _refit(model: SavedModel, segmenter: Segmenter, config: ReviewConfig, cases: Sequence[Case]) -> Refit | None:
+    """A function that fits the model's method on other labelled cases, starting from the original backbone.
+
+    `cases` include the scans without labels that the model learned from. None if the review does not calibrate.
     """
     method = model.method()
     if config.calibrate is False or (config.calibrate is None and method.trains):
         return None
-    if not method.trains:
-        return lambda cases: method.fit(cases, segmenter.backbone)
-    backbone = model.backbone(config.backbone).to(segmenter.backbone.device)
-    return lambda cases: method.fit(cases, backbone)
+    backbone = model.backbone(config.backbone).to(segmenter.backbone.device) if method.trains else segmenter.backbone
+    unlabelled = cache(lambda: _unlabelled(model, cases))
+    return lambda support: method.fit(replace(support, unlabelled=unlabelled()), backbone)
 
 
 def _key(model: SavedModel, support: SupportSet, config: ReviewConfig) -> str:
     """Digest of everything that an estimate depends on, except the case."""
-    references = [(facts.case.name, facts.labels_sha256) for facts in support.facts]
+    references = [(facts.case.name, facts.case.patient_key, facts.labels_sha256) for facts in support.facts]
     settings = (config.reverse, config.confidence, config.calibrate)
     return digest_of_json([version("handful"), model.sha256, references, settings])
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -100,10 +101,10 @@ def predict_quality(
 ) -> list[CaseQuality]:
     """Estimate the Dice of each prediction and label, without reading a reference of these cases.
 
-    `support` contains the cases that `segmenter` was fitted on. With at least three of them and `refit` (for example
-    `lambda cases: method.fit(cases, backbone)`), the estimate is calibrated: each support case is segmented by a model
-    fitted on the others, and compared with its reference. Otherwise, the predicted Dice is the plain mean of the
-    signals. Results are in the order of `predicted`.
+    `support` contains the cases that `segmenter` was fitted on. With those of at least three patients and `refit` (for
+    example `lambda cases: method.fit(cases, backbone)`), the estimate is calibrated: the cases of each patient are
+    segmented by a model fitted on the others, and compared with their references. Otherwise, the predicted Dice is the
+    plain mean of the signals. Results are in the order of `predicted`.
 
     Cases with scribbles are left out. Raises LabelError if some label is in no other case, or if the labels of a
     prediction or of the support set differ from the segmenter's, GeometryMismatch if a prediction is not on the grid of
@@ -189,30 +190,51 @@ class QualityEstimator:
         return CaseQuality(case.name, tuple(labels))
 
     def calibrated(self, support: SupportSet, refit: Refit, report: Report = silent) -> Calibration | None:
-        """The calibration from leaving out each support case in turn; None for too few cases."""
-        if len(support.with_whole_masks(ESTIMATE).cases) < LEAST_CASES:
+        """The calibration from leaving out each patient of the support set in turn; None for fewer than three.
+
+        Its error includes labels that the refits did not find, with the estimate that such labels get.
+        """
+        patients = {case.name: case.patient_key for case in support.with_whole_masks(ESTIMATE).cases}
+        if len(set(patients.values())) < LEAST_CASES:
             return None
-        return calibrate(self.left_out(support, refit, report), self.segmenter.labels)
+        rows = list(self._left_out(support, refit, report))
+        found = [row for row, estimate in rows if estimate is None]
+        # the cases of a patient are also left out together for the error of the calibration
+        by_patient = [replace(row, case=patients[row.case]) for row in found]
+        calibration = calibrate(by_patient, self.segmenter.labels)
+        if calibration is None:
+            return None
+        missed = [abs(estimate - row.dice) for row, estimate in rows if estimate is not None]
+        error = (calibration.error * len(found) + sum(missed)) / len(rows)
+        return replace(calibration, cases=len({row.case for row in found}), error=error)
 
     def left_out(self, support: SupportSet, refit: Refit, report: Report = silent) -> list[Compared]:
-        """The signals and the true Dice of each support case, from a model fitted on the others.
+        """The signals and the true Dice of each label that is predicted in a support case without its patient.
 
-        A case is passed over if it is the only one with some label.
+        A patient is passed over if no other one has some label.
         """
-        compared: list[Compared] = []
-        support = support.with_whole_masks(ESTIMATE)
-        for number, case in enumerate(support.cases):
-            others = tuple(other for other in support.cases if other is not case)
-            references = tuple(reference for place, reference in enumerate(self.references) if place != number)
-            values = self.segmenter.labels.values
-            if all(any(value in reference.shapes for reference in references) for value in values):
-                estimator = replace(self, segmenter=refit(SupportSet(others, support.labels)), references=references)
-                compared += estimator._compared(case)
-            report(number + 1, len(support.cases), f"calibrating on {case.name}")
-        return compared
+        return [row for row, estimate in self._left_out(support, refit, report) if estimate is None]
 
-    def _compared(self, case: Case) -> Iterator[Compared]:
-        """The signals and the true Dice of a case, for the predicted labels."""
+    def _left_out(self, support: SupportSet, refit: Refit, report: Report) -> Iterator[tuple[Compared, float | None]]:
+        """As `left_out`, but for all labels, each with its predicted Dice if it was not predicted, else with None."""
+        support = support.with_whole_masks(ESTIMATE)
+        cases, done = support.cases, 0
+        for patient in dict.fromkeys(case.patient_key for case in cases):
+            other = [case.patient_key != patient for case in cases]
+            references = tuple(compress(self.references, other))
+            values = self.segmenter.labels.values
+            own = [case for case in cases if case.patient_key == patient]
+            if all(any(value in reference.shapes for reference in references) for value in values):
+                facts = tuple(compress(support.facts, other))
+                others = replace(support, cases=tuple(compress(cases, other)), known_facts=facts)
+                estimator = replace(self, segmenter=refit(others), references=references)
+                for case in own:
+                    yield from estimator._compared(case)
+            done += len(own)
+            report(done, len(cases), f"calibrating on {own[-1].name}")
+
+    def _compared(self, case: Case) -> Iterator[tuple[Compared, float | None]]:
+        """The signals and the true Dice of each label of a case, as in `_left_out`."""
         volume, reference = case.read_image(), case.read_reference()
         assert reference is not None, "a support set has references"
         prediction, reasons = self.segmenter.predict_explained(volume)
@@ -220,9 +242,9 @@ class QualityEstimator:
         signals = self._signals(volume, prediction, shapes, reasons)
         valid_mask = reference.array != IGNORE
         for value in self.segmenter.labels.values:
-            if shapes[value].voxels:
-                truth = overlap(prediction.array == value, reference.array == value, valid_mask)
-                yield Compared(case.name, value, signals[value], truth.dice)
+            truth = overlap(prediction.array == value, reference.array == value, valid_mask)
+            estimate = None if shapes[value].voxels else self._empty_dice(value)
+            yield Compared(case.name, value, signals[value], truth.dice), estimate
 
     def _shapes(self, volume: Volume, prediction: LabelMap) -> dict[int, ShapeStatistics]:
         classes, size = self.slicer.view(volume).of(prediction.array), voxel_size(volume.geometry)
@@ -265,11 +287,15 @@ class QualityEstimator:
 
     def _dice(self, value: int, shape: ShapeStatistics, signals: Signals) -> float:
         if not shape.voxels:
-            return 1 - len(self._references(value)) / len(self.references)
+            return self._empty_dice(value)
         if self.calibration is not None and value in self.calibration.offsets:
             return self.calibration.dice(value, signals)
         measured = [signal for signal in astuple(signals) if not np.isnan(signal)]
         return float(np.mean(measured)) if measured else 0.5
+
+    def _empty_dice(self, value: int) -> float:
+        """The predicted Dice of a label that is in no voxel of a prediction: the fraction of cases without it."""
+        return 1 - len(self._references(value)) / len(self.references)
 
 
 @dataclass(frozen=True, eq=False)
