@@ -72,6 +72,7 @@ def test_cases_are_left_out_by_their_voxels_and_not_by_their_names(
     assert result.failures == ()
     assert f"{FITTED_ON}: case-1" in told
     assert f"{FITTED_ON}: renamed" in told
+    assert result.fitted_on == ("case-1", "renamed")
 
 
 def test_temporary_files_of_killed_workers_are_removed(model: Path, cohort: Cohort, tmp_path: Path):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,28 +12,12 @@ from handful.data.files import read_cohort, read_label_map, write_label_map
 from handful.data.volume import IGNORE, LabelMap, Labels
 from handful.service.workspace import Workspace
 from phantoms import phantom
-from service.test_page import CHROMIUM, FLAGS, MINUTES, serving
+from service.test_page import CHROMIUM, MINUTES, page_of, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page, Route
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
-
-
-@contextmanager
-def page_of(address: str) -> Iterator[Page]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1100, "height": 800}, bypass_csp=True)
-        page.set_default_timeout(MINUTES)
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(address)
-        yield page
-        browser.close()
-    assert problems == []
 
 
 @pytest.fixture

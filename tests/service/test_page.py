@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from handful.data.files import read_cohort, read_label_map, write_volume
 from handful.data.volume import IGNORE, Geometry, Volume
 from handful.service.jobs import Job
 from handful.service.workspace import Workspace, id_of
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page, Route
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
@@ -39,6 +43,23 @@ def serving(cohort: Path) -> Iterator[str]:
             process.terminate()
 
 
+@contextmanager
+def page_of(address: str) -> Iterator[Page]:
+    """The page in Chromium; an error of its code that nothing has caught fails the test."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1100, "height": 800}, bypass_csp=True)
+        page.set_default_timeout(MINUTES)
+        problems: list[str] = []
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(address)
+        yield page
+        browser.close()
+    assert problems == []
+
+
 @pytest.fixture
 def address(cohort: Path) -> Iterator[str]:
     with serving(cohort) as found:
@@ -48,7 +69,7 @@ def address(cohort: Path) -> Iterator[str]:
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_a_first_hour_from_scans_to_exported_label_maps(address: str, cohort: Path):
-    from playwright.sync_api import Page, sync_playwright
+    from playwright.sync_api import sync_playwright
 
     def drag(page: Page, *corners: tuple[float, float]) -> None:
         """From one place of the canvas to others, as shares of the slice's picture."""
@@ -141,8 +162,6 @@ def test_a_first_hour_from_scans_to_exported_label_maps(address: str, cohort: Pa
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_problems_stay_until_they_are_dismissed_and_unreadable_scans_are_skipped(cohort: Path):
-    from playwright.sync_api import sync_playwright
-
     damaged = cohort / "images" / "scan_0.nii.gz"
     damaged.write_bytes(damaged.read_bytes()[:2000])
     (cohort / "dataset.json").write_text('{"labels": {"1": "ball"}}', "utf-8")
@@ -156,11 +175,7 @@ def test_problems_stay_until_they_are_dismissed_and_unreadable_scans_are_skipped
         jobs / "job-000001.json"
     )
     Job(number=2, kind="suggest", result={"suggestions": suggested}, **ended).write(jobs / "job-000002.json")
-    with serving(cohort) as address, sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1100, "height": 800}, bypass_csp=True)
-        page.set_default_timeout(MINUTES)
-        page.goto(address)
+    with serving(cohort) as address, page_of(address) as page:
         page.wait_for_selector(".bad:has-text('Not segmented'):has-text('scan_2: too large')")
         page.wait_for_selector("[data-case=scan_0] .no-picture")
         page.keyboard.press("n")
@@ -169,29 +184,21 @@ def test_problems_stay_until_they_are_dismissed_and_unreadable_scans_are_skipped
         assert "scan_0: " in str(page.text_content("details.bad"))
         page.click("[data-dismiss=segment]")
         page.wait_for_function("!document.querySelector('[data-dismiss]')")
-        browser.close()
 
 
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_the_end_of_a_job_is_announced_after_whatever_has_read_its_state_first(cohort: Path):
-    from playwright.sync_api import sync_playwright
-
     (cohort / "dataset.json").write_text('{"labels": {"1": "ball"}}', "utf-8")
     file = Workspace(cohort).jobs / "job-000001.json"
     file.parent.mkdir()
     running = Job(number=1, kind="suggest", options={}, pid=os.getpid())
     running.write(file)
-    with serving(cohort) as address, sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(bypass_csp=True)
-        page.set_default_timeout(MINUTES)
-        page.goto(address)
+    with serving(cohort) as address, page_of(address) as page:
         page.wait_for_function("handful.state.job?.state === 'running'")
         replace(running, state="done", ended=1.0, result={"suggestions": []}).write(file)
         page.evaluate("handful.refresh()")  # as after a slice is finished
         page.wait_for_selector("#message:has-text('is done')", state="attached")
-        browser.close()
 
 
 def oblique(angle: float = 0.35) -> np.ndarray:
@@ -272,15 +279,8 @@ BRIGHTEST = """(async () => {
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
 def test_answers_that_come_late_change_no_other_slice_and_no_other_case(address: str):
-    from playwright.sync_api import Route, sync_playwright
-
     held: list[Route] = []
-    with sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1100, "height": 800}, bypass_csp=True)
-        page.set_default_timeout(MINUTES)
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
+    with page_of(address) as page:
         steps: list[str] = []
         page.on("request", lambda request: steps.append(request.url) if request.url.endswith("/actions") else None)
 
@@ -302,7 +302,6 @@ def test_answers_that_come_late_change_no_other_slice_and_no_other_case(address:
                     page.wait_for_timeout(20)
             held.pop().continue_()
 
-        page.goto(address)
         page.fill("#names", "ball")
         page.click("#saveNames")
         page.wait_for_function("handful.state.labels.length === 1")
@@ -343,8 +342,6 @@ def test_answers_that_come_late_change_no_other_slice_and_no_other_case(address:
         page.evaluate(FINISHED_ELSEWHERE)
         page.evaluate("handful.show('label')")
         assert page.evaluate("handful.label.case.accepted") == [2]
-        browser.close()
-    assert problems == []
 
 
 FINISHED_ELSEWHERE = """fetch(`api/cases/${handful.label.case.id}/actions`, {

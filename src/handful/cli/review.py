@@ -13,7 +13,6 @@ from handful.cli.terminal import counted, exit_on, print_failures, print_json, p
 
 if TYPE_CHECKING:
     from handful.curation.quality import CaseQuality
-    from handful.data.cases import Cohort
     from handful.reports.review_page import ReviewResult
 
 FIRST = 5
@@ -87,30 +86,23 @@ def review(
     cohort = replace(cohort, cases=choose_cases(cohort, options.names_in(cases)))
     with progress("estimating quality", quiet) as report:
         result = review_folder(predictions, model, cohort, out, labelled, config, report)
-    print_json(_content(out, result, cohort)) if json else _print(out, result, cohort)
+    print_json(_content(out, result) | {"left_out": cohort.left_out}) if json else _print(out, result)
     exit_on(result.failures, cohort.left_out)
 
 
-def _content(out: Path, result: ReviewResult, cohort: Cohort) -> dict[str, object]:
+def _content(out: Path, result: ReviewResult) -> dict[str, object]:
     estimates = {"output": out, "support": result.support, "calibration": result.calibration, "cases": result.cases}
-    others = {"skipped": result.skipped, "failures": result.failures, "fitted_on": _fitted_on(cohort, result)}
-    return estimates | others | {"left_out": cohort.left_out}
+    return estimates | {"skipped": result.skipped, "failures": result.failures, "fitted_on": result.fitted_on}
 
 
-def _fitted_on(cohort: Cohort, result: ReviewResult) -> list[str]:
-    """Names of the cases that are neither estimated nor failures: the model was fitted on their scans."""
-    listed = {case.case for case in result.cases} | {failure.case for failure in result.failures}
-    return [case.name for case in cohort.cases if case.name not in listed]
-
-
-def _print(out: Path, result: ReviewResult, cohort: Cohort) -> None:
+def _print(out: Path, result: ReviewResult) -> None:
     calibration = "calibrated on" if result.calibration else "not calibrated; based on"
     before = f" ({len(result.skipped)} of them before)" if result.skipped else ""
     failed = f", {len(result.failures)} failed" if result.failures else ""
     labelled = counted(len(result.support), "labelled case")
     lines = [f"{counted(len(result.cases))} estimated{before}{failed}; {calibration} {labelled}"]
-    if fitted_on := _fitted_on(cohort, result):
-        lines.append(f"not estimated: {counted(len(fitted_on))} that the model was fitted on")
+    if result.fitted_on:
+        lines.append(f"not estimated: {counted(len(result.fitted_on))} that the model was fitted on")
     if result.cases:
         lines.append("check these first:")
     lines += [_line(case) for case in result.cases[:FIRST]]

@@ -129,7 +129,8 @@ def review_folder(
                 report(0, len(cases), f"{counted(len(cases))}, compared with {labelled_ones}")
                 if left_out:
                     report(0, len(cases), f"{FITTED_ON}: {', '.join(left_out)}")
-                return _reviewed(work, _calibrated(work, estimator, refit, report), cases, report)
+                result = _reviewed(work, _calibrated(work, estimator, refit, report), cases, report)
+                return replace(result, fitted_on=(*left_out, *result.fitted_on))
 
 
 @contextmanager
@@ -220,6 +221,7 @@ def _reviewed(work: _Work, estimator: QualityEstimator, cases: Sequence[Case], r
     qualities: list[CaseQuality] = []
     skipped: list[str] = []
     failures: list[Failure] = []
+    fitted_on: list[str] = []
     places = {case.name: place for place, case in enumerate(cases)}
     config = work.config
     executor = executor_for(config.workers, config.scheduler, str(work.out), config.device)
@@ -231,6 +233,7 @@ def _reviewed(work: _Work, estimator: QualityEstimator, cases: Sequence[Case], r
             elif isinstance(outcome, Failure):
                 failures.append(outcome)
             elif outcome is None:
+                fitted_on.append(case.name)
                 report(0, len(cases), f"{FITTED_ON}: {case.name}")
             else:
                 quality, is_new = outcome
@@ -243,7 +246,7 @@ def _reviewed(work: _Work, estimator: QualityEstimator, cases: Sequence[Case], r
     qualities.sort(key=lambda quality: (quality.worst, quality.case))
     result = ReviewResult(tuple(qualities), tuple(skipped), tuple(failures), names, estimator.calibration)
     pictured, without = _draw(work, cases, qualities[: config.worst])
-    result = replace(result, failures=(*result.failures, *without))
+    result = replace(result, failures=(*result.failures, *without), fitted_on=tuple(fitted_on))
     write_review(work.out, result, pictured)
     return result
 

@@ -41,6 +41,8 @@ class ReviewResult:
     """Names of the labelled cases that the estimates are based on."""
     calibration: Calibration | None
     """None if the predicted Dice is the plain mean of the signals."""
+    fitted_on: tuple[str, ...] = ()
+    """Names of the cases that are not estimated, since the model was fitted on their scans."""
 
 
 def write_review(folder: Path, result: ReviewResult, pictured: Sequence[CaseQuality]) -> tuple[Path, Path]:
@@ -116,8 +118,8 @@ def _explanation(result: ReviewResult) -> str:
         )
     return (
         "The predicted Dice is estimated without references of these cases. It is calibrated on "
-        f"{support}, each segmented by a model fitted on the others. Use it to order cases; as a number it is less "
-        "reliable, since it comes from few cases."
+        f"{support}, each segmented by a model fitted without its patient. Use it to order cases; as a number it is "
+        "less reliable, since it comes from few cases."
     )
 
 

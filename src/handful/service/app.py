@@ -24,8 +24,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import UploadFile
 
 from handful.data.cases import Case, Cohort
-from handful.data.files import stem
-from handful.data.formats import is_scan
 from handful.data.label_colours import label_colours
 from handful.data.volume import LabelMap, Volume
 from handful.errors import BusyError, HandfulError, InputError
@@ -121,7 +119,7 @@ class Service:
         cohort = self.workspace.cohort()
         labels = cohort.labels
         unreadable = self.workspace.unreadable(cohort.cases)
-        scan_states, predictions = self._states_of_scans(cohort), self._predictions()
+        scan_states, predictions = self._states_of_scans(cohort), self.workspace.predicted()
         entries = [
             asdict(entry)
             | {"in_use": self.annotations.in_use(entry.id, annotator), "unreadable": unreadable.get(entry.id)}
@@ -176,11 +174,6 @@ class Service:
             states = {id_of(case): digest_of(str(sorted(state_of_scan(case))))[:16] for case in cohort.cases}
             self._scan_states = cohort, states
         return self._scan_states[1]
-
-    def _predictions(self) -> dict[str, Path]:
-        """The label maps that the model made, by name of the case."""
-        folder = self.workspace.predictions
-        return {stem(path): path for path in folder.iterdir() if is_scan(path)} if folder.is_dir() else {}
 
     def _result_state(self, entry: CaseEntry, predictions: Mapping[str, Path]) -> str | None:
         """A text that changes with the segmentation to review, or the accepted one; None without either."""

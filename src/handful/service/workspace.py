@@ -210,7 +210,7 @@ class Workspace:
 
     def entries(self, cohort: Cohort | None = None) -> list[CaseEntry]:
         """All cases with their states."""
-        accepted, qualities, predicted = self.accepted_cases(), self._qualities(), self._predicted()
+        accepted, qualities, predicted = self.accepted_cases(), self._qualities(), self.predicted()
         found = []
         for case in (cohort or self.cohort()).cases:
             own, quality = id_of(case), qualities.get(case.name)
@@ -226,9 +226,10 @@ class Workspace:
 
     def prediction(self, case: Case) -> Path | None:
         """The label map that the model made of a case."""
-        return self._predicted().get(case.name)
+        return self.predicted().get(case.name)
 
-    def _predicted(self) -> dict[str, Path]:
+    def predicted(self) -> dict[str, Path]:
+        """The label maps that the model made, by name of the case."""
         if not self.predictions.is_dir():
             return {}
         return {stem(path): path for path in sorted(self.predictions.iterdir()) if is_scan(path)}
