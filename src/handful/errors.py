@@ -64,7 +64,7 @@ class CheckpointError(HandfulError):
 
 
 class TrainingError(HandfulError):
-    """A training whose losses or gradients are not finite."""
+    """A training that cannot continue: no finite gradients, or a process that shares it has ended."""
 
 
 class BusyError(HandfulError):

@@ -150,9 +150,7 @@ def test_a_group_of_one_process_learns_what_the_process_learns_without_a_group(t
 
 @pytest.mark.process
 def test_processes_that_share_a_step_take_the_step_of_the_mean_gradient(tmp_path: Path) -> None:
-    answer = tmp_path / "weights.pt"
-    torch.multiprocessing.spawn(joined.learn, ((tmp_path / "meeting").as_uri(), str(answer)), nprocs=2)
-    shared = torch.load(answer, weights_only=True)
+    shared = torch.load(joined.run(joined.learn, tmp_path), weights_only=True)
 
     torch.manual_seed(1)
     alone = nn.ModuleList([nn.Linear(3, 1), nn.Linear(3, 1)])
@@ -165,6 +163,12 @@ def test_processes_that_share_a_step_take_the_step_of_the_mean_gradient(tmp_path
     train(alone, mean_loss, TrainConfig(iterations=5, learning_rate=0.1, clip=1e9))
     for name, value in alone.state_dict().items():
         torch.testing.assert_close(shared[name], value)
+
+
+@pytest.mark.process
+def test_the_end_of_another_process_is_told(tmp_path: Path) -> None:
+    told = joined.run(joined.learn_with_one_that_ends, tmp_path).read_text()
+    assert "another of the processes that share the training has ended; run the same command again" in told
 
 
 def test_parameters_may_learn_more_slowly_than_others() -> None:

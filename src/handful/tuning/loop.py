@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from handful.errors import SettingsError, TrainingError
+from handful.errors import SettingsError, TrainingError, first_line
 from handful.jobs.atomic import write_atomically
 from handful.jobs.digests import digest_of, digest_of_tensors
 from handful.jobs.precision import Precision, computing_in
@@ -299,7 +299,7 @@ def rate(step: int, config: TrainConfig) -> float:
 def _average_gradients(parameters: list[nn.Parameter]) -> None:
     """Every process gets the mean gradient of all; who did not use a parameter that another used counts with zero."""
     used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
-    dist.all_reduce(used)
+    _add_up(used)
     gradients = []
     for parameter, count in zip(parameters, used.tolist(), strict=True):
         if count:
@@ -307,8 +307,19 @@ def _average_gradients(parameters: list[nn.Parameter]) -> None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
     flat = torch.cat([gradient.flatten() for gradient in gradients])
-    dist.all_reduce(flat)
+    _add_up(flat)
     torch.nn.utils.vector_to_parameters(flat / dist.get_world_size(), gradients)
+
+
+def _add_up(values: Tensor) -> None:
+    """Replace the values by their sums over all processes. Raises TrainingError if another process has ended."""
+    try:
+        dist.all_reduce(values)
+    except RuntimeError as error:
+        raise TrainingError(
+            "another of the processes that share the training has ended; run the same command again, and it continues "
+            f"from the last checkpoint ({first_line(error)})"
+        ) from error
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
