@@ -22,8 +22,9 @@ from handful.methods.self_training.method import SelfTraining
 from handful.methods.self_training.mixing import labelled_parts
 from handful.methods.self_training.polarity import of_other_polarity
 from handful.methods.self_training.pool import Pool, labels_in_one_piece, largest_pieces
-from handful.methods.self_training.training import Mixture
+from handful.methods.self_training.training import Mixture, SelfTrainingLoss
 from handful.methods.stacks import UNKNOWN, StackedSupport, evenly
+from handful.methods.unet.network import Net
 from handful.tuning.loop import TrainConfig
 from methods.variants import support as partly_labelled
 from phantoms import LABELS, dot, dots, phantom, phantom_case, support_set
@@ -93,7 +94,7 @@ def test_unlabelled_scans_help(sam: Backbone):
     array[:, 2:4] = reference.array[:, 2:4]
     few = replace(case, reference=replace(reference, array=array))
     support = replace(cohort(unlabelled=8), cases=(few,))
-    method = replace(SMALL, channels=8, train=TrainConfig(iterations=120, learning_rate=5e-3, ema=0.95))
+    method = replace(SMALL, channels=8, gate=0.0, train=TrainConfig(iterations=120, learning_rate=5e-3, ema=0.95))
     unseen = [phantom(seed) for seed in range(40, 46)]
 
     def score(one: SelfTraining) -> float:
@@ -183,10 +184,41 @@ def test_boxes_are_a_third_to_two_thirds_wide_and_take_turns():
 
 
 def test_unlabelled_slices_gain_their_weight_step_by_step():
-    mixture = Mixture(first=100, full=200, weight=0.5, strength=1.0)
+    mixture = Mixture(first=100, full=200, weight=0.5, strength=1.0, confidence=0.9)
     assert mixture.weight_at(100) == pytest.approx(0.005)
     assert mixture.weight_at(149) == pytest.approx(0.25)
     assert mixture.weight_at(199) == mixture.weight_at(900) == 0.5
+
+
+class LabelOne(Net):
+    """A net that finds the first label everywhere with a probability of 0.73, and the others not at all."""
+
+    def exits(self, stacks: Tensor) -> list[Tensor]:
+        logits = torch.full((len(stacks), len(LABELS), *stacks.shape[2:]), -20.0)
+        logits[:, 0] = 1.0
+        return [logits]
+
+
+def learned_labels(confidence: float, initial: Tensor | None = None) -> set[int]:
+    """Classes of unmoved slices by that net as the teacher."""
+    support, half = cohort(), replace(SMALL, confidence=confidence)
+    pool, labels, plan = pool_of(support), stacked(support), SMALL.plan(support, support.resolve(Slicer()), tiny_sam())
+    gate, teacher = Gate(pool, 0.0, 0, 80, initial, None), LabelOne(plan)
+    net = SMALL.net(plan, len(LABELS))
+    supervised = SMALL.loss(net, labels, len(LABELS), SMALL.views(plan, alone=False), 10, None)
+    loss = SelfTrainingLoss(supervised, teacher, pool, half.mixture(10), gate, (), initial)
+    slices, everywhere = pool.slices[:4].float(), torch.ones(4, SIDE, SIDE, dtype=torch.bool)
+    unmoved = torch.nn.functional.affine_grid(torch.eye(2, 3).expand(4, -1, -1), list(slices.shape), False)
+    gate.check(0, *[lambda part: torch.ones(part[:, 0].shape).short()] * 2)
+    return set(loss.pseudo_labels(slices, torch.arange(4), unmoved, everywhere, step=0).unique().tolist())
+
+
+def test_pixels_of_which_the_teacher_is_unsure_are_left_out_unless_they_have_a_first_label():
+    assert learned_labels(0.7) == {1}
+    assert learned_labels(0.8) == {UNKNOWN}
+    first = torch.full((len(pool_of(cohort())), SIDE, SIDE), 1, dtype=torch.int16)
+    first[:, :8] = UNKNOWN
+    assert learned_labels(0.8, first) == {1, UNKNOWN}
 
 
 # The first labels.
@@ -285,9 +317,14 @@ def opinion(pool: Pool, size: int) -> Tensor:
 def checked(gate: Gate, steps: int, student: Tensor, teacher: Tensor) -> Gate:
     """The gate after all checks, in which both always say the same."""
     for step in range(steps):
-        ask = [iter(torch.split(one[gate.rows], 8)) for one in (student, teacher)]
-        gate.check(step, lambda _, it=ask[0]: next(it), lambda _, it=ask[1]: next(it))
+        check(gate, step, student, teacher)
     return gate
+
+
+def check(gate: Gate, step: int, student: Tensor, teacher: Tensor) -> None:
+    """A check at this step, if one is due, of what they say."""
+    ask = [iter(torch.split(one[gate.rows], 8)) for one in (student, teacher)]
+    gate.check(step, lambda _: next(ask[0]), lambda _: next(ask[1]))
 
 
 def test_reliability_is_the_agreement_of_all_three():
@@ -363,10 +400,29 @@ def test_without_first_labels_the_teacher_is_compared_with_itself_earlier():
     pool = pool_of(cohort())
     gate = Gate(pool, 0.4, 0, 80, None, None)
     for step, size in ((0, 8), (10, 16), (20, 16)):
-        same = opinion(pool, size)[gate.rows]
-        parts = [iter(torch.split(same, 8)) for _ in "ab"]
-        gate.check(step, lambda _, it=parts[0]: next(it), lambda _, it=parts[1]: next(it))
+        check(gate, step, opinion(pool, size), opinion(pool, size))
     assert [one.median for one in gate.checks] == [1.0, 0.4, 1.0]
+
+
+def test_a_teacher_that_changes_before_it_learns_from_itself_is_not_learned_from():
+    pool = pool_of(cohort())
+    gate = Gate(pool, 0.5, 20, 100, None, None)
+    for step in range(100):
+        same = opinion(pool, 16 if step >= 20 else 8)
+        check(gate, step, same, same)
+    assert [one.step for one in gate.checks] == list(range(10, 100, 10))
+    assert gate.reliable(19).all()
+    assert not any(gate.reliable(step).any() for step in (20, 30, 99))
+    assert "left out 4 unlabelled scans after step 20: teacher and U-Net agree with a median Dice of 0.40" in str(
+        gate.summary()
+    )
+
+
+def test_the_last_steps_with_labels_alone_are_checked(sam: Backbone):
+    segmenter = replace(SMALL, gate=0.0).fit(cohort(), sam)
+    assert "learned from 4 unlabelled scans" in segmenter.decisions[-1]
+    stopped = replace(SMALL, gate=1.0).fit(cohort(), sam)
+    assert "left out 4 unlabelled scans after step 2:" in stopped.decisions[-1]  # a fifth of 10 steps
 
 
 def test_a_resumed_gate_knows_what_was_found(tmp_path: Path):

@@ -31,7 +31,7 @@ MOST_CHECKED = 384
 ROUNDS = 8
 """Checks in a training, evenly spaced."""
 PATIENCE = 3
-"""Checks before which nothing is stopped: a student needs time to come to agree with its first labels."""
+"""Checks with first labels before which nothing is stopped: a student needs time to come to agree with them."""
 
 Classes = Int[Tensor, "b s s"]
 
@@ -57,13 +57,17 @@ class Gate:
     def __init__(
         self, pool: Pool, threshold: float, first: int, steps: int, initial: Classes | None, scratch: Path | None
     ) -> None:
-        """The first check is at step `first` of `steps`; `initial` has the first labels of all slices of the pool.
+        """Unlabelled slices are learned from as of step `first` of `steps`.
 
-        Pixels whose first label is UNKNOWN are left out of the comparison with the first labels. Without first labels,
-        the teacher's labels are compared with those of the check before.
+        `initial` has the first labels of all slices of the pool; pixels whose first label is UNKNOWN are left out of
+        the comparison with them. Without first labels, the teacher's labels are compared with those of the check
+        before. The first two checks then are at the end of the training with labels alone, and can stop what follows:
+        once a teacher learns from its own labels, it agrees with itself more and more, right or wrong.
         """
         self.pool, self.threshold = pool, threshold
-        self.first, self.every = first, max(1, (steps - first) // ROUNDS)
+        self.every = max(1, (steps - first) // ROUNDS)
+        self.begin = first if initial is not None else max(0, first - self.every)
+        self.judged = self.begin + self.every * (1 if initial is None else PATIENCE)
         self.rows = _checked_rows(pool)
         self.initial = None if initial is None else initial[self.rows]
         self.checks: list[Reliability] = []
@@ -76,7 +80,7 @@ class Gate:
 
     def check(self, step: int, student: Callable[[Tensor], Classes], teacher: Callable[[Tensor], Classes]) -> None:
         """Compares the predictions where a check is due at this step; each takes slices and gives class numbers."""
-        due = step >= self.first and (step - self.first) % self.every == 0
+        due = step >= self.begin and (step - self.begin) % self.every == 0
         if not due or any(one.step == step for one in self.checks):
             return
         own, other = (torch.cat([classes_of(part) for part in self._slices()]) for classes_of in (student, teacher))
@@ -108,11 +112,15 @@ class Gate:
         return next((one for one in reversed(self.checks) if one.step <= step), None)
 
     def reliable(self, step: int) -> Bool[Tensor, " v"]:
-        """Which slices of the pool to learn from at this step; none where the median case is below the threshold."""
-        found = self.at(step)
+        """Which slices of the pool to learn from at this step.
+
+        None of them once the median case was below the threshold: later agreement is no sign of better labels, since
+        it grows as the learning rate falls.
+        """
+        found, stopped = self.at(step), self._stopped
         if found is None or not self._is_active(found):
             return torch.ones(len(self.pool), dtype=torch.bool)
-        if found.median < self.threshold:
+        if stopped is not None and stopped.step <= step:
             return torch.zeros(len(self.pool), dtype=torch.bool)
         return torch.tensor(found.of_case)[self.pool.case] >= self.threshold
 
@@ -124,22 +132,27 @@ class Gate:
         """What was learned from unlabelled scans, in a sentence for the user."""
         if not self.checks:
             return ()
-        last, fewer = self.checks[-1], sum(value < self.threshold for value in self.checks[-1].of_case)
+        last, stopped = self.checks[-1], self._stopped
+        fewer = sum(value < self.threshold for value in last.of_case)
         scans = counted(len(last.of_case), "unlabelled scan")
         sources = "teacher and U-Net" if self.initial is None else "first labels, teacher and U-Net"
-        agreement = f"{sources} agree with a median Dice of {last.median:.2f}"
-        if self._is_active(last) and last.median < self.threshold:
-            paused = next(one for one in self.checks if self._is_active(one) and one.median < self.threshold)
+        agreement = f"{sources} agree with a median Dice of {(stopped or last).median:.2f}"
+        if stopped:
             return (
-                f"left out {scans} after step {paused.step}: {agreement}, "
+                f"left out {scans} after step {stopped.step}: {agreement}, "
                 f"less than {self.threshold:g}; label more cases, or fit another method",
             )
         left_out = f", {fewer} of {len(last.of_case)} left out in the end" if fewer else ""
         return (f"learned from {scans}: {agreement}{left_out}",)
 
+    @property
+    def _stopped(self) -> Reliability | None:
+        """The check that found the median case below the threshold."""
+        return next((one for one in self.checks if self._is_active(one) and one.median < self.threshold), None)
+
     def _is_active(self, found: Reliability) -> bool:
         """Whether there was time for the predictions to come to agree."""
-        return found.step >= self.first + PATIENCE * self.every
+        return found.step >= self.judged
 
     def _slices(self) -> list[Tensor]:
         return [self.pool.slices[part].float() for part in torch.split(self.rows, CHUNK)]

@@ -38,6 +38,8 @@ from handful.tuning.loop import TrainConfig, train
 
 STEPS = 4000
 """Of a training, where nobody sets them."""
+WITH_FIRST_LABELS, BY_ITSELF = 0.4, 0.6
+"""Agreement below which a case is left out, where nobody sets it: with first labels, and without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +61,13 @@ class SelfTraining(UNet):
     strength: float = 1.3
     """How much more the brightness of unlabelled slices is changed for the U-Net than that of labelled ones; the
     teacher gets them unchanged."""
-    gate: float = 0.4
+    confidence: float = 0.9
+    """Probability (0 to 1) that the teacher's label of a pixel must have to be learned from. Pixels with a first label
+    are learned from in any case."""
+    gate: float | None = None
     """Agreement of U-Net, teacher and first labels (0 to 1) below which an unlabelled case is left out; where the
-    median of all cases is lower, nothing more is learned from unlabelled scans."""
+    median of all cases is lower, nothing more is learned from unlabelled scans. None takes 0.4, or 0.6 without first
+    labels, where the teacher is compared with itself."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             iterations=None, learning_rate=None, ema=0.99, clip=5.0, precision="bfloat16"
@@ -75,9 +81,11 @@ class SelfTraining(UNet):
             raise SettingsError("self-training is for dims=2, pretrain=none and augmentation=nnunet; set them so")
         if not self.train.ema:
             raise SettingsError("the teacher is a moving average of the weights; set train.ema above 0, such as 0.99")
-        for name, most in (("supervised", 0.9), ("gate", 1.0), ("unlabelled_weight", 10.0), ("strength", 3.0)):
-            if not 0 <= getattr(self, name) <= most:
-                raise SettingsError(f"{name} must be from 0 to {most:g}, got {getattr(self, name)}")
+        most = {"supervised": 0.9, "confidence": 1.0, "gate": 1.0, "unlabelled_weight": 10.0, "strength": 3.0}
+        for name, highest in most.items():
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= highest:
+                raise SettingsError(f"{name} must be from 0 to {highest:g}, got {value}")
         self.first_method()
 
     @property
@@ -145,13 +153,20 @@ class SelfTraining(UNet):
     def mixture(self, steps: int) -> Mixture:
         """How labelled and unlabelled slices come together in a training of so many steps."""
         first = round(self.supervised * steps)
-        return Mixture(first=first, full=first + steps // 10, weight=self.unlabelled_weight, strength=self.strength)
+        return Mixture(
+            first=first,
+            full=first + steps // 10,
+            weight=self.unlabelled_weight,
+            strength=self.strength,
+            confidence=self.confidence,
+        )
 
     def _gate(self, pool: Pool, initial: Int[Tensor, "v s s"] | None, steps: int, run: Run) -> Gate | None:
         """None where there is nothing without labels."""
         if not len(pool):
             return None
-        return Gate(pool, self.gate, self.mixture(steps).first, steps, initial, run.scratch)
+        threshold = self.gate if self.gate is not None else WITH_FIRST_LABELS if initial is not None else BY_ITSELF
+        return Gate(pool, threshold, self.mixture(steps).first, steps, initial, run.scratch)
 
     def _initial_labels(
         self, support: SupportSet, pool: Pool, slicer: Slicer, backbone: Backbone, run: Run

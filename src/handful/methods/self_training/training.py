@@ -36,6 +36,8 @@ class Mixture:
     """Of the unlabelled part of a mixed slice; the labelled part has 1."""
     strength: float
     """Of the grey-value changes that the student sees in unlabelled slices; labelled ones have 1."""
+    confidence: float
+    """Probability from which on the teacher's label of a pixel counts, where there is no first label."""
 
     def weight_at(self, step: int) -> float:
         return self.weight * min(1.0, (step + 1 - self.first) / max(1, self.full - self.first))
@@ -68,11 +70,9 @@ class SelfTrainingLoss:
         return self.supervised.net
 
     def __call__(self, step: int, generator: Generator) -> Tensor:
-        if step < self.mixture.first:
-            return self.supervised(step, generator)
         self.gate.check(step, lambda slices: self._student_classes(slices, step), lambda slices: self._classes(slices))
         rows = torch.nonzero(self.gate.reliable(step))[:, 0]
-        if not len(rows):
+        if step < self.mixture.first or not len(rows):
             return self.supervised(step, generator)
         self.student.train()
         clean, clean_classes, scribbled = self.views.of(self.clean, generator)
@@ -97,7 +97,7 @@ class SelfTrainingLoss:
         grids = self.views.grids(self.mixed, slices.shape[-1], generator)
         plain = moved(slices, grids)
         inside = self._on_device(moved(torch.ones_like(slices[:, :1]), grids)[:, 0] >= 0.999)
-        classes = self._pseudo_labels(self._on_device(plain), chosen, grids, inside, step)
+        classes = self.pseudo_labels(self._on_device(plain), chosen, grids, inside, step)
         shown = self.views.relit(plain, generator, self.mixture.strength)
         partners, partner_classes, scribbled = self.views.of(self.partners, generator)
         shown, partners = with_equal_channels([self._on_device(shown), partners]).chunk(2)
@@ -109,18 +109,22 @@ class SelfTrainingLoss:
             scribbled,
         )
 
-    def _pseudo_labels(
+    def pseudo_labels(
         self, slices: Float[Tensor, "b c s s"], rows: Int[Tensor, " b"], grids: Tensor, inside: Tensor, step: int
     ) -> Int[Tensor, "b s s"]:
-        """Classes of moved slices; UNKNOWN outside of them. The teacher alone counts where no first label is known."""
+        """Classes of moved slices; UNKNOWN outside of them.
+
+        The teacher alone counts where no first label is known, if it is sure of the pixel; else this is UNKNOWN, too.
+        """
         shares = self._shares(self.teacher, slices)
-        found = self.gate.at(step)
+        unsure, found = shares.amax(dim=1) < self.mixture.confidence, self.gate.at(step)
         if self.initial is not None and found is not None:
             initial = self._on_device(moved_classes(self.initial[rows][:, None], grids)[:, 0])
             initial = torch.where(inside, initial, initial.clamp_min(0))
             reliability = torch.tensor(found.of_case)[self.pool.case[rows]]
             shares = combined_probabilities(shares, initial, reliability)
-        return largest_pieces(shares.argmax(dim=1), self.one_piece).masked_fill(~inside, UNKNOWN)
+            unsure &= initial == UNKNOWN
+        return largest_pieces(shares.argmax(dim=1), self.one_piece).masked_fill(unsure | ~inside, UNKNOWN)
 
     def _classes(self, slices: Float[Tensor, "b c s s"]) -> Classes:
         """The teacher's labels of slices as they are, on the CPU."""
