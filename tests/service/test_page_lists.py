@@ -1,0 +1,169 @@
+"""The page in a real browser while its lists change: what is chosen, typed, focused and clicked stays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from handful.data.files import write_label_map
+from handful.data.volume import LabelMap, Labels
+from handful.service.workspace import Workspace
+from phantoms import phantom
+from service.test_page import CHROMIUM, page_of, serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
+
+READY = "window.handful?.view"
+FOCUS = "document.activeElement"
+SECONDS = 30_000
+
+
+@contextmanager
+def opened(cohort: Path, *, polls: bool = True) -> Iterator[Page]:
+    """The page on a cohort; without polls, nothing but the test makes it read the state again."""
+    with serving(cohort) as address, page_of("about:blank") as page:
+        page.set_default_timeout(SECONDS)
+        if not polls:
+            page.route("**/api/job", lambda route: None)
+        page.goto(address)
+        page.wait_for_function(READY)
+        yield page
+
+
+@pytest.fixture
+def segmented(cohort: Path) -> Path:
+    """Three scans with two labels, all segmented; scan_0 has the worst predicted quality."""
+    (cohort / "dataset.json").write_text('{"labels": {"1": "ball", "2": "egg"}}', "utf-8")
+    workspace = Workspace(cohort)
+    workspace.predictions.mkdir()
+    for seed in range(3):
+        volume, truth = phantom(seed)
+        array = np.where(truth.array == 1, 1, 0).astype(np.int16)
+        label_map = LabelMap(array, volume.geometry, Labels.of({1: "ball", 2: "egg"}))
+        write_label_map(workspace.predictions / f"scan_{seed}.nii.gz", label_map)
+    qualities = {f"scan_{seed}": {"worst": 0.5 + 0.1 * seed, "flags": []} for seed in range(3)}
+    (workspace.own / "quality.json").write_text(json.dumps(qualities), "utf-8")
+    return cohort
+
+
+def second(page: Page) -> Page:
+    """The page of somebody else, who works on the same cohort."""
+    browser = page.context.browser
+    assert browser is not None
+    other = browser.new_context(bypass_csp=True).new_page()
+    other.set_default_timeout(SECONDS)
+    other.goto(page.url)
+    other.wait_for_function(READY)
+    return other
+
+
+def accepted(page: Page) -> list[str]:
+    names: list[str] = page.evaluate(
+        "handful.state.cases.filter((one) => one.status === 'accepted').map((one) => one.name)"
+    )
+    return names
+
+
+CHOSEN = "document.querySelector('.queue .chosen')?.dataset.case ?? null"
+
+
+def test_the_keys_of_review_are_for_the_case_that_is_highlighted_whatever_others_accept(segmented: Path):
+    with opened(segmented) as page:
+        page.click("nav [data-view=review]")
+        page.wait_for_selector(".queue .chosen[data-case=scan_0]")
+        page.keyboard.press("j")
+        assert page.evaluate(CHOSEN) == "scan_1"
+        assert page.evaluate(f"{FOCUS}.dataset.case") == "scan_1"
+        other = second(page)
+        other.click("nav [data-view=review]")
+        other.click("[data-case=scan_0] [data-key=a]")
+        other.wait_for_selector(".queue .settled[data-case=scan_0]")
+        page.evaluate("window.scrolled = 0; addEventListener('scroll', () => scrolled++, true)")
+        page.evaluate("handful.refresh(false)")
+        page.wait_for_selector(".queue .settled[data-case=scan_0]")
+        assert page.evaluate(CHOSEN) == "scan_1"
+        assert page.evaluate(f"{FOCUS}.dataset.case") == "scan_1"
+        assert page.evaluate("scrolled") == 0
+        page.keyboard.press("a")
+        page.wait_for_selector(".queue .settled[data-case=scan_1]")
+        assert accepted(page) == ["scan_0", "scan_1"]
+        assert page.evaluate(CHOSEN) == "scan_2"  # the next one to review
+
+        (Workspace(segmented).predictions / "scan_2.nii.gz").unlink()
+        page.evaluate("handful.refresh(false)")
+        page.wait_for_function("document.querySelectorAll('.queue li').length === 2")
+        assert page.evaluate(CHOSEN) is None
+        page.keyboard.press("b")  # for no case
+        page.keyboard.press("k")
+        assert page.evaluate(CHOSEN) == "scan_0"
+        assert accepted(page) == ["scan_0", "scan_1"]
+
+
+def test_after_a_verdict_by_keyboard_the_focus_is_on_the_next_case(segmented: Path):
+    with opened(segmented) as page:
+        page.click("nav [data-view=review]")
+        page.focus("[data-case=scan_0] [data-key=a]")
+        picture = page.query_selector("[data-case=scan_1] img")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".queue .settled[data-case=scan_0]")
+        assert page.evaluate(f"{FOCUS}.dataset.case") == page.evaluate(CHOSEN) == "scan_1"
+        assert picture is not None
+        assert picture.evaluate("(image) => image.isConnected")  # it is not loaded again
+        page.focus("[data-case=scan_0] [data-key=b]")
+        assert page.evaluate(CHOSEN) == "scan_0"
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".queue [data-case=scan_0]:not(.settled)")
+        assert page.evaluate(f"{FOCUS}.dataset.case") == page.evaluate(CHOSEN) == "scan_0"
+
+
+def test_a_click_on_accept_that_spans_a_redraw_counts_unless_the_segmentation_has_changed(segmented: Path):
+    with opened(segmented, polls=False) as page:
+        page.click("nav [data-view=review]")
+
+        def press_and_release(case: str) -> None:
+            page.hover(f"[data-case={case}] [data-key=a]")
+            page.mouse.down()
+            page.evaluate("handful.refresh()")
+            page.mouse.up()
+
+        file = Workspace(segmented).predictions / "scan_0.nii.gz"
+        page.hover("[data-case=scan_0] [data-key=a]")
+        page.mouse.down()
+        file.write_bytes((Workspace(segmented).predictions / "scan_1.nii.gz").read_bytes())
+        page.evaluate("handful.refresh()")
+        page.mouse.up()
+        press_and_release("scan_1")
+        page.wait_for_selector(".queue .settled")
+        assert accepted(page) == ["scan_1"]
+
+
+def test_names_that_are_typed_stay_until_they_are_saved(segmented: Path):
+    with opened(segmented) as page:
+        page.wait_for_selector("[data-case=scan_0]")
+        page.fill("#names", "ball\negg\nliver\nspleen")
+        page.select_option("#method", "unet")
+        page.select_option("#sort", "status")
+        assert page.input_value("#names") == "ball\negg\nliver\nspleen"
+        page.click("#names")
+        page.keyboard.press("Control+End")
+        page.keyboard.type("\nkid")
+        page.evaluate("handful.draw()")
+        page.keyboard.type("ney ")
+        page.click("#saveNames")
+        page.wait_for_function("handful.state.labels.length === 5")
+        page.wait_for_function("document.querySelector('#names').value.endsWith('kidney')")
+        page.evaluate(
+            "fetch('api/labels', { method: 'PUT', headers: { 'content-type': 'application/json' },"
+            " body: JSON.stringify({ names: ['ball', 'egg', 'liver', 'spleen', 'kidney', 'gut'] }) })"
+        )
+        page.evaluate("handful.refresh()")  # nothing is typed, so the names of others appear
+        assert page.input_value("#names").split("\n") == ["ball", "egg", "liver", "spleen", "kidney", "gut"]
