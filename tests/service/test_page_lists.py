@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ import pytest
 
 from handful.data.files import write_label_map
 from handful.data.volume import LabelMap, Labels
+from handful.service.jobs import Job
 from handful.service.workspace import Workspace
 from phantoms import phantom
 from service.test_page import CHROMIUM, page_of, serving
@@ -167,3 +170,53 @@ def test_names_that_are_typed_stay_until_they_are_saved(segmented: Path):
         )
         page.evaluate("handful.refresh()")  # nothing is typed, so the names of others appear
         assert page.input_value("#names").split("\n") == ["ball", "egg", "liver", "spleen", "kidney", "gut"]
+
+
+def test_a_card_keeps_the_focus_and_a_click_that_has_begun_and_details_stay_open(segmented: Path):
+    with opened(segmented, polls=False) as page:
+        page.evaluate("handful.state.left_out = [{ file: 'notes', reason: 'no scan' }]; handful.draw()")
+        page.click("details.bad summary")
+        page.select_option("#method", "auto")
+        page.fill("#minutes", "12")
+        page.focus("[data-case=scan_1]")
+        page.evaluate("handful.sort = 'quality'; handful.state.cases[1].quality = 0; handful.draw()")
+        assert page.locator(".card").first.get_attribute("data-case") == "scan_1"
+        assert page.evaluate(f"{FOCUS}.dataset.case") == "scan_1"
+        assert page.input_value("#minutes") == "12"
+        assert page.locator("details.bad[open]").count() == 1
+        page.hover("[data-case=scan_1]")
+        page.mouse.down()
+        page.evaluate("handful.draw()")
+        page.mouse.up()
+        page.wait_for_function("handful.label.case?.name === 'scan_1'")
+
+
+def test_a_running_job_keeps_its_button_and_announces_only_start_and_end(segmented: Path):
+    file = Workspace(segmented).jobs / "job-000001.json"
+    file.parent.mkdir()
+    running = Job(number=1, kind="suggest", options={}, pid=os.getpid(), step=1, total=10)
+    running.write(file)
+    with opened(segmented) as page:
+        page.focus("#job button")
+        page.evaluate(
+            "window.spoken = []; for (const box of document.querySelectorAll('[role=status], [aria-live]'))"
+            " new MutationObserver(() => spoken.push(box.textContent))"
+            ".observe(box, { childList: true, characterData: true, subtree: true })"
+        )
+        cancelled: list[str] = []
+        page.on("request", lambda request: cancelled.append(request.url) if request.method == "DELETE" else None)
+        page.hover("#job button")
+        page.mouse.down()
+        for step in (4, 7):
+            replace(running, step=step, note=f"slice {step}").write(file)
+            page.wait_for_selector(f"#job .note:has-text('slice {step}')")
+        assert page.evaluate(f"{FOCUS}.closest('#job')?.id") == "job"
+        assert page.evaluate("document.querySelector('#job progress').value") == 0.7
+        assert page.evaluate("spoken") == []
+        page.mouse.move(5, 400)  # let go elsewhere: not cancelled
+        page.mouse.up()
+        replace(running, state="failed", ended=1.0, error="no room").write(file)
+        page.wait_for_selector("#job #state:has-text('failed: no room')")
+        assert len(page.evaluate("spoken")) == 1
+        assert page.evaluate(f"{FOCUS}.id") == "job"  # the button is gone
+        assert cancelled == []

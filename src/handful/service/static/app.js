@@ -162,16 +162,15 @@ class App {
   drawJob() {
     const job = this.state.job,
       box = $('#job');
-    if (job?.state !== 'running') {
-      box.replaceChildren(job && job.state !== 'done' ? h('span', { class: 'past' }, this.outcome(job)) : '');
-      return;
-    }
+    const state = (text) => h('span', { id: 'state', role: 'status' }, text); // what is announced: start and end
+    if (job?.state !== 'running') return fill(box, state(job && job.state !== 'done' ? this.outcome(job) : ''));
     const share = job.total > 1 ? job.step / job.total : 0;
     const left = job.left_s != null && share ? t('left', duration(job.left_s)) : '',
       note = [left, job.note].filter(Boolean).join(' · ');
-    box.replaceChildren(
-      h('span', {}, t(`job_${job.kind}`), ' '),
-      h('progress', share ? { value: share, max: 1 } : {}),
+    fill(
+      box,
+      state(t(`job_${job.kind}`)),
+      h('progress', { 'aria-label': t(`job_${job.kind}`), ...(share ? { value: share, max: 1 } : {}) }),
       h('span', { class: 'note', title: note }, note),
       h(
         'button',
