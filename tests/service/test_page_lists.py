@@ -220,3 +220,31 @@ def test_a_running_job_keeps_its_button_and_announces_only_start_and_end(segment
         assert len(page.evaluate("spoken")) == 1
         assert page.evaluate(f"{FOCUS}.id") == "job"  # the button is gone
         assert cancelled == []
+
+
+def test_a_message_covers_no_button_under_the_slice(segmented: Path):
+    over = """(() => {
+      const covered = [];
+      for (const button of document.querySelectorAll('.under button')) {
+        const box = button.getBoundingClientRect();
+        for (const x of [0.05, 0.5, 0.95])
+          if (!button.contains(document.elementFromPoint(box.left + box.width * x, box.top + box.height / 2)))
+            covered.push(button.id);
+      }
+      return covered;
+    })()"""
+    with opened(segmented, polls=False) as page:
+        say = "import(new URL('dom.js', location)).then(({ say }) => say('It is not so. '.repeat(20), true))"
+        page.evaluate(say)
+        page.click("[data-case=scan_0]")
+        page.wait_for_function("handful.label.shown !== null")
+        for width, height in ((1280, 800), (800, 700), (390, 844)):
+            page.set_viewport_size({"width": width, "height": height})
+            if width < 760:
+                page.locator(".under").scroll_into_view_if_needed()
+            page.evaluate(say)
+            assert page.locator("#message:not([hidden])").count() == 1
+            assert page.evaluate(over) == [], width
+            box = page.locator("#message").bounding_box()
+            assert box is not None
+            assert box["y"] >= 0

@@ -1,6 +1,6 @@
 // The page: four views of one cohort, and the job that runs.
 import { get, post, call, picture } from './api.js';
-import { $, fill, h, say, guarded } from './dom.js';
+import { $, fill, h, placeMessage, say, guarded } from './dom.js';
 import { Label } from './label.js';
 import { breakable, t, T, duration } from './texts.js';
 
@@ -15,6 +15,8 @@ class App {
     this.chosen = null; // id of the case that the keys of Review are for
     this.known = null; // the job as it was when its state was last announced
     this.label = new Label(this);
+    new ResizeObserver(placeMessage).observe($('.under')); // also when it appears
+    addEventListener('scroll', placeMessage, { passive: true });
     for (const button of document.querySelectorAll('nav button')) {
       button.textContent = t(`view_${button.dataset.view}`);
       button.addEventListener('click', () => this.show(button.dataset.view));

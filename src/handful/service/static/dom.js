@@ -54,12 +54,21 @@ function update(kept, fresh) {
   arrange(kept, [...fresh.childNodes]);
   if (kept.tagName === 'SELECT' || ('defaultValue' in kept && !typed)) kept.value = fresh.value;
 }
+// The message lies above the buttons under the slice, which it would otherwise cover.
+export function placeMessage() {
+  const box = $('#message'),
+    bar = $('.under').getBoundingClientRect();
+  box.style.bottom = '';
+  const { top, bottom } = box.getBoundingClientRect();
+  if (bar.top < bottom && bar.bottom > top) box.style.bottom = `${innerHeight - bar.top + 8}px`;
+}
 let timer;
 export function say(text, bad = false) {
   const box = $('#message');
   box.textContent = text.charAt(0).toUpperCase() + text.slice(1);
   box.className = bad ? 'bad' : '';
   box.hidden = false;
+  placeMessage();
   clearTimeout(timer);
   timer = setTimeout(
     () => {
