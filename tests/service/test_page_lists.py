@@ -248,3 +248,21 @@ def test_a_message_covers_no_button_under_the_slice(segmented: Path):
             box = page.locator("#message").bounding_box()
             assert box is not None
             assert box["y"] >= 0
+
+
+def test_a_folder_that_is_dropped_is_refused_and_the_files_next_to_it_are_added(segmented: Path, tmp_path: Path):
+    folder, scan = tmp_path / "series", tmp_path / "scan_9.nii.gz"
+    folder.mkdir()
+    (folder / "a.dcm").write_bytes(b"x")
+    scan.write_bytes((segmented / "images" / "scan_0.nii.gz").read_bytes())
+    with opened(segmented, polls=False) as page:
+        sent: list[str] = []
+        page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+        client = page.context.new_cdp_session(page)
+        data = {"items": [], "files": [str(folder), str(scan)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            client.send("Input.dispatchDragEvent", {"type": kind, "x": 500, "y": 500, "data": data})
+        page.wait_for_selector("#message.bad:has-text('is a folder')")
+        assert "into images/" in page.inner_text("#message")
+        page.wait_for_selector("[data-case=scan_9]")
+        assert len(sent) == 1

@@ -39,7 +39,12 @@ class App {
     document.addEventListener('dragleave', (event) => event.relatedTarget || dragging(event, false));
     document.addEventListener('drop', (event) => {
       dragging(event, false);
-      this.upload([...event.dataTransfer.files]);
+      const dropped = [...event.dataTransfer.items].filter((item) => item.kind === 'file'),
+        isFolder = (item) => Boolean(item.webkitGetAsEntry()?.isDirectory);
+      this.upload(
+        dropped.filter((item) => !isFolder(item)).map((item) => item.getAsFile()),
+        dropped.filter(isFolder).map((item) => item.webkitGetAsEntry().name),
+      );
     });
     this.begin();
   }
@@ -546,8 +551,8 @@ class App {
         : null,
     );
   }
-  upload = guarded(async (files) => {
-    const refused = [];
+  upload = guarded(async (files, folders = []) => {
+    const refused = folders.map((name) => t('folderDropped', name));
     for (const file of files) {
       say(t('adding', file.name));
       const body = new FormData();
