@@ -21,7 +21,7 @@ from phantoms import phantom
 from service.test_page import CHROMIUM, page_of, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import Page, Route
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")]
 
@@ -266,3 +266,24 @@ def test_a_folder_that_is_dropped_is_refused_and_the_files_next_to_it_are_added(
         assert "into images/" in page.inner_text("#message")
         page.wait_for_selector("[data-case=scan_9]")
         assert len(sent) == 1
+
+
+def test_an_estimate_of_another_method_is_not_shown(segmented: Path):
+    held: list[Route] = []
+    with opened(segmented, polls=False) as page:
+        page.route("**/api/cost", lambda route: held.append(route))
+        page.evaluate("handful.state.cases[0].status = 'labelled'; handful.draw()")
+        page.select_option("#method", "unet")
+        page.focus("button#cost")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("p#cost")
+        assert page.evaluate(f"{FOCUS}.id") == "cost"
+        page.select_option("#method", "fate")
+        with page.expect_response("**/api/cost"):
+            held[0].fulfill(json={"cost": "9 min"})
+        page.wait_for_timeout(200)
+        assert page.locator("p#cost").count() == 0
+        page.click("button#cost")
+        with page.expect_response("**/api/cost"):
+            held[1].fulfill(json={"cost": "2 min"})
+        page.wait_for_selector("p#cost:has-text('2 min')")

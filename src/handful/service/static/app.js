@@ -441,17 +441,16 @@ class App {
     const estimated = guarded(async () => {
       this.estimate = t('estimating');
       this.draw();
+      let found = null;
       try {
-        this.estimate = (await post('cost', { method })).cost ?? t('costUnknown');
-      } catch (error) {
-        this.estimate = null;
-        throw error;
+        found = (await post('cost', { method })).cost ?? t('costUnknown');
       } finally {
+        if (this.method === method) this.estimate = found; // not of a method that was chosen before
         this.draw();
       }
     });
     return this.estimate
-      ? h('p', { class: 'hint', role: 'status' }, this.estimate)
+      ? h('p', { id: 'cost', tabindex: -1, class: 'hint', role: 'status' }, this.estimate)
       : h('button', { id: 'cost', disabled, onclick: estimated }, t('estimateCost'));
   }
   learned(model) {
