@@ -153,6 +153,7 @@ def test_names_that_are_typed_stay_until_they_are_saved(segmented: Path):
     with opened(segmented) as page:
         page.wait_for_selector("[data-case=scan_0]")
         page.fill("#names", "ball\negg\nliver\nspleen")
+        page.focus("#method")
         page.select_option("#method", "unet")
         page.select_option("#sort", "status")
         assert page.input_value("#names") == "ball\negg\nliver\nspleen"
