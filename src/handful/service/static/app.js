@@ -1,6 +1,6 @@
 // The page: four views of one cohort, and the job that runs.
 import { get, post, call, picture } from './api.js';
-import { $, h, say, guarded } from './dom.js';
+import { $, fill, h, placeMessage, say, guarded } from './dom.js';
 import { Label } from './label.js';
 import { breakable, t, T, duration } from './texts.js';
 
@@ -12,15 +12,23 @@ class App {
     this.state = { cases: [], labels: [], suggestions: [], problems: [], curve: [], left_out: [], job: null, model: null };
     this.sort = 'name';
     this.filter = 'all';
-    this.chosen = 0;
+    this.chosen = null; // id of the case that the keys of Review are for
     this.known = null; // the job as it was when its state was last announced
     this.label = new Label(this);
+    new ResizeObserver(placeMessage).observe($('.under')); // also when it appears
+    addEventListener('scroll', placeMessage, { passive: true });
     for (const button of document.querySelectorAll('nav button')) {
       button.textContent = t(`view_${button.dataset.view}`);
       button.addEventListener('click', () => this.show(button.dataset.view));
     }
     addEventListener('popstate', () => this.restore());
     document.addEventListener('keydown', (event) => this.key(event), true);
+    $('#review').addEventListener('focusin', (event) => {
+      const place = this.results().findIndex((one) => $(`#result-${one.id}`)?.contains(event.target));
+      if (place < 0 || this.results()[place].id === this.chosen) return;
+      this.chosen = this.results()[place].id;
+      this.draw();
+    });
     $('#keys').title = t('keysHint');
     $('#keys').addEventListener('click', () => this.help());
     const dragging = (event, here) => {
@@ -31,7 +39,12 @@ class App {
     document.addEventListener('dragleave', (event) => event.relatedTarget || dragging(event, false));
     document.addEventListener('drop', (event) => {
       dragging(event, false);
-      this.upload([...event.dataTransfer.files]);
+      const dropped = [...event.dataTransfer.items].filter((item) => item.kind === 'file'),
+        isFolder = (item) => Boolean(item.webkitGetAsEntry()?.isDirectory);
+      this.upload(
+        dropped.filter((item) => !isFolder(item)).map((item) => item.getAsFile()),
+        dropped.filter(isFolder).map((item) => item.webkitGetAsEntry().name),
+      );
     });
     this.begin();
   }
@@ -64,15 +77,21 @@ class App {
       if (key === 's') take(() => $('#segment').click());
     }
     if (this.view === 'review') {
-      if (key === 'j' || key === 'k') take(() => this.choose(this.chosen + (key === 'j' ? 1 : -1)));
-      else if (['a', 'c', 'b'].includes(key)) take(() => $(`.queue li.chosen [data-key=${key}]`)?.click());
+      const place = this.results().findIndex((one) => one.id === this.chosen);
+      if (key === 'j' || key === 'k') take(() => this.choose(place + (key === 'j' ? 1 : -1)));
+      else if (['a', 'c', 'b'].includes(key))
+        take(() => event.repeat || $(`.queue li.chosen [data-key=${key}]`)?.click());
     }
   }
+  // Choose a case of Review by its place in the list.
   choose(number) {
-    const items = document.querySelectorAll('.queue li');
-    this.chosen = Math.max(0, Math.min(items.length - 1, number));
-    items.forEach((item, i) => item.classList.toggle('chosen', i === this.chosen));
-    items[this.chosen]?.scrollIntoView({ block: 'nearest' });
+    const found = this.results();
+    if (!found.length) return;
+    this.chosen = found[Math.max(0, Math.min(found.length - 1, number))].id;
+    this.draw();
+    const item = $('.queue li.chosen');
+    item.focus({ preventScroll: true });
+    item.scrollIntoView({ block: 'nearest' });
   }
   async begin() {
     await this.refresh();
@@ -94,6 +113,8 @@ class App {
     for (const button of document.querySelectorAll('nav button'))
       button.setAttribute('aria-current', button.dataset.view === view ? 'page' : 'false');
     this.view = view;
+    if (view === 'review' && !this.results().some((one) => one.id === this.chosen))
+      this.chosen = this.results()[0]?.id;
     if (!quietly)
       history.pushState(null, '', `#${[view, id, place.number].filter((part) => part !== undefined).join('/')}`);
     if (view === 'label') await (id ? this.label.open(id, place) : this.label.back());
@@ -148,16 +169,15 @@ class App {
   drawJob() {
     const job = this.state.job,
       box = $('#job');
-    if (job?.state !== 'running') {
-      box.replaceChildren(job && job.state !== 'done' ? h('span', { class: 'past' }, this.outcome(job)) : '');
-      return;
-    }
+    const state = (text) => h('span', { id: 'state', role: 'status' }, text); // what is announced: start and end
+    if (job?.state !== 'running') return fill(box, state(job && job.state !== 'done' ? this.outcome(job) : ''));
     const share = job.total > 1 ? job.step / job.total : 0;
     const left = job.left_s != null && share ? t('left', duration(job.left_s)) : '',
       note = [left, job.note].filter(Boolean).join(' · ');
-    box.replaceChildren(
-      h('span', {}, t(`job_${job.kind}`), ' '),
-      h('progress', share ? { value: share, max: 1 } : {}),
+    fill(
+      box,
+      state(t(`job_${job.kind}`)),
+      h('progress', { 'aria-label': t(`job_${job.kind}`), ...(share ? { value: share, max: 1 } : {}) }),
       h('span', { class: 'note', title: note }, note),
       h(
         'button',
@@ -195,8 +215,6 @@ class App {
       ]),
     );
     const auto = (this.method ?? 'auto') === 'auto';
-    const focused = document.activeElement?.id,
-      typed = $('#names')?.value;
     const minutes = h('input', {
       id: 'minutes',
       type: 'number',
@@ -233,10 +251,14 @@ class App {
           id: 'files',
           type: 'file',
           multiple: true,
-          onchange: (event) => this.upload([...event.target.files]),
+          onchange: (event) => {
+            this.upload([...event.target.files]);
+            event.target.value = ''; // so that the same file can be chosen again
+          },
         }),
       );
-    $('#cases').replaceChildren(
+    fill(
+      $('#cases'),
       cases.length ? '' : h('div', { class: 'empty drop' }, t('noCases'), add()),
       h(
         'div',
@@ -264,17 +286,15 @@ class App {
               {
                 id: 'saveNames',
                 onclick: guarded(async () => {
-                  await post(
-                    'labels',
-                    {
-                      names: $('#names')
-                        .value.split('\n')
-                        .map((name) => name.trim())
-                        .filter(Boolean),
-                    },
-                    'PUT',
-                  );
+                  const box = $('#names'),
+                    typed = box.value;
+                  const names = typed
+                    .split('\n')
+                    .map((name) => name.trim())
+                    .filter(Boolean);
+                  await post('labels', { names }, 'PUT');
                   await this.refresh();
+                  if (box.value === typed) box.value = box.defaultValue; // as they were saved
                 }),
               },
               t('save'),
@@ -360,10 +380,6 @@ class App {
         shown.map((one) => this.card(one)),
       ),
     );
-    if (typed !== undefined && focused === 'names') {
-      $('#names').value = typed;
-      $('#names').focus();
-    }
   }
   // Files that belong to no case, and scans that could not be read.
   notRead() {
@@ -396,7 +412,7 @@ class App {
   card(one) {
     return h(
       'li',
-      {},
+      { id: `card-${one.id}` },
       h(
         'button',
         {
@@ -415,7 +431,7 @@ class App {
     );
   }
   picture(path) {
-    const image = h('img', { src: picture(path), alt: '', loading: 'lazy' });
+    const image = h('img', { loading: 'lazy', src: picture(path), alt: '' });
     image.addEventListener('error', () => image.replaceWith(h('span', { class: 'no-picture' }, t('noPicture'))));
     return image;
   }
@@ -425,17 +441,16 @@ class App {
     const estimated = guarded(async () => {
       this.estimate = t('estimating');
       this.draw();
+      let found = null;
       try {
-        this.estimate = (await post('cost', { method })).cost ?? t('costUnknown');
-      } catch (error) {
-        this.estimate = null;
-        throw error;
+        found = (await post('cost', { method })).cost ?? t('costUnknown');
       } finally {
+        if (this.method === method) this.estimate = found; // not of a method that was chosen before
         this.draw();
       }
     });
     return this.estimate
-      ? h('p', { class: 'hint', role: 'status' }, this.estimate)
+      ? h('p', { id: 'cost', tabindex: -1, class: 'hint', role: 'status' }, this.estimate)
       : h('button', { id: 'cost', disabled, onclick: estimated }, t('estimateCost'));
   }
   learned(model) {
@@ -535,8 +550,8 @@ class App {
         : null,
     );
   }
-  upload = guarded(async (files) => {
-    const refused = [];
+  upload = guarded(async (files, folders = []) => {
+    const refused = folders.map((name) => t('folderDropped', name));
     for (const file of files) {
       say(t('adding', file.name));
       const body = new FormData();
@@ -552,19 +567,31 @@ class App {
     if (refused.length) say(refused.join('\n'), true);
   });
   // Review.
-  drawReview() {
-    const found = this.state.cases
+  results() {
+    return this.state.cases
       .filter((one) => one.status === 'to review' || one.status === 'accepted')
       .sort((a, b) => (a.status === 'accepted') - (b.status === 'accepted') || (a.quality ?? 2) - (b.quality ?? 2));
+  }
+  drawReview() {
+    const found = this.results();
+    if (!found.some((one) => one.id === this.chosen)) this.chosen = null;
     const judge = (one, verdict) =>
       guarded(async () => {
+        const open = found.filter((other) => other.status === 'to review'),
+          next = verdict === 'accept' && open[open.indexOf(one) + 1];
         try {
           await post(`cases/${one.id}/verdict`, { verdict, state: one.result_state });
+          if (next && this.chosen === one.id) {
+            this.chosen = next.id;
+            if ($(`#result-${one.id}`)?.contains(document.activeElement))
+              $(`#result-${next.id}`)?.focus({ preventScroll: true });
+          }
         } finally {
           await this.refresh(); // also where the segmentation has changed, so that its picture is loaded again
         }
       });
-    $('#review').replaceChildren(
+    fill(
+      $('#review'),
       h('p', {}, found.length ? t('reviewIntro') : t('nothingToReview')),
       found.length
         ? h(
@@ -579,7 +606,15 @@ class App {
         found.map((one) =>
           h(
             'li',
-            { 'data-case': one.name, class: one.status === 'accepted' ? 'settled' : '' },
+            {
+              id: `result-${one.id}`,
+              'data-case': one.name,
+              tabindex: -1,
+              class: [one.status === 'accepted' && 'settled', one.id === this.chosen && 'chosen']
+                .filter(Boolean)
+                .join(' '),
+              'aria-current': one.id === this.chosen && 'true',
+            },
             this.picture(`cases/${one.id}/overlay.png?${one.scan_state}-${one.result_state}`),
             h(
               'div',
@@ -604,7 +639,16 @@ class App {
               one.status === 'accepted'
                 ? h('button', { 'data-key': 'b', onclick: judge(one, 'send back') }, t('sendBack'))
                 : [
-                    h('button', { class: 'main', 'data-key': 'a', onclick: judge(one, 'accept') }, t('accept')),
+                    h(
+                      'button',
+                      {
+                        id: `accept-${one.id}-${one.result_state}`, // another segmentation needs a click of its own
+                        class: 'main',
+                        'data-key': 'a',
+                        onclick: judge(one, 'accept'),
+                      },
+                      t('accept'),
+                    ),
                     h(
                       'button',
                       { 'data-key': 'c', disabled: one.in_use, onclick: () => this.show('label', one.id) },
@@ -616,11 +660,11 @@ class App {
         ),
       ),
     );
-    this.choose(this.chosen);
   }
   drawExport() {
     const forms = ['nifti', 'nnunet', ...(this.state.dicom ? ['dicom-seg'] : []), 'report'];
-    $('#export').replaceChildren(
+    fill(
+      $('#export'),
       h('p', {}, t('exportIntro')),
       h(
         'ul',

@@ -17,6 +17,8 @@ export const T = {
   leftOut: 'Files and scans that cannot be used: {0}',
   noCases: 'No scans yet. Drop NIfTI, NRRD, MetaImage or picture files here, or choose them. Put the folder of a DICOM series into images/ of the cohort.',
   addScans: 'Add scans',
+  folderDropped:
+    '{0} is a folder. If it is a DICOM series, put it into images/ of the cohort; from other folders, drop the files.',
   adding: 'adding {0} …',
   added: '{0} added',
   nameLabels: 'Labels',
