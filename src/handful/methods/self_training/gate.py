@@ -140,7 +140,7 @@ class Gate:
         if stopped:
             return (
                 f"left out {scans} after step {stopped.step}: {agreement}, "
-                f"less than {self.threshold:g}; label more cases, or fit another method",
+                f"less than {self.threshold:g}, so labels made for them would mislead; label more cases",
             )
         left_out = f", {fewer} of {len(last.of_case)} left out in the end" if fewer else ""
         return (f"learned from {scans}: {agreement}{left_out}",)
