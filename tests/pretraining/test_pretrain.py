@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -14,8 +14,10 @@ import handful
 import tiny_models
 from handful.backbones.base import MaskPrediction
 from handful.backbones.sam2_video import Sam2VideoBackbone
-from handful.errors import SettingsError
+from handful.errors import BusyError, SettingsError
+from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
+from handful.pretraining.output import fingerprint, write_note
 from handful.pretraining.pretrain import PretrainConfig, _Tasks, make_batch, pretrain, processors
 from handful.pretraining.tasks import REPLAYED, Task, choose_supports, largest_pieces, replay, score, train_step
 from handful.tuning.loop import TrainConfig
@@ -110,6 +112,45 @@ def test_weights_of_another_model_are_no_start(start: str, tmp_path: Path) -> No
     folder = tmp_path / start if start == "sam2" else WEIGHTS / start
     with pytest.raises(SettingsError, match=f"{start} holds no handful-tiny"):
         pretrain(replace(SMALL, start=folder), tmp_path / "out")
+
+
+def test_a_second_training_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    config = replace(SMALL, targets=1, train=TrainConfig(iterations=1))
+
+    def second(step: int, total: int, note: str) -> None:
+        with pytest.raises(BusyError, match="works in this folder"):
+            pretrain(config, tmp_path)
+
+    pretrain(config, tmp_path, Run(report=second))
+    assert not (tmp_path / ".handful").exists()
+
+
+def test_a_training_goes_by_the_weights_it_starts_from_not_by_their_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"part1": b"1", "copy": b"1", "other": b"2"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    found = {
+        start: fingerprint(replace(SMALL, start=Path(start)), tmp_path / "out")
+        for start in ("part1", str(tmp_path / "part1"), "copy", "other", "missing")
+    }
+    assert len(set(found.values())) == 3
+    assert found["part1"] == found[str(tmp_path / "part1")] == found["copy"]
+    plain = fingerprint(SMALL, tmp_path / "out")
+    assert plain == digest_of(json.dumps(asdict(SMALL), sort_keys=True))[:16], "as earlier versions had it"
+
+
+def test_a_training_that_an_earlier_version_began_keeps_its_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "part1").mkdir()
+    (tmp_path / "part1" / "model.safetensors").write_bytes(b"1")
+    config = replace(SMALL, start=tmp_path / "part1")
+    earlier = digest_of(json.dumps(asdict(config), default=str, sort_keys=True))[:16]
+    assert fingerprint(config, tmp_path / "out") != earlier
+    (tmp_path / "out").mkdir()
+    write_note(tmp_path / "out", earlier, finished=False)
+    assert fingerprint(config, tmp_path / "out") == earlier
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.process)])
