@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import Sam2VideoModel
 
 import handful
@@ -239,6 +240,19 @@ def test_prompts_stand_for_the_largest_piece_of_a_target() -> None:
     assert pieces[0, 0].sum() == 36
     assert not pieces[0, 0, :8].any()
     assert not pieces[0, 1].any()
+
+
+def test_a_target_thinner_than_half_a_cell_is_trained_as_present() -> None:
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 60, :] = 1
+    mask[..., 20:84, 40] = 1  # two vessels one pixel wide
+    target = F.avg_pool2d(mask, 4)
+    assert float(target.max()) < 0.5
+    logits, iou, tokens = torch.where(target > 0, 9.0, -9.0), torch.ones(1, 1), torch.zeros(1, 1, 4)
+    found, missed = (score(MaskPrediction(logits, iou, torch.tensor([[s]]), tokens), target) for s in (5.0, -5.0))
+    assert float(found.loss) + 0.5 < float(missed.loss)
+    assert (found.detected, missed.detected, found.rejected) == (1.0, 0.0, None)
+    assert (found.dice, found.iou_error) == (1.0, 0.0)
 
 
 def test_a_positive_object_score_of_an_absent_target_costs_more_than_a_negative_one() -> None:
