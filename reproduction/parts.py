@@ -127,6 +127,7 @@ PARTS: dict[str, Part] = {
             for backbone in ("handful-small", "handful-tiny")
         ),
     ),
+    "synthetic": study("handful_small_validation", "synthetic --backbone handful-tiny"),
     "auto-sam-speed": benchmark("auto_sam_speed"),
     "suggest": study(
         "suggest",
@@ -203,8 +204,8 @@ def replace_table(new: Path, old: Path) -> None:
     lost = sorted(_rows(old) - _rows(new)) if old.exists() else []
     if lost:
         raise InputError(
-            f"{new} lacks rows of {old} ({len(lost)}, such as {lost[0]}); run the part again with all files of the data "
-            "sets, or remove the earlier table"
+            f"{new} lacks rows of {old} ({len(lost)}, such as {lost[0]}); run the part again with all files of the "
+            "data sets, or remove the earlier table"
         )
     shutil.copyfile(new, old)
 

@@ -38,6 +38,7 @@ from reproduction.studies import quality as quality_study
 from reproduction.studies import retrieval as retrieval_study
 from reproduction.studies import semi_supervised as semi_supervised_study
 from reproduction.studies import suggest as suggest_study
+from reproduction.studies import synthetic as synthetic_study
 from reproduction.studies import windows as windows_study
 from reproduction.study import Study
 from reproduction.verdicts import MARGIN, not_below
@@ -384,6 +385,12 @@ def foundation_small(evidence: Evidence, words: Sequence[str]) -> str:
     """The same of a few cases, on which both embedded models were measured."""
     lines = evidence.raw("foundation_small")
     return foundation_study.table_of(" ".join(words), lines) if lines else UNMEASURED
+
+
+def synthetic(evidence: Evidence, words: Sequence[str]) -> str:
+    """The validations of the training of handful-small, on synthetic episodes."""
+    lines = evidence.raw("handful_small_validation")
+    return synthetic_study.table_of(lines) if lines else UNMEASURED
 
 
 def speed(evidence: Evidence, words: Sequence[str]) -> str:
@@ -858,6 +865,7 @@ TABLES: dict[str, Render] = {
     "few_shot": few_shot,
     "foundation": foundation,
     "foundation_small": foundation_small,
+    "synthetic": synthetic,
     "speed": speed,
     "auto_sam": auto_sam,
     "ensemble": ensemble,
