@@ -164,8 +164,7 @@ def read_evidence(folder: Path) -> Evidence:
 def compare(
     pools: Sequence[Pool], first: str, second: str, measure: str = "dice", shots: Callable[[int], bool] = lambda n: True
 ) -> list[Difference]:
-    """Two configurations wherever both were measured with as many labelled cases, each time in the first pool that has
-    both."""
+    """Two configurations wherever both were measured with as many labelled cases; `difference` chooses the pool."""
     places = dict.fromkeys(
         (name, n)
         for pool in pools
@@ -179,25 +178,31 @@ def compare(
 def difference(
     pools: Sequence[Pool], data_set: str, first: tuple[str, int], second: tuple[str, int], measure: str = "dice"
 ) -> Difference | None:
-    """Two configurations, each with so many labelled cases, on one set; None where no pool has both on shared cases."""
+    """Two configurations, each with so many labelled cases, on one set: of the pool where they share the most splits,
+    and of those with as many of the first; None where no pool has both on shared cases."""
+    most, best = 0, None
     for pool in pools:
         ours, theirs = (pool.scores.get((data_set, *one), {}).get(measure, {}) for one in (first, second))
         shared = sorted(ours.keys() & theirs.keys())
-        if shared:
-            return Difference(
-                data_set,
-                first[0],
-                second[0],
-                (first[1], second[1]),
-                measure,
-                (fmean(ours[key] for key in shared), fmean(theirs[key] for key in shared)),
-                # Rounded, so that scores equal but for the order of a sum are equal.
-                estimate({key: round(ours[key] - theirs[key], 12) for key in shared}, _largest(measure)),
-                len({case for _, case in shared}),
-                len({split for split, _ in shared}),
-                pool.name,
-            )
-    return None
+        splits = len({split for split, _ in shared})
+        if splits > most:
+            most, best = splits, (pool, ours, theirs, shared)
+    if best is None:
+        return None
+    pool, ours, theirs, shared = best
+    return Difference(
+        data_set,
+        first[0],
+        second[0],
+        (first[1], second[1]),
+        measure,
+        (fmean(ours[key] for key in shared), fmean(theirs[key] for key in shared)),
+        # Rounded, so that scores equal but for the order of a sum are equal.
+        estimate({key: round(ours[key] - theirs[key], 12) for key in shared}, _largest(measure)),
+        len({case for _, case in shared}),
+        most,
+        pool.name,
+    )
 
 
 def estimate(scores: Scores, largest: float = math.inf) -> Estimate:

@@ -10,12 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from handful.errors import SettingsError
+from handful.errors import InputError, SettingsError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "reproduction" / "results"
 SOME_FAILED = 3
-"""Exit code of an experiment of which some fits failed; its table has the others."""
+"""Exit code of an experiment of which some fits failed or some files of a data set were not read; its table has the
+others."""
+ROW = ("data_set", "configuration", "shots", "split", "case", "label")
+"""Columns that say what a row of a table is of."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,7 @@ PARTS: dict[str, Part] = {
             for backbone in ("handful-small", "handful-tiny")
         ),
     ),
+    "synthetic": study("handful_small_validation", "synthetic --backbone handful-tiny"),
     "auto-sam-speed": benchmark("auto_sam_speed"),
     "suggest": study(
         "suggest",
@@ -182,11 +186,33 @@ def measure(parts: Iterable[str], data: Path | None) -> None:
 def _carry_out(part: str, words: list[str]) -> None:
     print("$", shlex.join(words), flush=True)
     if words[0] == "cp":
-        shutil.copyfile(ROOT / words[1], ROOT / words[2])
+        replace_table(ROOT / words[1], ROOT / words[2])
         return
     program = sys.executable if words[0] == "python" else str(Path(sys.executable).with_name(words[0]))
     ended = subprocess.run([program, *words[1:]], cwd=ROOT)
     if words[0] == "handful" and ended.returncode == SOME_FAILED:
-        print(f"part {part!r}: some fits failed and are left out; handful experiment status lists them")
+        print(
+            f"part {part!r}: some fits failed, which handful experiment status lists, or some files of a data set were "
+            "not read, which the lines above name; the table lacks them"
+        )
     else:
         ended.check_returncode()
+
+
+def replace_table(new: Path, old: Path) -> None:
+    """Copy a table over an earlier one. Raises InputError if it lacks rows that the earlier one has."""
+    lost = sorted(_rows(old) - _rows(new)) if old.exists() else []
+    if lost:
+        raise InputError(
+            f"{new} lacks rows of {old} ({len(lost)}, such as {lost[0]}); run the part again with all files of the "
+            "data sets, or remove the earlier table"
+        )
+    shutil.copyfile(new, old)
+
+
+def _rows(path: Path) -> set[tuple[str, ...]]:
+    """What each row of a table is of."""
+    import pyarrow.parquet
+
+    columns = pyarrow.parquet.read_table(path, columns=list(ROW)).to_pydict()
+    return {tuple(map(str, row)) for row in zip(*[columns[name] for name in ROW], strict=True)}

@@ -38,6 +38,7 @@ from reproduction.studies import quality as quality_study
 from reproduction.studies import retrieval as retrieval_study
 from reproduction.studies import semi_supervised as semi_supervised_study
 from reproduction.studies import suggest as suggest_study
+from reproduction.studies import synthetic as synthetic_study
 from reproduction.studies import windows as windows_study
 from reproduction.study import Study
 from reproduction.verdicts import MARGIN, not_below
@@ -207,12 +208,15 @@ def summary(evidence: Evidence, words: Sequence[str]) -> str:
     """
     rows = []
     for data_set, n in SUMMARY:
-        found = shared({method: _default_form(evidence, data_set, names, n) for method, names in COLUMNS.items()})
+        forms = {method: _default_form(evidence, data_set, names, n) for method, names in COLUMNS.items()}
+        found = shared({method: scores for method, (_, scores) in forms.items()})
         ours = next((method for method in ("ensemble", "auto-sam-unet") if method in found), None)
         if BASELINE_METHOD not in found or ours is None:
             continue
         gap = estimate({key: found[ours][key] - value for key, value in found[BASELINE_METHOD].items()}, 1.0)
         means = [f"{estimate(found[method]).mean:.2f}" if method in found else "–" for method in COLUMNS]
+        if forms[BASELINE_METHOD][0] == NARROW:
+            means[list(COLUMNS).index(BASELINE_METHOD)] += " (8 channels)"
         splits = _splits(found[ours])
         shown = _signed_with_interval(gap, splits)
         rows.append((CONTENTS[data_set], str(n), *means, f"`{ours}` {shown}", str(splits)))
@@ -220,10 +224,10 @@ def summary(evidence: Evidence, words: Sequence[str]) -> str:
     return table(heads, rows) if rows else UNMEASURED
 
 
-def _default_form(evidence: Evidence, data_set: str, configurations: Sequence[str], n: int) -> Scores:
-    """Scores of the first of the configurations that a plan measured in most splits."""
-    found = [scores_of(evidence.plans, data_set, configuration, n) for configuration in configurations]
-    return max(found, key=_splits)
+def _default_form(evidence: Evidence, data_set: str, configurations: Sequence[str], n: int) -> tuple[str, Scores]:
+    """The first of the configurations that a plan measured in most splits, and its scores."""
+    found = [(one, scores_of(evidence.plans, data_set, one, n)) for one in configurations]
+    return max(found, key=lambda form: _splits(form[1]))
 
 
 def methods(evidence: Evidence, words: Sequence[str]) -> str:
@@ -383,6 +387,12 @@ def foundation_small(evidence: Evidence, words: Sequence[str]) -> str:
     return foundation_study.table_of(" ".join(words), lines) if lines else UNMEASURED
 
 
+def synthetic(evidence: Evidence, words: Sequence[str]) -> str:
+    """The validations of the training of handful-small, on synthetic episodes."""
+    lines = evidence.raw("handful_small_validation")
+    return synthetic_study.table_of(lines) if lines else UNMEASURED
+
+
 def speed(evidence: Evidence, words: Sequence[str]) -> str:
     """The part of benchmarks/before_after.py that `words` name."""
     lines = [line for line in evidence.raw("before_after") if line["table"].startswith(words[0])]
@@ -432,17 +442,26 @@ def ensemble(evidence: Evidence, words: Sequence[str]) -> str:
                 found = {configuration: scores for configuration, scores in of.items() if scores}
                 for configuration, scores in found.items():
                     one = difference([pool], name, ("ensemble", shots), (configuration, shots))
-                    gap = _gap(one, _splits(scores)) if one and configuration != "ensemble" else ""
-                    rows.append(
-                        (name, str(shots), configuration, interval(estimate(scores), "dice"), gap, str(_splits(scores)))
-                    )
-    heads = ("data set", "labelled", "configuration", "Dice", "ensemble minus this", "splits")
+                    gaps = ("", "")
+                    if one and configuration != "ensemble":
+                        gaps = _gap(one, _splits(scores)), _gap_of_splits(found["ensemble"], scores)
+                    dice = interval(estimate(scores), "dice")
+                    rows.append((name, str(shots), configuration, dice, *gaps, str(_splits(scores))))
+    heads = ("data set", "labelled", "configuration", "Dice", "ensemble minus this", "on each split", "splits")
     return table(heads, rows) if rows else UNMEASURED
 
 
 def _gap(one: Difference, most: int) -> str:
     """A difference, and on how many splits it rests where a side was measured in more."""
     return signed(one.estimate) + (f" ({count(one.splits, 'shared split')})" if one.splits < most else "")
+
+
+def _gap_of_splits(first: Scores, second: Scores) -> str:
+    """The difference on each split that both have, of the cases that both have."""
+    gaps: dict[int, list[float]] = {}
+    for split, case in sorted(first.keys() & second.keys()):
+        gaps.setdefault(split, []).append(first[split, case] - second[split, case])
+    return ", ".join(f"{fmean(values):+.3f}" for values in gaps.values())
 
 
 def rates(evidence: Evidence, words: Sequence[str]) -> str:
@@ -751,6 +770,11 @@ def first_command(evidence: Evidence, words: Sequence[str]) -> str:
     """What the first command of the README gave before and gives now, on the same cases, with intervals where there are
     three splits."""
     lines = evidence.raw("first_command")
+    commands = {(line["command"], line["commit"]) for line in lines}
+    if len(commands) > 1:
+        raise ValueError(
+            f"first_command.jsonl has lines of several commands, which no mean may mix: {sorted(commands)}"
+        )
     rows = []
     for name in [name for name in CONTENTS if any(line["set"] == name for line in lines)]:
         labels: dict[tuple[int, str], list[float]] = {}
@@ -841,6 +865,7 @@ TABLES: dict[str, Render] = {
     "few_shot": few_shot,
     "foundation": foundation,
     "foundation_small": foundation_small,
+    "synthetic": synthetic,
     "speed": speed,
     "auto_sam": auto_sam,
     "ensemble": ensemble,

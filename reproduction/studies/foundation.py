@@ -52,6 +52,7 @@ from handful.pretraining.architecture import initialise, tiny_config
 from handful.prompts.heuristics import append_points, boxes, centre_points, deepest_corrections, ellipses
 from handful.prompts.prompts import Prompts
 from reproduction.configurations import build
+from reproduction.evidence import FIRST
 from reproduction.markdown import interval, table
 from reproduction.scoring import called_present, reference_of, score
 from reproduction.study import Line, Split, Study, Trial, by_split, digest_of
@@ -347,23 +348,37 @@ def tables(lines: list[Line]) -> str:
 def table_of(name: str, lines: Sequence[Line]) -> str:
     """Means over the unseen cases of all splits, then the means over sets; of two lines for the same the later counts.
 
-    The floor and the random weights, which depend on no backbone, are measured once for all.
+    The floor and the random weights, which depend on no backbone, are measured once for all. Lines of other unseen
+    cases stand in a table of their own.
     """
     own = [line for line in lines if line["name"] == name and line["measure"] not in (FLOOR, RANDOM)]
     settings = [line["settings"] for line in own if line["measure"] == MEMORY][-1:]
-    own += [x for x in lines if x["measure"] == FLOOR or (x["measure"] == RANDOM and x["settings"] in settings)]
+    shared = [x for x in lines if x["measure"] == FLOOR or (x["measure"] == RANDOM and x["settings"] in settings)]
+    speed = [_speed(line) for line in own if line["measure"] == "speed"][-1:]
+    ways = dict.fromkeys(_chosen(line) for line in own if line["measure"] != "speed")
+    parts = [f"**{name}** ({', '.join(dict.fromkeys(line['digest'] for line in own))})"]
+    for way in ways:
+        if len(ways) > 1:
+            parts.append(f"Unseen cases: {way[0]}, at most {way[1]} per set.")
+        parts.append(_table([line for line in (*own, *shared) if _chosen(line) == way]))
+    return "\n\n".join([*parts, *speed])
+
+
+def _chosen(line: Line) -> tuple[str, int | None]:
+    """How the unseen cases were chosen, and how many at most."""
+    return line.get("unseen", FIRST), line.get("most_cases")
+
+
+def _table(lines: Sequence[Line]) -> str:
     columns = (*PROMPTS, FLOOR, MEMORY, RANDOM)
-    found = {one: {column: _newest(own, one, column) for column in columns} for one in SETS}
+    found = {one: {column: _newest(lines, one, column) for column in columns} for one in SETS}
     found = {one: by_column for one, by_column in found.items() if any(by_column.values())}
     rows = [_set_row(one, by_column) for one, by_column in found.items()]
     for dimension in SHOTS:
         chosen = [by_column for one, by_column in found.items() if SETS[one] == dimension]
         if chosen:
             rows.append([f"mean {dimension}", "", *[_mean_of_sets(chosen, column) for column in columns], ""])
-    digests = dict.fromkeys(x["digest"] for x in own if x["measure"] not in (FLOOR, RANDOM))
-    speed = [_speed(line) for line in own if line["measure"] == "speed"][-1:]
-    title = f"**{name}** ({', '.join(digests)})"
-    return "\n\n".join([title, table(("data set", "cases", *columns, ABSENT), rows), *speed])
+    return table(("data set", "cases", *columns, ABSENT), rows)
 
 
 def _newest(lines: Iterable[Line], name: str, measure: str) -> list[Line]:

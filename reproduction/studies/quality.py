@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
@@ -40,6 +40,9 @@ from reproduction.evidence import FIRST
 from reproduction.markdown import count, table
 from reproduction.scoring import reference_of
 from reproduction.study import Line, Split, Study, Trial
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 WAYS = ("calibrated", "plain mean", *SIGNALS)
 
@@ -209,31 +212,39 @@ def _usual(lines: list[Line]) -> list[str]:
     return ["usual Dice of the label", "–", "–", "–", error, "by chance 25%"]
 
 
-def draw(lines: list[Line], path: Path) -> None:
-    """Predicted against true Dice: one panel per set and configuration as measured last, one colour per label."""
+Clouds = dict[str, dict[str, list[tuple[float, float]]]]
+"""Predicted and true Dice of each case, by panel and label."""
+
+
+def numbers(lines: Sequence[Line]) -> Clouds:
+    """One panel per set and configuration as measured last."""
+    newest = {(line["set"], line["configuration"]): _measured_as(line) for line in lines}
+    found: Clouds = {}
+    for (name, configuration), key in newest.items():
+        panel = found.setdefault(f"{name}, {configuration}", {})
+        for line in lines:
+            if _measured_as(line) == key:
+                for row in line["rows"]:
+                    panel.setdefault(row["label"], []).append((row["calibrated"], row["dice"]))
+    return found
+
+
+def draw(found: Clouds) -> Figure:
+    """Predicted against true Dice, one colour per label."""
     from matplotlib.figure import Figure
 
-    newest = {(line["set"], line["configuration"]): _measured_as(line) for line in lines}
-    figure = Figure(figsize=(4.4 * len(newest), 4.6), layout="constrained")
-    panels = figure.subplots(1, len(newest), squeeze=False)[0]
-    for ((name, configuration), key), axes in zip(newest.items(), panels, strict=True):
-        rows = [row for line in lines if _measured_as(line) == key for row in line["rows"]]
+    figure = Figure(figsize=(4.4 * len(found), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for (title, labels), axes in zip(found.items(), panels, strict=True):
         axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, zorder=0)
-        for number, label in enumerate(dict.fromkeys(row["label"] for row in rows)):
-            own = [row for row in rows if row["label"] == label]
-            said, true = [row["calibrated"] for row in own], [row["dice"] for row in own]
-            axes.scatter(said, true, s=22, alpha=0.75, color=f"C{number}", linewidths=0, label=label)
-        axes.set(
-            title=f"{name}, {configuration}",
-            xlabel="predicted Dice",
-            ylabel="true Dice",
-            xlim=(-0.02, 1),
-            ylim=(-0.02, 1),
-        )
+        for number, (label, points) in enumerate(labels.items()):
+            predicted, true = zip(*points, strict=True)
+            axes.scatter(predicted, true, s=22, alpha=0.75, color=f"C{number}", linewidths=0, label=label)
+        axes.set(title=title, xlabel="predicted Dice", ylabel="true Dice", xlim=(-0.02, 1), ylim=(-0.02, 1))
         axes.set_aspect("equal")
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8, loc="upper left")
-    figure.savefig(path, dpi=130)
+    return figure
 
 
 STUDY = Study(__doc__, "quality", trials, tables)

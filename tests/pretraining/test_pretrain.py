@@ -3,19 +3,22 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import Sam2VideoModel
 
 import handful
 import tiny_models
 from handful.backbones.base import MaskPrediction
 from handful.backbones.sam2_video import Sam2VideoBackbone
-from handful.errors import SettingsError
+from handful.errors import BusyError, SettingsError
+from handful.jobs.digests import digest_of
 from handful.jobs.progress import Run
+from handful.pretraining.output import fingerprint, write_note
 from handful.pretraining.pretrain import PretrainConfig, _Tasks, make_batch, pretrain, processors
 from handful.pretraining.tasks import REPLAYED, Task, choose_supports, largest_pieces, replay, score, train_step
 from handful.tuning.loop import TrainConfig
@@ -112,6 +115,45 @@ def test_weights_of_another_model_are_no_start(start: str, tmp_path: Path) -> No
         pretrain(replace(SMALL, start=folder), tmp_path / "out")
 
 
+def test_a_second_training_into_the_same_folder_is_refused(tmp_path: Path) -> None:
+    config = replace(SMALL, targets=1, train=TrainConfig(iterations=1))
+
+    def second(step: int, total: int, note: str) -> None:
+        with pytest.raises(BusyError, match="works in this folder"):
+            pretrain(config, tmp_path)
+
+    pretrain(config, tmp_path, Run(report=second))
+    assert not (tmp_path / ".handful").exists()
+
+
+def test_a_training_goes_by_the_weights_it_starts_from_not_by_their_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, content in {"part1": b"1", "copy": b"1", "other": b"2"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(content)
+    found = {
+        start: fingerprint(replace(SMALL, start=Path(start)), tmp_path / "out")
+        for start in ("part1", str(tmp_path / "part1"), "copy", "other", "missing")
+    }
+    assert len(set(found.values())) == 3
+    assert found["part1"] == found[str(tmp_path / "part1")] == found["copy"]
+    plain = fingerprint(SMALL, tmp_path / "out")
+    assert plain == digest_of(json.dumps(asdict(SMALL), sort_keys=True))[:16], "as earlier versions had it"
+
+
+def test_a_training_that_an_earlier_version_began_keeps_its_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "part1").mkdir()
+    (tmp_path / "part1" / "model.safetensors").write_bytes(b"1")
+    config = replace(SMALL, start=tmp_path / "part1")
+    earlier = digest_of(json.dumps(asdict(config), default=str, sort_keys=True))[:16]
+    assert fingerprint(config, tmp_path / "out") != earlier
+    (tmp_path / "out").mkdir()
+    write_note(tmp_path / "out", earlier, finished=False)
+    assert fingerprint(config, tmp_path / "out") == earlier
+
+
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.process)])
 def test_a_killed_pretraining_goes_on_to_the_same_weights(tmp_path: Path, workers: int) -> None:
     short = TrainConfig(iterations=4, ema=0.5)
@@ -198,6 +240,19 @@ def test_prompts_stand_for_the_largest_piece_of_a_target() -> None:
     assert pieces[0, 0].sum() == 36
     assert not pieces[0, 0, :8].any()
     assert not pieces[0, 1].any()
+
+
+def test_a_target_thinner_than_half_a_cell_is_trained_as_present() -> None:
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 60, :] = 1
+    mask[..., 20:84, 40] = 1  # two vessels one pixel wide
+    target = F.avg_pool2d(mask, 4)
+    assert float(target.max()) < 0.5
+    logits, iou, tokens = torch.where(target > 0, 9.0, -9.0), torch.ones(1, 1), torch.zeros(1, 1, 4)
+    found, missed = (score(MaskPrediction(logits, iou, torch.tensor([[s]]), tokens), target) for s in (5.0, -5.0))
+    assert float(found.loss) + 0.5 < float(missed.loss)
+    assert (found.detected, missed.detected, found.rejected) == (1.0, 0.0, None)
+    assert (found.dice, found.iou_error) == (1.0, 0.0)
 
 
 def test_a_positive_object_score_of_an_absent_target_costs_more_than_a_negative_one() -> None:

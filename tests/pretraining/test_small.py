@@ -11,7 +11,7 @@ from handful.backbones.base import ImageEmbeddings
 from handful.backbones.catalog import load_backbone
 from handful.backbones.efficientnet import imagenet_encoder
 from handful.backbones.small import SmallBackbone, SmallShape, small_model
-from handful.errors import SettingsError
+from handful.errors import BusyError, SettingsError
 from handful.jobs.progress import Run
 from handful.pretraining.head_start import take_head, unlike
 from handful.pretraining.pretrain import batch_of
@@ -64,18 +64,36 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path):
     assert [row["step"] for row in rows] == [0, 3]
     assert {"memory", "box", "click_1", "click_5"} <= rows[-1].keys()
 
-    (tmp_path / "next").mkdir()
-    (tmp_path / "next" / "STOP").touch()
-    for file in ("metrics.jsonl", "curves.png"):
-        (tmp_path / "next" / file).write_text("of another training")
-    assert pretrain_small(replace(SHORT, start=tmp_path / "whole"), tmp_path / "next")  # again: it may be continued
-    assert pretrain_small(replace(SHORT, start=tmp_path / "whole"), tmp_path / "next")
-    assert not any((tmp_path / "next" / file).exists() for file in ("metrics.jsonl", "curves.png"))
-    assert (tmp_path / "next" / "model.safetensors").read_bytes() == (
-        tmp_path / "whole" / "model.safetensors"
-    ).read_bytes()
     with pytest.raises(SettingsError, match="channels"):
         pretrain_small(replace(SHORT, shape=SmallShape(), start=tmp_path / "whole"), tmp_path / "other")
+
+
+def test_a_file_named_stop_ends_the_training_and_the_same_call_continues_it(tmp_path: Path):
+    config = replace(SHORT, validate_every=2, train=replace(SHORT.train, iterations=6))
+    whole, out = tmp_path / "whole", tmp_path / "stopped"
+    pretrain_small(config, whole)
+    made: list[int] = []
+
+    def stop_after_five(step: int, total: int, note: str) -> None:
+        made.append(step)
+        if step == 5:
+            (out / "STOP").touch()
+
+    def call() -> dict[str, bytes]:
+        assert pretrain_small(config, out, Run(out / "partial", stop_after_five, save_every_s=1e9))
+        assert not (out / "STOP").exists()
+        return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+    stopped = call()
+    assert made == [1, 2, 3, 4, 5]
+    assert [json.loads(line)["step"] for line in stopped["validation.jsonl"].splitlines()] == [0, 2, 4, 5]
+    (out / "STOP").touch()
+    assert call() == stopped, "no step was made, so nothing is written"
+    assert made == [1, 2, 3, 4, 5]
+    finished = call()
+    assert made[5:] == [6]
+    for file in ("model.safetensors", "metrics.jsonl", "curves.png"):
+        assert (whole / file).read_bytes() == finished[file]
 
 
 @pytest.mark.parametrize(
@@ -117,36 +135,44 @@ def test_the_alignment_makes_features_like_those_of_handful_tiny(tmp_path: Path)
     slices = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     wanted = load_backbone("handful-tiny@64").encode(slices)
 
-    def kill(step: int, total: int, note: str) -> None:
-        if total > 3 and step == 5:
-            raise KeyboardInterrupt
-
-    far, aligned = {}, {}
-    for steps in (1, 12):
+    def align(steps: int) -> Path:
         settings = TrainConfig(iterations=steps, learning_rate=2e-3, warmup=0.0)
         config = replace(SHORT, shape=SmallShape(), alignment=settings)
-        out = tmp_path / str(steps)
+        out, made = tmp_path / str(steps), []
+
+        def report(step: int, total: int, note: str) -> None:
+            made.append(step)
+            if total == 3:
+                raise KeyboardInterrupt  # with half-done work, the aligned model is kept
+            if step == 5:
+                (out / "STOP").touch()
+
+        run = Run(out / "partial", report, save_every_s=1e9)
         if steps > 5:
-            with pytest.raises(KeyboardInterrupt):
-                pretrain_small(config, out, Run(out / "partial", kill, save_every_s=0.0))
-        out.mkdir(exist_ok=True)
-        (out / "STOP").touch()  # so that half-done work is kept, and with it the aligned model
-        pretrain_small(config, out)
-        (aligned[steps],) = (out / "partial").glob("*/aligned")
-        far[steps] = float(unlike(load_backbone(aligned[steps]).encode(slices), wanted))
+            assert pretrain_small(config, out, run)
+            assert not (out / "STOP").exists()
+            assert not (out / "model.safetensors").exists(), "no step of the training itself was made"
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_small(config, out, run)
+        assert made == [*range(1, steps + 1), 1], "no step of the alignment is repeated"
+        (aligned,) = (out / "partial").glob("*/aligned")
+        return aligned
+
+    aligned = {steps: align(steps) for steps in (1, 12)}
+    far = {steps: float(unlike(load_backbone(folder).encode(slices), wanted)) for steps, folder in aligned.items()}
     assert far[12] < 0.8 * far[1]
-    assert len((out / "alignment.jsonl").read_text().splitlines()) == 1
+    assert len((tmp_path / "12" / "alignment.jsonl").read_text().splitlines()) == 1
     head, tiny = (load_backbone(source).model.memory_attention for source in (aligned[12], "handful-tiny@64"))
     for own, other in zip(head.parameters(), tiny.parameters(), strict=True):
         torch.testing.assert_close(own, other, atol=1e-3, rtol=1e-3)
 
 
 def test_without_scratch_the_alignment_of_another_configuration_is_not_taken_up(tmp_path: Path):
-    (tmp_path / "STOP").touch()
     weights = []
     for rate in (1e-3, 3e-3):
         settings = TrainConfig(iterations=1, learning_rate=rate, warmup=0.0)
-        pretrain_small(replace(SHORT, shape=SmallShape(), alignment=settings), tmp_path, Run(), overwrite=True)
+        config = replace(SHORT, shape=SmallShape(), alignment=settings, train=replace(SHORT.train, iterations=1))
+        pretrain_small(config, tmp_path, Run(), overwrite=True)
         weights.append((tmp_path / "model.safetensors").read_bytes())
         assert not (tmp_path / "aligned").exists()
     assert weights[0] != weights[1]
@@ -182,6 +208,30 @@ def test_the_losses_of_a_step_reach_the_encoder(slices: int):
         (gradient,) = torch.autograd.grad(total, model.vision_encoder.trunk.stem.weight)
         assert gradient.abs().sum() > 0
     assert ("neighbour" in names) == (slices > 1)
+
+
+def test_scores_are_in_float32_whatever_the_training_computes_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handful.jobs.precision.has_bfloat16", lambda device: True)  # emulated where it is not
+    coarse: list[bool] = []
+
+    def scores(*_: object) -> dict[str, float]:
+        coarse.append(torch.is_autocast_enabled("cpu"))
+        return {}
+
+    monkeypatch.setattr("handful.pretraining.small.validate", scores)
+    train = replace(SHORT.train, iterations=1, precision="bfloat16")
+    pretrain_small(replace(SHORT, train=train), tmp_path, Run())
+    assert coarse == [False, False]
+
+
+def test_a_second_training_into_the_same_folder_is_refused(tmp_path: Path):
+    def second(step: int, total: int, note: str) -> None:
+        if step == 1:
+            with pytest.raises(BusyError, match="works in this folder"):
+                pretrain_small(SHORT, tmp_path)
+
+    pretrain_small(SHORT, tmp_path, Run(report=second))
+    assert not (tmp_path / ".handful").exists()
 
 
 def test_validation_repeats_its_episodes_and_tells_shapes_apart():

@@ -1,5 +1,6 @@
 """An earlier version's first command is measured on given cases, and compared with today's on the same ones."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def test_the_version_fits_the_labelled_cases_and_is_scored_on_the_others(tmp_pat
 
 
 def evidence(*cases: str, splits: int = 1) -> Evidence:
-    now, shown = Pool("cohort"), {"set": "busi", "support": ["x", "y"], "label": 1}
+    now, shown = Pool("cohort"), {"set": "busi", "support": ["x", "y"], "label": 1, "command": "fit", "commit": "a"}
     lines = []
     for split in range(3):
         for case, dice in (("a", 0.8), ("b", 0.6)):
@@ -53,6 +54,15 @@ def test_three_splits_have_an_interval():
 def test_other_test_cases_are_no_comparison():
     with pytest.raises(ValueError, match="other test cases of busi"):
         tables.first_command(evidence("a", "c"), [])
+
+
+@pytest.mark.parametrize("key", ["command", "commit"])
+def test_lines_of_another_command_or_version_are_not_mixed(key: str):
+    found = evidence("a", "b")
+    lines = found.raw("first_command")
+    other = tuple(line | {key: "other", "dice": 0.0} for line in lines)
+    with pytest.raises(ValueError, match=r"several commands.*other"):
+        tables.first_command(replace(found, lines={"first_command": lines + other}), [])
 
 
 def test_a_configuration_with_fewer_splits_than_others_says_so():

@@ -13,10 +13,24 @@ from handful.errors import SettingsError
 from handful.evaluation.results import Result, write_results
 from reproduction import tables
 from reproduction.document import documents
-from reproduction.evidence import FIRST, Evidence, Pool, read_evidence
+from reproduction.evidence import FIRST, NARROW, Evidence, Pool, difference, read_evidence
 from reproduction.markdown import UNMEASURED, with_tables
 
 Measured = Callable[..., Evidence]
+
+
+def test_a_difference_is_of_the_pool_with_the_most_shared_splits():
+    few, many, as_many = Pool("few"), Pool("many"), Pool("as many")
+    for pool, splits, gap in ((few, 1, 0.1), (many, 3, 0.2), (as_many, 3, 0.3)):
+        for split in range(splits):
+            pool.add(("hearts", "FATE", 4), "dice", split, "a", 0.5 + gap)
+            pool.add(("hearts", "U-Net", 4), "dice", split, "a", 0.5)
+    for pools in ((few, many, as_many), (many, as_many, few)):
+        one = difference(pools, "hearts", ("FATE", 4), ("U-Net", 4))
+        assert one is not None
+        assert (one.pool, one.splits) == ("many", 3)
+        assert one.estimate.mean == pytest.approx(0.2)
+    assert difference((few,), "hearts", ("FATE", 4), ("U-Net", 8)) is None
 
 
 def test_the_fewest_labels_that_match_a_unet_are_of_those_tried(measured: Measured):
@@ -104,8 +118,8 @@ def test_an_ensemble_is_listed_with_its_members(measured: Measured):
     means = {("hearts", "ensemble", 1): 0.8, ("hearts", "U-Net", 1): 0.7, ("hearts", "U-Net", 4): 0.75}
     text = tables.ensemble(measured(means, noise=0.0), [])
     assert text.splitlines()[2:] == [
-        "| hearts | 1 | ensemble | 0.800 [0.800, 0.800] |  | 3 |",
-        "| hearts | 1 | U-Net | 0.700 [0.700, 0.700] | +0.100 [+0.100, +0.100] | 3 |",
+        "| hearts | 1 | ensemble | 0.800 [0.800, 0.800] |  |  | 3 |",
+        "| hearts | 1 | U-Net | 0.700 [0.700, 0.700] | +0.100 [+0.100, +0.100] | +0.100, +0.100, +0.100 | 3 |",
     ]
 
 
@@ -113,7 +127,7 @@ def test_a_difference_over_fewer_splits_than_its_row_is_marked(measured: Measure
     evidence = measured({("hearts", "ensemble", 1): 0.8, ("hearts", "U-Net", 1): 0.7}, noise=0.0)
     scores = evidence.plans[0].scores["hearts", "ensemble", 1]
     scores["dice"] = {key: value for key, value in scores["dice"].items() if key[0] > 0}
-    assert "| +0.100 [+0.100, +0.100] (2 shared splits) | 3 |" in tables.ensemble(evidence, [])
+    assert "| +0.100 [+0.100, +0.100] (2 shared splits) | +0.100, +0.100 | 3 |" in tables.ensemble(evidence, [])
 
 
 def test_the_summary_compares_methods_on_the_splits_that_they_share(measured: Measured):
@@ -127,6 +141,14 @@ def test_the_summary_compares_methods_on_the_splits_that_they_share(measured: Me
     assert row == ("| heart, cine MR | 1 | – | – | – | 0.70 | 0.80 | `ensemble` +0.100 | 2 |"), (
         "the split that the ensemble lacks counts for nobody; with 5 labelled cases there is nothing to compare"
     )
+
+
+def test_the_summary_marks_a_narrow_unet(measured: Measured):
+    evidence = measured({("acdc", "ensemble", 1): 0.8, ("acdc", "U-Net", 1): 0.7, ("acdc", NARROW, 1): 0.6}, noise=0.0)
+    assert "| 0.70 | 0.80 |" in tables.summary(evidence, [])
+    wide = evidence.plans[0].scores["acdc", "U-Net", 1]
+    wide["dice"] = {key: value for key, value in wide["dice"].items() if key[0] == 0}
+    assert "| 0.60 (8 channels) | 0.80 | `ensemble` +0.200" in tables.summary(evidence, [])
 
 
 def test_a_table_is_written_between_its_markers_and_again_the_same(measured: Measured):

@@ -98,10 +98,20 @@ def test_a_third_of_the_wide_world_is_in_colour():
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
-def test_each_anatomy_of_the_wide_world_has_targets(body):
-    world = World(scenes=(Scene(1.0, body, ("anything",), 0.6),), cropped=0.0)
-    episode = random_episode(2, 1, 1, 32, _rng(0), world)
-    assert episode.masks.any()
+def test_each_anatomy_of_the_wide_world_has_targets(body, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handful.synthesis.episodes.MOST", 8)  # views of one anatomy
+    assert random_episode(2, 1, 1, 32, _rng(0), _world_of(body(Rng.of(_rng(0))))).masks.any()
+
+
+def test_a_world_without_targets_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("handful.synthesis.episodes.MOST", 3)
+    anatomy = replace(wide_bodies.torso(Rng.of(_rng(0))), structures=())
+    with pytest.raises(ValueError, match="none of 3 slices"):
+        random_episode(2, 1, 1, 32, _rng(0), _world_of(anatomy))
+
+
+def _world_of(anatomy: Anatomy) -> World:
+    return World(scenes=(Scene(1.0, lambda rng: anatomy, ("anything",), 0.6),), cropped=0.0)
 
 
 def test_a_subject_that_lacks_a_structure_keeps_the_numbers_of_the_others():
@@ -159,3 +169,45 @@ def test_the_whole_of_a_layered_organ_is_its_wall_with_its_cavity():
     first = 1 + len(anatomy.regions.values)
     assert anatomy.wholes == ((first, first + 1),)
     assert anatomy.shapes[first:] == (Shape.RING, Shape.BLOB)
+
+
+def test_the_shape_of_several_labels_is_that_of_what_they_are_together():
+    rng = Rng.of(_rng(0))
+    regions = bodies.cells(rng).regions
+    ring = bodies.organ((0.0, 0.0, 0.0), (0.3, 0.3, 0.3), rng, layers=(0.8, 0.5))
+    pair = bodies.organ((0.5, 0.0, 0.0), (0.2, 0.2, 0.2), rng, paired=True, layers=(0.6,))
+    tissue, first = len(regions.values), 1 + len(regions.values)
+    anatomy = Anatomy(regions, (ring, pair), None)
+    together = {
+        (0,): Shape.RING,
+        (2,): Shape.BLOB,
+        (0, 1): Shape.RING,
+        (0, 2): Shape.RING,
+        (1, 2): Shape.BLOB,
+        (0, 1, 2): Shape.BLOB,
+        (3, 4): Shape.BLOB,
+        (3, 5): Shape.PIECES,
+        (3, 4, 5, 6): Shape.PIECES,
+        (2, 4): Shape.PIECES,
+    }
+    for parts, shape in together.items():
+        assert anatomy.shape_of([first + part for part in parts]) == shape, parts
+    assert anatomy.shape_of([tissue, first]) == Shape.TISSUE
+    assert [anatomy.shape_of([label]) for label in range(1, anatomy.labels)] == list(anatomy.shapes[1:])
+    assert all(wide.shape_of([label]) == wide.shapes[label] for wide in _anatomies() for label in range(wide.labels))
+
+
+def _anatomies() -> list[Anatomy]:
+    return [body(Rng.of(_rng(seed))) for body in BODIES for seed in range(3)]
+
+
+def test_a_target_of_a_wall_with_its_cavity_is_no_ring():
+    ring = bodies.organ((0.0, 0.0, 0.0), (0.4, 0.4, 0.4), Rng.of(_rng(0)), layers=(0.6,))
+    anatomy = Anatomy(bodies.cells(Rng.of(_rng(0))).regions, (ring,), None)
+    world = replace(_world_of(anatomy), balanced=True, whole=1.0)
+    shapes = set()
+    for seed in range(8):
+        episode = random_episode(2, 1, 1, 48, _rng(seed), world)
+        if tuple(episode.labels[episode.masks[:, 0]].unique().tolist()) in anatomy.wholes:
+            shapes |= set(episode.shapes)
+    assert shapes == {Shape.BLOB}

@@ -88,6 +88,17 @@ def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, killed_at: int
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_training_that_is_stopped_goes_on_from_there(tmp_path: Path) -> None:
+    undisturbed, stopped, resumed = _problem(), _problem(), _problem()
+    train(undisturbed, _loss(undisturbed), CONFIG)
+    run = Run(scratch=tmp_path, save_every_s=1e9)
+    assert len(train(stopped, _loss(stopped), CONFIG, run, stop=lambda step: step == 17).losses) == 17
+    steps: list[int] = []
+    train(resumed, _loss(resumed), CONFIG, replace(run, report=lambda step, *_: steps.append(step)))
+    assert steps[0] == 18
+    assert all(torch.equal(a, b) for a, b in zip(undisturbed.parameters(), resumed.parameters(), strict=True))
+
+
 def test_training_leaves_the_callers_random_state_alone() -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()

@@ -77,7 +77,7 @@ def pretrain(
     `--model handful-small` starts from an encoder trained on ImageNet and from the head of handful-tiny, and uses one
     process on the CPU. A file named STOP in the output folder ends it early, with the weights it has.
 
-    After an interruption, run the same command again to resume. On several machines:
+    After an interruption or STOP, run the same command again to resume. On several machines:
     `torchrun --nnodes 2 --nproc-per-node 8 ... --no-python handful pretrain -o small`.
     """
     if out is None and preview is None:

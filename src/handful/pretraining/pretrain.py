@@ -27,6 +27,8 @@ from handful.jobs.allocator import tune_allocator
 from handful.jobs.atomic import write_atomically
 from handful.jobs.executors import cores
 from handful.jobs.journal import Journal
+from handful.jobs.lock import locked
+from handful.jobs.notes import NOTES
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise, tiny_config
 from handful.pretraining.output import fingerprint, prepare_folder, write_note
@@ -93,28 +95,37 @@ def pretrain(config: PretrainConfig, out: Path, run: Run | None = None, overwrit
     Raises:
         SettingsError: More workers than GPUs, or `start` holds no handful-tiny.
         InputError: `out` contains another backbone and `overwrite` is not set.
+        BusyError: Another process trains into `out`.
     """
     place = _Place.by_torchrun()
     if place is not None:
         config = replace(config, workers=place.count)
     run = run or Run(scratch=out / "partial")
-    own = fingerprint(config)
-    run = replace(run, scratch=run.scratch and run.scratch / own)
-    if not prepare_folder(out, own, overwrite):
-        return False
     if place is not None and place.rank > 0:
+        own = fingerprint(config, out)
+        if not prepare_folder(out, own, overwrite, writes=False):
+            return False
         with place.joined(MEETING_OF_TORCHRUN):
-            _train(config, Run(run.scratch), None, place)
+            _train(config, Run(run.scratch and run.scratch / own), None, place)
         return True
+    with locked(out / NOTES, remove_empty=True):
+        own = fingerprint(config, out)
+        if not prepare_folder(out, own, overwrite):
+            return False
+        _write(config, out, replace(run, scratch=run.scratch and run.scratch / own), place)
+        write_note(out, own, finished=True)
+        if run.scratch:
+            shutil.rmtree(run.scratch, ignore_errors=True)
+    return True
+
+
+def _write(config: PretrainConfig, out: Path, run: Run, place: _Place | None) -> None:
+    """Train, as one of torchrun's processes or with workers of its own, and write weights, metrics and curves."""
     log = Log(out / "metrics.jsonl", min(100, config.train.steps), run.scratch)
     with _processes(config, run) if place is None else place.joined(MEETING_OF_TORCHRUN):
         model = _train(config, run, log, place or _Place.on_this_machine(0, config.workers))
     save_half(model, out)
     log.plot(out / "curves.png")
-    write_note(out, own, finished=True)
-    if run.scratch:
-        shutil.rmtree(run.scratch.parent, ignore_errors=True)
-    return True
 
 
 def writes_results() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from handful.backbones.names import require_side
 from handful.backbones.small import SmallBackbone, SmallShape, TrunkEncoder, load_small, save_small, small_model
 from handful.errors import SettingsError
 from handful.jobs.atomic import write_atomically
+from handful.jobs.lock import locked
+from handful.jobs.notes import NOTES
+from handful.jobs.precision import computing_in
 from handful.jobs.progress import Run
 from handful.pretraining.architecture import initialise
 from handful.pretraining.head_start import take_head, unlike
@@ -36,6 +39,8 @@ TRUNK = "vision_encoder.trunk"
 """Start of the names of the parameters that were trained on ImageNet."""
 ALIGNMENT_SEED = 500_000
 """Number of the first episode of the alignment; the training has those from 0."""
+STOP = "STOP"
+"""File in the output folder that ends a training early."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,57 +107,75 @@ def pretrain_small(config: SmallConfig, out: Path, run: Run | None = None, overw
 
     The folder holds config.json and model.safetensors (half precision, the moving average of the weights, rewritten at
     every validation), metrics.jsonl (training) and validation.jsonl (fixed synthetic episodes). A killed run with the
-    same config continues from `run.scratch`, which is removed at the end. Training ends early, with these files, when a
-    file named STOP is in `out`.
+    same config continues from `run.scratch`, which is removed at the end.
+
+    A file named STOP in `out` ends the training early, with these files if steps were made, and is then removed; the
+    same call continues the training.
 
     Raises:
         SettingsError: `start` holds weights of another shape.
         CheckpointError: The package with ImageNet's weights is not installed.
         InputError: `out` contains another backbone and `overwrite` is not set.
+        BusyError: Another process trains into `out`.
     """
     run = run or Run(scratch=out / "partial")
-    own = fingerprint(config)
-    run = replace(run, scratch=run.scratch and run.scratch / own)
-    if not prepare_folder(out, own, overwrite):
-        return False
+    with locked(out / NOTES, remove_empty=True):
+        own = fingerprint(config, out)
+        if not prepare_folder(out, own, overwrite):
+            return False
+        if _train(config, out, replace(run, scratch=run.scratch and run.scratch / own)):
+            write_note(out, own, finished=True)
+            if run.scratch:
+                shutil.rmtree(run.scratch, ignore_errors=True)
+        (out / STOP).unlink(missing_ok=True)
+    return True
+
+
+def _train(config: SmallConfig, out: Path, run: Run) -> bool:
+    """Train until the end or until there is a file STOP; return whether all steps are made."""
     torch.manual_seed(config.train.seed)
     backbones = _backbones(config)
     main = backbones[config.sides[-1]].model
-    if config.alignment and not config.start:
-        _align(config, config.alignment, backbones, out, run)
+    if config.alignment and not config.start and not _align(config, config.alignment, backbones, out, run):
+        return False
     teacher = SmallBackbone(copy.deepcopy(main), "average")
     for backbone in backbones.values():
         backbone.model.requires_grad_(True).train()
         backbone.model.no_memory_positional_encoding.requires_grad_(False)  # no path of SAM 2 uses it
     steps = _Steps(config, backbones)
     log = Log(out / "metrics.jsonl", min(200, config.train.steps), run.scratch)
+    made = False
 
     def loss(step: int, rng: Generator) -> Tensor:
+        nonlocal made
         if step % config.validate_every == 0:
             _record(config, teacher, step, out)
         tasks = steps(step, rng)
         log.add(step, tasks)
+        made = True
         return torch.stack([task.loss for task in tasks.values()]).sum()
 
-    def stop(step: int) -> bool:
-        return (out / "STOP").exists()
+    history = train(main, loss, config.train, run, _stop(out), {TRUNK: config.trunk_rate}, teacher.model)
+    reached = len(history.losses)
+    finished = reached == config.train.steps
+    if finished or made:
+        _record(config, teacher, reached, out)
+        log.plot(out / "curves.png")
+    return finished
 
-    history = train(main, loss, config.train, run, stop, {TRUNK: config.trunk_rate}, teacher.model)
-    _record(config, teacher, len(history.losses), out)
-    log.plot(out / "curves.png")
-    if len(history.losses) == config.train.steps:
-        write_note(out, own, finished=True)
-        if run.scratch:
-            shutil.rmtree(run.scratch.parent, ignore_errors=True)
-    return True
+
+def _stop(out: Path) -> Callable[[int], bool]:
+    """Return the function that ends a training when there is a file STOP."""
+    return lambda step: (out / STOP).exists()
 
 
 def _align(
     config: SmallConfig, settings: TrainConfig, backbones: dict[int, SmallBackbone], out: Path, run: Run
-) -> None:
+) -> bool:
     """Give the model handful-tiny's head, and train its encoder and pyramid to give features like handful-tiny's.
 
-    The result goes through a file, in half precision, so that a killed run continues with the same weights.
+    The result goes through a file, in half precision, so that a killed run continues with the same weights. Return
+    False if a file STOP ended the training.
     """
     main = backbones[config.sides[-1]].model
     folder = (run.scratch or out) / "aligned"
@@ -175,11 +198,15 @@ def _align(
             log.add(step, tasks)
             return torch.stack([task.loss for task in tasks.values()]).sum()
 
-        train(main, loss, settings, replace(run, scratch=scratch), None, {TRUNK: config.trunk_rate})
+        own_run = replace(run, scratch=scratch)
+        history = train(main, loss, settings, own_run, _stop(out), {TRUNK: config.trunk_rate})
+        if len(history.losses) < settings.steps:
+            return False
         save_small(main, config.shape, folder)
     main.load_state_dict(load_small(folder, str(folder)).model.state_dict())
     if run.scratch is None:  # nothing is resumed, and another configuration must not find it
         shutil.rmtree(folder)
+    return True
 
 
 class _Steps:
@@ -274,7 +301,8 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _record(config: SmallConfig, average: SmallBackbone, step: int, out: Path) -> None:
     """Validate the moving average of the weights, add the scores to validation.jsonl, and write the weights."""
     save_small(average.model, config.shape, out)
-    scores = validate(average, WORLDS[config.world], config.validation_episodes)
+    with computing_in("float32", "cpu"):  # whatever the training computes in
+        scores = validate(average, WORLDS[config.world], config.validation_episodes)
     path = out / "validation.jsonl"
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     before = [line for line in lines if json.loads(line)["step"] < step]  # a resumed training repeats steps

@@ -159,16 +159,21 @@ def score(prediction: MaskPrediction, target: Float[Tensor, "n t s s"]) -> Task:
     """Return cross-entropy and Dice loss of the mask, squared error of the IoU and cross-entropy of the object score.
 
     Targets (n slices, t targets, s × s cells) are area fractions: the border of a mask may cross a cell, so borders are
-    learnt more finely than the grid of the logits. For an absent target, only the cross-entropy trains an empty mask.
-    In the object score, absent targets together weigh as much as the present ones, however few they are.
+    learnt more finely than the grid of the logits. A target with any area is present, however thin. For an absent one,
+    only the cross-entropy trains an empty mask. In the object score, absent targets together weigh as much as the
+    present ones, however few they are.
+
+    The IoU and the Dice of the metrics compare cells: those of the target are more than half full, or more than half as
+    full as its fullest one, if that is not half full.
     """
     logits = prediction.logits.float()
     inside = logits.sigmoid()
-    present = (target.amax(dim=(2, 3)) > 0.5).float()
+    fullest = target.amax(dim=(2, 3), keepdim=True)
+    present = (fullest[..., 0, 0] > 0).float()
     overlap, total = (inside * target).sum(dim=(2, 3)), (inside + target).sum(dim=(2, 3))
     dice = 1 - (2 * overlap + 1) / (total + 1)
     with torch.no_grad():
-        mask, truth = logits > 0, target > 0.5
+        mask, truth = logits > 0, target > 0.5 * torch.where(fullest > 0.5, 1.0, fullest)
         intersection, union = (mask & truth).sum(dim=(2, 3)).float(), (mask | truth).sum(dim=(2, 3)).float()
         iou = intersection / union.clamp_min(1)
         hard_dice = 2 * intersection / (mask.sum(dim=(2, 3)) + truth.sum(dim=(2, 3))).clamp_min(1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -97,6 +98,11 @@ class Structure(ABC):
         """The shape of each part."""
         return (Shape.BLOB,) * len(self.kinds)
 
+    def shape_of(self, parts: Collection[int]) -> Shape:
+        """The shape of some parts together."""
+        shapes = {self.shapes[part] for part in parts}
+        return shapes.pop() if len(shapes) == 1 else Shape.PIECES
+
     @property
     def middle(self) -> list[float] | None:
         """Point (x, y, z) that a view can be centred on; None if the structure has no single centre."""
@@ -156,6 +162,13 @@ class Organ(Structure):
         innermost = Shape.PIECES if both else Shape.BLOB
         side = (Shape.RING,) * len(self.layers) + (innermost,) * (1 + (self.cut is not None))
         return side * (2 if self.paired and self.sides_distinct else 1)
+
+    def shape_of(self, parts: Collection[int]) -> Shape:
+        if len({part // self._parts for part in parts}) > 1:  # left and right
+            return Shape.PIECES
+        layers = {part % self._parts for part in parts}
+        filled = layers >= set(range(min(layers), 1 + len(self.layers)))
+        return self.shapes[len(self.layers)] if filled else Shape.RING
 
     @property
     def middle(self) -> list[float] | None:
@@ -327,6 +340,9 @@ class Lacking(Structure):
     def shapes(self) -> tuple[Shape, ...]:
         return self.structure.shapes
 
+    def shape_of(self, parts: Collection[int]) -> Shape:
+        return self.structure.shape_of(parts)
+
     def depths(self, points: Float[Tensor, "... 3"]) -> Float[Tensor, "... d"]:
         return points.new_full((*points.shape[:-1], len(self.codes)), -1.0)
 
@@ -352,6 +368,17 @@ class Anatomy:
         """The shape of each label, air included."""
         inside = [shape for structure in self.structures for shape in structure.shapes]
         return (*[Shape.TISSUE] * (1 + len(self.regions.values)), *inside)
+
+    def shape_of(self, labels: Collection[int]) -> Shape:
+        """The shape of some labels together: a wall with its cavity is a blob, a left and a right organ are pieces."""
+        first, found = 1 + len(self.regions.values), []
+        if min(labels) < first:
+            return Shape.TISSUE
+        for structure in self.structures:
+            parts = [label - first for label in labels if first <= label < first + len(structure.kinds)]
+            found += [structure.shape_of(parts)] if parts else []
+            first += len(structure.kinds)
+        return found[0] if len(found) == 1 or set(found) == {Shape.TUBE} else Shape.PIECES
 
     @property
     def wholes(self) -> tuple[tuple[int, ...], ...]:

@@ -51,6 +51,8 @@ TINY = 0.005
 """Mean area, as a share of the slice, below which a target of a balanced world is not enlarged by a crop."""
 ATTEMPTS = 8
 """Anatomies among which one with the wanted shape is looked for."""
+MOST = 1000
+"""Anatomies after which no more slices with a target are looked for."""
 
 
 def random_episode(
@@ -58,7 +60,8 @@ def random_episode(
 ) -> Episode:
     """Return a random episode of `subjects` × `slices` images with `targets` masks, on the device of `rng`.
 
-    Images are `side` × `side` pixels. All subjects have one anatomy; their slices lie at about the same height.
+    Images are `side` × `side` pixels. All subjects have one anatomy; their slices lie at about the same height. Raises
+    ValueError if slices of the world have no targets.
     """
     with torch.no_grad(), torch.autocast(rng.device.type, enabled=False):  # half precision would break thin structures
         return _random_episode(subjects, slices, targets, side, Rng.of(rng), world)
@@ -113,7 +116,7 @@ def _grid(shape: tuple[int, int, int]) -> Float[Tensor, "i j k 3"]:
 
 
 def _random_episode(subjects: int, slices: int, targets: int, side: int, rng: Rng, world: World) -> Episode:
-    while True:
+    for _ in range(MOST):
         wanted = rng.host.choice(WANTED) if world.balanced else None
         scene, anatomy = _scene(world, wanted, rng)
         name = rng.host.choice(scene.modalities)
@@ -123,6 +126,8 @@ def _random_episode(subjects: int, slices: int, targets: int, side: int, rng: Rn
         chosen = _targets(labels, anatomy, modality, targets, rng, world, wanted)
         if chosen is not None:
             break
+    else:
+        raise ValueError(f"none of {MOST} slices of this world had a target")
     images = _pictures(labels, anatomy, modality, rng, planes if modality.planes > 1 else None, world.dressed)
     if rng.chance(world.cropped) and not (world.balanced and float(chosen[0][labels].float().mean()) < TINY):
         cropped_labels, cropped_images = _cropped(labels, images, chosen[0], rng)
@@ -132,7 +137,7 @@ def _random_episode(subjects: int, slices: int, targets: int, side: int, rng: Rn
     flat = labels.flatten(0, 1)
     numbers = torch.arange(subjects, device=labels.device).repeat_interleave(slices)
     masks = chosen[:, flat].transpose(0, 1).contiguous()
-    shapes = tuple(anatomy.shapes[int(row.int().argmax())] for row in chosen)
+    shapes = tuple(anatomy.shape_of(row.nonzero().flatten().tolist()) for row in chosen)
     return Episode(images, flat, masks, numbers, shapes, name)
 
 

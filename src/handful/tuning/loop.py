@@ -113,10 +113,10 @@ def train(
 ) -> History:
     """Optimises every parameter of `model` that needs gradients, in place; returns the history.
 
-    `stop(step)`, called before each step, ends the training where it returns True. `rates` has factors of the learning
-    rate for parameters whose names start with a key. `teacher`, a copy of `model`, is given the moving average of the
-    weights after every step, so that the loss may ask it (Tarvainen and Valpola, "Mean teachers are better role
-    models", NeurIPS 2017); it takes `config.ema` above 0.
+    `stop(step)`, called before each step, ends the training where it returns True; a later call continues there.
+    `rates` has factors of the learning rate for parameters whose names start with a key. `teacher`, a copy of `model`,
+    is given the moving average of the weights after every step, so that the loss may ask it (Tarvainen and Valpola,
+    "Mean teachers are better role models", NeurIPS 2017); it takes `config.ema` above 0.
 
     `loss(step, generator)` draws all randomness from the generator or torch's global one: both are seeded from
     (seed, step), so on a CPU, a run continued from `run.scratch` ends with exactly the weights of an undisturbed one.
@@ -153,10 +153,11 @@ def train(
         state.history.losses.append(float(value.detach()))
         state.history.seconds += time.monotonic() - began
         run.report(step, config.steps, f"loss {_recent(state.history.losses):.3f}")
-        due = time.monotonic() - saved > run.save_every_s or step == config.steps
-        if run.scratch and rank == 0 and due:
+        if run.scratch and rank == 0 and time.monotonic() - saved > run.save_every_s:
             state.save(run.scratch, step)
             saved = time.monotonic()
+    if run.scratch and rank == 0:  # all steps are made, or `stop` ended them
+        state.save(run.scratch, step)
     state.finish()
     return state.history
 
