@@ -114,7 +114,8 @@ def test_no_step_is_taken_on_a_slice_that_is_not_loaded(page: Page):
 def test_after_a_step_that_failed_those_behind_it_are_dropped_and_the_page_says_so(page: Page):
     dab(page, 0.5)
     page.wait_for_function(IDLE)
-    kept, held = painted(page), []
+    kept = painted(page)
+    held: list[Route] = []
     sent = steps_of(page)
     page.route("**/actions", lambda route: held.append(route))
     dialogs: list[str] = []
