@@ -19,6 +19,8 @@ from handful.data.volume import IGNORE, LabelMap, Labels, Volume
 from handful.errors import DamagedFile
 from handful.jobs import scratch
 from handful.service import annotation, workspace
+from handful.service.app import ServiceConfig, create_app
+from handful.service.security import Access
 from handful.session.session import Session
 from phantoms import phantom
 from service.conftest import clients
@@ -404,12 +406,14 @@ def test_a_new_segmentation_is_proposed_when_an_open_case_is_opened_again(client
 
     client.post(f"/api/cases/{case}/stay")
     assert classes(2) == {0}  # not while somebody is at it
-    client.get(f"/api/cases/{case}")
+    assert client.get(f"/api/cases/{case}").json()["proposed"]
     assert classes(2) == {2}
     assert classes(1) == {0, 1}
     step(client, case, kind="undo", slice=2)
-    client.get(f"/api/cases/{case}")
+    assert not client.get(f"/api/cases/{case}").json()["proposed"]
     assert classes(2) == {0}  # proposed once only
+    write_label_map(folder / "scan_1.nii.gz", everywhere)
+    assert not client.get(f"/api/cases/{id_of(client, 'scan_1')}").json()["proposed"]  # it replaces nothing
 
 
 def test_a_case_has_its_segmentation_while_the_accepted_one_is_being_written(cohort: Path):
@@ -483,6 +487,32 @@ def test_a_case_in_use_is_refused_to_others_until_it_is_left(client: TestClient,
     assert [entry["in_use"] for entry in entries] == [True, False, False]
     client.post(f"/api/cases/{case}/leave")
     assert client.get(f"/api/cases/{case}", headers=other).status_code == 200
+
+
+def test_undo_takes_back_no_step_of_another_annotator(client: TestClient, case: str):
+    step(client, case, kind="accept", slice=1)
+    client.post(f"/api/cases/{case}/leave")
+    step(client, case, kind="undo")
+    step(client, case, kind="redo")
+    client.post(f"/api/cases/{case}/leave")
+    client.headers["x-annotator"] = "two"
+    meta, _ = step(client, case, kind="undo")
+    assert meta == {"changed": [], "accepted": [1], "prompted": []}
+
+
+def test_a_finished_slice_is_named_as_on_the_page(client: TestClient, case: str):
+    step(client, case, kind="accept", slice=1)
+    answer = client.post(f"/api/cases/{case}/actions", json={"kind": "clear", "slice": 1, "label": 1})
+    assert answer.json()["error"] == "slice 2 is finished; press “Slice is not finished” to change it"
+
+
+def test_a_case_names_the_backbone_that_it_was_annotated_with(client: TestClient, case: str, cohort: Path):
+    step(client, case, kind="accept", slice=1)
+    config = ServiceConfig(cohort=cohort, backbone="handful-small", access=Access(host="127.0.0.1"))
+    with TestClient(create_app(config), base_url="http://127.0.0.1:8765") as other:
+        answer = other.get(f"/api/cases/{case}")
+    assert answer.status_code == 400
+    assert "with the backbone handful-tiny; start handful serve with --backbone handful-tiny" in answer.json()["error"]
 
 
 def test_a_case_in_use_stays_its_annotators_however_many_others_are_opened(

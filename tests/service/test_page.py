@@ -344,9 +344,9 @@ def test_answers_that_come_late_change_no_other_slice_and_no_other_case(address:
         assert page.evaluate("handful.label.case.accepted") == [2]
 
 
-FINISHED_ELSEWHERE = """fetch(`api/cases/${handful.label.case.id}/actions`, {
+FINISHED_ELSEWHERE = """import('./api.js').then(({ tab }) => fetch(`api/cases/${handful.label.case.id}/actions`, {
   method: 'POST',
-  headers: { 'content-type': 'application/json', 'x-annotator': sessionStorage.annotator },
+  headers: { 'content-type': 'application/json', 'x-annotator': tab },
   body: JSON.stringify({ kind: 'accept', slice: 2 }),
-})"""
+}))"""
 """A slice is finished without the page."""

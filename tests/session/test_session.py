@@ -3,6 +3,7 @@ exact."""
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -441,6 +442,12 @@ def test_in_the_background_the_annotators_slice_comes_first_and_then_its_neighbo
         session.wait()
         assert len(encoded) == 6  # 0 itself: its neighbours 1 to 4 are still there
         assert torch.equal(encoded[-1], inputs[0])
+
+
+def test_slices_are_displayed_while_a_long_step_runs(session: Session):
+    with ThreadPoolExecutor(1) as pool, session.one_step():
+        assert pool.submit(session.look_at, MIDDLE).result(timeout=60).ndim == 3
+        assert pool.submit(session.classes, MIDDLE).result(timeout=60).ndim == 2
 
 
 def test_memory_holds_no_more_slices_than_configured(scan: Scan, handful_tiny: Backbone, encoded: list[torch.Tensor]):

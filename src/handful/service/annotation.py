@@ -28,7 +28,7 @@ from handful.data.files import read_label_map, stem, write_label_map
 from handful.data.inventory import SIDECAR
 from handful.data.slice_grid import SliceGrid
 from handful.data.volume import IGNORE, LabelMap, Volume
-from handful.errors import HandfulError, InputError
+from handful.errors import CheckpointError, HandfulError, InputError
 from handful.jobs.atomic import replacing, write_atomically, write_json
 from handful.jobs.digests import digest_of_file
 from handful.jobs.plain_text import counted
@@ -151,9 +151,11 @@ class Annotations:
         return lent
 
     def _lent(self, found: OpenCase, annotator: str) -> OpenCase:
-        """Raises InUseError while another annotator has the case."""
-        if found.annotator != annotator and found.in_use:
-            raise InUseError
+        """Raises InUseError while another annotator has the case, whose steps nobody else can undo."""
+        if found.annotator != annotator:
+            if found.in_use:
+                raise InUseError
+            found.session.clear_history()
         found.annotator, found.until = annotator, time.monotonic() + LEASE_S
         self._open.move_to_end(id_of(found.case))
         return found
@@ -171,18 +173,24 @@ class Annotations:
             del self._busy[case_id]
             self._lock.notify_all()
 
-    def propose(self, opened: OpenCase) -> None:
-        """Propose the model's latest segmentation, once. Accepted slices and masks from prompts are unchanged."""
+    def propose(self, opened: OpenCase) -> bool:
+        """Propose the model's latest segmentation, once. Accepted slices and masks from prompts are unchanged.
+
+        Returns whether it has replaced others, such as masks that were propagated.
+        """
         with opened.lock:
             prediction = self.workspace.prediction(opened.case)
-            note = self.workspace.session(id_of(opened.case)) / "proposed.txt"
+            folder = self.workspace.session(id_of(opened.case))
+            note = folder / "proposed.txt"
             if prediction is None:
-                return
+                return False
             state = f"{prediction.stat().st_mtime_ns} {prediction.stat().st_size}"
             if note.is_file() and note.read_text("utf-8") == state:
-                return
-            opened.session.propose_map(read_label_map(prediction, opened.session.labels))
+                return False
+            had_steps = any(folder.glob("step-*.npz"))
+            changed = opened.session.propose_map(read_label_map(prediction, opened.session.labels))
             write_atomically(note, state.encode())
+            return had_steps and bool(changed)
 
     def release(self, case_id: str, annotator: str) -> None:
         """The annotator has left the case."""
@@ -288,12 +296,27 @@ class Annotations:
         folder = self.workspace.session(case_id)
         if case.reference is not None and not any(folder.glob("step-*.npz")):
             _take_over(session, case)  # both of its steps are in one file, so a kill leaves no half of it
-        session.keep_in(folder)
+        self._restore(session, folder)
         session.clear_history()  # no undo takes back what was restored or taken over
         session.learner = self._learner  # only now: `keep_in` would replace it by that of the last step of this case
         opened = OpenCase(case, session, annotator, 0.0)
         self._complete_labels(opened)
         return opened
+
+    def _restore(self, session: Session, folder: Path) -> None:
+        """The steps in the folder of a case. Raises CheckpointError if they were taken with another backbone."""
+        note = folder / "backbone.txt"
+        before = note.read_text("utf-8") if note.is_file() else None
+        try:
+            session.keep_in(folder)
+        except CheckpointError as error:
+            if before in (None, self._backbone_name):
+                raise
+            raise CheckpointError(
+                f"this case was annotated with the backbone {before}; start handful serve with --backbone {before}"
+            ) from error
+        if before != self._backbone_name:
+            write_atomically(note, self._backbone_name.encode())
 
     def _complete_labels(self, opened: OpenCase) -> None:
         """Write the labels of steps after which the service was killed, or the disk was full, before they were written.

@@ -209,7 +209,7 @@ class Service:
     def _suggestions(self, known: set[str]) -> list[dict[str, Any]]:
         job = self.jobs.last_done("suggest")
         found: list[dict[str, Any]] = job.result["suggestions"] if job and job.result else []
-        return [one for one in found if one["id"] in known]
+        return [one | {"job": job.number} for one in found if job and one["id"] in known]
 
     def _curve(self) -> list[dict[str, Any]]:
         """Labelled slices at each learning, with the Dice estimated after it."""
@@ -349,8 +349,8 @@ def _add_annotation(app: FastAPI, service: Service) -> None:
     @app.get("/api/cases/{case_id}")
     def open_case(case_id: str, annotator: Annotator = "") -> dict[str, Any]:
         opened = annotations.open(case_id, annotator)
-        annotations.propose(opened)
-        return described(opened, case_id)
+        proposed = annotations.propose(opened)
+        return described(opened, case_id) | {"proposed": proposed}
 
     @app.post("/api/cases/{case_id}/stay")
     def stay(case_id: str, annotator: Annotator = "") -> dict[str, bool]:
@@ -453,6 +453,8 @@ def carry_out(session: Session, action: Action) -> Sequence[int]:
             return session.propagate()
     if action.label is None:
         raise InputError(f"{action.kind} is for one label; choose a label")
+    if number in session.accepted:
+        raise InputError(f"slice {number + 1} is finished; press “Slice is not finished” to change it")
     match action.kind:
         case "box":
             if action.box is None:

@@ -17,8 +17,9 @@ from handful.data.slicing import SliceView
 class SliceEmbeddings:
     """The slices of a stack, as pixels and as embeddings; at most `keep` embeddings are stored.
 
-    The session's `lock` protects all data. The background thread takes it to choose the next slice, and encodes without
-    it, so that a prompt waits for one encoder pass at most.
+    The session's `lock` protects the embeddings. The background thread takes it to choose the next slice, and encodes
+    without it, so that a prompt waits for one encoder pass at most. Another lock protects which slice is the current
+    one and whether the thread runs, so that a display can move while a long step has the lock of the session.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class SliceEmbeddings:
         self._centre = len(stack) // 2
         self._stored: dict[int, ImageEmbeddings] = {}  # in half precision
         self._pending: dict[int, Future[ImageEmbeddings]] = {}
+        self._moving = threading.Lock()
         self._worker: threading.Thread | None = None
         self._stopped = False
 
@@ -48,9 +50,9 @@ class SliceEmbeddings:
 
     def move_to(self, number: int) -> None:
         """Make this the current slice: it and its neighbours are encoded next in the background, if that is enabled."""
-        with self._lock:
+        with self._moving:
             self._centre = number
-            if self._background and self._worker is None and self._next() is not None:
+            if self._background and self._worker is None and not self._stopped:
                 self._worker = threading.Thread(target=self._work, name="handful-session", daemon=True)
                 self._worker.start()
 
@@ -66,7 +68,7 @@ class SliceEmbeddings:
 
     def _work(self) -> None:
         while True:
-            with self._lock:
+            with self._lock, self._moving:
                 number = self._next()
                 if number is None:
                     self._worker = None
@@ -79,7 +81,8 @@ class SliceEmbeddings:
             with self._lock:
                 del self._pending[number]
                 if pending.exception() is not None:
-                    self._worker = None
+                    with self._moving:
+                        self._worker = None
                     return
                 self._store(number, pending.result())
 

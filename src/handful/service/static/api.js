@@ -1,7 +1,12 @@
 // Calls of the service. Every request names this tab, so that two tabs do not work on one case.
 import { t } from './texts.js';
 
-const tab = (sessionStorage.annotator ??= crypto.getRandomValues(new Uint32Array(3)).join('-'));
+// The name is stored only while the page is left: a duplicated tab has a copy of what is stored.
+export const tab = sessionStorage.annotator ?? crypto.getRandomValues(new Uint32Array(3)).join('-');
+const forget = () => sessionStorage.removeItem('annotator');
+forget();
+addEventListener('pagehide', () => (sessionStorage.annotator = tab));
+addEventListener('pageshow', forget);
 
 export async function call(path, { method = 'GET', json, body, keepalive = false } = {}) {
   const headers = { 'x-annotator': tab };

@@ -6,6 +6,13 @@ import { t, T } from './texts.js';
 
 const TOOLS = ['click', 'box', 'scribble', 'brush', 'eraser', 'fill', 'polygon', 'lasso'];
 const KEYS = { c: 'click', x: 'box', s: 'scribble', b: 'brush', e: 'eraser', f: 'fill', p: 'polygon', l: 'lasso' };
+const POINTS = ['click', 'fill', 'polygon'];
+// Steps that do not concern the displayed slice alone.
+const WHOLE = ['undo', 'redo', 'propagate'];
+// Keys that would end a stroke, or act on its slice, while it is drawn.
+const NOT_IN_STROKE = /^(page|(arrow.*|home|end|enter|delete|backspace|n|a|r)$)/;
+// Milliseconds after which a slice that is not loaded yet is blank, and no longer the one before.
+const BLANK = 200;
 const PRESETS = { soft: [-160, 240], lung: [-1350, 150], bone: [-500, 1300], brain: [0, 80] };
 
 export class Label {
@@ -21,6 +28,8 @@ export class Label {
     this.asked = 0;
     this.pending = new Map(); // number of steps that are not answered yet, by case and slice
     this.answers = 0;
+    this.failures = new Map(); // number of steps that failed, by case; those queued behind one are dropped
+    this.touches = new Map(); // places of the fingers on the slice
     this.build();
     document.addEventListener('keydown', (event) => this.key(event));
     document.addEventListener('keyup', (event) => {
@@ -30,6 +39,7 @@ export class Label {
       'pagehide',
       () => this.case && call(`cases/${this.case.id}/leave`, { method: 'POST', keepalive: true }).catch(() => {}),
     );
+    window.addEventListener('beforeunload', (event) => this.pending.size && event.preventDefault());
     document.addEventListener('visibilitychange', () => document.hidden || this.root.hidden || this.back());
     setInterval(() => {
       if (this.case && !this.root.hidden && !document.hidden) post(`cases/${this.case.id}/stay`).catch(() => {});
@@ -40,12 +50,13 @@ export class Label {
     this.canvas = h('canvas', { tabindex: 0, 'aria-label': t('aria_slice') });
     this.position = h('span', { class: 'position' });
     this.reason = h('p', { class: 'reason', hidden: true });
+    this.failure = h('p', { class: 'reason', role: 'status', hidden: true });
     this.slider = h('input', {
       type: 'range',
       min: 0,
       value: 0,
       'aria-label': t('aria_number'),
-      oninput: (event) => this.go(+event.target.value),
+      oninput: (event) => this.scroll(+event.target.value),
     });
     this.tools = h(
       'div',
@@ -120,6 +131,7 @@ export class Label {
         'div',
         { class: 'stage' },
         this.reason,
+        this.failure,
         this.canvas,
         h(
           'div',
@@ -157,6 +169,7 @@ export class Label {
     this.canvas.addEventListener('pointerdown', (event) => this.down(event));
     this.canvas.addEventListener('pointermove', (event) => this.move(event));
     this.canvas.addEventListener('pointerup', (event) => this.up(event));
+    this.canvas.addEventListener('pointercancel', (event) => this.lift(event));
     this.canvas.addEventListener('pointerleave', () => {
       this.pointer = null;
       this.view.paint();
@@ -169,14 +182,18 @@ export class Label {
         event.preventDefault();
         event.ctrlKey
           ? this.view.zoomAt(event, event.deltaY < 0 ? 1.15 : 1 / 1.15)
-          : this.go(this.number + Math.sign(event.deltaY));
+          : this.scroll(this.number + Math.sign(event.deltaY));
       },
       { passive: false },
     );
+    // After a click with the mouse, Enter and Space are for the slice again.
+    document.addEventListener('click', (event) => {
+      if (event.detail && event.target.closest('button, summary')) this.canvas.focus({ preventScroll: true });
+    });
     this.choose(this.tool);
   }
-  // `number` counts slices as displayed, `index` along the axis of the array, as suggestions do.
-  async open(id, { number, index, reason } = {}) {
+  // `number` counts slices as displayed, `index` along an axis of the array, as suggestions do.
+  async open(id, { number, index, axis, reason } = {}) {
     const leave = (other) => call(`cases/${other}/leave`, { method: 'POST' }).catch(() => {});
     if (this.case && this.case.id !== id) leave(this.case.id);
     this.case = null;
@@ -200,11 +217,12 @@ export class Label {
     $('#caseName').textContent = this.case.name;
     this.slider.max = this.case.slices - 1;
     this.slider.hidden = this.case.slices === 1;
-    this.reason.hidden = !reason;
-    this.reason.textContent = reason ? t('because', reason) : '';
     this.usePreset(this.preset.value === 'own' ? 'model' : this.preset.value);
     this.showLabels();
+    if (axis !== undefined && axis !== details.axis) index = reason = undefined; // it is of slices in another plane
     if (index !== undefined) number = details.flipped ? details.slices - 1 - index : index;
+    this.suggested = reason ? { number, reason } : null;
+    if (details.proposed) say(t('proposed'), true);
     await this.go(number ?? this.start());
   }
   // A line in place of the slice, with a bar while something is under way.
@@ -219,7 +237,8 @@ export class Label {
     return open[0] ?? Math.floor(this.case.slices / 2);
   }
   showLabels() {
-    const labels = this.app.state.labels;
+    const labels = this.app.state.labels,
+      focused = this.labels.contains(document.activeElement);
     this.current = Math.min(this.current, Math.max(0, labels.length - 1));
     this.view.colourBy(labels.map((label) => label.colour));
     this.labels.replaceChildren(
@@ -240,6 +259,7 @@ export class Label {
         ),
       ),
     );
+    if (focused) this.labels.children[this.current]?.focus();
   }
   choose(tool) {
     this.tool = tool;
@@ -262,6 +282,11 @@ export class Label {
       this.view.render();
     }
   }
+  // As somebody scrolls, which would end a stroke that is being drawn.
+  scroll(number) {
+    if (this.drag?.points) this.slider.value = this.number;
+    else this.go(number);
+  }
   async go(number) {
     if (!this.case) return;
     number = Math.max(0, Math.min(this.case.slices - 1, number));
@@ -270,14 +295,17 @@ export class Label {
     this.number = number;
     this.slider.value = number;
     this.points = null;
+    this.failure.hidden = true;
     this.status();
-    const asked = ++this.asked;
+    const asked = ++this.asked,
+      isLatest = () => asked === this.asked && id === this.case?.id,
+      blank = setTimeout(() => isLatest() && this.blank(), BLANK);
     try {
       let pixels, classes, answers;
       do {
         answers = this.answers; // the segmentation may be older than the answer to a step that came meanwhile
         [pixels, classes] = await Promise.all([this.pixels(number), this.classes(number)]);
-        if (asked !== this.asked || id !== this.case?.id) return;
+        if (!isLatest()) return;
       } while (answers !== this.answers);
       this.view.drawn = null;
       this.view.show(pixels, classes);
@@ -286,8 +314,23 @@ export class Label {
       for (const ahead of [1, -1, 2])
         if (number + ahead >= 0 && number + ahead < this.case.slices) this.pixels(number + ahead).catch(() => {});
     } catch (error) {
-      if (id === this.case?.id) say(error.message, true);
+      if (!isLatest()) return;
+      this.blank();
+      this.failure.replaceChildren(
+        t('notLoaded', number + 1, error.message),
+        ' ',
+        h('button', { onclick: () => this.go(this.number) }, t('tryAgain')),
+      );
+      this.failure.hidden = false;
+    } finally {
+      clearTimeout(blank);
     }
+  }
+  // Displays no slice, so that none is taken for another.
+  blank() {
+    this.shown = null;
+    if (this.drag?.points) this.drag = null;
+    this.view.show(null, null);
   }
   // Somebody else may have worked on the case while it was not displayed.
   async back() {
@@ -307,22 +350,29 @@ export class Label {
     return this.cache.get(number);
   }
   async classes(number) {
-    const { id } = this.case;
-    return (await this.take(id, await call(`cases/${id}/slices/${number}/classes`))).classes;
+    const { id } = this.case,
+      { answers } = this,
+      answer = await call(`cases/${id}/slices/${number}/classes`);
+    return (await this.take(id, answer, answers === this.answers)).classes;
   }
-  // What the service answers about a case, which may no longer be the one that is open.
-  async take(id, answer) {
+  // What the service answers about a case, which may no longer be the one that is open. Of an answer that is older than
+  // one to a step, the lists of slices are out of date.
+  async take(id, answer, isNew = true) {
     const { accepted, prompted, changed } = JSON.parse(answer.headers.get('x-meta'));
-    if (this.case?.id === id) {
+    if (isNew && this.case?.id === id) {
       Object.assign(this.case, { accepted, prompted });
       this.status();
     }
     return { changed, classes: new Uint8Array(await answer.arrayBuffer()) };
   }
   status() {
-    const finished = this.case.accepted.includes(this.number);
+    const finished = this.case.accepted.includes(this.number),
+      position = t('slice', this.number + 1, this.case.slices);
+    this.slider.setAttribute('aria-valuetext', position);
+    this.reason.hidden = this.suggested?.number !== this.number;
+    this.reason.textContent = t('because', this.suggested?.reason);
     this.position.textContent = [
-      this.case.slices > 1 ? t('slice', this.number + 1, this.case.slices) : '',
+      this.case.slices > 1 ? position : '',
       finished ? t('finishedMark') : '',
     ]
       .filter(Boolean)
@@ -334,27 +384,47 @@ export class Label {
   // `label` is the place in the list of labels; that of a stroke is the one that it was begun with.
   act(step, label = this.current) {
     if (!this.case) return;
+    if (!WHOLE.includes(step.kind) && this.shown !== this.number) return void say(t('notDisplayed'), true);
     const number = this.number,
       id = this.case.id,
-      action = { slice: number, ...step };
-    if (!['accept', 'reopen', 'undo', 'redo', 'propagate'].includes(step.kind))
+      action = { slice: number, ...step },
+      failures = this.failures.get(id);
+    if (!['accept', 'reopen', ...WHOLE].includes(step.kind)) {
+      if (this.isFinished()) return;
       action.label = this.app.state.labels[label]?.value;
+    }
     this.count(id, number, 1);
     return inOrder(async () => {
-      let changed = [],
-        classes;
+      if (failures !== this.failures.get(id)) return this.count(id, number, -1); // it relied on a step that failed
+      let changed, classes;
       try {
         const answer = await call(`cases/${id}/actions`, { method: 'POST', json: action });
         ({ changed, classes } = await this.take(id, answer));
         this.answers++;
       } catch (error) {
-        say(error.message, true);
+        this.failed(id, error);
+        return this.count(id, number, -1);
       }
       this.count(id, number, -1);
       this.answered(id, number, classes);
-      const isElsewhere = changed.length && !changed.includes(this.number);
-      if (id === this.case?.id && ['undo', 'redo'].includes(step.kind) && isElsewhere) await this.go(changed[0]);
+      if (id !== this.case?.id || !['undo', 'redo'].includes(step.kind) || !changed.length || this.drag?.points) return;
+      const now = changed.includes(this.number) ? this.number : changed[0];
+      if (now !== number || number !== this.number) await this.go(now);
     });
+  }
+  // Whether the slice is finished, which the page says then; a step that is not answered yet may change that.
+  isFinished() {
+    const { id, accepted } = this.case,
+      finished = accepted.includes(this.number) && !this.isPending(id, this.number);
+    if (finished) say(t('isFinished', this.number + 1, t('reopen')), true);
+    return finished;
+  }
+  // After a step that failed: those queued behind it are dropped, and the slice is displayed as the service has it.
+  failed(id, error) {
+    const steps = [...this.pending].reduce((sum, [key, more]) => sum + (key.startsWith(`${id} `) ? more : 0), 0);
+    this.failures.set(id, (this.failures.get(id) ?? 0) + 1);
+    say(`${error.message.replace(/[.]?$/, '.')} ${steps > 1 ? t('notKeptSteps', steps) : t('notKept')}`, true);
+    if (id === this.case?.id) this.back();
   }
   count(id, number, more) {
     const key = `${id} ${number}`,
@@ -366,7 +436,7 @@ export class Label {
     return this.pending.has(`${id} ${number}`);
   }
   // Displays the answer to a step. What was drawn stays until the last step of the slice is answered.
-  answered(id, number, classes = this.view.classes) {
+  answered(id, number, classes) {
     if (id !== this.case?.id || number !== this.shown) return;
     this.view.classes = classes;
     if (!this.isPending(id, number)) {
@@ -387,25 +457,26 @@ export class Label {
   }
   async next() {
     const { suggestions, cases } = this.app.state,
+      here = cases.findIndex((one) => one.id === this.case?.id),
       free = new Set(cases.filter((one) => !one.in_use && !one.unreadable).map((one) => one.id));
     this.used ??= new Set();
     for (const one of suggestions) {
-      const key = `${one.id} ${one.axis} ${one.index}`;
+      const key = `${one.job} ${one.id} ${one.axis} ${one.index}`;
       if (this.used.has(key) || !free.has(one.id)) continue;
       this.used.add(key);
-      if (!(await this.tried(one.id, { index: one.index, reason: one.reason }))) continue;
+      if (!(await this.tried(one.id, one))) continue;
       if (this.case?.id !== one.id || !this.case.accepted.includes(this.number)) return;
     }
-    if (!suggestions.length) {
-      post('job', { kind: 'suggest' })
-        .then(() => this.app.refresh())
-        .catch(() => {});
-      say(t('suggesting'));
-    }
-    for (const one of cases)
-      if (one.status === 'unlabelled' && one.id !== this.case?.id && free.has(one.id) && (await this.tried(one.id)))
-        return;
+    if (!suggestions.length) await this.suggest();
+    for (const one of [...cases.slice(here + 1), ...cases.slice(0, Math.max(here, 0))])
+      if (['unlabelled', 'in work'].includes(one.status) && free.has(one.id) && (await this.tried(one.id))) return;
     say(t('noSuggestion'));
+  }
+  // Lets slices be compared, unless another job runs.
+  async suggest() {
+    if (this.app.state.job?.state !== 'running') await this.app.start('suggest');
+    const { job } = this.app.state;
+    if (job?.state === 'running') say(job.kind === 'suggest' ? t('suggesting') : t('busy', t(`job_${job.kind}`)));
   }
   // Opens a case; false if its scan cannot be read, which the list of cases states from then on.
   async tried(id, place) {
@@ -464,36 +535,73 @@ export class Label {
   // Pointer.
   down(event) {
     if (!this.case || !this.view.pixels) return;
+    if (event.pointerType === 'touch') {
+      if (event.isPrimary) this.touches.clear();
+      this.touches.set(event.pointerId, [event.clientX, event.clientY]);
+      if (this.touches.size > 1) return this.cancelStroke();
+    }
+    const pointer = event.pointerId;
+    if (this.drag && ![undefined, pointer].includes(this.drag.pointer)) return; // a hand that lies on the screen
     if (event.pointerId !== undefined) this.canvas.setPointerCapture(event.pointerId);
     this.canvas.focus({ preventScroll: true });
     const at = this.view.at(event);
     if (event.button === 1) {
-      this.drag = { window: [...this.view.window], from: [event.clientX, event.clientY] };
+      this.drag = { pointer, window: [...this.view.window], from: [event.clientX, event.clientY] };
       event.preventDefault();
       return;
     }
     if (event.shiftKey) {
-      this.drag = { pan: [...this.view.pan], from: [event.clientX, event.clientY] };
+      this.drag = { pointer, pan: [...this.view.pan], from: [event.clientX, event.clientY] };
       return;
     }
     const positive = !(event.altKey || event.button === 2);
-    if (!this.view.inside(at) || this.shown !== this.number) return;
-    if (this.tool === 'click') return void this.act({ kind: 'click', points: [at], positive });
-    if (this.tool === 'fill') return void this.fill(at, positive);
-    if (this.tool === 'polygon') {
-      (this.points ??= []).push(at);
-      this.view.paint();
-      return;
-    }
-    this.drag = { points: [at], positive, tool: this.tool, label: this.current, before: this.view.drawn };
+    if (!this.view.inside(at) || this.shown !== this.number || this.isFinished()) return;
+    const drag = { pointer, points: [at], positive, tool: this.tool, label: this.current, before: this.view.drawn };
+    if (POINTS.includes(this.tool) && event.pointerType !== 'touch') return this.tap(drag);
+    this.drag = drag;
     if (this.tool === 'brush' || this.tool === 'eraser') {
       this.drag.positive = this.tool === 'brush';
       this.drag.area = new Uint8Array(this.view.width * this.view.height);
       this.stroke(at, at);
     }
   }
+  // A tool that takes one point; that of a finger counts when it is lifted, since a second one may follow.
+  tap({ tool, points: [at], positive, label }) {
+    if (tool === 'click') this.act({ kind: 'click', points: [at], positive }, label);
+    else if (tool === 'fill') this.fill(at, positive, label);
+    else {
+      (this.points ??= []).push(at);
+      this.view.paint();
+    }
+  }
+  // Two fingers move the picture, and zoom it by their distance.
+  pinch(event) {
+    const spread = () => {
+      const [[ax, ay], [bx, by]] = this.touches.values();
+      return { clientX: (ax + bx) / 2, clientY: (ay + by) / 2, length: Math.max(1, Math.hypot(ax - bx, ay - by)) };
+    };
+    const before = spread();
+    this.touches.set(event.pointerId, [event.clientX, event.clientY]);
+    const after = spread(),
+      [x, y] = this.view.pan;
+    this.view.pan = [x + after.clientX - before.clientX, y + after.clientY - before.clientY];
+    this.view.zoomAt(after, after.length / before.length);
+  }
+  // A finger is lifted, or the browser has taken the pointer for something else.
+  lift({ pointerId, type }) {
+    this.touches.delete(pointerId);
+    if (type === 'pointercancel' && this.drag?.pointer === pointerId) this.cancelStroke();
+  }
+  cancelStroke() {
+    const before = this.drag?.points ? this.drag.before : this.view.drawn;
+    this.drag = null;
+    this.view.drawn = this.isPending(this.case.id, this.number) ? before : null;
+    this.view.renderClasses();
+  }
   move(event) {
     if (!this.case) return;
+    if (this.touches.size > 1) return void (this.touches.has(event.pointerId) && this.pinch(event));
+    if (this.drag && this.drag.pointer !== event.pointerId) return;
     const at = this.view.at(event);
     this.pointer = at;
     this.cursor = false;
@@ -523,10 +631,13 @@ export class Label {
     if (this.drag) this.drag.points.push(this.view.clamp(at));
     this.view.paint();
   }
-  up() {
+  up(event) {
+    this.lift(event);
     const drag = this.drag;
+    if (drag?.pointer !== event.pointerId) return;
     this.drag = null;
     if (!drag?.points) return;
+    if (POINTS.includes(drag.tool)) return this.tap(drag);
     const [a, b] = [drag.points[0], drag.points[drag.points.length - 1]];
     if (drag.tool === 'box') {
       const box = [Math.min(a[0], b[0]), Math.min(a[1], b[1]), Math.max(a[0], b[0]), Math.max(a[1], b[1])];
@@ -579,9 +690,8 @@ export class Label {
   change({ area, positive, label }) {
     this.act({ kind: 'area', mask: packed(area), positive }, label);
   }
-  fill(at, positive) {
-    const label = this.current,
-      mask = this.displayed().map((value) => (value === label + 1 ? 1 : 0)),
+  fill(at, positive, label) {
+    const mask = this.displayed().map((value) => (value === label + 1 ? 1 : 0)),
       inside = mask[Math.round(at[1]) * this.view.width + Math.round(at[0])];
     if (positive !== !inside) return;
     this.add({ area: flood(mask, this.view.width, this.view.height, at), positive, label });
@@ -638,14 +748,18 @@ export class Label {
     this.view.paint();
   }
   press(outside) {
-    if (this.drag) return void this.up();
+    if (this.drag) return void this.up({});
     const at = this.pointer ?? [this.view.width / 2, this.view.height / 2];
     this.down({ ...this.view.event(at), altKey: outside });
+  }
+  // Whether a key is for the control that has the focus.
+  isOfControl(target, key) {
+    if (key === 'enter' || key === ' ') return target.closest('button, summary') !== null;
+    return target.type === 'range' && target !== this.slider && /^(arrow|page|home$|end$)/.test(key);
   }
   key(event) {
     if (
       this.root.hidden ||
-      !this.case ||
       (/^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== 'range') ||
       $('dialog[open]')
     )
@@ -653,6 +767,13 @@ export class Label {
     const key = event.key.toLowerCase(),
       control = event.ctrlKey || event.metaKey;
     const done = () => event.preventDefault();
+    if (!this.case) {
+      if (key === 'n' && !control) guarded(() => this.next())();
+      return;
+    }
+    if (this.isOfControl(event.target, key)) return;
+    const isCursor = event.shiftKey && key.startsWith('arrow');
+    if (this.drag?.points && (control ? /^[zy]$/ : NOT_IN_STROKE).test(key) && !isCursor) return done();
     if (control) {
       if (key === 'z') {
         done();
@@ -669,7 +790,7 @@ export class Label {
     } else if (/^[1-9]$/.test(key) && this.app.state.labels[key - 1]) {
       this.current = key - 1;
       this.showLabels();
-    } else if (event.shiftKey && key.startsWith('arrow')) {
+    } else if (isCursor) {
       done();
       this.moveCursor(key.slice(5));
     } else if (key === 'arrowup' || key === 'arrowleft') {
@@ -720,15 +841,13 @@ export class Label {
       this.view.visible = !this.view.visible;
       this.view.paint();
     } else if (key === 'enter') {
-      if (event.target.tagName === 'BUTTON') return;
       done();
       this.points ? this.close() : guarded(() => this.finish())();
     } else if (key === 'escape') {
-      const before = this.drag ? this.drag.before : this.view.drawn;
-      this.points = this.drag = null;
-      this.view.drawn = this.isPending(this.case.id, this.number) ? before : null;
-      this.view.renderClasses();
-    } else if (key === 'n') guarded(() => this.next())();
+      this.points = null;
+      this.cancelStroke();
+    } else if (key === 'r') this.go(this.number);
+    else if (key === 'n') guarded(() => this.next())();
     else if (key === 'w' && !this.windowing && this.last)
       this.windowing = { window: [...this.view.window], from: this.last };
   }

@@ -45,7 +45,7 @@ export class SliceView {
   }
   // Grey values → picture. The window is in the scan's own grey values.
   render() {
-    if (!this.pixels) return;
+    if (!this.pixels) return this.paint();
     const {
         range: [low, high],
         channels,
