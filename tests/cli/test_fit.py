@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from handful.cli.fit import _with_unlabelled
+from handful.cli.fit import _print_result, _with_unlabelled
+from handful.cohort.fit import FitResult
 from handful.data.cases import Case, Cohort
 from handful.data.unlabelled import UnlabelledScans
 from handful.errors import SettingsError
@@ -39,3 +40,9 @@ def test_an_unlabelled_scan_that_cannot_be_read_is_listed_and_the_others_are_use
     assert "bad" in capsys.readouterr().err
     assert [case.name for case in found.unlabelled.cases] == [good.name]
     assert found.unlabelled.digests == UnlabelledScans.of((good,)).digests
+
+
+def test_the_next_command_can_be_pasted_where_names_have_spaces(capsys: pytest.CaptureFixture[str]):
+    made = {"method": "fate", "model": Path("my model"), "cases": ["ann"]}
+    _print_result(False, made, FitResult(True, {}), 1.0, Cohort((), None, "mine"), Path("my cohort"))
+    assert "next: handful predict 'my model' -i 'my cohort' -o predictions" in capsys.readouterr().out

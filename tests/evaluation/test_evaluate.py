@@ -253,6 +253,16 @@ def test_a_prediction_that_is_not_there_is_missed_and_listed(folders):
     assert report.files["bob"].prediction is None
 
 
+def test_predictions_none_of_which_has_the_name_of_a_reference_are_refused(folders, tmp_path):
+    predictions, references = folders
+    names = {f"patient-{number}": path for number, path in enumerate(sorted(references.iterdir()))}
+    with pytest.raises(InputError, match="no prediction of any reference: its label maps are ann"):
+        evaluate_folders(predictions, names)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="it contains no label map"):
+        evaluate_folders(tmp_path / "empty", references)
+
+
 def test_a_prediction_on_another_grid_is_a_failure_and_the_others_go_on(folders, label_map, cube):
     predictions, references = folders
     odd = LabelMap(np.ones((3, 3, 3), np.int16), Geometry((3, 3, 3), np.eye(4)), Labels((1,), ("liver",)))

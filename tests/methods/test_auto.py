@@ -177,7 +177,8 @@ def test_without_time_nothing_is_trained(sam: Backbone):
     free = replace(AUTO, unet=replace(AUTO.unet, train=replace(QUICK, iterations=None)), budget_minutes=1e-4)
     segmenter = free.fit(support_set(1), sam)
     assert segmenter.choice.method == "nearest-slice"  # FATE needs a backbone with a memory
-    assert any(f"{FEWEST_STEPS} training steps" in reason for reason in segmenter.decisions)
+    (reason,) = [one for one in segmenter.decisions if f"{FEWEST_STEPS} training steps" in one]
+    assert reason.endswith("so nearest-slice is used, without training")
 
 
 def test_a_resumed_fit_keeps_its_choice(sam: Backbone, tmp_path: Path):

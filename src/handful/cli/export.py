@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -116,6 +117,6 @@ def scribbles(
         print_lines(
             f"simulated scribbles of {counted(len(written.cases))}: {out}",
             f"{written.labelled:.2%} of the voxels are labelled, all others have the value {written.ignore}",
-            f"next: handful fit unet -i {out} -o model",
+            f"next: handful fit unet -i {shlex.quote(str(out))} -o model",
         )
     exit_on(cohort.left_out, failures, written.failures)

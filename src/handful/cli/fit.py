@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -218,7 +219,8 @@ def _print_result(
         print_json(made | _as_json(result, seconds, cohort))
         return
     took = f"fitted {made['method']} on {counted(len(cast('list[str]', made['cases'])))} in {seconds:.0f} s"
-    next_step = f"next: handful predict {made['model']} -i {folder} -o predictions"
+    model, cohort_folder = shlex.quote(str(made["model"])), shlex.quote(str(folder))
+    next_step = f"next: handful predict {model} -i {cohort_folder} -o predictions"
     first = f"{took if result.anew else 'already fitted'}: {made['model']}"
     print_lines(first, *result.decisions, *_learned(result), next_step)
 

@@ -216,7 +216,8 @@ def evaluate_folders(
     A prediction that is missing, unreadable or on another grid is listed as a failure, and the labels of its reference
     count as missed. An unreadable reference is listed as a failure and has no rows. Without `labels`, every value in
     any reference is a label. `ignore` is the value of unlabelled voxels in the reference files, `background` that of
-    voxels labelled as background in all files; in predictions, 0 is background, too.
+    voxels labelled as background in all files; in predictions, 0 is background, too. Raises InputError if no prediction
+    has the name of a reference.
     """
     predictions = Path(predictions)
     if isinstance(references, Mapping):
@@ -226,6 +227,12 @@ def evaluate_folders(
     predicted = _by_name(predictions)
     if not truth:
         raise InputError(f"{references} contains no label map; references are files ending in {', '.join(SUFFIXES)}")
+    if truth.keys().isdisjoint(predicted):
+        there = f"its label maps are {_first_names(predicted)}" if predicted else "it contains no label map"
+        raise InputError(
+            f"{predictions} has no prediction of any reference: {there}, and the references are {_first_names(truth)}; "
+            "files belong together by their names"
+        )
     labels = labels or _labels_in(truth.values(), ignore)
     pairs = [
         _Pair(
@@ -367,6 +374,11 @@ def _by_name(folder: Path) -> dict[str, Path]:
     if not checked_path(folder).is_dir():
         raise InputError(f"{folder} is not a folder; give a folder of label maps")
     return list_label_maps(folder, folder).scans
+
+
+def _first_names(files: Mapping[str, Path]) -> str:
+    names = sorted(files)
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _labels_in(paths: Collection[Path], ignore: int | None) -> Labels:

@@ -168,7 +168,8 @@ class Auto(Wrapper):
         reason = f"there is no time for {FEWEST_STEPS} training steps within {self.budget_minutes:g} min"
         if support.scribbled:
             return dataclasses.replace(choice, steps=FEWEST_STEPS).because(f"{reason}, but scribbles need a training")
-        return dataclasses.replace(choice, method=_untrained(backbone)[0]).because(reason)
+        instead = _untrained(backbone)[0]
+        return dataclasses.replace(choice, method=instead).because(f"{reason}, so {instead} is used, without training")
 
     def _checked(
         self, choice: Choice, support: SupportSet, slicer: Slicer, backbone: Backbone, run: Run
