@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from handful.backbones.sam_med2d import add_sam_med2d_adapters
 from handful.backbones.tiny_vit import TinyVit
 from handful.errors import CheckpointError, HandfulError, SettingsError, first_line
 from handful.jobs.memory import is_lack_of_memory
+from handful.jobs.plain_text import some
 
 TRAINED = ("model", "model_state_dict")
 """Keys under which a training saves the weights."""
@@ -168,7 +169,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} holds no state dict, but {type(content).__name__}")
     alien = [str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
     if alien:
-        raise CheckpointError(f"{path} holds no state dict: {_some(alien)} are not tensors")
+        raise CheckpointError(f"{path} holds no state dict: {some(alien, 5)} are not tensors")
     prefix = "module." if all(key.startswith("module.") for key in content) else ""
     return {key.removeprefix(prefix): tensor for key, tensor in content.items()}
 
@@ -200,7 +201,7 @@ def filled(model: _Model, state: State, name: str) -> _Model:
     missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     misshapen = sorted(key for key in wanted.keys() & state.keys() if wanted[key].shape != state[key].shape)
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-    listed = "; ".join(f"{len(keys)} {fault}: {_some(keys)}" for fault, keys in faults.items() if keys)
+    listed = "; ".join(f"{len(keys)} {fault}: {some(keys, 5)}" for fault, keys in faults.items() if keys)
     if listed:
         raise CheckpointError(f"{name} does not fit {type(model).__name__} ({listed}); it is damaged or another model")
     model.load_state_dict(state)
@@ -221,8 +222,4 @@ def _described(state: State) -> str:
     for prefix, what in foreign.items():
         if any(key.startswith(prefix) for key in state):
             return what
-    return f"another model, with keys such as {_some(sorted(state))}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return f"another model, with keys such as {some(sorted(state), 5)}"

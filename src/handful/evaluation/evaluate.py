@@ -29,6 +29,7 @@ from handful.data.voxel_order import in_order_of
 from handful.errors import HandfulError, InputError, LabelError, SettingsError, reason_of
 from handful.evaluation.metrics import Overlap, overlap, surface_distances
 from handful.jobs.files import checked_path
+from handful.jobs.plain_text import some
 
 Status = Literal["scored", "absent", "missed", "false_positive"]
 
@@ -228,9 +229,9 @@ def evaluate_folders(
     if not truth:
         raise InputError(f"{references} contains no label map; references are files ending in {', '.join(SUFFIXES)}")
     if truth.keys().isdisjoint(predicted):
-        there = f"its label maps are {_first_names(predicted)}" if predicted else "it contains no label map"
+        there = f"its label maps are {some(sorted(predicted))}" if predicted else "it contains no label map"
         raise InputError(
-            f"{predictions} has no prediction of any reference: {there}, and the references are {_first_names(truth)}; "
+            f"{predictions} has no prediction of any reference: {there}, and the references are {some(sorted(truth))}; "
             "files belong together by their names"
         )
     labels = labels or _labels_in(truth.values(), ignore)
@@ -374,11 +375,6 @@ def _by_name(folder: Path) -> dict[str, Path]:
     if not checked_path(folder).is_dir():
         raise InputError(f"{folder} is not a folder; give a folder of label maps")
     return list_label_maps(folder, folder).scans
-
-
-def _first_names(files: Mapping[str, Path]) -> str:
-    names = sorted(files)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _labels_in(paths: Collection[Path], ignore: int | None) -> Labels:

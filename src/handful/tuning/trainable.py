@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from handful.errors import CheckpointError
+from handful.jobs.plain_text import some
 
 
 def freeze_all_but(model: nn.Module, *modules: nn.Module) -> None:
@@ -34,7 +35,7 @@ def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     missing, unexpected = sorted(named.keys() - state.keys()), sorted(state.keys() - named.keys())
     if missing or unexpected:
         raise CheckpointError(
-            f"learned weights do not fit the model: missing {_some(missing)}, unexpected {_some(unexpected)}; "
+            f"learned weights do not fit the model: missing {some(missing)}, unexpected {some(unexpected)}; "
             "restore with the settings and the backbone they were learned with"
         )
     for name, parameter in named.items():
@@ -45,9 +46,3 @@ def load_trainable_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
                 "restore with the backbone it was learned with"
             )
         parameter.copy_(state[name])
-
-
-def _some(names: list[str]) -> str:
-    if not names:
-        return "none"
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

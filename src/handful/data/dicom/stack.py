@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from handful.data.dicom.headers import Frame, Header
 from handful.data.volume import LPS_TO_RAS, Geometry
 from handful.errors import DamagedFile, UnsupportedInput
+from handful.jobs.plain_text import some
 
 RELATIVE_TOLERANCE = 0.01
 """Part of the slice spacing by which a slice may be off its regular position."""
@@ -256,8 +257,7 @@ def _picture_grid(header: Header, frame: Frame) -> Geometry:
 
 
 def _names(slices: Sequence[Slice]) -> str:
-    names = ", ".join(frame.name for _, frame in slices[:3])
-    return names + (f" and {len(slices) - 3} more" if len(slices) > 3 else "")
+    return some([frame.name for _, frame in slices])
 
 
 def _shown(value: Any) -> str:
